@@ -1,0 +1,100 @@
+"""Judge a trained model: how good its samples are, how diverse, and what it memorised.
+
+    python -m jaxdiff.evaluate --workdir runs/digits
+
+writes evaluation.json and evaluation.png into the run's folder and prints a table.
+"""
+
+from collections.abc import Sequence
+
+from jaxdiff import command
+from jaxdiff.errors import UserError
+
+DESCRIPTION = "Judge a trained model on held-out data: writes evaluation.json and evaluation.png into the workdir."
+LOG_SNRS = (-10.0, -8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0)
+"""Noise levels of the held-out loss."""
+
+
+def parser() -> command.Parser:
+    flags = command.Parser(description=DESCRIPTION, epilog="--config.evaluation.n=500 and the like change the stored config.")
+    flags.add_argument("--workdir", required=True, help="folder of the training run")
+    flags.add_argument("--step", type=int, default=None, help="which checkpoint (default: the newest)")
+    flags.add_argument("--packages", default="", help="comma-separated packages that the stored config may use")
+    return flags
+
+
+def main(argv: Sequence[str]) -> None:
+    flags, overrides = parser().parse(argv)
+
+    from jaxdiff import config as configs
+    from jaxdiff.distributed import runtime
+    from jaxdiff.experiment import read_config
+
+    config = read_config(flags.workdir)
+    for path, text in overrides:
+        configs.override(config, path, text)
+    packages = [name for name in flags.packages.split(",") if name]
+    experiment = configs.build(config, packages=("jaxdiff", *packages))
+    if experiment.evaluation is None:
+        raise UserError("config.evaluation=None: the run has no evaluation. Fix: pass --config.evaluation=module:Class")
+    runtime.start()
+
+    from jaxdiff.generator import Generator, restore_average
+
+    mesh = experiment.mesh.make()
+    params = restore_average(experiment, flags.workdir, mesh, flags.step)
+    print(evaluate(experiment, Generator.of(experiment, params, mesh), flags.workdir))
+
+
+def evaluate(experiment, generator, workdir: str) -> str:
+    """Run the experiment's evaluation, write its report into `workdir` and return it as a table."""
+    import numpy as np
+
+    from jaxdiff.evaluation import report
+
+    train, test = experiment.data.all(), experiment.test_data.all()
+    recipe = experiment.sampling
+    scale = getattr(recipe.guidance, "scale", 1.0)
+    settings = {
+        "sampler": repr(recipe.sampler),
+        "grid": repr(recipe.grid),
+        "steps": recipe.steps,
+        "data": {"train": experiment.data.source.fingerprint(), "test": experiment.test_data.source.fingerprint()},
+    }
+    result, samples = experiment.evaluation.run(
+        lambda labels, seed, guidance: generator(label=labels, seed=seed, guidance=guidance),
+        (train["image"], train["label"]),
+        (test["image"], test["label"]),
+        guidances=tuple(dict.fromkeys((1.0, scale))),
+        noise_losses={
+            "log_snr": np.asarray(LOG_SNRS),
+            "train": held_out_errors(experiment, generator.params, train),
+            "test": held_out_errors(experiment, generator.params, test),
+        },
+        settings=settings,
+    )
+    report.write(result, samples, workdir)
+    return report.table(result)
+
+
+def held_out_errors(experiment, params, examples) -> list[float]:
+    """Mean squared error of the conditional model's output on `examples`, at each of `LOG_SNRS`."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxdiff.data import images
+
+    task = experiment.task
+    x_0 = jnp.asarray(images.to_float(examples["image"]))
+    fields = {name: jnp.asarray(examples[name]) for name in task.denoiser.conditioner.parts}
+
+    @jax.jit
+    def error(params, log_snr):
+        times = jnp.full(x_0.shape[0], task.denoiser.process.time(log_snr))
+        return jnp.mean(task.error_at(params, x_0, fields, times, jax.random.key(0)))
+
+    return [float(error(params, jnp.float32(log_snr))) for log_snr in LOG_SNRS]
+
+
+if __name__ == "__main__":
+    command.run(main)

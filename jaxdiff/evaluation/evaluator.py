@@ -1,0 +1,254 @@
+"""Evaluation of a class-conditional image model: are samples right, good, varied and new?
+
+Four questions, because each alone is easy to satisfy: noise is new, training images are good, one perfect image is right.
+Real training images are scored in the same way, at the same number, as the *yardstick* that a perfect model would match.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float64, Integer, UInt8
+
+import jaxdiff
+from jaxdiff.errors import require
+from jaxdiff.evaluation import diversity, frechet, neighbours
+from jaxdiff.evaluation.features import Pixels
+from jaxdiff.evaluation.judge import SvcJudge
+
+QUANTISATION = "uint8: round((x + 1) * 127.5), clipped"
+ALWAYS_KS = (3, 4, 5)
+GALLERY_CLASSES = 10
+
+Labelled = tuple[np.ndarray, np.ndarray]
+"""Images uint8 [n, height, width, channels] and labels int [n]."""
+
+Generate = Callable[[np.ndarray, int, float], np.ndarray]
+"""``generate(labels, seed, guidance)`` -> images uint8 [n, height, width, channels]; image i depends on (seed, i) only."""
+
+
+@runtime_checkable
+class Features(Protocol):
+    """A feature space with a name to state."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, images: np.ndarray) -> np.ndarray: ...
+
+
+class Classifier(Protocol):
+    def predict(self, images: np.ndarray) -> np.ndarray: ...
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """A kind of classifier, to be fitted to real training images."""
+
+    @property
+    def name(self) -> str: ...
+
+    def fit(self, images: np.ndarray, labels: np.ndarray) -> Classifier: ...
+
+
+class Gallery(NamedTuple):
+    """Samples to look at, by guidance, and the training image nearest to each. Labels are in order: 0, 1, ..., 0, 1, ..."""
+
+    labels: Integer[np.ndarray, "n"]
+    images: dict[float, UInt8[np.ndarray, "n height width channels"]]
+    neighbours: dict[float, UInt8[np.ndarray, "n height width channels"]]
+
+
+class _Reference(NamedTuple):
+    """All that scoring needs to know of the real images."""
+
+    classifier: Classifier
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    train: np.ndarray
+    test: np.ndarray
+    test_distances: Float64[np.ndarray, "n 2"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageEvaluation:
+    """What to measure, and on how many samples.
+
+    Args:
+      features: the space of all distances.
+      judge: the classifier that says whether a sample shows the class that was asked for.
+      n: number of samples at each guidance, shared equally by the classes.
+      k: neighbours of the headline precision, recall, density and coverage; k = 3, 4, 5 are always in the report.
+      guidances: guidance scales to sample at: 1 (off) and the one of the recipe.
+      seed: of the samples' noise, and of the choice of the yardstick's images.
+    """
+
+    features: Features = Pixels()
+    judge: Judge = SvcJudge()
+    n: int = 1000
+    k: int = 5
+    guidances: tuple[float, ...] = (1.0,)
+    seed: int = 0
+
+    def __post_init__(self):
+        require(self.n > max(self.k, *ALWAYS_KS), "n", self.n, "k needs more samples", "take 1000 or more")
+        require(self.k > 0, "k", self.k, "a neighbour is needed", "take 5")
+        require(len(self.guidances) > 0, "guidances", self.guidances, "nothing to sample", "take (1.0,)")
+
+    def run(
+        self,
+        generate: Generate,
+        real_train: Labelled,
+        real_test: Labelled,
+        noise_losses: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """`sample`, then `score`."""
+        return self.score(self.sample(generate, real_train), real_train, real_test, noise_losses, settings)
+
+    def labels(self, real_train: Labelled) -> Integer[np.ndarray, "n"]:
+        """The classes to ask for: 0, 1, ..., 0, 1, ..., so that any first part is balanced too."""
+        classes = np.unique(real_train[1])
+        require(self.n >= 2 * len(classes), "n", self.n, f"{len(classes)} classes need two each", "raise n")
+        return classes[np.arange(self.n) % len(classes)]
+
+    def sample(self, generate: Generate, real_train: Labelled) -> dict[float, np.ndarray]:
+        """Samples at each guidance, from the same noise."""
+        labels = self.labels(real_train)
+        samples = {float(g): generate(labels, self.seed, float(g)) for g in self.guidances}
+        for images in samples.values():
+            if images.dtype != np.uint8 or images.shape != (self.n, *real_train[0].shape[1:]):
+                expected = (self.n, *real_train[0].shape[1:])
+                raise ValueError(f"generate gave {images.dtype} {images.shape}, expected uint8 {expected}")
+        return samples
+
+    def score(
+        self,
+        samples: Mapping[float, np.ndarray],
+        real_train: Labelled,
+        real_test: Labelled,
+        noise_losses: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """The report: plain numbers, strings, lists and dicts.
+
+        Args:
+          samples: what `sample` gives.
+          real_train: images and labels that the model was trained on.
+          real_test: images and labels that neither the model nor the judge has seen.
+          noise_losses: "log_snr", "train" and "test", each [m]: the model's loss on both splits at m noise levels.
+          settings: facts about how samples were made (sampler, steps, checkpoint...), kept beside every value.
+        """
+        labels = self.labels(real_train)
+        chosen = matching(labels, real_train[1], self.seed)
+        matched = chosen >= 0
+        reference = self._reference(real_train, real_test)
+        conditions = {
+            "seed": self.seed,
+            "features": self.features.name,
+            "quantisation": QUANTISATION,
+            "judge": self.judge.name,
+            "test": _fingerprint(*real_test),
+            "train": _fingerprint(*real_train),
+            "version": jaxdiff.__version__,
+            **(settings or {}),
+        }
+        yardstick = self._row(real_train[0][chosen[matched]], labels[matched], reference)
+        rows = []
+        for guidance, images in samples.items():
+            row = self._row(images, labels, reference)
+            equal = row if matched.all() else self._row(images[matched], labels[matched], reference)
+            ratios = {name: equal[name] / yardstick[name] for name in ("recall", "coverage") if yardstick[name]}
+            stated = {"n": self.n, "guidance": float(guidance), **conditions}
+            rows.append({"guidance": float(guidance), **row, "over_yardstick": ratios, "conditions": stated})
+        yardstick["conditions"] = {"n": int(matched.sum()), "images": "real training images", **conditions}
+        return {
+            "k": self.k,
+            "test_images": len(real_test[0]),
+            "train_images": len(real_train[0]),
+            "judge_accuracy_on_test": float(
+                np.mean(reference.classifier.predict(real_test[0]) == real_test[1])
+            ),
+            "samples": rows,
+            "yardstick": yardstick,
+            "noise_losses": _curves(noise_losses),
+        }
+
+    def gallery(
+        self, samples: Mapping[float, np.ndarray], real_train: Labelled, per_class: int = 5
+    ) -> Gallery:
+        """The first samples of the first ten classes, to be looked at beside their nearest training images."""
+        labels = self.labels(real_train)
+        shown = np.flatnonzero(np.isin(labels, np.unique(labels)[:GALLERY_CLASSES]))
+        shown = shown[: per_class * len(np.unique(labels[shown]))]
+        train = self.features(real_train[0])
+        images, near = {}, {}
+        for guidance, values in samples.items():
+            images[float(guidance)] = values[shown]
+            _, indices = neighbours.nearest(self.features(values[shown]), train)
+            near[float(guidance)] = real_train[0][indices[:, 0]]
+        return Gallery(labels[shown], images, near)
+
+    def _reference(self, real_train: Labelled, real_test: Labelled) -> _Reference:
+        train, test = self.features(real_train[0]), self.features(real_test[0])
+        distances, _ = neighbours.nearest(test, train, 2)
+        return _Reference(self.judge.fit(*real_train), *real_train, train, test, distances)
+
+    def _row(self, images: np.ndarray, labels: np.ndarray, reference: _Reference) -> dict[str, Any]:
+        """Every measure of one set of images, real or not."""
+        features = self.features(images)
+        right = reference.classifier.predict(images) == labels
+        ks = sorted({*ALWAYS_KS, self.k})
+        manifold = neighbours.manifold_scores(reference.test, features, ks)
+        spreads = diversity.class_spreads(features, labels, reference.train, reference.train_labels)
+        distances, _ = neighbours.nearest(features, reference.train, 2)
+        copies = neighbours.members(images, reference.train_images)
+        return {
+            "accuracy": float(right.mean()),
+            "accuracy_by_class": {str(c): float(right[labels == c].mean()) for c in np.unique(labels)},
+            "frechet": frechet.frechet_distance(frechet.fit(features), frechet.fit(reference.test)),
+            **_numbers(manifold[self.k]),
+            "by_k": {str(k): _numbers(manifold[k]) for k in ks},
+            "memorisation": {
+                **diversity.memorisation(distances, reference.test_distances),
+                "exact_copies": float(copies.mean()),
+            },
+            "spread": {
+                "minimum": min(spreads.values(), default=None),
+                "by_class": {str(label): spread for label, spread in spreads.items()},
+            },
+        }
+
+
+def matching(
+    labels: Integer[np.ndarray, "n"], real_labels: Integer[np.ndarray, "m"], seed: int
+) -> Integer[np.ndarray, "n"]:
+    """For each label the index of another real image of that class, drawn from `seed`; -1 where the class has run out."""
+    generator = np.random.default_rng(seed)
+    chosen = np.full(len(labels), -1)
+    for label in np.unique(labels):
+        positions = np.flatnonzero(labels == label)
+        pool = generator.permutation(np.flatnonzero(real_labels == label))[: len(positions)]
+        chosen[positions[: len(pool)]] = pool
+    return chosen
+
+
+def _numbers(scores: neighbours.ManifoldScores) -> dict[str, float]:
+    return {name: float(value) for name, value in scores._asdict().items()}
+
+
+def _curves(noise_losses: Mapping[str, Any] | None) -> dict[str, list[float]] | None:
+    if noise_losses is None:
+        return None
+    curves = {name: [float(value) for value in noise_losses[name]] for name in ("log_snr", "train", "test")}
+    if len({len(values) for values in curves.values()}) != 1:
+        raise ValueError(f"noise_losses: lengths differ: { {name: len(v) for name, v in curves.items()} }")
+    return curves
+
+
+def _fingerprint(images: np.ndarray, labels: np.ndarray) -> str:
+    """Which real images a value was measured against."""
+    parts = (str(images.shape).encode(), images.tobytes(), np.asarray(labels, np.int64).tobytes())
+    return f"sha256:{hashlib.sha256(b''.join(parts)).hexdigest()[:16]}"

@@ -1,0 +1,130 @@
+"""An experiment: everything that a config says, as objects. The one place where parts of all layers meet."""
+
+import dataclasses
+import json
+from typing import Any
+
+from etils import epath
+
+from jaxdiff import config as configs
+from jaxdiff.data.pipeline import Pipeline
+from jaxdiff.distributed.mesh import MeshShape
+from jaxdiff.errors import UserError, require
+from jaxdiff.evaluation.evaluator import ImageEvaluation
+from jaxdiff.sampling.loop import Recipe
+from jaxdiff.tasks.denoising import DenoisingTask
+from jaxdiff.training.ema import Ema
+from jaxdiff.training.optimizer import AdamW
+
+CONFIG_FILE = "config.json"
+
+# What a run may change when it is continued: it alters how long, how often or where, never what is learned so far.
+FREE = ("steps", "log_every", "checkpoint_every", "keep", "sample_every", "sampling", "evaluation", "mesh", "test_data")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One training run and how it is sampled and judged.
+
+    Attributes:
+      task: what is learned.
+      optimizer, ema: how the parameters move, and how they are averaged for sampling.
+      data: the training examples; `test_data`: held-out ones, for evaluation only.
+      sampling: sampler, grid, steps and guidance of sample grids, `jaxdiff.sample` and `jaxdiff.evaluate`.
+      evaluation: how samples are judged when training ends and by `jaxdiff.evaluate`; None for not at all.
+      mesh: how devices share the work.
+      seed: of initialisation, data order and every draw.
+      steps: optimizer steps in all.
+      batch_size: examples per optimizer step, over all devices.
+      accumulation: micro-batches per step, to save memory; does not change what is drawn.
+      log_every, checkpoint_every, sample_every: in steps; 0 for never.
+      keep: how many checkpoints stay.
+    """
+
+    task: DenoisingTask
+    optimizer: AdamW
+    ema: Ema
+    data: Pipeline
+    sampling: Recipe
+    test_data: Pipeline | None = None
+    evaluation: ImageEvaluation | None = None
+    mesh: MeshShape = MeshShape()  # noqa: RUF009  (frozen)
+    seed: int = 0
+    steps: int = 100_000
+    batch_size: int = 128
+    accumulation: int = 1
+    log_every: int = 100
+    checkpoint_every: int = 1000
+    keep: int = 2
+    sample_every: int = 1000
+
+    def __post_init__(self):
+        require(self.steps > 0, "steps", self.steps, "nothing would be trained", "give at least 1")
+        require(self.batch_size > 0, "batch_size", self.batch_size, "a batch needs examples", "give at least 1")
+        require(self.accumulation > 0, "accumulation", self.accumulation, "it counts micro-batches", "give at least 1")
+        for name in ("log_every", "checkpoint_every", "sample_every"):
+            value = getattr(self, name)
+            require(value >= 0, name, value, "it counts steps", "give 0 for never, or more")
+        require(self.evaluation is None or self.test_data is not None, "test_data", self.test_data,
+                "evaluation needs held-out examples", "give test_data, or evaluation=None")  # fmt: skip
+
+    def check(self, devices: int) -> None:
+        """Raise `UserError` where data, network and devices do not fit each other; before anything is compiled."""
+        rows = devices // self.mesh.tensor * self.accumulation
+        if self.batch_size % rows:
+            below, above = self.batch_size // rows * rows, -(-self.batch_size // rows) * rows
+            nearest = f"{below} or {above}" if below else str(above)
+            raise UserError(
+                f"config.batch_size={self.batch_size}: it does not divide over {devices} devices with "
+                f"accumulation={self.accumulation}. Fix: use {nearest}"
+            )
+        source = self.data.source.open()
+        if tuple(source.image_shape) != tuple(self.task.image_shape):
+            raise UserError(
+                f"config.task.image_shape={self.task.image_shape}: the images of {self.data.source.name} are "
+                f"{source.image_shape}. Fix: use the same shape"
+            )
+        label = self.task.denoiser.conditioner.parts.get("label")
+        if label is not None and source.num_classes != label.num_classes:
+            raise UserError(
+                f"config.task.denoiser.conditioner.parts.label.num_classes={label.num_classes}: "
+                f"{self.data.source.name} has {source.num_classes} classes. Fix: use the same number"
+            )
+
+
+def claim(config: Any, workdir: str) -> epath.Path:
+    """Make `workdir` the home of `config`: store it there, or see that the run there has the same one.
+
+    Raises:
+      UserError: a run with another config lives there (naming the fields that differ), or it cannot be written.
+    """
+    path = epath.Path(workdir).expanduser()
+    file = path / CONFIG_FILE
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if file.exists():
+            changed = configs.differences(json.loads(file.read_text()), config)
+            fixed = {name: pair for name, pair in changed.items() if name.partition(".")[0] not in FREE}
+            if fixed:
+                listed = "; ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in fixed.items())
+                raise UserError(
+                    f"--workdir={workdir}: a run with another config lives there ({listed}). "
+                    "Fix: use another --workdir, or the same config"
+                )
+        partial = path / f"{CONFIG_FILE}.new"
+        partial.write_text(configs.to_json(config))
+        partial.replace(file)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: {error.strerror or error}. Fix: give a folder that can be written") from None
+    return path
+
+
+def read_config(workdir: str) -> Any:
+    """The resolved config that a run stored."""
+    file = epath.Path(workdir).expanduser() / CONFIG_FILE
+    if not file.exists():
+        raise UserError(f"--workdir={workdir}: there is no {CONFIG_FILE}. Fix: give the folder of a training run")
+    try:
+        return configs.from_json(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file}: {error}. Fix: restore the file; it is not JSON any more") from None

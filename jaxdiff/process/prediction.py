@@ -1,0 +1,174 @@
+"""What networks are trained to output, and the one currency it is turned into: `Prediction`.
+
+A network's target is a row of two numbers, ``F = a x_0 + b noise``. With ``x_t = alpha x_0 + sigma noise`` this is a
+2 x 2 linear system of determinant ``D = a sigma - b alpha``, so every conversion is one formula:
+
+    x_0 = (sigma F - b x_t) / D          noise = (a x_t - alpha F) / D
+
+Everything after the denoiser sees the pair and need not know what the network was trained on.
+"""
+
+import dataclasses
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from jaxdiff.errors import require
+from jaxdiff.process.gaussian import Process, expand
+from jaxdiff.typing import Array, Float, Images, Times
+
+MAX_LOG_SNR = 40.0  # a noise label must be finite at pure data and pure noise; no float32 image tells these apart
+
+
+class Prediction(NamedTuple):
+    """The clean image and the noise that together make ``x_t``, and a learned log-variance where there is one."""
+
+    x_0: Images
+    noise: Images
+    log_variance: Images | None = None
+
+
+class Parameterization(Protocol):
+    """The row (a, b) of a network's target, and the form in which the network wants to see ``x_t`` and t."""
+
+    def row(
+        self, process: Process, t: Float[Array, "*shape"]
+    ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]: ...
+
+    def network_input(self, process: Process, x_t: Images, t: Times) -> tuple[Images, Times]:
+        """The images, and the noise label: DDPM's time of 0 to 1000 unless a class says otherwise."""
+        return x_t, 1000.0 * t
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise(Parameterization):
+    """The noise, "epsilon" (Ho et al. 2020). Says nothing about the image where alpha = 0."""
+
+    def row(
+        self, process: Process, t: Float[Array, "*shape"]
+    ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+        return jnp.zeros_like(t), jnp.ones_like(t)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data(Parameterization):
+    """The clean image. Says nothing about the noise where sigma = 0."""
+
+    def row(
+        self, process: Process, t: Float[Array, "*shape"]
+    ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+        return jnp.ones_like(t), jnp.zeros_like(t)
+
+
+@dataclasses.dataclass(frozen=True)
+class V(Parameterization):
+    """``v = alpha noise - sigma x_0`` (Salimans & Ho 2022, "Progressive Distillation", appendix D)."""
+
+    def row(
+        self, process: Process, t: Float[Array, "*shape"]
+    ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+        alpha, sigma = process.signal(t)
+        return -sigma, alpha
+
+
+@dataclasses.dataclass(frozen=True)
+class Velocity(Parameterization):
+    """``d x_t / dt`` along the line from image to noise (flow matching); ``noise - x_0`` for a rectified flow."""
+
+    def row(
+        self, process: Process, t: Float[Array, "*shape"]
+    ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+        _, (alpha_rate, sigma_rate) = jax.jvp(process.signal, (t,), (jnp.ones_like(t),))
+        return alpha_rate, sigma_rate
+
+
+@dataclasses.dataclass(frozen=True)
+class Edm(Parameterization):
+    """The preconditioning of Karras et al. 2022 (table 1): input and target have unit variance at every noise level.
+
+    ``x_0 = c_skip x + c_out F(c_in x)`` is stated there for alpha = 1. Any process is brought to it by dividing by
+    alpha; written out, alpha divides nothing, so that both ends of time are regular.
+    """
+
+    sigma_data: float = 0.5
+
+    def __post_init__(self):
+        require(self.sigma_data > 0, "sigma_data", self.sigma_data, "it is a standard deviation", "try 0.5")
+
+    def row(
+        self, process: Process, t: Float[Array, "*shape"]
+    ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+        alpha, sigma = process.signal(t)
+        scale = self._scale(process, t)
+        return sigma / (self.sigma_data * scale), -self.sigma_data * alpha / scale
+
+    def network_input(self, process: Process, x_t: Images, t: Times) -> tuple[Images, Times]:
+        """``c_in x_t / alpha``, and ``c_noise = log(sigma / alpha) / 4``."""
+        label = -jnp.clip(process.log_snr(t), -MAX_LOG_SNR, MAX_LOG_SNR) / 8
+        return x_t / expand(self._scale(process, t), x_t), label
+
+    def _scale(self, process: Process, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """The standard deviation of ``x_t``."""
+        alpha, sigma = process.signal(t)
+        return jnp.sqrt(jnp.square(sigma) + jnp.square(self.sigma_data * alpha))
+
+
+def target(
+    parameterization: Parameterization, process: Process, t: Float[Array, "..."], x_0: Images, noise: Images
+) -> Images:
+    """``F = a x_0 + b noise``: what the network is to output for this pair at this time."""
+    a, b = parameterization.row(process, t)
+    return expand(a, x_0) * x_0 + expand(b, x_0) * noise
+
+
+def decode(
+    parameterization: Parameterization, process: Process, t: Float[Array, "..."], x_t: Images, output: Images
+) -> Prediction:
+    """The pair that a network's output stands for; the inverse of `target`. Computed in float32 at least.
+
+    Without noise (sigma = 0) the image is read off ``x_t``, and without image (alpha = 0) the noise is. What neither
+    ``x_t`` nor the output determines there is 0, its mean; nothing is ever NaN.
+    """
+    x_t, output = (value.astype(jnp.promote_types(value.dtype, jnp.float32)) for value in (x_t, output))
+    alpha, sigma = process.signal(t)
+    a, b = parameterization.row(process, t)
+    determinant = _determinant(parameterization, process, t)
+
+    def combine(of_x_t, of_output):
+        return expand(of_x_t, x_t) * x_t + expand(of_output, x_t) * output
+
+    x_0 = combine(
+        jnp.where(sigma == 0, _ratio(1.0, alpha), _ratio(-b, determinant)),
+        jnp.where(sigma == 0, 0.0, _ratio(sigma, determinant)),
+    )
+    noise = combine(
+        jnp.where(alpha == 0, _ratio(1.0, sigma), _ratio(a, determinant)),
+        jnp.where(alpha == 0, 0.0, _ratio(-alpha, determinant)),
+    )
+    return Prediction(x_0, noise)
+
+
+def error_ratio(
+    space: Parameterization, parameterization: Parameterization, process: Process, t: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+    """How many times an error of the network's output is larger in the target of `space`: a ratio of determinants.
+
+    With ``x_t`` fixed, an error e moves ``x_0`` by ``sigma e / D`` and the noise by ``-alpha e / D``, hence the target
+    ``a' x_0 + b' noise`` by ``e D' / D``. It is 0 where the output determines nothing (D = 0).
+    """
+    return _ratio(_determinant(space, process, t), _determinant(parameterization, process, t))
+
+
+def _determinant(
+    parameterization: Parameterization, process: Process, t: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+    alpha, sigma = process.signal(t)
+    a, b = parameterization.row(process, t)
+    return a * sigma - b * alpha
+
+
+def _ratio(numerator: Float[Array, "..."] | float, denominator: Float[Array, "..."]) -> Float[Array, "..."]:
+    """A quotient that is 0, with gradient 0, where it has no value."""
+    fine = jnp.isfinite(denominator) & (denominator != 0)
+    return jnp.where(fine, numerator, 0.0) / jnp.where(fine, denominator, 1.0)

@@ -1,0 +1,169 @@
+#!/usr/bin/env bash
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+Train on a Cloud TPU slice of any size, and go on after preemptions until the run is finished.
+
+  launch/tpu_pod.sh --name digits --project my-project --zone us-east5-a \
+    --accelerator-type v6e-16 --runtime-version v2-alpha-tpuv6e --spot \
+    --config configs/digits.py --workdir gs://my-bucket/digits -- --config.steps=2000
+
+Requests a queued resource, waits until it is ACTIVE, copies this checkout to every worker, installs it, and
+starts jaxdiff.train on all workers. When the slice is preempted it is deleted and requested anew, and the same
+command continues from the last checkpoint in --workdir. The slice is deleted when this script ends, however it
+ends. Needs gcloud, logged in; keep the script running (in tmux, or on a small VM).
+
+  --name NAME                name of the queued resource and of its node
+  --project PROJECT          Google Cloud project
+  --zone ZONE                zone with TPUs
+  --accelerator-type TYPE    size of the slice, v6e-16 for example
+  --runtime-version VERSION  TPU software version, v2-alpha-tpuv6e for example
+  --config FILE              config of the run, a path in this repository
+  --workdir gs://...         where the run lives: a bucket, which outlives the slice
+  --spot                     cheaper capacity, which may be preempted
+  --env NAME=VALUE           a variable for the training command (repeatable), TFDS_DATA_DIR for example
+  --max-restarts N           give up after N new slices (default: 20)
+  --poll SECONDS             how often to look at the queued resource (default: 30)
+  --keep                     do not delete the slice at the end (it goes on costing money)
+  --dry-run                  print the commands in order, and run none
+  --                         what follows is handed to jaxdiff.train
+
+Exit status: that of the training command; 2 for a mistake in these flags; 75 when --max-restarts is reached.
+TEXT
+}
+
+die() {
+  echo "error: $1" >&2
+  exit "${2:-2}"
+}
+
+name="" project="" zone="" accelerator_type="" runtime_version="" config="" workdir=""
+spot=() environment=(JAXDIFF_DISTRIBUTED=1) max_restarts=20 poll=30 keep=false dry_run=false
+
+while (($#)); do
+  case "$1" in
+    --help | -h) usage && exit 0 ;;
+    --spot) spot=(--spot) && shift && continue ;;
+    --keep) keep=true && shift && continue ;;
+    --dry-run) dry_run=true && shift && continue ;;
+    --) shift && break ;;
+  esac
+  flag="${1%%=*}"
+  case "$flag" in
+    --name | --project | --zone | --accelerator-type | --runtime-version | --config | --workdir) ;;
+    --env | --max-restarts | --poll) ;;
+    *) die "$1: there is no such flag. Fix: see --help; flags of jaxdiff.train stand after --" ;;
+  esac
+  if [[ "$1" == *=* ]]; then
+    value="${1#*=}" && shift
+  else
+    (($# > 1)) || die "$flag: a value is missing. Fix: $flag VALUE"
+    value="$2" && shift 2
+  fi
+  case "$flag" in
+    --env) environment+=("$value") ;;
+    *) variable="${flag#--}" && printf -v "${variable//-/_}" '%s' "$value" ;;
+  esac
+done
+
+for variable in name project zone accelerator_type runtime_version config workdir; do
+  [[ -n "${!variable}" ]] || die "--${variable//_/-}=: it is needed. Fix: see --help"
+done
+[[ "$workdir" == gs://* ]] || die "--workdir=$workdir: it vanishes with the slice. Fix: give a gs:// folder"
+[[ "$max_restarts" =~ ^[0-9]+$ ]] || die "--max-restarts=$max_restarts: it counts restarts. Fix: give 0 or more"
+[[ "$poll" =~ ^[0-9]+$ ]] || die "--poll=$poll: it is a whole number of seconds. Fix: give 0 or more"
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+[[ -f "$root/${config%%:*}" ]] || die "--config=$config: there is no such file in $root. Fix: check the path"
+
+quoted() { printf '%q ' "$@" | sed 's/ $//'; }
+
+run() {
+  if $dry_run; then
+    quoted "$@" && echo
+  else
+    "$@"
+  fi
+}
+
+where=(--project="$project" --zone="$zone")
+archive="$(mktemp -d)/jaxdiff.tar.gz"
+created=false
+
+create() {
+  run gcloud compute tpus queued-resources create "$name" "${where[@]}" --node-id="$name" \
+    --accelerator-type="$accelerator_type" --runtime-version="$runtime_version" ${spot[@]+"${spot[@]}"}
+  created=true
+}
+
+delete() {
+  run gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet || true
+  created=false
+}
+
+state() { # of the queued resource; GONE if it cannot be described
+  run gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)' || echo GONE
+}
+
+wait_until_active() { # fails when the request can no longer be filled
+  if $dry_run; then
+    state
+    return
+  fi
+  local now before=""
+  while true; do
+    now="$(state)"
+    [[ "$now" == "$before" ]] || echo "$name is $now" >&2
+    before="$now"
+    case "$now" in
+      ACTIVE) return 0 ;;
+      FAILED | SUSPENDING | SUSPENDED | GONE) return 1 ;;
+    esac
+    sleep "$poll"
+  done
+}
+
+on_all_workers() { run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all --command="$1"; }
+
+copy() { # a new slice may refuse ssh for its first minute
+  run tar -czf "$archive" -C "$root" jaxdiff configs pyproject.toml README.md LICENSE
+  for _ in 1 2 3 4 5; do
+    run gcloud compute tpus tpu-vm scp "$archive" "$name:jaxdiff.tar.gz" "${where[@]}" --worker=all && return 0
+    sleep "$poll"
+  done
+  return 255
+}
+
+install='rm -rf jaxdiff && mkdir jaxdiff && tar -xzf jaxdiff.tar.gz -C jaxdiff && cd jaxdiff &&
+  if python3 -c "import sys; sys.exit(sys.version_info < (3, 11))"; then python3 -m venv .venv;
+  else python3 -m pip install uv && python3 -m uv venv --seed --python 3.12 .venv; fi &&
+  .venv/bin/pip install -e '"'.[tpu]'"
+train="cd jaxdiff && $(quoted env "${environment[@]}" .venv/bin/python -m jaxdiff.train \
+  --config "$config" --workdir "$workdir" "$@")"
+
+work() { copy && on_all_workers "$install" && on_all_workers "$train"; }
+
+clean_up() {
+  rm -rf "$(dirname "$archive")"
+  if $created && ! $keep; then delete; fi
+}
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+for ((restarts = 0; restarts <= max_restarts; restarts++)); do
+  ((restarts == 0)) || echo "restart $restarts of at most $max_restarts" >&2
+  create
+  if wait_until_active; then
+    status=0
+    work || status=$?
+    ((status != 0)) || exit 0
+    $dry_run || sleep "$poll" # a preemption shows in the state a little after the connection breaks
+    # 75: stopped cleanly and saved; 255: ssh lost its worker. Any other failure on a live slice is the run's own.
+    if [[ "$status" != 75 && "$status" != 255 && "$(state)" == ACTIVE ]]; then
+      die "the command failed with status $status on a live slice. Fix: see its output above" "$status"
+    fi
+  fi
+  delete
+done
+die "still not finished after $max_restarts restarts. Fix: run the same command again to continue" 75

@@ -1,0 +1,69 @@
+"""Run jaxdiff's commands as a user does: in a process of their own."""
+
+import hashlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parent.parent
+DIGITS = str(ROOT / "configs" / "digits.py")
+
+# configs/digits.py with a network that compiles and runs in seconds.
+TINY = (
+    "--config.task.denoiser.network.levels[0].width=16",
+    "--config.task.denoiser.network.levels[0].blocks=1",
+    "--config.task.denoiser.network.levels[1].width=32",
+    "--config.task.denoiser.network.levels[1].blocks=1",
+    "--config.task.denoiser.conditioner.parts.label.width=32",
+    "--config.task.denoiser.conditioner.noise.width=32",
+    "--config.batch_size=32",
+    "--config.sample_every=0",
+    "--config.evaluation.n=50",
+    "--config.sampling.steps=4",
+)
+
+
+def environment(devices: int | None = None, **extra: str) -> dict[str, str]:
+    """This process's environment, with so many forced CPU devices (None: the command's own choice)."""
+    names = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")
+    env = {name: value for name, value in os.environ.items() if name not in names}
+    if devices is not None:
+        env["JAX_NUM_CPU_DEVICES"] = str(devices)
+    return env | extra
+
+
+def start(module: str, *arguments: str, devices: int | None = None, **extra: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", f"jaxdiff.{module}", *arguments],
+        env=environment(devices, **extra), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def run(module: str, *arguments: str, devices: int | None = None, code: int = 0, **extra: str) -> tuple[str, str]:
+    """Run a command to its end, see that it ends with `code`, and return its output and errors."""
+    process = start(module, *arguments, devices=devices, **extra)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, f"status {process.returncode}\n{out}\n{err}"
+    return out, err
+
+
+def metrics(workdir: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def digest(workdir: pathlib.Path, step: int) -> str:
+    """SHA-256 of every array of a checkpoint: step, parameters, averages, optimizer state."""
+    import jax
+    import numpy as np
+    import orbax.checkpoint as ocp
+
+    found = list((workdir / "checkpoints" / str(step)).rglob("_METADATA"))
+    assert len(found) == 1, found
+    tree = ocp.PyTreeCheckpointer().restore(found[0].parent.resolve())
+    total = hashlib.sha256()
+    for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(tree), key=lambda pair: str(pair[0])):
+        total.update(str(path).encode())
+        total.update(np.asarray(leaf).tobytes())
+    return total.hexdigest()

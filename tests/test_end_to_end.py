@@ -1,0 +1,194 @@
+"""The commands, as a user runs them, in processes of their own: train, kill, continue, sample, evaluate."""
+
+import json
+import os
+import re
+import signal
+import socket
+import time
+
+import numpy as np
+import pytest
+from commands import DIGITS, TINY, digest, metrics, run, start
+from PIL import Image
+
+STEPS = 12
+TRAIN = ("--config", DIGITS, *TINY, f"--config.steps={STEPS}", "--config.checkpoint_every=4", "--config.log_every=1")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A tiny run, never interrupted, with its evaluation."""
+    workdir = tmp_path_factory.mktemp("run")
+    out, _ = run("train", *TRAIN, "--workdir", str(workdir))
+    return workdir, out
+
+
+def test_training_leaves_what_it_promises(trained):
+    workdir, out = trained
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["steps"] == STEPS
+    assert [row["step"] for row in metrics(workdir) if "loss" in row] == list(range(1, STEPS + 1))
+    assert list(workdir.glob("**/events.out.tfevents*"))
+    report = json.loads((workdir / "evaluation.json").read_text())
+    assert report
+    assert "coverage" in out
+    assert Image.open(workdir / "evaluation.png").size[0] > 100
+
+
+def test_killed_at_a_random_step_the_same_command_reaches_the_same_state(trained, tmp_path):
+    workdir, _ = trained
+    command = (*TRAIN, "--config.evaluation.n=50", "--workdir", str(tmp_path))
+    process = start("train", *command)
+    kill_after = int(np.random.default_rng().integers(4, STEPS - 1))
+    file = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < deadline:
+        if file.exists() and len(file.read_text().splitlines()) >= kill_after:
+            process.kill()
+        time.sleep(0.002)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+    run("train", *command)
+    assert digest(tmp_path, STEPS) == digest(workdir, STEPS)
+    steps = [row["step"] for row in metrics(tmp_path) if "loss" in row]
+    assert steps == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_same_command_goes_on(trained, tmp_path, number, status):
+    workdir, _ = trained
+    command = (*TRAIN, "--config.checkpoint_every=1000", "--workdir", str(tmp_path))
+    process = start("train", *command)
+    file = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < deadline:
+        if file.exists() and len(file.read_text().splitlines()) >= 3:
+            process.send_signal(number)
+            break
+        time.sleep(0.002)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == status, err
+    assert "Traceback" not in err
+    run("train", *command)
+    assert digest(tmp_path, STEPS) == digest(workdir, STEPS)
+
+
+def losses(workdir):
+    return np.array([row["loss"] for row in metrics(workdir) if "loss" in row])
+
+
+def test_one_device_and_eight_train_alike(tmp_path):
+    command = (*TRAIN, "--config.steps=10", "--config.evaluation.n=10")
+    for devices in (1, 8):
+        run("train", *command, "--workdir", str(tmp_path / str(devices)), devices=devices)
+    one, eight = losses(tmp_path / "1"), losses(tmp_path / "8")
+    assert len(one) == 10
+    np.testing.assert_allclose(eight, one, rtol=1e-5, atol=1e-5)
+
+
+def test_two_processes_with_four_devices_train_as_one_with_eight(tmp_path):
+    command = (*TRAIN, "--config.steps=10", "--config.evaluation.n=10")
+    run("train", *command, "--workdir", str(tmp_path / "one"), devices=8)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    processes = [
+        start(
+            "train", *command, "--workdir", str(tmp_path / "two"), devices=4,
+            JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(i),
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    errors = [process.communicate(timeout=400)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5, atol=1e-5)
+
+
+def test_another_config_in_the_same_workdir_is_refused_by_name(trained):
+    workdir, _ = trained
+    before = (workdir / "config.json").read_bytes()
+    _, err = run("train", *TRAIN, "--config.optimizer.learning_rate=0.5", "--workdir", str(workdir), code=2)
+    assert "optimizer.learning_rate" in err
+    assert "0.5" in err
+    assert len(err.strip().splitlines()) == 1
+    assert (workdir / "config.json").read_bytes() == before
+
+
+def test_sampling_writes_the_form_that_the_name_asks_for(trained, tmp_path):
+    workdir, _ = trained
+    common = ("--workdir", str(workdir), "--n", "7", "--label", "3,1", "--steps", "3", "--guidance", "2")
+    run("sample", *common, "--out", str(tmp_path / "x.npz"))
+    with np.load(tmp_path / "x.npz") as stored:
+        images = stored["images"]
+        assert images.dtype == np.uint8
+        assert images.shape == (7, 8, 8, 1)
+        assert stored["label"].tolist() == [3, 1, 3, 1, 3, 1, 3]
+    run("sample", *common, "--out", str(tmp_path / "x"))
+    names = sorted(path.name for path in (tmp_path / "x").iterdir())
+    assert names == [f"{i:06}.png" for i in range(7)]
+    for name, image in zip(names, images, strict=True):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "x" / name)), image[..., 0])
+    run("sample", *common, "--sampler", "heun", "--out", str(tmp_path / "x.png"))
+    assert Image.open(tmp_path / "x.png").size[0] >= 3 * 8
+
+
+def test_an_existing_output_is_not_overwritten_unless_asked(trained, tmp_path):
+    workdir, _ = trained
+    out = tmp_path / "x.npz"
+    out.write_text("precious")
+    command = ("--workdir", str(workdir), "--n", "2", "--steps", "2", "--out", str(out))
+    _, err = run("sample", *command, code=2)
+    assert "--overwrite" in err
+    assert out.read_text() == "precious"
+    run("sample", *command, "--overwrite")
+    assert np.load(out)["images"].shape == (2, 8, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--label", "11"), ("label", "11", "0 to 9")),
+        (("--label", "three"), ("three",)),
+        (("--n", "0"), ("--n", "0")),
+        (("--sampler", "hoin"), ("hoin", "Heun")),
+        (("--config.sampling.stepz=3",), ("stepz", "sampling.steps")),
+        (("--workdir", "/nonexistent"), ("/nonexistent",)),
+        (("--steps", "many"), ("many",)),
+    ],
+)
+def test_sampling_mistakes_are_one_line(trained, tmp_path, arguments, words):
+    workdir, _ = trained
+    _, err = run("sample", "--workdir", str(workdir), "--out", str(tmp_path / "x.png"), *arguments, code=2)
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    assert "Fix: " in lines[0]
+    for word in words:
+        assert word in lines[0]
+
+
+def test_a_stored_config_may_not_name_what_it_likes(trained, tmp_path):
+    workdir, _ = trained
+    stored = json.loads((workdir / "config.json").read_text())
+    stored["sampling"]["sampler"] = {"target": "os:system", "command": f"touch {tmp_path}/owned"}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    (tmp_path / "checkpoints").symlink_to(workdir / "checkpoints")
+    _, err = run("sample", "--workdir", str(tmp_path), "--out", str(tmp_path / "x.png"), code=2)
+    assert re.search("os:system", err)
+    assert not os.path.exists(tmp_path / "owned")
+
+
+def test_image_i_depends_on_checkpoint_seed_and_i_only(trained):
+    from jaxdiff.generator import Generator
+
+    workdir, _ = trained
+    generator = Generator.load(str(workdir))
+    labels = [int(i) % 10 for i in range(37)]
+    many = generator(label=labels, seed=5).astype(int)
+    few = generator(label=labels[:5], seed=5).astype(int)
+    assert np.abs(many[:5] - few).max() <= 1
+    other = generator(label=labels[:5], seed=6).astype(int)
+    assert np.abs(few - other).max() > 50
+    null = generator(4, label=None, seed=5)
+    assert null.shape == (4, 8, 8, 1)

@@ -28,6 +28,7 @@ from jaxdiff.errors import UserError
 TARGET = "target"
 PLAIN = (bool, int, float, str, type(None))
 LINEN_FIELDS = ("parent", "name")
+BLOCK = (Mapping, ConfigDict)  # a ConfigDict is no Mapping by itself
 MISFIT = object()  # what `_fit` gives when a value cannot be read as the type
 
 
@@ -63,7 +64,7 @@ def build(block: Any, packages: tuple[str, ...] | None = None, path: str = "conf
         the Python file that wrote it. A config that came with a checkpoint is not trusted.
       path: where the block stands, for errors.
     """
-    if isinstance(block, Mapping):
+    if isinstance(block, BLOCK):
         items = {name: build(block[name], packages, f"{path}.{name}") for name in block}
         if TARGET not in items:
             return items
@@ -83,7 +84,7 @@ def build(block: Any, packages: tuple[str, ...] | None = None, path: str = "conf
     return block
 
 
-def resolve(target: str, packages: tuple[str, ...] | None = None, path: str = TARGET) -> type:
+def resolve(target: Any, packages: tuple[str, ...] | None = None, path: str = TARGET) -> type:
     """The class that ``"module:Class"`` names, if it lives in one of `packages`; `path` is for errors."""
     module_name, _, class_name = str(target).partition(":")
     field = f"{path}={target!r}"
@@ -149,7 +150,7 @@ def override(config: ConfigDict, path: str, text: str, packages: tuple[str, ...]
         fix = suggest(path, leaves(config), "--config.")
         raise UserError(f"{flag}={text}: there is no such field. Fix: {fix}") from None
     annotation = type(current)
-    if isinstance(parent, Mapping) and TARGET in parent:
+    if isinstance(parent, BLOCK) and TARGET in parent:
         field = _fields(resolve(parent[TARGET], packages, flag)).get(str(keys[-1]))
         if field is not None and field.annotation is not Any:
             annotation = field.annotation
@@ -158,7 +159,7 @@ def override(config: ConfigDict, path: str, text: str, packages: tuple[str, ...]
 
 def leaves(config: Any, prefix: str = "") -> Iterator[str]:
     """The path of every value in a config."""
-    if isinstance(config, Mapping):
+    if isinstance(config, BLOCK):
         for name in config:
             if name != TARGET:
                 path = f"{prefix}.{name}" if prefix else str(name)
@@ -166,7 +167,7 @@ def leaves(config: Any, prefix: str = "") -> Iterator[str]:
                 yield from leaves(config[name], path)
     elif isinstance(config, list | tuple):
         for i, item in enumerate(config):
-            if isinstance(item, Mapping):
+            if isinstance(item, BLOCK):
                 yield f"{prefix}[{i}]"
             yield from leaves(item, f"{prefix}[{i}]")
 
@@ -246,7 +247,7 @@ def _typed(field: str, value: Any, annotation: Any) -> Any:
         if (fitted := _fit(value, kind)) is not MISFIT:
             return fitted
     names = " or ".join(map(_kind_name, _kinds(annotation)))
-    given = type(value).__name__
+    given = _kind_name(type(value))
     raise UserError(f"{field}={_short(value)}: {names} is expected, not {given}. Fix: give {names}")
 
 
@@ -348,7 +349,7 @@ def _assign(config: Any, keys: list[str | int], value: Any) -> None:
 
 def _plain(config: Any) -> Any:
     """Dictionaries, lists and plain values only, as in JSON."""
-    if isinstance(config, Mapping):
+    if isinstance(config, BLOCK):
         return {name: _plain(config[name]) for name in config}
     if isinstance(config, list | tuple):
         return [_plain(item) for item in config]
@@ -357,7 +358,7 @@ def _plain(config: Any) -> Any:
 
 def _owned(tree: Any, path: str = "config") -> Any:
     """A copy in which nothing is shared, so that a change of ``levels[0]`` changes no other level."""
-    if isinstance(tree, Mapping):
+    if isinstance(tree, BLOCK):
         return ConfigDict({name: _owned(tree[name], f"{path}.{name}") for name in tree}, type_safe=False)
     if isinstance(tree, list | tuple):
         return tuple(_owned(item, f"{path}[{i}]") for i, item in enumerate(tree))

@@ -5,6 +5,7 @@
 writes evaluation.json and evaluation.png into the run's folder and prints a table.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 from jaxdiff import command
@@ -48,6 +49,7 @@ def main(argv: Sequence[str]) -> None:
 
 def evaluate(experiment, generator, workdir: str) -> str:
     """Run the experiment's evaluation, write its report into `workdir` and return it as a table."""
+    import jax
     import numpy as np
 
     from jaxdiff.evaluation import report
@@ -61,11 +63,18 @@ def evaluate(experiment, generator, workdir: str) -> str:
         "steps": recipe.steps,
         "data": {"train": experiment.data.source.fingerprint(), "test": experiment.test_data.source.fingerprint()},
     }
-    result, samples = experiment.evaluation.run(
-        lambda labels, seed, guidance: generator(label=labels, seed=seed, guidance=guidance),
-        (train["image"], train["label"]),
-        (test["image"], test["label"]),
-        guidances=tuple(dict.fromkeys((1.0, scale))),
+    guidances = tuple(sorted({1.0, scale, *experiment.evaluation.guidances}))
+    evaluation = dataclasses.replace(experiment.evaluation, guidances=guidances)
+    real_train, real_test = (train["image"], train["label"]), (test["image"], test["label"])
+
+    def generate(labels, seed, guidance):
+        return generator(label=labels, seed=seed, guidance=guidance)
+
+    samples = evaluation.sample(generate, real_train)
+    result = evaluation.score(
+        samples,
+        real_train,
+        real_test,
         noise_losses={
             "log_snr": np.asarray(LOG_SNRS),
             "train": held_out_errors(experiment, generator.params, train),
@@ -73,7 +82,8 @@ def evaluate(experiment, generator, workdir: str) -> str:
         },
         settings=settings,
     )
-    report.write(result, samples, workdir)
+    if jax.process_index() == 0:
+        report.write(result, evaluation.gallery(samples, real_train), workdir)
     return report.table(result)
 
 

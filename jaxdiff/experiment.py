@@ -37,7 +37,8 @@ class Experiment:
       steps: optimizer steps in all.
       batch_size: examples per optimizer step, over all devices.
       accumulation: micro-batches per step, to save memory; does not change what is drawn.
-      log_every, checkpoint_every, sample_every: in steps; 0 for never.
+      log_every, checkpoint_every: in steps.
+      sample_every: in steps; 0 for never.
       keep: how many checkpoints stay.
     """
 
@@ -59,12 +60,10 @@ class Experiment:
     sample_every: int = 1000
 
     def __post_init__(self):
-        require(self.steps > 0, "steps", self.steps, "nothing would be trained", "give at least 1")
-        require(self.batch_size > 0, "batch_size", self.batch_size, "a batch needs examples", "give at least 1")
-        require(self.accumulation > 0, "accumulation", self.accumulation, "it counts micro-batches", "give at least 1")
-        for name in ("log_every", "checkpoint_every", "sample_every"):
-            value = getattr(self, name)
-            require(value >= 0, name, value, "it counts steps", "give 0 for never, or more")
+        for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "it is a count", "give at least 1")
+        require(self.sample_every >= 0, "sample_every", self.sample_every, "it counts steps", "give 0 for never, or more")
+        require(0 <= self.seed < 2**32, "seed", self.seed, "32 bits are used", "choose from 0 to 2^32 - 1")
         require(self.evaluation is None or self.test_data is not None, "test_data", self.test_data,
                 "evaluation needs held-out examples", "give test_data, or evaluation=None")  # fmt: skip
 

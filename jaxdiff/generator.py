@@ -6,6 +6,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -138,7 +139,7 @@ class Generator:
 
     def _program_size(self, n: int) -> int:
         """Rows of the compiled program: a power of two that the devices share evenly, so that few sizes are compiled."""
-        rows = partitioning.batch_rows(self.mesh)
+        rows = math.prod(self.mesh.shape[axis] for axis in partitioning.BATCH_AXES)
         size = min(self.batch_size, 1 << (n - 1).bit_length())
         return -(-size // rows) * rows
 
@@ -176,12 +177,10 @@ def _generate(program: _Program, recipe: Recipe, params, fields, absent, index, 
 
 def restore_average(experiment: Experiment, workdir: str, mesh: jax.sharding.Mesh, step: int | None = None) -> Params:
     """The averaged weights of a checkpoint, placed on `mesh`."""
-    abstract = training_step.abstract_params(experiment.task, mesh)
-    checkpoints = Checkpoints(f"{workdir}/checkpoints")
-    try:
-        found = checkpoints.latest_step() if step is None else step
+    optimizer = experiment.optimizer.make(experiment.steps)
+    abstract = training_step.abstract_state(experiment.task, optimizer, mesh).ema
+    with Checkpoints(f"{workdir}/checkpoints", read_only=True) as checkpoints:
+        found = checkpoints.latest() if step is None else step
         if found is None:
             raise UserError(f"--workdir={workdir}: there is no checkpoint yet. Fix: train first")
         return checkpoints.restore_ema(found, abstract)
-    finally:
-        checkpoints.close()

@@ -5,6 +5,7 @@
 """
 
 import pathlib
+import signal
 from collections.abc import Sequence
 
 from jaxdiff import command
@@ -51,35 +52,37 @@ def train(experiment, workdir) -> None:
     mesh = experiment.mesh.make()
     experiment.check(mesh.devices.size)
 
-    def sample_grid(state, step, writer) -> None:
-        """A picture of what the averaged model makes, a row for each class."""
-        picture = labelled_grid(Generator.of(experiment, state.ema, mesh))
-        writer.image("samples", picture, step)
+    def sample_grid(state, step: int) -> dict:
+        """A picture of what the averaged model makes."""
+        return {"samples": labelled_grid(Generator.of(experiment, state.ema, mesh))}
+
+    def batches(first_step: int):
+        return experiment.data.batches(
+            experiment.batch_size, experiment.seed, first_step, jax.process_index(), jax.process_count()
+        )
 
     settings = loop.Settings(
         steps=experiment.steps,
-        batch_size=experiment.batch_size,
-        accumulation=experiment.accumulation,
-        seed=experiment.seed,
         log_every=experiment.log_every,
         checkpoint_every=experiment.checkpoint_every,
         keep=experiment.keep,
+        accumulation=experiment.accumulation,
+        seed=experiment.seed,
     )
     try:
         state = loop.run(
             experiment.task,
-            experiment.optimizer.make(experiment.steps),
-            experiment.ema,
-            lambda first_step: experiment.data.batches(
-                experiment.batch_size, experiment.seed, first_step, jax.process_index(), jax.process_count()
-            ),
+            batches,
             settings,
-            mesh,
-            workdir,
-            hooks=[loop.Hook(experiment.sample_every, sample_grid)],
+            optimizer=experiment.optimizer.make(experiment.steps),
+            ema=experiment.ema,
+            mesh=mesh,
+            workdir=workdir,
+            hooks=[loop.Hook(experiment.sample_every, sample_grid)] if experiment.sample_every else [],
         )
     except loop.Stopped as stop:
-        raise command.Interrupted(stop.exit_code, f"stopped at step {stop.step}, all saved; run the same command to go on") from None
+        code = 130 if stop.signal_number == signal.SIGINT else 75
+        raise command.Interrupted(code, f"{stop}; run the same command to go on") from None
     if experiment.evaluation is not None:
         table = evaluate(experiment, Generator.of(experiment, state.ema, mesh), workdir)
         if jax.process_index() == 0:

@@ -76,7 +76,16 @@ done
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 [[ -f "$root/${config%%:*}" ]] || die "--config=$config: there is no such file in $root. Fix: check the path"
 
-quoted() { printf '%q ' "$@" | sed 's/ $//'; }
+quoted() { # the words as a shell reads them back; quotes only where they are needed
+  local word text="" quote="'\\''"
+  for word; do
+    case "$word" in
+      "" | *[!A-Za-z0-9_./:=@%+,-]*) text+="'${word//\'/$quote}' " ;;
+      *) text+="$word " ;;
+    esac
+  done
+  printf '%s' "${text% }"
+}
 
 run() {
   if $dry_run; then
@@ -92,13 +101,16 @@ created=false
 
 create() {
   run gcloud compute tpus queued-resources create "$name" "${where[@]}" --node-id="$name" \
-    --accelerator-type="$accelerator_type" --runtime-version="$runtime_version" ${spot[@]+"${spot[@]}"}
-  created=true
+    --accelerator-type="$accelerator_type" --runtime-version="$runtime_version" ${spot[@]+"${spot[@]}"} &&
+    created=true
 }
 
 delete() {
-  run gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet || true
-  created=false
+  if run gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet; then
+    created=false
+  else
+    echo "$name could not be deleted; see: gcloud compute tpus queued-resources list" >&2
+  fi
 }
 
 state() { # of the queued resource; GONE if it cannot be described
@@ -126,7 +138,6 @@ wait_until_active() { # fails when the request can no longer be filled
 on_all_workers() { run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all --command="$1"; }
 
 copy() { # a new slice may refuse ssh for its first minute
-  run tar -czf "$archive" -C "$root" jaxdiff configs pyproject.toml README.md LICENSE
   for _ in 1 2 3 4 5; do
     run gcloud compute tpus tpu-vm scp "$archive" "$name:jaxdiff.tar.gz" "${where[@]}" --worker=all && return 0
     sleep "$poll"
@@ -134,15 +145,16 @@ copy() { # a new slice may refuse ssh for its first minute
   return 255
 }
 
-install='rm -rf jaxdiff && mkdir jaxdiff && tar -xzf jaxdiff.tar.gz -C jaxdiff && cd jaxdiff &&
-  if python3 -c "import sys; sys.exit(sys.version_info < (3, 11))"; then python3 -m venv .venv;
-  else python3 -m pip install uv && python3 -m uv venv --seed --python 3.12 .venv; fi &&
-  .venv/bin/pip install -e '"'.[tpu]'"
+install='rm -rf jaxdiff && mkdir jaxdiff && tar -xzf jaxdiff.tar.gz -C jaxdiff && cd jaxdiff && '
+install+='if python3 -c "import sys; sys.exit(sys.version_info < (3, 11))"; then python3 -m venv .venv; '
+install+='else python3 -m pip install uv && python3 -m uv venv --seed --python 3.12 .venv; fi && '
+install+=".venv/bin/pip install -e '.[tpu]'"
 train="cd jaxdiff && $(quoted env "${environment[@]}" .venv/bin/python -m jaxdiff.train \
   --config "$config" --workdir "$workdir" "$@")"
 
 work() { copy && on_all_workers "$install" && on_all_workers "$train"; }
 
+# shellcheck disable=SC2329  # called by the trap
 clean_up() {
   rm -rf "$(dirname "$archive")"
   if $created && ! $keep; then delete; fi
@@ -151,9 +163,14 @@ trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
+run tar -czf "$archive" -C "$root" jaxdiff configs pyproject.toml README.md LICENSE
 for ((restarts = 0; restarts <= max_restarts; restarts++)); do
   ((restarts == 0)) || echo "restart $restarts of at most $max_restarts" >&2
-  create
+  if ! create; then
+    ((restarts > 0)) || die "the queued resource could not be requested. Fix: see gcloud's message above" 1
+    sleep "$poll"
+    continue
+  fi
   if wait_until_active; then
     status=0
     work || status=$?

@@ -1,7 +1,7 @@
 """Gaussian diffusion processes: ``x_t = alpha x_0 + sigma noise``, from data at t = 0 to noise at t = 1."""
 
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ class Signal(NamedTuple):
     sigma: Float[Array, "..."]
 
 
+@runtime_checkable
 class Process(Protocol):
     """alpha and sigma as functions of time, elementwise on any shape; `time` is the inverse of `log_snr`."""
 
@@ -47,10 +48,10 @@ class VariancePreserving:
 
 @dataclasses.dataclass(frozen=True)
 class VarianceExploding:
-    """``alpha = 1``: noise of growing size is added to the untouched image (Song et al. 2021; Karras et al. 2022).
+    """``alpha = 1``: noise of growing size on the untouched image (Song et al. 2021; Karras et al. 2022).
 
-    Sigma is geometric in time. Training times and sampling grids name noise levels, not times, so this choice shows
-    nowhere else; levels outside [sigma_min, sigma_max] have times outside [0, 1].
+    Sigma is geometric in time. Training times and sampling grids name noise levels, not times, so this choice
+    shows nowhere else; levels outside [sigma_min, sigma_max] have times outside [0, 1].
     """
 
     sigma_min: float = 0.002
@@ -74,7 +75,7 @@ class VarianceExploding:
 
 @dataclasses.dataclass(frozen=True)
 class RectifiedFlow:
-    """``alpha = 1 - t, sigma = t``: a straight line from image to noise (Liu et al. 2022; Lipman et al. 2022).
+    """``alpha = 1 - t, sigma = t``: straight from image to noise (Liu et al. 2022; Lipman et al. 2022).
 
     Both ends are exact: pure data at t = 0 (log-SNR +inf), pure noise at t = 1 (-inf).
     """

@@ -1,7 +1,7 @@
 """What networks are trained to output, and the one currency it is turned into: `Prediction`.
 
-A network's target is a row of two numbers, ``F = a x_0 + b noise``. With ``x_t = alpha x_0 + sigma noise`` this is a
-2 x 2 linear system of determinant ``D = a sigma - b alpha``, so every conversion is one formula:
+A network's target is a row of two numbers, ``F = a x_0 + b noise``. With ``x_t = alpha x_0 + sigma noise``
+this is a 2 x 2 linear system of determinant ``D = a sigma - b alpha``, so every conversion is one formula:
 
     x_0 = (sigma F - b x_t) / D          noise = (a x_t - alpha F) / D
 
@@ -9,7 +9,7 @@ Everything after the denoiser sees the pair and need not know what the network w
 """
 
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,17 +18,18 @@ from jaxdiff.errors import require
 from jaxdiff.process.gaussian import Process, expand
 from jaxdiff.typing import Array, Float, Images, Times
 
-MAX_LOG_SNR = 40.0  # a noise label must be finite at pure data and pure noise; no float32 image tells these apart
+MAX_LOG_SNR = 40.0  # noise labels stay finite at both ends of time; float32 images cannot tell more apart
 
 
 class Prediction(NamedTuple):
-    """The clean image and the noise that together make ``x_t``, and a learned log-variance where there is one."""
+    """The clean image and the noise that together make ``x_t``; a learned log-variance where there is one."""
 
     x_0: Images
     noise: Images
     log_variance: Images | None = None
 
 
+@runtime_checkable
 class Parameterization(Protocol):
     """The row (a, b) of a network's target, and the form in which the network wants to see ``x_t`` and t."""
 
@@ -74,7 +75,7 @@ class V(Parameterization):
 
 @dataclasses.dataclass(frozen=True)
 class Velocity(Parameterization):
-    """``d x_t / dt`` along the line from image to noise (flow matching); ``noise - x_0`` for a rectified flow."""
+    """``d x_t / dt`` from image to noise (flow matching): ``noise - x_0`` for a rectified flow."""
 
     def row(
         self, process: Process, t: Float[Array, "*shape"]
@@ -85,10 +86,10 @@ class Velocity(Parameterization):
 
 @dataclasses.dataclass(frozen=True)
 class Edm(Parameterization):
-    """The preconditioning of Karras et al. 2022 (table 1): input and target have unit variance at every noise level.
+    """The preconditioning of Karras et al. 2022 (table 1): input and target of unit variance at every level.
 
-    ``x_0 = c_skip x + c_out F(c_in x)`` is stated there for alpha = 1. Any process is brought to it by dividing by
-    alpha; written out, alpha divides nothing, so that both ends of time are regular.
+    ``x_0 = c_skip x + c_out F(c_in x)`` is stated there for alpha = 1. Any process is brought to it by
+    dividing by alpha; written out, alpha divides nothing, so that both ends of time are regular.
     """
 
     sigma_data: float = 0.5
@@ -127,8 +128,8 @@ def decode(
 ) -> Prediction:
     """The pair that a network's output stands for; the inverse of `target`. Computed in float32 at least.
 
-    Without noise (sigma = 0) the image is read off ``x_t``, and without image (alpha = 0) the noise is. What neither
-    ``x_t`` nor the output determines there is 0, its mean; nothing is ever NaN.
+    Without noise (sigma = 0) the image is read off ``x_t``, and without image (alpha = 0) the noise is. What
+    neither ``x_t`` nor the output determines there is 0, its mean; nothing is ever NaN.
     """
     x_t, output = (value.astype(jnp.promote_types(value.dtype, jnp.float32)) for value in (x_t, output))
     alpha, sigma = process.signal(t)
@@ -152,10 +153,10 @@ def decode(
 def error_ratio(
     space: Parameterization, parameterization: Parameterization, process: Process, t: Float[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
-    """How many times an error of the network's output is larger in the target of `space`: a ratio of determinants.
+    """How many times larger an error of the network's output is in the target of `space`.
 
-    With ``x_t`` fixed, an error e moves ``x_0`` by ``sigma e / D`` and the noise by ``-alpha e / D``, hence the target
-    ``a' x_0 + b' noise`` by ``e D' / D``. It is 0 where the output determines nothing (D = 0).
+    With ``x_t`` fixed, an error e moves ``x_0`` by ``sigma e / D`` and the noise by ``-alpha e / D``, hence
+    the target ``a' x_0 + b' noise`` by ``e D' / D``. It is 0 where the output determines nothing (D = 0).
     """
     return _ratio(_determinant(space, process, t), _determinant(parameterization, process, t))
 

@@ -1,13 +1,14 @@
 """Noise schedules: how the log-SNR falls as time runs from data (t = 0) to noise (t = 1).
 
-The log-SNR ``2 log(alpha / sigma)`` is the coordinate that matters: two schedules differ only in how they spread time
-over it (Kingma et al. 2021, "Variational Diffusion Models", section 3.2). Every schedule is strictly decreasing, and
-`time` is the exact inverse of `log_snr`, also outside [0, 1] as far as the formula goes.
+The log-SNR ``2 log(alpha / sigma)`` is the coordinate that matters: two schedules differ only in how they
+spread time over it (Kingma et al. 2021, "Variational Diffusion Models", section 3.2). Every schedule is
+strictly decreasing, and `time` is the exact inverse of `log_snr`, also outside [0, 1] as far as the formula
+goes.
 """
 
 import dataclasses
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from jaxdiff.errors import require
 from jaxdiff.typing import Array, Float
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """A strictly decreasing function of time, and its inverse. Both work elementwise on any shape."""
 
@@ -28,15 +30,22 @@ class Schedule(Protocol):
 class Linear:
     """The VP SDE: noise is added at a rate beta(t) that grows linearly in time.
 
-    ``alpha^2 = exp(-B)`` with ``B = beta_min t + (beta_max - beta_min) t^2 / 2`` (Song et al. 2021, "Score-Based
-    Generative Modeling through SDEs", equation 33). The limit of DDPM's linear betas. The log-SNR at t = 0 is infinite.
+    ``alpha^2 = exp(-B)`` with ``B = beta_min t + (beta_max - beta_min) t^2 / 2`` (Song et al. 2021,
+    "Score-Based Generative Modeling through SDEs", equation 33). The limit of DDPM's linear betas. The
+    log-SNR at t = 0 is infinite.
     """
 
     beta_min: float = 0.1
     beta_max: float = 20.0
 
     def __post_init__(self):
-        require(self.beta_min > 0, "beta_min", self.beta_min, "noise must be added from the start", "give a number > 0")
+        require(
+            self.beta_min > 0,
+            "beta_min",
+            self.beta_min,
+            "noise must be added from the start",
+            "give a number > 0",
+        )
         require(
             self.beta_max >= self.beta_min, "beta_max", self.beta_max,
             f"it is below beta_min={self.beta_min}", "give a larger number",
@@ -69,7 +78,8 @@ class Cosine:
 
     def log_snr(self, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         first, last, span = self._angles()
-        # tan(pi/2 - u) = 1 / tan(u): each half of time measures its angle from the nearer end, where it is small.
+        # tan(pi/2 - u) = 1 / tan(u): each half of time measures its angle from the nearer end, where it is
+        # small.
         early = -2 * jnp.log(jnp.tan(jnp.where(t < 0.5, first + t * span, 1.0)))
         late = 2 * jnp.log(jnp.tan(jnp.where(t < 0.5, 1.0, last + (1 - t) * span)))
         return jnp.where(t < 0.5, early, late)
@@ -98,7 +108,9 @@ class LogLinear:
     sigma_max: float
 
     def __post_init__(self):
-        require(self.sigma_min > 0, "sigma_min", self.sigma_min, "a geometric range starts above 0", "try 0.002")
+        require(
+            self.sigma_min > 0, "sigma_min", self.sigma_min, "a geometric range starts above 0", "try 0.002"
+        )
         _require_order("sigma_max", self.sigma_min, self.sigma_max)
 
     def log_snr(self, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -1,11 +1,11 @@
 """Laws of training times: which noise levels a network practises, and how often.
 
-A law is given by its quantile function, which maps uniform numbers to times. That makes low-discrepancy draws, exact
-tests and plots of any law one-liners.
+A law is given by its quantile function, which maps uniform numbers to times. That makes low-discrepancy
+draws, exact tests and plots of any law one-liners.
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jaxdiff.process.gaussian import Process
 from jaxdiff.typing import Array, Float, Key, Times
 
 
+@runtime_checkable
 class TimeLaw(Protocol):
     """A distribution of times, as the quantile function that turns uniform numbers in [0, 1] into times."""
 
@@ -38,7 +39,7 @@ class Uniform:
 
 @dataclasses.dataclass(frozen=True)
 class UniformLogSnr:
-    """Every log-SNR equally often, whatever the schedule (Kingma & Gao 2023); bounds that the process must reach."""
+    """Every log-SNR between two bounds equally often, whatever the schedule (Kingma & Gao 2023)."""
 
     log_snr_min: float = -15.0
     log_snr_max: float = 15.0
@@ -52,7 +53,7 @@ class UniformLogSnr:
 
 @dataclasses.dataclass(frozen=True)
 class LogitNormal:
-    """``logit t ~ N(mean, std^2)``: mostly the middle of time (Esser et al. 2024, "Stable Diffusion 3", section 3.1)."""
+    """``logit t ~ N(mean, std^2)``: mostly the middle of time (Esser et al. 2024, section 3.1)."""
 
     mean: float = 0.0
     std: float = 1.0
@@ -78,11 +79,14 @@ class LogNormalSigma:
         return process.time(-2 * (self.mean + self.std * _normal_quantile(u)))
 
 
-def draw(times: TimeLaw, process: Process, key: Key[Array, ""], batch_size: int, stratified: bool = True) -> Times:
-    """Times for a batch, independent or (the default) stratified: each has the law, together they cover it evenly.
+def draw(
+    times: TimeLaw, process: Process, key: Key[Array, ""], batch_size: int, stratified: bool = True
+) -> Times:
+    """Times for a batch. Each has the law; stratified, together they also cover it evenly.
 
-    A stratified batch is one random offset plus multiples of 1 / batch_size, wrapped to [0, 1), which lowers the
-    variance of the loss (Kingma et al. 2021, appendix I.1). Neighbours in the batch have neighbouring times.
+    A stratified batch is one random offset plus multiples of 1 / batch_size, wrapped to [0, 1), which lowers
+    the variance of the loss (Kingma et al. 2021, appendix I.1). Neighbours in the batch have neighbouring
+    times.
     """
     if stratified:
         u = jnp.mod(jax.random.uniform(key) + jnp.arange(batch_size) / batch_size, 1.0)
@@ -92,7 +96,7 @@ def draw(times: TimeLaw, process: Process, key: Key[Array, ""], batch_size: int,
 
 
 def _normal_quantile(u: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """The normal distribution's quantile; the outermost 1e-7 is cut off, for uniform numbers can be exactly 0."""
+    """The normal quantile, less the outermost 1e-7, because uniform numbers can be exactly 0."""
     tail = 1.2e-7
     return ndtri(jnp.clip(u, tail, 1 - tail))
 

@@ -1,13 +1,13 @@
 """Loss weights: how much each noise level counts, and in which quantity its error is measured.
 
-A weighting names a `space`, the target in which squared errors are taken, and gives a weight for each log-SNR. So one
-weighting means the same whatever the network outputs: an error e of the output counts
+A weighting names a `space`, the target in which squared errors are taken, and gives a weight for each
+log-SNR. So one weighting means the same whatever the network outputs: an error e of the output counts
 ``weighting(log_snr) * (error_ratio * e)^2``, with `jaxdiff.process.prediction.error_ratio`.
 """
 
 import dataclasses
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jaxdiff.typing import Array, Float
 MAX_LOG_SNR = 80.0  # exp() of more is infinite in float32, and infinity times an error of zero is NaN
 
 
+@runtime_checkable
 class Weighting(Protocol):
     """A weight for each log-SNR, of squared errors in the target of `space` (None: the network's own)."""
 
@@ -61,7 +62,8 @@ class MinSnr:
 class Edm:
     """``(s^2 + sigma_data^2) / (s sigma_data)^2`` on the error of the image, ``s = sigma / alpha``.
 
-    Equals a plain squared error of the output of `prediction.Edm` (Karras et al. 2022, table 1 and equation 8).
+    Equals a plain squared error of the output of `prediction.Edm` (Karras et al. 2022, table 1 and equation
+    8).
     """
 
     sigma_data: float = 0.5
@@ -79,7 +81,7 @@ class Edm:
 
 @dataclasses.dataclass(frozen=True)
 class Sigmoid:
-    """``sigmoid(bias - log-SNR)`` on the error of the noise (Kingma & Gao 2023; Hoogeboom et al. 2024, "SiD2").
+    """``sigmoid(bias - log-SNR)`` on the error of the noise (Kingma & Gao 2023; Hoogeboom et al. 2024).
 
     The papers' weight is per unit of log-SNR: pair it with `time_sampling.UniformLogSnr`.
     """

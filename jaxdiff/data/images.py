@@ -1,0 +1,117 @@
+"""Images on the host: bytes to floats between -1 and 1 and back, grids, and PNG files."""
+
+import io
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from etils import epath
+from jaxtyping import Float, Float32, UInt8
+
+from jaxdiff.errors import UserError, require
+
+if TYPE_CHECKING:
+    from PIL.ImageFont import FreeTypeFont, ImageFont
+
+INK, PAPER = 34, 255
+SMALLEST = 32  # pixels that an image in a grid should have at least, unless a scale is given
+MARGIN = 4
+
+
+def to_float(images: UInt8[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+    """0..255 to -1..1."""
+    return images.astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def to_uint8(images: Float[np.ndarray, "batch *shape"]) -> UInt8[np.ndarray, "batch *shape"]:
+    """-1..1 to 0..255, rounded and clipped: the inverse of `to_float`, exact at all 256 levels.
+
+    Raises:
+      UserError: an image holds NaN or infinity; it names the first one.
+    """
+    levels = np.rint((np.asarray(images, np.float32) + 1) * 127.5)
+    finite = np.isfinite(levels).reshape(len(levels), -1).all(axis=1)
+    if not finite.all():
+        bad = np.flatnonzero(~finite)
+        raise UserError(
+            f"images[{bad[0]}]: it holds NaN or infinity, as do {len(bad)} of {len(finite)} images in all. "
+            "Fix: look at the training loss; try an earlier checkpoint, float32, or a lower guidance scale"
+        )
+    return np.clip(levels, 0, 255).astype(np.uint8)
+
+
+def grid(
+    images: UInt8[np.ndarray, "batch height width channels"],
+    columns: int,
+    row_labels: Sequence[str] | None = None,
+    column_labels: Sequence[str] | None = None,
+    scale: int | None = None,
+) -> UInt8[np.ndarray, "picture_height picture_width channels"]:
+    """Lay images out as one picture, row by row.
+
+    Args:
+      images: grey or colour (1 or 3 channels).
+      columns: images in a row; the last row may be shorter.
+      row_labels, column_labels: texts to the left of the rows and above the columns.
+      scale: each pixel becomes a square of this side; None enlarges small images until they can be seen.
+    """
+    n, height, width, channels = images.shape
+    require(n > 0, "images", images.shape, "there is no image", "give at least one")
+    require(channels in (1, 3), "images", images.shape, "only 1 or 3 channels can be shown", "pick channels")
+    require(columns > 0, "columns", columns, "a row needs images", "give at least 1")
+    rows = -(-n // columns)
+    for field, labels, count in (("row_labels", row_labels, rows), ("column_labels", column_labels, columns)):
+        fits = labels is None or len(labels) == count
+        require(fits, field, labels, f"the grid has {count} of them", "give a label for each, or None")
+    scale = scale or max(1, -(-SMALLEST // min(height, width)))
+    require(scale > 0, "scale", scale, "it enlarges pixels", "give at least 1")
+    gap = max(1, min(height, width) * scale // 16)
+    cell_height, cell_width = height * scale + gap, width * scale + gap
+    board = np.full((rows * cell_height - gap, columns * cell_width - gap, channels), PAPER, np.uint8)
+    for i, image in enumerate(images):
+        y, x = i // columns * cell_height, i % columns * cell_width
+        large = image.repeat(scale, axis=0).repeat(scale, axis=1)
+        board[y : y + height * scale, x : x + width * scale] = large
+    down = np.arange(rows) * cell_height + height * scale // 2
+    across = np.arange(columns) * cell_width + width * scale // 2
+    return _labelled(board, row_labels, down, column_labels, across)
+
+
+def save_png(path: str | os.PathLike[str], picture: UInt8[np.ndarray, "height width channels"]) -> None:
+    """Write a picture with 1, 3 or 4 channels, whatever the name ends with."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(stream, format="PNG")
+    epath.Path(path).write_bytes(stream.getvalue())
+
+
+def _labelled(
+    board: np.ndarray,
+    row_labels: Sequence[str] | None,
+    down: np.ndarray,
+    column_labels: Sequence[str] | None,
+    across: np.ndarray,
+) -> np.ndarray:
+    """`board` with texts at heights `down` of its left side and at places `across` above it."""
+    if row_labels is None and column_labels is None:
+        return board
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(size=14)
+    left = 2 * MARGIN + max((_width(font, label) for label in row_labels or ()), default=-2 * MARGIN)
+    top = 14 + 2 * MARGIN if column_labels is not None else 0
+    picture = Image.new("RGB", (left + board.shape[1], top + board.shape[0]), (PAPER,) * 3)
+    colour = board if board.shape[-1] == 3 else board.repeat(3, axis=-1)
+    picture.paste(Image.fromarray(colour), (left, top))
+    draw = ImageDraw.Draw(picture)
+    for y, label in zip(down, row_labels or (), strict=False):
+        draw.text((left - MARGIN, top + int(y)), label, (INK,) * 3, font, anchor="rm")
+    for x, label in zip(across, column_labels or (), strict=False):
+        draw.text((left + int(x), top - MARGIN), label, (INK,) * 3, font, anchor="md")
+    return np.asarray(picture)[..., : board.shape[-1]]
+
+
+def _width(font: "FreeTypeFont | ImageFont", text: str) -> int:
+    return int(np.ceil(font.getlength(text)))

@@ -1,0 +1,84 @@
+"""Where each array lives: logical axis names, which the layers give, become shardings over a mesh.
+
+Tensor parallelism follows the names (`AXIS_RULES`). Fully sharded data parallelism (FSDP, as ZeRO stage 3,
+Rajbhandari et al. 2020) needs no names: it splits every large array along its largest axis that divides
+evenly.
+"""
+
+import math
+from typing import Any
+
+import jax
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+BATCH_AXES = ("data", "fsdp")
+"""The mesh axes that split a batch."""
+
+AXIS_RULES: dict[str, str] = {
+    "channels_out": "tensor",
+    "heads": "tensor",
+}
+"""Logical axis -> mesh axis. A name that is not here (``channels_in``, ``embed``) splits nothing."""
+
+FSDP_FLOOR = 2**14
+"""Arrays with fewer elements stay whole on every device: gathering them costs more than it saves."""
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading axis split over `BATCH_AXES`."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def shardings(boxed: Any, mesh: Mesh, fsdp_floor: int = FSDP_FLOOR) -> Any:
+    """The sharding of every array of a tree.
+
+    Args:
+      boxed: arrays or `jax.ShapeDtypeStruct`s, boxed in `nn.LogicallyPartitioned` where their axes have
+        names. An optimizer state made from boxed parameters carries their boxes, and is thereby split as they
+        are.
+      mesh: with the axes data, fsdp and tensor.
+      fsdp_floor: fewest elements of an array that FSDP splits.
+
+    Returns:
+      `NamedSharding`s in the structure of the unboxed tree.
+    """
+
+    def sharding(leaf: Any) -> NamedSharding:
+        names: tuple[str | None, ...] = ()
+        if isinstance(leaf, nn.Partitioned):
+            names, leaf = leaf.names, leaf.value
+        return NamedSharding(mesh, partition(tuple(leaf.shape), names, dict(mesh.shape), fsdp_floor))
+
+    return jax.tree.map(sharding, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
+
+
+def partition(
+    shape: tuple[int, ...],
+    names: tuple[str | None, ...],
+    mesh_shape: dict[str, int],
+    fsdp_floor: int = FSDP_FLOOR,
+) -> PartitionSpec:
+    """The mesh axis that splits each axis of an array of `shape`, whose axes have the logical `names` if any."""
+    spec: list[str | None] = [None] * len(shape)
+    for i, name in enumerate(names):
+        mesh_axis = AXIS_RULES.get(name) if name else None
+        # an axis that does not divide (three colours over four devices) stays whole
+        if (
+            mesh_axis
+            and mesh_axis not in spec
+            and mesh_shape[mesh_axis] > 1
+            and shape[i] % mesh_shape[mesh_axis] == 0
+        ):
+            spec[i] = mesh_axis
+    fsdp = mesh_shape["fsdp"]
+    if fsdp > 1 and math.prod(shape) >= fsdp_floor:
+        free = [i for i, size in enumerate(shape) if spec[i] is None and size % fsdp == 0]
+        if free:
+            spec[max(free, key=lambda i: shape[i])] = "fsdp"
+    return PartitionSpec(*spec)

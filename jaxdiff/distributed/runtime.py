@@ -1,0 +1,70 @@
+"""What has to be said to JAX before it first looks for devices."""
+
+import os
+import pathlib
+
+import jax
+
+from jaxdiff.errors import require
+
+CACHE = "~/.cache/jaxdiff"
+AUTODETECT = "JAXDIFF_DISTRIBUTED"
+ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+
+
+def start(cpu_devices: int | None = None, compile_cache: str | None = None) -> None:
+    """Prepare the process: CPU devices, the cache of compiled programs, and the other hosts, if any.
+
+    The environment wins where JAX itself reads it (JAX_NUM_CPU_DEVICES, XLA_FLAGS,
+    JAX_COMPILATION_CACHE_DIR). Runs over several processes are asked for by JAX_COORDINATOR_ADDRESS,
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID together, or, where JAX can find these out by itself (TPU pods,
+    SLURM, MPI), by JAXDIFF_DISTRIBUTED=1.
+
+    Args:
+      cpu_devices: devices that the CPU shall act as; None: 2 on a machine of at least two cores, which is
+        faster than one device with two threads. Without effect on accelerators.
+      compile_cache: directory; None: ``~/.cache/jaxdiff``; empty: no cache.
+
+    Raises:
+      UserError: some, but not all, of the three variables of a distributed run are set, or they are not
+        numbers.
+    """
+    _count_cpu_devices(cpu_devices)
+    _cache_programs(CACHE if compile_cache is None else compile_cache)
+    _join_processes()
+
+
+def _count_cpu_devices(count: int | None) -> None:
+    if "JAX_NUM_CPU_DEVICES" in os.environ or "xla_force_host_platform" in os.environ.get("XLA_FLAGS", ""):
+        return
+    try:
+        jax.config.update("jax_num_cpu_devices", count or min(2, os.cpu_count() or 1))
+    except RuntimeError:
+        if count is not None:  # by default, a backend that runs already (in a notebook) may keep its devices
+            raise
+
+
+def _cache_programs(directory: str) -> None:
+    if not directory or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(directory).expanduser().resolve()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _join_processes() -> None:
+    if jax.distributed.is_initialized():
+        return
+    if os.environ.get(AUTODETECT, "0") not in ("", "0"):
+        jax.distributed.initialize()
+        return
+    given = {name: os.environ[name] for name in (ADDRESS, COUNT, INDEX) if os.environ.get(name)}
+    if not given:
+        return
+    for name in (ADDRESS, COUNT, INDEX):
+        fix = f"set {ADDRESS}, {COUNT} and {INDEX}, or {AUTODETECT}=1 to let JAX find them"
+        require(name in given, name, None, f"it is missing, and {', '.join(given)} is set", fix)
+    for name in (COUNT, INDEX):
+        require(given[name].isdigit(), name, given[name], "a whole number is expected", f"set {name} to one")
+    index, count = int(given[INDEX]), int(given[COUNT])
+    require(index < count, INDEX, index, f"{COUNT} is {count}", "number the processes from 0")
+    jax.distributed.initialize(given[ADDRESS], count, index)

@@ -1,0 +1,227 @@
+"""The layers that hold parameters, and the only file that names logical axes.
+
+Parameters are float32, each boxed with the names of its axes ("channels_in", "channels_out", "heads", "embed"), which
+`distributed.partitioning` maps to the mesh. A layer computes in its `dtype`, a string. Epsilons, paddings and
+initialisers are written out, because frameworks differ in their defaults.
+"""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxdiff.errors import require
+from jaxdiff.typing import Array, Float, Images
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def check_dtype(dtype: str) -> None:
+    require(dtype in DTYPES, "dtype", dtype, "it is no floating-point type here", f"use one of {', '.join(DTYPES)}")
+
+
+def kernel_init(zero: bool, in_axis: int, out_axis: int | tuple[int, ...], batch_axis: tuple[int, ...] = ()) -> Callable:
+    """Uniform with variance 1 / mean(fan in, fan out), or zero (Ho et al. 2020, who follow Glorot & Bengio 2010)."""
+    if zero:
+        return nn.initializers.zeros
+    return nn.initializers.variance_scaling(
+        1.0, "fan_avg", "uniform", in_axis=in_axis, out_axis=out_axis, batch_axis=batch_axis
+    )
+
+
+def embedding_init() -> Callable:
+    """N(0, 1) for rows of a table [rows, width]."""
+    return nn.with_logical_partitioning(nn.initializers.normal(1.0), (None, "embed"))
+
+
+class Dense(nn.Module):
+    """``x W + b`` over the last axis."""
+
+    features: int
+    zero: bool = False
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch channels"]) -> Float[Array, "*batch features"]:
+        init = nn.with_logical_partitioning(kernel_init(self.zero, -2, -1), ("channels_in", "channels_out"))
+        kernel = self.param("kernel", init, (x.shape[-1], self.features))
+        return x.astype(self.dtype) @ kernel.astype(self.dtype) + _bias(self, x.ndim)
+
+
+class Conv(nn.Module):
+    """Convolution with zero padding of ``size // 2`` on each side; of size 1, a matrix product."""
+
+    features: int
+    size: int = 3
+    stride: int = 1
+    zero: bool = False
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        names = (None, None, "channels_in", "channels_out")
+        init = nn.with_logical_partitioning(kernel_init(self.zero, -2, -1), names)
+        kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1], self.features)).astype(self.dtype)
+        x = x.astype(self.dtype)
+        if self.size == 1 and self.stride == 1:
+            x = x @ kernel[0, 0]
+        else:
+            # Padding is explicit: "SAME" pads a stride of 2 on one side only, unlike the published U-Nets.
+            x = jax.lax.conv_general_dilated(
+                x, kernel, window_strides=(self.stride,) * 2, padding=[(self.size // 2,) * 2] * 2,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )  # fmt: skip
+        return x + _bias(self, x.ndim)
+
+
+class ToHeads(nn.Module):
+    """`count` projections of a sequence to attention heads at once: queries, keys, values."""
+
+    count: int
+    heads: int
+    head_dim: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch length channels"]) -> list[Float[Array, "batch length heads head_dim"]]:
+        shape = (self.count, self.heads, self.head_dim)
+        names = (None, "heads", None)
+        kernel_names = nn.with_logical_partitioning(kernel_init(False, 0, (2, 3), (1,)), ("channels_in", *names))
+        kernel = self.param("kernel", kernel_names, (x.shape[-1], *shape))
+        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, names), shape)
+        x = x.astype(self.dtype) @ kernel.astype(self.dtype).reshape(x.shape[-1], -1)
+        x = x.reshape(*x.shape[:-1], *shape) + bias.astype(self.dtype)[None, None]
+        return [x[..., i, :, :] for i in range(self.count)]
+
+
+class FromHeads(nn.Module):
+    """The inverse of `ToHeads`: heads to channels. Starts at zero, so that attention starts as the identity."""
+
+    features: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch length heads head_dim"]) -> Float[Array, "batch length channels"]:
+        init = nn.with_logical_partitioning(nn.initializers.zeros, ("heads", None, "channels_out"))
+        kernel = self.param("kernel", init, (*x.shape[-2:], self.features)).astype(self.dtype)
+        x = x.astype(self.dtype).reshape(*x.shape[:-2], -1) @ kernel.reshape(-1, self.features)
+        return x + _bias(self, x.ndim)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation (Wu & He 2018), then ``x (1 + scale) + shift`` if these are given, then SiLU if asked for.
+
+    Attributes:
+      groups: the most groups there may be; see `group_count`.
+      min_group_size: the fewest channels in a group.
+    """
+
+    groups: int = 32
+    min_group_size: int = 4
+    silu: bool = True
+    eps: float = 1e-5
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch *grid channels"],
+        scale: Float[Array, "batch channels"] | None = None,
+        shift: Float[Array, "batch channels"] | None = None,
+    ) -> Float[Array, "batch *grid channels"]:
+        channels = x.shape[-1]
+        names = ("channels_out",)
+        ones, zeros = nn.initializers.ones, nn.initializers.zeros
+        gamma = self.param("scale", nn.with_logical_partitioning(ones, names), (channels,))
+        beta = self.param("bias", nn.with_logical_partitioning(zeros, names), (channels,))
+        gamma, beta = gamma[None], beta[None]
+        if scale is not None:
+            gain = 1 + scale
+            gamma, beta = gamma * gain, beta * gain
+        if shift is not None:
+            beta = beta + shift
+        shape = (x.shape[0], channels)
+        groups = group_count(channels, self.groups, self.min_group_size)
+        flat = x.reshape(x.shape[0], -1, channels)
+        y = group_norm(flat, jnp.broadcast_to(gamma, shape), jnp.broadcast_to(beta, shape), groups, self.eps, self.silu)
+        return y.reshape(x.shape)
+
+
+def group_count(channels: int, groups: int, min_group_size: int) -> int:
+    """The largest number of equal groups that is at most `groups` and leaves `min_group_size` channels in each."""
+    limit = max(1, min(groups, channels // min_group_size))
+    return next(count for count in range(limit, 0, -1) if channels % count == 0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def group_norm(
+    x: Float[Array, "batch pixels channels"],
+    gamma: Float[Array, "batch channels"],
+    beta: Float[Array, "batch channels"],
+    groups: int,
+    eps: float,
+    silu: bool,
+) -> Float[Array, "batch pixels channels"]:
+    """``silu(gamma (x - mean) / std + beta)``, with statistics over the pixels and channels of a group.
+
+    Differentiable in reverse mode only. Statistics are float32 at least and are taken in two passes: E[x^2] - E[x]^2
+    would lose all digits where the mean is large. Sums run over pixels first, where memory is contiguous; channels are
+    folded into groups by a product with a constant matrix, which XLA does not repeat for every pixel.
+    """
+    return _group_norm_forward(x, gamma, beta, groups, eps, silu)[0]
+
+
+def _group_norm_forward(x, gamma, beta, groups, eps, silu):
+    wide = x.astype(_statistics_dtype(x))
+    fold = functools.partial(_group_mean, groups=groups)
+    mean = fold(jnp.mean(wide, axis=1))
+    centred = wide - mean[:, None]
+    rstd = jax.lax.rsqrt(fold(jnp.mean(jnp.square(centred), axis=1)) + eps)
+    z = centred * (rstd * gamma)[:, None] + beta[:, None]
+    y = jax.nn.silu(z) if silu else z
+    return y.astype(x.dtype), (x, mean, rstd, gamma, beta)
+
+
+def _group_norm_backward(groups, eps, silu, residuals, dy):
+    """With ``u = (x - mean) rstd``: ``dx = rstd (gamma dz - E[gamma dz] - u E[gamma dz u])``, E over the group."""
+    x, mean, rstd, gamma, beta = residuals
+    dtype = _statistics_dtype(x)
+    fold = functools.partial(_group_mean, groups=groups)
+    centred = x.astype(dtype) - mean[:, None]
+    dz = dy.astype(dtype)
+    if silu:
+        z = centred * (rstd * gamma)[:, None] + beta[:, None]
+        sigmoid = jax.nn.sigmoid(z)
+        dz = dz * sigmoid * (1 + z * (1 - sigmoid))
+    pixels = x.shape[1]
+    dbeta = jnp.sum(dz, axis=1)
+    dgamma = jnp.sum(dz * centred, axis=1) * rstd
+    constant = fold(gamma * dbeta) / pixels
+    slope = fold(gamma * dgamma) / pixels
+    dx = dz * (rstd * gamma)[:, None] - centred * (jnp.square(rstd) * slope)[:, None] - (rstd * constant)[:, None]
+    return dx.astype(x.dtype), dgamma.astype(gamma.dtype), dbeta.astype(beta.dtype)
+
+
+group_norm.defvjp(_group_norm_forward, _group_norm_backward)
+
+
+def _group_mean(sums: Float[Array, "batch channels"], groups: int) -> Float[Array, "batch channels"]:
+    """The mean over each group's channels, repeated for each of its channels."""
+    channels = sums.shape[-1]
+    member = jnp.arange(channels)[:, None] // (channels // groups) == jnp.arange(groups)[None]
+    member = member.astype(sums.dtype)
+    means = jnp.matmul(sums, member, precision=HIGHEST) * (groups / channels)
+    return jnp.matmul(means, member.T, precision=HIGHEST)
+
+
+def _statistics_dtype(x: Float[Array, "..."]) -> jnp.dtype:
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _bias(module: nn.Module, ndim: int) -> Float[Array, "..."]:
+    """A bias parameter of `module`, in its dtype, that broadcasts against arrays of `ndim` axes."""
+    init = nn.with_logical_partitioning(nn.initializers.zeros, ("channels_out",))
+    bias = module.param("bias", init, (module.features,))
+    return bias.reshape((1,) * (ndim - 1) + bias.shape).astype(module.dtype)

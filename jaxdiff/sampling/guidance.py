@@ -1,0 +1,59 @@
+"""Guidance: how conditional predictions become the one that a sampler follows."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jaxdiff.errors import require
+from jaxdiff.process.prediction import Prediction
+from jaxdiff.sampling.loop import ConditionalDenoise, Conditions, DenoiseFn
+from jaxdiff.typing import Images, Scalar
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierFree:
+    """``null + scale (conditional - null)`` (Ho & Salimans 2022, whose w is ``scale - 1``).
+
+    Scale 1 is the conditional model and 0 the model without conditions, at the cost of one call; any other
+    scale runs both in one call on a doubled batch.
+
+    Attributes:
+      scale: 1 is off.
+      t_min, t_max: times between which guidance acts; outside, the conditional model is used alone
+        (Kynkäänniemi et al. 2024). The default means always, also for processes whose time leaves [0, 1].
+    """
+
+    scale: float = 1.0
+    t_min: float = 0.0
+    t_max: float = 1.0
+
+    def __post_init__(self):
+        require(
+            self.t_max > self.t_min,
+            "t_max",
+            self.t_max,
+            f"it is not above t_min={self.t_min}",
+            "give a later time",
+        )
+
+    def __call__(self, denoise: ConditionalDenoise, fields: Conditions, batch: int) -> DenoiseFn:
+        def conditional(x: Images, t: Scalar) -> Prediction:
+            return denoise(x, t, fields, jnp.zeros(batch, bool))
+
+        def unconditional(x: Images, t: Scalar) -> Prediction:
+            return denoise(x, t, fields, jnp.ones(batch, bool))
+
+        def combined(x: Images, t: Scalar) -> Prediction:
+            # Each image stands beside its copy, not a batch apart: a batch split over devices stays where it
+            # is.
+            pairs = jax.tree.map(lambda value: jnp.repeat(value, 2, axis=0), (x, fields))
+            both = denoise(pairs[0], t, pairs[1], jnp.tile(jnp.array([False, True]), batch))
+            return jax.tree.map(lambda value: value[1::2] + self.scale * (value[::2] - value[1::2]), both)
+
+        if self.scale == 1:
+            return conditional
+        guided = unconditional if self.scale == 0 else combined
+        if self.t_min <= 0 and self.t_max >= 1:
+            return guided
+        return lambda x, t: jax.lax.cond((t >= self.t_min) & (t <= self.t_max), guided, conditional, x, t)

@@ -1,0 +1,146 @@
+"""One training step, for every task: what is trained comes in through the `Task` protocol.
+
+Everything random in step n follows from ``fold_in(key(seed), n)``, and is drawn for the whole batch before it
+is cut into micro-batches or spread over devices: neither changes what is learned.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+from jax.sharding import Mesh
+
+from jaxdiff.distributed import partitioning
+from jaxdiff.training.ema import Ema
+from jaxdiff.typing import Metrics, Params
+
+INITIAL = 2**32 - 1
+"""The step whose key initialises the parameters: one that no run reaches."""
+
+
+@struct.dataclass
+class TrainState:
+    """All that a run has learned. Keys and functions are not in it: they follow from the config and the step."""
+
+    step: Any
+    params: Any
+    ema: Any
+    opt_state: Any
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What is trained."""
+
+    def init(self, key: Any) -> Params:
+        """Fresh parameters; those with named axes are boxed (`nn.with_logical_partitioning`)."""
+        ...
+
+    def draw(self, batch: Any, key: Any) -> Any:
+        """The batch with all that is random about its examples. Every array keeps a leading batch axis."""
+        ...
+
+    def loss(self, params: Params, examples: Any, key: Any, train: bool) -> tuple[Any, Metrics]:
+        """The mean loss of the examples, and further means to log. `key` is for the network (dropout)."""
+        ...
+
+
+StepFn = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+    task: Task, optimizer: optax.GradientTransformation, ema: Ema, seed: int, accumulation: int = 1
+) -> StepFn:
+    """The function (state, batch) -> (state, metrics) of one optimizer step.
+
+    The gradient is the mean over `accumulation` micro-batches of every k-th example each. An update with a
+    non-finite loss, gradient or result is not made: parameters, average and optimizer stay as they were, only
+    the step counts, and the metric `skipped` is 1. The decision is taken on the device, and so by all hosts
+    alike.
+    """
+
+    def gradients(params: Params, examples: Any, key: Any) -> tuple[Metrics, Params]:
+        loss = jax.value_and_grad(task.loss, has_aux=True)
+        (value, metrics), grads = loss(params, examples, key=key, train=True)
+        return {**metrics, "loss": value}, grads
+
+    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        draw_key, loss_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+        examples = task.draw(batch, key=draw_key)
+        metrics, grads = accumulate(gradients, accumulation)(state.params, examples, loss_key)
+
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        proposed = (params, ema.update(state.ema, params, state.step), opt_state)
+
+        grad_norm, param_norm = optax.tree.norm(grads), optax.tree.norm(params)
+        good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm) & jnp.isfinite(param_norm)
+        kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), proposed,
+                            (state.params, state.ema, state.opt_state))  # fmt: skip
+        metrics |= {
+            "grad_norm": grad_norm,
+            "update_norm": optax.tree.norm(updates),
+            "param_norm": param_norm,
+            "skipped": 1.0 - good,
+        }
+        return TrainState(state.step + 1, *kept), metrics
+
+    return train_step
+
+
+def accumulate(function: Callable[..., Any], parts: int) -> Callable[..., Any]:
+    """`function(params, examples, key)`, averaged over `parts` micro-batches of which one is in memory at a time.
+
+    Micro-batch i takes the examples i, i + k, i + 2k, ...: each device cuts its own part of the batch, and
+    none moves.
+    """
+
+    def averaged(params: Params, examples: Any, key: Any) -> Any:
+        if parts == 1:
+            return function(params, examples, jax.random.fold_in(key, 0))
+        cut = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1), examples)
+
+        def add(total: Any, part: tuple[Any, Any]) -> tuple[Any, None]:
+            index, micro = part
+            return jax.tree.map(jnp.add, total, function(params, micro, jax.random.fold_in(key, index))), None
+
+        shape = jax.eval_shape(function, params, jax.tree.map(lambda x: x[0], cut), key)
+        zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
+        total, _ = jax.lax.scan(add, zero, (jnp.arange(parts), cut))
+        return jax.tree.map(lambda x: x / parts, total)
+
+    return averaged
+
+
+def jit_train_step(step: StepFn, abstract: TrainState, mesh: Mesh) -> Any:
+    """`step`, to be compiled for a mesh; it takes over the memory of the state that it is given."""
+    state = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    batch, metrics = partitioning.batch_sharding(mesh), partitioning.replicated(mesh)
+    return jax.jit(step, in_shardings=(state, batch), out_shardings=(state, metrics), donate_argnums=0)
+
+
+def create_state(task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int) -> TrainState:
+    """The state at step 0, made in its place on the mesh: no device ever holds all of a sharded state."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(task, optimizer, mesh))
+    return jax.jit(lambda: nn.meta.unbox(_initial(task, optimizer, seed)), out_shardings=shardings)()
+
+
+def abstract_state(task: Task, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """The shapes, types and shardings of the state, as `jax.ShapeDtypeStruct`s; nothing is computed."""
+    boxed = jax.eval_shape(lambda: _initial(task, optimizer, 0))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        nn.meta.unbox(boxed), partitioning.shardings(boxed, mesh),
+    )  # fmt: skip
+
+
+def _initial(task: Task, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    params = task.init(jax.random.fold_in(jax.random.key(seed), INITIAL))
+    # the average starts as a copy: the step takes over the memory of both
+    return TrainState(
+        jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params)
+    )

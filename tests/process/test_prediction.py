@@ -1,0 +1,150 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff.config import build, from_json, spec, to_json
+from jaxdiff.errors import UserError
+from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving, diffuse
+from jaxdiff.process.prediction import Data, Edm, Noise, V, Velocity, decode, error_ratio, target
+from jaxdiff.process.schedule import Cosine, Linear
+
+PROCESSES = [
+    VariancePreserving(Linear()),
+    VariancePreserving(Cosine()),
+    VarianceExploding(),
+    RectifiedFlow(),
+]
+PARAMETERIZATIONS = [Noise(), Data(), V(), Velocity(), Edm(0.5), Edm(1.3)]
+T = np.array([0.02, 0.2, 0.5, 0.8, 0.98])
+
+each_process = pytest.mark.parametrize("process", PROCESSES, ids=str)
+each_parameterization = pytest.mark.parametrize("parameterization", PARAMETERIZATIONS, ids=str)
+
+
+def a_pair():
+    x_0, noise = np.random.default_rng(1).normal(size=(2, len(T), 2, 3, 2))
+    return jnp.asarray(x_0), jnp.asarray(noise)
+
+
+@each_process
+@each_parameterization
+def test_decode_inverts_target(process, parameterization):
+    x_0, noise = a_pair()
+    t = jnp.asarray(T)
+    x_t = diffuse(process, x_0, noise, t)
+    found = decode(parameterization, process, t, x_t, target(parameterization, process, t, x_0, noise))
+    np.testing.assert_allclose(found.x_0, x_0, rtol=1e-7, atol=1e-7)
+    np.testing.assert_allclose(found.noise, noise, rtol=1e-7, atol=1e-7)
+
+
+@each_parameterization
+def test_at_the_ends_of_a_flow_what_is_known_is_exact_and_nothing_is_nan(parameterization):
+    x_0, noise = a_pair()
+    t, flow = jnp.array([0.0, 1.0, 0.0, 1.0, 0.5]), RectifiedFlow()
+    x_t = diffuse(flow, x_0, noise, t)
+    wrong = target(parameterization, flow, t, x_0, noise) + 0.3
+    found = decode(parameterization, flow, t, x_t, wrong)
+    np.testing.assert_array_equal(found.x_0[0], x_0[0])
+    np.testing.assert_array_equal(found.noise[1], noise[1])
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found))
+    gradient = jax.grad(lambda output: sum(map(jnp.sum, decode(parameterization, flow, t, x_t, output)[:2])))
+    assert np.all(np.isfinite(gradient(wrong)))
+
+
+@each_parameterization
+def test_clean_data_of_a_vp_process_are_read_off(parameterization):
+    x_0, noise = a_pair()
+    found = decode(parameterization, VariancePreserving(Linear()), jnp.zeros(len(T)), x_0, noise)
+    np.testing.assert_array_equal(found.x_0, x_0)
+    assert np.all(np.isfinite(found.noise))
+
+
+def test_targets_of_the_papers():
+    x_0, noise = a_pair()
+    t, vp, flow = jnp.asarray(T), VariancePreserving(Cosine()), RectifiedFlow()
+    alpha, sigma = (np.asarray(value)[:, None, None, None] for value in vp.signal(t))
+    np.testing.assert_array_equal(target(Noise(), vp, t, x_0, noise), noise)
+    np.testing.assert_array_equal(target(Data(), vp, t, x_0, noise), x_0)
+    np.testing.assert_allclose(target(V(), vp, t, x_0, noise), alpha * noise - sigma * x_0, rtol=1e-12)
+    np.testing.assert_allclose(target(Velocity(), flow, t, x_0, noise), noise - x_0, rtol=1e-12)
+    np.testing.assert_allclose(target(Edm(1.0), vp, t, x_0, noise), sigma * x_0 - alpha * noise, rtol=1e-7)
+
+
+@each_process
+def test_velocity_is_the_slope_of_the_path(process):
+    x_0, noise = a_pair()
+    t, h = jnp.asarray(T), 1e-6
+    slope = (diffuse(process, x_0, noise, t + h) - diffuse(process, x_0, noise, t - h)) / (2 * h)
+    np.testing.assert_allclose(target(Velocity(), process, t, x_0, noise), slope, rtol=1e-6, atol=1e-6)
+
+
+@each_process
+@pytest.mark.parametrize("sigma_data", [0.5, 2.0])
+def test_edm_is_table_1_of_the_paper(process, sigma_data):
+    x_0, noise = a_pair()
+    t, edm = jnp.asarray(T), Edm(sigma_data)
+    x_t = diffuse(process, x_0, noise, t)
+    alpha, sigma = (np.asarray(value)[:, None, None, None] for value in process.signal(t))
+    s = sigma / alpha
+    c_skip = sigma_data**2 / (s**2 + sigma_data**2)
+    c_out = s * sigma_data / np.sqrt(s**2 + sigma_data**2)
+    c_in = 1 / np.sqrt(s**2 + sigma_data**2)
+    x, label = edm.network_input(process, x_t, t)
+    np.testing.assert_allclose(x, c_in / alpha * np.asarray(x_t), rtol=1e-9)
+    np.testing.assert_allclose(label, np.log(s)[:, 0, 0, 0] / 4, rtol=1e-9, atol=1e-9)
+    output = jnp.asarray(np.random.default_rng(2).normal(size=x_0.shape))
+    expected = c_skip / alpha * np.asarray(x_t) + c_out * np.asarray(output)
+    np.testing.assert_allclose(decode(edm, process, t, x_t, output).x_0, expected, rtol=1e-9, atol=1e-9)
+    # Input and target have unit variance if the data's is sigma_data^2 (a and b weigh independent parts).
+    np.testing.assert_allclose(c_in**2 * (sigma_data**2 + s**2), 1, rtol=1e-12)
+    a, b = map(np.asarray, edm.row(process, t))
+    np.testing.assert_allclose((a * sigma_data) ** 2 + b**2, 1, rtol=1e-9)
+
+
+def test_edm_labels_are_finite_at_both_ends():
+    x, label = Edm().network_input(RectifiedFlow(), jnp.ones((2, 1, 1, 1)), jnp.array([0.0, 1.0]))
+    assert np.all(np.isfinite(x))
+    assert np.all(np.isfinite(label))
+
+
+@each_parameterization
+def test_other_networks_see_the_image_and_ddpm_time(parameterization):
+    if isinstance(parameterization, Edm):
+        pytest.skip("has its own input")
+    x_t, t = jnp.ones((2, 1, 1, 1)), jnp.array([0.0, 0.5])
+    x, label = parameterization.network_input(RectifiedFlow(), x_t, t)
+    np.testing.assert_array_equal(x, x_t)
+    np.testing.assert_array_equal(label, [0, 500])
+
+
+@each_process
+@each_parameterization
+def test_error_ratio_is_how_a_perturbed_output_moves_the_other_targets(process, parameterization):
+    x_0, noise = a_pair()
+    t = jnp.asarray(T)
+    x_t = diffuse(process, x_0, noise, t)
+    output = target(parameterization, process, t, x_0, noise)
+    moved = decode(parameterization, process, t, x_t, output + 1.0)
+    for space in PARAMETERIZATIONS:
+        change = target(space, process, t, moved.x_0, moved.noise) - target(space, process, t, x_0, noise)
+        ratio = np.asarray(error_ratio(space, parameterization, process, t))[:, None, None, None]
+        np.testing.assert_allclose(change, np.broadcast_to(ratio, change.shape), rtol=1e-6, atol=1e-6)
+
+
+def test_arithmetic_is_float32_whatever_the_network_computes_in(float32):
+    x_t, output = jnp.ones((1, 2, 2, 1), jnp.bfloat16), jnp.full((1, 2, 2, 1), 0.3, jnp.bfloat16)
+    found = decode(V(), VariancePreserving(Cosine()), jnp.array([0.3]), x_t, output)
+    assert found.x_0.dtype == found.noise.dtype == jnp.float32
+
+
+@each_parameterization
+def test_configs_build_the_same_object(parameterization):
+    arguments = vars(parameterization)
+    block = spec(type(parameterization), **arguments)
+    assert build(block) == build(from_json(to_json(block))) == parameterization
+
+
+def test_a_standard_deviation_of_zero_is_refused():
+    with pytest.raises(UserError, match="sigma_data=0"):
+        Edm(0.0)

@@ -1,0 +1,60 @@
+"""Every module imports by itself, and what starts fast stays fast."""
+
+import importlib
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import jaxdiff
+
+MODULES = sorted(module.name for module in pkgutil.walk_packages(jaxdiff.__path__, "jaxdiff."))
+LAYERS_OF_CONFIGS = (
+    "process",
+    "conditioning",
+    "models",
+    "sampling",
+    "tasks",
+    "training",
+    "data",
+    "evaluation",
+)
+HEAVY = {"tensorflow", "tensorflow_datasets", "grain", "orbax", "sklearn", "torch", "matplotlib"}
+
+
+def loaded_by(*modules: str) -> set[str]:
+    """The top-level packages that a fresh interpreter holds after importing `modules`."""
+    program = f"import {', '.join(modules)}; import sys; print(*sys.modules)"
+    printed = subprocess.check_output([sys.executable, "-c", program], text=True)
+    return {name.partition(".")[0] for name in printed.split()}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_imports(name):
+    importlib.import_module(name)
+
+
+def test_modules_import_in_any_order():
+    loaded_by(*reversed(MODULES))
+
+
+def test_commands_start_without_jax():
+    assert not loaded_by("jaxdiff.command", "jaxdiff.config") & {"jax", "jaxlib", "flax", "numpy", *HEAVY}
+
+
+@pytest.mark.parametrize("name", ["train", "sample", "evaluate"])
+def test_help_needs_no_jax(name):
+    assert not loaded_by(f"jaxdiff.{name}") & {"jax", "jaxlib", "flax", "numpy", *HEAVY}
+
+
+def test_what_a_config_names_imports_nothing_heavy():
+    """A config imports the classes that it names; reading one must not cost seconds."""
+    named = [
+        name for name in MODULES if name.startswith(tuple(f"jaxdiff.{layer}." for layer in LAYERS_OF_CONFIGS))
+    ]
+    assert not loaded_by(*named) & HEAVY
+
+
+def test_the_library_never_needs_tensorflow():
+    assert not loaded_by(*MODULES) & {"tensorflow", "torch"}

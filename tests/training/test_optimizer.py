@@ -1,0 +1,66 @@
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxdiff.config import build, from_json, spec, to_json
+from jaxdiff.errors import UserError
+from jaxdiff.training.optimizer import AdamW, Constant, Cosine
+
+
+def test_cosine_without_warmup_is_that_of_optax():
+    ours, theirs = Cosine(final=0.1)(2e-3, 100), optax.cosine_decay_schedule(2e-3, 100, alpha=0.1)
+    steps = jnp.arange(150)
+    assert np.allclose(ours(steps), theirs(steps), rtol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", [Constant(warmup_steps=10), Cosine(warmup_steps=10)])
+def test_warmup_is_linear_positive_at_once_and_ends_at_the_peak(schedule):
+    rate = schedule(0.5, 100)
+    assert np.allclose(rate(jnp.arange(10)), 0.05 * np.arange(1, 11))
+    assert np.isclose(rate(10), 0.5)
+
+
+def test_cosine_ends_at_its_final_share():
+    assert np.isclose(Cosine(warmup_steps=3, final=0.25)(0.4, 50)(50), 0.1)
+
+
+def test_first_step_of_adam_is_the_rate_in_the_direction_of_the_sign():
+    optimizer = AdamW(learning_rate=0.01, clip_norm=None).make(10)
+    params, grads = jnp.zeros(3), jnp.array([3.0, -0.5, 100.0])
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    assert np.allclose(updates, [-0.01, 0.01, -0.01], rtol=1e-4)
+
+
+def test_weight_decay_shrinks_without_gradient_and_is_scaled_by_the_rate():
+    optimizer = AdamW(learning_rate=0.01, weight_decay=0.5).make(10)
+    params = jnp.array([2.0])
+    updates, _ = optimizer.update(jnp.zeros(1), optimizer.init(params), params)
+    assert np.allclose(updates, -0.01 * 0.5 * 2.0)
+
+
+def test_gradients_above_the_clip_norm_act_as_if_scaled_to_it():
+    optimizer = AdamW(clip_norm=1.0, eps=1.0).make(10)
+    params = jnp.zeros(2)
+    at, _ = optimizer.update(jnp.array([0.6, 0.8]), optimizer.init(params), params)
+    above, _ = optimizer.update(jnp.array([60.0, 80.0]), optimizer.init(params), params)
+    assert np.allclose(at, above, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"learning_rate": 0.0}, {"b2": 1.0}, {"eps": 0.0}, {"weight_decay": -1.0}, {"clip_norm": 0.0}],
+)
+def test_bad_numbers_are_named(arguments):
+    with pytest.raises(UserError, match=next(iter(arguments))):
+        AdamW(**arguments)
+
+
+def test_warmup_longer_than_the_run_is_an_error():
+    with pytest.raises(UserError, match="warmup_steps=10"):
+        AdamW(schedule=Cosine(warmup_steps=10)).make(10)
+
+
+def test_is_the_same_object_after_a_round_trip_through_json():
+    block = spec(AdamW, learning_rate=3e-4, schedule=spec(Cosine, warmup_steps=5), clip_norm=None)
+    assert build(from_json(to_json(block))) == AdamW(3e-4, Cosine(5), clip_norm=None)

@@ -1,0 +1,162 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from training import toy
+
+from jaxdiff.training.ema import Ema
+from jaxdiff.training.step import Task, abstract_state, accumulate, create_state
+
+
+def losses(history):
+    return np.array([metrics["loss"] for metrics in history])
+
+
+def distance(a, b):
+    """Between two trees, relative to the norm of the second."""
+    difference = jax.tree.map(lambda x, y: np.asarray(x) - np.asarray(y), a, b)
+    return float(optax.tree.norm(difference) / optax.tree.norm(b))
+
+
+def test_toy_task_is_a_task():
+    assert isinstance(toy.Linear(), Task)
+
+
+def test_training_finds_the_least_squares_solution():
+    state, _ = toy.train(400, mesh=toy.mesh(), optimizer=optax.adam(3e-2), count=64)
+    shrunk = 2.0 / (1.0 + 0.1**2)  # noise on the regressor attenuates the slope by var(x) / (var(x) + var(noise))
+    assert np.allclose(state.params["kernel"], shrunk * np.eye(toy.SIZE)[::-1], atol=0.1)
+    assert np.allclose(state.params["bias"], 1.0, atol=0.1)
+
+
+def test_loss_and_gradient_norm_are_those_of_the_closed_form():
+    mesh = toy.mesh()
+    before = jax.device_get(create_state(toy.Linear(), optax.sgd(0.1), mesh, 0).params)
+    after, history = toy.train(1, mesh=mesh, optimizer=optax.sgd(0.1))
+    grads = jax.tree.map(lambda old, new: (old - np.asarray(new)) / 0.1, before, after.params)
+    assert np.isclose(history[0]["grad_norm"], optax.tree.norm(grads), rtol=1e-4)
+    assert np.isclose(history[0]["update_norm"], 0.1 * history[0]["grad_norm"], rtol=1e-5)
+    assert np.isclose(history[0]["param_norm"], optax.tree.norm(after.params), rtol=1e-6)
+
+
+@pytest.mark.parametrize("accumulation", [2, 4])
+def test_accumulation_does_not_change_what_is_learned(accumulation):
+    whole, history = toy.train(5, mesh=toy.mesh(2))
+    parts, history_of_parts = toy.train(5, mesh=toy.mesh(2), accumulation=accumulation)
+    assert np.allclose(losses(history), losses(history_of_parts), rtol=1e-6)
+    assert distance(parts.params, whole.params) < 1e-6
+
+
+def test_accumulation_takes_every_example_once_and_gives_micro_batches_their_own_keys():
+    seen = []
+
+    def look(params, examples, key):
+        jax.debug.callback(lambda x, k: seen.append((x.tolist(), k.tolist())), examples, jax.random.key_data(key))
+        return jnp.mean(examples)
+
+    mean = jax.jit(accumulate(look, 3))(None, jnp.arange(12.0), jax.random.key(0))
+    jax.effects_barrier()
+    assert mean == np.mean(np.arange(12.0))
+    assert sorted(x for xs, _ in seen for x in xs) == list(range(12))
+    assert sorted(xs for xs, _ in seen)[0] == [0, 3, 6, 9]  # strided
+    assert len({tuple(key) for _, key in seen}) == 3
+
+
+def test_rate_counts_optimizer_steps_whatever_the_accumulation():
+    rates = []
+
+    def rate(count):
+        jax.debug.callback(lambda c: rates.append(int(c)), count)
+        return 0.01
+
+    state, _ = toy.train(3, mesh=toy.mesh(), optimizer=optax.adamw(rate), accumulation=4)
+    jax.effects_barrier()
+    assert rates == [0, 1, 2]
+    assert int(state.step) == 3
+
+
+def test_one_device_and_eight_learn_the_same():
+    one, history_of_one = toy.train(6, mesh=toy.mesh(1))
+    eight, history_of_eight = toy.train(6, mesh=toy.mesh(8))
+    assert np.allclose(losses(history_of_one), losses(history_of_eight), rtol=1e-6)
+    assert distance(eight.params, one.params) < 1e-6
+
+
+@pytest.mark.parametrize("shape", [{"fsdp": 2}, {"fsdp": 4, "tensor": 2}])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_sharded_state_is_split_and_learns_the_same(shape, accumulation):
+    task = toy.Linear(128)
+    whole, history = toy.train(4, mesh=toy.mesh(8), task=task)
+    split, history_of_split = toy.train(4, mesh=toy.mesh(8, **shape), task=task, accumulation=accumulation)
+    assert np.allclose(losses(history), losses(history_of_split), rtol=1e-5)
+    assert distance(split.params, whole.params) < 1e-5
+    ways = np.prod(list(shape.values()))
+    moments = split.opt_state[0]
+    for tree in (split.params, split.ema, moments.mu, moments.nu):
+        assert tree["kernel"].addressable_shards[0].data.size == 128 * 128 / ways
+        assert tree["bias"].sharding.is_fully_replicated
+
+
+def test_state_is_created_the_same_on_any_mesh_and_as_the_abstract_state_says():
+    task, optimizer = toy.Linear(128), optax.adam(1e-3)
+    states = [create_state(task, optimizer, toy.mesh(8, **shape), 3) for shape in ({}, {"fsdp": 8})]
+    assert toy.sha(states[0]) == toy.sha(states[1])
+    abstract = abstract_state(task, optimizer, toy.mesh(8, fsdp=8))
+    described = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), states[1])
+    assert described == jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), abstract)
+
+
+def test_average_starts_at_the_parameters_and_seeds_differ():
+    states = [create_state(toy.Linear(), optax.adam(1e-3), toy.mesh(), seed) for seed in (0, 1)]
+    assert toy.sha(states[0].params) == toy.sha(states[0].ema)
+    assert toy.sha(states[0].params) != toy.sha(states[1].params)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_step_with_a_nan_is_skipped_and_only_counts(accumulation):
+    options = {"mesh": toy.mesh(2), "accumulation": accumulation, "poison": (2,)}
+    before, _ = toy.train(2, **options)
+    after, history = toy.train(3, **options)
+    for field in ("params", "ema", "opt_state"):
+        assert toy.sha(getattr(before, field)) == toy.sha(getattr(after, field))
+    assert int(after.step) == 3
+    assert [metrics["skipped"] for metrics in history] == [0, 0, 1]
+    on, history = toy.train(4, **options)
+    assert history[3]["skipped"] == 0
+    assert np.isfinite(history[3]["loss"])
+    assert toy.sha(on.params) != toy.sha(after.params)
+
+
+def test_update_that_overflows_is_skipped():
+    state, history = toy.train(2, mesh=toy.mesh(), optimizer=optax.sgd(1e38))
+    assert history[0]["skipped"] == 1
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state)))
+
+
+def test_every_step_draws_anew():
+    _, history = toy.train(2, mesh=toy.mesh(), optimizer=optax.sgd(0.0), poison=())
+    mesh = toy.mesh()
+    _, again = toy.train(2, mesh=mesh, optimizer=optax.sgd(0.0))
+    assert losses(history).tolist() == losses(again).tolist()
+    key = jax.random.key(0)
+    draws = [toy.Linear().draw(toy.batch(0), jax.random.fold_in(key, step))["noise"] for step in (0, 1)]
+    assert not np.allclose(*draws)
+
+
+def test_average_is_the_closed_sum():
+    """After n steps with constant decay d: ema = d^n x_0 + (1 - d) sum_i d^(n - i) x_i."""
+    path = np.random.default_rng(0).standard_normal(21).astype(np.float32)
+    ema = average = Ema(decay=0.9, warmup=False)
+    average = jnp.float32(path[0])
+    for step, value in enumerate(path[1:]):
+        average = ema.update(average, jnp.float32(value), step)
+    powers = 0.9 ** np.arange(19, -1, -1)
+    assert np.isclose(average, 0.9**20 * path[0] + 0.1 * np.sum(powers * path[1:]), rtol=1e-5)
+
+
+def test_average_with_warmup_follows_its_rule():
+    ema = Ema(decay=0.9999)
+    for step, decay in [(0, 1 / 10), (90, 91 / 100), (89_000, 89_001 / 89_010), (10**6, 0.9999)]:
+        assert np.isclose(ema.gain(jnp.int32(step)), 1.0 - decay, rtol=1e-5)
+    assert np.isclose(ema.update(jnp.float32(0.0), jnp.float32(1.0), 0), 0.9)  # the first update: d = 0.1

@@ -1,0 +1,80 @@
+"""A task small enough to know by heart: least squares on vectors, with noise drawn by the task."""
+
+import hashlib
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from jaxdiff.distributed.mesh import MeshShape
+from jaxdiff.training.ema import Ema
+from jaxdiff.training.step import create_state, jit_train_step, make_train_step
+
+SIZE = 8
+
+
+class Linear:
+    """y = x W + b, from x with a little noise, which is drawn for the whole batch."""
+
+    def __init__(self, size=SIZE, dropout=False):
+        self.size, self.dropout = size, dropout
+
+    def init(self, key):
+        kernel = jax.random.normal(key, (self.size, self.size)) / self.size
+        return {
+            "kernel": nn.LogicallyPartitioned(kernel, ("channels_in", "channels_out")),
+            "bias": jnp.zeros((self.size,)),
+        }
+
+    def draw(self, batch, key):
+        return {**batch, "noise": 0.1 * jax.random.normal(key, batch["x"].shape)}
+
+    def loss(self, params, examples, key, train):
+        assert train
+        x = examples["x"] + examples["noise"]
+        if self.dropout:
+            x = x * jax.random.bernoulli(key, 0.5, x.shape)
+        error = x @ params["kernel"] + params["bias"][None] - examples["y"]
+        return jnp.mean(error**2), {"bias": jnp.mean(error)}
+
+
+def batch(step, count=16, size=SIZE, poison=()):
+    """The batch of a step: a pure function of the step. The steps in `poison` hold a NaN."""
+    random = np.random.default_rng([1, step])
+    x = random.standard_normal((count, size)).astype(np.float32)
+    y = (2.0 * x[:, ::-1] + 1.0).astype(np.float32)
+    if step in poison:
+        y[0, 0] = np.nan
+    return {"x": x, "y": y}
+
+
+def batches(start, **options):
+    return (batch(step, **options) for step in itertools.count(start))
+
+
+def mesh(count=1, **shape):
+    return MeshShape(**shape).make(jax.devices()[:count])
+
+
+def train(steps, *, mesh, optimizer=None, accumulation=1, task=None, ema=None, **options):
+    """A few steps without the loop: the final state and the metrics of each step."""
+    task, optimizer = task or Linear(), optimizer or optax.adam(1e-2)
+    state = create_state(task, optimizer, mesh, 0)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    step_fn = jit_train_step(make_train_step(task, optimizer, ema or Ema(), 0, accumulation), abstract, mesh)
+    history = []
+    for step in range(steps):
+        state, metrics = step_fn(state, batch(step, size=task.size, **options))
+        history.append(jax.device_get(metrics))
+    return state, history
+
+
+def sha(state):
+    """The SHA-256 of every byte of a state, and of where it belongs."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree.flatten_with_path(state)[0]:
+        digest.update(f"{path}{leaf.dtype}{leaf.shape}".encode() + np.asarray(leaf).tobytes())
+    return digest.hexdigest()

@@ -37,7 +37,10 @@ SIGMA_DATA = 0.75  # standard deviation of the pixels, background included
 def get_config() -> ConfigDict:
     network = spec(
         UNet,
-        levels=(spec(Level, width=WIDTH, blocks=2), spec(Level, width=2 * WIDTH, blocks=2, self_attention=True)),
+        levels=(
+            spec(Level, width=WIDTH, blocks=2),
+            spec(Level, width=2 * WIDTH, blocks=2, self_attention=True),
+        ),
         out_channels=1,
         head_dim=32,
     )

@@ -27,7 +27,8 @@ from jaxdiff.errors import UserError
 
 TARGET = "target"
 PLAIN = (bool, int, float, str, type(None))
-LINEN_FIELDS = ("parent", "name")
+LINEN_FIELDS = {"parent", "name"}
+"""Fields of every Linen module that belong to Linen."""
 BLOCK = (Mapping, ConfigDict)  # a ConfigDict is no Mapping by itself
 MISFIT = object()  # what `_fit` gives when a value cannot be read as the type
 
@@ -224,10 +225,11 @@ def _fields(cls: type) -> dict[str, inspect.Parameter]:
     """The constructor's parameters by name, annotations resolved to types."""
     parameters = inspect.signature(cls).parameters
     hints = typing.get_type_hints(cls if dataclasses.is_dataclass(cls) else cls.__init__)
+    hidden = LINEN_FIELDS if parameters.keys() >= LINEN_FIELDS else ()
     return {
         name: parameter.replace(annotation=hints.get(name, Any))
         for name, parameter in parameters.items()
-        if name not in LINEN_FIELDS and not parameter.kind.name.startswith("VAR_")
+        if name not in hidden and not parameter.kind.name.startswith("VAR_")
     }
 
 

@@ -22,12 +22,12 @@ class Embeddings:
     """The conditions of a batch of images, ready for a network.
 
     Attributes:
-      vector: drives the adaptive norms, [batch, width].
+      vector: drives the adaptive norms, [batch, features].
       tokens: what cross-attention reads.
       spatial: channels that are joined to the noisy image, [batch, height, width, channels].
     """
 
-    vector: Float[Array, "batch width"] | None = None
+    vector: Float[Array, "batch features"] | None = None
     tokens: Tokens | None = None
     spatial: Images | None = None
 

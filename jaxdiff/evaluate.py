@@ -11,16 +11,22 @@ from collections.abc import Sequence
 from jaxdiff import command
 from jaxdiff.errors import UserError
 
-DESCRIPTION = "Judge a trained model on held-out data: writes evaluation.json and evaluation.png into the workdir."
+DESCRIPTION = (
+    "Judge a trained model on held-out data: writes evaluation.json and evaluation.png into the workdir."
+)
 LOG_SNRS = (-10.0, -8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0)
 """Noise levels of the held-out loss."""
 
 
 def parser() -> command.Parser:
-    flags = command.Parser(description=DESCRIPTION, epilog="--config.evaluation.n=500 and the like change the stored config.")
+    flags = command.Parser(
+        description=DESCRIPTION, epilog="--config.evaluation.n=500 and the like change the stored config."
+    )
     flags.add_argument("--workdir", required=True, help="folder of the training run")
     flags.add_argument("--step", type=int, default=None, help="which checkpoint (default: the newest)")
-    flags.add_argument("--packages", default="", help="comma-separated packages that the stored config may use")
+    flags.add_argument(
+        "--packages", default="", help="comma-separated packages that the stored config may use"
+    )
     return flags
 
 
@@ -32,12 +38,14 @@ def main(argv: Sequence[str]) -> None:
     from jaxdiff.experiment import read_config
 
     config = read_config(flags.workdir)
+    packages = ("jaxdiff", *(name for name in flags.packages.split(",") if name))
     for path, text in overrides:
-        configs.override(config, path, text)
-    packages = [name for name in flags.packages.split(",") if name]
-    experiment = configs.build(config, packages=("jaxdiff", *packages))
+        configs.override(config, path, text, packages=packages)
+    experiment = configs.build(config, packages=packages)
     if experiment.evaluation is None:
-        raise UserError("config.evaluation=None: the run has no evaluation. Fix: pass --config.evaluation=module:Class")
+        raise UserError(
+            "config.evaluation=None: the run has no evaluation. Fix: pass --config.evaluation=module:Class"
+        )
     runtime.start()
 
     from jaxdiff.generator import Generator, restore_average
@@ -61,7 +69,10 @@ def evaluate(experiment, generator, workdir: str) -> str:
         "sampler": repr(recipe.sampler),
         "grid": repr(recipe.grid),
         "steps": recipe.steps,
-        "data": {"train": experiment.data.source.fingerprint(), "test": experiment.test_data.source.fingerprint()},
+        "data": {
+            "train": experiment.data.source.fingerprint(),
+            "test": experiment.test_data.source.fingerprint(),
+        },
     }
     guidances = tuple(sorted({1.0, scale, *experiment.evaluation.guidances}))
     evaluation = dataclasses.replace(experiment.evaluation, guidances=guidances)

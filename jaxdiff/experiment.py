@@ -19,7 +19,17 @@ from jaxdiff.training.optimizer import AdamW
 CONFIG_FILE = "config.json"
 
 # What a run may change when it is continued: it alters how long, how often or where, never what is learned so far.
-FREE = ("steps", "log_every", "checkpoint_every", "keep", "sample_every", "sampling", "evaluation", "mesh", "test_data")
+FREE = (
+    "steps",
+    "log_every",
+    "checkpoint_every",
+    "keep",
+    "sample_every",
+    "sampling",
+    "evaluation",
+    "mesh",
+    "test_data",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +72,13 @@ class Experiment:
     def __post_init__(self):
         for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep"):
             require(getattr(self, name) > 0, name, getattr(self, name), "it is a count", "give at least 1")
-        require(self.sample_every >= 0, "sample_every", self.sample_every, "it counts steps", "give 0 for never, or more")
+        require(
+            self.sample_every >= 0,
+            "sample_every",
+            self.sample_every,
+            "it counts steps",
+            "give 0 for never, or more",
+        )
         require(0 <= self.seed < 2**32, "seed", self.seed, "32 bits are used", "choose from 0 to 2^32 - 1")
         require(self.evaluation is None or self.test_data is not None, "test_data", self.test_data,
                 "evaluation needs held-out examples", "give test_data, or evaluation=None")  # fmt: skip
@@ -101,7 +117,7 @@ def claim(config: Any, workdir: str) -> epath.Path:
     file = path / CONFIG_FILE
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if file.exists():
+        if file.exists() and _has_trained(path):
             changed = configs.differences(json.loads(file.read_text()), config)
             fixed = {name: pair for name, pair in changed.items() if name.partition(".")[0] not in FREE}
             if fixed:
@@ -114,15 +130,25 @@ def claim(config: Any, workdir: str) -> epath.Path:
         partial.write_text(configs.to_json(config))
         partial.replace(file)
     except OSError as error:
-        raise UserError(f"--workdir={workdir}: {error.strerror or error}. Fix: give a folder that can be written") from None
+        raise UserError(
+            f"--workdir={workdir}: {error.strerror or error}. Fix: give a folder that can be written"
+        ) from None
     return path
+
+
+def _has_trained(workdir: epath.Path) -> bool:
+    """Whether there is something to continue: a run that failed before its first checkpoint binds nobody."""
+    checkpoints = workdir / "checkpoints"
+    return checkpoints.exists() and any(path.name.isdigit() for path in checkpoints.iterdir())
 
 
 def read_config(workdir: str) -> Any:
     """The resolved config that a run stored."""
     file = epath.Path(workdir).expanduser() / CONFIG_FILE
     if not file.exists():
-        raise UserError(f"--workdir={workdir}: there is no {CONFIG_FILE}. Fix: give the folder of a training run")
+        raise UserError(
+            f"--workdir={workdir}: there is no {CONFIG_FILE}. Fix: give the folder of a training run"
+        )
     try:
         return configs.from_json(file.read_text())
     except ValueError as error:

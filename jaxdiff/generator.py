@@ -1,7 +1,7 @@
 """Images from a trained model, in Python::
 
-    generator = Generator.load("runs/digits")
-    images = generator(label=[3, 1, 4], seed=0, guidance=2.0)  # uint8 [3, 8, 8, 1]
+generator = Generator.load("runs/digits")
+images = generator(label=[3, 1, 4], seed=0, guidance=2.0)  # uint8 [3, 8, 8, 1]
 """
 
 import dataclasses
@@ -68,7 +68,7 @@ class Generator:
         """
         config = read_config(workdir)
         for path, text in overrides:
-            configs.override(config, path, text)
+            configs.override(config, path, text, packages=("jaxdiff", *packages))
         experiment = configs.build(config, packages=("jaxdiff", *packages))
         mesh = experiment.mesh.make()
         return cls.of(experiment, restore_average(experiment, workdir, mesh, step), mesh)
@@ -101,12 +101,16 @@ class Generator:
         if guidance is not None:
             require(hasattr(recipe.guidance, "scale"), "guidance", guidance, "this recipe has no guidance scale",
                     "use a guidance that has one, such as ClassifierFree")  # fmt: skip
-            recipe = dataclasses.replace(recipe, guidance=dataclasses.replace(recipe.guidance, scale=float(guidance)))
+            recipe = dataclasses.replace(
+                recipe, guidance=dataclasses.replace(recipe.guidance, scale=float(guidance))
+            )
         size = self._program_size(n)
         parts = []
         for first in range(0, n, size):
             index = np.arange(first, first + size, dtype=np.uint32)
-            rows = np.minimum(index, n - 1)  # the last batch is filled up with copies, which are cut off again
+            rows = np.minimum(
+                index, n - 1
+            )  # the last batch is filled up with copies, which are cut off again
             chosen = jax.tree.map(lambda value, rows=rows: value[rows], (fields, absent))
             made = np.asarray(_generate(self._program, recipe, self.params, *chosen, index, np.uint32(seed)))
             parts.append(made[: n - first])
@@ -116,10 +120,18 @@ class Generator:
         """Conditions as arrays with n rows, and which of them are absent."""
         parts = self.denoiser.conditioner.parts
         for name in conditions:
-            require(name in parts, name, conditions[name], "the model has no such condition", f"it has: {', '.join(parts) or 'none'}")
+            require(
+                name in parts,
+                name,
+                conditions[name],
+                "the model has no such condition",
+                f"it has: {', '.join(parts) or 'none'}",
+            )
         missing = [name for name in parts if name not in conditions]
         if missing:
-            raise UserError(f"{missing[0]}=: the model needs it. Fix: give {', '.join(missing)}, or None for no condition")
+            raise UserError(
+                f"{missing[0]}=: the model needs it. Fix: give {', '.join(missing)}, or None for no condition"
+            )
         lengths = {name: len(value) for name, value in conditions.items() if np.ndim(value) > 0}
         if n is None:
             n = next(iter(lengths.values()), 1)
@@ -132,13 +144,17 @@ class Generator:
                 fields[name] = np.repeat(np.asarray(examples[name]), n, axis=0)
                 continue
             if lengths.get(name, n) != n:
-                raise UserError(f"{name}: {lengths[name]} values for {n} images. Fix: give one for each, or one for all")
+                raise UserError(
+                    f"{name}: {lengths[name]} values for {n} images. Fix: give one for each, or one for all"
+                )
             fields[name] = np.broadcast_to(np.asarray(value), (n, *np.shape(value)[1:]))
-        self.denoiser.conditioner.check({name: fields[name] for name in fields if conditions[name] is not None})
+        self.denoiser.conditioner.check(
+            {name: fields[name] for name in fields if conditions[name] is not None}
+        )
         return fields, absent, n
 
     def _program_size(self, n: int) -> int:
-        """Rows of the compiled program: a power of two that the devices share evenly, so that few sizes are compiled."""
+        """Rows of the compiled program: powers of two, that few are compiled, which the devices share evenly."""
         rows = math.prod(self.mesh.shape[axis] for axis in partitioning.BATCH_AXES)
         size = min(self.batch_size, 1 << (n - 1).bit_length())
         return -(-size // rows) * rows
@@ -175,7 +191,9 @@ def _generate(program: _Program, recipe: Recipe, params, fields, absent, index, 
     return jax.lax.with_sharding_constraint(made, partitioning.replicated(program.mesh))
 
 
-def restore_average(experiment: Experiment, workdir: str, mesh: jax.sharding.Mesh, step: int | None = None) -> Params:
+def restore_average(
+    experiment: Experiment, workdir: str, mesh: jax.sharding.Mesh, step: int | None = None
+) -> Params:
     """The averaged weights of a checkpoint, placed on `mesh`."""
     optimizer = experiment.optimizer.make(experiment.steps)
     abstract = training_step.abstract_state(experiment.task, optimizer, mesh).ema

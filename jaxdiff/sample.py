@@ -1,8 +1,8 @@
 """Make images with a trained model.
 
-    python -m jaxdiff.sample --workdir runs/digits --n 100 --label all --out digits.png
-    python -m jaxdiff.sample --workdir runs/digits --n 8 --label 3 --guidance 2 --steps 30 --out threes
-    python -m jaxdiff.sample --workdir runs/digits --n 1000 --label all --out digits.npz
+python -m jaxdiff.sample --workdir runs/digits --n 100 --label all --out digits.png
+python -m jaxdiff.sample --workdir runs/digits --n 8 --label 3 --guidance 2 --steps 30 --out threes
+python -m jaxdiff.sample --workdir runs/digits --n 1000 --label all --out digits.npz
 """
 
 import pathlib
@@ -24,16 +24,28 @@ EPILOG = """\
 def parser() -> command.Parser:
     flags = command.Parser(description=DESCRIPTION, epilog=EPILOG)
     flags.add_argument("--workdir", required=True, help="folder of the training run")
-    flags.add_argument("--out", default="samples.png", help="where to: .png, .npz or a folder (default: %(default)s)")
+    flags.add_argument(
+        "--out", default="samples.png", help="where to: .png, .npz or a folder (default: %(default)s)"
+    )
     flags.add_argument("--overwrite", action="store_true", help="replace an existing output")
-    flags.add_argument("--n", type=int, default=None, help="number of images (default: one for each label given)")
-    flags.add_argument("--label", default=None, help="a class, a comma-separated list, 'all' in turn, or 'none'")
-    flags.add_argument("--seed", type=int, default=0, help="image i of a seed is always the same (default: 0)")
+    flags.add_argument(
+        "--n", type=int, default=None, help="number of images (default: one for each label given)"
+    )
+    flags.add_argument(
+        "--label", default=None, help="a class, a comma-separated list, 'all' in turn, or 'none'"
+    )
+    flags.add_argument(
+        "--seed", type=int, default=0, help="image i of a seed is always the same (default: 0)"
+    )
     flags.add_argument("--guidance", type=float, default=None, help="guidance scale; 1 is no guidance")
     flags.add_argument("--steps", type=int, default=None, help="sampling steps")
-    flags.add_argument("--sampler", default=None, help="a class of jaxdiff.sampling: ddim, heun, 'Ddim(eta=1.0)', ...")
+    flags.add_argument(
+        "--sampler", default=None, help="a class of jaxdiff.sampling: ddim, heun, 'Ddim(eta=1.0)', ..."
+    )
     flags.add_argument("--step", type=int, default=None, help="which checkpoint (default: the newest)")
-    flags.add_argument("--packages", default="", help="comma-separated packages that the stored config may use")
+    flags.add_argument(
+        "--packages", default="", help="comma-separated packages that the stored config may use"
+    )
     return flags
 
 
@@ -98,7 +110,11 @@ def sampler_target(name: str) -> str:
     for module in pkgutil.iter_modules(sampling.__path__):
         source = importlib.import_module(f"jaxdiff.sampling.{module.name}")
         for label, cls in inspect.getmembers(source, inspect.isclass):
-            if cls.__module__ == source.__name__ and hasattr(cls, "step") and not getattr(cls, "_is_protocol", False):
+            if (
+                cls.__module__ == source.__name__
+                and hasattr(cls, "step")
+                and not getattr(cls, "_is_protocol", False)
+            ):
                 found[label.lower()] = f"{cls.__module__}:{label}"
     if ":" in word:
         return name
@@ -123,7 +139,7 @@ def write(out: pathlib.Path, images, conditions: dict, rows: int | None) -> None
     elif out.suffix == ".npz":
         given = {name: np.asarray(value) for name, value in conditions.items() if value is not None}
         with open(partial, "wb") as stream:
-            np.savez_compressed(stream, images=images, **given)
+            np.savez_compressed(stream, images=images, **given)  # pyright: ignore[reportArgumentType]
     else:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()

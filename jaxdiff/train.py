@@ -1,7 +1,7 @@
 """Train a model; the same command again continues an interrupted run.
 
-    python -m jaxdiff.train --config configs/digits.py
-    python -m jaxdiff.train --config configs/digits.py --workdir runs/wide --config.optimizer.learning_rate=3e-4
+python -m jaxdiff.train --config configs/digits.py
+python -m jaxdiff.train --config configs/digits.py --workdir runs/wide --config.optimizer.learning_rate=3e-4
 """
 
 import pathlib

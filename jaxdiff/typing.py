@@ -31,6 +31,18 @@ Params = Any
 Metrics = dict[str, Any]
 
 __all__ = [
-    "Array", "Batch", "Bool", "Bytes", "Drops", "Fields", "Float", "Images", "Key", "Keys", "Metrics", "Params",
-    "Scalar", "Times",
+    "Array",
+    "Batch",
+    "Bool",
+    "Bytes",
+    "Drops",
+    "Fields",
+    "Float",
+    "Images",
+    "Key",
+    "Keys",
+    "Metrics",
+    "Params",
+    "Scalar",
+    "Times",
 ]

@@ -19,6 +19,7 @@ TINY = (
     "--config.task.denoiser.conditioner.parts.label.width=32",
     "--config.task.denoiser.conditioner.noise.width=32",
     "--config.batch_size=32",
+    "--config.optimizer.schedule.warmup_steps=2",
     "--config.sample_every=0",
     "--config.evaluation.n=50",
     "--config.sampling.steps=4",
@@ -41,7 +42,9 @@ def start(module: str, *arguments: str, devices: int | None = None, **extra: str
     )  # fmt: skip
 
 
-def run(module: str, *arguments: str, devices: int | None = None, code: int = 0, **extra: str) -> tuple[str, str]:
+def run(
+    module: str, *arguments: str, devices: int | None = None, code: int = 0, **extra: str
+) -> tuple[str, str]:
     """Run a command to its end, see that it ends with `code`, and return its output and errors."""
     process = start(module, *arguments, devices=devices, **extra)
     out, err = process.communicate(timeout=300)

@@ -66,6 +66,11 @@ class Drawing:
     layers: Mapping[str, Shape] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass(frozen=True)
+class Named:
+    name: str
+
+
 class Dense(nn.Module):
     width: int
     dtype: str = "float32"
@@ -168,6 +173,13 @@ def test_build_makes_nested_objects():
     assert build(config) == Drawing(
         shape=Square(), tiles=(Tile(1), Tile(2)), backdrop=Circle(2.0), layers={"top": Square(3.0)}
     )
+
+
+def test_a_field_called_name_is_a_field_where_it_is_not_linens():
+    config = spec(Named, name="digits")
+    override(config, "name", "letters")
+    assert build(config) == Named("letters")
+    assert "pass name=..." in told(spec, Named)
 
 
 def test_build_makes_linen_modules():

@@ -30,14 +30,16 @@ def test_config_fits_together_in_shape(file):
     state = training_step.abstract_state(task, optimizer, mesh)
     image = jax.ShapeDtypeStruct((size, *task.image_shape), jnp.float32)
     fields = jax.eval_shape(lambda: task.denoiser.conditioner.example(size))
-    step = training_step.make_train_step(task, optimizer, experiment.ema, experiment.seed, experiment.accumulation)
+    step = training_step.make_train_step(
+        task, optimizer, experiment.ema, experiment.seed, experiment.accumulation
+    )
     after, metrics = jax.eval_shape(step, state, {"image": image, **fields})
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
     assert metrics["loss"].shape == ()
 
     def sample(params, fields, keys):
         def denoise(x, t, fields, drop):
-            drops = {name: drop for name in fields}
+            drops = dict.fromkeys(fields, drop)
             times = jnp.broadcast_to(t, x.shape[:1])
             return task.denoiser.apply({"params": params}, x, times, fields, drops, method="predict")
 

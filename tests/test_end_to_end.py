@@ -13,7 +13,14 @@ from commands import DIGITS, TINY, digest, metrics, run, start
 from PIL import Image
 
 STEPS = 12
-TRAIN = ("--config", DIGITS, *TINY, f"--config.steps={STEPS}", "--config.checkpoint_every=4", "--config.log_every=1")
+TRAIN = (
+    "--config",
+    DIGITS,
+    *TINY,
+    f"--config.steps={STEPS}",
+    "--config.checkpoint_every=4",
+    "--config.log_every=1",
+)
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from jaxdiff.typing import Array, Drops, Fields, Float, Key
 class Conditioner(nn.Module):
     """Turns the fields of a batch into `Embeddings`.
 
-    A part is a module ``(values, drop[batch]) -> Embeddings`` that shows its own learned null where `drop` is True. It
-    has a `drop_rate` and, off the device, ``example(batch)`` (dummy values) and ``check(values, name)`` (raises
-    `UserError`). In which slot it acts is its own business.
+    A part is a module ``(values, drop[batch]) -> Embeddings`` that shows its own learned null where `drop` is
+    True. It has a `drop_rate` and, off the device, ``example(batch)``, dummy values, and ``check(values, name)``,
+    which raises `UserError`. In which slot it acts is its own business.
 
     Attributes:
       noise: module from noise labels [batch] to `Embeddings`.
@@ -71,7 +71,7 @@ class Conditioner(nn.Module):
 
     @nn.nowrap
     def check(self, fields: Fields) -> None:
-        """Raise `UserError` where a value cannot be what its condition expects. Reads values: not for traced code."""
+        """Raise `UserError` where a value is not what its condition expects. Not for traced values."""
         for name, values in fields.items():
             self._known(name)
             self.parts[name].check(values, name)
@@ -82,7 +82,7 @@ class Conditioner(nn.Module):
             self._known(name)
         for name in self.parts:
             if name not in given:
-                raise UserError(f"{name}=: the model has this condition and {what} lacks it. Fix: give {name}")
+                raise UserError(f"{name}=: the model has this condition, {what} lacks it. Fix: give {name}")
 
     @nn.nowrap
     def _known(self, name: str) -> None:

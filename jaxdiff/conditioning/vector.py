@@ -15,14 +15,13 @@ from jaxdiff.typing import Array, Bool, Float
 
 
 class NoiseLevel(nn.Module):
-    """Sinusoids of the noise label, then two dense layers (Ho et al. 2020, appendix B; Dhariwal & Nichol 2021).
+    """Sinusoids of the noise label, then two dense layers (Ho et al. 2020; Dhariwal & Nichol 2021).
 
     Attributes:
       width: length of the vector; four times the network's first width in the papers.
       frequencies: number of sine and cosine pairs; ``width // 8`` if None, as in the papers.
       max_period: of the slowest sinusoid, as a multiple of 2 pi in the label.
-      endpoint: whether the slowest sinusoid has exactly that period (the original transformer), or the one after it
-        would (ADM).
+      endpoint: whether the slowest sinusoid has exactly that period (DDPM), or the one after it would (ADM).
       sine_first: sines before cosines.
     """
 
@@ -41,7 +40,7 @@ class NoiseLevel(nn.Module):
 
     @nn.compact
     def __call__(self, noise_label: Float[Array, "batch"]) -> Embeddings:
-        # Float32 throughout: labels near 1000 have three digits before the point, and bfloat16 keeps two or three.
+        # Float32 throughout: labels near 1000 have three digits before the point; bfloat16 keeps two.
         waves = sinusoids(noise_label, self._frequencies(), self.max_period, self.endpoint, self.sine_first)
         hidden = jax.nn.silu(Dense(self.width, name="dense_0")(waves))
         return Embeddings(vector=Dense(self.width, name="dense_1")(hidden))
@@ -54,7 +53,7 @@ class NoiseLevel(nn.Module):
 class ClassLabel(nn.Module):
     """A learned vector for each class, and one for no class.
 
-    The vectors start as N(0, 1), as in ADM. The null is a parameter of its own, not a class: no label can reach it.
+    The vectors start as N(0, 1), as in ADM. The null is a parameter of its own: no label can reach it.
 
     Attributes:
       num_classes: labels are 0 to num_classes - 1.
@@ -104,9 +103,9 @@ def sinusoids(
     endpoint: bool = False,
     sine_first: bool = False,
 ) -> Float[Array, "batch waves"]:
-    """Cosines and sines of ``label * max_period^(-i / n)``, n = frequencies (n = frequencies - 1 with `endpoint`)."""
+    """Cosines and sines of ``label max_period^(-i / n)``; n = frequencies, less one with `endpoint`."""
     exponent = jnp.arange(frequencies, dtype=labels.dtype) / (frequencies - int(endpoint))
-    angles = labels[:, None] * jnp.exp(-math.log(max_period) * exponent)
+    angles = jnp.outer(labels, jnp.exp(-math.log(max_period) * exponent))
     waves = (jnp.sin(angles), jnp.cos(angles)) if sine_first else (jnp.cos(angles), jnp.sin(angles))
     return jnp.concatenate(waves, axis=-1)
 

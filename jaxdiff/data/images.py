@@ -30,8 +30,8 @@ def to_uint8(images: Float[np.ndarray, "batch *shape"]) -> UInt8[np.ndarray, "ba
     Raises:
       UserError: an image holds NaN or infinity; it names the first one.
     """
-    levels = np.rint((np.asarray(images, np.float32) + 1) * 127.5)
-    finite = np.isfinite(levels).reshape(len(levels), -1).all(axis=1)
+    levels = np.rint((images.astype(np.float32) + 1) * 127.5)
+    finite = np.asarray(np.isfinite(levels).reshape(len(levels), -1).all(axis=1))
     if not finite.all():
         bad = np.flatnonzero(~finite)
         raise UserError(

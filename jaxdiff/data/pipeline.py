@@ -24,7 +24,7 @@ class Examples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, i: int) -> Example: ...
+    def __getitem__(self, index: int) -> Example: ...
 
 
 @runtime_checkable
@@ -125,9 +125,8 @@ class Pipeline:
             dataset = dataset.shuffle()
         dataset = dataset.repeat(None)
         for transform in self.transforms:
-            dataset = dataset.random_map(
-                transform
-            )  # drawn from (seed, place of the transform, place of the example)
+            # What it draws follows from seed, its place in `transforms` and the example's place in the order.
+            dataset = dataset.random_map(transform)
 
         def finish(chosen: Sequence[Example]) -> Example:
             batch = _collate(chosen, None if self.transforms else examples.image_shape, examples.num_classes)
@@ -153,15 +152,13 @@ class _Cached:
         self.image_shape, self.num_classes = examples.image_shape, examples.num_classes
         self._examples = [examples[i] for i in range(len(examples))]
         for example in self._examples:
-            example[
-                "image"
-            ].flags.writeable = False  # a transform that writes in place would spoil later epochs
+            example["image"].flags.writeable = False  # a write in place would spoil later epochs
 
     def __len__(self) -> int:
         return len(self._examples)
 
-    def __getitem__(self, i: int) -> Example:
-        return self._examples[i]
+    def __getitem__(self, index: int) -> Example:
+        return self._examples[index]
 
 
 def _in_order(examples: Examples, batch_size: int) -> Iterator[Example]:

@@ -19,7 +19,7 @@ from etils import epath
 from jaxdiff.errors import UserError, require
 
 Example = dict[str, np.ndarray]
-"""image uint8 [height, width, channels], index int32, and label int32 where there are labels; or a batch of it."""
+"""image uint8 [height, width, channels], index int32, perhaps label int32; or a batch of these."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,21 +111,20 @@ class Tfds:
     @property
     def _data_dir(self) -> epath.Path:
         # TFDS reads the variable once, at its import; a path that is always given does not depend on when.
-        default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+        default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
         return epath.Path(self.data_dir or default).expanduser()
 
     def _prepared(self) -> list[str]:
         """Names in the data folder, and `digits`, which is there for the asking."""
         folders = self._data_dir.iterdir() if self._data_dir.exists() else ()
-        names = {
-            path.name for path in folders if path.is_dir() and re.fullmatch("[a-z][a-z0-9_]*", path.name)
-        }
+        names = {path.name for path in folders if path.is_dir() and path.name.isidentifier()}
         return sorted(names - {"downloads"} | {"digits"})
 
     def _unprepared(self) -> UserError:
         return UserError(
             f"name={self.name!r}: it is not prepared as array_record in {self._data_dir}. "
-            "Fix: once, in a throw-away environment, pip install tensorflow-cpu tensorflow-datasets importlib_resources && "
+            "Fix: once, in a throw-away environment, "
+            "pip install tensorflow-cpu tensorflow-datasets importlib_resources && "
             f"tfds build {self.name} --file_format=array_record --data_dir={self._data_dir}"
         )
 
@@ -156,9 +155,9 @@ class TfdsExamples:
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, i: int) -> Example:
-        record = self.records[i]
-        example = {"image": record[self.source.image_key], "index": np.int32(i)}
+    def __getitem__(self, index: int) -> Example:
+        record = self.records[index]
+        example = {"image": record[self.source.image_key], "index": np.int32(index)}
         if self.source.label_key is not None:
             example["label"] = np.int32(record[self.source.label_key])
         return example

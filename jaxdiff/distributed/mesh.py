@@ -30,7 +30,9 @@ class MeshShape:
         for name, size in dataclasses.asdict(self).items():
             require(size == REST or size >= 1, name, size, "an axis needs a device", "use at least 1, or -1")
         rests = [name for name, size in dataclasses.asdict(self).items() if size == REST]
-        require(len(rests) <= 1, " and ".join(rests), REST, "only one can be what remains", "leave -1 for one")
+        require(
+            len(rests) <= 1, " and ".join(rests), REST, "only one can be what remains", "leave -1 for one"
+        )
 
     def make(self, devices: Sequence[Any] | None = None) -> Mesh:
         """The mesh over `devices` (all there are, unless given), with axes that the compiler lays out (Auto).

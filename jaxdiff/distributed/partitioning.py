@@ -64,18 +64,13 @@ def partition(
     mesh_shape: dict[str, int],
     fsdp_floor: int = FSDP_FLOOR,
 ) -> PartitionSpec:
-    """The mesh axis that splits each axis of an array of `shape`, whose axes have the logical `names` if any."""
+    """The mesh axis that splits each axis of an array of `shape`, whose axes may have logical `names`."""
     spec: list[str | None] = [None] * len(shape)
     for i, name in enumerate(names):
-        mesh_axis = AXIS_RULES.get(name) if name else None
+        axis = AXIS_RULES.get(name or "")
         # an axis that does not divide (three colours over four devices) stays whole
-        if (
-            mesh_axis
-            and mesh_axis not in spec
-            and mesh_shape[mesh_axis] > 1
-            and shape[i] % mesh_shape[mesh_axis] == 0
-        ):
-            spec[i] = mesh_axis
+        if axis and axis not in spec and mesh_shape[axis] > 1 and shape[i] % mesh_shape[axis] == 0:
+            spec[i] = axis
     fsdp = mesh_shape["fsdp"]
     if fsdp > 1 and math.prod(shape) >= fsdp_floor:
         free = [i for i, size in enumerate(shape) if spec[i] is None and size % fsdp == 0]

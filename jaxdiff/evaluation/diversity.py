@@ -1,4 +1,4 @@
-"""Two ways to fail that look good by eye: every sample of a class is the same, or samples are training images."""
+"""Two failures that look good by eye: all samples of a class are the same, or samples are training images."""
 
 import numpy as np
 from jaxtyping import Float, Float64, Integer
@@ -8,14 +8,13 @@ from jaxdiff.errors import require
 NEAR_COPY = 1 / 3
 
 
-def class_variances(
-    features: Float[np.ndarray, "n d"], labels: Integer[np.ndarray, "n"]
-) -> dict[int, float]:
+def class_variances(features: Float[np.ndarray, "n d"], labels: Integer[np.ndarray, "n"]) -> dict[int, float]:
     """For each class, the trace of its covariance: the mean squared distance to the class mean (ddof=1)."""
     variances = {}
     for label in np.unique(labels):
         rows = features[labels == label]
-        require(len(rows) > 1, "n", len(features), f"class {label} has one image, a spread needs two", "raise n")
+        why = f"class {label} has one image, a spread needs two"
+        require(len(rows) > 1, "n", len(features), why, "raise n")
         variances[int(label)] = float(rows.var(axis=0, ddof=1).sum())
     return variances
 
@@ -45,9 +44,9 @@ def memorisation(
       held_out: the same for real test images.
 
     Returns:
-      median and test_median of the distance to the nearest, their ratio (near 1 for a model that generalises, 0 for one
-      that copies; None if the test images are copies themselves), and the share of near copies: nearest training image
-      three times closer than the second nearest (Yoon et al. 2023), with that of the test images beside it.
+      The medians of the distance to the nearest; their ratio (near 1 for a model that generalises, 0 for one
+      that copies; None if the test images are copies themselves); and the shares of near copies: nearest
+      training image three times closer than the second nearest (Yoon et al. 2023).
     """
     median, test_median = float(np.median(samples[:, 0])), float(np.median(held_out[:, 0]))
     return {

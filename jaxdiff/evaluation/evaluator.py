@@ -1,7 +1,8 @@
 """Evaluation of a class-conditional image model: are samples right, good, varied and new?
 
-Four questions, because each alone is easy to satisfy: noise is new, training images are good, one perfect image is right.
-Real training images are scored in the same way, at the same number, as the *yardstick* that a perfect model would match.
+Four questions, because each alone is easy to satisfy: noise is new, training images are good, one perfect
+image of each class is right. Real training images are scored in the same way, at the same number: the
+*yardstick*, which a perfect model would match in everything but novelty.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ Labelled = tuple[np.ndarray, np.ndarray]
 """Images uint8 [n, height, width, channels] and labels int [n]."""
 
 Generate = Callable[[np.ndarray, int, float], np.ndarray]
-"""``generate(labels, seed, guidance)`` -> images uint8 [n, height, width, channels]; image i depends on (seed, i) only."""
+"""``generate(labels, seed, guidance)`` -> images uint8 [n, height, width, channels], a pure function."""
 
 
 @runtime_checkable
@@ -39,7 +40,10 @@ class Features(Protocol):
     def __call__(self, images: np.ndarray) -> np.ndarray: ...
 
 
+@runtime_checkable
 class Classifier(Protocol):
+    """A fitted judge."""
+
     def predict(self, images: np.ndarray) -> np.ndarray: ...
 
 
@@ -54,7 +58,7 @@ class Judge(Protocol):
 
 
 class Gallery(NamedTuple):
-    """Samples to look at, by guidance, and the training image nearest to each. Labels are in order: 0, 1, ..., 0, 1, ..."""
+    """Samples to look at, by guidance, and the training image nearest to each."""
 
     labels: Integer[np.ndarray, "n"]
     images: dict[float, UInt8[np.ndarray, "n height width channels"]]
@@ -80,13 +84,13 @@ class ImageEvaluation:
       features: the space of all distances.
       judge: the classifier that says whether a sample shows the class that was asked for.
       n: number of samples at each guidance, shared equally by the classes.
-      k: neighbours of the headline precision, recall, density and coverage; k = 3, 4, 5 are always in the report.
+      k: neighbours of the headline precision, recall, density and coverage; 3, 4 and 5 are always reported.
       guidances: guidance scales to sample at: 1 (off) and the one of the recipe.
       seed: of the samples' noise, and of the choice of the yardstick's images.
     """
 
-    features: Features = Pixels()
-    judge: Judge = SvcJudge()
+    features: Features = dataclasses.field(default_factory=Pixels)
+    judge: Judge = dataclasses.field(default_factory=SvcJudge)
     n: int = 1000
     k: int = 5
     guidances: tuple[float, ...] = (1.0,)
@@ -138,8 +142,8 @@ class ImageEvaluation:
           samples: what `sample` gives.
           real_train: images and labels that the model was trained on.
           real_test: images and labels that neither the model nor the judge has seen.
-          noise_losses: "log_snr", "train" and "test", each [m]: the model's loss on both splits at m noise levels.
-          settings: facts about how samples were made (sampler, steps, checkpoint...), kept beside every value.
+          noise_losses: "log_snr", "train" and "test", each [m]: the loss on both splits at m noise levels.
+          settings: facts on how samples were made (sampler, steps, checkpoint...), kept beside every value.
         """
         labels = self.labels(real_train)
         chosen = matching(labels, real_train[1], self.seed)
@@ -160,7 +164,10 @@ class ImageEvaluation:
         for guidance, images in samples.items():
             row = self._row(images, labels, reference)
             equal = row if matched.all() else self._row(images[matched], labels[matched], reference)
-            ratios = {name: equal[name] / yardstick[name] for name in ("recall", "coverage") if yardstick[name]}
+            ratios = {
+                name: equal[name] / yardstick[name] if yardstick[name] > 0 else None
+                for name in ("recall", "coverage")
+            }
             stated = {"n": self.n, "guidance": float(guidance), **conditions}
             rows.append({"guidance": float(guidance), **row, "over_yardstick": ratios, "conditions": stated})
         yardstick["conditions"] = {"n": int(matched.sum()), "images": "real training images", **conditions}
@@ -177,9 +184,9 @@ class ImageEvaluation:
         }
 
     def gallery(
-        self, samples: Mapping[float, np.ndarray], real_train: Labelled, per_class: int = 5
+        self, samples: Mapping[float, np.ndarray], real_train: Labelled, per_class: int = 6
     ) -> Gallery:
-        """The first samples of the first ten classes, to be looked at beside their nearest training images."""
+        """The first samples of the first ten classes, and the training images nearest to them."""
         labels = self.labels(real_train)
         shown = np.flatnonzero(np.isin(labels, np.unique(labels)[:GALLERY_CLASSES]))
         shown = shown[: per_class * len(np.unique(labels[shown]))]
@@ -225,7 +232,7 @@ class ImageEvaluation:
 def matching(
     labels: Integer[np.ndarray, "n"], real_labels: Integer[np.ndarray, "m"], seed: int
 ) -> Integer[np.ndarray, "n"]:
-    """For each label the index of another real image of that class, drawn from `seed`; -1 where the class has run out."""
+    """For each label the index of another real image of that class, at random; -1 where the class ran out."""
     generator = np.random.default_rng(seed)
     chosen = np.full(len(labels), -1)
     for label in np.unique(labels):

@@ -1,4 +1,4 @@
-"""Feature spaces in which images are compared. A distance says nothing unless the space that it is in is named."""
+"""Feature spaces in which images are compared. A distance says nothing without the name of its space."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from jaxtyping import Float64, UInt8
 
 @dataclasses.dataclass(frozen=True)
 class Pixels:
-    """The pixels themselves, flattened. Right for small aligned images; a network's features are needed for photographs."""
+    """The pixels themselves. Right for small aligned images; photographs need the features of a network."""
 
     @property
     def name(self) -> str:

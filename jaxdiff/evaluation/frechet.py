@@ -1,7 +1,7 @@
 """The Fréchet distance between Gaussians fitted to two sets of features (Heusel et al. 2017, equation 6).
 
-It is the *FID* only with the Inception network's features and 50,000 samples. It falls as the number of samples grows,
-so that two values compare only at equal numbers: state n beside every value.
+It is the *FID* only with the Inception network's features and 50,000 samples. It falls as the number of
+samples grows, so that two values compare only at equal numbers: state n beside every value.
 """
 
 import functools
@@ -13,7 +13,7 @@ from jaxtyping import Float, Float64
 
 
 class Gaussian(NamedTuple):
-    """Mean [d] and unbiased covariance [d, d] (ddof=1; zero for a single row) of `n` rows of features, in float64."""
+    """Mean [d] and unbiased covariance [d, d] (ddof=1; zero for one row) of `n` rows of features, float64."""
 
     mean: Float64[np.ndarray, "d"]
     covariance: Float64[np.ndarray, "d d"]
@@ -45,8 +45,9 @@ def fit_stream(batches: Iterable[Float[np.ndarray, "_ d"]]) -> Gaussian:
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """``|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))``.
 
-    The last trace is the sum of the singular values of ``C_a^(1/2) C_b^(1/2)``. So nothing is ever complex, and singular
-    covariances (pixels that are always black, fewer samples than features) need no added diagonal.
+    The last trace is the sum of the singular values of ``C_a^(1/2) C_b^(1/2)``. So nothing is ever complex,
+    and singular covariances (pixels that are always black, few samples) need no added diagonal. The time
+    grows as d^3: some seconds at d = 2048.
     """
     product = _root(a.covariance) @ _root(b.covariance)
     cross = np.linalg.svd(product, compute_uv=False).sum()

@@ -1,7 +1,7 @@
-"""Measures that count nearest neighbours: fidelity and variety as two numbers, and distances to the training set.
+"""Measures by nearest neighbours: fidelity and variety as two numbers, and distances to the training set.
 
-Distances are taken pair by pair (not through a matrix product), so that a copy is at distance exactly 0 and a result
-depends neither on the size of the chunks nor on the order of the images.
+Distances are taken pair by pair (not through a matrix product), so that a copy is at distance exactly 0 and a
+result depends neither on the size of the chunks nor on the order of the images.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,8 +18,8 @@ CHUNK = 512
 class ManifoldScores(NamedTuple):
     """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020).
 
-    A set's manifold is the union of the closed balls around its points that reach to their k-th nearest neighbour in
-    the set, the point itself not counted.
+    A set's manifold is the union of the closed balls around its points that reach to their k-th nearest
+    neighbour in the set, the point itself not counted.
 
       precision: share of the generated points on the real manifold.
       recall: share of the real points on the generated manifold.
@@ -68,7 +68,12 @@ def manifold_scores(
             recalled[i] |= (distances <= generated_radii[rows, i, None]).any(axis=0)
     m = len(generated)
     return {
-        k: ManifoldScores(precise[i] / m, float(recalled[i].mean()), balls[i] / (k * m), float(covered[i].mean()))
+        k: ManifoldScores(
+            float(precise[i] / m),
+            float(recalled[i].mean()),
+            float(balls[i] / (k * m)),
+            float(covered[i].mean()),
+        )
         for i, k in enumerate(ks)
     }
 
@@ -80,7 +85,7 @@ def radii(
     from scipy.spatial.distance import cdist
 
     for k in ks:
-        require(1 <= k < len(points), "k", k, f"there are {len(points)} points", "take 1 <= k < number of points")
+        require(1 <= k < len(points), "k", k, f"there are {len(points)} points", "take k from 1 to one less")
     found = np.empty((len(points), len(ks)))
     columns = np.asarray(ks) - 1
     for rows in _chunks(len(points), chunk):

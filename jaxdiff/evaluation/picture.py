@@ -1,17 +1,16 @@
-"""A report as one picture: samples beside their nearest training images, the figures, and the loss by noise level."""
+"""A report as one picture: samples by their nearest training images, the figures, the loss by noise level."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
 
 from jaxdiff.evaluation.evaluator import Gallery
-from jaxdiff.evaluation.report import caption, figures
-
-if TYPE_CHECKING:
-    from PIL import Image, ImageDraw
+from jaxdiff.evaluation.figures import caption, figures
 
 INK, GREY, LIGHT, PAPER = (34, 34, 34), (120, 120, 120), (222, 222, 222), (255, 255, 255)
 TRAIN, TEST = (0, 114, 178), (213, 94, 0)  # told apart by colour-blind eyes too (Okabe & Ito)
@@ -20,7 +19,7 @@ PANELS_IN_ROW = 2
 
 
 def picture(report: Mapping[str, Any], samples: Gallery) -> UInt8[np.ndarray, "height width 3"]:
-    """Draw a report. Save it as PNG."""
+    """Draw a report."""
     panels = [_panel(samples, guidance) for guidance in samples.images]
     rows = [_beside(panels[i : i + PANELS_IN_ROW]) for i in range(0, len(panels), PANELS_IN_ROW)]
     side = [_figures(report)]
@@ -29,10 +28,8 @@ def picture(report: Mapping[str, Any], samples: Gallery) -> UInt8[np.ndarray, "h
     return np.asarray(_framed(_beside([_below(rows), _below(side)])))
 
 
-def _panel(samples: Gallery, guidance: float) -> "Image.Image":
+def _panel(samples: Gallery, guidance: float) -> Image.Image:
     """Samples of one guidance: a column for each class, each sample above its nearest training image."""
-    from PIL import Image, ImageDraw
-
     labels = samples.labels
     classes = np.unique(labels)
     counts = [int((labels == label).sum()) for label in classes]
@@ -57,10 +54,8 @@ def _panel(samples: Gallery, guidance: float) -> "Image.Image":
     return panel
 
 
-def _figures(report: Mapping[str, Any]) -> "Image.Image":
+def _figures(report: Mapping[str, Any]) -> Image.Image:
     """The table of figures and the conditions that they were found under."""
-    from PIL import Image, ImageDraw
-
     rows, column, line = figures(report), 88, 21
     lines = [part for text in caption(report) for part in _wrapped(text, 12, SIDE)]
     width = max(SIDE, 232 + column * (len(rows[0]) - 1))
@@ -80,12 +75,10 @@ def _figures(report: Mapping[str, Any]) -> "Image.Image":
     return block
 
 
-def _curves(losses: Mapping[str, Sequence[float]]) -> "Image.Image":
-    """Loss on training and test images against the log signal-to-noise ratio; a growing gap is overfitting."""
-    from PIL import Image, ImageDraw
-
+def _curves(losses: Mapping[str, Sequence[float]]) -> Image.Image:
+    """Loss on training and test images against the log-SNR; a gap between the two is overfitting."""
     fine = 3  # drawn large, then reduced: Pillow's lines have hard edges
-    width, height, left, top, bottom = SIDE, 250, 46, 36, 40
+    width, height, left, top, bottom = SIDE, 260, 46, 36, 44
     block = Image.new("RGB", (width * fine, height * fine), PAPER)
     draw = ImageDraw.Draw(block)
     order = np.argsort(losses["log_snr"])
@@ -93,9 +86,9 @@ def _curves(losses: Mapping[str, Sequence[float]]) -> "Image.Image":
     values = np.asarray([losses["train"], losses["test"]])[:, order]
     logarithmic = bool(values.min() > 0 and values.max() > 20 * values.min())
     heights = np.log10(values) if logarithmic else values
-    x_axis = _Axis(x.min(), x.max(), left * fine, (width - 14) * fine)
-    low = heights.min() if logarithmic else min(0.0, heights.min())
-    y_axis = _Axis(low, heights.max(), (height - bottom) * fine, top * fine)
+    x_axis = _Axis(float(x.min()), float(x.max()), left * fine, (width - 14) * fine)
+    low = heights.min() - 0.05 * np.ptp(heights) if logarithmic else min(0.0, heights.min())
+    y_axis = _Axis(float(low), float(heights.max()), (height - bottom) * fine, top * fine)
 
     draw.text((0, 0), "Loss by noise level", INK, _font(18 * fine))
     for tick in _decades(low, heights.max()) if logarithmic else _ticks(low, heights.max()):
@@ -108,21 +101,16 @@ def _curves(losses: Mapping[str, Sequence[float]]) -> "Image.Image":
             (x_axis(tick), (height - bottom + 5) * fine), f"{tick:g}", GREY, _font(12 * fine), anchor="ma"
         )
     middle = (left + width - 14) * fine / 2
-    draw.text(
-        (middle, (height - 2) * fine),
-        "log-SNR (noise to the left)",
-        GREY,
-        _font(12 * fine),
-        anchor="ms",
-    )
+    words = "log-SNR (noise to the left)"
+    draw.text((middle, (height - 8) * fine), words, GREY, _font(12 * fine), anchor="ms")
     for curve, colour in zip(heights, (TRAIN, TEST), strict=True):
         points = [(x_axis(a), y_axis(b)) for a, b in zip(x, curve, strict=True)]
         draw.line(points, colour, 2 * fine, joint="curve")
-    _legend(draw, (width - 14) * fine, 14 * fine, fine)
+    _legend(draw, float((width - 14) * fine), 14.0 * fine, fine)
     return block.reduce(fine)
 
 
-def _legend(draw: "ImageDraw.ImageDraw", right: float, y: float, fine: int) -> None:
+def _legend(draw: ImageDraw.ImageDraw, right: float, y: float, fine: int) -> None:
     for name, colour in (("test", TEST), ("train", TRAIN)):
         draw.text((right, y), name, INK, _font(13 * fine), anchor="rm")
         right -= draw.textlength(name, _font(13 * fine)) + 6 * fine
@@ -130,21 +118,23 @@ def _legend(draw: "ImageDraw.ImageDraw", right: float, y: float, fine: int) -> N
         right -= 36 * fine
 
 
+@dataclasses.dataclass(frozen=True)
 class _Axis:
-    """From values to positions."""
+    """From values between low and high to positions between start and end."""
 
-    def __init__(self, low: float, high: float, start: float, end: float):
-        self.low, self.span = low, (high - low) or 1.0
-        self.start, self.length = start, end - start
+    low: float
+    high: float
+    start: int
+    end: int
 
     def __call__(self, value: float) -> float:
-        return self.start + (value - self.low) / self.span * self.length
+        return self.start + (value - self.low) / ((self.high - self.low) or 1.0) * (self.end - self.start)
 
 
 def _ticks(low: float, high: float) -> list[float]:
     """Four to nine round numbers between `low` and `high`."""
     span = (high - low) or 1.0
-    unit = 10 ** math.floor(math.log10(span / 4))
+    unit = 10.0 ** math.floor(math.log10(span / 4))
     step = next(unit * factor for factor in (10, 5, 2, 1) if span / (unit * factor) >= 3.5)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(i * step, 12) for i in range(first, last + 1)]
@@ -163,17 +153,13 @@ def _cell(size: tuple[int, int]) -> int:
     return side * max(1, 40 // side) if side <= 48 else 48
 
 
-def _thumbnail(image: np.ndarray, cell: int) -> "Image.Image":
-    from PIL import Image
-
+def _thumbnail(image: np.ndarray, cell: int) -> Image.Image:
     thumbnail = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image[..., :3]).convert("RGB")
     method = Image.Resampling.NEAREST if cell >= max(thumbnail.size) else Image.Resampling.LANCZOS
     return thumbnail.resize((cell, cell), method)
 
 
 def _font(size: int) -> Any:
-    from PIL import ImageFont
-
     return ImageFont.load_default(size)
 
 
@@ -189,9 +175,7 @@ def _wrapped(text: str, size: int, width: int) -> list[str]:
     return lines
 
 
-def _beside(blocks: Sequence["Image.Image"]) -> "Image.Image":
-    from PIL import Image
-
+def _beside(blocks: Sequence[Image.Image]) -> Image.Image:
     width = sum(block.width for block in blocks) + MARGIN * (len(blocks) - 1)
     whole, x = Image.new("RGB", (width, max(block.height for block in blocks)), PAPER), 0
     for block in blocks:
@@ -200,9 +184,7 @@ def _beside(blocks: Sequence["Image.Image"]) -> "Image.Image":
     return whole
 
 
-def _below(blocks: Sequence["Image.Image"]) -> "Image.Image":
-    from PIL import Image
-
+def _below(blocks: Sequence[Image.Image]) -> Image.Image:
     height = sum(block.height for block in blocks) + MARGIN * (len(blocks) - 1)
     whole, y = Image.new("RGB", (max(block.width for block in blocks), height), PAPER), 0
     for block in blocks:
@@ -211,9 +193,7 @@ def _below(blocks: Sequence["Image.Image"]) -> "Image.Image":
     return whole
 
 
-def _framed(block: "Image.Image") -> "Image.Image":
-    from PIL import Image
-
+def _framed(block: Image.Image) -> Image.Image:
     whole = Image.new("RGB", (block.width + 2 * MARGIN, block.height + 2 * MARGIN), PAPER)
     whole.paste(block, (MARGIN, MARGIN))
     return whole

@@ -1,48 +1,18 @@
 """A report as text and as files."""
 
+import io
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from etils import epath
+from PIL import Image
+
 from jaxdiff.evaluation.evaluator import Gallery
+from jaxdiff.evaluation.figures import caption, figures
+from jaxdiff.evaluation.picture import picture
 
 LABEL_WIDTH, VALUE_WIDTH = 40, 12
-
-
-def figures(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """The report's headline as rows of words: a name, the yardstick's value, and one value for each guidance."""
-    yardstick, samples = report["yardstick"], report["samples"]
-    k = report["k"]
-    names = {
-        "accuracy": "accuracy of the asked class",
-        "frechet": "Fréchet distance to test",
-        "precision": f"precision (k={k})",
-        "recall": f"recall (k={k})",
-        "density": f"density (k={k})",
-        "coverage": f"coverage (k={k})",
-    }
-    rows = [("", "real", *(f"guidance {row['guidance']:g}" for row in samples))]
-    rows += [(label, *(_number(row[name]) for row in (yardstick, *samples))) for name, label in names.items()]
-    for name in ("recall", "coverage"):
-        rows.append((f"{name} / real", "1", *(_number(row["over_yardstick"].get(name)) for row in samples)))
-    spread = [_number(row["spread"]["minimum"]) for row in (yardstick, *samples)]
-    rows.append(("least class spread / real", *spread))
-    for name, label in (("ratio", "distance to training set / test's"), ("exact_copies", "exact copies")):
-        rows.append((label, *(_number(row["memorisation"][name]) for row in (yardstick, *samples))))
-    return rows
-
-
-def caption(report: Mapping[str, Any]) -> list[str]:
-    """Under which conditions the figures hold, in a few lines."""
-    conditions = report["samples"][0]["conditions"]
-    known = ("n", "guidance", "seed", "features", "quantisation", "judge", "test", "train", "version")
-    made = [f"{name} {_short(value)}" for name, value in conditions.items() if name not in known]
-    lines = [
-        f"{conditions['n']} samples against {report['test_images']} test images, {conditions['features']}, "
-        f"seed {conditions['seed']}",
-        f"real: {report['yardstick']['conditions']['n']} training images, scored in the same way",
-        f"judge: {_number(report['judge_accuracy_on_test'])} right on the test images",
-    ]
-    return [*lines, ", ".join(made)] if made else lines
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -53,14 +23,6 @@ def table(report: Mapping[str, Any]) -> str:
 
 def write(report: Mapping[str, Any], samples: Gallery, workdir: str) -> None:
     """Write ``evaluation.json`` and ``evaluation.png`` into `workdir`; each is whole or not there."""
-    import io
-    import json
-
-    from etils import epath
-    from PIL import Image
-
-    from jaxdiff.evaluation.picture import picture
-
     drawn = io.BytesIO()
     Image.fromarray(picture(report, samples)).save(drawn, "PNG", optimize=True)
     text = json.dumps(report, indent=1, allow_nan=False) + "\n"
@@ -74,14 +36,3 @@ def write(report: Mapping[str, Any], samples: Gallery, workdir: str) -> None:
 
 def _line(row: Sequence[str]) -> str:
     return (row[0].ljust(LABEL_WIDTH) + "".join(word.rjust(VALUE_WIDTH) for word in row[1:])).rstrip()
-
-
-def _number(value: float | None) -> str:
-    """Three figures after the point, or four in all for what is large."""
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.4g}"
-
-
-def _short(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

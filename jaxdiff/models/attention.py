@@ -12,7 +12,7 @@ def attend(
     value: Float[Array, "batch tokens heads head_dim"],
     mask: Bool[Array, "batch tokens"] | None = None,
 ) -> Float[Array, "batch length heads head_dim"]:
-    """``softmax(query key^T / sqrt(head_dim)) value`` with the softmax in float32 (Vaswani et al. 2017, equation 1).
+    """``softmax(query key^T / sqrt(head_dim)) value`` (Vaswani et al. 2017, eq. 1), the softmax in float32.
 
     Tokens whose `mask` is False are not there; where no token is, the output is 0.
     """

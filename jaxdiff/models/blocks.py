@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxdiff.embeddings import Tokens
 from jaxdiff.models.attention import attend
-from jaxdiff.models.layers import Conv, Dense, FromHeads, GroupNorm, ToHeads
+from jaxdiff.models.layers import Conv, Dense, Features, FromHeads, GroupNorm, ToHeads
 from jaxdiff.typing import Array, Float, Images
 
 Resample = Literal["none", "down", "up"]
@@ -27,7 +27,7 @@ class Block(nn.Module):
     resample: Resample = "none"
 
     @nn.compact
-    def __call__(self, x: Images, vector: Float[Array, "batch embed"], tokens: Tokens | None) -> Images:
+    def __call__(self, x: Images, vector: Float[Array, "batch embed"], tokens: Tokens | None) -> Features:
         norms = {"groups": self.groups, "min_group_size": self.min_group_size, "dtype": self.dtype}
         x = ResidualBlock(self.width, self.dropout, self.resample, name="residual", **norms)(x, vector)
         if self.self_attention:
@@ -38,11 +38,11 @@ class Block(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """ADM's residual block (Dhariwal & Nichol 2021, section 3, and BigGAN's before it).
+    """ADM's residual block (Dhariwal & Nichol 2021, section 3; BigGAN's before it).
 
-    ``x + conv(dropout(silu((1 + scale) norm(conv(silu(norm(x)))) + shift)))`` with scale and shift linear in the
-    vector. The last convolution starts at zero, so that the block starts as its skip. With `resample`, both branches
-    are resampled before the first convolution, by means of 2 x 2 pixels or by repeating them.
+    ``x + conv(dropout(silu((1 + scale) norm(conv(silu(norm(x)))) + shift)))``, scale and shift linear in the
+    vector. The last convolution starts at zero, so that the block starts as its skip. With `resample`, both
+    branches are resampled before the first convolution, by means of 2 x 2 pixels or by repeating them.
 
     Attributes:
       dropout: its rate; 0 outside training.
@@ -56,7 +56,7 @@ class ResidualBlock(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: Images, vector: Float[Array, "batch embed"]) -> Images:
+    def __call__(self, x: Images, vector: Float[Array, "batch embed"]) -> Features:
         h = GroupNorm(self.groups, self.min_group_size, name="norm_0")(x)
         x, h = resample(x, self.resample), resample(h, self.resample)
         h = Conv(self.width, dtype=self.dtype, name="conv_0")(h)
@@ -72,7 +72,7 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """``x + project(attention(norm(x)))`` over pixels, or over tokens where these are given. Starts as the identity."""
+    """``x + project(attention(norm(x)))`` over pixels, or over tokens if given. Starts as the identity."""
 
     head_dim: int
     groups: int = 32
@@ -102,7 +102,7 @@ class Downsample(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: Images) -> Images:
+    def __call__(self, x: Images) -> Features:
         return Conv(self.width, stride=2, dtype=self.dtype, name="conv")(x)
 
 
@@ -113,11 +113,11 @@ class Upsample(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: Images) -> Images:
+    def __call__(self, x: Images) -> Features:
         return Conv(self.width, dtype=self.dtype, name="conv")(resample(x, "up"))
 
 
-def resample(x: Images, how: Resample) -> Images:
+def resample(x: Images, how: Resample) -> Features:
     """Means of 2 x 2 pixels ("down"), every pixel repeated 2 x 2 ("up"), or `x` itself."""
     batch, height, width, channels = x.shape
     if how == "down":

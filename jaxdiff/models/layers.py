@@ -1,8 +1,8 @@
 """The layers that hold parameters, and the only file that names logical axes.
 
-Parameters are float32, each boxed with the names of its axes ("channels_in", "channels_out", "heads", "embed"), which
-`distributed.partitioning` maps to the mesh. A layer computes in its `dtype`, a string. Epsilons, paddings and
-initialisers are written out, because frameworks differ in their defaults.
+Parameters are float32, each boxed with the names of its axes ("channels_in", "channels_out", "heads",
+"embed"), which `distributed.partitioning` maps to the mesh. A layer computes in its `dtype`, a string.
+Epsilons, paddings and initialisers are written out, because frameworks differ in their defaults.
 """
 
 import functools
@@ -19,12 +19,21 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
+Features = Float[Array, "batch out_height out_width out_channels"]
+"""What comes of `Images` by a layer that may change their size and channels."""
+
+
 def check_dtype(dtype: str) -> None:
-    require(dtype in DTYPES, "dtype", dtype, "it is no floating-point type here", f"use one of {', '.join(DTYPES)}")
+    """Raise `UserError` unless layers can compute in `dtype`."""
+    require(
+        dtype in DTYPES, "dtype", dtype, "it is no floating-point type here", f"use {' or '.join(DTYPES)}"
+    )
 
 
-def kernel_init(zero: bool, in_axis: int, out_axis: int | tuple[int, ...], batch_axis: tuple[int, ...] = ()) -> Callable:
-    """Uniform with variance 1 / mean(fan in, fan out), or zero (Ho et al. 2020, who follow Glorot & Bengio 2010)."""
+def kernel_init(
+    zero: bool, in_axis: int = -2, out_axis: int | tuple[int, ...] = -1, batch_axis: tuple[int, ...] = ()
+) -> Callable:
+    """Uniform with variance 2 / (fan in + fan out), or zero (Ho et al. 2020, after Glorot & Bengio 2010)."""
     if zero:
         return nn.initializers.zeros
     return nn.initializers.variance_scaling(
@@ -46,7 +55,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch channels"]) -> Float[Array, "*batch features"]:
-        init = nn.with_logical_partitioning(kernel_init(self.zero, -2, -1), ("channels_in", "channels_out"))
+        init = nn.with_logical_partitioning(kernel_init(self.zero), ("channels_in", "channels_out"))
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
         return x.astype(self.dtype) @ kernel.astype(self.dtype) + _bias(self, x.ndim)
 
@@ -61,11 +70,11 @@ class Conv(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: Images) -> Images:
+    def __call__(self, x: Images) -> Features:
         names = (None, None, "channels_in", "channels_out")
-        init = nn.with_logical_partitioning(kernel_init(self.zero, -2, -1), names)
-        kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1], self.features)).astype(self.dtype)
-        x = x.astype(self.dtype)
+        init = nn.with_logical_partitioning(kernel_init(self.zero), names)
+        kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1], self.features))
+        kernel, x = kernel.astype(self.dtype), x.astype(self.dtype)
         if self.size == 1 and self.stride == 1:
             x = x @ kernel[0, 0]
         else:
@@ -86,11 +95,13 @@ class ToHeads(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch length channels"]) -> list[Float[Array, "batch length heads head_dim"]]:
+    def __call__(
+        self, x: Float[Array, "batch length channels"]
+    ) -> list[Float[Array, "batch length heads head_dim"]]:
         shape = (self.count, self.heads, self.head_dim)
         names = (None, "heads", None)
-        kernel_names = nn.with_logical_partitioning(kernel_init(False, 0, (2, 3), (1,)), ("channels_in", *names))
-        kernel = self.param("kernel", kernel_names, (x.shape[-1], *shape))
+        init = nn.with_logical_partitioning(kernel_init(False, 0, (2, 3), (1,)), ("channels_in", *names))
+        kernel = self.param("kernel", init, (x.shape[-1], *shape))
         bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, names), shape)
         x = x.astype(self.dtype) @ kernel.astype(self.dtype).reshape(x.shape[-1], -1)
         x = x.reshape(*x.shape[:-1], *shape) + bias.astype(self.dtype)[None, None]
@@ -98,13 +109,15 @@ class ToHeads(nn.Module):
 
 
 class FromHeads(nn.Module):
-    """The inverse of `ToHeads`: heads to channels. Starts at zero, so that attention starts as the identity."""
+    """The inverse of `ToHeads`: heads to channels. Starts at zero: attention starts as the identity."""
 
     features: int
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch length heads head_dim"]) -> Float[Array, "batch length channels"]:
+    def __call__(
+        self, x: Float[Array, "batch length heads head_dim"]
+    ) -> Float[Array, "batch length channels"]:
         init = nn.with_logical_partitioning(nn.initializers.zeros, ("heads", None, "channels_out"))
         kernel = self.param("kernel", init, (*x.shape[-2:], self.features)).astype(self.dtype)
         x = x.astype(self.dtype).reshape(*x.shape[:-2], -1) @ kernel.reshape(-1, self.features)
@@ -112,7 +125,7 @@ class FromHeads(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation (Wu & He 2018), then ``x (1 + scale) + shift`` if these are given, then SiLU if asked for.
+    """Group normalisation (Wu & He 2018), then ``x (1 + scale) + shift`` if given, then SiLU if asked for.
 
     Attributes:
       groups: the most groups there may be; see `group_count`.
@@ -142,15 +155,14 @@ class GroupNorm(nn.Module):
             gamma, beta = gamma * gain, beta * gain
         if shift is not None:
             beta = beta + shift
-        shape = (x.shape[0], channels)
+        gamma, beta = (jnp.broadcast_to(value, (x.shape[0], channels)) for value in (gamma, beta))
         groups = group_count(channels, self.groups, self.min_group_size)
         flat = x.reshape(x.shape[0], -1, channels)
-        y = group_norm(flat, jnp.broadcast_to(gamma, shape), jnp.broadcast_to(beta, shape), groups, self.eps, self.silu)
-        return y.reshape(x.shape)
+        return group_norm(flat, gamma, beta, groups, self.eps, self.silu).reshape(x.shape)
 
 
 def group_count(channels: int, groups: int, min_group_size: int) -> int:
-    """The largest number of equal groups that is at most `groups` and leaves `min_group_size` channels in each."""
+    """The largest number of equal groups, at most `groups`, with at least `min_group_size` channels each."""
     limit = max(1, min(groups, channels // min_group_size))
     return next(count for count in range(limit, 0, -1) if channels % count == 0)
 
@@ -166,9 +178,10 @@ def group_norm(
 ) -> Float[Array, "batch pixels channels"]:
     """``silu(gamma (x - mean) / std + beta)``, with statistics over the pixels and channels of a group.
 
-    Differentiable in reverse mode only. Statistics are float32 at least and are taken in two passes: E[x^2] - E[x]^2
-    would lose all digits where the mean is large. Sums run over pixels first, where memory is contiguous; channels are
-    folded into groups by a product with a constant matrix, which XLA does not repeat for every pixel.
+    Differentiable in reverse mode only. Statistics are float32 at least and are taken in two passes:
+    E[x^2] - E[x]^2 would lose all digits where the mean is large. Sums run over pixels first, where memory is
+    contiguous; channels are folded into groups by a product with a constant matrix, which XLA does not repeat for
+    every pixel.
     """
     return _group_norm_forward(x, gamma, beta, groups, eps, silu)[0]
 
@@ -185,7 +198,7 @@ def _group_norm_forward(x, gamma, beta, groups, eps, silu):
 
 
 def _group_norm_backward(groups, eps, silu, residuals, dy):
-    """With ``u = (x - mean) rstd``: ``dx = rstd (gamma dz - E[gamma dz] - u E[gamma dz u])``, E over the group."""
+    """With ``u = (x - mean) rstd``: ``dx = rstd (gamma dz - E[gamma dz] - u E[gamma dz u])``."""
     x, mean, rstd, gamma, beta = residuals
     dtype = _statistics_dtype(x)
     fold = functools.partial(_group_mean, groups=groups)
@@ -200,7 +213,8 @@ def _group_norm_backward(groups, eps, silu, residuals, dy):
     dgamma = jnp.sum(dz * centred, axis=1) * rstd
     constant = fold(gamma * dbeta) / pixels
     slope = fold(gamma * dgamma) / pixels
-    dx = dz * (rstd * gamma)[:, None] - centred * (jnp.square(rstd) * slope)[:, None] - (rstd * constant)[:, None]
+    dx = dz * gamma[:, None] - centred * (rstd * slope)[:, None] - constant[:, None]
+    dx = dx * rstd[:, None]
     return dx.astype(x.dtype), dgamma.astype(gamma.dtype), dbeta.astype(beta.dtype)
 
 

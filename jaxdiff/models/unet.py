@@ -1,4 +1,4 @@
-"""The U-Net of ADM (Dhariwal & Nichol 2021), which is DDPM++'s (Song et al. 2021) with adaptive group norm."""
+"""The U-Net of ADM (Dhariwal & Nichol 2021), DDPM++'s (Song et al. 2021) with adaptive group norm."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxdiff.embeddings import Embeddings
 from jaxdiff.errors import UserError, require
 from jaxdiff.models.blocks import Block, Downsample, Resample, Upsample
-from jaxdiff.models.layers import Conv, GroupNorm, check_dtype
+from jaxdiff.models.layers import Conv, Features, GroupNorm, check_dtype
 from jaxdiff.typing import Images
 
 
@@ -45,10 +45,10 @@ class UNet(nn.Module):
       out_channels: of the output.
       head_dim: channels of an attention head.
       groups, min_group_size: at most so many groups in a norm, and at least so many channels in a group.
-      residual_resampling: change resolution inside a residual block (BigGAN, ADM) rather than by a convolution (DDPM).
+      residual_resampling: resolution changes inside a residual block (ADM), not by a convolution (DDPM).
       middle_attention: self-attention between the two blocks at the coarsest resolution.
       dtype: in which convolutions and attention compute; parameters and statistics are float32 in any case.
-      remat: recompute each block in the backward pass instead of keeping its insides: less memory, a third more work.
+      remat: recompute each block in the backward pass instead of keeping it: less memory, a third more work.
     """
 
     levels: tuple[Level, ...]
@@ -64,7 +64,9 @@ class UNet(nn.Module):
     def __post_init__(self):
         require(len(self.levels) > 0, "levels", self.levels, "there is no level", "give at least one Level")
         for name in ("out_channels", "head_dim", "groups", "min_group_size"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "it must be positive", "give at least 1")
+            require(
+                getattr(self, name) > 0, name, getattr(self, name), "it must be positive", "give at least 1"
+            )
         check_dtype(self.dtype)
         for i, level in enumerate(self.levels):
             last = i == len(self.levels) - 1
@@ -75,7 +77,7 @@ class UNet(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: Images, embeddings: Embeddings, *, train: bool) -> Images:
+    def __call__(self, x: Images, embeddings: Embeddings, *, train: bool) -> Features:
         """Predict what the parameterization asks for.
 
         Args:
@@ -91,17 +93,17 @@ class UNet(nn.Module):
         context = (jax.nn.silu(embeddings.vector), embeddings.tokens)
         last = len(self.levels) - 1
 
-        def block(name: str, h: Images, level: Level, resample: Resample = "none") -> Images:
+        def block(name: str, h: Images, level: Level, resample: Resample = "none") -> Features:
             # nn.remat would put its own class into a default name: every name is given.
             cls = nn.remat(Block) if self.remat else Block
             dropout = level.dropout if train else 0.0
-            attentions = (level.self_attention, level.cross_attention)
-            norms = (self.groups, self.min_group_size)
-            return cls(level.width, *attentions, dropout, self.head_dim, *norms, self.dtype, resample, name=name)(
-                h, *context
-            )
+            module = cls(
+                level.width, level.self_attention, level.cross_attention, dropout, self.head_dim, self.groups,
+                self.min_group_size, self.dtype, resample, name=name,
+            )  # fmt: skip
+            return module(h, *context)
 
-        def change(name: str, h: Images, level: Level, resample: Resample) -> Images:
+        def change(name: str, h: Images, level: Level, resample: Resample) -> Features:
             if self.residual_resampling:
                 return block(name, h, _without_attention(level), resample)
             cls = Downsample if resample == "down" else Upsample
@@ -149,7 +151,8 @@ class UNet(nn.Module):
         reads = any(level.cross_attention for level in self.levels)
         if embeddings.tokens is not None and not reads:
             raise UserError(
-                "levels: a condition gives tokens and no level reads them. Fix: set cross_attention=True on a level"
+                "levels: a condition gives tokens and no level reads them. "
+                "Fix: set cross_attention=True on a level"
             )
         if embeddings.tokens is None and reads:
             raise UserError(

@@ -49,7 +49,12 @@ class ClassifierFree:
             # is.
             pairs = jax.tree.map(lambda value: jnp.repeat(value, 2, axis=0), (x, fields))
             both = denoise(pairs[0], t, pairs[1], jnp.tile(jnp.array([False, True]), batch))
-            return jax.tree.map(lambda value: value[1::2] + self.scale * (value[::2] - value[1::2]), both)
+            given, null = (jax.tree.map(lambda value, i=i: value[i::2], both) for i in (0, 1))
+            return Prediction(
+                null.x_0 + self.scale * (given.x_0 - null.x_0),
+                null.noise + self.scale * (given.noise - null.noise),
+                given.log_variance,  # the spread of the conditional model: there is nothing to extrapolate
+            )
 
         if self.scale == 1:
             return conditional

@@ -1,6 +1,7 @@
 """Denoising: the task of every diffusion model, in pixels or latents, with any conditions."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +56,9 @@ class DenoisingTask:
             "fields": {name: batch[name] for name in conditioner.parts},
         }
 
-    def loss(self, params: Params, examples: dict, key: Key[Array, ""], train: bool) -> tuple[Scalar, Metrics]:
+    def loss(
+        self, params: Params, examples: dict, key: Key[Array, ""], train: bool
+    ) -> tuple[Scalar, Metrics]:
         """The mean weighted squared error over the examples that `draw` made."""
         errors = self.squared_errors(params, examples, key, train)
         weights = self.weighting(self.denoiser.process.log_snr(examples["t"]))
@@ -68,8 +71,14 @@ class DenoisingTask:
         process, own = self.denoiser.process, self.denoiser.parameterization
         x_0, noise, t = examples["x_0"], examples["noise"], examples["t"]
         x_t = gaussian.diffuse(process, x_0, noise, t)
-        output = self.denoiser.apply(
-            {"params": params}, x_t, t, examples["fields"], examples["drop"], train=train, rngs={"dropout": key}
+        output: Any = self.denoiser.apply(
+            {"params": params},
+            x_t,
+            t,
+            examples["fields"],
+            examples["drop"],
+            train=train,
+            rngs={"dropout": key},
         )
         error = output - prediction.target(own, process, t, x_0, noise)
         if self.weighting.space is not None:
@@ -77,7 +86,9 @@ class DenoisingTask:
             error = error * gaussian.expand(ratio, error)
         return jnp.mean(jnp.square(error), axis=(1, 2, 3))
 
-    def error_at(self, params: Params, images: Images, fields: dict, t: Times, key: Key[Array, ""]) -> Float[Array, "batch"]:
+    def error_at(
+        self, params: Params, images: Images, fields: dict, t: Times, key: Key[Array, ""]
+    ) -> Float[Array, "batch"]:
         """Squared error of the conditional model at chosen times, dropout off: the held-out loss by noise level."""
         noise = jax.random.normal(key, images.shape)
         drop = self.denoiser.conditioner.none_dropped(images.shape[0])

@@ -62,9 +62,8 @@ class Checkpoints:
         """The steps of which a complete checkpoint exists, in order."""
         if not self.directory.exists():
             return []
-        return sorted(
-            int(path.name) for path in self.directory.iterdir() if path.name.isdigit() and _complete(path)
-        )
+        named = (path for path in self.directory.iterdir() if path.name.isdigit())
+        return sorted(int(path.name) for path in named if _complete(path))
 
     def latest(self) -> int | None:
         """The last of `steps`, or None."""
@@ -74,21 +73,20 @@ class Checkpoints:
         """Start saving `state`, which may be given away (donated) as soon as this returns.
 
         Returns whether a save was started: a state that is not finite is not worth keeping and would push out
-        one that is, and an existing step stays as it is. A save that failed (a full disk) is reported here or
-        by the next call; it costs no earlier checkpoint.
+        one that is, and an existing step stays as it is. A save that failed earlier (on a full disk) is
+        reported now, and costs neither an older checkpoint nor this one.
         """
+        try:
+            self.wait()
+        except Exception as error:
+            _log.warning("the last checkpoint could not be written: %s", error)
         if step in self.steps():
             return False
         if not bool(_is_finite((state.params, state.ema))):
             _log.warning("step %d: the state is not finite and was not saved", step)
             return False
-        try:
-            return self._manager.save(
-                step, args=ocp.args.Composite(**{ITEM: ocp.args.PyTreeSave(state)}), force=True
-            )
-        except Exception:
-            self._manager.reload()  # or it would count the failed step among the latest
-            raise
+        args = ocp.args.Composite(**{ITEM: ocp.args.PyTreeSave(state)})
+        return self._manager.save(step, args=args, force=True)
 
     def wait(self) -> None:
         """Return when all that was saved is complete on disk.
@@ -96,8 +94,12 @@ class Checkpoints:
         Raises:
           Exception: whatever has kept the last save from completing.
         """
-        self._manager.wait_until_finished()
-        self._manager.check_for_errors()
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception:
+            self._manager.reload()  # or it would count the failed step among the latest
+            raise
 
     def restore(self, step: int, abstract: Any) -> Any:
         """The state of `step` in the shapes, types and shardings of `abstract` (of this or any other mesh).
@@ -135,14 +137,8 @@ class Checkpoints:
 
     def _metadata(self, step: int) -> Any:
         steps = self.steps()
-        found = f"there are {', '.join(map(str, steps))}" if steps else "there are none"
-        require(
-            step in steps,
-            "step",
-            step,
-            f"{self.directory} has no such checkpoint; {found}",
-            "choose one of them",
-        )
+        found = ", ".join(map(str, steps)) or "none"
+        require(step in steps, "step", step, f"it is not in {self.directory}", f"choose from: {found}")
         return self._manager.item_metadata(step)[ITEM].tree
 
     def _set_aside(self) -> None:

@@ -184,8 +184,8 @@ class _Run:
         self.barren = self.barren + window if math.isnan(values["loss"]) else 0
         if self.barren >= max(self.settings.log_every, PATIENCE):
             raise RuntimeError(
-                f"step {step}: the loss or the gradient was not finite in any of the last {self.barren} steps, and "
-                "none was applied. Lower the learning rate, or check the data; the checkpoints are good"
+                f"step {step}: loss or gradient was not finite in any of the last {self.barren} steps. "
+                "Lower the learning rate, or check the data; the checkpoints are good"
             )
 
     def _save(self, step: int, state: TrainState, last: bool) -> None:
@@ -196,9 +196,7 @@ class _Run:
                 self.checkpoints.wait()
         except Exception as error:
             if last:
-                raise RuntimeError(
-                    f"step {step} could not be saved in {self.checkpoints.directory}"
-                ) from error
+                raise RuntimeError(f"step {step} was not saved in {self.checkpoints.directory}") from error
             _log.warning("step %d: a checkpoint could not be saved, training goes on: %s", step, error)
 
 

@@ -37,9 +37,8 @@ class RunningMean:
 
     def add(self, metrics: Metrics) -> None:
         """Count the metrics of one step, among them `skipped` (0 or 1)."""
-        if self._totals is None:
-            self._totals = jax.tree.map(jnp.zeros_like, metrics)
-        self._totals = _add(self._totals, metrics)
+        totals = jax.tree.map(jnp.zeros_like, metrics) if self._totals is None else self._totals
+        self._totals = _add(totals, metrics)
         self.steps += 1
 
     def take(self) -> dict[str, float]:
@@ -51,6 +50,7 @@ class RunningMean:
         totals = {name: float(value) for name, value in jax.device_get(self._totals).items()}
         used = self.steps - round(totals["skipped"])
         means = {name: total / used if used else math.nan for name, total in totals.items()}
+        means = {"loss": means.pop("loss"), **means}  # what one looks at first
         self.__init__()
         return means | {"skipped": totals["skipped"]}
 
@@ -143,7 +143,7 @@ def open_writers(workdir: pathlib.Path, step: int) -> Writers:
     return Writers(Console(), jsonl, board)
 
 
-def _step(row: str) -> float:
+def _step(row: str) -> int | float:
     """The step of a row; infinity if a kill has cut the row short."""
     try:
         return json.loads(row)["step"]

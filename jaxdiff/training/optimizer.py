@@ -39,16 +39,14 @@ class Constant:
 
 @dataclasses.dataclass(frozen=True)
 class Cosine:
-    """Half a cosine from the peak to `final` of it (Loshchilov & Hutter 2017, eq. 5), after a linear warm-up."""
+    """Half a cosine from the peak to `final` of it (Loshchilov & Hutter 2017, eq. 5), after a warm-up."""
 
     warmup_steps: int = 0
     final: float = 0.0
 
     def __post_init__(self):
         require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "it counts steps", "use 0 or more")
-        require(
-            0.0 <= self.final <= 1.0, "final", self.final, "it is a share of the peak", "choose from 0 to 1"
-        )
+        require(0.0 <= self.final <= 1.0, "final", self.final, "it is a share of the peak", "use 0 to 1")
 
     def __call__(self, peak: float, total_steps: int) -> optax.Schedule:
         require(
@@ -80,19 +78,13 @@ class AdamW:
     clip_norm: float | None = 1.0
 
     def __post_init__(self):
-        require(
-            self.learning_rate > 0, "learning_rate", self.learning_rate, "no step would be taken", "use > 0"
-        )
-        for name in ("b1", "b2"):
-            require(
-                0.0 <= getattr(self, name) < 1.0, name, getattr(self, name), "it is a decay", "use [0, 1)"
-            )
+        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "nothing would move", "use > 0")
+        for name, decay in (("b1", self.b1), ("b2", self.b2)):
+            require(0.0 <= decay < 1.0, name, decay, "it is the decay of an average", "use [0, 1)")
         require(self.eps > 0, "eps", self.eps, "it keeps a division finite", "use > 0, as 1e-8")
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "weights would grow", "use >= 0")
         clips = self.clip_norm is None or self.clip_norm > 0
-        require(
-            clips, "clip_norm", self.clip_norm, "nothing would be left", "use > 0, or None for no clipping"
-        )
+        require(clips, "clip_norm", self.clip_norm, "nothing would be left", "use > 0, or None for none")
 
     def make(self, total_steps: int) -> optax.GradientTransformation:
         """The optimizer of a run of `total_steps`."""

@@ -24,7 +24,7 @@ INITIAL = 2**32 - 1
 
 @struct.dataclass
 class TrainState:
-    """All that a run has learned. Keys and functions are not in it: they follow from the config and the step."""
+    """All that a run has learned. Keys and functions are not: they follow from the config and the step."""
 
     step: Any
     params: Any
@@ -93,7 +93,7 @@ def make_train_step(
 
 
 def accumulate(function: Callable[..., Any], parts: int) -> Callable[..., Any]:
-    """`function(params, examples, key)`, averaged over `parts` micro-batches of which one is in memory at a time.
+    """`function(params, examples, key)`, averaged over `parts` micro-batches, one in memory at a time.
 
     Micro-batch i takes the examples i, i + k, i + 2k, ...: each device cuts its own part of the batch, and
     none moves.

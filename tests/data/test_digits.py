@@ -80,10 +80,10 @@ def test_processes_that_race_prepare_once_and_without_tensorflow(tmp_path):
         "assert 'tensorflow' not in sys.modules\n"
         "print(len(examples))"
     )
-    processes = [start(code, TFDS_DATA_DIR=str(tmp_path)) for _ in range(3)]
+    processes = [start(code, TFDS_DATA_DIR=str(tmp_path)) for _ in range(2)]
     ends = [process.communicate() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], ends
-    assert [out for out, _ in ends] == ["1500\n"] * 3
+    assert [process.returncode for process in processes] == [0, 0], ends
+    assert [out for out, _ in ends] == ["1500\n"] * 2
     assert [path.name for path in (tmp_path / "digits").iterdir()] == ["1.0.0"]
 
 

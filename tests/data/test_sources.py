@@ -19,11 +19,8 @@ def test_opened_examples_know_their_shape_and_classes():
     assert examples.image_shape == (8, 8, 1)
     assert examples.num_classes == 10
     example = examples[41]
-    assert (example["image"].dtype, example["label"].dtype, example["index"].dtype) == (
-        np.uint8,
-        np.int32,
-        np.int32,
-    )
+    dtypes = {name: value.dtype for name, value in example.items()}
+    assert dtypes == {"image": np.uint8, "label": np.int32, "index": np.int32}
     assert example["index"] == 41
 
 

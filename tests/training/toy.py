@@ -1,5 +1,6 @@
 """A task small enough to know by heart: least squares on vectors, with noise drawn by the task."""
 
+import functools
 import hashlib
 import itertools
 
@@ -41,6 +42,9 @@ class Linear:
         return jnp.mean(error**2), {"bias": jnp.mean(error)}
 
 
+LINEAR, WIDE, ADAM = Linear(), Linear(128), optax.adam(1e-2)
+
+
 def batch(step, count=16, size=SIZE, poison=()):
     """The batch of a step: a pure function of the step. The steps in `poison` hold a NaN."""
     random = np.random.default_rng([1, step])
@@ -59,12 +63,20 @@ def mesh(count=1, **shape):
     return MeshShape(**shape).make(jax.devices()[:count])
 
 
-def train(steps, *, mesh, optimizer=None, accumulation=1, task=None, ema=None, **options):
-    """A few steps without the loop: the final state and the metrics of each step."""
-    task, optimizer = task or Linear(), optimizer or optax.adam(1e-2)
+@functools.cache
+def program(mesh, optimizer, accumulation, task):
+    """The step, compiled once for all tests, and the state to start from, on the host."""
     state = create_state(task, optimizer, mesh, 0)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-    step_fn = jit_train_step(make_train_step(task, optimizer, ema or Ema(), 0, accumulation), abstract, mesh)
+    step_fn = jit_train_step(make_train_step(task, optimizer, Ema(), 0, accumulation), abstract, mesh)
+    return step_fn, jax.device_get(state), jax.tree.map(lambda x: x.sharding, abstract)
+
+
+def train(steps, *, mesh, optimizer=ADAM, accumulation=1, task=LINEAR, **options):
+    """A few steps without the loop: the final state and the metrics of each step."""
+    step_fn, initial, shardings = program(mesh, optimizer, accumulation, task)
+    # a copy: a state on the device must not share memory with the host, for the step takes it over
+    state = jax.tree.map(lambda x, where: jax.device_put(x, where, may_alias=False), initial, shardings)
     history = []
     for step in range(steps):
         state, metrics = step_fn(state, batch(step, size=task.size, **options))

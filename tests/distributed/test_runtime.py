@@ -1,0 +1,73 @@
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from jaxdiff.distributed import runtime
+from jaxdiff.errors import UserError
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+NAMES = ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")
+
+
+def fresh(code, **variables):
+    """What a new process prints that runs `code` after `start`."""
+    environment = {name: value for name, value in os.environ.items() if name not in NAMES}
+    text = f"from jaxdiff.distributed import runtime; import jax; {code}"
+    done = subprocess.run([sys.executable, "-c", text], env=environment | variables, cwd=ROOT,
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    return done.stdout.split()
+
+
+SHOW = "print(len(jax.devices('cpu')), jax.config.jax_compilation_cache_dir)"
+
+
+def test_two_cpu_devices_and_a_cache_unless_said_otherwise(tmp_path):
+    found = fresh(f"runtime.start(); {SHOW}", HOME=str(tmp_path))
+    assert found == [str(min(2, os.cpu_count())), str(tmp_path / ".cache" / "jaxdiff")]
+
+
+def test_environment_wins(tmp_path):
+    variables = {"JAX_NUM_CPU_DEVICES": "3", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "mine")}
+    assert fresh(f"runtime.start(5); {SHOW}", **variables) == ["3", str(tmp_path / "mine")]
+
+
+TWO = """
+import numpy
+from jaxdiff.distributed import runtime
+runtime.start(2)
+runtime.start()
+import jax
+from jaxdiff.distributed.mesh import MeshShape, global_batch
+batch = global_batch(numpy.arange(4) + 4 * jax.process_index(), MeshShape().make())
+total = int(jax.jit(lambda x: (x * x).sum())(batch))
+print(f"\\n{jax.process_count()} {len(jax.devices())} {total}")
+"""
+
+
+def test_two_processes_find_each_other_and_share_a_batch():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    environment = {name: value for name, value in os.environ.items() if name not in NAMES}
+    environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", TWO], env=environment | {"JAX_PROCESS_ID": str(index)},
+                         cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for index in range(2)
+    ]  # fmt: skip
+    last = [process.communicate(timeout=60)[0].splitlines()[-1] for process in processes]
+    assert [line.split() for line in last] == [["2", "4", str(sum(i * i for i in range(8)))]] * 2
+
+
+def test_half_a_description_of_the_processes_is_an_error(monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1234")
+    with pytest.raises(UserError, match="JAX_NUM_PROCESSES"):
+        runtime._join_processes()
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    monkeypatch.setenv("JAX_PROCESS_ID", "2")
+    with pytest.raises(UserError, match="JAX_PROCESS_ID=2"):
+        runtime._join_processes()

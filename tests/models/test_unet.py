@@ -1,0 +1,255 @@
+"""What must hold for any U-Net: its start, its inputs, its options."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff.embeddings import Embeddings, Tokens
+from jaxdiff.errors import UserError
+from jaxdiff.models.blocks import AttentionBlock, ResidualBlock, resample
+from jaxdiff.models.unet import Level, UNet
+
+LEVELS = (Level(8, blocks=1), Level(16, blocks=1, self_attention=True, cross_attention=True))
+NETWORK = UNet(LEVELS, out_channels=2, head_dim=8)
+PLAIN = UNet((Level(8, blocks=1), Level(16, blocks=1)), out_channels=2, head_dim=8)
+
+
+def images(batch=3, size=8, channels=2, seed=0):
+    return jax.random.normal(jax.random.key(seed), (batch, size, size, channels))
+
+
+def embeddings(batch=3, tokens=True, seed=1):
+    key_vector, key_tokens = jax.random.split(jax.random.key(seed))
+    features = jax.random.normal(key_tokens, (batch, 5, 6))
+    mask = jnp.arange(5)[None] < jnp.arange(1, batch + 1)[:, None] + 1
+    vector = jax.random.normal(key_vector, (batch, 12))
+    return Embeddings(vector, Tokens(features, mask) if tokens else None)
+
+
+@functools.cache
+def initial(network, tokens=True):
+    init = jax.jit(functools.partial(network.init, train=False))
+    return nn.meta.unbox(init(jax.random.key(0), images(), embeddings(tokens=tokens)))
+
+
+def randomised(network, tokens=True):
+    """Every parameter away from its start: zero-initialised layers would hide all else."""
+    leaves, tree = jax.tree.flatten(initial(network, tokens))
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    noisy = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+    return tree.unflatten(noisy)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run(network, params, x, embeddings):
+    return network.apply(params, x, embeddings, train=False)
+
+
+def modules(network, tokens=True):
+    """Paths of all parameters, from shapes alone."""
+    tree = jax.eval_shape(functools.partial(network.init, train=False), jax.random.key(0), images(),
+                          embeddings(tokens=tokens))  # fmt: skip
+    flat = jax.tree_util.tree_leaves_with_path(nn.meta.unbox(tree)["params"])
+    return {"/".join(key.key for key in path): leaf.shape for path, leaf in flat}
+
+
+def test_output_is_zero_at_initialisation():
+    assert jnp.all(run(NETWORK, initial(NETWORK), images(), embeddings()) == 0)
+
+
+def test_blocks_begin_as_their_skip():
+    x, vector = images(channels=8), embeddings().vector
+    residual, attention = ResidualBlock(8, dropout=0.0), AttentionBlock(head_dim=4)
+    params = nn.meta.unbox(jax.jit(residual.init)(jax.random.key(0), x, vector))
+    np.testing.assert_array_equal(residual.apply(params, x, vector), x)
+    params = nn.meta.unbox(jax.jit(attention.init)(jax.random.key(0), x))
+    np.testing.assert_array_equal(attention.apply(params, x), x)
+
+
+def test_every_parameter_matters():
+    """A parameter with a zero gradient would be dead weight: made, and not used."""
+
+    def loss(params):
+        return jnp.sum(jnp.square(NETWORK.apply(params, images(), embeddings(), train=False)))
+
+    grads = jax.jit(jax.grad(loss))(randomised(NETWORK))
+    dead = [
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(grads)
+        if jnp.max(jnp.abs(leaf)) < 1e-7 and "query" not in jax.tree_util.keystr(path)
+    ]
+    assert not dead
+
+
+@pytest.mark.parametrize("slot", ["vector", "tokens"])
+def test_the_output_depends_on_the_condition(slot):
+    params, given = randomised(NETWORK), embeddings()
+    other = given.replace(**{slot: getattr(embeddings(seed=5), slot)})
+    outputs = run(NETWORK, params, images(), given), run(NETWORK, params, images(), other)
+    assert jnp.max(jnp.abs(outputs[0] - outputs[1])) > 1e-2
+
+
+def test_the_batch_can_be_permuted():
+    order = np.array([2, 0, 1])
+    params, x, given = randomised(NETWORK), images(), embeddings()
+    shuffled = run(NETWORK, params, x[order], jax.tree.map(lambda leaf: leaf[order], given))
+    np.testing.assert_allclose(shuffled, run(NETWORK, params, x, given)[order], atol=1e-5)
+
+
+def test_masked_tokens_are_not_read():
+    params, given = randomised(NETWORK), embeddings()
+    tokens = given.tokens
+    poisoned = jnp.where(tokens.mask[..., None], tokens.features, 1e3)
+    other = given.replace(tokens=Tokens(poisoned, tokens.mask))
+    np.testing.assert_array_equal(
+        run(NETWORK, params, images(), given), run(NETWORK, params, images(), other)
+    )
+
+
+def test_spatial_conditions_are_joined_to_the_image():
+    x, given = images(channels=3), embeddings()
+    split = given.replace(spatial=x[..., 2:])
+    params = initial(NETWORK)
+    params = nn.meta.unbox(
+        jax.jit(functools.partial(NETWORK.init, train=False))(jax.random.key(0), x[..., :2], split)
+    )
+    assert params["params"]["stem"]["kernel"].shape[2] == 3
+    params = jax.tree.map(lambda leaf: leaf + 0.1, params)
+    np.testing.assert_array_equal(run(NETWORK, params, x[..., :2], split), run(NETWORK, params, x, given))
+
+
+def test_remat_changes_neither_parameters_nor_loss():
+    network = UNet((dataclasses.replace(LEVELS[0], dropout=0.3), LEVELS[1]), out_channels=2, head_dim=8)
+    params = randomised(network)
+
+    def loss(network, params):
+        rngs = {"dropout": jax.random.key(7)}
+        return jnp.mean(jnp.square(network.apply(params, images(), embeddings(), train=True, rngs=rngs)))
+
+    run_loss = jax.jit(jax.value_and_grad(loss, argnums=1), static_argnums=0)
+    again = network.clone(remat=True)
+    assert modules(network) == modules(again)
+    value, grads = run_loss(network, params)
+    value_again, grads_again = run_loss(again, params)
+    assert value == value_again
+    for got, want in zip(jax.tree.leaves(grads_again), jax.tree.leaves(grads), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_acts_in_training_only():
+    network = UNet((Level(8, blocks=1, dropout=0.5),), out_channels=2, head_dim=8)
+    params = randomised(network, tokens=False)
+    apply = jax.jit(
+        lambda key, train: network.apply(
+            params, images(), embeddings(tokens=False), train=train, rngs={"dropout": key}
+        ),
+        static_argnums=1,
+    )
+    one, two = jax.random.key(0), jax.random.key(1)
+    assert jnp.any(apply(one, True) != apply(two, True))
+    np.testing.assert_array_equal(apply(one, False), apply(two, False))
+
+
+def test_bfloat16_stays_near_float32():
+    params, x, given = randomised(NETWORK), images(), embeddings()
+    exact = run(NETWORK, params, x, given)
+    half = run(NETWORK.clone(dtype="bfloat16"), params, x, given)
+    assert half.dtype == jnp.float32
+    # About 20 roundings of 2^-9 in a row, adding like a random walk.
+    assert jnp.linalg.norm(half - exact) < 20 * 2**-9 * jnp.linalg.norm(exact)
+    assert jnp.any(half != exact)
+
+
+def test_parameters_are_float32_with_named_axes():
+    network = NETWORK.clone(dtype="bfloat16")
+    tree = jax.eval_shape(
+        functools.partial(network.init, train=False), jax.random.key(0), images(), embeddings()
+    )
+    boxes = jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
+    assert all(isinstance(box, nn.LogicallyPartitioned) for box in boxes)
+    assert all(box.value.dtype == jnp.float32 and len(box.names) == box.value.ndim for box in boxes)
+
+
+@pytest.mark.parametrize(
+    ("change", "added"),
+    [
+        ({"self_attention": True}, {f"{block}/self_attention" for block in
+                                    ("encoder_0_block_0", "decoder_0_block_0", "decoder_0_block_1")}),
+        ({"blocks": 2}, {f"{block}/residual" for block in ("encoder_0_block_1", "decoder_0_block_2")}),
+        ({"dropout": 0.5}, set()),
+    ],
+)  # fmt: skip
+def test_an_option_of_a_level_acts_on_that_level(change, added):
+    changed = PLAIN.clone(levels=(dataclasses.replace(PLAIN.levels[0], **change), PLAIN.levels[1]))
+    before, after = modules(PLAIN, tokens=False), modules(changed, tokens=False)
+    assert before.keys() <= after.keys()
+    new = {"/".join(path.split("/")[:2]) for path in after.keys() - before.keys()}
+    # A longer decoder meets its skips at other blocks, whose inputs may have other widths.
+    assert {path for path in new if not path.endswith("skip")} == added
+
+
+def test_cross_attention_needs_no_self_attention():
+    crossed = PLAIN.clone(
+        levels=(dataclasses.replace(PLAIN.levels[0], cross_attention=True), PLAIN.levels[1])
+    )
+    new = modules(crossed).keys() - modules(PLAIN, tokens=False).keys()
+    assert new
+    assert all("_0_block_" in path and "/cross_attention/" in path for path in new)
+
+
+def test_options_of_the_network():
+    before = modules(PLAIN, tokens=False)
+    flat = modules(PLAIN.clone(middle_attention=False), tokens=False)
+    assert {path for path in before if "middle_block_0/self_attention" in path} == before.keys() - flat.keys()
+    network = PLAIN.clone(residual_resampling=False)
+    plain = modules(network, tokens=False)
+    assert plain["down_0/conv/kernel"] == (3, 3, 8, 8)
+    assert plain["up_1/conv/kernel"] == (3, 3, 16, 16)
+    assert all(path.startswith(("down_0/", "up_1/")) for path in before.keys() ^ plain.keys())
+    assert run(network, initial(network, False), images(), embeddings(tokens=False)).shape == images().shape
+
+
+def test_down_is_the_mean_and_the_left_inverse_of_up():
+    x = images()
+    np.testing.assert_allclose(resample(resample(x, "up"), "down"), x, atol=1e-6)
+    np.testing.assert_allclose(resample(x, "down")[0, 1, 2], x[0, 2:4, 4:6].mean((0, 1)), atol=1e-6)
+    np.testing.assert_array_equal(resample(x, "up"), np.repeat(np.repeat(x, 2, 1), 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: UNet((), 1), "levels=.*no level"),
+        (lambda: UNet((Level(8), Level(20)), 1, head_dim=8), r"levels\[1\].width=20.*head_dim=8"),
+        (lambda: UNet((Level(20, self_attention=True), Level(8)), 1, head_dim=8), r"levels\[0\].width=20"),
+        (lambda: UNet((Level(8),), 1, head_dim=8, dtype="bf16"), "dtype='bf16'"),
+        (lambda: UNet((Level(8),), 0, head_dim=8), "out_channels=0"),
+        (lambda: Level(0), "width=0"),
+        (lambda: Level(8, blocks=0), "blocks=0"),
+        (lambda: Level(8, dropout=1.0), "dropout=1.0"),
+    ],
+)
+def test_impossible_networks(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+def test_impossible_inputs():
+    def shape(network, x, given):
+        return jax.eval_shape(functools.partial(network.init, train=False), jax.random.key(0), x, given)
+
+    with pytest.raises(UserError, match=r"image_shape=\(7, 7\).*multiples of 2"):
+        shape(NETWORK, images(size=7), embeddings())
+    with pytest.raises(UserError, match="gives tokens and no level reads them"):
+        shape(PLAIN, images(), embeddings())
+    with pytest.raises(UserError, match="no condition gives tokens"):
+        shape(NETWORK, images(), embeddings(tokens=False))
+    with pytest.raises(UserError, match=r"spatial=\(4, 4\)"):
+        shape(NETWORK, images(), embeddings().replace(spatial=images(size=4)))
+    with pytest.raises(UserError, match="vector="):
+        shape(NETWORK, images(), embeddings().replace(vector=None))

@@ -1,0 +1,131 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import Counting, Gaussian
+
+from jaxdiff.config import build, from_json, spec, to_json
+from jaxdiff.errors import UserError
+from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving
+from jaxdiff.process.schedule import Linear
+from jaxdiff.sampling import grids
+from jaxdiff.sampling.ddim import Ddim
+from jaxdiff.sampling.dpm_solver import DpmSolver2M
+from jaxdiff.sampling.guidance import ClassifierFree
+from jaxdiff.sampling.heun import Euler, Heun
+from jaxdiff.sampling.loop import PRIOR, Recipe, noise_like
+
+SAMPLERS = [Euler(), Ddim(), Ddim(1.0), Heun(), Heun(churn=0.2), DpmSolver2M()]
+SHAPE = (2, 2, 1)
+
+
+def conditional(process, std=0.5):
+    """Images around a mean that is the condition; 0 where the condition is dropped."""
+
+    def denoise(x, t, fields, drop):
+        mean = jnp.where(drop, 0.0, fields["mean"])[:, None, None, None]
+        return Gaussian(mean, jnp.asarray(std)).denoiser(process)(x, t)
+
+    return denoise
+
+
+def a_recipe(sampler, steps=5, scale=1.0):
+    return Recipe(sampler, grids.Uniform(), ClassifierFree(scale), steps)
+
+
+def prior(keys):
+    first = jax.vmap(lambda key: jax.random.fold_in(key, PRIOR))(keys)
+    return np.asarray(noise_like(first, jnp.zeros((len(keys), *SHAPE))))
+
+
+@pytest.mark.parametrize("sampler", [Ddim(), Heun(), DpmSolver2M()], ids=str)
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_calls_are_those_that_are_promised(sampler, scale):
+    recipe, counting = a_recipe(sampler, 3, scale), Counting(conditional(RectifiedFlow()))
+    with jax.disable_jit():
+        recipe(
+            counting, RectifiedFlow(), {"mean": jnp.ones(1)}, SHAPE, jax.random.split(jax.random.key(0), 1)
+        )
+    assert counting.calls == recipe.calls == 2 * sampler.calls + 1
+
+
+@pytest.mark.parametrize("sampler", [Ddim(1.0), Heun(churn=0.2), DpmSolver2M()], ids=str)
+def test_an_image_does_not_depend_on_its_batch(sampler, float32):
+    process, keys, mean = RectifiedFlow(), jax.random.split(jax.random.key(1), 3), jnp.array([-1.0, 0.5, 2.0])
+    recipe, denoise = a_recipe(sampler, 4, scale=2.0), conditional(process)
+    together = recipe(denoise, process, {"mean": mean}, SHAPE, keys)
+    alone = recipe(denoise, process, {"mean": mean[1:2]}, SHAPE, keys[1:2])
+    assert together.dtype == jnp.float32
+    assert np.all(np.isfinite(together))
+    np.testing.assert_allclose(together[1:2], alone, rtol=1e-5)
+    np.testing.assert_array_equal(prior(keys)[1:2], prior(keys[1:2]))
+
+
+@pytest.mark.parametrize("sampler", [Ddim(), Heun(), DpmSolver2M()], ids=str)
+def test_from_pure_noise_every_pixel_keeps_its_quantile(sampler):
+    """A flow starts at alpha = 0, where no solver may divide by it."""
+    process, keys, mean = RectifiedFlow(), jax.random.split(jax.random.key(1), 3), jnp.array([-1.0, 0.5, 2.0])
+    found = a_recipe(sampler, 200)(conditional(process), process, {"mean": mean}, SHAPE, keys)
+    expected = np.asarray(mean)[:, None, None, None] + 0.5 * prior(keys)
+    np.testing.assert_allclose(found, expected, atol=0.01)
+
+
+def test_ancestral_sampling_of_a_gaussian_has_the_variance_of_its_affine_recursion():
+    process, steps, std = VariancePreserving(Linear()), 20, 0.5
+    keys = jax.random.split(jax.random.key(2), 1000)
+    found = a_recipe(Ddim(1.0), steps)(
+        conditional(process, std), process, {"mean": jnp.zeros(1000)}, SHAPE, keys
+    )
+    alpha, sigma = map(np.asarray, process.signal(grids.Uniform()(process, steps)))
+    variance = sigma[0] ** 2
+    for i in range(steps):
+        marginal = (alpha[i] * std) ** 2 + sigma[i] ** 2
+        x_0, noise = (
+            alpha[i] * std**2 / marginal,
+            sigma[i] / marginal,
+        )  # factors of x_t in the exact prediction
+        if i + 1 == steps:
+            variance *= x_0**2
+        else:
+            fresh = 1 - (alpha[i] * sigma[i + 1] / (sigma[i] * alpha[i + 1])) ** 2
+            kept = alpha[i + 1] * x_0 + sigma[i + 1] * np.sqrt(1 - fresh) * noise
+            variance = kept**2 * variance + sigma[i + 1] ** 2 * fresh
+    assert abs(np.var(found) / variance - 1) < 4 * np.sqrt(2 / found.size)
+    assert abs(np.mean(found)) < 4 * np.sqrt(variance / found.size)
+
+
+@pytest.mark.parametrize("process", [VarianceExploding(), VariancePreserving(Linear())], ids=str)
+def test_the_first_images_have_the_noise_of_the_first_time(process):
+    keys, seen = jax.random.split(jax.random.key(1), 2), []
+
+    def denoise(x, t, fields, drop):
+        seen.append((np.asarray(x), t))
+        return conditional(process)(x, t, fields, drop)
+
+    recipe = dataclasses.replace(a_recipe(Ddim(), 2), grid=grids.Karras())
+    with jax.disable_jit():
+        recipe(denoise, process, {"mean": jnp.zeros(2)}, SHAPE, keys)
+    (x, t), *_ = seen
+    np.testing.assert_allclose(x, np.asarray(process.signal(t).sigma) * prior(keys), rtol=1e-12)
+
+
+def test_noise_is_float32_and_one_key_makes_one_image():
+    keys = jax.random.split(jax.random.key(0), 3)
+    noise = noise_like(keys, jnp.zeros((3, *SHAPE), jnp.bfloat16))
+    assert noise.dtype == jnp.float32
+    np.testing.assert_array_equal(noise[2], jax.random.normal(keys[2], SHAPE, jnp.float32))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
+def test_configs_build_the_same_recipe(sampler):
+    recipe = Recipe(sampler, grids.Karras(), ClassifierFree(2.0), 7)
+    blocks = {name: spec(type(part), **vars(part)) for name, part in vars(recipe).items() if name != "steps"}
+    block = spec(Recipe, steps=7, **blocks)
+    assert build(block) == build(from_json(to_json(block))) == recipe
+
+
+def test_no_steps_are_refused():
+    with pytest.raises(UserError, match="steps=0"):
+        a_recipe(Ddim(), 0)

@@ -1,0 +1,80 @@
+"""The denoiser joins its parts as their equations say."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff.conditioning.conditioner import Conditioner
+from jaxdiff.conditioning.vector import ClassLabel, NoiseLevel
+from jaxdiff.denoiser import Denoiser
+from jaxdiff.models.unet import Level, UNet
+from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding
+from jaxdiff.process.prediction import Edm, Velocity
+
+SIGMA_DATA = 0.5
+NETWORK = UNet((Level(8, blocks=1),), out_channels=1, head_dim=8)
+CONDITIONER = Conditioner(NoiseLevel(16), {"label": ClassLabel(3, 16)})
+DENOISER = Denoiser(NETWORK, CONDITIONER, VarianceExploding(), Edm(SIGMA_DATA))
+X_T = jax.random.normal(jax.random.key(0), (3, 4, 4, 1))
+T = jnp.array([0.1, 0.5, 0.9])
+FIELDS = {"label": jnp.array([0, 1, 2])}
+
+
+@functools.cache
+def initial(denoiser):
+    init = jax.jit(functools.partial(denoiser.init, train=False))
+    return nn.meta.unbox(init(jax.random.key(0), X_T, T, FIELDS, CONDITIONER.none_dropped(3)))
+
+
+def randomised(denoiser):
+    return jax.tree.map(
+        lambda leaf: leaf + 0.05 * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape), initial(denoiser)
+    )
+
+
+def predict(denoiser, params, fields, drop):
+    return jax.jit(functools.partial(denoiser.apply, method="predict"))(params, X_T, T, fields, drop)
+
+
+def test_a_zero_network_with_edm_is_the_denoiser_of_gaussian_data():
+    """F = 0 leaves c_skip x: the posterior mean of data ~ N(0, sigma_data^2) (Karras et al. 2022)."""
+    sigma = DENOISER.process.signal(T).sigma
+    shrink = SIGMA_DATA**2 / (SIGMA_DATA**2 + sigma**2)
+    x_0 = predict(DENOISER, initial(DENOISER), FIELDS, CONDITIONER.none_dropped(3)).x_0
+    np.testing.assert_allclose(x_0, shrink[:, None, None, None] * X_T, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("process", "parameterization"), [(VarianceExploding(), Edm()), (RectifiedFlow(), Velocity())]
+)
+def test_the_pair_makes_the_noisy_image_again(process, parameterization):
+    denoiser = Denoiser(NETWORK, CONDITIONER, process, parameterization)
+    pair = predict(denoiser, randomised(denoiser), FIELDS, CONDITIONER.none_dropped(3))
+    alpha, sigma = (value[:, None, None, None] for value in process.signal(T))
+    np.testing.assert_allclose(alpha * pair.x_0 + sigma * pair.noise, X_T, atol=1e-5)
+
+
+def test_labels_matter_unless_they_are_dropped():
+    params = randomised(DENOISER)
+    other = {"label": FIELDS["label"][::-1]}
+    none, all_ = CONDITIONER.none_dropped(3), CONDITIONER.all_dropped(3)
+    assert jnp.any(predict(DENOISER, params, FIELDS, none).x_0 != predict(DENOISER, params, other, none).x_0)
+    for got, want in zip(
+        predict(DENOISER, params, FIELDS, all_)[:2], predict(DENOISER, params, other, all_)[:2], strict=True
+    ):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_equal_denoisers_share_a_compiled_program():
+    again = Denoiser(
+        UNet((Level(8, blocks=1),), out_channels=1, head_dim=8),
+        Conditioner(NoiseLevel(16), {"label": ClassLabel(3, 16)}),
+        VarianceExploding(),
+        Edm(SIGMA_DATA),
+    )
+    assert again == DENOISER
+    assert hash(again) == hash(DENOISER)

@@ -1,0 +1,153 @@
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+
+from jaxdiff.errors import UserError
+from jaxdiff.training.checkpoint import Checkpoints
+from jaxdiff.training.step import TrainState, abstract_state
+from training import toy
+
+
+def state(step, scale=1.0):
+    """A state whose values depend on the step."""
+    params = {"kernel": scale * (step + jnp.arange(6.0).reshape(2, 3)), "bias": jnp.full((3,), scale)}
+    ema = jax.tree.map(lambda x: x / 2, params)
+    return TrainState(jnp.int32(step), params, ema, optax.adam(1e-3).init(params))
+
+
+def abstract(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    with Checkpoints(tmp_path / "checkpoints", keep=2) as opened:
+        yield opened
+
+
+def saved(checkpoints, *steps):
+    for step in steps:
+        assert checkpoints.save(step, state(step))
+    checkpoints.wait()
+    return checkpoints
+
+
+def test_restore_is_the_inverse_of_save_and_the_latest_are_kept(checkpoints):
+    assert checkpoints.latest() is None
+    saved(checkpoints, 1, 2, 3)
+    assert checkpoints.steps() == [2, 3]
+    assert toy.sha(checkpoints.restore(3, abstract(state(0)))) == toy.sha(state(3))
+    assert toy.sha(checkpoints.restore_ema(2, abstract(state(0).ema))) == toy.sha(state(2).ema)
+    assert toy.sha(checkpoints.restore_part(2, "params", abstract(state(0).ema))) == toy.sha(state(2).params)
+
+
+def test_steps_that_keep_every_divides_stay(tmp_path):
+    with Checkpoints(tmp_path, keep=1, keep_every=2) as checkpoints:
+        assert saved(checkpoints, 1, 2, 3, 4, 5).steps() == [2, 4, 5]
+
+
+def test_state_may_be_given_away_as_soon_as_it_is_saved(checkpoints):
+    given = jax.tree.map(lambda x: jnp.tile(x[None], (2**16,) + (1,) * x.ndim), state(1))
+    expected = toy.sha(given)
+    checkpoints.save(1, given)
+    jax.block_until_ready(jax.jit(lambda s: jax.tree.map(lambda x: x * 0, s), donate_argnums=0)(given))
+    checkpoints.wait()
+    assert toy.sha(checkpoints.restore(1, abstract(jax.eval_shape(lambda: given)))) == expected
+
+
+def test_restored_onto_another_mesh(tmp_path):
+    made, _ = toy.train(1, mesh=toy.mesh(2, fsdp=2), task=toy.WIDE)
+    other = abstract_state(toy.WIDE, toy.ADAM, toy.mesh(8, fsdp=4))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, made)
+        checkpoints.wait()
+        restored = checkpoints.restore(1, other)
+    assert toy.sha(restored) == toy.sha(made)
+    assert restored.params["kernel"].sharding == other.params["kernel"].sharding
+
+
+@pytest.mark.parametrize("name", ["9", "9/state", "9/default"])
+def test_stray_numeric_directory_is_not_a_checkpoint_and_is_not_deleted(tmp_path, name, caplog):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        saved(checkpoints, 2, 3)
+    (tmp_path / name).mkdir(parents=True)
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.latest() == 3
+        assert toy.sha(checkpoints.restore(3, abstract(state(0)))) == toy.sha(state(3))
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert saved(checkpoints, 4, 9).steps() == [4, 9]
+    assert (tmp_path / "9.incomplete").is_dir()
+    assert "not a complete checkpoint" in caplog.text
+
+
+def test_checkpoint_that_lost_a_file_is_passed_over(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        saved(checkpoints, 2, 3)
+        (tmp_path / "3" / "state" / "manifest.ocdbt").unlink()
+        assert checkpoints.latest() == 2
+
+
+def test_state_that_is_not_finite_is_not_saved(checkpoints, caplog):
+    saved(checkpoints, 1, 2)
+    assert not checkpoints.save(3, state(3, scale=np.nan))
+    checkpoints.wait()
+    assert checkpoints.steps() == [1, 2]
+    assert "not finite" in caplog.text
+
+
+def test_existing_step_stays_as_it_is(checkpoints):
+    saved(checkpoints, 1)
+    assert not checkpoints.save(1, state(1, scale=5.0))
+    checkpoints.wait()
+    assert toy.sha(checkpoints.restore(1, abstract(state(0)))) == toy.sha(state(1))
+
+
+def test_save_that_fails_in_the_background_costs_nothing_that_was_there(checkpoints, monkeypatch, caplog):
+    def full(self, directory):
+        raise OSError("no space left on device")
+
+    saved(checkpoints, 1, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.PyTreeCheckpointHandler, "finalize", full)
+        checkpoints.save(3, state(3))
+        with pytest.raises(OSError, match="no space"):
+            checkpoints.wait()
+        assert checkpoints.steps() == [1, 2]
+        checkpoints.save(4, state(4))
+        checkpoints.save(5, state(5))  # says that 4 was lost
+        assert "no space" in caplog.text
+        with pytest.raises(OSError, match="no space"):
+            checkpoints.wait()
+    assert saved(checkpoints, 6).steps() == [2, 6]
+    assert toy.sha(checkpoints.restore(6, abstract(state(0)))) == toy.sha(state(6))
+
+
+def test_other_shapes_types_and_names_are_told_apart(checkpoints):
+    saved(checkpoints, 1)
+    wanted = abstract(state(0))
+    wanted.params["bias"] = jax.ShapeDtypeStruct((3,), jnp.bfloat16, sharding=wanted.params["bias"].sharding)
+    wanted.params["scale"] = wanted.params.pop("kernel")
+    with pytest.raises(UserError) as error:
+        checkpoints.restore(1, wanted)
+    for line in (
+        "params/bias: float32[3] in the checkpoint, bfloat16[3] in the config",
+        "params/kernel: float32[2, 3] in the checkpoint, absent in the config",
+        "params/scale: absent in the checkpoint, float32[2, 3] in the config",
+    ):
+        assert line in str(error.value)
+
+
+def test_missing_step_is_named_with_those_there_are(checkpoints):
+    with pytest.raises(UserError, match=r"step=7: .* choose from: 1, 2"):
+        saved(checkpoints, 1, 2).restore_ema(7, abstract(state(0).ema))
+
+
+def test_orbax_is_quiet(tmp_path, caplog, capfd):
+    with caplog.at_level(logging.WARNING), Checkpoints(tmp_path) as checkpoints:
+        saved(checkpoints, 1).restore(1, abstract(state(0)))
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,195 @@
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from jaxdiff.errors import UserError
+from jaxdiff.training import loop
+from jaxdiff.training.checkpoint import Checkpoints
+from jaxdiff.training.ema import Ema
+from training import toy
+
+TESTS = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """The same program is compiled once for all runs of this file."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = [getattr(jax.config, name) for name in names]
+    for name, value in zip(names, (str(tmp_path_factory.mktemp("cache")), 0.1), strict=True):
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in zip(names, before, strict=True):
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def run(workdir, steps, batches=toy.batches, hooks=(), devices=1, **settings):
+    settings = {"log_every": 2, "checkpoint_every": 4, **settings}
+    return loop.run(
+        toy.Linear(dropout=True), batches, loop.Settings(steps=steps, **settings),
+        optimizer=toy.ADAM, ema=Ema(), mesh=toy.mesh(devices), workdir=workdir, hooks=hooks,
+    )  # fmt: skip
+
+
+def logged(workdir):
+    return [json.loads(row) for row in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def checkpoints(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def test_resumed_run_is_the_run_that_was_never_interrupted(tmp_path):
+    straight = run(tmp_path / "straight", 12)
+    run(tmp_path / "halves", 6)
+    resumed = run(tmp_path / "halves", 12)
+    assert toy.sha(resumed) == toy.sha(straight)
+    losses = [[row["loss"] for row in logged(tmp_path / name)] for name in ("straight", "halves")]
+    assert losses[0] == losses[1]
+    assert [row["step"] for row in logged(tmp_path / "halves")] == [2, 4, 6, 8, 10, 12]
+
+
+def test_finished_run_gives_its_state_and_does_nothing(tmp_path):
+    done = run(tmp_path, 4)
+    assert toy.sha(
+        run(tmp_path, 4, batches=lambda start: pytest.fail("a finished run reads data"))
+    ) == toy.sha(done)
+
+
+def test_run_that_died_goes_on_from_its_checkpoint_and_writes_no_row_twice(tmp_path):
+    def mortal(start):
+        for step, batch in enumerate(toy.batches(start), start):
+            if step == 7:
+                raise OSError("the disk with the data is gone")
+            yield batch
+
+    with pytest.raises(OSError, match="gone"):
+        run(tmp_path / "died", 8, batches=mortal)
+    assert [row["step"] for row in logged(tmp_path / "died")] == [2, 4, 6]
+    resumed = run(tmp_path / "died", 8)
+    assert [row["step"] for row in logged(tmp_path / "died")] == [2, 4, 6, 8]
+    assert toy.sha(resumed) == toy.sha(run(tmp_path / "straight", 8))
+
+
+def test_hooks_are_called_on_their_steps_and_at_the_end_and_what_they_return_is_written(tmp_path):
+    calls = []
+
+    def hook(state, step):
+        calls.append((step, int(state.step)))
+        return {"answer": 42.0}
+
+    run(tmp_path, 5, hooks=[loop.Hook(2, hook)])
+    assert calls == [(2, 2), (4, 4), (5, 5)]
+    assert [row["step"] for row in logged(tmp_path) if "answer" in row] == [2, 4, 5]
+
+
+def test_one_bad_batch_costs_one_step(tmp_path):
+    state = run(tmp_path, 4, batches=lambda start: toy.batches(start, poison=(1,)))
+    rows = logged(tmp_path)
+    assert [row["skipped"] for row in rows] == [1, 0]
+    assert all(np.isfinite(row["loss"]) for row in rows)
+    assert int(state.step) == 4
+
+
+def test_run_without_a_finite_loss_stops_and_says_where(tmp_path):
+    with pytest.raises(RuntimeError, match=r"step 14: .* last 10 steps"):
+        run(tmp_path, 40, batches=lambda start: toy.batches(start, poison=range(4, 100)))
+    assert 4 in checkpoints(tmp_path)
+    assert logged(tmp_path)[-1]["loss"] is None
+
+
+def test_checkpoint_that_fails_on_the_way_is_lost_and_no_more(tmp_path, monkeypatch, caplog):
+    def full_after_two(self, step, state, save=Checkpoints.save):
+        if step in (4, 6):
+            raise OSError("no space left on device")
+        return save(self, step, state)
+
+    monkeypatch.setattr(Checkpoints, "save", full_after_two)
+    run(tmp_path, 9, checkpoint_every=2)
+    assert checkpoints(tmp_path) == [2, 8, 9]
+    assert "step 6: a checkpoint could not be saved, training goes on: no space left" in caplog.text
+    with pytest.raises(RuntimeError, match="step 6 was not saved"):
+        run(tmp_path / "short", 6)
+
+
+def test_batch_that_does_not_divide_is_an_error_before_compiling(tmp_path):
+    with pytest.raises(UserError, match=r"batch_size=16: .* use 12 or 24"):
+        run(tmp_path, 4, devices=4, accumulation=3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_after_its_step_and_handlers_are_put_back(tmp_path, number):
+    before = signal.getsignal(number)
+    kill = loop.Hook(3, lambda state, step: os.kill(os.getpid(), number) if step == 3 else None)
+    with pytest.raises(loop.Stopped) as stopped:
+        run(tmp_path, 8, hooks=[kill])
+    assert (stopped.value.signal_number, stopped.value.step) == (number, 4)
+    assert checkpoints(tmp_path) == [4]
+    assert signal.getsignal(number) == before
+
+
+def test_second_interrupt_acts_at_once(tmp_path):
+    def interrupt_twice(state, step):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, 8, hooks=[loop.Hook(1, interrupt_twice)])
+
+
+SCRIPT = """
+import sys, time
+from jaxdiff.training import loop
+from jaxdiff.training.checkpoint import Checkpoints
+from training import test_loop, toy
+
+def slow(start):
+    for batch in toy.batches(start):
+        time.sleep(float(sys.argv[2]))
+        yield batch
+
+try:
+    state = test_loop.run(sys.argv[1], 12, batches=slow, log_every=1, checkpoint_every=100)
+except loop.Stopped as stop:
+    sys.exit(75)
+print(toy.sha(state))
+"""
+
+
+def test_terminated_process_saves_and_the_same_command_ends_in_the_same_state(tmp_path):
+    environment = os.environ | {"PYTHONPATH": f"{TESTS}:{TESTS.parent}", "JAX_NUM_CPU_DEVICES": "8"}
+    environment["JAX_COMPILATION_CACHE_DIR"] = jax.config.jax_compilation_cache_dir
+    command = [sys.executable, "-u", "-c", SCRIPT, str(tmp_path / "killed")]
+    with subprocess.Popen([*command, "0.5"], env=environment, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith("step 3:"):
+                process.send_signal(signal.SIGTERM)
+    assert process.returncode == 75
+    assert len(checkpoints(tmp_path / "killed")) == 1
+    assert 3 <= checkpoints(tmp_path / "killed")[0] < 12
+    again = subprocess.run([*command, "0"], env=environment, capture_output=True, text=True, check=True)
+    straight = run(tmp_path / "straight", 12, checkpoint_every=100)
+    assert again.stdout.splitlines()[-1] == toy.sha(straight)
+    assert [row["step"] for row in logged(tmp_path / "killed")] == list(range(1, 13))
+
+
+def test_settings_name_what_is_wrong():
+    with pytest.raises(UserError, match="log_every=0"):
+        loop.Settings(log_every=0)
+    with pytest.raises(UserError, match="seed=-1"):
+        loop.Settings(seed=-1)
+
+
+def test_state_on_eight_devices_is_that_on_one(tmp_path):
+    one, eight = (run(tmp_path / str(devices), 3, devices=devices) for devices in (1, 8))
+    assert all(jax.tree.leaves(jax.tree.map(lambda x, y: np.allclose(x, y, atol=1e-6), one, eight)))

@@ -31,7 +31,11 @@ def caption(report: Mapping[str, Any]) -> list[str]:
     """Under which conditions the figures hold, in a few lines."""
     conditions = report["samples"][0]["conditions"]
     known = ("n", "guidance", "seed", "features", "quantisation", "judge", "test", "train", "version")
-    made = [f"{name} {_short(value)}" for name, value in conditions.items() if name not in known]
+    made = [
+        f"{name} {_short(value)}"
+        for name, value in conditions.items()
+        if name not in known and isinstance(value, str | int | float)
+    ]
     lines = [
         f"{conditions['n']} samples against {report['test_images']} test images, {conditions['features']}, "
         f"seed {conditions['seed']}",

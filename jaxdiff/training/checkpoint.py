@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from jaxdiff.errors import UserError, require
@@ -148,6 +149,7 @@ class Checkpoints:
                 if path.name.isdigit() and not _complete(path):
                     _log.warning("%s is not a complete checkpoint: renamed to %s.incomplete", path, path.name)
                     path.rename(_unused(path.parent / f"{path.name}.incomplete"))
+        multihost_utils.sync_global_devices("set aside")  # before the others look; alone, it does nothing
 
 
 def _complete(path: epath.Path) -> bool:

@@ -107,15 +107,15 @@ def test_noise_fails_every_question_but_novelty(digits):
 
 
 def test_few_training_images_are_compared_at_equal_numbers(digits):
-    # More samples recall more: against a yardstick of 60 images the ratio must use 60 samples.
+    # More samples cover more (and have smaller balls): beside a yardstick of 60 images, 60 samples must stand.
     (images, labels), test = digits
     train = images[:60], labels[:60]
     evaluation = ImageEvaluation(n=200)
     chosen = matching(evaluation.labels(train), train[1], 0)
-    extra = test[0][np.arange(200)]  # what the yardstick has no counterpart of: it would raise the recall
+    extra = test[0][np.arange(200)]  # what the yardstick has no counterpart of: it raises the coverage
     images = np.where((chosen >= 0)[:, None, None, None], train[0][chosen], extra)
     report = evaluation.run(lambda labels, seed, guidance: images, train, test)
-    assert report["samples"][0]["recall"] > report["yardstick"]["recall"]
+    assert report["samples"][0]["coverage"] > report["yardstick"]["coverage"]
     assert report["yardstick"]["conditions"]["n"] == (chosen >= 0).sum() <= 60
     assert report["samples"][0]["over_yardstick"] == {"recall": 1.0, "coverage": 1.0}
 

@@ -16,7 +16,7 @@ PROCESSES = [
 
 @pytest.mark.parametrize("process", PROCESSES, ids=str)
 def test_log_snr_is_that_of_the_signal(process):
-    t = jnp.asarray(np.linspace(0.001, 0.999, 101))
+    t = jnp.asarray(np.linspace(0.001, 0.999, 201))
     alpha, sigma = process.signal(t)
     np.testing.assert_allclose(
         2 * np.log(np.asarray(alpha) / sigma), process.log_snr(t), rtol=1e-9, atol=1e-9
@@ -26,7 +26,7 @@ def test_log_snr_is_that_of_the_signal(process):
 
 @pytest.mark.parametrize("process", PROCESSES[:2], ids=str)
 def test_variance_is_preserved(process):
-    alpha, sigma = process.signal(jnp.asarray(np.linspace(0.0, 1.0, 101)))
+    alpha, sigma = process.signal(jnp.asarray(np.linspace(0.0, 1.0, 201)))
     np.testing.assert_allclose(np.square(alpha) + np.square(sigma), 1, rtol=1e-14)
 
 
@@ -47,7 +47,7 @@ def test_flow_has_exact_ends():
 
 @pytest.mark.parametrize("process", PROCESSES, ids=str)
 def test_single_precision_keeps_the_digits_of_a_small_sigma(process, float32):
-    t = np.logspace(-5, -1, 101).astype(np.float32)
+    t = np.logspace(-5, -1, 201).astype(np.float32)
     with jax.enable_x64(True):
         exact = process.signal(jnp.asarray(t, jnp.float64))
     for found, truth in zip(process.signal(jnp.asarray(t)), exact, strict=True):

@@ -17,7 +17,7 @@ def on_output(weight, parameterization, process, t):
 
 
 def times():
-    return jnp.asarray(np.linspace(0.01, 0.99, 99))
+    return jnp.asarray(np.linspace(0.01, 0.99, 201))
 
 
 def test_flat_counts_the_output_as_it_is():
@@ -62,6 +62,6 @@ def test_the_error_of_a_flow_velocity_in_noise_space():
 
 @pytest.mark.parametrize("weight", [weighting.MinSnr(), weighting.Edm(), weighting.Sigmoid()], ids=str)
 def test_no_weight_is_nan_at_the_ends(weight, float32):
-    ends = jnp.array([0.0, 1.0])
+    ends = jnp.asarray(np.repeat([0.0, 1.0, 0.5], 67), jnp.float32)
     for parameterization in (Data(), Noise(), V(), Velocity(), prediction.Edm()):
         assert np.all(np.isfinite(on_output(weight, parameterization, RectifiedFlow(), ends)))

@@ -22,30 +22,23 @@ GOLDENS = np.load(pathlib.Path(__file__).parents[1] / "goldens" / "samplers.npz"
 CHURN = {"churn_min": 0.05, "churn_max": 50.0, "noise_scale": 1.003}
 
 
-@pytest.fixture
-def stored_noise(monkeypatch):
-    """Replace the random draws of stochastic samplers by stored ones: call k of the loop gets noise[k]."""
-
-    def install(noise, shape):
-        values = jnp.asarray(noise).reshape(-1, *shape)
-        counter = iter(values)
-        for module in (ddim, heun):
-            monkeypatch.setattr(module, "noise_like", lambda keys, x: next(counter))
-
-    return install
-
-
-def run(library: str, sampler, grid, steps: int, x, noise, stored_noise):
+def run(monkeypatch, library: str, sampler, grid, steps: int, x):
+    """Our images, when step k draws the stored noise k instead of random numbers."""
     oracle = Mixture(*(jnp.asarray(GOLDENS[f"{library}/{name}"]) for name in ("weights", "means", "stds")))
-    denoise = jax.jit(oracle.denoiser(VE))
     x = jnp.asarray(x).reshape(-1, 1, 2, 2)
-    stored_noise(noise, x.shape)
-    keys = jax.random.split(jax.random.key(0), x.shape[0])
-    times = grid(VE, steps)
+    noise = jnp.asarray(GOLDENS[f"{library}/noise"]).reshape(-1, *x.shape)
+    keys, times = jax.random.split(jax.random.key(0), x.shape[0]), grid(VE, steps)
+
+    @jax.jit
+    def step(state, t, t_next, stored):
+        for module in (ddim, heun):
+            monkeypatch.setattr(module, "noise_like", lambda keys, x: stored)
+        return sampler.step(oracle.denoiser(VE), VE, state, t, t_next, keys)
+
     state = sampler.init(x)
-    for t, t_next in itertools.pairwise(times):  # a plain loop: each step draws its own noise
-        state = sampler.step(denoise, VE, state, t, t_next, keys)
-    return np.asarray(sample(sampler, denoise, VE, times[-1:], state.x, keys))
+    for k, (t, t_next) in enumerate(itertools.pairwise(times)):
+        state = step(state, t, t_next, noise[k])
+    return np.asarray(sample(sampler, oracle.denoiser(VE), VE, times[-1:], state.x, keys))
 
 
 @pytest.mark.parametrize(
@@ -59,9 +52,8 @@ def run(library: str, sampler, grid, steps: int, x, noise, stored_noise):
         ("dpmpp_2m", DpmSolver2M()),
     ],
 )
-def test_k_diffusion(name, sampler, stored_noise):
-    noise, x = GOLDENS["kdiffusion/noise"], GOLDENS["kdiffusion/x_init"]
-    found = run("kdiffusion", sampler, Karras(0.02, 80.0), 10, x, noise, stored_noise)
+def test_k_diffusion(name, sampler, monkeypatch):
+    found = run(monkeypatch, "kdiffusion", sampler, Karras(0.02, 80.0), 10, GOLDENS["kdiffusion/x_init"])
     np.testing.assert_allclose(found.reshape(5, 4), GOLDENS[f"kdiffusion/{name}"], atol=1e-9)
 
 
@@ -73,9 +65,9 @@ def test_k_diffusion(name, sampler, stored_noise):
         ("n7_rho3", heun.Heun(), Karras(0.01, 20.0, 3.0), 7),
     ],
 )
-def test_edm(name, sampler, grid, steps, stored_noise):
+def test_edm(name, sampler, grid, steps, monkeypatch):
     x = grid.sigma_max * GOLDENS["edm/latents"]
-    found = run("edm", sampler, grid, steps, x, GOLDENS["edm/noise"], stored_noise)
+    found = run(monkeypatch, "edm", sampler, grid, steps, x)
     np.testing.assert_allclose(found.reshape(5, 1, 2, 2), GOLDENS[f"edm/{name}"], atol=1e-9)
 
 

@@ -1,4 +1,4 @@
-import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ from oracles import Counting, Gaussian
 from jaxdiff.config import build, from_json, spec, to_json
 from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving
+from jaxdiff.process.prediction import Prediction
 from jaxdiff.process.schedule import Linear
 from jaxdiff.sampling import grids
 from jaxdiff.sampling.ddim import Ddim
@@ -35,6 +36,15 @@ def a_recipe(sampler, steps=5, scale=1.0):
     return Recipe(sampler, grids.Uniform(), ClassifierFree(scale), steps)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def make(recipe, process, mean, keys):
+    return recipe(conditional(process), process, {"mean": mean}, SHAPE, keys)
+
+
+def three_images():
+    return jnp.array([-1.0, 0.5, 2.0]), jax.random.split(jax.random.key(1), 3)
+
+
 def prior(keys):
     first = jax.vmap(lambda key: jax.random.fold_in(key, PRIOR))(keys)
     return np.asarray(noise_like(first, jnp.zeros((len(keys), *SHAPE))))
@@ -44,19 +54,18 @@ def prior(keys):
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_calls_are_those_that_are_promised(sampler, scale):
     recipe, counting = a_recipe(sampler, 3, scale), Counting(conditional(RectifiedFlow()))
+    mean, keys = three_images()
     with jax.disable_jit():
-        recipe(
-            counting, RectifiedFlow(), {"mean": jnp.ones(1)}, SHAPE, jax.random.split(jax.random.key(0), 1)
-        )
+        recipe(counting, RectifiedFlow(), {"mean": mean}, SHAPE, keys)
     assert counting.calls == recipe.calls == 2 * sampler.calls + 1
 
 
 @pytest.mark.parametrize("sampler", [Ddim(1.0), Heun(churn=0.2), DpmSolver2M()], ids=str)
 def test_an_image_does_not_depend_on_its_batch(sampler, float32):
-    process, keys, mean = RectifiedFlow(), jax.random.split(jax.random.key(1), 3), jnp.array([-1.0, 0.5, 2.0])
-    recipe, denoise = a_recipe(sampler, 4, scale=2.0), conditional(process)
-    together = recipe(denoise, process, {"mean": mean}, SHAPE, keys)
-    alone = recipe(denoise, process, {"mean": mean[1:2]}, SHAPE, keys[1:2])
+    mean, keys = three_images()
+    recipe = a_recipe(sampler, 4, scale=2.0)
+    together = make(recipe, RectifiedFlow(), mean, keys)
+    alone = make(recipe, RectifiedFlow(), mean[1:2], keys[1:2])
     assert together.dtype == jnp.float32
     assert np.all(np.isfinite(together))
     np.testing.assert_allclose(together[1:2], alone, rtol=1e-5)
@@ -66,26 +75,20 @@ def test_an_image_does_not_depend_on_its_batch(sampler, float32):
 @pytest.mark.parametrize("sampler", [Ddim(), Heun(), DpmSolver2M()], ids=str)
 def test_from_pure_noise_every_pixel_keeps_its_quantile(sampler):
     """A flow starts at alpha = 0, where no solver may divide by it."""
-    process, keys, mean = RectifiedFlow(), jax.random.split(jax.random.key(1), 3), jnp.array([-1.0, 0.5, 2.0])
-    found = a_recipe(sampler, 200)(conditional(process), process, {"mean": mean}, SHAPE, keys)
-    expected = np.asarray(mean)[:, None, None, None] + 0.5 * prior(keys)
-    np.testing.assert_allclose(found, expected, atol=0.01)
+    mean, keys = three_images()
+    found = make(a_recipe(sampler, 200), RectifiedFlow(), mean, keys)
+    np.testing.assert_allclose(found, np.asarray(mean)[:, None, None, None] + 0.5 * prior(keys), atol=0.01)
 
 
 def test_ancestral_sampling_of_a_gaussian_has_the_variance_of_its_affine_recursion():
     process, steps, std = VariancePreserving(Linear()), 20, 0.5
     keys = jax.random.split(jax.random.key(2), 1000)
-    found = a_recipe(Ddim(1.0), steps)(
-        conditional(process, std), process, {"mean": jnp.zeros(1000)}, SHAPE, keys
-    )
+    found = make(a_recipe(Ddim(1.0), steps), process, jnp.zeros(1000), keys)
     alpha, sigma = map(np.asarray, process.signal(grids.Uniform()(process, steps)))
     variance = sigma[0] ** 2
     for i in range(steps):
         marginal = (alpha[i] * std) ** 2 + sigma[i] ** 2
-        x_0, noise = (
-            alpha[i] * std**2 / marginal,
-            sigma[i] / marginal,
-        )  # factors of x_t in the exact prediction
+        x_0, noise = alpha[i] * std**2 / marginal, sigma[i] / marginal  # the prediction, in units of x_t
         if i + 1 == steps:
             variance *= x_0**2
         else:
@@ -98,17 +101,12 @@ def test_ancestral_sampling_of_a_gaussian_has_the_variance_of_its_affine_recursi
 
 @pytest.mark.parametrize("process", [VarianceExploding(), VariancePreserving(Linear())], ids=str)
 def test_the_first_images_have_the_noise_of_the_first_time(process):
-    keys, seen = jax.random.split(jax.random.key(1), 2), []
-
-    def denoise(x, t, fields, drop):
-        seen.append((np.asarray(x), t))
-        return conditional(process)(x, t, fields, drop)
-
-    recipe = dataclasses.replace(a_recipe(Ddim(), 2), grid=grids.Karras())
-    with jax.disable_jit():
-        recipe(denoise, process, {"mean": jnp.zeros(2)}, SHAPE, keys)
-    (x, t), *_ = seen
-    np.testing.assert_allclose(x, np.asarray(process.signal(t).sigma) * prior(keys), rtol=1e-12)
+    """One step of a model that calls its input clean returns where sampling starts."""
+    grid, (_, keys) = grids.Karras(), three_images()
+    recipe = Recipe(Ddim(), grid, ClassifierFree(), 1)
+    found = recipe(lambda x, t, fields, drop: Prediction(x, x), process, {}, SHAPE, keys)
+    sigma = np.asarray(process.signal(grid(process, 1)).sigma)
+    np.testing.assert_allclose(found, sigma * prior(keys), rtol=1e-12)
 
 
 def test_noise_is_float32_and_one_key_makes_one_image():

@@ -21,8 +21,9 @@ def start(cpu_devices: int | None = None, compile_cache: str | None = None) -> N
     SLURM, MPI), by JAXDIFF_DISTRIBUTED=1.
 
     Args:
-      cpu_devices: devices that the CPU shall act as; None: 2 on a machine of at least two cores, which is
-        faster than one device with two threads. Without effect on accelerators.
+      cpu_devices: devices that the CPU shall act as; None leaves it at JAX's one. Two are a few per cent faster
+        on two cores, but XLA's collectives between CPU devices share one thread pool with the computation, and on a
+        busy machine they have been seen to starve each other and abort. Without effect on accelerators.
       compile_cache: directory; None: ``~/.cache/jaxdiff``; empty: no cache.
 
     Raises:
@@ -35,13 +36,9 @@ def start(cpu_devices: int | None = None, compile_cache: str | None = None) -> N
 
 
 def _count_cpu_devices(count: int | None) -> None:
-    if "JAX_NUM_CPU_DEVICES" in os.environ or "xla_force_host_platform" in os.environ.get("XLA_FLAGS", ""):
-        return
-    try:
-        jax.config.update("jax_num_cpu_devices", count or min(2, os.cpu_count() or 1))
-    except RuntimeError:
-        if count is not None:  # by default, a backend that runs already (in a notebook) may keep its devices
-            raise
+    forced = "JAX_NUM_CPU_DEVICES" in os.environ or "xla_force_host_platform" in os.environ.get("XLA_FLAGS", "")
+    if count is not None and not forced:
+        jax.config.update("jax_num_cpu_devices", count)
 
 
 def _cache_programs(directory: str) -> None:

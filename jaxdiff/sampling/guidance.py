@@ -29,13 +29,8 @@ class ClassifierFree:
     t_max: float = 1.0
 
     def __post_init__(self):
-        require(
-            self.t_max > self.t_min,
-            "t_max",
-            self.t_max,
-            f"it is not above t_min={self.t_min}",
-            "give a later time",
-        )
+        why = f"it is not above t_min={self.t_min}"
+        require(self.t_max > self.t_min, "t_max", self.t_max, why, "give a later time")
 
     def __call__(self, denoise: ConditionalDenoise, fields: Conditions, batch: int) -> DenoiseFn:
         def conditional(x: Images, t: Scalar) -> Prediction:
@@ -45,8 +40,7 @@ class ClassifierFree:
             return denoise(x, t, fields, jnp.ones(batch, bool))
 
         def combined(x: Images, t: Scalar) -> Prediction:
-            # Each image stands beside its copy, not a batch apart: a batch split over devices stays where it
-            # is.
+            # Each image stands beside its copy, so that a batch split over devices stays where it is.
             pairs = jax.tree.map(lambda value: jnp.repeat(value, 2, axis=0), (x, fields))
             both = denoise(pairs[0], t, pairs[1], jnp.tile(jnp.array([False, True]), batch))
             given, null = (jax.tree.map(lambda value, i=i: value[i::2], both) for i in (0, 1))

@@ -30,9 +30,8 @@ class Euler:
     ) -> State:
         x_0, noise, _ = denoise(state.x, t)
         alpha, sigma = process.signal(t_next)
-        return State(
-            alpha * x_0 + sigma * noise
-        )  # alpha (x / alpha_t + (s_next - s_t) noise) without a division
+        # This is alpha (x / alpha_t + (s_next - s) noise), without its division by alpha_t.
+        return State(alpha * x_0 + sigma * noise)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +70,8 @@ class Heun:
         x_0, noise, _ = denoise(x, t)
         alpha, sigma = process.signal(t_next)
         x_next = alpha * x_0 + sigma * noise
-        # The trapezoidal rule adds (s_next - s) / 2 of the slopes' difference. From pure noise, s = inf:
-        # Euler's step.
+        # The trapezoidal rule adds (s_next - s) / 2 of the change of slope. From pure noise, where s is
+        # infinite, the step stays Euler's.
         alpha_t, sigma_t = process.signal(t)
         half_step = (sigma - alpha * sigma_t / jnp.where(alpha_t == 0, 1.0, alpha_t)) / 2
         change = denoise(x_next, t_next).noise - noise

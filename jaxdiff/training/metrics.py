@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import pathlib
 import sys
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -11,8 +10,10 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from tqdm import tqdm
 
+from jaxdiff.data.images import save_png
 from jaxdiff.typing import Metrics
 
 Images = Mapping[str, np.ndarray]
@@ -78,30 +79,55 @@ class Console:
 
 
 class JsonLines:
-    """One JSON object a line. A run that resumes drops the rows of steps after its checkpoint first."""
+    """One JSON object a line. A resumed run goes on after its checkpoint: rows of later steps are dropped first."""
 
-    def __init__(self, path: pathlib.Path, step: int):
-        if path.exists():
-            rows = [row for row in path.read_text().splitlines() if _step(row) <= step]
-            draft = path.with_suffix(".tmp")
-            draft.write_text("".join(f"{row}\n" for row in rows))
-            os.replace(draft, path)
-        self._file = path.open("a")
+    def __init__(self, path: epath.Path, step: int):
+        self._path = path
+        rows = [row for row in path.read_text().splitlines() if _step(row) <= step] if path.exists() else []
+        self._text = "".join(f"{row}\n" for row in rows)
+        draft = path.parent / f"{path.name}.tmp"
+        draft.write_text(self._text)
+        draft.replace(path)
+        # A bucket's files cannot be appended to: there the few rows are written anew each time.
+        self._file = path.open("a") if os.path.exists(path) else None
 
     def write(self, step: int, scalars: Mapping[str, float], images: Images) -> None:
-        if scalars:
-            values = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
+        if not scalars:
+            return
+        values = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
+        row = json.dumps({"step": step, **values}) + "\n"
+        if self._file is None:
+            self._text += row
+            self._path.write_text(self._text)
+        else:
+            self._file.write(row)
             self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+
+
+class Pictures:
+    """``<directory>/<name>/<step>.png`` for each image."""
+
+    def __init__(self, directory: epath.Path):
+        self._directory = directory
+
+    def write(self, step: int, scalars: Mapping[str, float], images: Images) -> None:
+        for name, image in images.items():
+            folder = self._directory / name
+            folder.mkdir(parents=True, exist_ok=True)
+            save_png(folder / f"{step:08}.png", image)
+
+    def close(self) -> None:
+        pass
 
 
 class TensorBoard:
     """Event files for TensorBoard. Events after the step at which a run resumes are marked as void."""
 
-    def __init__(self, directory: pathlib.Path, step: int):
+    def __init__(self, directory: epath.Path, step: int):
         from tensorboardX import SummaryWriter  # slow to import, and for process 0 only
 
         self._writer = SummaryWriter(str(directory), purge_step=step + 1, flush_secs=10)
@@ -134,13 +160,14 @@ class Writers:
             writer.close()
 
 
-def open_writers(workdir: pathlib.Path, step: int) -> Writers:
+def open_writers(workdir: epath.PathLike, step: int) -> Writers:
     """The writers of a run that starts after `step`; none in any process but the first."""
     if jax.process_index() != 0:
         return Writers()
+    workdir = epath.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     jsonl, board = JsonLines(workdir / "metrics.jsonl", step), TensorBoard(workdir / "tensorboard", step)
-    return Writers(Console(), jsonl, board)
+    return Writers(Console(), jsonl, board, Pictures(workdir))
 
 
 def _step(row: str) -> int | float:

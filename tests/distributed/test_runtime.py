@@ -25,9 +25,13 @@ def fresh(code, **variables):
 SHOW = "print(len(jax.devices('cpu')), jax.config.jax_compilation_cache_dir)"
 
 
-def test_two_cpu_devices_and_a_cache_unless_said_otherwise(tmp_path):
+def test_one_cpu_device_and_a_cache_unless_said_otherwise(tmp_path):
     found = fresh(f"runtime.start(); {SHOW}", HOME=str(tmp_path))
-    assert found == [str(min(2, os.cpu_count())), str(tmp_path / ".cache" / "jaxdiff")]
+    assert found == ["1", str(tmp_path / ".cache" / "jaxdiff")]
+
+
+def test_cpu_devices_as_asked_for(tmp_path):
+    assert fresh(f"runtime.start(4); {SHOW}", HOME=str(tmp_path))[0] == "4"
 
 
 def test_environment_wins(tmp_path):

@@ -2,12 +2,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles import Gaussian
 
 from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving
 from jaxdiff.process.prediction import Prediction
 from jaxdiff.process.schedule import Linear
-from jaxdiff.sampling.heun import Heun
+from jaxdiff.sampling.heun import Euler, Heun
 from jaxdiff.sampling.loop import noise_like
 
 PROCESSES = [VariancePreserving(Linear()), VarianceExploding(), RectifiedFlow()]
@@ -55,6 +56,15 @@ def test_pure_noise_cannot_be_churned():
     x, _, x_hat, t_hat = first_call(Heun(churn=0.3), RectifiedFlow(), 1.0)
     np.testing.assert_array_equal(x_hat, x)
     assert t_hat == 1
+
+
+def test_from_pure_noise_the_step_is_eulers():
+    flow, x = RectifiedFlow(), jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 2, 1)))
+    denoise = Gaussian(jnp.asarray(0.3), jnp.asarray(0.5)).denoiser(flow)
+    keys = jax.random.split(jax.random.key(3), 3)
+    t, t_next = jnp.asarray(1.0, x.dtype), jnp.asarray(0.7, x.dtype)
+    found, expected = (one.step(denoise, flow, one.init(x), t, t_next, keys).x for one in (Heun(), Euler()))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_a_total_over_all_steps_is_refused():

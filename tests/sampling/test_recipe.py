@@ -72,12 +72,14 @@ def test_an_image_does_not_depend_on_its_batch(sampler, float32):
     np.testing.assert_array_equal(prior(keys)[1:2], prior(keys[1:2]))
 
 
-@pytest.mark.parametrize("sampler", [Ddim(), Heun(), DpmSolver2M()], ids=str)
-def test_from_pure_noise_every_pixel_keeps_its_quantile(sampler):
+@pytest.mark.parametrize(("sampler", "tolerance"), [(Ddim(), 0.01), (Heun(), 1e-4), (DpmSolver2M(), 1e-3)])
+def test_from_pure_noise_every_pixel_keeps_its_quantile(sampler, tolerance):
     """A flow starts at alpha = 0, where no solver may divide by it."""
     mean, keys = three_images()
     found = make(a_recipe(sampler, 200), RectifiedFlow(), mean, keys)
-    np.testing.assert_allclose(found, np.asarray(mean)[:, None, None, None] + 0.5 * prior(keys), atol=0.01)
+    np.testing.assert_allclose(
+        found, np.asarray(mean)[:, None, None, None] + 0.5 * prior(keys), atol=tolerance
+    )
 
 
 def test_ancestral_sampling_of_a_gaussian_has_the_variance_of_its_affine_recursion():

@@ -30,7 +30,7 @@ from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.training.ema import Ema
 from jaxdiff.training.optimizer import AdamW, Cosine
 
-WIDTH = 48
+WIDTH = 32
 SIGMA_DATA = 0.75  # standard deviation of the pixels, background included
 
 
@@ -38,8 +38,8 @@ def get_config() -> ConfigDict:
     network = spec(
         UNet,
         levels=(
-            spec(Level, width=WIDTH, blocks=2),
-            spec(Level, width=2 * WIDTH, blocks=2, self_attention=True),
+            spec(Level, width=WIDTH, blocks=1),
+            spec(Level, width=2 * WIDTH, blocks=1, self_attention=True),
         ),
         out_channels=1,
         head_dim=32,
@@ -64,7 +64,7 @@ def get_config() -> ConfigDict:
             weighting=spec(EdmWeighting, sigma_data=SIGMA_DATA),
             image_shape=(8, 8, 1),
         ),
-        optimizer=spec(AdamW, learning_rate=1e-3, schedule=spec(Cosine, warmup_steps=100)),
+        optimizer=spec(AdamW, learning_rate=2e-3, schedule=spec(Cosine, warmup_steps=100)),
         ema=spec(Ema, decay=0.998),
         data=spec(Pipeline, source=spec(Tfds, name="digits", split="train"), cache=True),
         test_data=spec(Pipeline, source=spec(Tfds, name="digits", split="test"), cache=True),
@@ -73,12 +73,12 @@ def get_config() -> ConfigDict:
             sampler=spec(DpmSolver2M),
             grid=spec(Karras, sigma_min=0.02, sigma_max=80.0),
             guidance=spec(ClassifierFree, scale=1.5),
-            steps=20,
+            steps=16,
         ),
         evaluation=spec(ImageEvaluation, features=spec(Pixels), judge=spec(SvcJudge), n=1000, k=5),
-        steps=1500,
-        batch_size=128,
-        log_every=50,
-        checkpoint_every=500,
+        steps=1000,
+        batch_size=64,
+        log_every=25,
+        checkpoint_every=250,
         sample_every=500,
     )

@@ -36,7 +36,9 @@ def start(cpu_devices: int | None = None, compile_cache: str | None = None) -> N
 
 
 def _count_cpu_devices(count: int | None) -> None:
-    forced = "JAX_NUM_CPU_DEVICES" in os.environ or "xla_force_host_platform" in os.environ.get("XLA_FLAGS", "")
+    forced = "JAX_NUM_CPU_DEVICES" in os.environ or "xla_force_host_platform" in os.environ.get(
+        "XLA_FLAGS", ""
+    )
     if count is not None and not forced:
         jax.config.update("jax_num_cpu_devices", count)
 

@@ -74,10 +74,10 @@ def test_blocks_begin_as_their_skip():
 def test_every_parameter_matters():
     """A parameter with a zero gradient would be dead weight: made, and not used."""
 
-    def loss(params):
-        return jnp.sum(jnp.square(NETWORK.apply(params, images(), embeddings(), train=False)))
+    def loss(params, x, given):
+        return jnp.sum(jnp.square(NETWORK.apply(params, x, given, train=False)))
 
-    grads = jax.jit(jax.grad(loss))(randomised(NETWORK))
+    grads = jax.jit(jax.grad(loss))(randomised(NETWORK), images(), embeddings())
     dead = [
         jax.tree_util.keystr(path)
         for path, leaf in jax.tree_util.tree_leaves_with_path(grads)
@@ -127,15 +127,15 @@ def test_remat_changes_neither_parameters_nor_loss():
     network = UNet((dataclasses.replace(LEVELS[0], dropout=0.3), LEVELS[1]), out_channels=2, head_dim=8)
     params = randomised(network)
 
-    def loss(network, params):
+    def loss(network, params, x, given):
         rngs = {"dropout": jax.random.key(7)}
-        return jnp.mean(jnp.square(network.apply(params, images(), embeddings(), train=True, rngs=rngs)))
+        return jnp.mean(jnp.square(network.apply(params, x, given, train=True, rngs=rngs)))
 
     run_loss = jax.jit(jax.value_and_grad(loss, argnums=1), static_argnums=0)
     again = network.clone(remat=True)
     assert modules(network) == modules(again)
-    value, grads = run_loss(network, params)
-    value_again, grads_again = run_loss(again, params)
+    value, grads = run_loss(network, params, images(), embeddings())
+    value_again, grads_again = run_loss(again, params, images(), embeddings())
     assert value == value_again
     for got, want in zip(jax.tree.leaves(grads_again), jax.tree.leaves(grads), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
@@ -144,10 +144,9 @@ def test_remat_changes_neither_parameters_nor_loss():
 def test_dropout_acts_in_training_only():
     network = UNet((Level(8, blocks=1, dropout=0.5),), out_channels=2, head_dim=8)
     params = randomised(network, tokens=False)
+    x, given = images(), embeddings(tokens=False)
     apply = jax.jit(
-        lambda key, train: network.apply(
-            params, images(), embeddings(tokens=False), train=train, rngs={"dropout": key}
-        ),
+        lambda key, train: network.apply(params, x, given, train=train, rngs={"dropout": key}),
         static_argnums=1,
     )
     one, two = jax.random.key(0), jax.random.key(1)

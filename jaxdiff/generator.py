@@ -45,7 +45,7 @@ class Generator:
     denoiser: Denoiser
     params: Params
     recipe: Recipe
-    image_shape: tuple[int, ...]
+    image_shape: tuple[int, int, int]
     mesh: jax.sharding.Mesh
     batch_size: int = 256
 
@@ -98,12 +98,11 @@ class Generator:
         fields, absent, n = self._fields(n, conditions)
         require(0 <= seed < 2**32, "seed", seed, "it is not a 32-bit number", "give 0 to 4294967295")
         recipe = self.recipe
+        rule: Any = recipe.guidance
         if guidance is not None:
-            require(hasattr(recipe.guidance, "scale"), "guidance", guidance, "this recipe has no guidance scale",
+            require(hasattr(rule, "scale"), "guidance", guidance, "this recipe has no guidance scale",
                     "use a guidance that has one, such as ClassifierFree")  # fmt: skip
-            recipe = dataclasses.replace(
-                recipe, guidance=dataclasses.replace(recipe.guidance, scale=float(guidance))
-            )
+            recipe = dataclasses.replace(recipe, guidance=dataclasses.replace(rule, scale=float(guidance)))
         size = self._program_size(n)
         parts = []
         for first in range(0, n, size):
@@ -161,7 +160,7 @@ class Generator:
 
     @property
     def _program(self) -> "_Program":
-        return _Program(self.denoiser, tuple(self.image_shape), self.mesh)
+        return _Program(self.denoiser, self.image_shape, self.mesh)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +168,7 @@ class _Program:
     """What a compiled sampler is specific to, besides its recipe."""
 
     denoiser: Denoiser
-    image_shape: tuple[int, ...]
+    image_shape: tuple[int, int, int]
     mesh: jax.sharding.Mesh
 
 
@@ -185,7 +184,8 @@ def _generate(program: _Program, recipe: Recipe, params, fields, absent, index, 
         values, without = conditions
         times = jnp.broadcast_to(t, x.shape[:1])
         drops = {name: mask | drop for name, mask in without.items()}
-        return denoiser.apply({"params": params}, x, times, values, drops, method="predict")
+        prediction: Any = denoiser.apply({"params": params}, x, times, values, drops, method="predict")
+        return prediction
 
     made = recipe(denoise, denoiser.process, (fields, absent), program.image_shape, keys)
     return jax.lax.with_sharding_constraint(made, partitioning.replicated(program.mesh))

@@ -31,8 +31,9 @@ def initial(denoiser):
 
 
 def randomised(denoiser):
+    rng = np.random.default_rng(0)
     return jax.tree.map(
-        lambda leaf: leaf + 0.05 * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape), initial(denoiser)
+        lambda leaf: np.asarray(leaf) + 0.1 * rng.standard_normal(leaf.shape, np.float32), initial(denoiser)
     )
 
 

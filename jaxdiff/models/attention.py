@@ -1,5 +1,7 @@
 """Dot-product attention. Which kernel runs is decided in one function, `kernel_for`."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
@@ -24,7 +26,7 @@ def attend(
     return jnp.where(jnp.any(mask, axis=1)[:, None, None, None], out, 0)
 
 
-def kernel_for(platform: str, dtype: jnp.dtype, head_dim: int) -> str:
+def kernel_for(platform: str, dtype: jnp.dtype, head_dim: int) -> Literal["cudnn", "xla"]:
     """The attention kernel for a platform: cuDNN's where it can, else XLA's."""
     half = dtype in (jnp.bfloat16, jnp.float16)
     return "cudnn" if platform == "gpu" and half and head_dim % 8 == 0 and head_dim <= 128 else "xla"

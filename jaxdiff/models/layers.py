@@ -80,7 +80,7 @@ class Conv(nn.Module):
         else:
             # Padding is explicit: "SAME" pads a stride of 2 on one side only, unlike the published U-Nets.
             x = jax.lax.conv_general_dilated(
-                x, kernel, window_strides=(self.stride,) * 2, padding=[(self.size // 2,) * 2] * 2,
+                x, kernel, window_strides=(self.stride,) * 2, padding=[(self.size // 2, self.size // 2)] * 2,
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )  # fmt: skip
         return x + _bias(self, x.ndim)

@@ -1,6 +1,7 @@
 """The U-Net of ADM (Dhariwal & Nichol 2021), DDPM++'s (Song et al. 2021) with adaptive group norm."""
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -90,7 +91,8 @@ class UNet(nn.Module):
         """
         self._check(x, embeddings)
         # Every block would begin with the same SiLU (ADM's emb_layers), so it is taken once.
-        context = (jax.nn.silu(embeddings.vector), embeddings.tokens)
+        vector: Any = embeddings.vector  # `_check` has seen that it is there
+        context = (jax.nn.silu(vector), embeddings.tokens)
         last = len(self.levels) - 1
 
         def block(name: str, h: Images, level: Level, resample: Resample = "none") -> Features:

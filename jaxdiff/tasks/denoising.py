@@ -27,7 +27,7 @@ class DenoisingTask:
     denoiser: Denoiser
     times: time_sampling.TimeLaw
     weighting: weighting.Weighting
-    image_shape: tuple[int, ...]
+    image_shape: tuple[int, int, int]
     stratified: bool = True
 
     def __post_init__(self):

@@ -64,7 +64,12 @@ def digest(workdir: pathlib.Path, step: int) -> str:
 
     found = list((workdir / "checkpoints" / str(step)).rglob("_METADATA"))
     assert len(found) == 1, found
-    tree = ocp.PyTreeCheckpointer().restore(found[0].parent.resolve())
+    with ocp.PyTreeCheckpointer() as reader:
+        folder = found[0].parent.resolve()
+        kinds = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(folder).item_metadata.tree
+        )
+        tree = reader.restore(folder, restore_args=kinds)
     total = hashlib.sha256()
     for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(tree), key=lambda pair: str(pair[0])):
         total.update(str(path).encode())

@@ -12,7 +12,7 @@ from jaxdiff.evaluation.evaluator import Gallery
 from jaxdiff.evaluation.figures import caption, figures
 from jaxdiff.evaluation.picture import picture
 
-LABEL_WIDTH, VALUE_WIDTH = 40, 12
+LABEL_WIDTH, VALUE_WIDTH = 40, 14
 
 
 def table(report: Mapping[str, Any]) -> str:

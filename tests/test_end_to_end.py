@@ -50,7 +50,7 @@ def test_training_leaves_what_it_promises(trained):
 
 def test_killed_at_a_random_step_the_same_command_reaches_the_same_state(trained, tmp_path):
     workdir, _ = trained
-    command = (*TRAIN, "--workdir", str(tmp_path))
+    command = (*TRAIN, "--config.evaluation=None", "--workdir", str(tmp_path))
     process = start("train", *command)
     kill_after = int(np.random.default_rng().integers(4, STEPS - 1))
     file = tmp_path / "metrics.jsonl"
@@ -70,7 +70,7 @@ def test_killed_at_a_random_step_the_same_command_reaches_the_same_state(trained
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_the_same_command_goes_on(trained, tmp_path, number, status):
     workdir, _ = trained
-    command = (*TRAIN, "--config.checkpoint_every=1000", "--workdir", str(tmp_path))
+    command = (*TRAIN, "--config.evaluation=None", "--config.checkpoint_every=1000", "--workdir", str(tmp_path))
     process = start("train", *command)
     file = tmp_path / "metrics.jsonl"
     deadline = time.monotonic() + 200
@@ -91,7 +91,7 @@ def losses(workdir):
 
 
 def test_one_device_and_eight_train_alike(tmp_path):
-    command = (*TRAIN, "--config.steps=10")
+    command = (*TRAIN, "--config.steps=10", "--config.evaluation=None")
     for devices in (1, 8):
         run("train", *command, "--workdir", str(tmp_path / str(devices)), devices=devices)
     one, eight = losses(tmp_path / "1"), losses(tmp_path / "8")
@@ -99,8 +99,9 @@ def test_one_device_and_eight_train_alike(tmp_path):
     np.testing.assert_allclose(eight, one, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_with_four_devices_train_as_one_with_eight(tmp_path):
-    command = (*TRAIN, "--config.steps=10")
+    command = (*TRAIN, "--config.steps=10", "--config.evaluation=None")
     run("train", *command, "--workdir", str(tmp_path / "one"), devices=8)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -142,7 +142,8 @@ def test_remat_changes_neither_parameters_nor_loss():
     run_loss = jax.jit(jax.value_and_grad(loss, 1), static_argnums=0, compiler_options=QUICK)
     value, grads = run_loss(network, params)
     value_again, grads_again = run_loss(network.clone(remat=True), params)
-    assert value == value_again
+    # Not bitwise: XLA may fuse the recomputed sums in another order.
+    np.testing.assert_allclose(value_again, value, rtol=1e-6)
     for got, want in zip(jax.tree.leaves(grads_again), jax.tree.leaves(grads), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
 

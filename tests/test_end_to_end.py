@@ -70,7 +70,13 @@ def test_killed_at_a_random_step_the_same_command_reaches_the_same_state(trained
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_the_same_command_goes_on(trained, tmp_path, number, status):
     workdir, _ = trained
-    command = (*TRAIN, "--config.evaluation=None", "--config.checkpoint_every=1000", "--workdir", str(tmp_path))
+    command = (
+        *TRAIN,
+        "--config.evaluation=None",
+        "--config.checkpoint_every=1000",
+        "--workdir",
+        str(tmp_path),
+    )
     process = start("train", *command)
     file = tmp_path / "metrics.jsonl"
     deadline = time.monotonic() + 200

@@ -61,19 +61,11 @@ def train(experiment, workdir) -> None:
             experiment.batch_size, experiment.seed, first_step, jax.process_index(), jax.process_count()
         )
 
-    settings = loop.Settings(
-        steps=experiment.steps,
-        log_every=experiment.log_every,
-        checkpoint_every=experiment.checkpoint_every,
-        keep=experiment.keep,
-        accumulation=experiment.accumulation,
-        seed=experiment.seed,
-    )
     try:
         state = loop.run(
             experiment.task,
             batches,
-            settings,
+            experiment,
             optimizer=experiment.optimizer.make(experiment.steps),
             ema=experiment.ema,
             mesh=mesh,

@@ -1,10 +1,28 @@
-"""Eight CPU devices for every test, and no silent broadcasting between arrays of different rank."""
+"""Eight CPU devices for every test, no silent broadcasting between ranks, and float64 where formulas are checked."""
 
 import os
+import pathlib
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 
 import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", int(os.environ["JAX_NUM_CPU_DEVICES"]))
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+FORMULAS = [pathlib.Path(__file__).parent / name for name in ("process", "sampling")]
+"""Folders whose tests run in double precision, where rounding hides nothing."""
+
+
+@pytest.fixture(autouse=True)
+def precision(request):
+    """Double precision for formulas, unless a test asks for `float32`."""
+    exact = request.path.parent in FORMULAS and "float32" not in request.fixturenames
+    with jax.enable_x64(exact or jax.config.jax_enable_x64):
+        yield
+
+
+@pytest.fixture
+def float32():
+    """Ask for it to test in single precision."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxdiff import config as configs
+from jaxdiff.errors import UserError
 from jaxdiff.training import step as training_step
 
 FILES = sorted(str(path) for path in (pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
@@ -49,3 +50,14 @@ def test_config_fits_together_in_shape(file):
     made = jax.eval_shape(sample, state.params, fields, keys)
     assert made.shape == (size, *task.image_shape)
     assert made.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("log_every", 0), ("steps", 0), ("keep", -1), ("accumulation", 0), ("sample_every", -1), ("seed", -1)],
+)
+def test_a_number_that_cannot_be_is_named(field, value):
+    config = configs.load(FILES[0])
+    config[field] = value
+    with pytest.raises(UserError, match=rf"config\.{field}={value}: .* Fix: "):
+        configs.build(config)

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import optax
@@ -67,24 +67,24 @@ class Hook(NamedTuple):
     call: Callable[[TrainState, int], Mapping[str, Any] | None]
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How long a run is and how often it reports and saves, in optimizer steps.
+@runtime_checkable
+class Settings(Protocol):
+    """How long a run is and how often it reports and saves, in optimizer steps; an `Experiment` has it all.
 
-    `accumulation` cuts each batch into that many micro-batches; `keep` is the number of checkpoints kept.
+    Attributes:
+      steps: in all.
+      accumulation: into how many micro-batches each batch is cut.
+      log_every, checkpoint_every: in steps.
+      keep: how many checkpoints stay.
+      seed: of every draw.
     """
 
-    steps: int = 100_000
-    log_every: int = 100
-    checkpoint_every: int = 5_000
-    keep: int = 3
-    accumulation: int = 1
-    seed: int = 0
-
-    def __post_init__(self):
-        for name in ("steps", "log_every", "checkpoint_every", "keep", "accumulation"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "it is a count", "use at least 1")
-        require(0 <= self.seed < 2**32, "seed", self.seed, "32 bits are used", "choose from 0 to 2^32 - 1")
+    steps: int
+    accumulation: int
+    log_every: int
+    checkpoint_every: int
+    keep: int
+    seed: int
 
 
 def run(

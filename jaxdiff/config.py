@@ -34,7 +34,7 @@ MISFIT = object()  # what `_fit` gives when a value cannot be read as the type
 
 
 def spec(cls: type, **arguments: Any) -> ConfigDict:
-    """Write down ``cls(**arguments)`` as a config block, with all plain defaults filled in.
+    """Write down ``cls(**arguments)`` as a config block, with all defaults filled in that can be written down.
 
     Raises:
       UserError: an argument that `cls` does not have, lacks and needs, or of the wrong type.
@@ -53,7 +53,21 @@ def spec(cls: type, **arguments: Any) -> ConfigDict:
             raise UserError(f"{path}: it has no default and was not given. Fix: pass {name}=...")
         elif _is_plain(field.default):
             block[name] = field.default
+        elif dataclasses.is_dataclass(field.default):  # a part that is a default can be changed by path too
+            block[name] = describe(field.default)
     return ConfigDict(block, type_safe=False)
+
+
+def describe(part: Any) -> Any:
+    """The block that makes an object of plain values and other such objects: `build` is the inverse."""
+    if isinstance(part, tuple):
+        return tuple(map(describe, part))
+    if not dataclasses.is_dataclass(part):
+        return part
+    values = {
+        field.name: describe(getattr(part, field.name)) for field in dataclasses.fields(part) if field.init
+    }
+    return spec(type(part), **values)
 
 
 def build(block: Any, packages: tuple[str, ...] | None = None, path: str = "config") -> Any:

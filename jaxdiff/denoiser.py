@@ -1,10 +1,13 @@
 """The denoiser: network, conditions, process and parameterization as one module."""
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 
+from jaxdiff.embeddings import Embeddings
 from jaxdiff.process.gaussian import Process
 from jaxdiff.process.prediction import Parameterization, Prediction, decode
-from jaxdiff.typing import Drops, Fields, Images, Times
+from jaxdiff.typing import Drops, Features, Fields, Images, Params, Times
 
 
 class Denoiser(nn.Module):
@@ -13,19 +16,18 @@ class Denoiser(nn.Module):
     Attributes:
       network: module ``(x, embeddings, *, train) -> images``.
       conditioner: module ``(noise_label, fields, drop) -> Embeddings``.
-      process: how data become noise.
+      process: how data become noise; or a module ``() -> Process``, whose parameters are learned with the rest.
       parameterization: what the network predicts and in which form it sees ``x_t`` and t.
     """
 
     network: nn.Module
     conditioner: nn.Module
-    process: Process
+    process: Process | nn.Module
     parameterization: Parameterization
 
-    def __call__(self, x_t: Images, t: Times, fields: Fields, drop: Drops, *, train: bool) -> Images:
+    def __call__(self, x_t: Images, t: Times, fields: Fields, drop: Drops, *, train: bool) -> Features:
         """The network's own output, which training compares with the parameterization's target."""
-        x, noise_label = self.parameterization.network_input(self.process, x_t, t)
-        return self.network(x, self.conditioner(noise_label, fields, drop), train=train)
+        return self._output(x_t, t, self.encode(fields, drop), train)
 
     def predict(
         self, x_t: Images, t: Times, fields: Fields, drop: Drops, *, train: bool = False
@@ -39,4 +41,29 @@ class Denoiser(nn.Module):
           drop: for every condition, which examples see its null.
           train: whether dropout is on.
         """
-        return decode(self.parameterization, self.process, t, x_t, self(x_t, t, fields, drop, train=train))
+        return self.predict_encoded(x_t, t, self.encode(fields, drop), train=train)
+
+    def encode(self, fields: Fields, drop: Drops) -> dict[str, Embeddings]:
+        """Every condition embedded: what sampling does once, and not at each step."""
+        return self.conditioner.encode(fields, drop)
+
+    def predict_encoded(
+        self, x_t: Images, t: Times, encoded: Mapping[str, Embeddings], *, train: bool = False
+    ) -> Prediction:
+        """`predict`, from what `encode` has made of the conditions."""
+        output = self._output(x_t, t, encoded, train)
+        return decode(self.parameterization, self._process(), t, x_t, output)
+
+    @nn.nowrap
+    def process_of(self, params: Params) -> Process:
+        """The process of a model with these parameters; for most models simply `process`."""
+        if isinstance(self.process, nn.Module):
+            return self.process.apply({"params": params["process"]})
+        return self.process
+
+    def _output(self, x_t: Images, t: Times, encoded: Mapping[str, Embeddings], train: bool) -> Features:
+        x, noise_label = self.parameterization.network_input(self._process(), x_t, t)
+        return self.network(x, self.conditioner.join(noise_label, encoded), train=train)
+
+    def _process(self) -> Process:
+        return self.process() if isinstance(self.process, nn.Module) else self.process

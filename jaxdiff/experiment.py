@@ -59,7 +59,7 @@ class Experiment:
     sampling: Recipe
     test_data: Pipeline | None = None
     evaluation: ImageEvaluation | None = None
-    mesh: MeshShape = MeshShape()  # noqa: RUF009  (frozen)
+    mesh: MeshShape = MeshShape()
     seed: int = 0
     steps: int = 100_000
     batch_size: int = 128

@@ -20,8 +20,9 @@ from jaxdiff.denoiser import Denoiser
 from jaxdiff.distributed import partitioning
 from jaxdiff.errors import UserError, require
 from jaxdiff.experiment import Experiment, read_config
+from jaxdiff.process.gaussian import expand
 from jaxdiff.process.prediction import Prediction
-from jaxdiff.sampling.loop import Recipe
+from jaxdiff.sampling.loop import Encoded, Recipe
 from jaxdiff.training import step as training_step
 from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.typing import Params
@@ -180,15 +181,26 @@ def _generate(program: _Program, recipe: Recipe, params, fields, absent, index, 
     fields, absent, index = jax.lax.with_sharding_constraint((fields, absent, index), shared)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index)
 
+    variables = {"params": params}
+    dropped = denoiser.conditioner.all_dropped(index.shape[0])
+    given, null = (denoiser.apply(variables, fields, drop, method="encode") for drop in (absent, dropped))
+    conditions = {name: Encoded(given[name], null[name]) for name in given}
+
     def denoise(x, t, conditions, drop) -> Prediction:
-        values, without = conditions
         times = jnp.broadcast_to(t, x.shape[:1])
-        drops = {name: mask | drop for name, mask in without.items()}
-        prediction: Any = denoiser.apply({"params": params}, x, times, values, drops, method="predict")
+        encoded = {name: _shown(conditions[name], drop[name]) for name in conditions}
+        prediction: Any = denoiser.apply(variables, x, times, encoded, method="predict_encoded")
         return prediction
 
-    made = recipe(denoise, denoiser.process, (fields, absent), program.image_shape, keys)
+    made = recipe(denoise, denoiser.process_of(params), conditions, program.image_shape, keys)
     return jax.lax.with_sharding_constraint(made, partitioning.replicated(program.mesh))
+
+
+def _shown(condition: Encoded, drop) -> Any:
+    """The condition, or its null where it is dropped."""
+    return jax.tree.map(
+        lambda given, null: jnp.where(expand(drop, given), null, given), condition.given, condition.null
+    )
 
 
 def restore_average(

@@ -9,6 +9,9 @@ from numpy import ndarray
 Images = Float[Array, "batch height width channels"]
 """Images between -1 and 1 (or anything that lives on a grid of pixels), channels last."""
 
+Features = Float[Array, "batch out_height out_width out_channels"]
+"""What comes of `Images` by a layer or network that may change their size and channels."""
+
 Bytes = UInt8[ndarray, "batch height width channels"]
 """Images as they are stored and shown: 0 to 255, on the host."""
 
@@ -36,6 +39,7 @@ __all__ = [
     "Bool",
     "Bytes",
     "Drops",
+    "Features",
     "Fields",
     "Float",
     "Images",

@@ -40,9 +40,8 @@ def test_config_fits_together_in_shape(file):
 
     def sample(params, fields, keys):
         def denoise(x, t, fields, drop):
-            drops = dict.fromkeys(fields, drop)
             times = jnp.broadcast_to(t, x.shape[:1])
-            return task.denoiser.apply({"params": params}, x, times, fields, drops, method="predict")
+            return task.denoiser.apply({"params": params}, x, times, fields, drop, method="predict")
 
         return experiment.sampling(denoise, task.denoiser.process, fields, task.image_shape, keys)
 

@@ -40,10 +40,18 @@ class Conditioner(nn.Module):
           fields: values of every condition, each with a leading batch axis.
           drop: for every condition, which examples see its null.
         """
+        return self.join(noise_label, self.encode(fields, drop))
+
+    def encode(self, fields: Fields, drop: Drops) -> dict[str, Embeddings]:
+        """Embed each condition alone: what does not change while an image is sampled."""
         self._match("fields", fields)
         self._match("drop", drop)
-        parts = [part(fields[name], drop[name]) for name, part in self.parts.items()]
-        return merge([self.noise(noise_label), *parts])
+        return {name: part(fields[name], drop[name]) for name, part in self.parts.items()}
+
+    def join(self, noise_label: Float[Array, "batch"], encoded: Mapping[str, Embeddings]) -> Embeddings:
+        """Embed the noise level, and join what `encode` has made of the conditions to it."""
+        self._match("encoded", encoded)
+        return merge([self.noise(noise_label), *(encoded[name] for name in self.parts)])
 
     @nn.nowrap
     def draw_drops(self, key: Key[Array, ""], batch: int) -> Drops:

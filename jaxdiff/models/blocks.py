@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from jaxdiff.embeddings import Tokens
 from jaxdiff.models.attention import attend
-from jaxdiff.models.layers import Conv, Dense, Features, FromHeads, GroupNorm, ToHeads
-from jaxdiff.typing import Array, Float, Images
+from jaxdiff.models.layers import Conv, Dense, FromHeads, GroupNorm, ToHeads
+from jaxdiff.typing import Array, Features, Float, Images
 
 Resample = Literal["none", "down", "up"]
 

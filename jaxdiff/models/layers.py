@@ -13,14 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.errors import require
-from jaxdiff.typing import Array, Float, Images
+from jaxdiff.typing import Array, Features, Float, Images
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 HIGHEST = jax.lax.Precision.HIGHEST
-
-
-Features = Float[Array, "batch out_height out_width out_channels"]
-"""What comes of `Images` by a layer that may change their size and channels."""
 
 
 def check_dtype(dtype: str) -> None:

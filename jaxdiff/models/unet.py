@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxdiff.embeddings import Embeddings
 from jaxdiff.errors import UserError, require
 from jaxdiff.models.blocks import Block, Downsample, Resample, Upsample
-from jaxdiff.models.layers import Conv, Features, GroupNorm, check_dtype
-from jaxdiff.typing import Images
+from jaxdiff.models.layers import Conv, GroupNorm, check_dtype
+from jaxdiff.typing import Features, Images
 
 
 @dataclasses.dataclass(frozen=True)

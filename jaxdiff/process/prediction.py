@@ -16,35 +16,50 @@ import jax.numpy as jnp
 
 from jaxdiff.errors import require
 from jaxdiff.process.gaussian import Process, expand
-from jaxdiff.typing import Array, Float, Images, Times
-
-MAX_LOG_SNR = 40.0  # noise labels stay finite at both ends of time; float32 images cannot tell more apart
+from jaxdiff.process.labels import LogSigma, NoiseLabel, Time
+from jaxdiff.typing import Array, Features, Float, Images, Times
 
 
 class Prediction(NamedTuple):
-    """The clean image and the noise that together make ``x_t``; a learned log-variance where there is one."""
+    """The clean image and the noise that together make ``x_t``; a learned variance where there is one.
+
+    `variance_fraction` says where the log-variance of a reverse step lies between its two bounds: 0 is the variance of
+    the posterior ``q(x_s | x_t, x_0)``, 1 that of the forward step from s to t (Nichol & Dhariwal 2021, equation 15).
+    It is a fraction, and no variance, since the bounds depend on the step that a sampler takes.
+    """
 
     x_0: Images
     noise: Images
-    log_variance: Images | None = None
+    variance_fraction: Images | None = None
 
 
 @runtime_checkable
 class Parameterization(Protocol):
     """The row (a, b) of a network's target, and the form in which the network wants to see ``x_t`` and t."""
 
+    @property
+    def label(self) -> NoiseLabel:
+        """How the network is told the time."""
+        ...
+
     def row(
         self, process: Process, t: Float[Array, "*shape"]
     ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]: ...
 
     def network_input(self, process: Process, x_t: Images, t: Times) -> tuple[Images, Times]:
-        """The images, and the noise label: DDPM's time of 0 to 1000 unless a class says otherwise."""
-        return x_t, 1000.0 * t
+        """The images as the network wants to see them, and the noise label."""
+        return x_t, self.label(process, t)
+
+    def split(self, output: Features) -> tuple[Images, Images | None]:
+        """A network's output as the target and, where the network says so much, `Prediction.variance_fraction`."""
+        return output, None
 
 
 @dataclasses.dataclass(frozen=True)
 class Noise(Parameterization):
     """The noise, "epsilon" (Ho et al. 2020). Says nothing about the image where alpha = 0."""
+
+    label: NoiseLabel = Time()
 
     def row(
         self, process: Process, t: Float[Array, "*shape"]
@@ -56,6 +71,8 @@ class Noise(Parameterization):
 class Data(Parameterization):
     """The clean image. Says nothing about the noise where sigma = 0."""
 
+    label: NoiseLabel = Time()
+
     def row(
         self, process: Process, t: Float[Array, "*shape"]
     ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
@@ -65,6 +82,8 @@ class Data(Parameterization):
 @dataclasses.dataclass(frozen=True)
 class V(Parameterization):
     """``v = alpha noise - sigma x_0`` (Salimans & Ho 2022, "Progressive Distillation", appendix D)."""
+
+    label: NoiseLabel = Time()
 
     def row(
         self, process: Process, t: Float[Array, "*shape"]
@@ -77,11 +96,25 @@ class V(Parameterization):
 class Velocity(Parameterization):
     """``d x_t / dt`` from image to noise (flow matching): ``noise - x_0`` for a rectified flow."""
 
+    label: NoiseLabel = Time()
+
     def row(
         self, process: Process, t: Float[Array, "*shape"]
     ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
         _, (alpha_rate, sigma_rate) = jax.jvp(process.signal, (t,), (jnp.ones_like(t),))
         return alpha_rate, sigma_rate
+
+
+@dataclasses.dataclass(frozen=True)
+class Score(Parameterization):
+    """``grad log p(x_t) = -noise / sigma`` (Song et al. 2021). Infinite where sigma = 0; 0 stands for it there."""
+
+    label: NoiseLabel = Time()
+
+    def row(
+        self, process: Process, t: Float[Array, "*shape"]
+    ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+        return jnp.zeros_like(t), _ratio(-1.0, process.signal(t).sigma)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +126,7 @@ class Edm(Parameterization):
     """
 
     sigma_data: float = 0.5
+    label: NoiseLabel = LogSigma()
 
     def __post_init__(self):
         require(self.sigma_data > 0, "sigma_data", self.sigma_data, "it is a standard deviation", "try 0.5")
@@ -105,14 +139,39 @@ class Edm(Parameterization):
         return sigma / (self.sigma_data * scale), -self.sigma_data * alpha / scale
 
     def network_input(self, process: Process, x_t: Images, t: Times) -> tuple[Images, Times]:
-        """``c_in x_t / alpha``, and ``c_noise = log(sigma / alpha) / 4``."""
-        label = -jnp.clip(process.log_snr(t), -MAX_LOG_SNR, MAX_LOG_SNR) / 8
-        return x_t / expand(self._scale(process, t), x_t), label
+        """``c_in x_t / alpha``, and ``c_noise = log(sigma / alpha) / 4`` unless another label is given."""
+        return x_t / expand(self._scale(process, t), x_t), self.label(process, t)
 
     def _scale(self, process: Process, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """The standard deviation of ``x_t``."""
         alpha, sigma = process.signal(t)
         return jnp.sqrt(jnp.square(sigma) + jnp.square(self.sigma_data * alpha))
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnedVariance(Parameterization):
+    """A network with twice the channels: the target of `mean`, and v, which tells `Prediction.variance_fraction`.
+
+    The fraction is ``(v + 1) / 2``, not bounded (Nichol & Dhariwal 2021, equation 15; ADM's networks).
+    """
+
+    mean: Parameterization = Noise()
+
+    @property
+    def label(self) -> NoiseLabel:
+        return self.mean.label
+
+    def row(
+        self, process: Process, t: Float[Array, "*shape"]
+    ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+        return self.mean.row(process, t)
+
+    def network_input(self, process: Process, x_t: Images, t: Times) -> tuple[Images, Times]:
+        return self.mean.network_input(process, x_t, t)
+
+    def split(self, output: Features) -> tuple[Images, Images | None]:
+        value, v = jnp.split(output, 2, axis=-1)
+        return value, (v + 1) / 2
 
 
 def target(
@@ -124,7 +183,11 @@ def target(
 
 
 def decode(
-    parameterization: Parameterization, process: Process, t: Float[Array, "..."], x_t: Images, output: Images
+    parameterization: Parameterization,
+    process: Process,
+    t: Float[Array, "..."],
+    x_t: Images,
+    output: Features,
 ) -> Prediction:
     """The pair that a network's output stands for; the inverse of `target`. Computed in float32 at least.
 
@@ -132,6 +195,7 @@ def decode(
     neither ``x_t`` nor the output determines there is 0, its mean; nothing is ever NaN.
     """
     x_t, output = (value.astype(jnp.promote_types(value.dtype, jnp.float32)) for value in (x_t, output))
+    output, variance_fraction = parameterization.split(output)
     alpha, sigma = process.signal(t)
     a, b = parameterization.row(process, t)
     determinant = _determinant(parameterization, process, t)
@@ -147,7 +211,7 @@ def decode(
         jnp.where(alpha == 0, _ratio(1.0, sigma), _ratio(a, determinant)),
         jnp.where(alpha == 0, 0.0, _ratio(-alpha, determinant)),
     )
-    return Prediction(x_0, noise)
+    return Prediction(x_0, noise, variance_fraction)
 
 
 def error_ratio(

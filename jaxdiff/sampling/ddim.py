@@ -21,12 +21,13 @@ class Ddim:
 
     eta: float = 0.0
 
-    calls = 1
-
     def __post_init__(self):
         require(
             0 <= self.eta <= 1, "eta", self.eta, "it is a share of the noise", "give a number from 0 to 1"
         )
+
+    def calls(self, steps: int) -> int:
+        return steps
 
     def init(self, x: Images) -> State:
         return State(x)

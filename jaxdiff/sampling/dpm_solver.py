@@ -16,7 +16,8 @@ class DpmSolver2M:
     The first step, and the one after a step from pure noise (alpha = 0), are of first order.
     """
 
-    calls = 1
+    def calls(self, steps: int) -> int:
+        return steps
 
     def init(self, x: Images) -> State:
         return State(x, memory=(jnp.zeros_like(x), jnp.array(jnp.inf, x.dtype)))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxdiff.errors import require
 from jaxdiff.process.prediction import Prediction
 from jaxdiff.sampling.loop import ConditionalDenoise, Conditions, DenoiseFn
-from jaxdiff.typing import Images, Scalar
+from jaxdiff.typing import Images, Keys, Scalar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,22 +32,31 @@ class ClassifierFree:
         why = f"it is not above t_min={self.t_min}"
         require(self.t_max > self.t_min, "t_max", self.t_max, why, "give a later time")
 
-    def __call__(self, denoise: ConditionalDenoise, fields: Conditions, batch: int) -> DenoiseFn:
+    def __call__(
+        self,
+        denoise: ConditionalDenoise,
+        conditions: Conditions,
+        keys: Keys,
+        guide: ConditionalDenoise | None = None,
+    ) -> DenoiseFn:
+        batch = keys.shape[0]
+
         def conditional(x: Images, t: Scalar) -> Prediction:
-            return denoise(x, t, fields, jnp.zeros(batch, bool))
+            return denoise(x, t, conditions, dict.fromkeys(conditions, jnp.zeros(batch, bool)))
 
         def unconditional(x: Images, t: Scalar) -> Prediction:
-            return denoise(x, t, fields, jnp.ones(batch, bool))
+            return denoise(x, t, conditions, dict.fromkeys(conditions, jnp.ones(batch, bool)))
 
         def combined(x: Images, t: Scalar) -> Prediction:
             # Each image stands beside its copy, so that a batch split over devices stays where it is.
-            pairs = jax.tree.map(lambda value: jnp.repeat(value, 2, axis=0), (x, fields))
-            both = denoise(pairs[0], t, pairs[1], jnp.tile(jnp.array([False, True]), batch))
+            pairs = jax.tree.map(lambda value: jnp.repeat(value, 2, axis=0), (x, conditions))
+            second = jnp.tile(jnp.array([False, True]), batch)
+            both = denoise(pairs[0], t, pairs[1], dict.fromkeys(conditions, second))
             given, null = (jax.tree.map(lambda value, i=i: value[i::2], both) for i in (0, 1))
             return Prediction(
                 null.x_0 + self.scale * (given.x_0 - null.x_0),
                 null.noise + self.scale * (given.noise - null.noise),
-                given.log_variance,  # the spread of the conditional model: there is nothing to extrapolate
+                given.variance_fraction,  # the spread of the conditional model: there is nothing to extrapolate
             )
 
         if self.scale == 1:

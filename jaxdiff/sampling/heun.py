@@ -20,7 +20,8 @@ MAX_CHURN = math.sqrt(2) - 1  # more would add more noise than there is
 class Euler:
     """The first-order step, which is the same as `Ddim(eta=0.0)`."""
 
-    calls = 1
+    def calls(self, steps: int) -> int:
+        return steps
 
     def init(self, x: Images) -> State:
         return State(x)
@@ -50,13 +51,14 @@ class Heun:
     churn_max: float = 1e9
     noise_scale: float = 1.0
 
-    calls = 2
-
     def __post_init__(self):
         require(
             0 <= self.churn <= MAX_CHURN + 1e-6, "churn", self.churn,
             "a step raises the noise level by this share, at most sqrt(2) - 1", "divide S_churn by the steps",
         )  # fmt: skip
+
+    def calls(self, steps: int) -> int:
+        return 2 * steps
 
     def init(self, x: Images) -> State:
         return State(x)

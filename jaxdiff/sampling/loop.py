@@ -1,31 +1,49 @@
 """The sampling loop: from noise to images, one step of a sampler after the other.
 
 The denoiser is an argument, any function of noisy images and a time. A sampler is one step; a grid says which
-times the steps visit; guidance combines conditional predictions into a denoiser. None of them holds another.
+times the steps visit; guidance makes a denoiser out of a conditional one, and modifiers change what it says.
+None of them holds another.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdiff.errors import require
+from jaxdiff.process import transition
 from jaxdiff.process.gaussian import Process
 from jaxdiff.process.prediction import Prediction
-from jaxdiff.typing import Array, Bool, Float, Images, Keys, Scalar
+from jaxdiff.typing import Array, Drops, Float, Images, Keys, Scalar
 
 DenoiseFn = Callable[[Images, Scalar], Prediction]
 """(images, one time for all of them) -> prediction."""
 
-Conditions = Any
-"""A tree of arrays with a leading batch axis, handed through to the conditional denoiser."""
+Conditions = Mapping[str, Any]
+"""Conditions by name, each a tree of arrays with a leading batch axis, handed through to the conditional denoiser."""
 
-ConditionalDenoise = Callable[[Images, Scalar, Conditions, Bool[Array, "batch"]], Prediction]
-"""(images, one time for all of them, conditions, which images are to ignore theirs) -> prediction."""
+ConditionalDenoise = Callable[[Images, Scalar, Conditions, Drops], Prediction]
+"""(images, one time for all of them, conditions, for each condition which images are to ignore it) -> prediction."""
 
 PRIOR = 2**31 - 1  # the number folded into a key for the initial noise; steps count from 0 and never get here
+RISE = 2**31 - 2  # folded into the key of a step for the noise that takes its image up to where it begins
+
+
+class Encoded(NamedTuple):
+    """A condition as the model has embedded it, beside the null that it shows instead where it is dropped."""
+
+    given: Any
+    null: Any
+
+
+class Remembering(NamedTuple):
+    """A denoiser that learns from call to call: ``call(memory, images, time) -> (prediction, memory)``."""
+
+    call: Callable[[Any, Images, Scalar], tuple[Prediction, Any]]
+    memory: Any
 
 
 class State(NamedTuple):
@@ -35,13 +53,23 @@ class State(NamedTuple):
     memory: Any = ()
 
 
+class Path(NamedTuple):
+    """The steps of a sampler, each from a time `start` down to `end`.
+
+    Where a step starts above the end of the one before it, the images are first diffused up to there with fresh
+    noise, and what the sampler remembered is forgotten.
+    """
+
+    start: Float[Array, "steps"]
+    end: Float[Array, "steps"]
+
+
 @runtime_checkable
 class Sampler(Protocol):
     """One step from time t to t_next < t, where there still is noise at t_next."""
 
-    @property
-    def calls(self) -> int:
-        """Calls of the denoiser in one step."""
+    def calls(self, steps: int) -> int:
+        """Calls of the denoiser in so many steps on end; the most there can be, where that depends on the data."""
         ...
 
     def init(self, x: Images) -> State: ...
@@ -55,79 +83,120 @@ class Sampler(Protocol):
 class Grid(Protocol):
     """The times that a sampler visits, falling from noise. The end, clean data, is not among them."""
 
-    def __call__(self, process: Process, steps: int) -> Float[Array, "steps"]: ...
+    def __call__(self, process: Process, steps: int) -> Float[Array, "times"] | Path: ...
 
 
 @runtime_checkable
 class Guidance(Protocol):
-    """Makes a denoiser out of a conditional one and the conditions of a batch."""
+    """Makes a denoiser out of a conditional one and the conditions of a batch.
 
-    def __call__(self, denoise: ConditionalDenoise, fields: Conditions, batch: int) -> DenoiseFn: ...
+    `keys`, one for each image, are for guidance that draws; `guide` is another model to be guided by.
+    """
+
+    def __call__(
+        self,
+        denoise: ConditionalDenoise,
+        conditions: Conditions,
+        keys: Keys,
+        guide: ConditionalDenoise | None = None,
+    ) -> DenoiseFn | Remembering: ...
+
+
+@runtime_checkable
+class Modifier(Protocol):
+    """Makes a denoiser out of another one."""
+
+    def __call__(
+        self, denoise: DenoiseFn, process: Process, conditions: Conditions, keys: Keys
+    ) -> DenoiseFn: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How images are made: the sampler, its grid and number of steps, and the guidance."""
+    """How images are made.
+
+    Attributes:
+      sampler, grid: the steps, and the times that they visit.
+      guidance: how conditions act.
+      steps: the number of times on the grid.
+      modifiers: what is done to the guided prediction, in this order.
+    """
 
     sampler: Sampler
     grid: Grid
     guidance: Guidance
     steps: int
+    modifiers: tuple[Modifier, ...] = ()
 
     def __post_init__(self):
         require(self.steps >= 1, "steps", self.steps, "no image comes of no step", "give 1 or more")
 
-    @property
-    def calls(self) -> int:
+    def calls(self, process: Process) -> int:
         """Calls of the denoiser for one batch (guidance may double the batch of a call)."""
-        return (self.steps - 1) * self.sampler.calls + 1
+        path = _as_path(self.grid(process, self.steps))
+        rises = 1 + np.flatnonzero(np.asarray(path.start)[1:] > np.asarray(path.end)[:-1])
+        runs = np.diff([0, *rises, len(path.start)])
+        return sum(self.sampler.calls(int(steps)) for steps in runs) + 1
 
     def __call__(
         self,
         denoise: ConditionalDenoise,
         process: Process,
-        fields: Conditions,
+        conditions: Conditions,
         shape: tuple[int, int, int],
         keys: Keys,
+        guide: ConditionalDenoise | None = None,
     ) -> Images:
         """Draw one image of `shape` (height, width, channels) for each key, under its conditions."""
-        batch = keys.shape[0]
         times = self.grid(process, self.steps)
-        noise = noise_like(_fold_in(keys, PRIOR), jnp.zeros((batch, *shape)))
-        x = noise * process.signal(times[0]).sigma
-        return sample(self.sampler, self.guidance(denoise, fields, batch), process, times, x, keys)
+        noise = noise_like(_fold_in(keys, PRIOR), jnp.zeros((keys.shape[0], *shape)))
+        x = noise * process.signal(_ends(times)[0]).sigma
+        guided = self.guidance(denoise, conditions, keys, guide)
+        for modifier in self.modifiers:
+            guided = modify(guided, lambda fn, modifier=modifier: modifier(fn, process, conditions, keys))
+        return sample(self.sampler, guided, process, times, x, keys)
 
 
 def sample(
     sampler: Sampler,
-    denoise: DenoiseFn,
+    denoise: DenoiseFn | Remembering,
     process: Process,
-    times: Float[Array, "steps"],
+    times: Float[Array, "times"] | Path,
     x: Images,
     keys: Keys,
 ) -> Images:
-    """Clean images from noisy ones at ``times[0]``. The last step is the jump to the predicted image."""
-    x = integrate(sampler, denoise, process, times, x, keys)
-    return denoise(x, times[-1].astype(x.dtype)).x_0
+    """Clean images from noisy ones at the first time. The last step is the jump to the predicted image."""
+    denoise = _remembering(denoise)
+    x, memory = _walk(sampler, denoise, process, times, x, keys)
+    prediction, _ = denoise.call(memory, x, _ends(times)[1].astype(x.dtype))
+    return prediction.x_0
 
 
 def integrate(
     sampler: Sampler,
-    denoise: DenoiseFn,
+    denoise: DenoiseFn | Remembering,
     process: Process,
-    times: Float[Array, "steps"],
+    times: Float[Array, "times"] | Path,
     x: Images,
     keys: Keys,
 ) -> Images:
-    """Noisy images at ``times[-1]`` from noisy images at ``times[0]``."""
-    times = times.astype(x.dtype)
+    """Noisy images at the last time from noisy images at the first."""
+    return _walk(sampler, _remembering(denoise), process, times, x, keys)[0]
 
-    def step(state: State, inputs):
-        index, t, t_next = inputs
-        return sampler.step(denoise, process, state, t, t_next, _fold_in(keys, index)), None
 
-    state, _ = jax.lax.scan(step, sampler.init(x), (jnp.arange(len(times) - 1), times[:-1], times[1:]))
-    return state.x
+def modify(
+    denoise: DenoiseFn | Remembering, modifier: Callable[[DenoiseFn], DenoiseFn]
+) -> DenoiseFn | Remembering:
+    """`modifier` of a denoiser, whether that remembers or not."""
+    if not isinstance(denoise, Remembering):
+        return modifier(denoise)
+
+    def call(memory: Any, x: Images, t: Scalar) -> tuple[Prediction, Any]:
+        recorder = _Recorder(denoise.call, memory)
+        prediction = modifier(recorder)(x, t)
+        return prediction, recorder.memory
+
+    return Remembering(call, denoise.memory)
 
 
 def noise_like(keys: Keys, x: Images) -> Images:
@@ -135,5 +204,67 @@ def noise_like(keys: Keys, x: Images) -> Images:
     return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], jnp.float32))(keys)
 
 
-def _fold_in(keys: Keys, number) -> Keys:
+def _walk(
+    sampler: Sampler,
+    denoise: Remembering,
+    process: Process,
+    times: Float[Array, "times"] | Path,
+    x: Images,
+    keys: Keys,
+) -> tuple[Images, Any]:
+    """Images at the last time, and what the denoiser remembers."""
+    rises = isinstance(times, Path)
+    start, end = (value.astype(x.dtype) for value in _as_path(times))
+    origin = jnp.concatenate([start[:1], end[:-1]])  # where the images are when a step begins
+
+    def step(carry: tuple[State, Any], inputs: tuple) -> tuple[tuple[State, Any], None]:
+        state, memory = carry
+        index, t_origin, t, t_next = inputs
+        step_keys = _fold_in(keys, index)
+        if rises:
+            state = _rise(sampler, process, state, t_origin, t, _fold_in(step_keys, RISE))
+        recorder = _Recorder(denoise.call, memory)
+        state = sampler.step(recorder, process, state, t, t_next, step_keys)
+        return (state, recorder.memory), None
+
+    first = (sampler.init(x), denoise.memory)
+    (state, memory), _ = jax.lax.scan(step, first, (jnp.arange(len(start)), origin, start, end))
+    return state.x, memory
+
+
+def _rise(sampler: Sampler, process: Process, state: State, s: Scalar, t: Scalar, keys: Keys) -> State:
+    """The images diffused from s to t, and a fresh memory; the state itself where t is s."""
+    alpha, sigma = transition.forward(process, s, t)
+    x = alpha * state.x + sigma * noise_like(keys, state.x)
+    risen = State(x, sampler.init(x).memory)
+    return jax.tree.map(lambda new, old: jnp.where(t > s, new, old), risen, state)
+
+
+class _Recorder:
+    """A remembering denoiser during one step: an ordinary `DenoiseFn` that keeps its memory."""
+
+    def __init__(self, call: Callable[[Any, Images, Scalar], tuple[Prediction, Any]], memory: Any):
+        self._call, self.memory = call, memory
+
+    def __call__(self, x: Images, t: Scalar) -> Prediction:
+        prediction, self.memory = self._call(self.memory, x, t)
+        return prediction
+
+
+def _remembering(denoise: DenoiseFn | Remembering) -> Remembering:
+    if isinstance(denoise, Remembering):
+        return denoise
+    return Remembering(lambda memory, x, t: (denoise(x, t), memory), ())
+
+
+def _as_path(times: Float[Array, "times"] | Path) -> Path:
+    return times if isinstance(times, Path) else Path(times[:-1], times[1:])
+
+
+def _ends(times: Float[Array, "times"] | Path) -> tuple[Scalar, Scalar]:
+    """The first and the last time."""
+    return (times.start[0], times.end[-1]) if isinstance(times, Path) else (times[0], times[-1])
+
+
+def _fold_in(keys: Keys, number: Any) -> Keys:
     return jax.vmap(jax.random.fold_in, (0, None))(keys, number)

@@ -3,10 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff.config import build, from_json, spec, to_json
+from jaxdiff.config import build, describe, from_json, to_json
 from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving, diffuse
-from jaxdiff.process.prediction import Data, Edm, Noise, V, Velocity, decode, error_ratio, target
+from jaxdiff.process.prediction import Data, Edm, Noise, Score, V, Velocity, decode, error_ratio, target
 from jaxdiff.process.schedule import Cosine, Linear
 
 PROCESSES = [
@@ -15,7 +15,7 @@ PROCESSES = [
     VarianceExploding(),
     RectifiedFlow(),
 ]
-PARAMETERIZATIONS = [Noise(), Data(), V(), Velocity(), Edm(0.5), Edm(1.3)]
+PARAMETERIZATIONS = [Noise(), Data(), V(), Velocity(), Score(), Edm(0.5), Edm(1.3)]
 T = np.array([0.02, 0.2, 0.5, 0.8, 0.98])
 
 each_process = pytest.mark.parametrize("process", PROCESSES, ids=str)
@@ -140,8 +140,7 @@ def test_arithmetic_is_float32_whatever_the_network_computes_in(float32):
 
 @each_parameterization
 def test_configs_build_the_same_object(parameterization):
-    arguments = vars(parameterization)
-    block = spec(type(parameterization), **arguments)
+    block = describe(parameterization)
     assert build(block) == build(from_json(to_json(block))) == parameterization
 
 

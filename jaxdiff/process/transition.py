@@ -1,0 +1,35 @@
+"""What a process does between two times: the step up from s to t > s, and its exact reverse when ``x_0`` is known."""
+
+import jax.numpy as jnp
+
+from jaxdiff.process.gaussian import Process, Signal, expand
+from jaxdiff.typing import Array, Float, Images
+
+
+def forward(process: Process, s: Float[Array, "..."], t: Float[Array, "..."]) -> Signal:
+    """``q(x_t | x_s) = N(alpha x_s, sigma^2)`` (Kingma et al. 2021, appendix A.1). In DDPM ``sigma^2`` is beta."""
+    alpha_s, _ = process.signal(s)
+    alpha_t, sigma_t = process.signal(t)
+    return Signal(alpha_t / alpha_s, sigma_t * jnp.sqrt(_lost(process, s, t)))
+
+
+def posterior_std(process: Process, s: Float[Array, "..."], t: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The standard deviation of ``q(x_s | x_t, x_0)`` (Ho et al. 2020, equation 7; for any two times)."""
+    return process.signal(s).sigma * jnp.sqrt(_lost(process, s, t))
+
+
+def posterior_mean(
+    process: Process, s: Float[Array, "..."], t: Float[Array, "..."], x_0: Images, noise: Images
+) -> Images:
+    """The mean of ``q(x_s | x_t, x_0)``, from the pair that makes ``x_t`` (Ho et al. 2020, equation 7).
+
+    In the pair it needs no ``x_t``: ``alpha_s x_0`` and as much of the noise as keeps the variance at ``sigma_s^2``.
+    """
+    alpha_s, sigma_s = process.signal(s)
+    kept = sigma_s * jnp.sqrt(1 - _lost(process, s, t))
+    return expand(alpha_s, x_0) * x_0 + expand(kept, x_0) * noise
+
+
+def _lost(process: Process, s: Float[Array, "..."], t: Float[Array, "..."]) -> Float[Array, "..."]:
+    """``1 - SNR_t / SNR_s``, exact for small steps too."""
+    return -jnp.expm1(process.log_snr(t) - process.log_snr(s))

@@ -30,6 +30,17 @@ def posterior_mean(
     return expand(alpha_s, x_0) * x_0 + expand(kept, x_0) * noise
 
 
+def reverse_log_variance(
+    process: Process, s: Float[Array, "..."], t: Float[Array, "..."], fraction: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """The log-variance of a reverse step from t to s > 0, between its two bounds (Nichol & Dhariwal 2021, equation 15).
+
+    `fraction` 0 is the posterior's, DDPM's smaller choice, and 1 that of the forward step, its larger one.
+    """
+    low, high = 2 * jnp.log(posterior_std(process, s, t)), 2 * jnp.log(forward(process, s, t).sigma)
+    return expand(low, fraction) + fraction * expand(high - low, fraction)
+
+
 def _lost(process: Process, s: Float[Array, "..."], t: Float[Array, "..."]) -> Float[Array, "..."]:
     """``1 - SNR_t / SNR_s``, exact for small steps too."""
     return -jnp.expm1(process.log_snr(t) - process.log_snr(s))

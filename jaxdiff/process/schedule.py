@@ -3,7 +3,7 @@
 The log-SNR ``2 log(alpha / sigma)`` is the coordinate that matters: two schedules differ only in how they
 spread time over it (Kingma et al. 2021, "Variational Diffusion Models", section 3.2). Every schedule is
 strictly decreasing, and `time` is the exact inverse of `log_snr`, also outside [0, 1] as far as the formula
-goes.
+goes. Schedules of discrete models are in `jaxdiff.process.table`.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.errors import require
-from jaxdiff.typing import Array, Float
+from jaxdiff.typing import Array, Float, Scalar
 
 
 @runtime_checkable
@@ -39,21 +39,10 @@ class Linear:
     beta_max: float = 20.0
 
     def __post_init__(self):
-        require(
-            self.beta_min > 0,
-            "beta_min",
-            self.beta_min,
-            "noise must be added from the start",
-            "give a number > 0",
-        )
-        require(
-            self.beta_max >= self.beta_min, "beta_max", self.beta_max,
-            f"it is below beta_min={self.beta_min}", "give a larger number",
-        )  # fmt: skip
+        _require_rates(self.beta_min, self.beta_max)
 
     def log_snr(self, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        integral = self.beta_min * t + (self.beta_max - self.beta_min) * jnp.square(t) / 2
-        return -integral - jnp.log(-jnp.expm1(-integral))
+        return _log_snr(self.beta_min * t + (self.beta_max - self.beta_min) * jnp.square(t) / 2)
 
     def time(self, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         integral = jax.nn.softplus(-log_snr)
@@ -63,38 +52,188 @@ class Linear:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cosine:
-    """``log-SNR = -2 log tan(angle)`` with an angle linear in time (Nichol & Dhariwal 2021, equation 17).
+class ScaledLinear:
+    """Noise is added at a rate beta(t) whose square root grows linearly in time (Rombach et al. 2022).
 
-    Time is stretched over the angles between the two bounds, so both ends are finite and the inverse is exact
-    (Hoogeboom et al. 2023, "simple diffusion", appendix A).
+    The limit of Stable Diffusion's betas, of which its defaults are 1000 times the first and the last. The
+    log-SNR at t = 0 is infinite.
     """
 
-    log_snr_min: float = -15.0
-    log_snr_max: float = 15.0
+    beta_min: float = 0.85
+    beta_max: float = 12.0
+
+    def __post_init__(self):
+        _require_rates(self.beta_min, self.beta_max)
+
+    def log_snr(self, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        first, growth = self._root()
+        return _log_snr(t * (first**2 + first * growth * t + jnp.square(growth * t) / 3))
+
+    def time(self, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        first, growth = self._root()
+        integral = jax.nn.softplus(-log_snr)
+        # root^3 - first^3 = 3 growth integral, solved for t = (root - first) / growth without a difference.
+        root = jnp.cbrt(first**3 + 3 * growth * integral)
+        return 3 * integral / (jnp.square(root) + root * first + first**2)
+
+    def _root(self) -> tuple[float, float]:
+        """``sqrt(beta)`` at t = 0, and by how much it grows until t = 1."""
+        return math.sqrt(self.beta_min), math.sqrt(self.beta_max) - math.sqrt(self.beta_min)
+
+
+class _Bounded(Protocol):
+    """A curve of the log-SNR, cut off where it passes two bounds; time runs evenly over what is left.
+
+    Both ends of time are so finite, and the inverse is exact (Hoogeboom et al. 2023, "simple diffusion",
+    appendix A). The curve is given from both ends, because a small distance from noise is lost in a large
+    one from data.
+    """
+
+    log_snr_min: float
+    log_snr_max: float
 
     def __post_init__(self):
         _require_order("log_snr_max", self.log_snr_min, self.log_snr_max)
 
     def log_snr(self, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        first, last, span = self._angles()
-        # tan(pi/2 - u) = 1 / tan(u): each half of time measures its angle from the nearer end, where it is
-        # small.
-        early = -2 * jnp.log(jnp.tan(jnp.where(t < 0.5, first + t * span, 1.0)))
-        late = 2 * jnp.log(jnp.tan(jnp.where(t < 0.5, 1.0, last + (1 - t) * span)))
-        return jnp.where(t < 0.5, early, late)
+        first, last, span = self._ends(t.dtype)
+        is_early = t < 0.5
+        early = self._at(first + jnp.where(is_early, t, 0.5) * span)
+        late = self._before_noise(last + (1 - jnp.where(is_early, 0.5, t)) * span)
+        return jnp.where(is_early, early, late)
 
     def time(self, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        first, last, span = self._angles()
-        early = (jnp.arctan(jnp.exp(-log_snr / 2)) - first) / span
-        late = 1 - (jnp.arctan(jnp.exp(log_snr / 2)) - last) / span
+        first, last, span = self._ends(log_snr.dtype)
+        early = (self._place(log_snr) - first) / span
+        late = 1 - (self._distance_to_noise(log_snr) - last) / span
         return jnp.where(early < 0.5, early, late)
 
-    def _angles(self) -> tuple[float, float, float]:
-        """The angle of data, the angle of noise counted from pi/2, and what lies between the two."""
-        first = math.atan(math.exp(-self.log_snr_max / 2))
-        last = math.atan(math.exp(self.log_snr_min / 2))
-        return first, last, math.pi / 2 - last - first
+    def _ends(self, dtype: jnp.dtype) -> tuple[Scalar, Scalar, Scalar]:
+        """What is cut off at the data, and at the noise, and what lies between."""
+        first = self._place(jnp.asarray(self.log_snr_max, dtype))
+        last = self._distance_to_noise(jnp.asarray(self.log_snr_min, dtype))
+        return first, last, self._length() - last - first
+
+    def _length(self) -> float: ...
+
+    def _at(self, place: Float[Array, "*shape"]) -> Float[Array, "*shape"]: ...
+
+    def _before_noise(self, distance: Float[Array, "*shape"]) -> Float[Array, "*shape"]: ...
+
+    def _place(self, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]: ...
+
+    def _distance_to_noise(self, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine(_Bounded):
+    """``log-SNR = -2 log tan(angle)`` with an angle linear in time (Nichol & Dhariwal 2021, equation 17).
+
+    Time is stretched over the angles between the two bounds, so both ends are finite.
+    """
+
+    log_snr_min: float = -15.0
+    log_snr_max: float = 15.0
+
+    def _length(self) -> float:
+        return math.pi / 2
+
+    def _at(self, place: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return -2 * jnp.log(jnp.tan(place))
+
+    def _before_noise(self, distance: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return 2 * jnp.log(jnp.tan(distance))
+
+    def _place(self, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return jnp.arctan(jnp.exp(-log_snr / 2))
+
+    def _distance_to_noise(self, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return jnp.arctan(jnp.exp(log_snr / 2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sigmoid(_Bounded):
+    """``alpha^2`` falls along a sigmoid from `start` to `end` of temperature `tau` (Jabri et al. 2022, section 3.3).
+
+    With z linear in time, ``alpha^2 = (v(end) - v(z)) / (v(end) - v(start))`` where ``v(z) = sigmoid(z / tau)``.
+    The paper clips alpha^2; here, where that would have no inverse, time is stretched between two bounds.
+    """
+
+    start: float = -3.0
+    end: float = 3.0
+    tau: float = 1.0
+    log_snr_min: float = -15.0
+    log_snr_max: float = 15.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        _require_order("end", self.start, self.end)
+        require(self.tau > 0, "tau", self.tau, "it is a temperature", "try 1.0")
+
+    # A difference of sigmoids is sinh((z - z') / 2) / (2 cosh(z / 2) cosh(z' / 2)), so that the log-SNR at a
+    # place w = (z - start) / 2 tau is log sinh(length - w) - log sinh w - tilt, which has a closed inverse.
+
+    def _length(self) -> float:
+        return (self.end - self.start) / (2 * self.tau)
+
+    def _tilt(self) -> float:
+        return math.log(math.cosh(self.end / self.tau / 2) / math.cosh(self.start / self.tau / 2))
+
+    def _at(self, place: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return jnp.log(jnp.sinh(self._length() - place) / jnp.sinh(place)) - self._tilt()
+
+    def _before_noise(self, distance: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return jnp.log(jnp.sinh(distance) / jnp.sinh(self._length() - distance)) - self._tilt()
+
+    def _place(self, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return self._solve(log_snr + self._tilt())
+
+    def _distance_to_noise(self, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return self._solve(-log_snr - self._tilt())
+
+    def _solve(self, log_ratio: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """w from ``log(sinh(length - w) / sinh w)``."""
+        length = self._length()
+        return jnp.log1p(2 * math.sinh(length) / (jnp.exp(log_ratio) + math.exp(-length))) / 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Laplace(_Bounded):
+    """Uniform times have log-SNRs of the Laplace law of mean `mu` and scale `b` (Hang et al. 2024, table 1).
+
+    ``log-SNR = mu - b sign(1/2 - t) log(1 - 2 |t - 1/2|)`` is infinite at both ends: time is stretched between
+    two bounds, which may be infinite. In float32 the times of ``log-SNR < mu - 16 b`` are 1.
+    """
+
+    mu: float = 0.0
+    b: float = 0.5
+    log_snr_min: float = -15.0
+    log_snr_max: float = 15.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.b > 0, "b", self.b, "it is a scale", "try 0.5")
+
+    def _length(self) -> float:
+        return 1.0
+
+    def _at(self, place: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        # Of the two logarithms one is 0: which one, says the half.
+        return self.mu + self.b * (
+            jnp.log(2 * jnp.minimum(1 - place, 0.5)) - jnp.log(2 * jnp.minimum(place, 0.5))
+        )
+
+    def _before_noise(self, distance: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return 2 * self.mu - self._at(distance)
+
+    def _place(self, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        above = log_snr > self.mu
+        away = jnp.where(above, log_snr - self.mu, self.mu - log_snr)
+        tail = jnp.exp(-away / self.b) / 2
+        return jnp.where(above, tail, 1 - tail)
+
+    def _distance_to_noise(self, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return self._place(2 * self.mu - log_snr)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +257,41 @@ class LogLinear:
 
     def time(self, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         return (-log_snr / 2 - math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shifted:
+    """A schedule with `shift` added to its log-SNR: larger images need more noise, a shift below 0."""
+
+    schedule: Schedule
+    shift: float
+
+    @classmethod
+    def by_size(cls, schedule: Schedule, size: int, base: int = 64) -> "Shifted":
+        """The shift ``2 log(base / size)`` for images of `size` pixels across, of a schedule that suits `base`.
+
+        Averaged down to `base` pixels, the images have the log-SNR of the schedule (Hoogeboom et al. 2023,
+        "simple diffusion", section 3.1).
+        """
+        return cls(schedule, 2 * math.log(base / size))
+
+    def log_snr(self, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return self.schedule.log_snr(t) + self.shift
+
+    def time(self, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return self.schedule.time(log_snr - self.shift)
+
+
+def _log_snr(integral: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The log-SNR where ``alpha^2 = exp(-integral)``; softplus of its negative is the inverse."""
+    return -integral - jnp.log(-jnp.expm1(-integral))
+
+
+def _require_rates(beta_min: float, beta_max: float) -> None:
+    require(beta_min > 0, "beta_min", beta_min, "noise must be added from the start", "give a number > 0")
+    require(
+        beta_max >= beta_min, "beta_max", beta_max, f"it is below beta_min={beta_min}", "give a larger number"
+    )
 
 
 def _require_order(field: str, low: float, high: float) -> None:

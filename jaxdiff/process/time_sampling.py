@@ -1,15 +1,17 @@
 """Laws of training times: which noise levels a network practises, and how often.
 
 A law is given by its quantile function, which maps uniform numbers to times. That makes low-discrepancy
-draws, exact tests and plots of any law one-liners.
+draws, exact tests and plots of any law one-liners, and lets a process that is learned have a say in its times.
 """
 
 import dataclasses
-from typing import Protocol, runtime_checkable
+import math
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtri
+from jaxtyping import Int
 
 from jaxdiff.errors import require
 from jaxdiff.process.gaussian import Process
@@ -18,14 +20,34 @@ from jaxdiff.typing import Array, Float, Key, Times
 
 @runtime_checkable
 class TimeLaw(Protocol):
-    """A distribution of times, as the quantile function that turns uniform numbers in [0, 1] into times."""
+    """A distribution of times, as the quantile function that turns uniform numbers in [0, 1] into times.
+
+    A law that adapts to the losses overrides `memory`, `choose` and `remember` too.
+    """
 
     def quantile(self, u: Float[Array, "*shape"], process: Process) -> Float[Array, "*shape"]: ...
 
+    @property
+    def steps(self) -> int | None:
+        """T, where every time is a multiple of 1 / T."""
+        return None
+
+    def memory(self) -> Any:
+        """What is remembered of losses before there are any: a tree of arrays."""
+        return ()
+
+    def choose(self, memory: Any, u: Times) -> tuple[Times, Times]:
+        """Uniform numbers as `quantile` is to take them, and the weights that undo the preference among them."""
+        return u, jnp.ones_like(u)
+
+    def remember(self, memory: Any, u: Times, losses: Times) -> Any:
+        """The memory after a step that took `u` and found these losses, not weighted by what `choose` says."""
+        return memory
+
 
 @dataclasses.dataclass(frozen=True)
-class Uniform:
-    """Every time between t_min and t_max equally often (DDPM)."""
+class Uniform(TimeLaw):
+    """Every time between t_min and t_max equally often."""
 
     t_min: float = 0.0
     t_max: float = 1.0
@@ -38,7 +60,20 @@ class Uniform:
 
 
 @dataclasses.dataclass(frozen=True)
-class UniformLogSnr:
+class UniformSteps(TimeLaw):
+    """The times ``1 / T, 2 / T, ..., 1`` of a model with T steps equally often (Ho et al. 2020, algorithm 1)."""
+
+    steps: int = 1000
+
+    def __post_init__(self):
+        require(self.steps > 0, "steps", self.steps, "a model has at least one step", "try 1000")
+
+    def quantile(self, u: Float[Array, "*shape"], process: Process) -> Float[Array, "*shape"]:
+        return (jnp.minimum(jnp.floor(self.steps * u), self.steps - 1) + 1) / self.steps
+
+
+@dataclasses.dataclass(frozen=True)
+class UniformLogSnr(TimeLaw):
     """Every log-SNR between two bounds equally often, whatever the schedule (Kingma & Gao 2023)."""
 
     log_snr_min: float = -15.0
@@ -52,7 +87,23 @@ class UniformLogSnr:
 
 
 @dataclasses.dataclass(frozen=True)
-class LogitNormal:
+class LogUniformSigma(TimeLaw):
+    """``log(sigma / alpha)`` uniform between two noise levels (Karras et al. 2022, table 1, the column VE)."""
+
+    sigma_min: float = 0.02
+    sigma_max: float = 100.0
+
+    def __post_init__(self):
+        require(self.sigma_min > 0, "sigma_min", self.sigma_min, "it has no logarithm", "try 0.02")
+        _require_order("sigma_max", self.sigma_min, self.sigma_max)
+
+    def quantile(self, u: Float[Array, "*shape"], process: Process) -> Float[Array, "*shape"]:
+        low, high = math.log(self.sigma_min), math.log(self.sigma_max)
+        return process.time(-2 * (low + (high - low) * u))
+
+
+@dataclasses.dataclass(frozen=True)
+class LogitNormal(TimeLaw):
     """``logit t ~ N(mean, std^2)``: mostly the middle of time (Esser et al. 2024, section 3.1)."""
 
     mean: float = 0.0
@@ -66,7 +117,7 @@ class LogitNormal:
 
 
 @dataclasses.dataclass(frozen=True)
-class LogNormalSigma:
+class LogNormalSigma(TimeLaw):
     """``log(sigma / alpha) ~ N(mean, std^2)`` (Karras et al. 2022, table 1)."""
 
     mean: float = -1.2
@@ -79,20 +130,93 @@ class LogNormalSigma:
         return process.time(-2 * (self.mean + self.std * _normal_quantile(u)))
 
 
-def draw(
-    times: TimeLaw, process: Process, key: Key[Array, ""], batch_size: int, stratified: bool = True
-) -> Times:
-    """Times for a batch. Each has the law; stratified, together they also cover it evenly.
+class History(NamedTuple):
+    """The last losses in each bin, as a ring, and how many there have been."""
+
+    losses: Float[Array, "bins history"]
+    counts: Int[Array, "bins"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Importance(TimeLaw):
+    """Times of `base` in proportion to the size of their losses (Nichol & Dhariwal 2021, section 3.3, equation 18).
+
+    The uniform numbers of `base` fall into equal bins. Once every bin has `history` losses, bin b is chosen with
+    probability ``p_b ~ sqrt(mean of its last losses^2)``, mixed with a little of the uniform law, and weights
+    ``1 / (p_b bins)`` keep the expected loss what it was.
+
+    Attributes:
+      base: the law whose times these are.
+      bins: how many; the steps of a model with steps, in the paper.
+      history: losses that are remembered in each.
+      uniform: the share of the uniform law.
+    """
+
+    base: TimeLaw = UniformSteps()
+    bins: int = 1000
+    history: int = 10
+    uniform: float = 0.001
+
+    def __post_init__(self):
+        require(self.bins > 0, "bins", self.bins, "there would be nothing to choose from", "try 1000")
+        require(self.history > 0, "history", self.history, "nothing would be remembered", "try 10")
+        require(
+            0 < self.uniform <= 1,
+            "uniform",
+            self.uniform,
+            "each bin must stay possible",
+            "choose from (0, 1]",
+        )
+
+    def quantile(self, u: Float[Array, "*shape"], process: Process) -> Float[Array, "*shape"]:
+        return self.base.quantile(u, process)
+
+    @property
+    def steps(self) -> int | None:
+        return self.base.steps
+
+    def memory(self) -> History:
+        return History(jnp.zeros((self.bins, self.history)), jnp.zeros((self.bins,), jnp.int32))
+
+    def probabilities(self, memory: History) -> Float[Array, "bins"]:
+        """How often each bin is chosen: equally, until all are known."""
+        size = jnp.sqrt(jnp.mean(jnp.square(memory.losses), axis=1))
+        size = jnp.where(jnp.all(memory.counts >= self.history), size, 1.0)
+        return (1 - self.uniform) * size / jnp.sum(size) + self.uniform / self.bins
+
+    def choose(self, memory: History, u: Times) -> tuple[Times, Times]:
+        p = self.probabilities(memory)
+        below = jnp.cumsum(p)
+        bin_ = jnp.minimum(jnp.searchsorted(below, u, side="right"), self.bins - 1)
+        within = (u - (below - p)[bin_]) / p[bin_]
+        # Rounding must not carry a number over the edge of its bin, whose weight it has.
+        edge = self.bins * jnp.finfo(u.dtype).eps
+        return (bin_ + jnp.clip(within, edge, 1 - edge)) / self.bins, 1 / (p[bin_] * self.bins)
+
+    def remember(self, memory: History, u: Times, losses: Times) -> History:
+        """The memory with these losses, in the order of the batch."""
+        bin_ = jnp.minimum(jnp.floor(u * self.bins).astype(jnp.int32), self.bins - 1)
+        order = jnp.argsort(bin_, stable=True)
+        bin_, losses = bin_[order], losses[order]
+        new = jnp.zeros_like(memory.counts).at[bin_].add(1)
+        rank = jnp.arange(len(bin_)) - jnp.searchsorted(bin_, bin_, side="left")
+        place = (memory.counts[bin_] + rank) % self.history
+        # Of more losses than a ring holds only the last may write: scattering has no order.
+        last = rank >= new[bin_] - self.history
+        kept = memory.losses.at[jnp.where(last, bin_, self.bins), place].set(losses, mode="drop")
+        return History(kept, memory.counts + new)
+
+
+def uniforms(key: Key[Array, ""], batch_size: int, stratified: bool = True) -> Times:
+    """Uniform numbers in [0, 1) for a batch. Each has the law; stratified, together they also cover it evenly.
 
     A stratified batch is one random offset plus multiples of 1 / batch_size, wrapped to [0, 1), which lowers
     the variance of the loss (Kingma et al. 2021, appendix I.1). Neighbours in the batch have neighbouring
     times.
     """
     if stratified:
-        u = jnp.mod(jax.random.uniform(key) + jnp.arange(batch_size) / batch_size, 1.0)
-    else:
-        u = jax.random.uniform(key, (batch_size,))
-    return times.quantile(u, process)
+        return jnp.mod(jax.random.uniform(key) + jnp.arange(batch_size) / batch_size, 1.0)
+    return jax.random.uniform(key, (batch_size,))
 
 
 def _normal_quantile(u: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -4,11 +4,16 @@ import numpy as np
 import pytest
 
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving, diffuse
-from jaxdiff.process.schedule import Cosine, Linear
+from jaxdiff.process.schedule import Cosine, Laplace, Linear, ScaledLinear, Shifted, Sigmoid
+from jaxdiff.process.table import CosineBetas, Table
 
 PROCESSES = [
     VariancePreserving(Linear()),
     VariancePreserving(Cosine()),
+    VariancePreserving(ScaledLinear()),
+    VariancePreserving(Shifted(Sigmoid(), -1.0)),
+    VariancePreserving(Laplace()),
+    VariancePreserving(Table(CosineBetas(), zero_terminal_snr=True)),
     VarianceExploding(),
     RectifiedFlow(),
 ]
@@ -24,7 +29,7 @@ def test_log_snr_is_that_of_the_signal(process):
     np.testing.assert_allclose(process.time(process.log_snr(t)), t, rtol=1e-9)
 
 
-@pytest.mark.parametrize("process", PROCESSES[:2], ids=str)
+@pytest.mark.parametrize("process", PROCESSES[:-2], ids=str)
 def test_variance_is_preserved(process):
     alpha, sigma = process.signal(jnp.asarray(np.linspace(0.0, 1.0, 201)))
     np.testing.assert_allclose(np.square(alpha) + np.square(sigma), 1, rtol=1e-14)

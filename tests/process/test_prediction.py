@@ -6,8 +6,22 @@ import pytest
 from jaxdiff.config import build, describe, from_json, to_json
 from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving, diffuse
-from jaxdiff.process.prediction import Data, Edm, Noise, Score, V, Velocity, decode, error_ratio, target
+from jaxdiff.process.labels import LogSigma, StepIndex
+from jaxdiff.process.prediction import (
+    Data,
+    Edm,
+    LearnedVariance,
+    Noise,
+    Score,
+    V,
+    Velocity,
+    decode,
+    error_ratio,
+    target,
+)
 from jaxdiff.process.schedule import Cosine, Linear
+from jaxdiff.process.table import ScaledLinearBetas, Table
+from jaxdiff.process.transition import forward, posterior_std, reverse_log_variance
 
 PROCESSES = [
     VariancePreserving(Linear()),
@@ -132,13 +146,81 @@ def test_error_ratio_is_how_a_perturbed_output_moves_the_other_targets(process, 
         np.testing.assert_allclose(change, np.broadcast_to(ratio, change.shape), rtol=1e-6, atol=1e-6)
 
 
-def test_arithmetic_is_float32_whatever_the_network_computes_in(float32):
-    x_t, output = jnp.ones((1, 2, 2, 1), jnp.bfloat16), jnp.full((1, 2, 2, 1), 0.3, jnp.bfloat16)
-    found = decode(V(), VariancePreserving(Cosine()), jnp.array([0.3]), x_t, output)
-    assert found.x_0.dtype == found.noise.dtype == jnp.float32
+@each_process
+def test_score_is_the_gradient_of_the_log_density(process):
+    """Of ``x_t`` given the image, whose mean over images is the score of ``x_t`` (Vincent 2011)."""
+    x_0, noise = a_pair()
+    t = jnp.asarray(T)
+    alpha, sigma = (value[:, None, None, None] for value in process.signal(t))
+
+    def log_density(x_t):
+        return -jnp.sum(((x_t - alpha * x_0) / sigma) ** 2) / 2
+
+    score = jax.grad(log_density)(diffuse(process, x_0, noise, t))
+    np.testing.assert_allclose(target(Score(), process, t, x_0, noise), score, rtol=1e-8)
+
+
+@pytest.mark.parametrize("mean", [Noise(), V(), Edm()], ids=str)
+def test_learned_variance_is_the_second_half_of_the_channels(mean):
+    """The target is that of `mean` alone; -1, 0 and 1 are the lower bound, the middle and the upper bound."""
+    x_0, noise = a_pair()
+    process, t = VariancePreserving(Cosine()), jnp.asarray(T)
+    x_t = diffuse(process, x_0, noise, t)
+    both, first = LearnedVariance(mean), target(mean, process, t, x_0, noise)
+    np.testing.assert_array_equal(target(both, process, t, x_0, noise), first)
+    for v, fraction in ((-1.0, 0.0), (0.0, 0.5), (1.0, 1.0), (1.4, 1.2)):
+        output = jnp.concatenate([first, jnp.full_like(first, v)], axis=-1)
+        found = decode(both, process, t, x_t, output)
+        np.testing.assert_allclose(found.x_0, x_0, rtol=1e-7, atol=1e-7)
+        np.testing.assert_allclose(found.noise, noise, rtol=1e-7, atol=1e-7)
+        np.testing.assert_allclose(found.variance_fraction, np.full(x_0.shape, fraction), rtol=1e-12)
+    # As the paper has it, between the logarithms of the two variances (Nichol & Dhariwal 2021, equation 15).
+    s = t - 0.01
+    log_variance = reverse_log_variance(process, s, t, found.variance_fraction)[:, 0, 0, 0]
+    low, high = 2 * np.log(posterior_std(process, s, t)), 2 * np.log(forward(process, s, t).sigma)
+    np.testing.assert_allclose(log_variance, 1.2 * high - 0.2 * low, rtol=1e-9)
+    plain = decode(mean, process, t, x_t, first)
+    assert plain.variance_fraction is None
+
+
+@pytest.mark.parametrize("mean", [Noise(StepIndex(250)), Edm(0.7, LogSigma(1.0))], ids=str)
+def test_learned_variance_sees_what_its_mean_sees(mean):
+    x_t, t = jnp.ones((2, 1, 1, 1)), jnp.array([0.1, 0.5])
+    both = LearnedVariance(mean)
+    assert both.label == mean.label
+    for ours, theirs in zip(
+        both.network_input(RectifiedFlow(), x_t, t), mean.network_input(RectifiedFlow(), x_t, t), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(both.row(RectifiedFlow(), t), mean.row(RectifiedFlow(), t))
 
 
 @each_parameterization
+def test_at_zero_terminal_snr_the_noise_is_read_off(parameterization):
+    """And a network of the noise says nothing of the image: 0 stands for it, never NaN."""
+    x_0, noise = a_pair()
+    process, t = VariancePreserving(Table(ScaledLinearBetas(), zero_terminal_snr=True)), jnp.ones(len(T))
+    x_t = diffuse(process, x_0, noise, t)
+    np.testing.assert_array_equal(x_t, noise)
+    found = decode(parameterization, process, t, x_t, 0.3 * x_0)
+    np.testing.assert_array_equal(found.noise, noise)
+    assert np.all(np.isfinite(found.x_0))
+    if isinstance(parameterization, Noise | Score):
+        np.testing.assert_array_equal(found.x_0, 0)
+    elif isinstance(parameterization, V):
+        np.testing.assert_allclose(found.x_0, -0.3 * x_0, rtol=1e-12)
+
+
+def test_arithmetic_is_float32_whatever_the_network_computes_in(float32):
+    x_t, output = jnp.ones((1, 2, 2, 1), jnp.bfloat16), jnp.full((1, 2, 2, 2), 0.3, jnp.bfloat16)
+    found = decode(LearnedVariance(V()), VariancePreserving(Cosine()), jnp.array([0.3]), x_t, output)
+    assert found.x_0.dtype == found.noise.dtype == jnp.float32
+    assert found.variance_fraction.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    "parameterization", [*PARAMETERIZATIONS, LearnedVariance(V()), V(StepIndex())], ids=str
+)
 def test_configs_build_the_same_object(parameterization):
     block = describe(parameterization)
     assert build(block) == build(from_json(to_json(block))) == parameterization

@@ -1,13 +1,28 @@
+import collections
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 
+from jaxdiff import config as configs
+from jaxdiff.distributed import partitioning
+from jaxdiff.distributed.mesh import MeshShape
 from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving
 from jaxdiff.process.schedule import Cosine, Linear
-from jaxdiff.process.time_sampling import LogitNormal, LogNormalSigma, Uniform, UniformLogSnr, draw
+from jaxdiff.process.time_sampling import (
+    History,
+    Importance,
+    LogitNormal,
+    LogNormalSigma,
+    LogUniformSigma,
+    Uniform,
+    UniformLogSnr,
+    UniformSteps,
+    uniforms,
+)
 
 PROCESSES = [
     VariancePreserving(Linear()),
@@ -37,13 +52,35 @@ def test_log_normal_noise_levels(process):
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=str)
+def test_log_uniform_noise_levels(process):
+    t = LogUniformSigma(0.02, 100.0).quantile(jnp.array(U), process)
+    alpha, sigma = map(np.asarray, process.signal(t))
+    np.testing.assert_allclose(sigma / alpha, stats.loguniform(0.02, 100.0).ppf(U), rtol=1e-7)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 1000])
+def test_uniform_steps_are_all_steps_equally_often(steps, float32):
+    u = jnp.asarray((np.arange(4 * steps) + 0.5) / (4 * steps), jnp.float32)
+    index, counts = np.unique(
+        np.asarray(UniformSteps(steps).quantile(u, RectifiedFlow())), return_counts=True
+    )
+    np.testing.assert_allclose(index, np.arange(1, steps + 1) / steps, rtol=2e-7)
+    np.testing.assert_array_equal(counts, 4)
+    assert UniformSteps(steps).quantile(jnp.ones(1), RectifiedFlow()) == 1
+    assert UniformSteps(steps).steps == steps
+    assert Uniform().steps is None
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=str)
 def test_uniform_log_snr(process):
     t = UniformLogSnr(-7.0, 9.0).quantile(jnp.array(U), process)
     np.testing.assert_allclose(process.log_snr(t), 9 - 16 * U, rtol=1e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize(
-    "law", [Uniform(), UniformLogSnr(-9.0, 9.0), LogitNormal(), LogNormalSigma()], ids=str
+    "law",
+    [Uniform(), UniformLogSnr(-9.0, 9.0), LogitNormal(), LogNormalSigma(), LogUniformSigma()],
+    ids=str,
 )
 def test_more_u_is_more_noise_and_no_u_is_infinite(law, float32):
     for process in PROCESSES:
@@ -52,21 +89,162 @@ def test_more_u_is_more_noise_and_no_u_is_infinite(law, float32):
         assert np.all(np.diff(t) > 0)
 
 
-def test_a_stratified_batch_has_one_time_in_every_stratum():
-    t = draw(Uniform(), RectifiedFlow(), jax.random.key(0), 64)
-    assert sorted(np.floor(np.asarray(t) * 64).astype(int)) == list(range(64))
+def test_a_stratified_batch_has_one_number_in_every_stratum():
+    u = uniforms(jax.random.key(0), 64)
+    assert sorted(np.floor(np.asarray(u) * 64).astype(int)) == list(range(64))
 
 
 @pytest.mark.parametrize("stratified", [True, False])
 def test_each_place_of_the_batch_has_the_law(stratified):
     keys = jax.random.split(jax.random.key(1), 1000)
-    one = jax.vmap(lambda key: draw(Uniform(), RectifiedFlow(), key, 4, stratified)[2])(keys)
+    one = jax.vmap(lambda key: uniforms(key, 4, stratified)[2])(keys)
     assert stats.kstest(np.asarray(one), "uniform").pvalue > 0.01
 
 
-def test_independent_times_are_not_stratified():
-    t = draw(Uniform(), RectifiedFlow(), jax.random.key(0), 4096, stratified=False)
-    assert len(set(np.floor(np.asarray(t) * 4096).astype(int))) < 0.7 * 4096  # 1 - 1/e of the strata are hit
+def test_independent_numbers_are_not_stratified():
+    u = uniforms(jax.random.key(0), 4096, stratified=False)
+    assert len(set(np.floor(np.asarray(u) * 4096).astype(int))) < 0.7 * 4096  # 1 - 1/e of the strata are hit
+
+
+def test_a_law_that_does_not_adapt_takes_numbers_as_they_are():
+    u = jnp.array(U)
+    chosen, weights = Uniform().choose(Uniform().memory(), u)
+    np.testing.assert_array_equal(chosen, u)
+    np.testing.assert_array_equal(weights, 1)
+    assert Uniform().remember((), u, u) == ()
+
+
+class Rule:
+    """Nichol & Dhariwal's rule in plain Python: the last losses of each bin, one after the other."""
+
+    def __init__(self, law):
+        self.law = law
+        self.losses = [collections.deque(maxlen=law.history) for _ in range(law.bins)]
+
+    def remember(self, bins, losses):
+        for b, loss in zip(bins, losses, strict=True):
+            self.losses[b].append(loss)
+
+    def probabilities(self):
+        if any(len(losses) < self.law.history for losses in self.losses):
+            return np.full(self.law.bins, 1 / self.law.bins)
+        size = np.array([np.sqrt(np.mean(np.square(losses))) for losses in self.losses])
+        return (1 - self.law.uniform) * size / size.sum() + self.law.uniform / self.law.bins
+
+
+def bins_of(law, u):
+    return np.floor(np.asarray(u) * law.bins).astype(int)
+
+
+@pytest.mark.parametrize("law", [Importance(Uniform(), 5, 3, 0.01), Importance(UniformSteps(2), 2, 4, 0.3)])
+def test_importance_is_the_rule_of_the_paper_on_random_losses(law):
+    """Batches of 17 over 5 bins of 3: often more losses in a bin than it can hold."""
+    random, rule, memory = np.random.default_rng(0), Rule(law), law.memory()
+    choose, remember, law_of = jax.jit(law.choose), jax.jit(law.remember), jax.jit(law.probabilities)
+    warm = 0
+    for _ in range(30):
+        u, weights = choose(memory, jnp.asarray(random.random(17)))
+        p = rule.probabilities()
+        np.testing.assert_allclose(law_of(memory), p, rtol=1e-12)
+        np.testing.assert_allclose(weights, 1 / (p[bins_of(law, u)] * law.bins), rtol=1e-12)
+        losses = random.lognormal(size=17)
+        memory = remember(memory, u, jnp.asarray(losses))
+        rule.remember(bins_of(law, u), losses)
+        for kept, expected in zip(np.asarray(memory.losses), rule.losses, strict=True):
+            np.testing.assert_array_equal(np.sort(kept[kept > 0]), np.sort(expected))
+        warm += not np.allclose(p, p[0])
+    assert 20 < warm < 30  # both the rule and what comes before it have been seen
+
+
+def test_importance_waits_for_every_bin():
+    law = Importance(Uniform(), bins=3, history=2)
+    memory = History(jnp.array([[9.0, 9.0], [1.0, 1.0], [4.0, 0.0]]), jnp.array([2, 7, 1], jnp.int32))
+    np.testing.assert_allclose(law.probabilities(memory), 1 / 3)
+    memory = law.remember(memory, jnp.array([0.9]), jnp.array([4.0]))
+    expected = 0.999 * np.array([9, 1, 4]) / 14 + 0.001 / 3
+    np.testing.assert_allclose(law.probabilities(memory), expected, rtol=1e-12)
+
+
+def test_importance_finds_the_root_mean_square_of_a_known_loss():
+    """The optimal proposal of an estimator of a mean (Nichol & Dhariwal 2021, equation 18)."""
+    law, random = Importance(UniformSteps(4), bins=4, history=400, uniform=0.001), np.random.default_rng(1)
+    mean, spread = np.array([3.0, 1.0, 0.2, 0.05]), np.array([0.1, 2.0, 0.2, 0.0])
+    memory, remember, choose = law.memory(), jax.jit(law.remember), jax.jit(law.choose)
+    for i in range(40):
+        u, _ = choose(memory, uniforms(jax.random.key(i), 256))
+        b = bins_of(law, u)
+        memory = remember(memory, u, jnp.asarray(mean[b] + spread[b] * random.choice([-1.0, 1.0], 256)))
+    size = np.hypot(mean, spread)
+    expected = 0.999 * size / size.sum() + 0.001 / 4
+    np.testing.assert_allclose(law.probabilities(memory), expected, rtol=0.03)
+
+
+def test_importance_leaves_every_mean_as_it_is():
+    """Exactly: the chance of each bin times its weight is the uniform law, and within a bin nothing is preferred."""
+    law = Importance(Uniform(), bins=6, history=1, uniform=0.1)
+    memory = History(jnp.array([[5.0], [1.0], [0.01], [2.0], [0.3], [1.0]]), jnp.ones(6, jnp.int32))
+    p, n = law.probabilities(memory), 120_000
+    fine, weights = law.choose(memory, jnp.asarray((np.arange(n) + 0.5) / n))
+    counts = np.bincount(bins_of(law, fine), minlength=6)
+    np.testing.assert_allclose(counts / n, p, atol=1.1 / n)
+    for b in range(6):
+        inside = np.asarray(fine)[bins_of(law, fine) == b]
+        np.testing.assert_allclose(np.diff(inside), 1 / (6 * counts[b]), rtol=1e-3)
+    np.testing.assert_allclose(
+        p * np.asarray(law.choose(memory, jnp.cumsum(p) - p / 2)[1]), 1 / 6, rtol=1e-12
+    )
+    for function in (np.sin, np.exp, np.square):
+        found = np.mean(np.asarray(weights) * function(np.asarray(fine)))
+        np.testing.assert_allclose(found, np.mean(function((np.arange(n) + 0.5) / n)), rtol=1e-4)
+
+
+def test_no_number_leaves_its_bin_by_rounding(float32):
+    """The weight that a number was given is that of the bin in which its loss is remembered, on all edges."""
+    law = Importance(UniformSteps(1000), bins=1000, history=1)
+    losses = np.random.default_rng(2).lognormal(0, 2, (1000, 1)).astype(np.float32)
+    memory = History(jnp.asarray(losses), jnp.ones(1000, jnp.int32))
+    p = law.probabilities(memory)
+    edges = jnp.cumsum(p)
+    near = [jnp.nextafter(edges, jnp.float32(0)), edges, jnp.nextafter(edges, jnp.float32(2))]
+    u, weights = law.choose(memory, jnp.clip(jnp.concatenate([*near, jnp.linspace(0, 1, 5001)]), 0, 1))
+    after = law.remember(memory, u, jnp.ones_like(u))
+    counted = np.asarray(after.counts) - 1
+    np.testing.assert_allclose(weights, 1 / (1000 * np.asarray(p)[bins_of(law, u)]), rtol=1e-6)
+    np.testing.assert_array_equal(counted, np.bincount(bins_of(law, u), minlength=1000))
+    steps = np.round(np.asarray(law.quantile(u, RectifiedFlow())) * 1000).astype(int)
+    np.testing.assert_array_equal(steps, bins_of(law, u) + 1)
+
+
+def test_importance_does_not_depend_on_the_number_of_devices():
+    law, random = Importance(Uniform(), 8, 2), np.random.default_rng(3)
+    u, losses = jnp.asarray(random.random(64)), jnp.asarray(random.lognormal(size=64))
+    mesh = MeshShape().make(jax.devices())
+    shared = partitioning.batch_sharding(mesh)
+
+    def twice(u, losses):
+        memory = law.remember(law.memory(), u, losses)
+        chosen, weights = law.choose(memory, u)
+        return law.remember(memory, chosen, losses * weights), chosen
+
+    one = jax.jit(twice)(u, losses)
+    eight = jax.jit(twice)(*jax.device_put((u, losses), shared))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), one, eight)
+    assert len(set(np.asarray(one[1]) - np.asarray(u))) > 1
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        UniformSteps(50),
+        LogUniformSigma(0.1, 9.0),
+        Importance(UniformSteps(50), 25, 3, 0.2),
+        Importance(Uniform()),
+    ],
+    ids=str,
+)
+def test_a_law_comes_back_from_json_as_it_was(law):
+    block = configs.from_json(configs.to_json(configs.describe(law)))
+    assert configs.build(block, packages=("jaxdiff",)) == law
 
 
 @pytest.mark.parametrize(
@@ -76,6 +254,13 @@ def test_independent_times_are_not_stratified():
         lambda: UniformLogSnr(3.0, -3.0),
         lambda: LogitNormal(0.0, 0.0),
         lambda: LogNormalSigma(0.0, -1.0),
+        lambda: LogUniformSigma(0.0, 1.0),
+        lambda: LogUniformSigma(2.0, 1.0),
+        lambda: UniformSteps(0),
+        lambda: Importance(bins=0),
+        lambda: Importance(history=0),
+        lambda: Importance(uniform=0.0),
+        lambda: Importance(uniform=1.1),
     ],
 )
 def test_impossible_laws_are_refused(make):

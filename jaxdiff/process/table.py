@@ -1,0 +1,175 @@
+"""Schedules of discrete models: a list of betas, one for each step (Ho et al. 2020, equation 2).
+
+Step i of T, counted from 0, is time ``(i + 1) / T``; t = 0 is clean data. A list is given by the few numbers of its
+family, so that configs stay readable, or as it is.
+"""
+
+import dataclasses
+import functools
+from typing import Protocol, runtime_checkable
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff.errors import require
+from jaxdiff.typing import Array, Float
+
+
+@runtime_checkable
+class BetaSequence(Protocol):
+    """The betas of a discrete model, from data to noise, each between 0 and 1."""
+
+    def array(self) -> Float[np.ndarray, "steps"]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearBetas:
+    """Equal steps from `first` to `last` (Ho et al. 2020, section 4)."""
+
+    first: float = 1e-4
+    last: float = 0.02
+    steps: int = 1000
+
+    def __post_init__(self):
+        _require_range(self.first, self.last)
+
+    def array(self) -> Float[np.ndarray, "steps"]:
+        return np.linspace(self.first, self.last, self.steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaledLinearBetas:
+    """Equal steps of the square root (latent diffusion, Rombach et al. 2022; the defaults are Stable Diffusion's)."""
+
+    first: float = 0.00085
+    last: float = 0.012
+    steps: int = 1000
+
+    def __post_init__(self):
+        _require_range(self.first, self.last)
+
+    def array(self) -> Float[np.ndarray, "steps"]:
+        return np.square(np.linspace(np.sqrt(self.first), np.sqrt(self.last), self.steps))
+
+
+@dataclasses.dataclass(frozen=True)
+class CosineBetas:
+    """``alpha^2`` proportional to ``cos^2((t + s) / (1 + s) pi / 2)``, no beta above `max_beta`.
+
+    Nichol & Dhariwal 2021, equation 17; `s` keeps the first betas from being too small.
+    """
+
+    steps: int = 1000
+    s: float = 0.008
+    max_beta: float = 0.999
+
+    def __post_init__(self):
+        require(self.s >= 0, "s", self.s, "the cosine would begin before its top", "try 0.008")
+        _require_beta("max_beta", self.max_beta)
+
+    def array(self) -> Float[np.ndarray, "steps"]:
+        t = np.arange(self.steps + 1) / self.steps
+        alpha_squared = np.square(np.cos((t + self.s) / (1 + self.s) * np.pi / 2))
+        return np.minimum(1 - alpha_squared[1:] / alpha_squared[:-1], self.max_beta)
+
+
+@dataclasses.dataclass(frozen=True)
+class SigmoidBetas:
+    """From `first` to `last` along a sigmoid between -`span` and `span` (Xu et al. 2022, "GeoDiff")."""
+
+    first: float = 1e-4
+    last: float = 0.02
+    steps: int = 1000
+    span: float = 6.0
+
+    def __post_init__(self):
+        _require_range(self.first, self.last)
+
+    def array(self) -> Float[np.ndarray, "steps"]:
+        share = 1 / (1 + np.exp(-np.linspace(-self.span, self.span, self.steps)))
+        return self.first + (self.last - self.first) * share
+
+
+@dataclasses.dataclass(frozen=True)
+class Betas:
+    """Any list."""
+
+    values: tuple[float, ...]
+
+    def __post_init__(self):
+        for i, value in enumerate(self.values):
+            _require_beta(f"values[{i}]", value)
+
+    def array(self) -> Float[np.ndarray, "steps"]:
+        return np.asarray(self.values, np.float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The schedule of a discrete model: exact at its steps, and strictly falling and invertible between them.
+
+    Between two steps the log-SNR is linear in time, as other libraries interpolate ``log(sigma / alpha)``. Where an
+    end is infinite no line leads there: from clean data to the first step ``sigma / alpha`` is linear, and with zero
+    terminal SNR ``alpha / sigma`` is, from the last step but one to pure noise. Without, the last line is continued
+    beyond t = 1, so that higher levels have a time too.
+
+    Attributes:
+      betas: the betas of the steps.
+      zero_terminal_snr: whether alpha is shifted and scaled so that nothing of the image is left at the last step
+        (Lin et al. 2023, algorithm 1). A network of the noise then says nothing there: let it predict v.
+    """
+
+    betas: BetaSequence
+    zero_terminal_snr: bool = False
+
+    def __post_init__(self):
+        steps = len(self.betas.array())
+        require(steps >= 3, "steps", steps, "there is nothing to interpolate", "give 3 steps or more")
+
+    @property
+    def steps(self) -> int:
+        return len(_knots(self)) + self.zero_terminal_snr
+
+    def log_snr(self, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        knots = jnp.asarray(_knots(self), t.dtype)
+        # Knot i is at place i + 1. Late places are counted from the end, where they are small and keep their digits.
+        place, left_over = t * self.steps, self.steps * (1 - t)
+        left = jnp.clip(place.astype(int), 1, len(knots) - 1)
+        fraction = jnp.where(t < 0.5, place - left, (self.steps - left) - left_over)
+        inside = knots[left - 1] + fraction * (knots[left] - knots[left - 1])
+        log_snr = jnp.where(place < 1, knots[0] - 2 * jnp.log(jnp.minimum(place, 1.0)), inside)
+        if self.zero_terminal_snr:
+            near_noise = knots[-1] + 2 * jnp.log(jnp.minimum(left_over, 1.0))
+            log_snr = jnp.where(left_over < 1, near_noise, log_snr)
+        return log_snr
+
+    def time(self, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        knots = jnp.asarray(_knots(self), log_snr.dtype)
+        left = jnp.clip(jnp.searchsorted(-knots, -log_snr), 1, len(knots) - 1)
+        inside = left + (knots[left - 1] - log_snr) / (knots[left - 1] - knots[left])
+        near_data = jnp.exp((knots[0] - jnp.maximum(log_snr, knots[0])) / 2)
+        t = jnp.where(log_snr > knots[0], near_data, inside) / self.steps
+        if self.zero_terminal_snr:
+            left_over = jnp.exp((jnp.minimum(log_snr, knots[-1]) - knots[-1]) / 2)
+            t = jnp.where(log_snr < knots[-1], 1 - left_over / self.steps, t)
+        return t
+
+
+@functools.lru_cache(maxsize=64)
+def _knots(table: Table) -> Float[np.ndarray, "knots"]:
+    """The log-SNR of every step where it is finite, in double precision."""
+    log_alpha_squared = np.cumsum(np.log1p(-table.betas.array()))
+    if not table.zero_terminal_snr:
+        return log_alpha_squared - np.log(-np.expm1(log_alpha_squared))
+    alpha = np.exp(log_alpha_squared / 2)
+    alpha = (alpha[:-1] - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+    return 2 * np.log(alpha) - np.log1p(-np.square(alpha))
+
+
+def _require_range(first: float, last: float) -> None:
+    _require_beta("first", first)
+    _require_beta("last", last)
+
+
+def _require_beta(field: str, beta: float) -> None:
+    require(0 < beta < 1, field, beta, "it is a share of the variance", "give a number between 0 and 1")

@@ -1,11 +1,9 @@
-"""DDIM, and DDPM's ancestral sampling as its stochastic end."""
+"""DDIM, and the ancestral Euler method, which is the same step."""
 
 import dataclasses
 
-import jax.numpy as jnp
-
-from jaxdiff.errors import require
 from jaxdiff.process.gaussian import Process
+from jaxdiff.sampling.exponential import renew, require_share
 from jaxdiff.sampling.loop import DenoiseFn, State, noise_like
 from jaxdiff.typing import Images, Keys, Scalar
 
@@ -22,9 +20,7 @@ class Ddim:
     eta: float = 0.0
 
     def __post_init__(self):
-        require(
-            0 <= self.eta <= 1, "eta", self.eta, "it is a share of the noise", "give a number from 0 to 1"
-        )
+        require_share("eta", self.eta)
 
     def calls(self, steps: int) -> int:
         return steps
@@ -36,11 +32,36 @@ class Ddim:
         self, denoise: DenoiseFn, process: Process, state: State, t: Scalar, t_next: Scalar, keys: Keys
     ) -> State:
         x_0, noise, _ = denoise(state.x, t)
-        alpha, sigma = process.signal(t_next)
-        if self.eta == 0:
-            return State(alpha * x_0 + sigma * noise)
-        # The posterior's variance is sigma_next^2 (1 - SNR_t / SNR_next); expm1 keeps it exact for small
-        # steps.
-        fresh = -(self.eta**2) * jnp.expm1(process.log_snr(t) - process.log_snr(t_next))
-        mean = alpha * x_0 + sigma * jnp.sqrt(1 - fresh) * noise
-        return State(mean + sigma * jnp.sqrt(fresh) * noise_like(keys, state.x))
+        (alpha, sigma), _, fresh = renew(process, t, t_next, self.eta)
+        x = alpha * x_0 + sigma * noise
+        return State(x + fresh * noise_like(keys, x) if self.eta > 0 else x)
+
+
+@dataclasses.dataclass(frozen=True)
+class EulerAncestral:
+    """An Euler step to below the next noise level, and fresh noise up to it: `Ddim` under k-diffusion's name.
+
+    Attributes:
+      eta: the share of the noise that is fresh.
+      noise_scale: standard deviation of the fresh noise; away from 1 the noise level is no longer the one that the
+        denoiser is told.
+    """
+
+    eta: float = 1.0
+    noise_scale: float = 1.0
+
+    def __post_init__(self):
+        require_share("eta", self.eta)
+
+    def calls(self, steps: int) -> int:
+        return steps
+
+    def init(self, x: Images) -> State:
+        return State(x)
+
+    def step(
+        self, denoise: DenoiseFn, process: Process, state: State, t: Scalar, t_next: Scalar, keys: Keys
+    ) -> State:
+        x_0, noise, _ = denoise(state.x, t)
+        (alpha, sigma), _, fresh = renew(process, t, t_next, self.eta)
+        return State(alpha * x_0 + sigma * noise + self.noise_scale * fresh * noise_like(keys, state.x))

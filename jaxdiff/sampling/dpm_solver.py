@@ -1,23 +1,89 @@
-"""DPM-Solver++: exponential integrators in the half-log-SNR."""
+"""The multistep solvers of the DPM-Solver family: one call per step, by remembering earlier ones."""
 
 import dataclasses
 
 import jax.numpy as jnp
 
+from jaxdiff.errors import require
 from jaxdiff.process.gaussian import Process
-from jaxdiff.sampling.loop import DenoiseFn, State
+from jaxdiff.process.prediction import Prediction
+from jaxdiff.sampling.exponential import finite, length, require_integrand, weights
+from jaxdiff.sampling.loop import DenoiseFn, State, noise_like
 from jaxdiff.typing import Images, Keys, Scalar
 
 
 @dataclasses.dataclass(frozen=True)
-class DpmSolver2M:
-    """DPM-Solver++(2M): second order with one call per step, by remembering the last (Lu et al. 2022).
+class DpmSolver1:
+    """The first-order step. Without noise it is `Ddim`, whatever the integrand.
 
-    The first step, and the one after a step from pure noise (alpha = 0), are of first order.
+    Attributes:
+      eta: how much noise is added on the way. 0 solves the probability flow, 1 the reverse SDE (Lu et al. 2022,
+        "DPM-Solver++", section 5), and between or above them a mixture.
+      integrand: what is interpolated, "x_0" as in DPM-Solver++ or "noise" as in DPM-Solver.
     """
+
+    eta: float = 0.0
+    integrand: str = "x_0"
+
+    def __post_init__(self):
+        require(self.eta >= 0, "eta", self.eta, "it is an amount of noise", "give a number from 0 up")
+        require_integrand(self.integrand)
 
     def calls(self, steps: int) -> int:
         return steps
+
+    def init(self, x: Images) -> State:
+        return State(x)
+
+    def step(
+        self, denoise: DenoiseFn, process: Process, state: State, t: Scalar, t_next: Scalar, keys: Keys
+    ) -> State:
+        return State(self._first_order(denoise(state.x, t), process, t, t_next, keys))
+
+    def _first_order(
+        self, prediction: Prediction, process: Process, t: Scalar, t_next: Scalar, keys: Keys
+    ) -> Images:
+        x_0, noise, _ = prediction
+        alpha, sigma = process.signal(t_next)
+        if self.eta == 0:
+            return alpha * x_0 + sigma * noise
+        h = length(process, t, t_next)
+        if self.integrand == "x_0":
+            kept, fresh = jnp.exp(-self.eta * h), -jnp.expm1(-2 * self.eta * h)
+        else:
+            h = finite(h)
+            kept, fresh = 1 - self.eta * jnp.expm1(h), self.eta * jnp.expm1(2 * h)
+        return alpha * x_0 + sigma * (kept * noise + jnp.sqrt(fresh) * noise_like(keys, x_0))
+
+    def _weights(
+        self, process: Process, t_next: Scalar, h: Scalar
+    ) -> tuple[float | Scalar, float | Scalar, float | Scalar]:
+        """The weights of a step of length h; with noise, the drift is 1 + eta times as strong."""
+        signal, drift = process.signal(t_next), 1 + self.eta
+        if self.integrand == "x_0":
+            return weights(self.integrand, signal, drift * h)
+        first, second, third = weights(self.integrand, signal, h)
+        return drift * first, drift * second, drift * third
+
+
+@dataclasses.dataclass(frozen=True)
+class DpmSolver2M(DpmSolver1):
+    """Second order: a line through this prediction and the last. DPM-Solver++(2M) (Lu et al. 2022, algorithm 2).
+
+    With ``eta=1`` it is SDE-DPM-Solver++(2M). The first step, and the one after a step from pure noise (alpha = 0),
+    are of first order, which keeps the order of the whole.
+
+    Attributes:
+      rule: "midpoint" takes the line's value at the middle of the step, "heun" its exact integral.
+    """
+
+    rule: str = "midpoint"
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(
+            self.rule in ("midpoint", "heun"), "rule", self.rule, "no such rule", "give 'midpoint' or 'heun'"
+        )
 
     def init(self, x: Images) -> State:
         return State(x, memory=(jnp.zeros_like(x), jnp.array(jnp.inf, x.dtype)))
@@ -25,12 +91,59 @@ class DpmSolver2M:
     def step(
         self, denoise: DenoiseFn, process: Process, state: State, t: Scalar, t_next: Scalar, keys: Keys
     ) -> State:
-        previous_x_0, previous_h = state.memory
-        x_0, noise, _ = denoise(state.x, t)
-        alpha, sigma = process.signal(t_next)
-        h = (process.log_snr(t_next) - process.log_snr(t)) / 2
-        # From the slope of x_0 in the half-log-SNR over the last step; a last step of infinite length tells
-        # no slope.
-        ahead = jnp.where(jnp.isinf(previous_h), 0.0, h / (2 * previous_h)) * (x_0 - previous_x_0)
-        x = alpha * x_0 + sigma * noise - alpha * jnp.expm1(-h) * ahead
-        return State(x, memory=(x_0, h))
+        previous, previous_h = state.memory
+        prediction = denoise(state.x, t)
+        value, h = getattr(prediction, self.integrand), length(process, t, t_next)
+        # A last prediction from infinitely far away tells no slope.
+        slope = finite(h) / previous_h * (value - previous)
+        first, second, _ = self._weights(process, t_next, finite(h))
+        x = self._first_order(prediction, process, t, t_next, keys)
+        x = x + (first / 2 if self.rule == "midpoint" else second) * slope
+        return State(x, memory=(value, h))
+
+
+@dataclasses.dataclass(frozen=True)
+class DpmSolver3M(DpmSolver1):
+    """Third order: a parabola through this prediction and the last two (Lu et al. 2022, "DPM-Solver++", appendix).
+
+    The first step is of first order and would leave the whole at second. The second step therefore begins by mending
+    it, with the slope that is then known, at no further call (as the corrector of Zhao et al. 2023, "UniPC").
+
+    Attributes:
+      compat: the step of diffusers and k-diffusion, without this and with half the last term. Their
+        ``phi_3 D_2`` takes a second divided difference for a second derivative, which is twice as large; it is of
+        second order.
+    """
+
+    compat: bool = False
+
+    def init(self, x: Images) -> State:
+        nothing, far = jnp.zeros_like(x), jnp.array(jnp.inf, x.dtype)
+        return State(x, memory=(nothing, nothing, far, far))
+
+    def step(
+        self, denoise: DenoiseFn, process: Process, state: State, t: Scalar, t_next: Scalar, keys: Keys
+    ) -> State:
+        last, before, last_h, before_h = state.memory
+        prediction = denoise(state.x, t)
+        value, h = getattr(prediction, self.integrand), length(process, t, t_next)
+        if not self.compat:
+            unmended = jnp.isinf(before_h)
+            mend = jnp.where(unmended, self._weights(process, t, finite(last_h))[1], 0.0) * (value - last)
+            prediction = self._moved(prediction, process, t, mend)
+        # Divided differences; those that reach infinitely far back are 0.
+        near, far = finite(h) / last_h * (value - last), finite(h) / before_h * (last - before)
+        share = jnp.where(jnp.isinf(last_h), 0.0, last_h / (last_h + before_h))
+        slope = near + share * (near - far)
+        bend = finite(h) / (last_h + before_h) * (near - far)
+        _, second, third = self._weights(process, t_next, finite(h))
+        x = self._first_order(prediction, process, t, t_next, keys)
+        x = x + second * slope + (1 if self.compat else 2) * third * bend
+        return State(x, memory=(value, last, h, last_h))
+
+    def _moved(self, prediction: Prediction, process: Process, t: Scalar, by: Images) -> Prediction:
+        """The pair of images moved `by` so much, with the part that is interpolated left as it is."""
+        alpha, sigma = process.signal(t)
+        if self.integrand == "x_0":
+            return prediction._replace(noise=prediction.noise + by / sigma)
+        return prediction._replace(x_0=prediction.x_0 + by / jnp.where(alpha == 0, 1.0, alpha))

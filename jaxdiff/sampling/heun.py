@@ -18,30 +18,11 @@ MAX_CHURN = math.sqrt(2) - 1  # more would add more noise than there is
 
 @dataclasses.dataclass(frozen=True)
 class Euler:
-    """The first-order step, which is the same as `Ddim(eta=0.0)`."""
-
-    def calls(self, steps: int) -> int:
-        return steps
-
-    def init(self, x: Images) -> State:
-        return State(x)
-
-    def step(
-        self, denoise: DenoiseFn, process: Process, state: State, t: Scalar, t_next: Scalar, keys: Keys
-    ) -> State:
-        x_0, noise, _ = denoise(state.x, t)
-        alpha, sigma = process.signal(t_next)
-        # This is alpha (x / alpha_t + (s_next - s) noise), without its division by alpha_t.
-        return State(alpha * x_0 + sigma * noise)
-
-
-@dataclasses.dataclass(frozen=True)
-class Heun:
-    """The second-order stochastic sampler of EDM (Karras et al. 2022, algorithm 2).
+    """The first-order step, which without churn is the same as `Ddim(eta=0.0)`.
 
     Attributes:
-      churn: by which share each step first raises the noise level, ``gamma`` in the paper. The paper's total
-        ``S_churn`` over N steps is ``churn = min(S_churn / N, sqrt(2) - 1)``.
+      churn: by which share each step first raises the noise level, ``gamma`` in Karras et al. 2022, algorithm 2. Their
+        total ``S_churn`` over N steps is ``churn = min(S_churn / N, sqrt(2) - 1)``.
       churn_min, churn_max: the noise levels ``sigma / alpha`` between which that is done.
       noise_scale: standard deviation of the added noise, ``S_noise`` in the paper.
     """
@@ -58,7 +39,7 @@ class Heun:
         )  # fmt: skip
 
     def calls(self, steps: int) -> int:
-        return 2 * steps
+        return steps
 
     def init(self, x: Images) -> State:
         return State(x)
@@ -66,21 +47,15 @@ class Heun:
     def step(
         self, denoise: DenoiseFn, process: Process, state: State, t: Scalar, t_next: Scalar, keys: Keys
     ) -> State:
-        x = state.x
-        if self.churn > 0:
-            x, t = self._raise_noise(process, x, t, keys)
-        x_0, noise, _ = denoise(x, t)
+        x_0, noise, _ = denoise(*self._churned(process, state.x, t, keys))
         alpha, sigma = process.signal(t_next)
-        x_next = alpha * x_0 + sigma * noise
-        # The trapezoidal rule adds (s_next - s) / 2 of the change of slope. From pure noise, where s is
-        # infinite, the step stays Euler's.
-        alpha_t, sigma_t = process.signal(t)
-        half_step = (sigma - alpha * sigma_t / jnp.where(alpha_t == 0, 1.0, alpha_t)) / 2
-        change = denoise(x_next, t_next).noise - noise
-        return State(x_next + jnp.where(alpha_t == 0, 0.0, half_step) * change)
+        # This is alpha (x / alpha_t + (s_next - s) noise), without its division by alpha_t.
+        return State(alpha * x_0 + sigma * noise)
 
-    def _raise_noise(self, process: Process, x: Images, t: Scalar, keys: Keys) -> tuple[Images, Scalar]:
+    def _churned(self, process: Process, x: Images, t: Scalar, keys: Keys) -> tuple[Images, Scalar]:
         """Noise added to x up to the level ``(1 + churn) s``, and the time of that level."""
+        if self.churn == 0:
+            return x, t
         alpha, sigma = process.signal(t)
         alpha_safe = jnp.where(alpha == 0, 1.0, alpha)
         level = sigma / alpha_safe
@@ -91,3 +66,25 @@ class Heun:
         added = jnp.maximum(jnp.square(sigma_hat) - jnp.square(alpha_hat * level), 0.0)
         churned = alpha_hat / alpha_safe * x + jnp.sqrt(added) * self.noise_scale * noise_like(keys, x)
         return jnp.where(active, churned, x), t_hat
+
+
+@dataclasses.dataclass(frozen=True)
+class Heun(Euler):
+    """The second-order stochastic sampler of EDM (Karras et al. 2022, algorithm 2)."""
+
+    def calls(self, steps: int) -> int:
+        return 2 * steps
+
+    def step(
+        self, denoise: DenoiseFn, process: Process, state: State, t: Scalar, t_next: Scalar, keys: Keys
+    ) -> State:
+        x, t = self._churned(process, state.x, t, keys)
+        x_0, noise, _ = denoise(x, t)
+        alpha, sigma = process.signal(t_next)
+        x_next = alpha * x_0 + sigma * noise
+        # The trapezoidal rule adds (s_next - s) / 2 of the change of slope. From pure noise, where s is
+        # infinite, the step stays Euler's.
+        alpha_t, sigma_t = process.signal(t)
+        half_step = (sigma - alpha * sigma_t / jnp.where(alpha_t == 0, 1.0, alpha_t)) / 2
+        change = denoise(x_next, t_next).noise - noise
+        return State(x_next + jnp.where(alpha_t == 0, 0.0, half_step) * change)

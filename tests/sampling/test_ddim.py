@@ -8,7 +8,7 @@ from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VarianceP
 from jaxdiff.process.prediction import Prediction
 from jaxdiff.process.schedule import Cosine, Linear
 from jaxdiff.sampling.ddim import Ddim
-from jaxdiff.sampling.dpm_solver import DpmSolver2M
+from jaxdiff.sampling.dpm_solver import DpmSolver1, DpmSolver2M
 from jaxdiff.sampling.heun import Euler
 from jaxdiff.sampling.loop import noise_like
 
@@ -43,7 +43,8 @@ def levels(process, *times):
 def test_without_noise_it_is_euler_and_first_order_dpm_solver(process):
     x_t, x_0, x_next, _ = a_step(Ddim(0.0), process)
     np.testing.assert_allclose(a_step(Euler(), process)[2], x_next, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(a_step(DpmSolver2M(), process)[2], x_next, rtol=1e-12, atol=1e-12)
+    for solver in (DpmSolver1(), DpmSolver1(integrand="noise"), DpmSolver2M()):
+        np.testing.assert_allclose(a_step(solver, process)[2], x_next, rtol=1e-12, atol=1e-12)
     (alpha, sigma), (alpha_next, sigma_next) = levels(process, 0.7, 0.4)
     h = np.log(alpha_next / sigma_next) - np.log(alpha / sigma)
     dpm_solver = sigma_next / sigma * x_t - alpha_next * np.expm1(-h) * x_0

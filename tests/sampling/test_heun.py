@@ -8,7 +8,7 @@ from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving
 from jaxdiff.process.prediction import Prediction
 from jaxdiff.process.schedule import Linear
-from jaxdiff.sampling.heun import Euler, Heun
+from jaxdiff.sampling.heun import MAX_CHURN, Euler, Heun
 from jaxdiff.sampling.loop import noise_like
 
 PROCESSES = [VariancePreserving(Linear()), VarianceExploding(), RectifiedFlow()]
@@ -31,9 +31,10 @@ def first_call(sampler, process, t):
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=str)
-def test_churn_adds_the_noise_that_the_denoiser_is_told_of(process):
+@pytest.mark.parametrize("kind", [Euler, Heun])
+def test_churn_adds_the_noise_that_the_denoiser_is_told_of(kind, process):
     t = 0.4
-    x, keys, x_hat, t_hat = first_call(Heun(churn=0.3, noise_scale=1.1), process, t)
+    x, keys, x_hat, t_hat = first_call(kind(churn=0.3, noise_scale=1.1), process, t)
     alpha, sigma = map(np.asarray, process.signal(jnp.asarray(t)))
     alpha_hat, sigma_hat = map(np.asarray, process.signal(t_hat))
     s, s_hat = sigma / alpha, sigma_hat / alpha_hat
@@ -68,5 +69,10 @@ def test_from_pure_noise_the_step_is_eulers():
 
 
 def test_a_total_over_all_steps_is_refused():
-    with pytest.raises(UserError, match="divide S_churn by the steps"):
-        Heun(churn=40.0)
+    for kind in (Euler, Heun):
+        with pytest.raises(UserError, match="divide S_churn by the steps"):
+            kind(churn=40.0)
+
+
+def test_the_most_churn_is_accepted():
+    assert Heun(churn=MAX_CHURN).churn == MAX_CHURN

@@ -1,0 +1,131 @@
+"""What solvers are held against: exact solutions, orders of convergence, and runs whose noise is given."""
+
+import functools
+import itertools
+import math
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import Gaussian, Mixture
+from scipy.integrate import solve_ivp
+
+from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving
+from jaxdiff.process.prediction import Prediction
+from jaxdiff.process.schedule import Cosine, LogLinear
+from jaxdiff.sampling import grids
+from jaxdiff.sampling.loop import integrate
+
+VE = VarianceExploding()
+OTHERS = [VariancePreserving(Cosine()), RectifiedFlow()]
+SIGMA_MIN, SIGMA_MAX = 0.05, 10.0
+GRIDS = [
+    grids.Karras(SIGMA_MIN, SIGMA_MAX),
+    grids.LogSnrUniform(-2 * math.log(SIGMA_MAX), -2 * math.log(SIGMA_MIN)),
+]
+POINTS = 16
+QUICK = {"xla_backend_optimization_level": 0}  # most of the time of these tests is the compiler's
+WEIGHTS, MEANS, STDS = np.array([0.3, 0.7]), np.array([[-1.0, 0.5], [0.8, -0.2]]), np.array([0.4, 0.7])
+
+
+def start() -> jax.Array:
+    """Points at noise level SIGMA_MAX: as many for the Gaussian data as for the mixture."""
+    x = SIGMA_MAX * np.random.default_rng(0).normal(size=(POINTS, 1, 1, 2))
+    return jnp.asarray(np.concatenate([x, x]))
+
+
+def gaussian() -> Gaussian:
+    mean = np.random.default_rng(1).normal(size=(POINTS, 1, 1, 2))
+    return Gaussian(jnp.asarray(mean), jnp.asarray([0.5, 0.9]).reshape(1, 1, 1, 2))
+
+
+def mixture() -> Mixture:
+    return Mixture(jnp.asarray(WEIGHTS), jnp.asarray(MEANS), jnp.asarray(STDS))
+
+
+def denoiser(process):
+    """The exact denoiser of both: the first half of a batch is Gaussian data, the other of the mixture."""
+    one, other = gaussian().denoiser(process), mixture().denoiser(process)
+
+    def denoise(x, t):
+        x_0, noise = zip(one(x[:POINTS], t)[:2], other(x[POINTS:], t)[:2], strict=True)
+        return Prediction(jnp.concatenate(x_0), jnp.concatenate(noise))
+
+    return denoise
+
+
+@functools.cache
+def truth() -> np.ndarray:
+    """Where the probability flow of VE takes `start` at SIGMA_MIN: in closed form, and by a high-order solver."""
+    x = np.asarray(start())
+    times = VE.time(-2 * jnp.log(jnp.asarray([SIGMA_MAX, SIGMA_MIN])))
+
+    def slope(sigma, flat):
+        values = flat.reshape(-1, 1, 2)
+        variance = STDS**2 + sigma**2
+        logits = np.log(WEIGHTS) - np.log(variance) - np.sum((values - MEANS) ** 2, -1) / (2 * variance)
+        share = np.exp(logits - logits.max(-1, keepdims=True))
+        share /= share.sum(-1, keepdims=True)
+        score = np.sum(share[..., None] * (MEANS - values) / variance[:, None], 1)
+        return (-sigma * score).ravel()
+
+    flow = solve_ivp(slope, (SIGMA_MAX, SIGMA_MIN), x[POINTS:].ravel(), "DOP853", rtol=1e-12, atol=1e-12)
+    exact = gaussian().flow(VE, x[:POINTS], times[0], times[1])
+    return np.concatenate([exact, flow.y[:, -1].reshape(x[POINTS:].shape)])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=QUICK)
+def solve(sampler, process, times, x):
+    """The whole batch over every grid: times is [grids, steps + 1], the result [grids, batch, ...]."""
+    keys = jax.random.split(jax.random.key(0), x.shape[0])
+    return jax.vmap(lambda one: integrate(sampler, denoiser(process), process, one, x, keys))(times)
+
+
+@functools.cache
+def errors(sampler, steps: int) -> np.ndarray:
+    """Root mean square over the points: [grid, data set]."""
+    found = solve(sampler, VE, jnp.stack([grid(VE, steps + 1) for grid in GRIDS]), start())
+    square = (np.asarray(found) - truth()) ** 2
+    return np.sqrt(square.reshape(len(GRIDS), 2, -1).mean(-1))
+
+
+def orders(sampler, steps: int = 96) -> np.ndarray:
+    """Measured order of convergence on each grid and data set, from so many steps and twice as many."""
+    return np.log2(errors(sampler, steps) / errors(sampler, 2 * steps))
+
+
+def levels(alpha, sigma):
+    """A process that has these levels, and their times. It is invertible, so nodes in between are exact."""
+    process = VariancePreserving(LogLinear(0.01, 100.0))
+    return process, process.time(2 * jnp.log(jnp.asarray(alpha) / jnp.asarray(sigma)))
+
+
+class Draws:
+    """Stands in for `noise_like` in every sampler, and gives this noise instead, one array at each call."""
+
+    def __init__(self, noise):
+        self.noise = iter(noise)
+
+    def __enter__(self):
+        self.patch = pytest.MonkeyPatch()
+        for name, module in list(sys.modules.items()):
+            if name.startswith("jaxdiff.sampling.") and hasattr(module, "noise_like"):
+                self.patch.setattr(module, "noise_like", lambda keys, x: next(self.noise))
+        return self
+
+    def __exit__(self, *error):
+        self.patch.undo()
+
+
+def walk(sampler, denoise, process, times, x, noise=(), state=None) -> list[np.ndarray]:
+    """The images at every one of the times, when the draws are the given ones, in this order."""
+    keys = jax.random.split(jax.random.key(0), x.shape[0])
+    state = sampler.init(jnp.asarray(x)) if state is None else state
+    seen = [np.asarray(state.x)]
+    with Draws(noise):
+        for t, t_next in itertools.pairwise(jnp.asarray(times)):
+            state = sampler.step(denoise, process, state, t, t_next, keys)
+            seen.append(np.asarray(state.x))
+    return seen

@@ -25,8 +25,9 @@ from jaxdiff.process.weighting import Edm as EdmWeighting
 from jaxdiff.sampling.dpm_solver import DpmSolver2M
 from jaxdiff.sampling.grids import Karras
 from jaxdiff.sampling.guidance import ClassifierFree
-from jaxdiff.sampling.loop import Recipe
+from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.tasks.denoising import DenoisingTask
+from jaxdiff.tasks.objectives import WeightedError
 from jaxdiff.training.ema import Ema
 from jaxdiff.training.optimizer import AdamW, Cosine
 
@@ -61,7 +62,7 @@ def get_config() -> ConfigDict:
                 parameterization=spec(Edm, sigma_data=SIGMA_DATA),
             ),
             times=spec(LogNormalSigma, mean=-0.6, std=1.2),
-            weighting=spec(EdmWeighting, sigma_data=SIGMA_DATA),
+            objective=spec(WeightedError, weighting=spec(EdmWeighting, sigma_data=SIGMA_DATA)),
             image_shape=(8, 8, 1),
         ),
         optimizer=spec(AdamW, learning_rate=2e-3, schedule=spec(Cosine, warmup_steps=100)),

@@ -1,11 +1,13 @@
 """The denoiser: network, conditions, process and parameterization as one module."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 
 from jaxdiff.embeddings import Embeddings
 from jaxdiff.process.gaussian import Process
+from jaxdiff.process.labels import LogSigma
 from jaxdiff.process.prediction import Parameterization, Prediction, decode
 from jaxdiff.typing import Drops, Features, Fields, Images, Params, Times
 
@@ -18,15 +20,19 @@ class Denoiser(nn.Module):
       conditioner: module ``(noise_label, fields, drop) -> Embeddings``.
       process: how data become noise; or a module ``() -> Process``, whose parameters are learned with the rest.
       parameterization: what the network predicts and in which form it sees ``x_t`` and t.
+      uncertainty: module ``noise label -> log-variance of the error``, if it is to be learned as well.
     """
 
     network: nn.Module
     conditioner: nn.Module
     process: Process | nn.Module
     parameterization: Parameterization
+    uncertainty: nn.Module | None = None
 
     def __call__(self, x_t: Images, t: Times, fields: Fields, drop: Drops, *, train: bool) -> Features:
         """The network's own output, which training compares with the parameterization's target."""
+        if self.is_initializing():
+            self.log_variance(t)
         return self._output(x_t, t, self.encode(fields, drop), train)
 
     def predict(
@@ -54,11 +60,16 @@ class Denoiser(nn.Module):
         output = self._output(x_t, t, encoded, train)
         return decode(self.parameterization, self._process(), t, x_t, output)
 
+    def log_variance(self, t: Times) -> Times | None:
+        """What the model thinks of its error at each time; None if it has no `uncertainty`."""
+        return None if self.uncertainty is None else self.uncertainty(LogSigma()(self._process(), t))
+
     @nn.nowrap
     def process_of(self, params: Params) -> Process:
         """The process of a model with these parameters; for most models simply `process`."""
         if isinstance(self.process, nn.Module):
-            return self.process.apply({"params": params["process"]})
+            learned: Any = self.process.apply({"params": params["process"]})
+            return learned
         return self.process
 
     def _output(self, x_t: Images, t: Times, encoded: Mapping[str, Embeddings], train: bool) -> Features:

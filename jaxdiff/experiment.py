@@ -11,7 +11,7 @@ from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.distributed.mesh import MeshShape
 from jaxdiff.errors import UserError, require
 from jaxdiff.evaluation.evaluator import ImageEvaluation
-from jaxdiff.sampling.loop import Recipe
+from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.training.ema import Ema
 from jaxdiff.training.optimizer import AdamW

@@ -11,7 +11,7 @@ import pytest
 jax.config.update("jax_num_cpu_devices", int(os.environ["JAX_NUM_CPU_DEVICES"]))
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-FORMULAS = [pathlib.Path(__file__).parent / name for name in ("process", "sampling")]
+FORMULAS = [pathlib.Path(__file__).parent / name for name in ("likelihood", "process", "sampling", "tasks")]
 """Folders whose tests run in double precision, where rounding hides nothing."""
 
 

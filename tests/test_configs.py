@@ -43,7 +43,7 @@ def test_config_fits_together_in_shape(file):
             times = jnp.broadcast_to(t, x.shape[:1])
             return task.denoiser.apply({"params": params}, x, times, fields, drop, method="predict")
 
-        return experiment.sampling(denoise, task.denoiser.process, fields, task.image_shape, keys)
+        return experiment.sampling(denoise, task.denoiser.process_of(params), fields, task.image_shape, keys)
 
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size))
     made = jax.eval_shape(sample, state.params, fields, keys)

@@ -11,6 +11,7 @@ import pytest
 from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.conditioning.vector import ClassLabel, NoiseLevel
 from jaxdiff.denoiser import Denoiser
+from jaxdiff.models.uncertainty import Uncertainty
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding
 from jaxdiff.process.prediction import Edm, Velocity
@@ -69,6 +70,34 @@ def test_labels_matter_unless_they_are_dropped():
         predict(DENOISER, params, FIELDS, all_)[:2], predict(DENOISER, params, other, all_)[:2], strict=True
     ):
         np.testing.assert_array_equal(got, want)
+
+
+def test_uncertainty_is_a_part_of_the_model_and_changes_nothing_else():
+    certain = initial()["params"]
+    denoiser = Denoiser(NETWORK, CONDITIONER, VarianceExploding(), Edm(SIGMA_DATA), Uncertainty(8))
+    init = jax.jit(functools.partial(denoiser.init, train=False))
+    arguments = (X_T, T, FIELDS, CONDITIONER.none_dropped(3))
+    params = nn.meta.unbox(init(jax.random.key(0, impl="rbg"), *arguments))["params"]
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        certain,
+        {name: tree for name, tree in params.items() if name in certain},
+    )
+    assert set(params) - set(certain) == {"uncertainty"}
+    assert DENOISER.apply({"params": certain}, T, method="log_variance") is None
+    np.testing.assert_array_equal(denoiser.apply({"params": params}, T, method="log_variance"), 0)
+    random = np.random.default_rng(0)
+    params["uncertainty"] = jax.tree.map(
+        lambda x: x + random.standard_normal(x.shape, np.float32), params["uncertainty"]
+    )
+    frequencies, phases, linear = (
+        params["uncertainty"][name] for name in ("frequencies", "phases", "linear")
+    )
+    label = np.log(DENOISER.process.signal(T).sigma)[:, None] / 4
+    waves = np.sqrt(2) * np.cos(2 * np.pi * (label * frequencies[None] + phases[None]))
+    expected = waves @ linear["kernel"][:, 0] + linear["bias"][0]
+    found = denoiser.apply({"params": params}, T, method="log_variance")
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_equal_denoisers_share_a_compiled_program():

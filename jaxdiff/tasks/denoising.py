@@ -8,31 +8,33 @@ import jax.numpy as jnp
 
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import require
-from jaxdiff.process import gaussian, prediction, time_sampling, weighting
-from jaxdiff.typing import Array, Batch, Float, Images, Key, Metrics, Params, Scalar, Times
+from jaxdiff.process import gaussian, time_sampling
+from jaxdiff.tasks.objectives import Attempt, Objective, WeightedError
+from jaxdiff.typing import Array, Batch, Float, Images, Key, Metrics, Params, Times
 
 
 @dataclasses.dataclass(frozen=True)
 class DenoisingTask:
-    """Predict the clean image from a noisy one (Ho et al. 2020, algorithm 1, with any target, law of times and weight).
+    """Predict the clean image from a noisy one (Ho et al. 2020, algorithm 1, with any target, law of times and loss).
 
     Attributes:
       denoiser: network, conditioner, process and parameterization in one module.
       times: the law of the training times.
-      weighting: weight of the squared error by log-SNR, and the space in which that error is measured.
       image_shape: (height, width, channels) of the images that are trained on.
+      objective: what the denoiser is punished for.
       stratified: spread the times of a batch evenly over their law (VDM, Kingma et al. 2021, appendix I.1).
     """
 
     denoiser: Denoiser
     times: time_sampling.TimeLaw
-    weighting: weighting.Weighting
     image_shape: tuple[int, int, int]
+    objective: Objective = WeightedError()
     stratified: bool = True
 
     def __post_init__(self):
         require(len(self.image_shape) == 3, "image_shape", self.image_shape, "it is not (height, width, channels)",
                 "give three numbers")  # fmt: skip
+        self.objective.check(self.denoiser, self.times)
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Fresh parameters, each boxed with the logical names of its axes."""
@@ -41,35 +43,37 @@ class DenoisingTask:
         arguments = (x, t, conditioner.example(1), conditioner.none_dropped(1))
         return self.denoiser.init(key, *arguments, train=False)["params"]
 
-    def draw(self, batch: Batch, key: Key[Array, ""]) -> dict:
-        """Everything random about a batch: times, noise and dropped conditions, for all of its examples at once."""
+    def memory(self) -> Any:
+        """What the law of times remembers of losses before there are any."""
+        return self.times.memory()
+
+    def draw(self, batch: Batch, memory: Any, key: Key[Array, ""]) -> dict:
+        """Everything random about a batch: noise, dropped conditions, and the uniform numbers that become times.
+
+        All examples are drawn at once, and without the parameters: `loss` makes times of the numbers, with the process
+        as far as it is learned. `importance` undoes what the law prefers.
+        """
         key_times, key_noise, key_drop = jax.random.split(key, 3)
         x_0 = batch["image"]
         size = x_0.shape[0]
         conditioner = self.denoiser.conditioner
-        times = time_sampling.draw(self.times, self.denoiser.process, key_times, size, self.stratified)
+        u, importance = self.times.choose(memory, time_sampling.uniforms(key_times, size, self.stratified))
         return {
             "x_0": x_0,
             "noise": jax.random.normal(key_noise, x_0.shape),
-            "t": times,
+            "u": u,
+            "importance": importance,
             "drop": conditioner.draw_drops(key_drop, size),
             "fields": {name: batch[name] for name in conditioner.parts},
         }
 
     def loss(
         self, params: Params, examples: dict, key: Key[Array, ""], train: bool
-    ) -> tuple[Scalar, Metrics]:
-        """The mean weighted squared error over the examples that `draw` made."""
-        errors = self.squared_errors(params, examples, key, train)
-        weights = self.weighting(self.denoiser.process.log_snr(examples["t"]))
-        return jnp.mean(weights * errors), {"squared_error": jnp.mean(errors)}
-
-    def squared_errors(
-        self, params: Params, examples: dict, key: Key[Array, ""], train: bool
-    ) -> Float[Array, "batch"]:
-        """Squared error per value of each example, in the space that the weighting names; unweighted."""
-        process, own = self.denoiser.process, self.denoiser.parameterization
-        x_0, noise, t = examples["x_0"], examples["noise"], examples["t"]
+    ) -> tuple[Float[Array, "batch"], Metrics]:
+        """The objective for each of the examples that `draw` made, times its importance."""
+        process = self.denoiser.process_of(params)
+        x_0, noise, u = examples["x_0"], examples["noise"], examples["u"]
+        t = self.times.quantile(u, process)
         x_t = gaussian.diffuse(process, x_0, noise, t)
         output: Any = self.denoiser.apply(
             {"params": params},
@@ -80,17 +84,26 @@ class DenoisingTask:
             train=train,
             rngs={"dropout": key},
         )
-        error = output - prediction.target(own, process, t, x_0, noise)
-        if self.weighting.space is not None:
-            ratio = prediction.error_ratio(self.weighting.space, own, process, t)
-            error = error * gaussian.expand(ratio, error)
-        return jnp.mean(jnp.square(error), axis=(1, 2, 3))
+        log_variance: Any = self.denoiser.apply({"params": params}, t, method="log_variance")
+        attempt = Attempt(
+            process, self.denoiser.parameterization, self.times, u, t, x_0, noise, x_t, output, log_variance
+        )
+        losses, metrics = self.objective(attempt)
+        return examples["importance"] * losses, metrics
+
+    def remember(self, memory: Any, examples: dict, losses: Float[Array, "batch"]) -> Any:
+        """The memory after a step whose losses were these."""
+        return self.times.remember(memory, examples["u"], losses / examples["importance"])
 
     def error_at(
         self, params: Params, images: Images, fields: dict, t: Times, key: Key[Array, ""]
     ) -> Float[Array, "batch"]:
-        """Squared error of the conditional model at chosen times, dropout off: the held-out loss by noise level."""
+        """Squared error per value of the predicted image, conditional and without dropout, at chosen times.
+
+        The same quantity whatever the objective: the held-out loss by noise level.
+        """
         noise = jax.random.normal(key, images.shape)
+        x_t = gaussian.diffuse(self.denoiser.process_of(params), images, noise, t)
         drop = self.denoiser.conditioner.none_dropped(images.shape[0])
-        examples = {"x_0": images, "noise": noise, "t": t, "drop": drop, "fields": fields}
-        return self.squared_errors(params, examples, key, train=False)
+        predicted: Any = self.denoiser.apply({"params": params}, x_t, t, fields, drop, method="predict")
+        return jnp.mean(jnp.square(predicted.x_0 - images), axis=(1, 2, 3))

@@ -6,10 +6,12 @@ Rates count optimizer steps: neither the number of devices nor gradient accumula
 import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from jaxdiff.errors import require
+from jaxdiff.typing import Params
 
 
 @runtime_checkable
@@ -64,8 +66,9 @@ class Cosine:
 
 @dataclasses.dataclass(frozen=True)
 class AdamW:
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019) on all parameters.
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019).
 
+    Only arrays of two axes or more decay: biases, gains of norms and the frequencies of embeddings are no weights.
     `clip_norm` bounds the global norm of the gradient first; None leaves it alone.
     """
 
@@ -89,7 +92,13 @@ class AdamW:
     def make(self, total_steps: int) -> optax.GradientTransformation:
         """The optimizer of a run of `total_steps`."""
         rate = self.schedule(self.learning_rate, total_steps)
-        adamw = optax.adamw(rate, self.b1, self.b2, self.eps, weight_decay=self.weight_decay)
+        adamw = optax.adamw(
+            rate, self.b1, self.b2, self.eps, weight_decay=self.weight_decay, mask=_are_weights
+        )
         return (
             adamw if self.clip_norm is None else optax.chain(optax.clip_by_global_norm(self.clip_norm), adamw)
         )
+
+
+def _are_weights(params: Params) -> Any:
+    return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)

@@ -24,12 +24,16 @@ INITIAL = 2**32 - 1
 
 @struct.dataclass
 class TrainState:
-    """All that a run has learned. Keys and functions are not: they follow from the config and the step."""
+    """All that a run has learned. Keys and functions are not: they follow from the config and the step.
+
+    `memory` is what the task keeps from step to step besides parameters, such as the sizes of past losses.
+    """
 
     step: Any
     params: Any
     ema: Any
     opt_state: Any
+    memory: Any = ()
 
 
 @runtime_checkable
@@ -40,12 +44,20 @@ class Task(Protocol):
         """Fresh parameters; those with named axes are boxed (`nn.with_logical_partitioning`)."""
         ...
 
-    def draw(self, batch: Any, key: Any) -> Any:
+    def memory(self) -> Any:
+        """What is remembered before the first step: a tree of arrays, `()` for nothing."""
+        ...
+
+    def draw(self, batch: Any, memory: Any, key: Any) -> Any:
         """The batch with all that is random about its examples. Every array keeps a leading batch axis."""
         ...
 
     def loss(self, params: Params, examples: Any, key: Any, train: bool) -> tuple[Any, Metrics]:
-        """The mean loss of the examples, and further means to log. `key` is for the network (dropout)."""
+        """The loss of each example [batch], and means to log. `key` is for the network (dropout)."""
+        ...
+
+    def remember(self, memory: Any, examples: Any, losses: Any) -> Any:
+        """The memory after a step on these examples, whose losses are in the order of the batch."""
         ...
 
 
@@ -58,29 +70,33 @@ def make_train_step(
     """The function (state, batch) -> (state, metrics) of one optimizer step.
 
     The gradient is the mean over `accumulation` micro-batches of every k-th example each. An update with a
-    non-finite loss, gradient or result is not made: parameters, average and optimizer stay as they were, only
-    the step counts, and the metric `skipped` is 1. The decision is taken on the device, and so by all hosts
+    non-finite loss, gradient or result is not made: parameters, average, optimizer and memory stay as they were,
+    only the step counts, and the metric `skipped` is 1. The decision is taken on the device, and so by all hosts
     alike.
     """
 
-    def gradients(params: Params, examples: Any, key: Any) -> tuple[Metrics, Params]:
-        loss = jax.value_and_grad(task.loss, has_aux=True)
-        (value, metrics), grads = loss(params, examples, key=key, train=True)
-        return {**metrics, "loss": value}, grads
+    def gradients(params: Params, examples: Any, key: Any) -> tuple[tuple[Metrics, Params], Any]:
+        def mean_loss(params: Params) -> tuple[Any, tuple[Any, Metrics]]:
+            losses, metrics = task.loss(params, examples, key=key, train=True)
+            return jnp.mean(losses), (losses, metrics)
+
+        (mean, (losses, metrics)), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
+        return ({**metrics, "loss": mean}, grads), losses
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         draw_key, loss_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
-        examples = task.draw(batch, key=draw_key)
-        metrics, grads = accumulate(gradients, accumulation)(state.params, examples, loss_key)
+        examples = task.draw(batch, state.memory, key=draw_key)
+        (metrics, grads), losses = accumulate(gradients, accumulation)(state.params, examples, loss_key)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        proposed = (params, ema.update(state.ema, params, state.step), opt_state)
+        memory = task.remember(state.memory, examples, losses)
+        proposed = (params, ema.update(state.ema, params, state.step), opt_state, memory)
 
         grad_norm, param_norm = optax.tree.norm(grads), optax.tree.norm(params)
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm) & jnp.isfinite(param_norm)
         kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), proposed,
-                            (state.params, state.ema, state.opt_state))  # fmt: skip
+                            (state.params, state.ema, state.opt_state, state.memory))  # fmt: skip
         metrics |= {
             "grad_norm": grad_norm,
             "update_norm": optax.tree.norm(updates),
@@ -92,28 +108,31 @@ def make_train_step(
     return train_step
 
 
-def accumulate(function: Callable[..., Any], parts: int) -> Callable[..., Any]:
-    """`function(params, examples, key)`, averaged over `parts` micro-batches, one in memory at a time.
+def accumulate(function: Callable[..., tuple[Any, Any]], parts: int) -> Callable[..., tuple[Any, Any]]:
+    """`function(params, examples, key) -> (means, rows)` over `parts` micro-batches, one in memory at a time.
 
+    The means are averaged; the rows, which have a leading batch axis, come back in the order of the batch.
     Micro-batch i takes the examples i, i + k, i + 2k, ...: each device cuts its own part of the batch, and
     none moves.
     """
 
-    def averaged(params: Params, examples: Any, key: Any) -> Any:
+    def whole(params: Params, examples: Any, key: Any) -> tuple[Any, Any]:
         if parts == 1:
             return function(params, examples, jax.random.fold_in(key, 0))
         cut = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1), examples)
 
-        def add(total: Any, part: tuple[Any, Any]) -> tuple[Any, None]:
+        def add(total: Any, part: tuple[Any, Any]) -> tuple[Any, Any]:
             index, micro = part
-            return jax.tree.map(jnp.add, total, function(params, micro, jax.random.fold_in(key, index))), None
+            means, rows = function(params, micro, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, total, means), rows
 
-        shape = jax.eval_shape(function, params, jax.tree.map(lambda x: x[0], cut), key)
+        shape, _ = jax.eval_shape(function, params, jax.tree.map(lambda x: x[0], cut), key)
         zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
-        total, _ = jax.lax.scan(add, zero, (jnp.arange(parts), cut))
-        return jax.tree.map(lambda x: x / parts, total)
+        total, rows = jax.lax.scan(add, zero, (jnp.arange(parts), cut))
+        means = jax.tree.map(lambda x: x / parts, total)
+        return means, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), rows)
 
-    return averaged
+    return whole
 
 
 def jit_train_step(step: StepFn, abstract: TrainState, mesh: Mesh) -> Any:
@@ -132,15 +151,16 @@ def create_state(task: Task, optimizer: optax.GradientTransformation, mesh: Mesh
 def abstract_state(task: Task, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """The shapes, types and shardings of the state, as `jax.ShapeDtypeStruct`s; nothing is computed."""
     boxed = jax.eval_shape(lambda: _initial(task, optimizer, 0))
+    everywhere = jax.tree.map(lambda leaf: partitioning.replicated(mesh), boxed.memory)
+    shardings = partitioning.shardings(boxed, mesh).replace(memory=everywhere)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        nn.meta.unbox(boxed), partitioning.shardings(boxed, mesh),
+        nn.meta.unbox(boxed), shardings,
     )  # fmt: skip
 
 
 def _initial(task: Task, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
     params = task.init(jax.random.fold_in(jax.random.key(seed), INITIAL))
     # the average starts as a copy: the step takes over the memory of both
-    return TrainState(
-        jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params)
-    )
+    average = jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params), task.memory())

@@ -8,16 +8,17 @@ import orbax.checkpoint as ocp
 import pytest
 
 from jaxdiff.errors import UserError
+from jaxdiff.process.time_sampling import Importance
 from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.training.step import TrainState, abstract_state
 from training import toy
 
 
-def state(step, scale=1.0):
+def state(step, scale=1.0, memory=()):
     """A state whose values depend on the step."""
     params = {"kernel": scale * (step + jnp.arange(6.0).reshape(2, 3)), "bias": jnp.full((3,), scale)}
     ema = jax.tree.map(lambda x: x / 2, params)
-    return TrainState(jnp.int32(step), params, ema, optax.adam(1e-3).init(params))
+    return TrainState(jnp.int32(step), params, ema, optax.adam(1e-3).init(params), memory)
 
 
 def abstract(tree):
@@ -44,6 +45,20 @@ def test_restore_is_the_inverse_of_save_and_the_latest_are_kept(checkpoints):
     assert toy.sha(checkpoints.restore(3, abstract(state(0)))) == toy.sha(state(3))
     assert toy.sha(checkpoints.restore_ema(2, abstract(state(0).ema))) == toy.sha(state(2).ema)
     assert toy.sha(checkpoints.restore_part(2, "params", abstract(state(0).ema))) == toy.sha(state(2).params)
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [(), Importance(bins=4, history=3).memory()._replace(counts=jnp.arange(4, dtype=jnp.int32))],
+    ids=["none", "history"],
+)
+def test_memory_is_saved_and_comes_back_as_it_was(tmp_path, memory):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state(1, memory=memory))
+        checkpoints.wait()
+        restored = checkpoints.restore(1, abstract(state(0, memory=memory)))
+    assert toy.sha(restored) == toy.sha(state(1, memory=memory))
+    assert type(restored.memory) is type(memory)
 
 
 def test_steps_that_keep_every_divides_stay(tmp_path):

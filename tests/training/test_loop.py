@@ -34,10 +34,10 @@ def cache(tmp_path_factory):
     compilation_cache.reset_cache()
 
 
-def run(workdir, steps, batches=toy.batches, hooks=(), devices=1, **settings):
+def run(workdir, steps, batches=toy.batches, hooks=(), devices=1, task=None, **settings):
     settings = {"log_every": 2, "checkpoint_every": 4, "keep": 3, "accumulation": 1, "seed": 0, **settings}
     return loop.run(
-        toy.Linear(dropout=True), batches, types.SimpleNamespace(steps=steps, **settings),
+        task or toy.Linear(dropout=True), batches, types.SimpleNamespace(steps=steps, **settings),
         optimizer=toy.ADAM, ema=Ema(), mesh=toy.mesh(devices), workdir=workdir, hooks=hooks,
     )  # fmt: skip
 
@@ -50,10 +50,12 @@ def checkpoints(workdir):
     return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
 
 
-def test_resumed_run_is_the_run_that_was_never_interrupted(tmp_path):
-    straight = run(tmp_path / "straight", 12)
-    run(tmp_path / "halves", 6)
-    resumed = run(tmp_path / "halves", 12)
+@pytest.mark.parametrize("kind", [toy.Linear, toy.Recalling])
+def test_resumed_run_is_the_run_that_was_never_interrupted(tmp_path, kind):
+    task = kind(dropout=True)
+    straight = run(tmp_path / "straight", 12, task=task)
+    run(tmp_path / "halves", 6, task=task)
+    resumed = run(tmp_path / "halves", 12, task=task)
     assert toy.sha(resumed) == toy.sha(straight)
     losses = [[row["loss"] for row in logged(tmp_path / name)] for name in ("straight", "halves")]
     assert losses[0] == losses[1]

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -32,11 +33,12 @@ def test_first_step_of_adam_is_the_rate_in_the_direction_of_the_sign():
     assert np.allclose(updates, [-0.01, 0.01, -0.01], rtol=1e-4)
 
 
-def test_weight_decay_shrinks_without_gradient_and_is_scaled_by_the_rate():
+def test_weight_decay_shrinks_weights_without_gradient_and_is_scaled_by_the_rate():
     optimizer = AdamW(learning_rate=0.01, weight_decay=0.5).make(10)
-    params = jnp.array([2.0])
-    updates, _ = optimizer.update(jnp.zeros(1), optimizer.init(params), params)
-    assert np.allclose(updates, -0.01 * 0.5 * 2.0)
+    params = {"kernel": jnp.array([[2.0]]), "bias": jnp.array([2.0])}
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    assert np.allclose(updates["kernel"], -0.01 * 0.5 * 2.0)
+    assert updates["bias"] == 0
 
 
 def test_gradients_above_the_clip_norm_act_as_if_scaled_to_it():

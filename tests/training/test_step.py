@@ -21,6 +21,7 @@ def distance(a, b):
 
 def test_toy_task_is_a_task():
     assert isinstance(toy.Linear(), Task)
+    assert isinstance(toy.Recalling(), Task)
 
 
 def test_training_finds_the_least_squares_solution():
@@ -57,11 +58,13 @@ def test_accumulation_takes_every_example_once_and_gives_micro_batches_their_own
         jax.debug.callback(
             lambda x, k: seen.append((x.tolist(), k.tolist())), examples, jax.random.key_data(key)
         )
-        return jnp.mean(examples)
+        return jnp.mean(examples), (examples**2, jnp.stack([examples, -examples], axis=1))
 
-    mean = jax.jit(accumulate(look, 3))(None, jnp.arange(12.0), jax.random.key(0))
+    mean, rows = jax.jit(accumulate(look, 3))(None, jnp.arange(12.0), jax.random.key(0))
     jax.effects_barrier()
     assert mean == np.mean(np.arange(12.0))
+    np.testing.assert_array_equal(rows[0], np.arange(12.0) ** 2)  # in the order of the batch
+    np.testing.assert_array_equal(rows[1], np.arange(12.0)[:, None] * [1, -1])
     assert sorted(x for xs, _ in seen for x in xs) == list(range(12))
     assert sorted(xs for xs, _ in seen)[0] == [0, 3, 6, 9]  # strided
     assert len({tuple(key) for _, key in seen}) == 3
@@ -116,12 +119,44 @@ def test_average_starts_at_the_parameters_and_seeds_differ():
     assert toy.sha(states[0].params) != toy.sha(states[1].params)
 
 
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_memory_takes_the_losses_of_all_examples_in_the_order_of_the_batch(accumulation):
+    mesh = toy.mesh(2)
+    before, _ = toy.train(1, mesh=mesh, task=toy.RECALLING, accumulation=accumulation)
+    after, history = toy.train(2, mesh=mesh, task=toy.RECALLING, accumulation=accumulation)
+    params, memory, batch = (jax.device_get(x) for x in (before.params, before.memory, toy.batch(1)))
+    draw_key, _ = jax.random.split(jax.random.fold_in(jax.random.key(0), 1))
+    losses, _ = toy.RECALLING.loss(params, toy.RECALLING.draw(batch, memory, draw_key), None, train=True)
+    np.testing.assert_allclose(after.memory["losses"], losses, rtol=1e-5)
+    np.testing.assert_array_equal(after.memory["x"], batch["x"][:, 0])
+    np.testing.assert_allclose(
+        after.memory["total"] - memory["total"], np.sum(losses), rtol=1e-5
+    )  # told once
+    np.testing.assert_allclose(history[1]["loss"], np.mean(losses), rtol=1e-6)
+
+
+def test_memory_is_the_same_on_one_device_and_eight_and_whole_on_each():
+    one, _ = toy.train(3, mesh=toy.mesh(), task=toy.RECALLING)
+    eight, _ = toy.train(3, mesh=toy.mesh(8), task=toy.RECALLING, accumulation=2)
+    assert distance(eight.memory, one.memory) < 1e-6
+    assert distance(eight.params, one.params) < 1e-6
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(eight.memory))
+
+
+def test_large_memory_stays_whole_on_every_device_where_parameters_are_split():
+    task = toy.Linear(128)
+    task.memory = lambda: jnp.zeros((2**15,))
+    state = abstract_state(task, toy.ADAM, toy.mesh(8, fsdp=8))
+    assert state.memory.sharding.is_fully_replicated
+    assert not state.params["kernel"].sharding.is_fully_replicated
+
+
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_step_with_a_nan_is_skipped_and_only_counts(accumulation):
-    options = {"mesh": toy.mesh(2), "accumulation": accumulation, "poison": (2,)}
+    options = {"mesh": toy.mesh(2), "accumulation": accumulation, "poison": (2,), "task": toy.RECALLING}
     before, _ = toy.train(2, **options)
     after, history = toy.train(3, **options)
-    for field in ("params", "ema", "opt_state"):
+    for field in ("params", "ema", "opt_state", "memory"):
         assert toy.sha(getattr(before, field)) == toy.sha(getattr(after, field))
     assert int(after.step) == 3
     assert [metrics["skipped"] for metrics in history] == [0, 0, 1]

@@ -15,6 +15,7 @@ from jaxdiff.training.ema import Ema
 from jaxdiff.training.step import create_state, jit_train_step, make_train_step
 
 SIZE = 8
+COUNT = 16
 
 
 class Linear:
@@ -30,8 +31,14 @@ class Linear:
             "bias": jnp.zeros((self.size,)),
         }
 
-    def draw(self, batch, key):
+    def memory(self):
+        return ()
+
+    def draw(self, batch, memory, key):
         return {**batch, "noise": 0.1 * jax.random.normal(key, batch["x"].shape)}
+
+    def remember(self, memory, examples, losses):
+        return memory
 
     def loss(self, params, examples, key, train):
         assert train
@@ -39,13 +46,27 @@ class Linear:
         if self.dropout:
             x = x * jax.random.bernoulli(key, 0.5, x.shape)
         error = x @ params["kernel"] + params["bias"][None] - examples["y"]
-        return jnp.mean(error**2), {"bias": jnp.mean(error)}
+        return jnp.mean(error**2, axis=1), {"bias": jnp.mean(error)}
 
 
-LINEAR, WIDE, ADAM = Linear(), Linear(128), optax.adam(1e-2)
+class Recalling(Linear):
+    """The same, with more noise after larger losses: what it remembers matters. Keeps the last losses as they come."""
+
+    def memory(self):
+        return {"losses": jnp.zeros((COUNT,)), "x": jnp.zeros((COUNT,)), "total": jnp.zeros(())}
+
+    def draw(self, batch, memory, key):
+        examples = super().draw(batch, memory, key)
+        return {**examples, "noise": examples["noise"] * (1 + jnp.mean(memory["losses"]))}
+
+    def remember(self, memory, examples, losses):
+        return {"losses": losses, "x": examples["x"][:, 0], "total": memory["total"] + jnp.sum(losses)}
 
 
-def batch(step, count=16, size=SIZE, poison=()):
+LINEAR, WIDE, RECALLING, ADAM = Linear(), Linear(128), Recalling(), optax.adam(1e-2)
+
+
+def batch(step, count=COUNT, size=SIZE, poison=()):
     """The batch of a step: a pure function of the step. The steps in `poison` hold a NaN."""
     random = np.random.default_rng([1, step])
     x = random.standard_normal((count, size)).astype(np.float32)

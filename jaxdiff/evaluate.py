@@ -25,6 +25,9 @@ def parser() -> command.Parser:
     flags.add_argument("--workdir", required=True, help="folder of the training run")
     flags.add_argument("--step", type=int, default=None, help="which checkpoint (default: the newest)")
     flags.add_argument(
+        "--guide", default=None, metavar="FOLDER[:STEP]", help="a weaker model's run, for Autoguidance"
+    )
+    flags.add_argument(
         "--packages", default="", help="comma-separated packages that the stored config may use"
     )
     return flags
@@ -36,11 +39,12 @@ def main(argv: Sequence[str]) -> None:
     from jaxdiff import config as configs
     from jaxdiff.distributed import runtime
     from jaxdiff.experiment import read_config
+    from jaxdiff.overrides import override
 
     config = read_config(flags.workdir)
     packages = ("jaxdiff", *(name for name in flags.packages.split(",") if name))
     for path, text in overrides:
-        configs.override(config, path, text, packages=packages)
+        override(config, path, text, packages=packages)
     experiment = configs.build(config, packages=packages)
     if experiment.evaluation is None:
         raise UserError(
@@ -48,11 +52,14 @@ def main(argv: Sequence[str]) -> None:
         )
     runtime.start()
 
-    from jaxdiff.generator import Generator, restore_average
+    from jaxdiff.generator import Generator
 
-    mesh = experiment.mesh.make()
-    params = restore_average(experiment, flags.workdir, mesh, flags.step)
-    print(evaluate(experiment, Generator.of(experiment, params, mesh), flags.workdir))
+    guide = command.guide_run(flags.guide)
+    generator = Generator.load(
+        flags.workdir, step=flags.step, overrides=overrides, packages=packages[1:], guide=guide
+    )
+    generator.check()
+    print(evaluate(experiment, generator, flags.workdir))
 
 
 def evaluate(experiment, generator, workdir: str) -> str:
@@ -64,7 +71,7 @@ def evaluate(experiment, generator, workdir: str) -> str:
 
     train, test = experiment.data.all(), experiment.test_data.all()
     recipe = experiment.sampling
-    scale = getattr(recipe.guidance, "scale", 1.0)
+    scale = float(recipe.guidance.scale)
     settings = {
         "sampler": repr(recipe.sampler),
         "grid": repr(recipe.grid),
@@ -79,7 +86,7 @@ def evaluate(experiment, generator, workdir: str) -> str:
     real_train, real_test = (train["image"], train["label"]), (test["image"], test["label"])
 
     def generate(labels, seed, guidance):
-        return generator(label=labels, seed=seed, guidance=guidance)
+        return generator(label=labels, seed=seed, guidance=None if guidance == scale else guidance)
 
     samples = evaluation.sample(generate, real_train)
     result = evaluation.score(
@@ -92,6 +99,7 @@ def evaluate(experiment, generator, workdir: str) -> str:
             "test": held_out_errors(experiment, generator.params, test),
         },
         settings=settings,
+        likelihood=held_out_bits(experiment, generator.params, test),
     )
     if jax.process_index() == 0:
         report.write(result, evaluation.gallery(samples, real_train), workdir)
@@ -111,10 +119,42 @@ def held_out_errors(experiment, params, examples) -> list[float]:
 
     @jax.jit
     def error(params, log_snr):
-        times = jnp.full(x_0.shape[0], task.denoiser.process.time(log_snr))
+        times = jnp.full(x_0.shape[0], task.denoiser.process_of(params).time(log_snr))
         return jnp.mean(task.error_at(params, x_0, fields, times, jax.random.key(0)))
 
     return [float(error(params, jnp.float32(log_snr))) for log_snr in LOG_SNRS]
+
+
+def held_out_bits(experiment, params, examples) -> dict | None:
+    """Bits per dimension that the conditional model needs for `examples`, where the evaluation asks for them."""
+    likelihood = experiment.evaluation.likelihood
+    if likelihood is None:
+        return None
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from jaxdiff.evaluation.likelihood import measure
+
+    denoiser = experiment.task.denoiser
+
+    @jax.jit
+    def bits(params, images, fields, index):
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(likelihood.seed), index)
+        drop = denoiser.conditioner.none_dropped(len(images))
+        encoded = denoiser.apply({"params": params}, fields, drop, method="encode")
+
+        def denoise(x, t):
+            times = jnp.broadcast_to(t, x.shape[:1])
+            return denoiser.apply({"params": params}, x, times, encoded, method="predict_encoded")
+
+        return likelihood(denoise, denoiser.process_of(params), images, keys)
+
+    def bits_of(index):
+        fields = {name: jnp.asarray(examples[name][index]) for name in denoiser.conditioner.parts}
+        return np.asarray(bits(params, jnp.asarray(examples["image"][index]), fields, jnp.asarray(index)))
+
+    return measure(likelihood, bits_of, len(examples["image"]))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from jaxdiff.errors import require
 from jaxdiff.evaluation import diversity, frechet, neighbours
 from jaxdiff.evaluation.features import Pixels
 from jaxdiff.evaluation.judge import SvcJudge
+from jaxdiff.evaluation.likelihood import Likelihood
 
 QUANTISATION = "uint8: round((x + 1) * 127.5), clipped"
 ALWAYS_KS = (3, 4, 5)
@@ -87,6 +88,7 @@ class ImageEvaluation:
       k: neighbours of the headline precision, recall, density and coverage; 3, 4 and 5 are always reported.
       guidances: guidance scales to sample at: 1 (off) and the one of the recipe.
       seed: of the samples' noise, and of the choice of the yardstick's images.
+      likelihood: how many bits the test images need, measured in this way; None for not at all, since it is costly.
     """
 
     features: Features = dataclasses.field(default_factory=Pixels)
@@ -95,6 +97,7 @@ class ImageEvaluation:
     k: int = 5
     guidances: tuple[float, ...] = (1.0,)
     seed: int = 0
+    likelihood: Likelihood | None = None
 
     def __post_init__(self):
         require(self.n > max(self.k, *ALWAYS_KS), "n", self.n, "k needs more samples", "take 1000 or more")
@@ -108,9 +111,11 @@ class ImageEvaluation:
         real_test: Labelled,
         noise_losses: Mapping[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
+        likelihood: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """`sample`, then `score`."""
-        return self.score(self.sample(generate, real_train), real_train, real_test, noise_losses, settings)
+        samples = self.sample(generate, real_train)
+        return self.score(samples, real_train, real_test, noise_losses, settings, likelihood)
 
     def labels(self, real_train: Labelled) -> Integer[np.ndarray, "n"]:
         """The classes to ask for: 0, 1, ..., 0, 1, ..., so that any first part is balanced too."""
@@ -135,6 +140,7 @@ class ImageEvaluation:
         real_test: Labelled,
         noise_losses: Mapping[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
+        likelihood: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """The report: plain numbers, strings, lists and dicts.
 
@@ -144,6 +150,7 @@ class ImageEvaluation:
           real_test: images and labels that neither the model nor the judge has seen.
           noise_losses: "log_snr", "train" and "test", each [m]: the loss on both splits at m noise levels.
           settings: facts on how samples were made (sampler, steps, checkpoint...), kept beside every value.
+          likelihood: what `jaxdiff.evaluation.likelihood.measure` gives of test images.
         """
         labels = self.labels(real_train)
         chosen = matching(labels, real_train[1], self.seed)
@@ -181,6 +188,7 @@ class ImageEvaluation:
             "samples": rows,
             "yardstick": yardstick,
             "noise_losses": _curves(noise_losses),
+            "likelihood": likelihood and {**likelihood, "test": conditions["test"]},
         }
 
     def gallery(

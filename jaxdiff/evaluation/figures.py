@@ -24,6 +24,11 @@ def figures(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     rows.append(("least class spread / real", *spread))
     for name, label in (("ratio", "distance to training set / test's"), ("exact_copies", "exact copies")):
         rows.append((label, *(_number(row["memorisation"][name]) for row in (yardstick, *samples))))
+    if report["likelihood"] is not None:
+        bits = _number(report["likelihood"]["bits_per_dim"])
+        rows.append(
+            ("bits/dim of test images", "-", *(bits if row["guidance"] == 1 else "-" for row in samples))
+        )
     return rows
 
 
@@ -42,7 +47,15 @@ def caption(report: Mapping[str, Any]) -> list[str]:
         f"real: {report['yardstick']['conditions']['n']} training images, scored in the same way",
         f"judge: {_number(report['judge_accuracy_on_test'])} right on the test images",
     ]
-    return [*lines, ", ".join(made)] if made else lines
+    if made:
+        lines.append(", ".join(made))
+    likelihood = report["likelihood"]
+    if likelihood is not None:
+        lines.append(
+            f"bits/dim: standard error {_number(likelihood['standard_error'])}, {likelihood['n']} test images, "
+            f"seed {likelihood['seed']}, {likelihood['method']}"
+        )
+    return lines
 
 
 def _number(value: float | None) -> str:

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from jaxdiff import config as configs
 from jaxdiff.errors import UserError
+from jaxdiff.overrides import override
 
 USER_ERROR = 2
 
@@ -62,8 +63,14 @@ def load_config(path: str | None, overrides: Sequence[tuple[str, str]]) -> Any:
         raise UserError(f"--config=: a config is needed. Fix: {configs.suggest_file()}")
     config = configs.load(path)
     for name, text in overrides:
-        configs.override(config, name, text)
+        override(config, name, text)
     return config
+
+
+def guide_run(text: str | None) -> str | tuple[str, int] | None:
+    """``folder`` or ``folder:step``."""
+    folder, colon, step = (text or "").rpartition(":")
+    return (folder, int(step)) if colon and step.isdigit() else text
 
 
 def run(main: Callable[[Sequence[str]], None]) -> NoReturn:

@@ -5,19 +5,16 @@ nest, survive JSON, and can be overridden by path (``sampling.steps=20``). There
 imports the class it names, and a typo fails at the line that holds it.
 """
 
-import ast
 import dataclasses
 import difflib
-import functools
 import glob
 import importlib
 import inspect
 import json
-import re
 import traceback
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +36,7 @@ def spec(cls: type, **arguments: Any) -> ConfigDict:
     Raises:
       UserError: an argument that `cls` does not have, lacks and needs, or of the wrong type.
     """
-    fields = _fields(cls)
+    fields = fields_of(cls)
     for name, value in arguments.items():
         if name not in fields:
             fix = suggest(name, fields)
@@ -48,7 +45,7 @@ def spec(cls: type, **arguments: Any) -> ConfigDict:
     for name, field in fields.items():
         path = f"{cls.__name__}.{name}"
         if name in arguments:
-            block[name] = _typed(path, _owned(arguments[name], path), field.annotation)
+            block[name] = typed(path, _owned(arguments[name], path), field.annotation)
         elif field.default is inspect.Parameter.empty:
             raise UserError(f"{path}: it has no default and was not given. Fix: pass {name}=...")
         elif _is_plain(field.default):
@@ -85,8 +82,8 @@ def build(block: Any, packages: tuple[str, ...] | None = None, path: str = "conf
             return items
         cls = resolve(items.pop(TARGET), packages, f"{path}.{TARGET}")
         for name in items:
-            if name not in _fields(cls):
-                fix = suggest(name, _fields(cls))
+            if name not in fields_of(cls):
+                fix = suggest(name, fields_of(cls))
                 raise UserError(f"{path}.{name}: {cls.__name__} has no field {name!r}. Fix: {fix}")
         try:
             return cls(**items)
@@ -150,43 +147,6 @@ def load(path: str) -> ConfigDict:
         raise UserError(f"--config={path}: {_blame(error, file)}") from error
 
 
-def override(config: ConfigDict, path: str, text: str, packages: tuple[str, ...] | None = None) -> None:
-    """Set the field at `path` (``task.denoiser.network.levels[0].width``) to what `text` says.
-
-    The value is checked against the field's type. A field that holds a block takes a class,
-    ``jaxdiff.sampling.heun:Heun`` or ``jaxdiff.sampling.ddim:Ddim(eta=0.5)``. `packages` are those of
-    `build`, for a config that came with a checkpoint.
-    """
-    flag = f"--config.{path}"
-    keys = _keys(path)
-    try:
-        parent, current = _get(config, keys[:-1]), _get(config, keys)
-    except (LookupError, TypeError):
-        fix = suggest(path, leaves(config), "--config.")
-        raise UserError(f"{flag}={text}: there is no such field. Fix: {fix}") from None
-    annotation = type(current)
-    if isinstance(parent, BLOCK) and TARGET in parent:
-        field = _fields(resolve(parent[TARGET], packages, flag)).get(str(keys[-1]))
-        if field is not None and field.annotation is not Any:
-            annotation = field.annotation
-    _assign(config, keys, _parse(flag, text, annotation))
-
-
-def leaves(config: Any, prefix: str = "") -> Iterator[str]:
-    """The path of every value in a config."""
-    if isinstance(config, BLOCK):
-        for name in config:
-            if name != TARGET:
-                path = f"{prefix}.{name}" if prefix else str(name)
-                yield path
-                yield from leaves(config[name], path)
-    elif isinstance(config, list | tuple):
-        for i, item in enumerate(config):
-            if isinstance(item, BLOCK):
-                yield f"{prefix}[{i}]"
-            yield from leaves(item, f"{prefix}[{i}]")
-
-
 def to_json(config: Any) -> str:
     """A config as JSON text, the form that is kept beside a checkpoint."""
     return json.dumps(_plain(config), indent=1) + "\n"
@@ -235,7 +195,7 @@ def suggest_file(file: str = "") -> str:
     return f"choose one of {', '.join(found)}" if found else "give the path of a config file"
 
 
-def _fields(cls: type) -> dict[str, inspect.Parameter]:
+def fields_of(cls: type) -> dict[str, inspect.Parameter]:
     """The constructor's parameters by name, annotations resolved to types."""
     parameters = inspect.signature(cls).parameters
     hints = typing.get_type_hints(cls if dataclasses.is_dataclass(cls) else cls.__init__)
@@ -251,18 +211,18 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, PLAIN) or (isinstance(value, tuple) and all(map(_is_plain, value)))
 
 
-def _kinds(annotation: Any) -> tuple[Any, ...]:
+def kinds_of(annotation: Any) -> tuple[Any, ...]:
     """The alternatives of a type: ``int | None`` is int or None."""
     union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     return typing.get_args(annotation) if union else (annotation,)
 
 
-def _typed(field: str, value: Any, annotation: Any) -> Any:
+def typed(field: str, value: Any, annotation: Any) -> Any:
     """`value` read as `annotation`: an int becomes a float where a float is meant, and 1e5 an int."""
-    for kind in _kinds(annotation):
+    for kind in kinds_of(annotation):
         if (fitted := _fit(value, kind)) is not MISFIT:
             return fitted
-    names = " or ".join(map(_kind_name, _kinds(annotation)))
+    names = " or ".join(map(_kind_name, kinds_of(annotation)))
     given = _kind_name(type(value))
     raise UserError(f"{field}={_short(value)}: {names} is expected, not {given}. Fix: give {names}")
 
@@ -280,7 +240,7 @@ def _fit(value: Any, kind: Any) -> Any:
     if kind in PLAIN:
         return value if type(value) is kind else MISFIT
     # Only a block can become an object. Other annotations promise nothing that can be checked here.
-    return MISFIT if _is_object(kind) and _is_plain(value) else value
+    return MISFIT if is_object(kind) and _is_plain(value) else value
 
 
 def _fit_tuple(value: Any, kinds: tuple[Any, ...]) -> Any:
@@ -292,12 +252,12 @@ def _fit_tuple(value: Any, kinds: tuple[Any, ...]) -> Any:
     if len(kinds) != len(value):
         return MISFIT
     try:
-        return tuple(_typed("item", item, kind) for item, kind in zip(value, kinds, strict=True))
+        return tuple(typed("item", item, kind) for item, kind in zip(value, kinds, strict=True))
     except UserError:
         return MISFIT
 
 
-def _is_object(kind: Any) -> bool:
+def is_object(kind: Any) -> bool:
     """Whether a type is a class or protocol of objects, which a config writes down as blocks."""
     kind = typing.get_origin(kind) or kind
     return inspect.isclass(kind) and kind not in (*PLAIN, tuple, Sequence, Any)
@@ -309,58 +269,6 @@ def _kind_name(kind: Any) -> str:
     if inspect.isclass(kind) and not typing.get_args(kind):
         return kind.__name__
     return str(kind).replace("typing.", "")
-
-
-def _parse(flag: str, text: str, annotation: Any) -> Any:
-    """What a word of the command line means where a value of type `annotation` is expected."""
-    kinds = _kinds(annotation)
-    if type(None) in kinds and text.lower() == "none":
-        return None
-    if str in kinds:
-        return text
-    if any(map(_is_object, kinds)):
-        return _parse_block(flag, text)
-    if text.lower() in ("true", "false"):
-        return _typed(flag, text.lower() == "true", annotation)
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = text
-    return _typed(flag, tuple(value) if isinstance(value, list) else value, annotation)
-
-
-def _parse_block(flag: str, text: str) -> ConfigDict:
-    """A block from ``module:Class`` or ``module:Class(name=value)``."""
-    target, bracket, arguments = text.partition("(")
-    cls = resolve(target, path=flag)
-    try:
-        call = ast.parse(f"f({arguments}" if bracket else "f()", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args:
-            raise ValueError("arguments are given by name")
-        values = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (SyntaxError, ValueError):
-        raise UserError(f"{flag}={text}: cannot be read. Fix: write module:Class(name=value)") from None
-    return spec(cls, **values)
-
-
-def _keys(path: str) -> list[str | int]:
-    """``levels[0].width`` as the keys "levels", 0, "width"."""
-    return [int(key[1:]) if key.startswith("[") else key for key in re.findall(r"\[\d+|[^.\[\]]+", path)]
-
-
-def _get(config: Any, keys: list[str | int]) -> Any:
-    return functools.reduce(lambda tree, key: tree[key], keys, config)
-
-
-def _assign(config: Any, keys: list[str | int], value: Any) -> None:
-    """Set the value at keys that exist; for an item of a tuple, make the tuple anew."""
-    *outer, last = keys
-    owner = _get(config, outer)
-    if isinstance(owner, tuple):
-        _assign(config, outer, tuple(value if i == last else item for i, item in enumerate(owner)))
-    else:
-        with owner.unlocked():
-            owner[last] = value
 
 
 def _plain(config: Any) -> Any:

@@ -14,8 +14,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxdiff import config as configs
-from jaxdiff.config import build, differences, from_json, leaves, override, spec, to_json
+from jaxdiff.config import build, differences, from_json, spec, to_json
 from jaxdiff.errors import UserError, require
+from jaxdiff.overrides import leaves, override
 
 HERE = __name__
 ROOT = pathlib.Path(__file__).parent.parent
@@ -42,6 +43,14 @@ class Circle:
 
     def area(self) -> float:
         return 3.0 * self.radius**2
+
+
+@dataclasses.dataclass(frozen=True)
+class Framed:
+    inner: Shape
+
+    def area(self) -> float:
+        return 2.0 * self.inner.area()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -328,6 +337,18 @@ def test_override_turns_a_block_off_and_on():
     assert build(config).backdrop == Square(2.0)
 
 
+def test_override_takes_several_classes_and_classes_in_classes():
+    config = drawing()
+    override(config, "tiles", f"{HERE}:Tile(width=3), {HERE}:Tile(width=4, gap=1)")
+    assert build(config).tiles == (Tile(3), Tile(4, 1.0))
+    override(config, "tiles", f"{HERE}:Tile(width=5)")
+    assert build(config).tiles == (Tile(5),)
+    override(config, "tiles", "()")
+    assert build(config).tiles == ()
+    override(config, "shape", f"{HERE}:Framed(inner={HERE}:Circle(radius=2.0))")
+    assert build(config).shape == Framed(Circle(2.0))
+
+
 @pytest.mark.parametrize(
     ("path", "suggestion"),
     [
@@ -416,10 +437,10 @@ def test_an_override_of_a_stored_config_imports_nothing_foreign(tmp_path):
         "print('imported')\nclass Thing:\n    def __init__(self, x: int = 1): ...\n"
     )
     program = """
-from jaxdiff import config, errors
+from jaxdiff import config, errors, overrides
 stored = config.from_json('{"target": "evil:Thing", "x": 1}')
 try:
-    config.override(stored, "x", "2", packages=("jaxdiff",))
+    overrides.override(stored, "x", "2", packages=("jaxdiff",))
 except errors.UserError as error:
     print("refused:", error)
 """

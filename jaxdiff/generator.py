@@ -7,22 +7,25 @@ images = generator(label=[3, 1, 4], seed=0, guidance=2.0)  # uint8 [3, 8, 8, 1]
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from jaxdiff import config as configs
-from jaxdiff.data import images
+from jaxdiff import inputs
+from jaxdiff import program as programs
+from jaxdiff.data import images as pictures
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.distributed import partitioning
 from jaxdiff.errors import UserError, require
-from jaxdiff.experiment import Experiment, read_config
-from jaxdiff.process.gaussian import expand
-from jaxdiff.process.prediction import Prediction
-from jaxdiff.sampling.loop import Encoded, Recipe
+from jaxdiff.experiment import CONFIG_FILE, Experiment, read_config
+from jaxdiff.overrides import override
+from jaxdiff.program import Program, Rows
+from jaxdiff.sampling.inpainting import Replacement
+from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.training import step as training_step
 from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.typing import Params
@@ -41,6 +44,7 @@ class Generator:
       image_shape: (height, width, channels) of the images.
       mesh: the devices that share a batch.
       batch_size: the most images that are made at once.
+      guide: another model, for `Autoguidance`; see `guided_by`.
     """
 
     denoiser: Denoiser
@@ -49,6 +53,7 @@ class Generator:
     image_shape: tuple[int, int, int]
     mesh: jax.sharding.Mesh
     batch_size: int = 256
+    guide: "Generator | None" = None
 
     @classmethod
     def load(
@@ -58,6 +63,7 @@ class Generator:
         step: int | None = None,
         overrides: Sequence[tuple[str, str]] = (),
         packages: Sequence[str] = (),
+        guide: str | tuple[str, int] | None = None,
     ) -> "Generator":
         """The averaged weights of a training run.
 
@@ -66,92 +72,152 @@ class Generator:
           step: which checkpoint; the newest if not given.
           overrides: (path, text) pairs that change the stored config, ``("sampling.steps", "10")``.
           packages: packages besides jaxdiff whose classes the stored config may make.
+          guide: the folder of a weaker model for `Autoguidance`, or (folder, step). With the same folder, an early
+            step is one.
         """
         config = read_config(workdir)
         for path, text in overrides:
-            configs.override(config, path, text, packages=("jaxdiff", *packages))
+            override(config, path, text, packages=("jaxdiff", *packages))
         experiment = configs.build(config, packages=("jaxdiff", *packages))
         mesh = experiment.mesh.make()
-        return cls.of(experiment, restore_average(experiment, workdir, mesh, step), mesh)
+        generator = cls.of(experiment, restore_average(experiment, workdir, mesh, step), mesh)
+        if guide is None:
+            return generator
+        folder, guide_step = (guide, None) if isinstance(guide, str) else guide
+        exists = (epath.Path(folder).expanduser() / CONFIG_FILE).exists()
+        require(exists, "guide", folder, f"there is no {CONFIG_FILE}", "give the folder of a training run")
+        other = configs.build(read_config(folder), packages=("jaxdiff", *packages))
+        return generator.guided_by(cls.of(other, restore_average(other, folder, mesh, guide_step), mesh))
 
     @classmethod
     def of(cls, experiment: Experiment, params: Params, mesh: jax.sharding.Mesh) -> "Generator":
         """The generator of an experiment with given weights."""
         return cls(experiment.task.denoiser, params, experiment.sampling, experiment.task.image_shape, mesh)
 
+    def guided_by(self, guide: "Generator") -> "Generator":
+        """This generator with another model as its guide, whose network, parameterization and process are its own.
+
+        Raises:
+          UserError: the guide makes images of another shape, or has a condition that this model lacks.
+        """
+        require(
+            guide.image_shape == self.image_shape, "guide", guide.image_shape,
+            f"its images are no {self.image_shape}", "take a guide for images of the same shape",
+        )  # fmt: skip
+        for name in guide.denoiser.conditioner.parts:
+            require(
+                name in self.denoiser.conditioner.parts, "guide", name, "the guided model lacks this condition",
+                "take a guide with the same conditions",
+            )  # fmt: skip
+        return dataclasses.replace(self, guide=guide)
+
+    def check(self) -> None:
+        """Raise `UserError` where the recipe asks for what is not there, such as a guide; before anything is made."""
+        _guidance_of(self.recipe, self._models)
+
     def __call__(
-        self, n: int | None = None, *, seed: int = 0, guidance: float | None = None, **conditions: Any
+        self,
+        n: int | None = None,
+        *,
+        seed: int = 0,
+        guidance: float | None = None,
+        negative: Mapping[str, Any] | None = None,
+        noise: np.ndarray | None = None,
+        known: np.ndarray | None = None,
+        mask: np.ndarray | None = None,
+        **conditions: Any,
     ) -> np.ndarray:
         """Make images.
 
         Args:
-          n: how many; may be left out if a condition tells.
+          n: how many; may be left out if a condition, `noise` or `known` tells.
           seed: image i of a seed is always the same.
           guidance: guidance scale instead of the recipe's; 1 is the conditional model itself.
+          negative: conditions to be guided away from, instead of no condition.
+          noise: standard normal images to begin with, such as `invert` gives; drawn if not given.
+          known: uint8 images to be completed, one for each or one for all.
+          mask: True where pixels are to be made, [height, width] or [..., height, width, 1 or channels].
           **conditions: for each condition of the model one value per image, one value for all, or None for its null.
 
         Returns:
-          uint8 images [n, height, width, channels].
+          uint8 images [n, height, width, channels]. Known pixels are returned as they came.
 
         Raises:
           UserError: conditions that the model lacks, needs, or that are out of range; an image that is not finite.
         """
-        fields, absent, n = self._fields(n, conditions)
+        given = [len(images) for images in (noise, known) if images is not None and np.ndim(images) == 4]
+        rows, n = self._rows(n, conditions, negative, *given[:1])
+        recipe = self._recipe(guidance, negative)
+        if noise is not None:
+            rows = rows._replace(noise=inputs.images("noise", noise, n, self.image_shape, np.floating))
+        if known is not None or mask is not None:
+            for name, value in (("known", known), ("mask", mask)):
+                require(value is not None, name, None, "known images and a mask belong together", "give both")
+            images = pictures.to_float(inputs.images("known", known, n, self.image_shape, np.uint8))
+            rows = rows._replace(known=images, mask=inputs.mask(mask, n, self.image_shape))
+            recipe = dataclasses.replace(recipe, inpainting=recipe.inpainting or Replacement())
+        make = functools.partial(programs.generate, self._program, recipe, self._params)
+        return pictures.to_uint8(self._in_batches(make, rows, n, seed))
+
+    def invert(
+        self,
+        images: np.ndarray,
+        *,
+        seed: int = 0,
+        guidance: float | None = None,
+        negative: Mapping[str, Any] | None = None,
+        iterations: int = 0,
+        **conditions: Any,
+    ) -> np.ndarray:
+        """The noise from which ``generator(noise=...)`` makes given images, when the recipe's sampler is `Ddim`.
+
+        Args:
+          images: uint8 [n, height, width, channels].
+          iterations: 0 is exact for many steps; each iteration is one more call of the model at each step, and
+            nearer to the exact inverse. See `jaxdiff.sampling.inversion`.
+          seed, guidance, negative, **conditions: as for making images.
+
+        Returns:
+          float32 [n, height, width, channels], standard normal if the model is good.
+        """
+        rows, n = self._rows(len(images), conditions, negative)
+        whole = inputs.images("images", images, n, self.image_shape, np.uint8)
+        rows = rows._replace(images=pictures.to_float(whole))
+        recipe = self._recipe(guidance, negative)
+        make = functools.partial(programs.noise_of, self._program, recipe, iterations, self._params)
+        return self._in_batches(make, rows, n, seed)
+
+    def _in_batches(self, make: Callable, rows: Rows, n: int, seed: int) -> np.ndarray:
         require(0 <= seed < 2**32, "seed", seed, "it is not a 32-bit number", "give 0 to 4294967295")
-        recipe = self.recipe
-        rule: Any = recipe.guidance
-        if guidance is not None:
-            require(hasattr(rule, "scale"), "guidance", guidance, "this recipe has no guidance scale",
-                    "use a guidance that has one, such as ClassifierFree")  # fmt: skip
-            recipe = dataclasses.replace(recipe, guidance=dataclasses.replace(rule, scale=float(guidance)))
         size = self._program_size(n)
         parts = []
         for first in range(0, n, size):
             index = np.arange(first, first + size, dtype=np.uint32)
-            rows = np.minimum(
+            used = np.minimum(
                 index, n - 1
             )  # the last batch is filled up with copies, which are cut off again
-            chosen = jax.tree.map(lambda value, rows=rows: value[rows], (fields, absent))
-            made = np.asarray(_generate(self._program, recipe, self.params, *chosen, index, np.uint32(seed)))
-            parts.append(made[: n - first])
-        return images.to_uint8(np.concatenate(parts))
+            chosen = jax.tree.map(lambda value, used=used: value[used], rows)
+            parts.append(np.asarray(make(chosen, index, np.uint32(seed)))[: n - first])
+        return np.concatenate(parts)
 
-    def _fields(self, n: int | None, conditions: Mapping[str, Any]) -> tuple[dict, dict, int]:
-        """Conditions as arrays with n rows, and which of them are absent."""
-        parts = self.denoiser.conditioner.parts
-        for name in conditions:
-            require(
-                name in parts,
-                name,
-                conditions[name],
-                "the model has no such condition",
-                f"it has: {', '.join(parts) or 'none'}",
-            )
-        missing = [name for name in parts if name not in conditions]
-        if missing:
-            raise UserError(
-                f"{missing[0]}=: the model needs it. Fix: give {', '.join(missing)}, or None for no condition"
-            )
-        lengths = {name: len(value) for name, value in conditions.items() if np.ndim(value) > 0}
-        if n is None:
-            n = next(iter(lengths.values()), 1)
-        require(n > 0, "n", n, "there would be no image", "give at least 1")
-        examples = self.denoiser.conditioner.example(1)
-        fields, absent = {}, {}
-        for name, value in conditions.items():
-            absent[name] = np.full(n, value is None)
-            if value is None:
-                fields[name] = np.repeat(np.asarray(examples[name]), n, axis=0)
-                continue
-            if lengths.get(name, n) != n:
-                raise UserError(
-                    f"{name}: {lengths[name]} values for {n} images. Fix: give one for each, or one for all"
-                )
-            fields[name] = np.broadcast_to(np.asarray(value), (n, *np.shape(value)[1:]))
-        self.denoiser.conditioner.check(
-            {name: fields[name] for name in fields if conditions[name] is not None}
-        )
-        return fields, absent, n
+    def _recipe(self, guidance: float | None, negative: Mapping[str, Any] | None) -> Recipe:
+        rule = self.recipe.guidance if guidance is None else self.recipe.guidance.with_scale(float(guidance))
+        require(
+            not negative or rule.scale != 1, "negative", negative,
+            "guidance with scale 1 is off, and never looks at it", "give another guidance scale",
+        )  # fmt: skip
+        recipe = dataclasses.replace(self.recipe, guidance=rule)
+        _guidance_of(recipe, self._models)
+        return recipe
+
+    def _rows(
+        self, n: int | None, conditions: Mapping, negative: Mapping | None, otherwise: int = 1
+    ) -> tuple[Rows, int]:
+        conditioners: list[Any] = [model.denoiser.conditioner for model in self._models]
+        fields, absent, n = inputs.fields(conditioners, n, conditions, otherwise)
+        nulls = dict.fromkeys(conditioners[0].parts)
+        instead, no_negative, _ = inputs.fields(conditioners, n, {**nulls, **(negative or {})})
+        return Rows(fields, absent, instead, no_negative), n
 
     def _program_size(self, n: int) -> int:
         """Rows of the compiled program: powers of two, that few are compiled, which the devices share evenly."""
@@ -160,47 +226,28 @@ class Generator:
         return -(-size // rows) * rows
 
     @property
-    def _program(self) -> "_Program":
-        return _Program(self.denoiser, self.image_shape, self.mesh)
+    def _models(self) -> "list[Generator]":
+        return [self] if self.guide is None else [self, self.guide]
+
+    @property
+    def _params(self) -> tuple[Params, ...]:
+        return tuple(model.params for model in self._models)
+
+    @property
+    def _program(self) -> Program:
+        return Program(tuple(model.denoiser for model in self._models), self.image_shape, self.mesh)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Program:
-    """What a compiled sampler is specific to, besides its recipe."""
+def _guidance_of(recipe: Recipe, models: Sequence[Generator]) -> None:
+    """Set the guidance up as sampling does, without a model: what it lacks, it says now and not in the middle."""
+    names = dict.fromkeys(models[0].denoiser.conditioner.parts)
 
-    denoiser: Denoiser
-    image_shape: tuple[int, int, int]
-    mesh: jax.sharding.Mesh
+    def unused(*arguments: Any) -> Any:
+        raise AssertionError("guidance calls no model before it is given images")
 
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _generate(program: _Program, recipe: Recipe, params, fields, absent, index, seed):
-    """Float images for global image numbers `index`, the same on every process."""
-    denoiser = program.denoiser
-    shared = partitioning.batch_sharding(program.mesh)
-    fields, absent, index = jax.lax.with_sharding_constraint((fields, absent, index), shared)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index)
-
-    variables = {"params": params}
-    dropped = denoiser.conditioner.all_dropped(index.shape[0])
-    given, null = (denoiser.apply(variables, fields, drop, method="encode") for drop in (absent, dropped))
-    conditions = {name: Encoded(given[name], null[name]) for name in given}
-
-    def denoise(x, t, conditions, drop) -> Prediction:
-        times = jnp.broadcast_to(t, x.shape[:1])
-        encoded = {name: _shown(conditions[name], drop[name]) for name in conditions}
-        prediction: Any = denoiser.apply(variables, x, times, encoded, method="predict_encoded")
-        return prediction
-
-    made = recipe(denoise, denoiser.process_of(params), conditions, program.image_shape, keys)
-    return jax.lax.with_sharding_constraint(made, partitioning.replicated(program.mesh))
-
-
-def _shown(condition: Encoded, drop) -> Any:
-    """The condition, or its null where it is dropped."""
-    return jax.tree.map(
-        lambda given, null: jnp.where(expand(drop, given), null, given), condition.given, condition.null
-    )
+    guide = unused if len(models) > 1 else None
+    process: Any = models[0].denoiser.process
+    recipe.guidance(unused, process, names, jax.random.split(jax.random.key(0), 1), guide)
 
 
 def restore_average(

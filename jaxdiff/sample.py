@@ -3,6 +3,7 @@
 python -m jaxdiff.sample --workdir runs/digits --n 100 --label all --out digits.png
 python -m jaxdiff.sample --workdir runs/digits --n 8 --label 3 --guidance 2 --steps 30 --out threes
 python -m jaxdiff.sample --workdir runs/digits --n 1000 --label all --out digits.npz
+python -m jaxdiff.sample --workdir runs/digits --n 16 --label 3 --known digit.png --mask mask.png
 """
 
 import pathlib
@@ -38,6 +39,18 @@ def parser() -> command.Parser:
         "--seed", type=int, default=0, help="image i of a seed is always the same (default: 0)"
     )
     flags.add_argument("--guidance", type=float, default=None, help="guidance scale; 1 is no guidance")
+    flags.add_argument(
+        "--negative",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a condition to be guided away from, label=5 for example",
+    )
+    flags.add_argument(
+        "--guide", default=None, metavar="FOLDER[:STEP]", help="a weaker model's run, for Autoguidance"
+    )
+    flags.add_argument("--known", default=None, help="a picture of which a part is to be made anew")
+    flags.add_argument("--mask", default=None, help="a picture of the same size, white where to do so")
     flags.add_argument("--steps", type=int, default=None, help="sampling steps")
     flags.add_argument(
         "--sampler", default=None, help="a class of jaxdiff.sampling: ddim, heun, 'Ddim(eta=1.0)', ..."
@@ -69,14 +82,25 @@ def main(argv: Sequence[str]) -> None:
     from jaxdiff.generator import Generator
 
     packages = [name for name in flags.packages.split(",") if name]
-    generator = Generator.load(flags.workdir, step=flags.step, overrides=overrides, packages=packages)
+    generator = Generator.load(
+        flags.workdir,
+        step=flags.step,
+        overrides=overrides,
+        packages=packages,
+        guide=command.guide_run(flags.guide),
+    )
     conditions, classes = {}, None
     if "label" in generator.denoiser.conditioner.parts:
         classes = generator.denoiser.conditioner.parts["label"].num_classes
         conditions["label"] = labels(flags.label, flags.n, classes)
     elif flags.label is not None:
         raise UserError(f"--label={flags.label}: the model has no label. Fix: leave it out")
-    images = generator(flags.n, seed=flags.seed, guidance=flags.guidance, **conditions)
+    images = generator(
+        flags.n, seed=flags.seed, guidance=flags.guidance, negative=named_values(flags.negative),
+        known=flags.known and read_picture("--known", flags.known, generator.image_shape),
+        mask=flags.mask and read_picture("--mask", flags.mask, (*generator.image_shape[:2], 1)) >= 128,
+        **conditions,
+    )  # fmt: skip
     write(out, images, conditions, rows=classes if flags.label in (None, "all") else None)
     print(f"{len(images)} images in {out}")
 
@@ -95,6 +119,36 @@ def labels(text: str | None, n: int | None, classes: int) -> list[int] | None:
             raise UserError(f"--label={text}: not a class. Fix: {fix}") from None
     n = len(asked) if n is None else n
     return [asked[i % len(asked)] for i in range(n)]
+
+
+def named_values(words: Sequence[str]) -> dict:
+    """``name=value`` each; whole numbers are numbers."""
+    values = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        require(bool(name and equals), "--negative", word, "it names no value", "write label=5")
+        values[name] = int(value) if value.lstrip("-").isdigit() else value
+    return values
+
+
+def read_picture(flag: str, path: str, shape: tuple[int, int, int]):
+    """A picture as uint8 [height, width, channels], which must have the size of the model's images."""
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path, formats=["PNG", "JPEG", "WEBP"]) as opened:
+            picture = np.asarray(ImageOps.exif_transpose(opened).convert("L" if shape[2] == 1 else "RGB"))
+    except OSError as error:
+        raise UserError(
+            f"{flag}={path}: {error.strerror or 'it is no picture'}. Fix: give a PNG file"
+        ) from None
+    height, width, _ = shape
+    require(
+        picture.shape[:2] == (height, width), flag, path,
+        f"it has {picture.shape[1]}x{picture.shape[0]} pixels, not {width}x{height}", "scale or crop it",
+    )  # fmt: skip
+    return picture.reshape(shape)
 
 
 def sampler_target(name: str) -> str:

@@ -51,6 +51,7 @@ def train(experiment, workdir) -> None:
 
     mesh = experiment.mesh.make()
     experiment.check(mesh.devices.size)
+    Generator.of(experiment, None, mesh).check()
 
     def sample_grid(state, step: int) -> dict:
         """A picture of what the averaged model makes."""

@@ -1,14 +1,39 @@
-"""Guidance: how conditional predictions become the one that a sampler follows."""
+"""Classifier-free guidance, and what it shares with other guidance by two predictions."""
 
 import dataclasses
+import math
+from collections.abc import Callable, Collection, Sequence
 
 import jax
 import jax.numpy as jnp
 
-from jaxdiff.errors import require
+from jaxdiff.errors import UserError, require
+from jaxdiff.process.gaussian import Process
 from jaxdiff.process.prediction import Prediction
-from jaxdiff.sampling.loop import ConditionalDenoise, Conditions, DenoiseFn
-from jaxdiff.typing import Images, Keys, Scalar
+from jaxdiff.sampling.combination import Extrapolate, Rule
+from jaxdiff.sampling.loop import ConditionalDenoise, Conditions, DenoiseFn, Remembering
+from jaxdiff.typing import Array, Bool, Images, Keys, Scalar
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """The noise levels ``sigma_min < sigma / alpha <= sigma_max`` (Kynkäänniemi et al. 2024, equation 5).
+
+    ``sigma / alpha`` is the paper's sigma, and the same for every process; infinity is pure noise.
+    """
+
+    sigma_min: float = 0.0
+    sigma_max: float = math.inf
+
+    def __post_init__(self):
+        require(
+            0 <= self.sigma_min < self.sigma_max, "sigma_max", self.sigma_max,
+            f"no noise level lies above sigma_min={self.sigma_min}", "give 0 <= sigma_min < sigma_max",
+        )  # fmt: skip
+
+    def contains(self, process: Process, t: Scalar) -> Bool[Array, ""]:
+        level = jnp.exp(-process.log_snr(t) / 2)
+        return (self.sigma_min < level) & (level <= self.sigma_max)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,48 +45,104 @@ class ClassifierFree:
 
     Attributes:
       scale: 1 is off.
-      t_min, t_max: times between which guidance acts; outside, the conditional model is used alone
-        (Kynkäänniemi et al. 2024). The default means always, also for processes whose time leaves [0, 1].
+      rule: how the two predictions become one, if not by the formula above.
+      interval: the noise levels at which guidance acts; at the others the conditional model is used alone. None means
+        all levels.
     """
 
     scale: float = 1.0
-    t_min: float = 0.0
-    t_max: float = 1.0
+    rule: Rule = Extrapolate()
+    interval: Interval | None = None
 
     def __post_init__(self):
-        why = f"it is not above t_min={self.t_min}"
-        require(self.t_max > self.t_min, "t_max", self.t_max, why, "give a later time")
+        self.rule.check(self.scale)
 
     def __call__(
         self,
         denoise: ConditionalDenoise,
+        process: Process,
         conditions: Conditions,
         keys: Keys,
         guide: ConditionalDenoise | None = None,
-    ) -> DenoiseFn:
-        batch = keys.shape[0]
+    ) -> DenoiseFn | Remembering:
+        refuse_guide(guide)
+        alone = self.rule.alone(self.scale)
+        if alone != 0:
+            require_conditions(self.scale, conditions)
+        shown = ((), tuple(conditions))  # what is dropped in the conditional branch, and in the other
+
+        def branches(*which: int) -> Callable[[Images, Scalar], list[Prediction]]:
+            return lambda x, t: predict(denoise, conditions, [shown[i] for i in which], x, t)
 
         def conditional(x: Images, t: Scalar) -> Prediction:
-            return denoise(x, t, conditions, dict.fromkeys(conditions, jnp.zeros(batch, bool)))
+            return branches(0)(x, t)[0]
 
-        def unconditional(x: Images, t: Scalar) -> Prediction:
-            return denoise(x, t, conditions, dict.fromkeys(conditions, jnp.ones(batch, bool)))
-
-        def combined(x: Images, t: Scalar) -> Prediction:
-            # Each image stands beside its copy, so that a batch split over devices stays where it is.
-            pairs = jax.tree.map(lambda value: jnp.repeat(value, 2, axis=0), (x, conditions))
-            second = jnp.tile(jnp.array([False, True]), batch)
-            both = denoise(pairs[0], t, pairs[1], dict.fromkeys(conditions, second))
-            given, null = (jax.tree.map(lambda value, i=i: value[i::2], both) for i in (0, 1))
-            return Prediction(
-                null.x_0 + self.scale * (given.x_0 - null.x_0),
-                null.noise + self.scale * (given.noise - null.noise),
-                given.variance_fraction,  # the spread of the conditional model: there is nothing to extrapolate
-            )
-
-        if self.scale == 1:
+        if alone == 0:
             return conditional
-        guided = unconditional if self.scale == 0 else combined
-        if self.t_min <= 0 and self.t_max >= 1:
-            return guided
-        return lambda x, t: jax.lax.cond((t >= self.t_min) & (t <= self.t_max), guided, conditional, x, t)
+        if alone == 1:
+            return within(self.interval, process, lambda x, t: branches(1)(x, t)[0], conditional)
+        guided = combine(self.rule, self.scale, process, branches(0, 1))
+        return within(self.interval, process, guided, conditional)
+
+    def with_scale(self, scale: float) -> "ClassifierFree":
+        return dataclasses.replace(self, scale=scale)
+
+
+def predict(
+    denoise: ConditionalDenoise,
+    conditions: Conditions,
+    dropped: Sequence[Collection[str]],
+    x: Images,
+    t: Scalar,
+) -> list[Prediction]:
+    """One prediction for each item of `dropped`, the names of conditions that are not to be seen; in one call."""
+    branches, batch = len(dropped), x.shape[0]
+    # Each image stands beside its copies, so that a batch split over devices stays where it is.
+    x, conditions = jax.tree.map(lambda value: jnp.repeat(value, branches, axis=0), (x, conditions))
+    drop = {name: jnp.tile(jnp.array([name in names for names in dropped]), batch) for name in conditions}
+    together = denoise(x, t, conditions, drop)
+    return [jax.tree.map(lambda value, i=i: value[i::branches], together) for i in range(branches)]
+
+
+def combine(
+    rule: Rule, scale: float, process: Process, both: Callable[[Images, Scalar], Sequence[Prediction]]
+) -> DenoiseFn | Remembering:
+    """The denoiser that `rule` makes of two predictions: the one wanted, and the one to get away from."""
+
+    def call(memory: object, x: Images, t: Scalar) -> tuple[Prediction, object]:
+        given, null = both(x, t)
+        guided, memory = rule(memory, scale, given, null, process.signal(t))
+        # The spread of the conditional model: there is nothing to extrapolate.
+        return guided._replace(variance_fraction=given.variance_fraction), memory
+
+    return Remembering(call, rule.init) if rule.remembers else lambda x, t: call((), x, t)[0]
+
+
+def within(
+    interval: Interval | None, process: Process, inside: DenoiseFn | Remembering, outside: DenoiseFn
+) -> DenoiseFn | Remembering:
+    """`inside` in the interval and `outside` elsewhere, where nothing is learned either."""
+    if interval is None:
+        return inside
+
+    def choose(guided: Callable, plain: Callable) -> Callable:
+        return lambda *state: jax.lax.cond(interval.contains(process, state[-1]), guided, plain, *state)
+
+    if isinstance(inside, Remembering):
+        return Remembering(choose(inside.call, lambda memory, x, t: (outside(x, t), memory)), inside.init)
+    return choose(inside, outside)
+
+
+def refuse_guide(guide: ConditionalDenoise | None) -> None:
+    require(
+        guide is None, "guide", guide, "this recipe's guidance has no use for another model",
+        "leave it out, or take Autoguidance",
+    )  # fmt: skip
+
+
+def require_conditions(scale: object, conditions: Conditions) -> None:
+    if not conditions:
+        fix = "use 1 (off), or a model with conditions"
+        raise UserError(
+            f"sampling.guidance.scale={scale!r}: there is no condition to be guided by. Fix: {fix}"
+        )

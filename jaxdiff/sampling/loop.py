@@ -5,19 +5,18 @@ times the steps visit; guidance makes a denoiser out of a conditional one, and m
 None of them holds another.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.extend.core import get_opaque_trace_state
 
-from jaxdiff.errors import require
+from jaxdiff.errors import UserError
 from jaxdiff.process import transition
 from jaxdiff.process.gaussian import Process
 from jaxdiff.process.prediction import Prediction
-from jaxdiff.typing import Array, Drops, Float, Images, Keys, Scalar
+from jaxdiff.typing import Array, Bool, Drops, Float, Images, Keys, Scalar
 
 DenoiseFn = Callable[[Images, Scalar], Prediction]
 """(images, one time for all of them) -> prediction."""
@@ -28,22 +27,37 @@ Conditions = Mapping[str, Any]
 ConditionalDenoise = Callable[[Images, Scalar, Conditions, Drops], Prediction]
 """(images, one time for all of them, conditions, for each condition which images are to ignore it) -> prediction."""
 
-PRIOR = 2**31 - 1  # the number folded into a key for the initial noise; steps count from 0 and never get here
 RISE = 2**31 - 2  # folded into the key of a step for the noise that takes its image up to where it begins
 
 
 class Encoded(NamedTuple):
-    """A condition as the model has embedded it, beside the null that it shows instead where it is dropped."""
+    """A condition as the model has embedded it, beside the null that it shows instead where it is dropped.
+
+    `value` is the condition before that, for those who read it themselves, such as a classifier; it means nothing for
+    images that are `absent`, whose user has given no condition.
+    """
 
     given: Any
     null: Any
+    value: Any = None
+    absent: Any = None
+
+
+class Known(NamedTuple):
+    """Images of which a part is given: the pixels where `mask` is True are to be made, the others are to be kept."""
+
+    images: Images
+    mask: Bool[Array, "batch height width #channels"]
 
 
 class Remembering(NamedTuple):
-    """A denoiser that learns from call to call: ``call(memory, images, time) -> (prediction, memory)``."""
+    """A denoiser that learns from call to call: ``call(memory, images, time) -> (prediction, memory)``.
+
+    ``init(images)`` is what it knows before the first call.
+    """
 
     call: Callable[[Any, Images, Scalar], tuple[Prediction, Any]]
-    memory: Any
+    init: Callable[[Images], Any]
 
 
 class State(NamedTuple):
@@ -90,16 +104,27 @@ class Grid(Protocol):
 class Guidance(Protocol):
     """Makes a denoiser out of a conditional one and the conditions of a batch.
 
-    `keys`, one for each image, are for guidance that draws; `guide` is another model to be guided by.
+    `keys`, one for each image, are for guidance that draws; `guide` is another model to be guided by, for the same
+    noisy images and times.
     """
 
     def __call__(
         self,
         denoise: ConditionalDenoise,
+        process: Process,
         conditions: Conditions,
         keys: Keys,
         guide: ConditionalDenoise | None = None,
     ) -> DenoiseFn | Remembering: ...
+
+    @property
+    def scale(self) -> float:
+        """By what number its strength is known."""
+        ...
+
+    def with_scale(self, scale: float) -> "Guidance":
+        """The same at another strength, where 1 is the conditional model."""
+        ...
 
 
 @runtime_checkable
@@ -111,50 +136,11 @@ class Modifier(Protocol):
     ) -> DenoiseFn: ...
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How images are made.
+@runtime_checkable
+class Inpainting(Protocol):
+    """Makes a denoiser that keeps to what is known of the images, and fills in the rest."""
 
-    Attributes:
-      sampler, grid: the steps, and the times that they visit.
-      guidance: how conditions act.
-      steps: the number of times on the grid.
-      modifiers: what is done to the guided prediction, in this order.
-    """
-
-    sampler: Sampler
-    grid: Grid
-    guidance: Guidance
-    steps: int
-    modifiers: tuple[Modifier, ...] = ()
-
-    def __post_init__(self):
-        require(self.steps >= 1, "steps", self.steps, "no image comes of no step", "give 1 or more")
-
-    def calls(self, process: Process) -> int:
-        """Calls of the denoiser for one batch (guidance may double the batch of a call)."""
-        path = _as_path(self.grid(process, self.steps))
-        rises = 1 + np.flatnonzero(np.asarray(path.start)[1:] > np.asarray(path.end)[:-1])
-        runs = np.diff([0, *rises, len(path.start)])
-        return sum(self.sampler.calls(int(steps)) for steps in runs) + 1
-
-    def __call__(
-        self,
-        denoise: ConditionalDenoise,
-        process: Process,
-        conditions: Conditions,
-        shape: tuple[int, int, int],
-        keys: Keys,
-        guide: ConditionalDenoise | None = None,
-    ) -> Images:
-        """Draw one image of `shape` (height, width, channels) for each key, under its conditions."""
-        times = self.grid(process, self.steps)
-        noise = noise_like(_fold_in(keys, PRIOR), jnp.zeros((keys.shape[0], *shape)))
-        x = noise * process.signal(_ends(times)[0]).sigma
-        guided = self.guidance(denoise, conditions, keys, guide)
-        for modifier in self.modifiers:
-            guided = modify(guided, lambda fn, modifier=modifier: modifier(fn, process, conditions, keys))
-        return sample(self.sampler, guided, process, times, x, keys)
+    def __call__(self, denoise: DenoiseFn, process: Process, known: Known) -> DenoiseFn: ...
 
 
 def sample(
@@ -168,7 +154,7 @@ def sample(
     """Clean images from noisy ones at the first time. The last step is the jump to the predicted image."""
     denoise = _remembering(denoise)
     x, memory = _walk(sampler, denoise, process, times, x, keys)
-    prediction, _ = denoise.call(memory, x, _ends(times)[1].astype(x.dtype))
+    prediction, _ = denoise.call(memory, x, ends(times)[1].astype(x.dtype))
     return prediction.x_0
 
 
@@ -196,7 +182,7 @@ def modify(
         prediction = modifier(recorder)(x, t)
         return prediction, recorder.memory
 
-    return Remembering(call, denoise.memory)
+    return Remembering(call, denoise.init)
 
 
 def noise_like(keys: Keys, x: Images) -> Images:
@@ -214,20 +200,20 @@ def _walk(
 ) -> tuple[Images, Any]:
     """Images at the last time, and what the denoiser remembers."""
     rises = isinstance(times, Path)
-    start, end = (value.astype(x.dtype) for value in _as_path(times))
+    start, end = (value.astype(x.dtype) for value in as_path(times))
     origin = jnp.concatenate([start[:1], end[:-1]])  # where the images are when a step begins
 
     def step(carry: tuple[State, Any], inputs: tuple) -> tuple[tuple[State, Any], None]:
         state, memory = carry
         index, t_origin, t, t_next = inputs
-        step_keys = _fold_in(keys, index)
+        step_keys = fold_in(keys, index)
         if rises:
-            state = _rise(sampler, process, state, t_origin, t, _fold_in(step_keys, RISE))
+            state = _rise(sampler, process, state, t_origin, t, fold_in(step_keys, RISE))
         recorder = _Recorder(denoise.call, memory)
         state = sampler.step(recorder, process, state, t, t_next, step_keys)
         return (state, recorder.memory), None
 
-    first = (sampler.init(x), denoise.memory)
+    first = (sampler.init(x), denoise.init(x))
     (state, memory), _ = jax.lax.scan(step, first, (jnp.arange(len(start)), origin, start, end))
     return state.x, memory
 
@@ -241,12 +227,20 @@ def _rise(sampler: Sampler, process: Process, state: State, s: Scalar, t: Scalar
 
 
 class _Recorder:
-    """A remembering denoiser during one step: an ordinary `DenoiseFn` that keeps its memory."""
+    """A remembering denoiser during one step: an ordinary `DenoiseFn` that keeps its memory.
+
+    What is learned inside a loop, branch or gradient of the caller's own cannot be carried out of it.
+    """
 
     def __init__(self, call: Callable[[Any, Images, Scalar], tuple[Prediction, Any]], memory: Any):
-        self._call, self.memory = call, memory
+        self._call, self.memory, self._trace = call, memory, get_opaque_trace_state()
 
     def __call__(self, x: Images, t: Scalar) -> Prediction:
+        if jax.tree.leaves(self.memory) and get_opaque_trace_state() != self._trace:
+            raise UserError(
+                "sampling.guidance=: it remembers from call to call, and a sampler or modifier of this recipe calls it "
+                "inside a loop, branch or gradient of its own. Fix: take another, or guidance without a memory"
+            )
         prediction, self.memory = self._call(self.memory, x, t)
         return prediction
 
@@ -254,17 +248,17 @@ class _Recorder:
 def _remembering(denoise: DenoiseFn | Remembering) -> Remembering:
     if isinstance(denoise, Remembering):
         return denoise
-    return Remembering(lambda memory, x, t: (denoise(x, t), memory), ())
+    return Remembering(lambda memory, x, t: (denoise(x, t), memory), lambda x: ())
 
 
-def _as_path(times: Float[Array, "times"] | Path) -> Path:
+def as_path(times: Float[Array, "times"] | Path) -> Path:
     return times if isinstance(times, Path) else Path(times[:-1], times[1:])
 
 
-def _ends(times: Float[Array, "times"] | Path) -> tuple[Scalar, Scalar]:
+def ends(times: Float[Array, "times"] | Path) -> tuple[Scalar, Scalar]:
     """The first and the last time."""
     return (times.start[0], times.end[-1]) if isinstance(times, Path) else (times[0], times[-1])
 
 
-def _fold_in(keys: Keys, number: Any) -> Keys:
+def fold_in(keys: Keys, number: Any) -> Keys:
     return jax.vmap(jax.random.fold_in, (0, None))(keys, number)

@@ -16,7 +16,8 @@ from jaxdiff.sampling.ddim import Ddim
 from jaxdiff.sampling.dpm_solver import DpmSolver2M
 from jaxdiff.sampling.guidance import ClassifierFree
 from jaxdiff.sampling.heun import Euler, Heun
-from jaxdiff.sampling.loop import PRIOR, Recipe, noise_like
+from jaxdiff.sampling.loop import noise_like
+from jaxdiff.sampling.recipe import PRIOR, Recipe
 
 SAMPLERS = [Euler(), Ddim(), Ddim(1.0), Heun(), Heun(churn=0.2), DpmSolver2M()]
 SHAPE = (2, 2, 1)

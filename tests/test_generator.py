@@ -1,0 +1,306 @@
+"""What a user reaches from Python and from the command line, with a model whose images are known in closed form."""
+
+import dataclasses
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxdiff import command, experiment, sample
+from jaxdiff.conditioning.conditioner import Conditioner
+from jaxdiff.conditioning.vector import ClassLabel
+from jaxdiff.data import images as pictures
+from jaxdiff.denoiser import Denoiser
+from jaxdiff.distributed import runtime
+from jaxdiff.embeddings import Embeddings
+from jaxdiff.errors import UserError
+from jaxdiff.generator import Generator
+from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving
+from jaxdiff.process.prediction import Data, V
+from jaxdiff.process.schedule import Cosine
+from jaxdiff.sampling.autoguidance import Autoguidance
+from jaxdiff.sampling.classifier import ClassifierGuidance
+from jaxdiff.sampling.composition import PerCondition
+from jaxdiff.sampling.ddim import Ddim
+from jaxdiff.sampling.grids import Karras, Uniform
+from jaxdiff.sampling.guidance import ClassifierFree
+from jaxdiff.sampling.recipe import Recipe
+from jaxdiff.sampling.revisiting_grids import RePaint
+
+MEANS, NULL, SHAPE = np.linspace(-0.4, 0.4, 5), 0.05, (2, 3, 1)
+FLOW, UNIFORM, PLAIN, DATA = RectifiedFlow(), Uniform(), ClassifierFree(), Data()
+
+
+class Nothing(nn.Module):
+    """Of the noise level, nothing."""
+
+    @nn.compact
+    def __call__(self, noise_label):
+        return Embeddings(vector=jnp.zeros((noise_label.shape[0], 2)))
+
+
+class Mean(nn.Module):
+    """Predicts the first number of its condition's vector, and `slope` times the noisy image."""
+
+    @nn.compact
+    def __call__(self, x, embeddings, *, train):
+        gain, slope = (self.param(name, nn.initializers.ones, ()) for name in ("gain", "slope"))
+        return gain * embeddings.vector[:, 0][:, None, None, None] + slope * x
+
+
+def a_generator(
+    guidance=PLAIN,
+    grid=UNIFORM,
+    process=FLOW,
+    *,
+    parameterization=DATA,
+    gain=1.0,
+    slope=0.0,
+    classes=5,
+    steps=4,
+    **changes,
+):
+    """A model of which, without a slope, all images are the means of their classes."""
+    conditioner = Conditioner(Nothing(), {"label": ClassLabel(classes, 2)})
+    table = np.stack([np.resize(MEANS, classes), np.zeros(classes)], axis=1)
+    params = {
+        "network": {"gain": np.float32(gain), "slope": np.float32(slope)},
+        "conditioner": {"parts_label": {"table": table, "null": np.array([[NULL, 0.0]])}},
+    }
+    recipe = Recipe(Ddim(), grid, guidance, steps, **changes)
+    mesh = jax.make_mesh(
+        (1, 1, 1),
+        ("data", "fsdp", "tensor"),
+        axis_types=(jax.sharding.AxisType.Auto,) * 3,
+        devices=jax.devices()[:1],
+    )
+    params = jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), params)
+    return Generator(Denoiser(Mean(), conditioner, process, parameterization), params, recipe, SHAPE, mesh)
+
+
+def constant(means):
+    """Images of one colour each."""
+    values = np.broadcast_to(np.asarray(means, np.float32)[:, None, None, None], (len(means), *SHAPE))
+    return pictures.to_uint8(values)
+
+
+def test_images_are_those_of_their_class_and_guidance_leads_away_from_none():
+    generator = a_generator()
+    np.testing.assert_array_equal(generator(label=[0, 3]), constant(MEANS[[0, 3]]))
+    np.testing.assert_array_equal(generator(2, label=None), constant([NULL, NULL]))
+    expected = NULL + 2 * (MEANS[[0, 3]] - NULL)
+    np.testing.assert_array_equal(generator(label=[0, 3], guidance=2.0), constant(expected))
+    every = a_generator(PerCondition(("label",), (5.0,)))
+    np.testing.assert_array_equal(every(label=[0, 3], guidance=2.0), constant(expected))
+
+
+def test_nothing_of_the_null_is_in_a_conditional_image_nor_of_a_class_in_an_unconditional_one():
+    generator = a_generator()
+
+    def broken(name):
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf + jnp.nan if path[-1].key == name else leaf, generator.params
+        )
+        return dataclasses.replace(generator, params=params)
+
+    np.testing.assert_array_equal(broken("null")(label=[0, 3]), generator(label=[0, 3]))
+    np.testing.assert_array_equal(broken("table")(2, label=None), generator(2, label=None))
+    np.testing.assert_array_equal(broken("table")(label=[0, 3], guidance=0.0), constant([NULL, NULL]))
+
+
+def test_negative_conditions_stand_in_for_none():
+    generator = a_generator(ClassifierFree(2.0))
+    found = generator(label=[1, 2], negative={"label": [3, 0]})
+    np.testing.assert_array_equal(found, constant(2 * MEANS[[1, 2]] - MEANS[[3, 0]]))
+    found = generator(2, label=None, negative={"label": 3})
+    np.testing.assert_array_equal(found, constant([2 * NULL - MEANS[3]] * 2))
+    found = generator(label=[1], negative={"label": None})
+    np.testing.assert_array_equal(found, generator(label=[1]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"negative": {"label": 3}, "guidance": 1.0}, "negative=.*never looks at it"),
+        ({"negative": {"label": 7}}, "label=7: classes are 0 to 4"),
+        ({"negative": {"text": "x"}}, "text='x': the model has no such condition"),
+        ({"negative": {"label": [1, 2, 3]}}, "label: 3 values for 2 images"),
+        ({"known": np.zeros(SHAPE, np.uint8)}, "mask=None.*belong together"),
+        ({"mask": np.ones(SHAPE, bool)}, "known=None.*belong together"),
+        ({"known": np.zeros((3, *SHAPE), np.uint8), "mask": np.ones((2, 3), bool)}, r"known=uint8\[3, 2, 3, 1\]"),
+        ({"known": np.zeros(SHAPE), "mask": np.ones((2, 3), bool)}, r"known=float64.*as uint8"),
+        ({"known": np.zeros(SHAPE, np.uint8), "mask": np.ones((3, 2), bool)}, r"mask='bool\[3, 2, 1\]'"),
+        ({"known": np.zeros(SHAPE, np.uint8), "mask": np.ones((2, 3))}, r"mask='float64\[2, 3, 1\]'"),
+        ({"noise": np.zeros((2, 3, 2, 1))}, r"noise=float64\[2, 3, 2, 1\]: it is not 2 images of 2x3x1"),
+        ({"seed": -1}, "seed=-1"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_said_readably(arguments, message):
+    with pytest.raises(UserError, match=message):
+        a_generator(ClassifierFree(2.0))(label=[1, 2], **arguments)
+
+
+def test_autoguidance_leads_away_from_a_guide_of_another_network_and_process():
+    """At level 3 and with noise of ones, ``x / alpha`` is 3 for every process; the guide predicts a tenth of it."""
+    generator = a_generator(Autoguidance(1.5), Karras(0.1, 3.0), steps=1)
+    guide = a_generator(process=VarianceExploding(), gain=0.5, slope=0.1, classes=9)
+    found = generator.guided_by(guide)(label=[1, 4], noise=np.ones(SHAPE, np.float32))
+    main, bad = MEANS[[1, 4]], 0.5 * MEANS[[1, 4]] + 0.3
+    np.testing.assert_allclose(found, constant(main + 0.5 * (main - bad)).astype(int), atol=1)
+    assert np.all(found != generator.guided_by(generator)(label=[1, 4]))
+
+
+def test_guides_that_do_not_fit_are_refused_and_so_is_none():
+    generator = a_generator(Autoguidance(1.5))
+    with pytest.raises(UserError, match="guide=None: autoguidance needs another model"):
+        generator(label=[1])
+    with pytest.raises(UserError, match="guide=None"):
+        generator.check()
+    np.testing.assert_array_equal(generator(label=[1], guidance=1.0), constant(MEANS[[1]]))
+    with pytest.raises(UserError, match=r"guide=\(4, 4, 1\): its images are no \(2, 3, 1\)"):
+        generator.guided_by(dataclasses.replace(a_generator(), image_shape=(4, 4, 1)))
+    text = Denoiser(Mean(), Conditioner(Nothing(), {"text": ClassLabel(5, 2)}), FLOW, Data())
+    with pytest.raises(UserError, match="guide='text': the guided model lacks"):
+        generator.guided_by(dataclasses.replace(a_generator(), denoiser=text))
+    with pytest.raises(UserError, match="no use for another model"):
+        a_generator(ClassifierFree(2.0)).guided_by(a_generator())(label=[1])
+    with pytest.raises(UserError, match="label=4: classes are 0 to 2"):
+        generator.guided_by(a_generator(classes=3))(label=[4])
+    generator.guided_by(a_generator()).check()
+
+
+@pytest.mark.parametrize("grid", [UNIFORM, RePaint(UNIFORM, 1, 2)], ids=["plain", "RePaint"])
+def test_known_pixels_of_all_256_levels_come_back_to_the_bit(grid):
+    generator = a_generator(grid=grid)
+    mask = np.array([[True, False, False], [False, False, True]])
+    known = np.zeros((64, *SHAPE), np.uint8)
+    known[:, ~mask] = np.arange(256, dtype=np.uint8).reshape(64, 4, 1)
+    found = generator(label=2, known=known, mask=mask)
+    kept = np.broadcast_to(~mask[..., None], found.shape)
+    np.testing.assert_array_equal(found[kept], known[kept])
+    np.testing.assert_array_equal(found[~kept], constant(MEANS[[2]])[0, 0, 0, 0])
+    one = generator(3, label=2, known=known[5], mask=np.broadcast_to(mask[None, ..., None], (3, *SHAPE)))
+    np.testing.assert_array_equal(one, found[[5, 5, 5]])
+
+
+def test_an_image_is_inverted_to_the_noise_that_makes_it():
+    """A network that answers v = 0.1 x + mean: images differ as their noise, and iterations find it."""
+    process, grid = VariancePreserving(Cosine()), Karras(0.005, 5.0)
+    generator = a_generator(ClassifierFree(1.5), grid, process, slope=0.1, steps=6, parameterization=V())
+    noise = 0.3 * np.random.default_rng(0).normal(size=(2, *SHAPE)).astype(np.float32)
+    made = generator(label=[0, 4], noise=noise)
+    found = generator.invert(made, label=[0, 4], iterations=20)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(
+        found, noise, atol=0.02
+    )  # a level of uint8 is 0.008, and the inverse begins at 0.005
+    again = generator(label=[0, 4], noise=found)
+    assert np.abs(again.astype(int) - made).max() <= 1
+    rough, other = (
+        generator.invert(made, label=[0, 4], **arguments)
+        for arguments in ({}, {"guidance": 1.0, "iterations": 20})
+    )
+    assert np.abs(rough - noise).max() > 0.05
+    assert np.abs(other - noise).max() > 0.05
+    with pytest.raises(UserError, match=r"sampling.grid=RePaint"):
+        a_generator(grid=RePaint(UNIFORM, 1, 2)).invert(made, label=[0, 4])
+
+
+def test_an_image_does_not_depend_on_the_batch_that_it_is_made_in():
+    generator = a_generator(ClassifierFree(2.0), Karras(0.05, 5.0), slope=0.2)
+    arguments = {
+        "label": [0, 1, 2, 3, 4], "negative": {"label": [4, 3, 2, 1, 0]}, "seed": 7,
+        "known": np.arange(30, dtype=np.uint8).reshape(5, *SHAPE), "mask": np.eye(2, 3, dtype=bool),
+    }  # fmt: skip
+    together = generator(**arguments)
+    np.testing.assert_array_equal(dataclasses.replace(generator, batch_size=2)(**arguments), together)
+    assert len({image.tobytes() for image in together}) == 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Label:
+    """A log-density whose gradient is the class itself, where there is one."""
+
+    def __call__(self, x, t, conditions):
+        label = conditions["label"]
+        value = jnp.where(label.absent, 0, label.value).astype(x.dtype)
+        return value * jnp.sum(x, axis=(1, 2, 3))
+
+
+def test_a_classifier_sees_conditions_as_they_were_given():
+    """The image moves by ``sigma^2 / alpha`` times the gradient; at level 1, time 1/2, that is half the class."""
+    generator = a_generator(grid=Karras(0.5, 1.0), steps=1, modifiers=(ClassifierGuidance(Label()),))
+    np.testing.assert_array_equal(generator(label=[0, 1]), constant([MEANS[0], MEANS[1] + 0.5]))
+    np.testing.assert_array_equal(generator(1, label=None), constant([NULL]))
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path):
+    """Runs `jaxdiff.sample` on the model above; gives the images and the arguments of `Generator.load`."""
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(experiment, "read_config", lambda workdir: json.loads("{}"))
+    monkeypatch.setattr(runtime, "start", lambda: None)
+    asked = {}
+
+    def load(workdir, **arguments):
+        asked.update(arguments)
+        return a_generator(ClassifierFree(2.0))
+
+    monkeypatch.setattr(Generator, "load", load)
+
+    def run(*words):
+        out = tmp_path / "out.npz"
+        sample.main(["--workdir", str(tmp_path), "--out", str(out), "--overwrite", *words])
+        return np.load(out)["images"], asked
+
+    return run
+
+
+def test_the_command_hands_negative_conditions_pictures_and_a_guide_over(call, tmp_path):
+    images, asked = call("--label", "1", "--negative", "label=3", "--guide", "runs/weak:500")
+    np.testing.assert_array_equal(images, constant([2 * MEANS[1] - MEANS[3]]))
+    assert asked["guide"] == ("runs/weak", 500)
+    known, mask = np.arange(6, dtype=np.uint8).reshape(2, 3), np.array([[255, 0, 0], [127, 128, 0]], np.uint8)
+    Image.fromarray(known).save(tmp_path / "known.png")
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    pair = ("--known", str(tmp_path / "known.png"), "--mask", str(tmp_path / "mask.png"))
+    images, _ = call("--n", "4", "--label", "1", "--guidance", "1", *pair)
+    made = constant(MEANS[[1]])[0, 0, 0, 0]
+    np.testing.assert_array_equal(images[..., 0], [[[made, 1, 2], [3, made, 5]]] * 4)
+
+
+def test_the_command_says_readably_what_a_picture_or_a_word_lacks(call, tmp_path):
+    Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / "large.png")
+    (tmp_path / "text.png").write_text("no picture")
+    cases = {
+        (
+            "--known",
+            str(tmp_path / "large.png"),
+            "--mask",
+            str(tmp_path / "large.png"),
+        ): "5x4 pixels, not 3x2",
+        ("--mask", str(tmp_path / "text.png")): "--mask=.*text.png: it is no picture",
+        ("--known", str(tmp_path / "absent.png")): "--known=.*No such file",
+        ("--negative", "label"): "--negative='label': it names no value",
+        ("--negative", "label=x"): "label=x: a class is an integer",
+    }
+    for words, message in cases.items():
+        with pytest.raises(UserError, match=message):
+            call("--label", "1", *words)
+
+
+@pytest.mark.parametrize(
+    ("text", "run"),
+    [
+        (None, None),
+        ("runs/weak", "runs/weak"),
+        ("runs/weak:500", ("runs/weak", 500)),
+        ("gs://runs/a", "gs://runs/a"),
+    ],
+)
+def test_a_guide_is_a_folder_and_perhaps_a_step(text, run):
+    assert command.guide_run(text) == run

@@ -1,0 +1,124 @@
+"""UniPC: the orders of the paper, and what it has in common with DPM-Solver++."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from solving import GRIDS, VE, denoiser, errors, orders, solve, start, truth, walk
+
+from jaxdiff.sampling.ddim import Ddim
+from jaxdiff.sampling.dpm_solver import DpmSolver2M
+from jaxdiff.sampling.sa_solver import SaSolver
+from jaxdiff.sampling.unipc import UniPc
+
+
+@pytest.mark.parametrize(
+    ("sampler", "order", "steps"),
+    [
+        (UniPc(1), 2, 96),
+        (UniPc(1, "bh1", integrand="noise"), 2, 96),
+        (UniPc(2), 3, 96),
+        (UniPc(2, "bh1"), 3, 96),
+        (UniPc(2, integrand="noise"), 3, 96),
+        (UniPc(3), 4, 96),
+        (UniPc(2, corrector=False), 2, 96),
+    ],
+    ids=str,
+)
+def test_order_of_convergence(sampler, order, steps):
+    """The corrector is worth one order, and mends the steps of the start too (Zhao et al. 2023, theorem 3.1).
+
+    At the noise level where these grids begin, the predicted image hardly changes in the first step.
+    """
+    found = orders(sampler, steps)
+    assert np.all(np.abs(found - order) < 0.15), found
+
+
+@pytest.mark.parametrize("sampler", [UniPc(3, "bh1"), UniPc(3, integrand="noise")], ids=str)
+def test_fourth_order_from_a_finer_start(sampler):
+    """What the first step leaves, mended by a line only, is of third order. So here it is a short one."""
+
+    def found(steps):
+        finer = 2.0 ** -jnp.arange(6, 0, -1)
+        coarse = [grid(VE, steps + 1) for grid in GRIDS]
+        times = jnp.stack([jnp.concatenate([t[:1], t[0] + (t[1] - t[0]) * finer, t[1:]]) for t in coarse])
+        square = (np.asarray(solve(sampler, VE, times, start())) - truth()) ** 2
+        return np.sqrt(square.reshape(len(GRIDS), 2, -1).mean(-1))
+
+    order = np.log2(found(96) / found(192))
+    assert np.all(np.abs(order - 4) < 0.35), order
+
+
+def test_the_corrector_is_worth_a_call():
+    assert np.all(errors(UniPc(2), 96) < errors(UniPc(2, corrector=False), 96) / 5)
+
+
+@pytest.mark.parametrize("integrand", ["x_0", "noise"])
+def test_without_the_corrector_the_second_order_is_dpm_solvers(integrand):
+    """The midpoint rule of DPM-Solver++(2M) is UniP-2 with B(h) = exp(h) - 1."""
+    times = GRIDS[0](VE, 7)
+    found = walk(UniPc(2, corrector=False, integrand=integrand), denoiser(VE), VE, times, start())
+    expected = walk(DpmSolver2M(integrand=integrand), denoiser(VE), VE, times, start())
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-11)
+
+
+def test_without_the_corrector_the_first_order_is_ddim():
+    times = GRIDS[0](VE, 5)
+    found, expected = (
+        walk(one, denoiser(VE), VE, times, start()) for one in (UniPc(1, corrector=False), Ddim())
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("integrand", ["x_0", "noise"])
+def test_b_of_h_makes_a_difference_between_two_predictions_only(integrand):
+    """With a past of three predictions a step and its correction are the exact ones, whatever B(h)."""
+    times, x = GRIDS[0](VE, 7), start()
+    one, *others = (
+        UniPc(3, integrand=integrand),
+        UniPc(3, "bh1", integrand=integrand),
+        SaSolver(3, 4, tau=0.0, integrand=integrand),
+    )
+    keys, state = jax.random.split(jax.random.key(0), len(x)), one.init(x)
+    for k in range(3):
+        state = one.step(denoiser(VE), VE, state, times[k], times[k + 1], keys)
+    later, whole = (
+        [walk(sampler, denoiser(VE), VE, *run)[-1] for sampler in (one, *others)]
+        for run in ((times[3:], x, (), state), (times, x))
+    )
+    np.testing.assert_allclose(later, [later[0]] * 3, rtol=1e-10, atol=1e-11)
+    for other in whole[1:]:
+        assert np.abs(other - whole[0]).max() > 1e-5
+
+
+def test_a_correction_is_what_an_exact_integral_asks_for():
+    """The predicted image is a parabola in lambda. UniP-2 knows its slope only, UniPC-2 all of it."""
+
+    def image(lam):
+        return 0.3 + lam * (0.7 - 1.1 * lam)
+
+    def denoise(x, t):
+        x_0 = jnp.broadcast_to(image(VE.log_snr(t) / 2), x.shape)
+        return denoiser(VE)(x, t)._replace(x_0=x_0, noise=(x - x_0) / VE.signal(t).sigma)
+
+    lam = np.array([-1.0, -0.7, -0.2, 0.1, 0.5])
+    times = VE.time(jnp.asarray(2 * lam))
+    x, solver = jnp.ones_like(start()), UniPc(2)
+    keys = jax.random.split(jax.random.key(0), len(x))
+    state = solver.init(x)
+    corrected = []
+    for k in range(4):
+        after = solver.step(denoise, VE, state, times[k], times[k + 1], keys)
+        # Without what the predictor added, the step is that of first order from the corrected images.
+        first_order = after.x - after.memory.added
+        sigma, sigma_next = np.exp(-lam[k]), np.exp(-lam[k + 1])
+        corrected.append((first_order - (1 - sigma_next / sigma) * image(lam[k])) * sigma / sigma_next)
+        state = after
+    nodes, weights = np.polynomial.legendre.leggauss(20)
+    for k in range(1, 3):  # the first step is mended by a line only
+        half = (lam[k + 1] - lam[k]) / 2
+        u = lam[k] + half * (nodes + 1)
+        exact = corrected[k] * np.exp(lam[k] - lam[k + 1]) + half * np.dot(
+            weights, np.exp(u - lam[k + 1]) * image(u)
+        )
+        np.testing.assert_allclose(corrected[k + 1], exact, rtol=1e-10)

@@ -16,11 +16,14 @@ FORMULAS = [pathlib.Path(__file__).parent / name for name in ("likelihood", "pro
 
 
 @pytest.fixture(autouse=True)
-def precision(request):
-    """Double precision for formulas, unless a test asks for `float32`."""
-    exact = request.path.parent in FORMULAS and "float32" not in request.fixturenames
+def formulas(request):
+    """Formulas in double precision, unless a test asks for `float32`, and compiled without ado: they run but once."""
+    formula = request.path.parent in FORMULAS
+    exact = formula and "float32" not in request.fixturenames
+    jax.config.update("jax_disable_most_optimizations", formula)
     with jax.enable_x64(exact or jax.config.jax_enable_x64):
         yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 from commands import DIGITS, TINY, digest, metrics, run, start
 from PIL import Image
 
+pytestmark = pytest.mark.xdist_group("end to end")  # one worker: they share a run, and want a core for it
 STEPS = 12
 TRAIN = (
     "--config",

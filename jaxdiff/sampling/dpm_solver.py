@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxdiff.errors import require
 from jaxdiff.process.gaussian import Process
 from jaxdiff.process.prediction import Prediction
-from jaxdiff.sampling.exponential import finite, length, require_integrand, weights
+from jaxdiff.sampling.exponential import finite, length, moved, require_integrand, weights
 from jaxdiff.sampling.loop import DenoiseFn, State, noise_like
 from jaxdiff.typing import Images, Keys, Scalar
 
@@ -55,15 +55,12 @@ class DpmSolver1:
             kept, fresh = 1 - self.eta * jnp.expm1(h), self.eta * jnp.expm1(2 * h)
         return alpha * x_0 + sigma * (kept * noise + jnp.sqrt(fresh) * noise_like(keys, x_0))
 
-    def _weights(
-        self, process: Process, t_next: Scalar, h: Scalar
-    ) -> tuple[float | Scalar, float | Scalar, float | Scalar]:
+    def _weights(self, process: Process, t_next: Scalar, h: Scalar) -> list[Scalar]:
         """The weights of a step of length h; with noise, the drift is 1 + eta times as strong."""
         signal, drift = process.signal(t_next), 1 + self.eta
         if self.integrand == "x_0":
-            return weights(self.integrand, signal, drift * h)
-        first, second, third = weights(self.integrand, signal, h)
-        return drift * first, drift * second, drift * third
+            return weights(self.integrand, signal, drift * h, 3)
+        return [drift * weight for weight in weights(self.integrand, signal, h, 3)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +127,7 @@ class DpmSolver3M(DpmSolver1):
         if not self.compat:
             unmended = jnp.isinf(before_h)
             mend = jnp.where(unmended, self._weights(process, t, finite(last_h))[1], 0.0) * (value - last)
-            prediction = self._moved(prediction, process, t, mend)
+            prediction = moved(prediction, process.signal(t), self.integrand, mend)
         # Divided differences; those that reach infinitely far back are 0.
         near, far = finite(h) / last_h * (value - last), finite(h) / before_h * (last - before)
         share = jnp.where(jnp.isinf(last_h), 0.0, last_h / (last_h + before_h))
@@ -140,10 +137,3 @@ class DpmSolver3M(DpmSolver1):
         x = self._first_order(prediction, process, t, t_next, keys)
         x = x + second * slope + (1 if self.compat else 2) * third * bend
         return State(x, memory=(value, last, h, last_h))
-
-    def _moved(self, prediction: Prediction, process: Process, t: Scalar, by: Images) -> Prediction:
-        """The pair of images moved `by` so much, with the part that is interpolated left as it is."""
-        alpha, sigma = process.signal(t)
-        if self.integrand == "x_0":
-            return prediction._replace(noise=prediction.noise + by / sigma)
-        return prediction._replace(x_0=prediction.x_0 + by / jnp.where(alpha == 0, 1.0, alpha))

@@ -54,7 +54,7 @@ class DpmSolver2:
 
     def _end(self, prediction: Prediction, seen: Prediction, signal: Signal, h: Scalar) -> Images:
         """Where a step of length h comes to that begins with `prediction` and has `seen` this on its way."""
-        first, _, _ = weights(self.integrand, signal, h)
+        (first,) = weights(self.integrand, signal, h, 1)
         change = getattr(seen, self.integrand) - getattr(prediction, self.integrand)
         return signal.alpha * prediction.x_0 + signal.sigma * prediction.noise + first / (2 * self.r) * change
 
@@ -125,12 +125,12 @@ class DpmSolver3:
         first, second = (process.signal(s) for s in times)
 
         change = denoise(first.alpha * x_0 + first.sigma * noise, times[0]).noise - noise
-        _, w, _ = weights("noise", second, r_2 * h)
+        _, w = weights("noise", second, r_2 * h, 2)
         x_s = second.alpha * x_0 + second.sigma * noise + r_2 / self.r * w * change
 
         change = denoise(x_s, times[1]).noise - noise
         signal = process.signal(t_next)
-        _, w, _ = weights("noise", signal, h)
+        _, w = weights("noise", signal, h, 2)
         return State(signal.alpha * x_0 + signal.sigma * noise + w / r_2 * change)
 
 

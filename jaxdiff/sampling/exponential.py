@@ -16,7 +16,8 @@ import jax.numpy as jnp
 
 from jaxdiff.errors import require
 from jaxdiff.process.gaussian import Process, Signal
-from jaxdiff.typing import Array, Float, Scalar
+from jaxdiff.process.prediction import Prediction
+from jaxdiff.typing import Array, Float, Images, Scalar
 
 INTEGRANDS = ("x_0", "noise")
 TERMS = 18  # of the series, for float64 at |z| = 1
@@ -63,17 +64,24 @@ def renew(process: Process, t: Scalar, t_next: Scalar, eta: float) -> Renewal:
     return Renewal(Signal(alpha, sigma * jnp.sqrt(kept)), down, sigma * jnp.sqrt(fresh))
 
 
-def weights(integrand: str, signal: Signal, h: Scalar) -> tuple[Scalar, Scalar, Scalar]:
-    """``w_1, w_2, w_3`` of a step that ends at `signal`: ``-alpha psi_k(-h)``, or for the noise ``-sigma psi_k(h)``."""
+def weights(integrand: str, signal: Signal, h: Scalar, count: int) -> list[Scalar]:
+    """``w_k`` of a step that ends at `signal`, k from 1 to `count`: ``-alpha psi_k(-h)``, or ``-sigma psi_k(h)``."""
     gain, z = (signal.alpha, -h) if integrand == "x_0" else (signal.sigma, h)
-    first, second, third = (-gain * value for value in psi(z, 3))
-    return first, second, third
+    return [-gain * value for value in psi(z, count)]
+
+
+def moved(prediction: Prediction, signal: Signal, integrand: str, by: Images) -> Prediction:
+    """The pair of images that are moved `by` so much, with the part that is interpolated left as it is."""
+    alpha, sigma = signal
+    if integrand == "x_0":
+        return prediction._replace(noise=prediction.noise + by / sigma)
+    return prediction._replace(x_0=prediction.x_0 + by / jnp.where(alpha == 0, 1.0, alpha))
 
 
 def psi(z: Float[Array, "*shape"], count: int) -> list[Float[Array, "*shape"]]:
-    """``psi_k(z) = z phi_k(z)`` for k from 1 to `count` (Hochbruck & Ostermann 2010): ``exp(z)`` less its first k terms,
-    over ``z^(k - 1)``.
+    """``psi_k(z) = z phi_k(z)`` for k from 1 to `count` (Hochbruck & Ostermann 2010).
 
+    It is ``exp(z)`` less its first k terms, over ``z^(k - 1)``.
     The fractions cancel for small z, so there it is the series. Finite at ``z = -inf``.
     """
     small = jnp.abs(z) < 1

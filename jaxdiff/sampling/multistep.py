@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from jaxdiff.process.gaussian import Signal
-from jaxdiff.sampling.exponential import finite, psi
+from jaxdiff.sampling.exponential import finite, weights
 from jaxdiff.typing import Images, Scalar
 
 
@@ -51,18 +51,17 @@ def integrals(r: Sequence[Scalar], moments: Sequence[Scalar]) -> list[Scalar]:
     return [_integral(own, [*r[:j], *r[j + 1 :]], moments) for j, own in enumerate(r)]
 
 
-def combine(weights: Sequence[Scalar], values: Sequence[Images], value: Images) -> Images:
-    """``sum_j weights[j] (values[j] - value)``"""
+def combine(factors: Sequence[Scalar], values: Sequence[Images], value: Images) -> Images:
+    """``sum_j factors[j] (values[j] - value)``"""
     total = jnp.zeros_like(value)
-    for weight, other in zip(weights, values, strict=True):
+    for weight, other in zip(factors, values, strict=True):
         total = total + weight * (other - value)
     return total
 
 
 def exponential_moments(integrand: str, signal: Signal, h: Scalar, count: int) -> list[Scalar]:
     """``k! w_{k + 1}`` for k below `count`, with the weights of `jaxdiff.sampling.exponential`."""
-    gain, z = (signal.alpha, -h) if integrand == "x_0" else (signal.sigma, h)
-    return [-gain * math.factorial(k) * value for k, value in enumerate(psi(z, count))]
+    return [math.factorial(k) * value for k, value in enumerate(weights(integrand, signal, h, count))]
 
 
 def _integral(own: Scalar, others: Sequence[Scalar], moments: Sequence[Scalar]) -> Scalar:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxdiff.errors import require
 from jaxdiff.process.gaussian import Process, Signal
 from jaxdiff.process.prediction import Prediction
-from jaxdiff.sampling.exponential import finite, length, require_integrand
+from jaxdiff.sampling.exponential import finite, length, moved, require_integrand
 from jaxdiff.sampling.loop import DenoiseFn, State, noise_like
 from jaxdiff.sampling.multistep import Past, combine, exponential_moments, integrals, nothing, reciprocals
 from jaxdiff.typing import Images, Keys, Scalar
@@ -84,9 +84,8 @@ class SaSolver:
         prediction, memory = denoise(state.x, t), state.memory
         value, h = getattr(prediction, self.integrand), length(process, t, t_next)
         if self.corrector_order > 0:
-            prediction = self._moved(
-                prediction, process.signal(t), self._mended(memory, value, process, t) - memory.added
-            )
+            mend = self._mended(memory, value, process, t) - memory.added
+            prediction = moved(prediction, process.signal(t), self.integrand, mend)
         tau_squared, signal = self._tau_squared(process, t), process.signal(t_next)
         r = reciprocals(h, memory.past.lengths[: self.predictor_order - 1])
         added = self._added(signal, finite(h), 1 + tau_squared, r, memory.past.values[: len(r)], value)
@@ -143,10 +142,3 @@ class SaSolver:
     def _tau_squared(self, process: Process, t: Scalar) -> Scalar:
         level = jnp.exp(-process.log_snr(t) / 2)
         return jnp.where((level >= self.tau_min) & (level <= self.tau_max), self.tau**2, 0.0).astype(t.dtype)
-
-    def _moved(self, prediction: Prediction, signal: Signal, by: Images) -> Prediction:
-        """The pair of images moved `by` so much, with the part that is interpolated left as it is."""
-        if self.integrand == "x_0":
-            return prediction._replace(noise=prediction.noise + by / signal.sigma)
-        alpha = jnp.where(signal.alpha == 0, 1.0, signal.alpha)
-        return prediction._replace(x_0=prediction.x_0 + by / alpha)

@@ -17,7 +17,6 @@ from jaxdiff.sampling import grids
 from jaxdiff.sampling.adams import AdamsBashforth, Deis, Lms
 from jaxdiff.sampling.adaptive import Rk45, RungeKutta4
 from jaxdiff.sampling.ddim import Ddim
-from jaxdiff.sampling.exponential import weights
 from jaxdiff.sampling.loop import Remembering, State, integrate, sample
 from jaxdiff.sampling.multistep import exponential_moments, integrals, reciprocals
 from jaxdiff.sampling.pndm import Plms, Pndm
@@ -91,8 +90,6 @@ def test_exponential_moments_are_the_integrals(integrand, h):
 
     expected = [factor * h * quad(integrand_of(k), 0, 1, epsabs=1e-14)[0] for k in range(5)]
     np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-15)
-    shared = weights(integrand, signal, jnp.asarray(h))
-    np.testing.assert_allclose(found[:3], np.multiply(shared, (1, 1, 2)), rtol=1e-11)
 
 
 @pytest.mark.parametrize("process", OTHERS, ids=str)

@@ -1,0 +1,186 @@
+"""Measure every sampler on data whose exact denoiser is known, and write the tables and the plot of docs/samplers.md.
+
+pip install -e '.[test,docs]' && python docs/scripts/samplers.py
+"""
+
+import pathlib
+import re
+import sys
+
+import jax
+import numpy as np
+
+DOCS = pathlib.Path(__file__).parent.parent
+sys.path[:0] = [str(DOCS.parent / "tests"), str(DOCS.parent / "tests" / "sampling")]
+jax.config.update("jax_enable_x64", True)
+
+from oracles import Counting  # noqa: E402  (the paths above)
+from solving import GRIDS, VE, denoiser, errors, orders, start, truth  # noqa: E402
+from test_stochastic_law import VP, misses  # noqa: E402
+
+from jaxdiff.sampling.adams import AdamsBashforth, Deis, Lms  # noqa: E402
+from jaxdiff.sampling.adaptive import Rk45, RungeKutta4  # noqa: E402
+from jaxdiff.sampling.ancestral import Ancestral  # noqa: E402
+from jaxdiff.sampling.ddim import Ddim, EulerAncestral  # noqa: E402
+from jaxdiff.sampling.dpm_solver import DpmSolver1, DpmSolver2M, DpmSolver3M  # noqa: E402
+from jaxdiff.sampling.dpm_solver_single import DpmSolver2, DpmSolver2S, DpmSolver3, DpmSolverSde  # noqa: E402
+from jaxdiff.sampling.heun import Euler, Heun  # noqa: E402
+from jaxdiff.sampling.loop import integrate  # noqa: E402
+from jaxdiff.sampling.pndm import Plms, Pndm  # noqa: E402
+from jaxdiff.sampling.sa_solver import SaSolver  # noqa: E402
+from jaxdiff.sampling.unipc import UniPc  # noqa: E402
+
+BUDGETS = (5, 10, 20, 50)
+TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-6)
+
+DETERMINISTIC = {
+    # sampler: its order, as stated where it is defined
+    Ddim(): 1,
+    Euler(): 1,
+    DpmSolver1(integrand="noise"): 1,
+    Heun(): 2,
+    DpmSolver2(): 2,
+    DpmSolver2S(): 2,
+    DpmSolver3(): 3,
+    DpmSolver2M(): 2,
+    DpmSolver3M(): 3,
+    DpmSolver3M(compat=True): 2,
+    UniPc(order=1): 2,
+    UniPc(order=2): 3,
+    UniPc(order=3): 4,
+    Deis(order=2): 2,
+    Deis(order=3): 2,
+    Deis(order=3, coordinate="t"): 2,
+    AdamsBashforth(order=2): 2,
+    AdamsBashforth(order=4): 2,
+    Lms(order=4): 2,
+    Pndm(): 2,
+    Plms(): 2,
+    SaSolver(tau=0.0): 4,
+    RungeKutta4(): 4,
+}
+
+STOCHASTIC = {
+    # sampler: (draws in a step, eta of the SDE that it solves)
+    Ancestral("small"): (1, 1.0),
+    Ancestral("large"): (1, 1.0),
+    EulerAncestral(): (1, 1.0),
+    Ddim(0.5): (1, 0.25),
+    DpmSolver1(eta=1.0): (1, 1.0),
+    DpmSolver2M(eta=1.0): (1, 1.0),
+    DpmSolver3M(eta=1.0): (1, 1.0),
+    DpmSolver2(eta=1.0): (1, 1.0),
+    DpmSolver2S(eta=1.0): (1, 1.0),
+    DpmSolverSde(): (2, 1.0),
+    SaSolver(): (1, 1.0),
+}
+
+
+def main() -> None:
+    lines = [
+        "| sampler | order stated | order measured (Karras, log-SNR grid) | calls | error at 5 calls | 10 | 20 | 50 |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for sampler, order in DETERMINISTIC.items():
+        measured = orders(sampler, 384 if order > 2 else 96)[:, 1]
+        steps = [_steps(sampler, budget) for budget in BUDGETS]
+        found = [errors(sampler, count)[0, 1] if count else None for count in steps]
+        both = f"{measured[0]:.2f}, {measured[1]:.2f}"
+        lines.append(_row(f"`{_name(sampler)}`", str(order), both, _calls(sampler), *map(_error, found)))
+    table = "\n".join(lines)
+
+    lines = ["| `Rk45` with rtol = atol | calls | error |", "|---|---|---|"]
+    for tolerance in TOLERANCES:
+        calls, error = _adaptive(tolerance)
+        lines.append(_row(f"{tolerance:g}", str(calls), _error(error)))
+    adaptive = "\n".join(lines)
+
+    lines = [
+        "| sampler | weak order measured | calls | error of the variance at 5 calls | 10 | 20 | 50 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for sampler, (draws, eta) in STOCHASTIC.items():
+        few, many = (misses(sampler, VP, count, draws, eta)[1] for count in (60, 120))
+        found = [misses(sampler, VP, _steps(sampler, budget), draws, eta)[1] for budget in BUDGETS]
+        lines.append(
+            _row(f"`{_name(sampler)}`", f"{np.log2(few / many):.2f}", _calls(sampler), *map(_error, found))
+        )
+    stochastic = "\n".join(lines)
+
+    file = DOCS / "samplers.md"
+    text = file.read_text()
+    for name, block in (("deterministic", table), ("adaptive", adaptive), ("stochastic", stochastic)):
+        text = re.sub(
+            rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", lambda match, block=block: match[1] + block + match[2],
+            text, flags=re.DOTALL,
+        )  # fmt: skip
+    file.write_text(text)
+    plot()
+
+
+def plot() -> None:
+    """Error against calls, for some of the deterministic samplers."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    shown = [Ddim(), Heun(), DpmSolver2M(), DpmSolver3M(), DpmSolver3M(compat=True), UniPc(order=2), UniPc(order=3),
+             Deis(order=3), Lms(order=4), Plms(), DpmSolver3(), RungeKutta4()]  # fmt: skip
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    styles = ("-", "--", ":")
+    for i, sampler in enumerate(shown):
+        calls = np.array([5, 7, 10, 14, 20, 28, 40, 56, 80, 112, 160])
+        steps = [_steps(sampler, budget) for budget in calls]
+        points = [(sampler.calls(n), errors(sampler, n)[0, 1]) for n in dict.fromkeys(steps) if n]
+        axes.loglog(*zip(*points, strict=True), styles[i % 3], color=f"C{i % 10}", label=_name(sampler))
+    axes.set_xlabel("calls of the denoiser")
+    axes.set_ylabel("error (root mean square)")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=8)
+    (DOCS / "images").mkdir(exist_ok=True)
+    figure.savefig(DOCS / "images" / "samplers.png", dpi=120)
+
+
+def _steps(sampler, budget: int) -> int:
+    """The most steps that so many calls allow."""
+    return max((n for n in range(budget + 1) if n == 0 or sampler.calls(n) <= budget), default=0)
+
+
+def _adaptive(tolerance: float) -> tuple[int, float]:
+    """Calls that were made, and the error on the mixture."""
+    sampler, x = Rk45(rtol=tolerance, atol=tolerance), start()
+    keys, times = jax.random.split(jax.random.key(0), len(x)), GRIDS[0](VE, 2)
+    counting = Counting(denoiser(VE))
+    with jax.disable_jit():
+        found = integrate(sampler, counting, VE, times, x, keys)
+    half = len(x) // 2
+    return counting.calls, float(np.sqrt(np.mean((np.asarray(found) - truth())[half:] ** 2)))
+
+
+def _name(sampler) -> str:
+    """The class with the fields that differ from their defaults."""
+    cls, default = type(sampler), type(sampler)()
+    changed = [
+        f"{name}={value!r}" for name, value in vars(sampler).items() if value != getattr(default, name)
+    ]
+    return f"{cls.__name__}({', '.join(changed)})" if changed else cls.__name__
+
+
+def _calls(sampler) -> str:
+    """Calls per step, and what the first steps take besides."""
+    each = sampler.calls(21) - sampler.calls(20)
+    extra = sampler.calls(20) - 20 * each
+    return f"{each} a step" + (f", and {extra}" if extra else "")
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _error(value: float | None) -> str:
+    return "" if value is None else f"{value:.1e}"
+
+
+if __name__ == "__main__":
+    main()

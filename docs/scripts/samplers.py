@@ -111,7 +111,7 @@ def main() -> None:
     text = file.read_text()
     for name, block in (("deterministic", table), ("adaptive", adaptive), ("stochastic", stochastic)):
         text = re.sub(
-            rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", lambda match, block=block: match[1] + block + match[2],
+            rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda match, block=block: match[1] + block + "\n" + match[2],
             text, flags=re.DOTALL,
         )  # fmt: skip
     file.write_text(text)
@@ -159,12 +159,14 @@ def _adaptive(tolerance: float) -> tuple[int, float]:
 
 
 def _name(sampler) -> str:
-    """The class with the fields that differ from their defaults."""
-    cls, default = type(sampler), type(sampler)()
-    changed = [
-        f"{name}={value!r}" for name, value in vars(sampler).items() if value != getattr(default, name)
+    """The class with its order and the fields that differ from their defaults."""
+    default = type(sampler)()
+    told = [
+        f"{name}={value!r}"
+        for name, value in vars(sampler).items()
+        if name == "order" or value != getattr(default, name)
     ]
-    return f"{cls.__name__}({', '.join(changed)})" if changed else cls.__name__
+    return f"{type(sampler).__name__}({', '.join(told)})" if told else type(sampler).__name__
 
 
 def _calls(sampler) -> str:

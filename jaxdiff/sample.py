@@ -164,11 +164,9 @@ def sampler_target(name: str) -> str:
     for module in pkgutil.iter_modules(sampling.__path__):
         source = importlib.import_module(f"jaxdiff.sampling.{module.name}")
         for label, cls in inspect.getmembers(source, inspect.isclass):
-            if (
-                cls.__module__ == source.__name__
-                and hasattr(cls, "step")
-                and not getattr(cls, "_is_protocol", False)
-            ):
+            is_sampler = all(hasattr(cls, name) for name in ("init", "step", "calls"))
+            hidden = label.startswith("_") or getattr(cls, "_is_protocol", False)
+            if cls.__module__ == source.__name__ and is_sampler and not hidden:
                 found[label.lower()] = f"{cls.__module__}:{label}"
     if ":" in word:
         return name

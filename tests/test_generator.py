@@ -304,3 +304,36 @@ def test_the_command_says_readably_what_a_picture_or_a_word_lacks(call, tmp_path
 )
 def test_a_guide_is_a_folder_and_perhaps_a_step(text, run):
     assert command.guide_run(text) == run
+
+
+@pytest.mark.parametrize(
+    ("word", "target"),
+    [
+        ("heun", "jaxdiff.sampling.heun:Heun"),
+        ("RungeKutta4", "jaxdiff.sampling.adaptive:RungeKutta4"),
+        ("UniPc(order=3)", "jaxdiff.sampling.unipc:UniPc(order=3)"),
+        ("dpmsolver2m", "jaxdiff.sampling.dpm_solver:DpmSolver2M"),
+        ("my.package:Sampler", "my.package:Sampler"),
+    ],
+)
+def test_a_sampler_is_found_by_its_name(word, target):
+    assert sample.sampler_target(word) == target
+
+
+def test_an_unknown_sampler_is_told_with_all_that_there_are():
+    with pytest.raises(UserError, match="hoin") as told:
+        sample.sampler_target("hoin")
+    for name in (
+        "Ddim",
+        "Ancestral",
+        "Heun",
+        "DpmSolver3M",
+        "UniPc",
+        "Deis",
+        "Lms",
+        "Pndm",
+        "SaSolver",
+        "Rk45",
+    ):
+        assert name in str(told.value)
+    assert "_Upwards" not in str(told.value)

@@ -11,11 +11,12 @@ import pytest
 from oracles import Gaussian
 
 from jaxdiff import evaluate
-from jaxdiff.config import build, describe, from_json, override, spec, to_json
+from jaxdiff.config import build, describe, from_json, spec, to_json
 from jaxdiff.errors import UserError
 from jaxdiff.evaluation.evaluator import ImageEvaluation
 from jaxdiff.evaluation.likelihood import OdeLikelihood, VariationalBound, measure
 from jaxdiff.evaluation.report import table
+from jaxdiff.overrides import override
 from jaxdiff.process.gaussian import VarianceExploding
 from jaxdiff.sampling.likelihood import ExactDivergence, Heun, Hutchinson
 from jaxdiff.sampling.loop import Path

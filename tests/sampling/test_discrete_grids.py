@@ -110,6 +110,8 @@ def test_quadratic_steps_are_ddims():
     np.testing.assert_array_equal(
         Quadratic().indices(10), [int(800 * (i / 9) ** 2 + 1e-9) for i in range(9, -1, -1)]
     )
+    assert Quadratic().indices(2).tolist() == [800, 0]
+    assert Quadratic().indices(1).tolist() == [800]
     many = Quadratic().indices(200)[::-1]
     c = 800 / 199**2
     late = np.arange(60, 200)

@@ -14,9 +14,9 @@ DOCS = pathlib.Path(__file__).parent.parent
 sys.path[:0] = [str(DOCS.parent / "tests"), str(DOCS.parent / "tests" / "sampling")]
 jax.config.update("jax_enable_x64", True)
 
+from laws import VP, misses  # noqa: E402
 from oracles import Counting  # noqa: E402  (the paths above)
 from solving import GRIDS, VE, denoiser, errors, orders, start, truth  # noqa: E402
-from test_stochastic_law import VP, misses  # noqa: E402
 
 from jaxdiff.sampling.adams import AdamsBashforth, Deis, Lms  # noqa: E402
 from jaxdiff.sampling.adaptive import Rk45, RungeKutta4  # noqa: E402

@@ -56,7 +56,7 @@ def _panel(samples: Gallery, guidance: float) -> Image.Image:
 
 def _figures(report: Mapping[str, Any]) -> Image.Image:
     """The table of figures and the conditions that they were found under."""
-    rows, column, line = figures(report), 88, 21
+    rows, column, line = figures(report), 100, 21
     lines = [part for text in caption(report) for part in _wrapped(text, 12, SIDE)]
     width = max(SIDE, 232 + column * (len(rows[0]) - 1))
     block = Image.new("RGB", (width, 36 + line * len(rows) + 14 + 17 * len(lines)), PAPER)

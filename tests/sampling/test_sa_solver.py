@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from laws import MOST, VP, data, misses
 from solving import GRIDS, VE, Draws, denoiser, start, walk
-from test_stochastic_law import MOST, VP, data, misses
 
 from jaxdiff.process.gaussian import RectifiedFlow
 from jaxdiff.sampling.dpm_solver import DpmSolver1, DpmSolver2M

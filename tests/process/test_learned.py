@@ -49,6 +49,13 @@ def test_any_parameters_fall_strictly_between_their_ends_and_are_inverted(seed):
     np.testing.assert_allclose(ends, [-params["gamma_0"], -params["gamma_0"] - span], rtol=1e-6)
 
 
+def test_a_network_that_hardly_rises_is_inverted_beyond_its_ends_too():
+    flat = {"slope": jnp.asarray(-3.0), "height": jnp.full(16, -9.0)}
+    t = jnp.asarray([-0.4, -0.1, 1.1, 1.4])
+    _, back = there_and_back(schedule({**parameters(), **flat}), t)
+    np.testing.assert_allclose(back, t, rtol=1e-9)
+
+
 def test_gamma_is_the_networks_formula_between_its_ends():
     """Kingma et al. 2021, appendix H, in numpy."""
     learned, t = schedule(parameters(6)), np.linspace(0, 1, 161)

@@ -234,4 +234,4 @@ def test_scheduler_as_installed(name, settings, steps, sampler, diffusers):
     process, times = process_of("VE" if alpha[0] == 1 else "VP", alpha, sigma)
     found = walk(sampler, data().denoiser(process), process, times, jnp.asarray(states[0]), NOISE)
     scale = np.abs(states).max()
-    np.testing.assert_allclose(found, states, rtol=0, atol=1e-9 * scale)
+    np.testing.assert_allclose(found, states, rtol=0, atol=1e-10 * scale)

@@ -236,7 +236,7 @@ def test_scheduler_as_installed(name, settings, steps, sampler, diffusers):
         sampler = dataclasses.replace(sampler, **bounds)
         assert 1 < sum(tau(t) > 0 for t in scheduler.timesteps) < len(states) - 1
     found = go(sampler, data().denoiser(process), process, times, states[0], NOISE)
-    np.testing.assert_allclose(found, states, rtol=0, atol=1e-9 * np.abs(states).max())
+    np.testing.assert_allclose(found, states, rtol=0, atol=1e-10 * np.abs(states).max())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -56,11 +56,12 @@ def denoiser(process):
     return denoise
 
 
-@functools.cache
-def truth() -> np.ndarray:
-    """Where the probability flow of VE takes `start` at SIGMA_MIN: in closed form, and by a high-order solver."""
-    x = np.asarray(start())
-    times = VE.time(-2 * jnp.log(jnp.asarray([SIGMA_MAX, SIGMA_MIN])))
+def flow(sigmas) -> np.ndarray:
+    """The probability flow of VE from `start` at SIGMA_MAX, at these falling levels: [levels, batch, ...].
+
+    In closed form for the Gaussian data, by a solver of high order for the mixture.
+    """
+    x, sigmas = np.asarray(start()), np.asarray(sigmas)
 
     def slope(sigma, flat):
         values = flat.reshape(-1, 1, 2)
@@ -71,9 +72,18 @@ def truth() -> np.ndarray:
         score = np.sum(share[..., None] * (MEANS - values) / variance[:, None], 1)
         return (-sigma * score).ravel()
 
-    flow = solve_ivp(slope, (SIGMA_MAX, SIGMA_MIN), x[POINTS:].ravel(), "DOP853", rtol=1e-12, atol=1e-12)
-    exact = gaussian().flow(VE, x[:POINTS], times[0], times[1])
-    return np.concatenate([exact, flow.y[:, -1].reshape(x[POINTS:].shape)])
+    span, flat = (SIGMA_MAX, sigmas[-1]), x[POINTS:].ravel()
+    found = solve_ivp(slope, span, flat, "DOP853", t_eval=sigmas, rtol=1e-13, atol=1e-13)
+    mixed = found.y.T.reshape(len(sigmas), *x[POINTS:].shape)
+    first, *times = VE.time(-2 * jnp.log(jnp.asarray([SIGMA_MAX, *sigmas])))
+    exact = np.stack([gaussian().flow(VE, x[:POINTS], first, t) for t in times])
+    return np.concatenate([exact, mixed], axis=1)
+
+
+@functools.cache
+def truth() -> np.ndarray:
+    """Where the flow comes to at SIGMA_MIN."""
+    return flow([SIGMA_MIN])[0]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=QUICK)

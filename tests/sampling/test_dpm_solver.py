@@ -177,6 +177,21 @@ def test_from_pure_noise_the_path_is_one_draw():
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "sampler", [DpmSolver2(), DpmSolver2S(), DpmSolverSde(eta=0.0), DpmSolver3()], ids=str
+)
+def test_from_pure_noise_every_later_call_is_where_the_step_ends(sampler):
+    """Nothing lies between infinite noise and the next time, and a second look at the same noise would tell nothing."""
+    asked = []
+
+    def denoise(x, t):
+        asked.append(float(t))
+        return Prediction(jnp.tanh(x), x - jnp.tanh(x))
+
+    walk(sampler, denoise, RectifiedFlow(), [1.0, 0.6], start(), np.zeros((2, 1, 1, 1, 1)))
+    np.testing.assert_allclose(asked, [1.0] + [0.6] * (sampler.calls(1) - 1), rtol=1e-12)
+
+
 @pytest.mark.parametrize("sampler", [DpmSolver1(1.0), DpmSolver2M(1.0), DpmSolver3M(1.0)], ids=str)
 def test_from_pure_noise_all_of_it_is_drawn_anew(sampler):
     times, drawn = jnp.asarray([1.0, 0.6]), start((1,))

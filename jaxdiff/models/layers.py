@@ -57,11 +57,16 @@ class Dense(nn.Module):
 
 
 class Conv(nn.Module):
-    """Convolution with zero padding of ``size // 2`` on each side; of size 1, a matrix product."""
+    """Convolution; of size 1, a matrix product.
+
+    Attributes:
+      padding: zeros before and behind each row and column; ``size // 2`` on both sides if None.
+    """
 
     features: int
     size: int = 3
     stride: int = 1
+    padding: tuple[int, int] | None = None
     zero: bool = False
     dtype: str = "float32"
 
@@ -74,9 +79,10 @@ class Conv(nn.Module):
         if self.size == 1 and self.stride == 1:
             x = x @ kernel[0, 0]
         else:
-            # Padding is explicit: "SAME" pads a stride of 2 on one side only, unlike the published U-Nets.
+            # Padding is explicit: "SAME" pads a stride of 2 on one side only, unlike most published U-Nets.
+            padding = self.padding or (self.size // 2, self.size // 2)
             x = jax.lax.conv_general_dilated(
-                x, kernel, window_strides=(self.stride,) * 2, padding=[(self.size // 2, self.size // 2)] * 2,
+                x, kernel, window_strides=(self.stride,) * 2, padding=[padding] * 2,
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )  # fmt: skip
         return x + _bias(self, x.ndim)
@@ -155,6 +161,36 @@ class GroupNorm(nn.Module):
         groups = group_count(channels, self.groups, self.min_group_size)
         flat = x.reshape(x.shape[0], -1, channels)
         return group_norm(flat, gamma, beta, groups, self.eps, self.silu).reshape(x.shape)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last axis (Ba et al. 2016), then ``x (1 + scale) + shift`` if given.
+
+    Statistics are float32 at least.
+    """
+
+    eps: float = 1e-5
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch length channels"],
+        scale: Float[Array, "batch channels"] | None = None,
+        shift: Float[Array, "batch channels"] | None = None,
+    ) -> Float[Array, "batch length channels"]:
+        names, shape = ("channels_out",), x.shape[-1:]
+        ones, zeros = nn.initializers.ones, nn.initializers.zeros
+        gamma = self.param("scale", nn.with_logical_partitioning(ones, names), shape)
+        beta = self.param("bias", nn.with_logical_partitioning(zeros, names), shape)
+        wide = x.astype(_statistics_dtype(x))
+        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        rstd = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + self.eps)
+        y = gamma[None, None] * (centred * rstd) + beta[None, None]
+        if scale is not None:
+            y = y * (1 + scale[:, None])
+        if shift is not None:
+            y = y + shift[:, None]
+        return y.astype(x.dtype)
 
 
 def group_count(channels: int, groups: int, min_group_size: int) -> int:

@@ -107,14 +107,21 @@ class Velocity(Parameterization):
 
 @dataclasses.dataclass(frozen=True)
 class Score(Parameterization):
-    """``grad log p(x_t) = -noise / sigma`` (Song et al. 2021). Infinite where sigma = 0; 0 stands for it there."""
+    """``grad log p(x_t) = -noise / sigma`` (Song et al. 2021). Infinite where sigma = 0; 0 stands for it there.
+
+    Attributes:
+      scaled: the network gives it times sigma, which is finite everywhere: NCSN++ divides its output by sigma (Song et
+        al. 2021, appendix H; the VE column of Karras et al. 2022, table 1).
+    """
 
     label: NoiseLabel = Time()
+    scaled: bool = False
 
     def row(
         self, process: Process, t: Float[Array, "*shape"]
     ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
-        return jnp.zeros_like(t), _ratio(-1.0, process.signal(t).sigma)
+        zero = jnp.zeros_like(t)
+        return zero, zero - 1 if self.scaled else _ratio(-1.0, process.signal(t).sigma)
 
 
 @dataclasses.dataclass(frozen=True)

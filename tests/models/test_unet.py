@@ -11,7 +11,8 @@ import pytest
 
 from jaxdiff.embeddings import Embeddings, Tokens
 from jaxdiff.errors import UserError
-from jaxdiff.models.blocks import AttentionBlock, ResidualBlock, resample
+from jaxdiff.models.blocks import AttentionBlock, BlockOptions, ResidualBlock
+from jaxdiff.models.resampling import resample
 from jaxdiff.models.unet import Level, UNet
 
 LEVELS = (Level(8, blocks=1), Level(16, blocks=1, self_attention=True, cross_attention=True))
@@ -74,7 +75,7 @@ def test_output_is_zero_at_initialisation():
 
 def test_blocks_begin_as_their_skip():
     x, vector = images(channels=8), embeddings().vector
-    residual, attention = ResidualBlock(8, dropout=0.0), AttentionBlock(head_dim=4)
+    residual, attention = ResidualBlock(8), AttentionBlock(BlockOptions(head_dim=4))
     key = jax.random.key(0, impl="rbg")
     params = nn.meta.unbox(jax.jit(residual.init)(key, x, vector))
     np.testing.assert_array_equal(jax.jit(residual.apply)(params, x, vector), x)
@@ -234,7 +235,7 @@ def test_down_is_the_mean_and_the_left_inverse_of_up():
         (lambda: UNet((Level(8),), 1, head_dim=8, dtype="bf16"), "dtype='bf16'"),
         (lambda: UNet((Level(8),), 0, head_dim=8), "out_channels=0"),
         (lambda: Level(0), "width=0"),
-        (lambda: Level(8, blocks=0), "blocks=0"),
+        (lambda: Level(8, blocks=-1), "blocks=-1"),
         (lambda: Level(8, dropout=1.0), "dropout=1.0"),
     ],
 )

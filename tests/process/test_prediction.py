@@ -29,7 +29,7 @@ PROCESSES = [
     VarianceExploding(),
     RectifiedFlow(),
 ]
-PARAMETERIZATIONS = [Noise(), Data(), V(), Velocity(), Score(), Edm(0.5), Edm(1.3)]
+PARAMETERIZATIONS = [Noise(), Data(), V(), Velocity(), Score(), Score(scaled=True), Edm(0.5), Edm(1.3)]
 T = np.array([0.02, 0.2, 0.5, 0.8, 0.98])
 
 each_process = pytest.mark.parametrize("process", PROCESSES, ids=str)

@@ -13,7 +13,7 @@ from jaxdiff.errors import UserError, require
 from jaxdiff.evaluation.evaluator import ImageEvaluation
 from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.tasks.denoising import DenoisingTask
-from jaxdiff.training.ema import Ema
+from jaxdiff.training.ema import Average
 from jaxdiff.training.optimizer import AdamW
 
 CONFIG_FILE = "config.json"
@@ -54,7 +54,7 @@ class Experiment:
 
     task: DenoisingTask
     optimizer: AdamW
-    ema: Ema
+    ema: Average
     data: Pipeline
     sampling: Recipe
     test_data: Pipeline | None = None

@@ -110,7 +110,8 @@ class Checkpoints:
         """
         _compare(self._metadata(step), abstract)
         restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
-        args = ocp.args.PyTreeRestore(abstract, restore_args=restore_args)
+        # All arrays agree by now; partial, for a field without any may be newer than the checkpoint.
+        args = ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=True)
         return self._manager.restore(step, args=ocp.args.Composite(**{ITEM: args}))[ITEM]
 
     def restore_part(self, step: int, name: str, abstract: Any) -> Any:

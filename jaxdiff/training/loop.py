@@ -1,6 +1,7 @@
 """The loop around the train step: resume, log, save, and stop cleanly when asked to."""
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import logging
@@ -21,8 +22,9 @@ from tqdm import tqdm
 from jaxdiff.distributed.mesh import batch_ways, global_batch
 from jaxdiff.errors import require
 from jaxdiff.training.checkpoint import Checkpoints
-from jaxdiff.training.ema import Ema
+from jaxdiff.training.ema import Average
 from jaxdiff.training.metrics import RunningMean, Writers, open_writers
+from jaxdiff.training.snapshots import Snapshots
 from jaxdiff.training.step import (
     Task,
     TrainState,
@@ -93,7 +95,7 @@ def run(
     settings: Settings,
     *,
     optimizer: optax.GradientTransformation,
-    ema: Ema,
+    ema: Average,
     mesh: Mesh,
     workdir: epath.PathLike,
     hooks: Sequence[Hook] = (),
@@ -110,11 +112,18 @@ def run(
       UserError: the batch does not divide, or the checkpoint belongs to another config.
     """
     workdir = epath.Path(workdir).expanduser().resolve()
-    with _Signals() as signals, Checkpoints(workdir / "checkpoints", settings.keep) as checkpoints:
-        abstract = abstract_state(task, optimizer, mesh)
+    with (
+        _Signals() as signals,
+        Checkpoints(workdir / "checkpoints", settings.keep) as checkpoints,
+        Snapshots(workdir) if ema.snapshot_every else contextlib.nullcontext() as snapshots,
+    ):
+        if snapshots is not None:
+            hooks = [Hook(ema.snapshot_every, snapshots.save), *hooks]
+        others = len(ema.others())
+        abstract = abstract_state(task, optimizer, mesh, others)
         start = checkpoints.latest()
         if start is None:
-            start, state = 0, create_state(task, optimizer, mesh, settings.seed)
+            start, state = 0, create_state(task, optimizer, mesh, settings.seed, others)
         else:
             state = checkpoints.restore(start, abstract)
             _log.info("restored step %d of %s", start, checkpoints.directory)

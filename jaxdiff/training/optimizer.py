@@ -65,11 +65,36 @@ class Cosine:
 
 
 @dataclasses.dataclass(frozen=True)
+class InverseSqrt:
+    """The peak, and from `decay_steps` on ``peak / sqrt(step / decay_steps)``, after a warm-up.
+
+    Karras et al. 2024, "EDM2": where weights are kept at one length (`AdamW.unit_weights`), the learning rate is their
+    relative change, and nothing but a schedule lowers it.
+    """
+
+    decay_steps: int
+    warmup_steps: int = 0
+
+    def __post_init__(self):
+        require(self.decay_steps > 0, "decay_steps", self.decay_steps, "it counts steps", "use 1 or more")
+        require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "it counts steps", "use 0 or more")
+
+    def __call__(self, peak: float, total_steps: int) -> optax.Schedule:
+        return lambda step: (
+            peak * _warmup(step, self.warmup_steps) / jnp.sqrt(jnp.maximum(step / self.decay_steps, 1.0))
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class AdamW:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019).
 
     Only arrays of two axes or more decay: biases, gains of norms and the frequencies of embeddings are no weights.
     `clip_norm` bounds the global norm of the gradient first; None leaves it alone.
+
+    `unit_weights` is the name of parameters that are kept at a root mean square of 1 for each output, their last axis:
+    ``"weight"`` for the layers of `jaxdiff.models.magnitude`, which is the forced weight normalisation of Karras et al.
+    2024 ("EDM2"). None moves all parameters freely.
     """
 
     learning_rate: float = 1e-4
@@ -79,6 +104,7 @@ class AdamW:
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float | None = 1.0
+    unit_weights: str | None = None
 
     def __post_init__(self):
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "nothing would move", "use > 0")
@@ -95,9 +121,41 @@ class AdamW:
         adamw = optax.adamw(
             rate, self.b1, self.b2, self.eps, weight_decay=self.weight_decay, mask=_are_weights
         )
-        return (
-            adamw if self.clip_norm is None else optax.chain(optax.clip_by_global_norm(self.clip_norm), adamw)
-        )
+        clip = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
+        unit = [] if self.unit_weights is None else [keep_unit(self.unit_weights)]
+        return optax.chain(*clip, adamw, *unit) if clip or unit else adamw
+
+
+def keep_unit(name: str) -> optax.GradientTransformation:
+    """To come last: the updates that leave parameters of this name with a root mean square of 1 for each output.
+
+    Outputs are the last axis.
+
+    Raises:
+      UserError: at `init`, where no parameter has the name.
+    """
+
+    def init(params: Params) -> optax.EmptyState:
+        paths = [path for path, _ in jax.tree.leaves_with_path(params)]
+        found = any(_names(path, name) for path in paths)
+        require(found, "unit_weights", name, "no parameter has this name", "give None, or the name of one")
+        return optax.EmptyState()
+
+    def update(updates: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
+        def project(path: Any, change: Any, param: Any) -> Any:
+            if not _names(path, name):
+                return change
+            moved = param + change
+            square = jnp.mean(jnp.square(moved), axis=range(moved.ndim - 1), keepdims=True)
+            return moved * jax.lax.rsqrt(jnp.maximum(square, jnp.finfo(square.dtype).tiny)) - param
+
+        return jax.tree.map_with_path(project, updates, params), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _names(path: Any, name: str) -> bool:
+    return any(getattr(key, "key", None) == name for key in path)
 
 
 def _are_weights(params: Params) -> Any:

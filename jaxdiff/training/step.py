@@ -15,7 +15,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from jaxdiff.distributed import partitioning
-from jaxdiff.training.ema import Ema
+from jaxdiff.training.ema import Average
 from jaxdiff.typing import Metrics, Params
 
 INITIAL = 2**32 - 1
@@ -26,7 +26,8 @@ INITIAL = 2**32 - 1
 class TrainState:
     """All that a run has learned. Keys and functions are not: they follow from the config and the step.
 
-    `memory` is what the task keeps from step to step besides parameters, such as the sizes of past losses.
+    `memory` is what the task keeps from step to step besides parameters, such as the sizes of past losses. `others` are
+    averages of other lengths than that of `ema`.
     """
 
     step: Any
@@ -34,6 +35,7 @@ class TrainState:
     ema: Any
     opt_state: Any
     memory: Any = ()
+    others: Any = ()
 
 
 @runtime_checkable
@@ -65,7 +67,7 @@ StepFn = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
-    task: Task, optimizer: optax.GradientTransformation, ema: Ema, seed: int, accumulation: int = 1
+    task: Task, optimizer: optax.GradientTransformation, ema: Average, seed: int, accumulation: int = 1
 ) -> StepFn:
     """The function (state, batch) -> (state, metrics) of one optimizer step.
 
@@ -91,12 +93,14 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         memory = task.remember(state.memory, examples, losses)
-        proposed = (params, ema.update(state.ema, params, state.step), opt_state, memory)
+        pairs = zip(ema.others(), state.others, strict=True)
+        others = tuple(other.update(average, params, state.step) for other, average in pairs)
+        proposed = (params, ema.update(state.ema, params, state.step), opt_state, memory, others)
 
         grad_norm, param_norm = optax.tree.norm(grads), optax.tree.norm(params)
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm) & jnp.isfinite(param_norm)
         kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), proposed,
-                            (state.params, state.ema, state.opt_state, state.memory))  # fmt: skip
+                            (state.params, state.ema, state.opt_state, state.memory, state.others))  # fmt: skip
         metrics |= {
             "grad_norm": grad_norm,
             "update_norm": optax.tree.norm(updates),
@@ -142,15 +146,22 @@ def jit_train_step(step: StepFn, abstract: TrainState, mesh: Mesh) -> Any:
     return jax.jit(step, in_shardings=(state, batch), out_shardings=(state, metrics), donate_argnums=0)
 
 
-def create_state(task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int) -> TrainState:
-    """The state at step 0, made in its place on the mesh: no device ever holds all of a sharded state."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(task, optimizer, mesh))
-    return jax.jit(lambda: nn.meta.unbox(_initial(task, optimizer, seed)), out_shardings=shardings)()
+def create_state(
+    task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int, others: int = 0
+) -> TrainState:
+    """The state at step 0, made in its place on the mesh: no device ever holds all of a sharded state.
+
+    `others` is the number of averages besides the one that samples are drawn with.
+    """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(task, optimizer, mesh, others))
+    return jax.jit(lambda: nn.meta.unbox(_initial(task, optimizer, seed, others)), out_shardings=shardings)()
 
 
-def abstract_state(task: Task, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def abstract_state(
+    task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, others: int = 0
+) -> TrainState:
     """The shapes, types and shardings of the state, as `jax.ShapeDtypeStruct`s; nothing is computed."""
-    boxed = jax.eval_shape(lambda: _initial(task, optimizer, 0))
+    boxed = jax.eval_shape(lambda: _initial(task, optimizer, 0, others))
     everywhere = jax.tree.map(lambda leaf: partitioning.replicated(mesh), boxed.memory)
     shardings = partitioning.shardings(boxed, mesh).replace(memory=everywhere)
     return jax.tree.map(
@@ -159,8 +170,13 @@ def abstract_state(task: Task, optimizer: optax.GradientTransformation, mesh: Me
     )  # fmt: skip
 
 
-def _initial(task: Task, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    params = task.init(jax.random.fold_in(jax.random.key(seed), INITIAL))
-    # the average starts as a copy: the step takes over the memory of both
-    average = jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params), task.memory())
+def begin(task: Task, optimizer: optax.GradientTransformation, params: Params, others: int = 0) -> TrainState:
+    """The state at step 0 of a run that starts from these parameters."""
+    # averages start as copies: the step takes over the memory of all
+    average, *more = (jax.tree.map(jnp.copy, params) for _ in range(1 + others))
+    step = jnp.zeros((), jnp.int32)
+    return TrainState(step, params, average, optimizer.init(params), task.memory(), tuple(more))
+
+
+def _initial(task: Task, optimizer: optax.GradientTransformation, seed: int, others: int) -> TrainState:
+    return begin(task, optimizer, task.init(jax.random.fold_in(jax.random.key(seed), INITIAL)), others)

@@ -1,3 +1,4 @@
+import collections
 import logging
 
 import jax
@@ -155,6 +156,14 @@ def test_other_shapes_types_and_names_are_told_apart(checkpoints):
         "params/scale: absent in the checkpoint, float32[2, 3] in the config",
     ):
         assert line in str(error.value)
+
+
+def test_a_field_that_is_empty_may_be_newer_than_the_checkpoint(checkpoints):
+    Older = collections.namedtuple("Older", ["step", "params", "ema", "opt_state"])
+    now = state(1)
+    checkpoints.save(1, Older(now.step, now.params, now.ema, now.opt_state))
+    checkpoints.wait()
+    assert toy.sha(checkpoints.restore(1, abstract(state(0)))) == toy.sha(now)
 
 
 def test_missing_step_is_named_with_those_there_are(checkpoints):

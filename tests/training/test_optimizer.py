@@ -6,7 +6,7 @@ import pytest
 
 from jaxdiff.config import build, from_json, spec, to_json
 from jaxdiff.errors import UserError
-from jaxdiff.training.optimizer import AdamW, Constant, Cosine
+from jaxdiff.training.optimizer import AdamW, Constant, Cosine, InverseSqrt
 
 
 def test_cosine_without_warmup_is_that_of_optax():
@@ -15,7 +15,9 @@ def test_cosine_without_warmup_is_that_of_optax():
     assert np.allclose(ours(steps), theirs(steps), rtol=1e-5)
 
 
-@pytest.mark.parametrize("schedule", [Constant(warmup_steps=10), Cosine(warmup_steps=10)])
+@pytest.mark.parametrize(
+    "schedule", [Constant(warmup_steps=10), Cosine(warmup_steps=10), InverseSqrt(20, warmup_steps=10)]
+)
 def test_warmup_is_linear_positive_at_once_and_ends_at_the_peak(schedule):
     rate = schedule(0.5, 100)
     assert np.allclose(rate(jnp.arange(10)), 0.05 * np.arange(1, 11))
@@ -24,6 +26,12 @@ def test_warmup_is_linear_positive_at_once_and_ends_at_the_peak(schedule):
 
 def test_cosine_ends_at_its_final_share():
     assert np.isclose(Cosine(warmup_steps=3, final=0.25)(0.4, 50)(50), 0.1)
+
+
+def test_inverse_square_root_is_the_peak_and_then_falls_as_the_root_of_the_steps():
+    rate = InverseSqrt(decay_steps=100)(0.4, 1000)
+    assert np.allclose(rate(jnp.arange(101)), 0.4)
+    assert np.allclose(rate(jnp.array([400, 2500])), [0.2, 0.08])
 
 
 def test_first_step_of_adam_is_the_rate_in_the_direction_of_the_sign():
@@ -47,6 +55,43 @@ def test_gradients_above_the_clip_norm_act_as_if_scaled_to_it():
     at, _ = optimizer.update(jnp.array([0.6, 0.8]), optimizer.init(params), params)
     above, _ = optimizer.update(jnp.array([60.0, 80.0]), optimizer.init(params), params)
     assert np.allclose(at, above, rtol=1e-5)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_unit_weights_stay_on_the_sphere_and_nothing_else_does(clip_norm):
+    """After a step each output's weights have the norm sqrt(fan in); they have moved where the gradient says."""
+    random = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(random.standard_normal(shape, np.float32))  # noqa: E731
+    params = {
+        "conv": {"weight": draw(3, 3, 4, 5), "gain": draw()},
+        "dense": {"weight": draw(7, 6), "kernel": draw(7, 6)},
+    }
+    grads = jax.tree.map(lambda leaf: draw(*leaf.shape), params)
+    moved = {}
+    for unit_weights in (None, "weight"):
+        optimizer = AdamW(0.1, clip_norm=clip_norm, unit_weights=unit_weights).make(10)
+        updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
+        moved[unit_weights] = optax.apply_updates(params, updates)
+    for free, kept in ((moved[None][name]["weight"], moved["weight"][name]["weight"]) for name in params):
+        flat = kept.reshape(-1, kept.shape[-1])
+        assert np.allclose(np.linalg.norm(flat, axis=0), np.sqrt(len(flat)), rtol=1e-6)
+        ratio = free / kept
+        assert np.allclose(
+            ratio, ratio.reshape(flat.shape)[:1].reshape((1,) * (free.ndim - 1) + (-1,)), rtol=1e-3
+        )
+    assert np.array_equal(moved[None]["conv"]["gain"], moved["weight"]["conv"]["gain"])
+    assert np.array_equal(moved[None]["dense"]["kernel"], moved["weight"]["dense"]["kernel"])
+
+
+def test_unit_weights_of_a_name_that_nothing_has_are_an_error():
+    with pytest.raises(UserError, match=r"unit_weights='weights'.*no parameter"):
+        AdamW(unit_weights="weights").make(10).init({"weight": jnp.ones((2, 2))})
+
+
+@pytest.mark.parametrize("arguments", [{"decay_steps": 0}, {"decay_steps": 5, "warmup_steps": -1}])
+def test_bad_steps_of_a_schedule_are_named(arguments):
+    with pytest.raises(UserError, match=f"{list(arguments)[-1]}="):
+        InverseSqrt(**arguments)
 
 
 @pytest.mark.parametrize(

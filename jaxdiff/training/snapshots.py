@@ -1,0 +1,91 @@
+"""Averages of a run that are kept for good, and averages of other lengths that are made of them afterwards."""
+
+import functools
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from jaxdiff.errors import require
+from jaxdiff.training.checkpoint import Checkpoints
+from jaxdiff.training.power_ema import PowerEma, coefficients, require_std
+from jaxdiff.typing import Params
+
+FOLDER = "averages"
+
+_log = logging.getLogger(__name__)
+
+
+class Snapshots:
+    """``<workdir>/averages/<step>``: checkpoints that hold the averages alone, and none of which is deleted."""
+
+    def __init__(self, workdir: epath.PathLike, read_only: bool = False):
+        self._checkpoints = Checkpoints(epath.Path(workdir) / FOLDER, 1, keep_every=1, read_only=read_only)
+
+    def save(self, state: Any, step: int) -> Mapping[str, Any]:
+        """Keep the averages of `state`, as a hook of the training loop. A failure costs this snapshot only."""
+        try:
+            self._checkpoints.save(step, state.replace(params=(), opt_state=(), memory=()))
+        except Exception as error:
+            _log.warning("step %d: its averages could not be kept, training goes on: %s", step, error)
+        return {}
+
+    def steps(self) -> list[int]:
+        return self._checkpoints.steps()
+
+    def restore(self, step: int, others: int, abstract: Params) -> tuple[Params, ...]:
+        """All averages of a step: the one that samples are drawn with, then the `others`."""
+        rest = self._checkpoints.restore_part(step, "others", (abstract,) * others) if others else ()
+        return (self._checkpoints.restore_part(step, "ema", abstract), *rest)
+
+    def __enter__(self) -> "Snapshots":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._checkpoints.close()
+
+
+def reconstruct(
+    workdir: epath.PathLike, ema: PowerEma, abstract: Params, std: float, step: int | None = None
+) -> tuple[Params, int]:
+    """The power-function average of relative length `std`, nearly as if it had been tracked all along.
+
+    Karras et al. 2024, "EDM2", algorithm 3. One snapshot at a time is in memory.
+
+    Args:
+      workdir: folder of a run whose `ema` has kept snapshots.
+      ema: what the run tracked.
+      abstract: shapes, types and shardings of the parameters.
+      std: the length that is wanted; see `PowerEma`. Best near or between those that were tracked.
+      step: after how many steps; the last snapshot's if None.
+
+    Returns:
+      The average, and the step.
+
+    Raises:
+      UserError: there are no snapshots up to that step.
+    """
+    require_std("std", std)
+    with Snapshots(workdir, read_only=True) as snapshots:
+        steps = [kept for kept in snapshots.steps() if step is None or kept <= step]
+        fix = "give a later step, or train with PowerEma(snapshot_every=...)"
+        require(len(steps) > 0, "step", step, f"{workdir} has no snapshot until then", fix)
+        end = steps[-1] if step is None else step
+        times = np.repeat(np.array(steps, np.float64), len(ema.stds))
+        weights = coefficients(times, np.tile(ema.stds, len(steps)), end, std).reshape(len(steps), -1)
+        total = None
+        for kept, row in zip(steps, weights, strict=True):
+            averages = snapshots.restore(kept, len(ema.others()), abstract)
+            total = _add(total, row.astype(np.float32), averages)
+    return total, end
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _add(total: Params | None, weights: Any, averages: Sequence[Params]) -> Params:
+    """``total + sum_i weights[i] averages[i]``."""
+    parts = [jax.tree.map(lambda leaf, i=i: weights[i] * leaf, tree) for i, tree in enumerate(averages)]
+    parts = parts if total is None else [total, *parts]
+    return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *parts)

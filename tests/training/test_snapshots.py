@@ -1,0 +1,127 @@
+"""Averages that a run keeps, and what can be made of them."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from jaxdiff.errors import UserError
+from jaxdiff.training import loop
+from jaxdiff.training.ema import Ema
+from jaxdiff.training.power_ema import PowerEma
+from jaxdiff.training.snapshots import Snapshots, reconstruct
+from jaxdiff.training.step import abstract_state
+from training import toy
+
+KEPT = PowerEma((0.1, 0.05), snapshot_every=10)
+STEPS = 80
+SLOW = optax.adam(3e-2)
+
+
+def run(workdir, ema, steps=STEPS, devices=1, batches=toy.batches):
+    settings = types.SimpleNamespace(
+        steps=steps, log_every=20, checkpoint_every=20, keep=1, accumulation=1, seed=0
+    )
+    return loop.run(
+        toy.LINEAR, batches, settings, optimizer=SLOW, ema=ema, mesh=toy.mesh(devices), workdir=workdir
+    )
+
+
+def abstract(devices=1):
+    return abstract_state(toy.LINEAR, SLOW, toy.mesh(devices)).ema
+
+
+def distance(a, b):
+    parts = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return float(jnp.sqrt(sum(jnp.sum((x - y) ** 2) for x, y in parts)))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run that tracks two lengths and keeps them, as it ends, and its folder."""
+    workdir = tmp_path_factory.mktemp("kept")
+    return workdir, run(workdir, KEPT)
+
+
+@pytest.mark.parametrize("std", [0.05, 0.07, 0.12])
+def test_any_length_is_reconstructed_nearly_as_if_it_had_been_tracked(trained, tmp_path, std):
+    workdir, state = trained
+    tracked = run(tmp_path, PowerEma((std,))).ema
+    found, step = reconstruct(workdir, KEPT, abstract(), std)
+    assert step == STEPS
+    away = min(distance(tracked, average) for average in (state.ema, *state.others, state.params))
+    assert distance(found, tracked) < 1e-4 + 0.03 * away
+    if std == 0.05:
+        assert distance(found, state.others[0]) < 1e-4
+
+
+def test_a_run_tracks_every_length_as_a_run_of_that_length_alone(trained, tmp_path):
+    _, state = trained
+    alone = run(tmp_path, PowerEma((0.05,)))
+    assert toy.sha(alone.ema) == toy.sha(state.others[0])
+    assert toy.sha(alone.params) == toy.sha(state.params)
+    assert not alone.others
+    assert not (tmp_path / "averages").exists()
+
+
+def test_snapshots_hold_the_averages_of_their_steps_alone(trained):
+    workdir, state = trained
+    with Snapshots(workdir, read_only=True) as snapshots:
+        assert snapshots.steps() == list(range(10, STEPS + 1, 10))
+        assert toy.sha(snapshots.restore(STEPS, 1, abstract())) == toy.sha((state.ema, *state.others))
+        saved = snapshots._checkpoints._metadata(STEPS)
+        assert len(jax.tree.leaves(saved)) == 1 + 2 * len(jax.tree.leaves(abstract()))
+
+
+def test_an_earlier_step_looks_at_nothing_later(trained, tmp_path):
+    workdir, _ = trained
+    tracked = run(tmp_path, PowerEma((0.07,)), steps=50).ema
+    found, step = reconstruct(workdir, KEPT, abstract(), 0.07, step=50)
+    assert step == 50
+    assert distance(found, tracked) < 0.03 * distance(
+        tracked, run(tmp_path / "other", Ema(), steps=50).params
+    )
+    with pytest.raises(UserError, match=r"step=9: .*no snapshot until then"):
+        reconstruct(workdir, KEPT, abstract(), 0.07, step=9)
+    with pytest.raises(UserError, match=r"std=0\.5"):
+        reconstruct(workdir, KEPT, abstract(), 0.5)
+
+
+def test_an_interrupted_run_goes_on_with_all_its_averages(trained, tmp_path):
+    _, straight = trained
+    run(tmp_path, KEPT, steps=40)
+    assert toy.sha(run(tmp_path, KEPT)) == toy.sha(straight)
+    with Snapshots(tmp_path, read_only=True) as snapshots:
+        assert snapshots.steps() == list(range(10, STEPS + 1, 10))
+
+
+def test_a_skipped_step_moves_no_average(tmp_path):
+    """Else it would also count as one that the average has seen."""
+    poisoned = run(tmp_path / "a", KEPT, steps=2, batches=lambda start: toy.batches(start, poison=(1,)))
+    before = run(tmp_path / "b", KEPT, steps=1)
+    assert toy.sha((poisoned.ema, poisoned.others)) == toy.sha((before.ema, before.others))
+
+
+def test_snapshots_of_a_sharded_run_are_those_of_one_device(trained, tmp_path):
+    workdir, _ = trained
+    run(tmp_path, KEPT, devices=8)
+    one, many = (
+        reconstruct(workdir, KEPT, abstract(), 0.07)[0],
+        reconstruct(tmp_path, KEPT, abstract(8), 0.07)[0],
+    )
+    assert len(jax.tree.leaves(many)[0].sharding.device_set) == 8
+    assert distance(jax.device_get(one), jax.device_get(many)) < 1e-3
+
+
+def test_a_snapshot_that_cannot_be_written_costs_no_more_than_itself(tmp_path, monkeypatch, caplog):
+    def full(self, step, args, force):
+        raise OSError("no space left on device")
+
+    with Snapshots(tmp_path) as snapshots:
+        monkeypatch.setattr(type(snapshots._checkpoints._manager), "save", full)
+        state = types.SimpleNamespace(params=(), ema=jnp.ones(2), replace=lambda **parts: state)
+        assert snapshots.save(state, 3) == {}
+        assert snapshots.steps() == []
+    assert "step 3" in caplog.text

@@ -59,12 +59,12 @@ def describe(part: Any) -> Any:
     """The block that makes an object of plain values and other such objects: `build` is the inverse."""
     if isinstance(part, tuple):
         return tuple(map(describe, part))
+    if isinstance(part, Mapping):
+        return {name: describe(value) for name, value in part.items()}
     if not dataclasses.is_dataclass(part):
         return part
-    values = {
-        field.name: describe(getattr(part, field.name)) for field in dataclasses.fields(part) if field.init
-    }
-    return spec(type(part), **values)
+    cls = type(part)
+    return spec(cls, **{name: describe(getattr(part, name)) for name in fields_of(cls)})
 
 
 def build(block: Any, packages: tuple[str, ...] | None = None, path: str = "config") -> Any:

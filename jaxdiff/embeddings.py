@@ -1,4 +1,4 @@
-"""What conditioners give and networks read: three slots, named by where they act."""
+"""What conditions give and networks read: slots, named by where they act."""
 
 from collections.abc import Sequence
 
@@ -25,19 +25,24 @@ class Embeddings:
       vector: drives the adaptive norms, [batch, features].
       tokens: what cross-attention reads.
       spatial: channels that are joined to the noisy image, [batch, height, width, channels].
+      features: added to the features of the noise level before they are mapped to a vector, [batch, features]. The
+        `Conditioner` hands them to its noise module; networks never see them.
     """
 
     vector: Float[Array, "batch features"] | None = None
     tokens: Tokens | None = None
     spatial: Images | None = None
+    features: Float[Array, "batch waves"] | None = None
 
 
 def merge(parts: Sequence[Embeddings]) -> Embeddings:
-    """One of many: vectors add up, tokens follow each other, spatial channels are stacked."""
+    """One of many: vectors and features add up, tokens follow each other, spatial channels are stacked."""
     vectors = [part.vector for part in parts if part.vector is not None]
+    features = [part.features for part in parts if part.features is not None]
     tokens = [part.tokens for part in parts if part.tokens is not None]
     spatial = [part.spatial for part in parts if part.spatial is not None]
     _agree("width", [vector.shape[-1] for vector in vectors], "vectors add up")
+    _agree("width", [values.shape[-1] for values in features], "features add up")
     _agree("channels", [token.features.shape[-1] for token in tokens], "tokens form one sequence")
     _agree("image_shape", [image.shape[1:3] for image in spatial], "spatial conditions lie on one grid")
     return Embeddings(
@@ -49,6 +54,7 @@ def merge(parts: Sequence[Embeddings]) -> Embeddings:
         if tokens
         else None,
         spatial=jnp.concatenate(spatial, axis=-1) if spatial else None,
+        features=sum(features[1:], features[0]) if features else None,
     )
 
 

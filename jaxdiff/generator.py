@@ -138,6 +138,8 @@ class Generator:
           known: uint8 images to be completed, one for each or one for all.
           mask: True where pixels are to be made, [height, width] or [..., height, width, 1 or channels].
           **conditions: for each condition of the model one value per image, one value for all, or None for its null.
+            One that has a default may be left out; one without a null (`null="none"`) is shown in every branch of
+            guidance.
 
         Returns:
           uint8 images [n, height, width, channels]. Known pixels are returned as they came.
@@ -214,9 +216,12 @@ class Generator:
         self, n: int | None, conditions: Mapping, negative: Mapping | None, otherwise: int = 1
     ) -> tuple[Rows, int]:
         conditioners: list[Any] = [model.denoiser.conditioner for model in self._models]
-        fields, absent, n = inputs.fields(conditioners, n, conditions, otherwise)
-        nulls = dict.fromkeys(conditioners[0].parts)
-        instead, no_negative, _ = inputs.fields(conditioners, n, {**nulls, **(negative or {})})
+        fields, absent, n = inputs.fields(conditioners, n, conditions, self.image_shape, otherwise)
+        other = {name: None for name in conditioners[0].parts if conditioners[0].has_null(name)}
+        other |= {name: value for name, value in conditions.items() if name not in other} | dict(
+            negative or {}
+        )
+        instead, no_negative, _ = inputs.fields(conditioners, n, other, self.image_shape)
         return Rows(fields, absent, instead, no_negative), n
 
     def _program_size(self, n: int) -> int:

@@ -1,8 +1,10 @@
 """What a user gives a `Generator`, checked, as arrays with one row for each image."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxdiff.errors import UserError, require
@@ -11,44 +13,65 @@ Shape = tuple[int, int, int]
 
 
 def fields(
-    conditioners: Sequence[Any], n: int | None, conditions: Mapping[str, Any], otherwise: int = 1
+    conditioners: Sequence[Any],
+    n: int | None,
+    conditions: Mapping[str, Any],
+    shape: Shape,
+    otherwise: int = 1,
 ) -> tuple[dict[str, Any], dict[str, Any], int]:
     """Conditions as arrays with n rows, which of them are absent, and n.
 
     Args:
       conditioners: the `Conditioner` of the model, and those of others that are to see the same.
       n: the number of images; None to let a condition tell, and `otherwise` where none does.
-      conditions: for each condition of the model one value per image, one value for all, or None.
+      conditions: for each condition of the model one value per image, one value for all, or None. Those that have a
+        default may be missing.
+      shape: of the images that are to be made.
     """
-    parts = conditioners[0].parts
+    first, parts = conditioners[0], conditioners[0].parts
     for name in conditions:
         has = f"it has: {', '.join(parts) or 'none'}"
         require(name in parts, name, conditions[name], "the model has no such condition", has)
-    missing = [name for name in parts if name not in conditions]
+    missing = [name for name in parts if name not in conditions and not first.has_default(name)]
     if missing:
         raise UserError(
             f"{missing[0]}=: the model needs it. Fix: give {', '.join(missing)}, or None for no condition"
         )
-    lengths = {name: len(value) for name, value in conditions.items() if np.ndim(value) > 0}
+    absent = [name for name, value in conditions.items() if value is None]
+    for name in absent:
+        require(first.has_null(name), name, None, "the model cannot do without it", "give it")
+    given = {name: first.read(name, conditions.get(name)) for name in parts if name not in absent}
+    examples = {
+        name: jax.tree.map(lambda leaf: leaf[0], tree) for name, tree in first.example(1, shape).items()
+    }
     if n is None:
-        n = next(iter(lengths.values()), otherwise)
+        lengths = [_lengths(given[name], examples[name]) for name in conditions if name in given]
+        n = next(itertools.chain(*lengths), otherwise)
     require(n > 0, "n", n, "there would be no image", "give at least 1")
-    examples = conditioners[0].example(1)
-    values, absent = {}, {}
-    for name, value in conditions.items():
-        absent[name] = np.full(n, value is None)
-        if value is None:
-            values[name] = np.repeat(np.asarray(examples[name]), n, axis=0)
-            continue
-        if lengths.get(name, n) != n:
-            raise UserError(
-                f"{name}: {lengths[name]} values for {n} images. Fix: give one for each, or one for all"
-            )
-        values[name] = np.broadcast_to(np.asarray(value), (n, *np.shape(value)[1:]))
+    values = {name: _spread(name, given.get(name, examples[name]), examples[name], n) for name in parts}
     for conditioner in conditioners:
-        given = [name for name in conditioner.parts if conditions[name] is not None]
-        conditioner.check({name: values[name] for name in given})
-    return values, absent, n
+        conditioner.check({name: values[name] for name in conditioner.parts if name in given})
+    return values, {name: np.full(n, name in absent) for name in parts}, n
+
+
+def _lengths(value: Any, example: Any) -> Iterator[int]:
+    """Of the arrays that hold something for each image: they have an axis more than what is said of one."""
+    for array, one in zip(jax.tree.leaves(value), jax.tree.leaves(example), strict=True):
+        if np.ndim(array) > np.ndim(one):
+            yield len(array)
+
+
+def _spread(name: str, value: Any, example: Any, n: int) -> Any:
+    """One row for each of n images, from as many or from one for all."""
+    for length in _lengths(value, example):
+        if length != n:
+            raise UserError(f"{name}: {length} values for {n} images. Fix: give one for each, or one for all")
+
+    def rows(array: Any, one: Any) -> np.ndarray:
+        array = np.asarray(array)
+        return array if array.ndim > np.ndim(one) else np.broadcast_to(array, (n, *array.shape))
+
+    return jax.tree.map(rows, value, example)
 
 
 def images(name: str, given: Any, n: int, shape: Shape, kind: type) -> np.ndarray:

@@ -14,8 +14,12 @@ from jaxdiff.process.conversion import adapt
 from jaxdiff.process.gaussian import Process
 from jaxdiff.process.prediction import Prediction
 from jaxdiff.sampling.inversion import invert
-from jaxdiff.sampling.loop import ConditionalDenoise, Encoded, Known, Path
+from jaxdiff.sampling.loop import ConditionalDenoise, Encoded, Known, Path, fold_in
 from jaxdiff.sampling.recipe import Recipe
+
+CONDITION = (
+    2**31 - 4
+)  # folded into an image's key for what conditions draw, apart from the numbers of sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,13 +91,13 @@ def _models(program: Program, params, rows: Rows, index, seed) -> _Models:
     """The models with their conditions embedded once, and a key for each image."""
     rows, index = _split(program, (rows, index))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index)
-    given = [
-        _encode(*model, rows.fields, rows.absent) for model in zip(program.denoisers, params, strict=True)
-    ]
-    null = [
-        _encode(*model, rows.negative, rows.no_negative)
-        for model in zip(program.denoisers, params, strict=True)
-    ]
+    conditioner = program.denoisers[0].conditioner
+
+    def encode(fields, drop) -> list[dict[str, Any]]:
+        drawn = conditioner.draw(fields, fold_in(keys, CONDITION), train=False)
+        return [_encode(*model, drawn, drop) for model in zip(program.denoisers, params, strict=True)]
+
+    given, null = encode(rows.fields, rows.absent), encode(rows.negative, rows.no_negative)
     conditions = {
         name: Encoded(
             [model.get(name) for model in given],
@@ -101,7 +105,7 @@ def _models(program: Program, params, rows: Rows, index, seed) -> _Models:
             rows.fields[name],
             rows.absent[name],
         )
-        for name in program.denoisers[0].conditioner.parts
+        for name in conditioner.parts
     }
     processes = [model.process_of(each) for model, each in zip(program.denoisers, params, strict=True)]
 

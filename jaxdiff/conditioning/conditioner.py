@@ -1,26 +1,35 @@
 """All conditions of a model under their names, and the noise level, as one module."""
 
+import zlib
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.core import FrozenDict
 
 from jaxdiff.embeddings import Embeddings, merge
 from jaxdiff.errors import UserError
-from jaxdiff.typing import Array, Drops, Fields, Float, Key
+from jaxdiff.typing import Array, Drops, Fields, Float, Key, Keys
 
 
 class Conditioner(nn.Module):
     """Turns the fields of a batch into `Embeddings`.
 
-    A part is a module ``(values, drop[batch]) -> Embeddings`` that shows its own learned null where `drop` is
-    True. It has a `drop_rate` and, off the device, ``example(batch)``, dummy values, and ``check(values, name)``,
-    which raises `UserError`. In which slot it acts is its own business.
+    A part is a module ``(values, drop[batch]) -> Embeddings`` that shows its own null where `drop` is True. It has a
+    `drop_rate` and, off the device, ``example(batch, image_shape)``, dummy values for images of this shape, and
+    ``check(values, name)``, which raises `UserError`. In which slot it acts is its own business. It may have besides:
+
+    - `default`, what a user could have given, for those who give nothing;
+    - `null`, which is "none" if there is no null: such a part does not look at `drop`, and guidance always shows it;
+    - ``read(value)``: arrays out of what a user gives, of one image or of several;
+    - ``draw(values, keys, train)``: its values with all that is random about them, from a key for each example.
 
     Attributes:
-      noise: module from noise labels [batch] to `Embeddings`.
+      noise: module from noise labels [batch] to `Embeddings`, which takes `Embeddings.features` as a second argument
+        if there are conditions that give them.
       parts: the conditions by name; none for an unconditional model. Their order has no meaning.
     """
 
@@ -51,7 +60,44 @@ class Conditioner(nn.Module):
     def join(self, noise_label: Float[Array, "batch"], encoded: Mapping[str, Embeddings]) -> Embeddings:
         """Embed the noise level, and join what `encode` has made of the conditions to it."""
         self._match("encoded", encoded)
-        return merge([self.noise(noise_label), *(encoded[name] for name in self.parts)])
+        given = [encoded[name] for name in self.parts]
+        features = merge([Embeddings(features=embeddings.features) for embeddings in given]).features
+        noise = self.noise(noise_label) if features is None else self.noise(noise_label, features)
+        return merge([noise, *(embeddings.replace(features=None) for embeddings in given)])
+
+    @nn.nowrap
+    def draw(self, batch: Fields, keys: Keys, train: bool) -> Fields:
+        """The values of every condition, out of a batch that may hold more, with all that is random about them.
+
+        A missing field is its part's default. In training all is drawn as training wants it, and for the whole batch;
+        in sampling `keys` are those of the images.
+        """
+        fields = {}
+        for name, part in self.parts.items():
+            values = self._default(name, keys.shape[0]) if name not in batch else batch[name]
+            if hasattr(part, "draw"):
+                # By name: what one part draws does not depend on which others there are.
+                own = jax.vmap(jax.random.fold_in, (0, None))(keys, np.uint32(zlib.crc32(name.encode())))
+                values = part.draw(values, own, train)
+            fields[name] = values
+        return fields
+
+    @nn.nowrap
+    def read(self, name: str, value: object) -> Any:
+        """Arrays out of what a user gives for a condition; None stands for its default."""
+        part = self.parts[name]
+        value = part.default if value is None else value
+        return part.read(value) if hasattr(part, "read") else np.asarray(value)
+
+    @nn.nowrap
+    def has_default(self, name: str) -> bool:
+        """Whether this condition need not be given."""
+        return getattr(self.parts[name], "default", None) is not None
+
+    @nn.nowrap
+    def has_null(self, name: str) -> bool:
+        """Whether this condition can be dropped."""
+        return getattr(self.parts[name], "null", "learned") != "none"
 
     @nn.nowrap
     def draw_drops(self, key: Key[Array, ""], batch: int) -> Drops:
@@ -73,9 +119,9 @@ class Conditioner(nn.Module):
         return {name: jnp.zeros((batch,), bool) for name in self.parts}
 
     @nn.nowrap
-    def example(self, batch: int) -> Fields:
-        """Dummy values of the right shapes and types."""
-        return {name: part.example(batch) for name, part in self.parts.items()}
+    def example(self, batch: int, image_shape: tuple[int, int, int] | None = None) -> Fields:
+        """Dummy values of the right shapes and types; conditions that are images need `image_shape`."""
+        return {name: part.example(batch, image_shape) for name, part in self.parts.items()}
 
     @nn.nowrap
     def check(self, fields: Fields) -> None:
@@ -83,6 +129,13 @@ class Conditioner(nn.Module):
         for name, values in fields.items():
             self._known(name)
             self.parts[name].check(values, name)
+
+    @nn.nowrap
+    def _default(self, name: str, batch: int) -> Any:
+        if not self.has_default(name):
+            raise UserError(f"{name}=: the model has this condition, the batch lacks it. Fix: give {name}")
+        spread = lambda leaf: jnp.broadcast_to(leaf, (batch, *np.shape(leaf)))  # noqa: E731
+        return jax.tree.map(spread, self.read(name, None))
 
     @nn.nowrap
     def _match(self, what: str, given: Mapping) -> None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import require
 from jaxdiff.process import gaussian, time_sampling
+from jaxdiff.tasks.augmentation import FIELD, Augmentation
 from jaxdiff.tasks.objectives import Attempt, Objective, WeightedError
 from jaxdiff.typing import Array, Batch, Float, Images, Key, Metrics, Params, Times
 
@@ -23,6 +24,8 @@ class DenoisingTask:
       image_shape: (height, width, channels) of the images that are trained on.
       objective: what the denoiser is punished for.
       stratified: spread the times of a batch evenly over their law (VDM, Kingma et al. 2021, appendix I.1).
+      augmentation: what is done to the images. The model is told by its condition "augment", so that nothing of it
+        leaks into samples. Conditions that are images do not move with them.
     """
 
     denoiser: Denoiser
@@ -30,17 +33,23 @@ class DenoisingTask:
     image_shape: tuple[int, int, int]
     objective: Objective = WeightedError()
     stratified: bool = True
+    augmentation: Augmentation | None = None
 
     def __post_init__(self):
         require(len(self.image_shape) == 3, "image_shape", self.image_shape, "it is not (height, width, channels)",
                 "give three numbers")  # fmt: skip
         self.objective.check(self.denoiser, self.times)
+        if self.augmentation is not None:
+            told = self.denoiser.conditioner.parts.get(FIELD)
+            require(getattr(told, "size", None) == self.augmentation.size, "augmentation", self.augmentation,
+                    f"the model is not told by a condition {FIELD!r} of {self.augmentation.size} numbers",
+                    f"give it parts={{'{FIELD}': Continuous(size={self.augmentation.size}, ...)}}")  # fmt: skip
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Fresh parameters, each boxed with the logical names of its axes."""
         conditioner = self.denoiser.conditioner
         x, t = jnp.zeros((1, *self.image_shape)), jnp.full((1,), 0.5)
-        arguments = (x, t, conditioner.example(1), conditioner.none_dropped(1))
+        arguments = (x, t, conditioner.example(1, self.image_shape), conditioner.none_dropped(1))
         return self.denoiser.init(key, *arguments, train=False)["params"]
 
     def memory(self) -> Any:
@@ -48,14 +57,18 @@ class DenoisingTask:
         return self.times.memory()
 
     def draw(self, batch: Batch, memory: Any, key: Key[Array, ""]) -> dict:
-        """Everything random about a batch: noise, dropped conditions, and the uniform numbers that become times.
+        """Everything random about a batch: noise, augmentations, what conditions draw, which are dropped, and the
+        uniform numbers that become times.
 
         All examples are drawn at once, and without the parameters: `loss` makes times of the numbers, with the process
         as far as it is learned. `importance` undoes what the law prefers.
         """
-        key_times, key_noise, key_drop = jax.random.split(key, 3)
+        key_times, key_noise, key_drop, key_fields, key_augment = jax.random.split(key, 5)
         x_0 = batch["image"]
         size = x_0.shape[0]
+        if self.augmentation is not None:
+            x_0, labels = self.augmentation(x_0, jax.random.split(key_augment, size))
+            batch = {**batch, FIELD: labels}
         conditioner = self.denoiser.conditioner
         u, importance = self.times.choose(memory, time_sampling.uniforms(key_times, size, self.stratified))
         return {
@@ -64,7 +77,7 @@ class DenoisingTask:
             "u": u,
             "importance": importance,
             "drop": conditioner.draw_drops(key_drop, size),
-            "fields": {name: batch[name] for name in conditioner.parts},
+            "fields": conditioner.draw(batch, jax.random.split(key_fields, size), train=True),
         }
 
     def loss(
@@ -100,10 +113,13 @@ class DenoisingTask:
     ) -> Float[Array, "batch"]:
         """Squared error per value of the predicted image, conditional and without dropout, at chosen times.
 
-        The same quantity whatever the objective: the held-out loss by noise level.
+        The same quantity whatever the objective: the held-out loss by noise level. Images are not augmented, and
+        conditions are as in sampling.
         """
+        conditioner, count = self.denoiser.conditioner, images.shape[0]
         noise = jax.random.normal(key, images.shape)
         x_t = gaussian.diffuse(self.denoiser.process_of(params), images, noise, t)
-        drop = self.denoiser.conditioner.none_dropped(images.shape[0])
+        fields = {**fields, **conditioner.draw(fields, jax.random.split(key, count), train=False)}
+        drop = conditioner.none_dropped(count)
         predicted: Any = self.denoiser.apply({"params": params}, x_t, t, fields, drop, method="predict")
         return jnp.mean(jnp.square(predicted.x_0 - images), axis=(1, 2, 3))

@@ -8,10 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdiff import config as configs
 from jaxdiff.conditioning.conditioner import Conditioner
+from jaxdiff.conditioning.continuous import Continuous
+from jaxdiff.conditioning.image import ImageCondition
+from jaxdiff.conditioning.noisy import NoiseAugmented
 from jaxdiff.conditioning.vector import ClassLabel, NoiseLevel, sinusoids
+from jaxdiff.config import spec
 from jaxdiff.embeddings import Embeddings, Tokens, merge
 from jaxdiff.errors import UserError
+from jaxdiff.process.gaussian import VariancePreserving
+from jaxdiff.process.labels import LogSigma
+from jaxdiff.process.schedule import Cosine
 
 LABELS = jnp.array([0, 3, 9])
 NOISE = jnp.array([0.0, 250.0, 999.0])
@@ -124,6 +132,32 @@ def test_a_label_out_of_range_on_the_device_is_never_another_class(wrong):
 def test_impossible_conditions(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_a_config_writes_every_part_down():
+    low = spec(
+        NoiseAugmented,
+        part=spec(ImageCondition, channels=3, factor=4, method="bicubic"),
+        noise=spec(NoiseLevel, width=16, random_scale=16),
+        process=spec(VariancePreserving, schedule=spec(Cosine)),
+        label=spec(LogSigma),
+    )
+    parts = {
+        "augment": spec(Continuous, size=9, width=4, default=0.0, before_mapping=True),
+        "label": spec(ClassLabel, num_classes=10, width=16, null="zero"),
+        "low": low,
+        "size": spec(Continuous, size=None, width=16, default=(0.5), frequencies=8),
+    }
+    config = spec(Conditioner, noise=spec(NoiseLevel, width=16), parts=parts)
+    model = configs.build(config)
+    assert model == configs.build(configs.from_json(configs.to_json(config)), packages=("jaxdiff",))
+    assert hash(model) == hash(configs.build(config))
+    fields = model.example(2, (16, 16, 3))
+    variables = jax.eval_shape(model.init, jax.random.key(0), NOISE[:2], fields, model.none_dropped(2))
+    shapes = jax.tree.map(jnp.shape, nn.meta.unbox(variables)["params"])
+    assert set(shapes) == {"noise", "parts_augment", "parts_label", "parts_low", "parts_size"}
+    assert shapes["parts_low"]["noise"]["frequencies"] == (2,)
+    model.check(jax.tree.map(np.asarray, fields))
 
 
 def test_sinusoids_are_those_of_the_papers():

@@ -4,16 +4,23 @@ import jax
 import jax.numpy as jnp
 import models
 import numpy as np
+import pytest
 from flax import linen as nn
 
 from jaxdiff.conditioning.conditioner import Conditioner
+from jaxdiff.conditioning.continuous import Continuous
+from jaxdiff.conditioning.image import ImageCondition
+from jaxdiff.conditioning.noisy import NoiseAugmented
+from jaxdiff.conditioning.vector import NoiseLevel
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.distributed import partitioning
 from jaxdiff.distributed.mesh import MeshShape
+from jaxdiff.errors import UserError
 from jaxdiff.process import prediction, weighting
 from jaxdiff.process.gaussian import RectifiedFlow, VariancePreserving
 from jaxdiff.process.schedule import Cosine
 from jaxdiff.process.time_sampling import History, Importance, UniformSteps
+from jaxdiff.tasks.augmentation import GeometricAugmentation
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.tasks.objectives import WeightedError
 from jaxdiff.training.step import Task
@@ -80,3 +87,79 @@ def test_error_at_chosen_times_is_that_of_the_image():
         predicted = alpha * std**2 / (alpha**2 * std**2 + sigma**2) * (alpha * images + sigma * noise)
         expected = np.mean(np.square(predicted - images), axis=(1, 2, 3))
         np.testing.assert_allclose(jax.jit(task.error_at)({}, images, {}, t, key), expected, rtol=1e-6)
+
+
+def conditional(parts, network=None, **options):
+    """A task of 4 x 4 images under these conditions."""
+    denoiser = Denoiser(network or models.Zero(), Conditioner(models.Label(), parts), VP, prediction.Data())
+    return DenoisingTask(denoiser, UniformSteps(3), (4, 4, 1), **options)
+
+
+def test_the_model_is_told_how_its_images_are_augmented():
+    augmentation = GeometricAugmentation(p=0.5)
+    task = conditional({"augment": Continuous(9, 1)}, augmentation=augmentation)
+    images = jnp.asarray(np.random.default_rng(0).standard_normal((200, 4, 4, 1)))
+    examples = jax.jit(task.draw)({"image": images}, (), jax.random.key(0))
+    labels = examples["fields"]["augment"]
+    same = jnp.all(examples["x_0"] == images, axis=(1, 2, 3))
+    np.testing.assert_array_equal(same, jnp.all(labels == 0, axis=1))
+    assert 0 < same.sum() < 20
+    flipped = np.flatnonzero((labels[:, 0] == 1) & jnp.all(labels[:, 1:] == 0, axis=1))
+    np.testing.assert_array_equal(examples["x_0"][flipped], images[flipped, :, ::-1])
+    other = jax.jit(task.draw)({"image": images}, (), jax.random.key(1))
+    assert jnp.any(other["fields"]["augment"] != labels)
+    plain = conditional({"augment": Continuous(9, 1, default=0.0)})
+    drawn = jax.jit(plain.draw)({"image": images}, (), jax.random.key(0))
+    np.testing.assert_array_equal(drawn["x_0"], images)
+    np.testing.assert_array_equal(drawn["fields"]["augment"], jnp.zeros((200, 9)))
+    for name in ("noise", "u"):
+        np.testing.assert_array_equal(drawn[name], examples[name])
+
+
+def test_augmentation_is_the_same_on_one_device_and_on_eight(float32):
+    task = conditional({"augment": Continuous(9, 1)}, augmentation=GeometricAugmentation(p=0.5))
+    sharding = partitioning.batch_sharding(MeshShape().make(jax.devices()))
+    images = np.random.default_rng(0).standard_normal((16, 4, 4, 1), np.float32)
+    drawn = jax.jit(task.draw)({"image": images}, (), jax.random.key(0))
+    spread = jax.jit(task.draw, out_shardings=sharding)(
+        {"image": jax.device_put(images, sharding)}, (), jax.random.key(0)
+    )
+    np.testing.assert_array_equal(spread["fields"]["augment"], drawn["fields"]["augment"])
+    np.testing.assert_allclose(spread["x_0"], drawn["x_0"], atol=1e-5)
+
+
+@pytest.mark.parametrize("parts", [{}, {"augment": Continuous(8, 1)}, {"augmentation": Continuous(9, 1)}])
+def test_augmentation_of_which_the_model_is_not_told_would_leak(parts):
+    with pytest.raises(UserError, match=r"augmentation=.*not told by a condition 'augment' of 9 numbers"):
+        conditional(parts, augmentation=GeometricAugmentation())
+
+
+class Shown(nn.Module):
+    """Answers with its condition."""
+
+    @nn.compact
+    def __call__(self, x, embeddings, *, train):
+        return embeddings.spatial
+
+
+def test_conditions_are_noisy_in_training_and_at_their_own_level_when_errors_are_measured():
+    """A model that answers with its condition errs by the noise that is on it: ``level^2`` when clean images are 0."""
+    low = NoiseAugmented(ImageCondition(1), NoiseLevel(1, frequencies=2), RectifiedFlow(), level=0.3)
+    task = conditional({"low": low}, Shown())
+    params = nn.meta.unbox(jax.jit(task.init)(jax.random.key(0)))
+    batch = {"image": jnp.zeros((500, 4, 4, 1)), "low": jnp.zeros((500, 4, 4, 1))}
+    examples = jax.jit(task.draw)(batch, (), jax.random.key(1))
+    levels = examples["fields"]["low"]["level"]
+    assert len(np.unique(levels)) == 500
+    losses, _ = models.losses_of(task, params, examples)
+    ratio = losses / levels**2
+    assert abs(ratio.mean() - 1) < 4 * np.sqrt(2 / 16 / 500)
+    errors = jax.jit(task.error_at)(
+        params, batch["image"], {"low": batch["low"]}, jnp.full(500, 0.5), jax.random.key(2)
+    )
+    assert abs(errors.mean() - 0.09) < 4 * 0.09 * np.sqrt(2 / 16 / 500)
+    fields = {"low": batch["low"], "text": batch["low"]}
+    with pytest.raises(UserError, match="text=: the model has no such condition"):
+        task.error_at(params, batch["image"], fields, jnp.full(500, 0.5), jax.random.key(2))
+    with pytest.raises(UserError, match="low=: the model has this condition, the batch lacks it"):
+        task.draw({"image": batch["image"]}, (), jax.random.key(0))

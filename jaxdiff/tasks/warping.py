@@ -1,0 +1,80 @@
+"""Images seen through affine maps, without jags: what is between pixels is found with a wavelet's low-pass filter."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff.typing import Array, Float, Images
+
+# The low-pass filter of the least asymmetric wavelet with six vanishing moments (Daubechies 1992, table 6.3), "sym6".
+SYM6 = (
+    0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633, 0.4910559419267466,
+    0.787641141030194, 0.3379294217276218, -0.07263752278646252, -0.021060292512300564, 0.04472490177066578,
+    0.0017677118642428036, -0.007800708325034148,
+)  # fmt: skip
+REACH = len(SYM6) // 2 - 1  # half pixels that the filter reaches back; forward it is one more
+
+
+def warp(images: Images, matrix: Float[Array, "batch 2 2"], shift: Float[Array, "batch 2"]) -> Images:
+    """Each image through a map of its own (Karras et al. 2020, "ADA", appendix B.2).
+
+    The pixel at ``p = (x, y)`` shows what was at ``matrix p + shift``, in pixels from the centre, x to the right and y
+    down. Beyond its edges an image goes on as its reflection, for ever. It is upsampled to half pixels with the filter,
+    looked up between them linearly, and downsampled with the same filter, which is orthogonal: without a map, the image
+    comes back.
+
+    Args:
+      images: [batch, height, width, channels].
+      matrix, shift: the maps, from where a pixel is to where it was.
+    """
+    height, width = images.shape[1:3]
+    fine = _along(_along(images, _upsampling(height), 1), _upsampling(width), 2)
+    x, y = (np.arange(2 * side + 2 * REACH) / 2 - REACH / 2 - (side - 1) / 2 for side in (width, height))
+    there = (
+        matrix[:, :, 0, None, None] * x.astype(np.float32)[None, None, None]
+        + matrix[:, :, 1, None, None] * y.astype(np.float32)[None, None, :, None]
+        + shift[:, :, None, None]
+    )
+    looked_up = jax.vmap(_look_up)(fine, 2 * there[:, 1] + height - 1, 2 * there[:, 0] + width - 1)
+    return _along(_along(looked_up, _downsampling(height), 1), _downsampling(width), 2)
+
+
+def _look_up(
+    image: Float[Array, "height width channels"],
+    y: Float[Array, "rows columns"],
+    x: Float[Array, "rows columns"],
+) -> Float[Array, "rows columns channels"]:
+    """The image at these indices, linearly between them. It repeats itself without end."""
+    height, width, channels = image.shape
+    top, left = jnp.floor(y), jnp.floor(x)
+    down, right = (y - top)[..., None], (x - left)[..., None]
+    rows = [(top.astype(int) + i) % height for i in (0, 1)]
+    columns = [(left.astype(int) + i) % width for i in (0, 1)]
+    flat = image.reshape(-1, channels)
+    (a, b), (c, d) = ([flat[row * width + column] for column in columns] for row in rows)
+    return (1 - down) * ((1 - right) * a + right * b) + down * ((1 - right) * c + right * d)
+
+
+def _along(images: Images, matrix: np.ndarray, axis: int) -> Array:
+    """`matrix` times the rows or columns."""
+    weights = jnp.asarray(matrix, images.dtype)
+    product = jnp.tensordot(images, weights, axes=(axis, 1), precision=jax.lax.Precision.HIGHEST)
+    return jnp.moveaxis(product, -1, axis)
+
+
+def _upsampling(side: int) -> np.ndarray:
+    """From pixels to one period of their endless reflection at half pixels, the filter spread around each pixel."""
+    period = max(2 * side - 2, 1)
+    matrix = np.zeros((2 * period, side))
+    for pixel in range(period):
+        for i, weight in enumerate(SYM6):
+            matrix[(2 * pixel + i - REACH) % (2 * period), min(pixel, period - pixel) % side] += weight
+    return matrix
+
+
+def _downsampling(side: int) -> np.ndarray:
+    """From half pixels, beginning where the filter of the first pixel does, to pixels: the adjoint."""
+    matrix = np.zeros((side, 2 * side + 2 * REACH))
+    for pixel in range(side):
+        matrix[pixel, 2 * pixel : 2 * pixel + len(SYM6)] = SYM6
+    return matrix

@@ -115,7 +115,8 @@ def held_out_errors(experiment, params, examples) -> list[float]:
 
     task = experiment.task
     x_0 = jnp.asarray(images.to_float(examples["image"]))
-    fields = {name: jnp.asarray(examples[name]) for name in task.denoiser.conditioner.parts}
+    keys = jax.random.split(jax.random.key(0), len(x_0))
+    fields = task.denoiser.conditioner.draw(jax.tree.map(jnp.asarray, examples), keys, train=False)
 
     @jax.jit
     def error(params, log_snr):
@@ -142,6 +143,7 @@ def held_out_bits(experiment, params, examples) -> dict | None:
     def bits(params, images, fields, index):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(likelihood.seed), index)
         drop = denoiser.conditioner.none_dropped(len(images))
+        fields = denoiser.conditioner.draw(fields, keys, train=False)
         encoded = denoiser.apply({"params": params}, fields, drop, method="encode")
 
         def denoise(x, t):
@@ -151,7 +153,8 @@ def held_out_bits(experiment, params, examples) -> dict | None:
         return likelihood(denoise, denoiser.process_of(params), images, keys)
 
     def bits_of(index):
-        fields = {name: jnp.asarray(examples[name][index]) for name in denoiser.conditioner.parts}
+        given = {name: examples[name] for name in denoiser.conditioner.parts if name in examples}
+        fields = jax.tree.map(lambda values: jnp.asarray(values[index]), given)
         return np.asarray(bits(params, jnp.asarray(examples["image"][index]), fields, jnp.asarray(index)))
 
     return measure(likelihood, bits_of, len(examples["image"]))

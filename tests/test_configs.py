@@ -1,54 +1,223 @@
-"""Every config in configs/ builds, survives JSON, and fits together in shape: initialisation, step and sample."""
+"""Every config in configs/ builds, survives JSON, is the published model, and fits together in shape on a mesh."""
 
 import json
 import pathlib
+import runpy
+import subprocess
+import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxdiff import config as configs
+from jaxdiff.cost.operations import count
+from jaxdiff.distributed.mesh import MeshShape
 from jaxdiff.errors import UserError
+from jaxdiff.program import Program, Rows, generate
 from jaxdiff.training import step as training_step
 
-FILES = sorted(str(path) for path in (pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
+FOLDER = pathlib.Path(__file__).parent.parent / "configs"
+OF_WEIGHTS = {"diffusers"}  # their variants are folders: see tests/test_convert.py
+FILES = sorted({path.stem for path in FOLDER.glob("*.py")} - OF_WEIGHTS)
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_config_builds_and_survives_json(file):
-    config = configs.load(file)
+def load(name):
+    file, _, variant = name.partition(":")
+    return configs.load(f"{FOLDER / file}.py" + (f":{variant}" if variant else ""))
+
+
+def variants(file):
+    return list(runpy.run_path(str(FOLDER / f"{file}.py")).get("VARIANTS", [""]))
+
+
+ALL = [f"{file}:{variant}".rstrip(":") for file in FILES for variant in variants(file)]
+
+# Large networks are slow to trace: by default a few of each kind are counted, and fewer trained and sampled from.
+COUNTED = ("adm:imagenet64", "ddpm:cifar10", "edm:cifar10", "edm:cifar10_ncsnpp", "edm2:xxs", "palette:256")
+TRACED = ("ddpm:cifar10", "digits", "edm2:xxs", "imagen:sr256")
+
+
+def some(names, quick):
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
+
+
+# Millions of parameters and billions of multiply-adds of a forward pass, to the digits that are published.
+PUBLISHED = {
+    "ddpm:cifar10": ("35.75", 6.2),
+    "edm:cifar10": ("55.74", 21.2),
+    "edm:cifar10_ncsnpp": ("56.40", 21.2),
+    "edm:ffhq64": ("61.81", 41.9),
+    "edm:afhq64": ("61.81", 41.9),
+    "edm:imagenet64": ("295.90", 109.7),
+    "adm:imagenet64": ("295.90", 109.7),
+    "adm:imagenet128": ("421.53", 306.9),
+    "adm:imagenet256": ("553.84", 1119.8),
+    "adm:imagenet256_uncond": ("552.81", 1119.8),
+    "adm:imagenet512": ("559.00", 1982.0),
+    "adm:upsample256": ("311.80", 631.6),
+    "adm:upsample512": ("309", None),
+    "palette:256": ("552.8", 1119.8),
+}
+# EDM2's are published for latents of 64 x 64 x 4.
+LATENT = {
+    "edm2:xxs": ("31.3", 11.3),
+    "edm2:xs": ("124.7", 45.0),
+    "edm2:s": ("280.2", 101.0),
+    "edm2:m": ("497.8", 179.0),
+    "edm2:l": ("777.5", 279.0),
+    "edm2:xl": ("1119.3", 402.0),
+    "edm2:xxl": ("1523.2", 547.0),
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_config_builds_and_survives_json(name):
+    config = load(name)
     stored = configs.from_json(configs.to_json(config))
     assert configs.build(config) == configs.build(stored, packages=("jaxdiff",))
     assert not configs.differences(json.loads(configs.to_json(config)), config)
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_config_fits_together_in_shape(file):
-    experiment = configs.build(configs.load(file))
-    task, size = experiment.task, experiment.batch_size
-    mesh = experiment.mesh.make()
-    optimizer = experiment.optimizer.make(experiment.steps)
-    state = training_step.abstract_state(task, optimizer, mesh)
-    image = jax.ShapeDtypeStruct((size, *task.image_shape), jnp.float32)
-    fields = jax.eval_shape(lambda: task.denoiser.conditioner.example(size))
-    step = training_step.make_train_step(
-        task, optimizer, experiment.ema, experiment.seed, experiment.accumulation
+@pytest.mark.parametrize("file", [file for file in FILES if variants(file) != [""]])
+def test_an_unknown_variant_is_told_which_there_are(file):
+    with pytest.raises(UserError, match=r"variant='nonsense': .* Fix: use one of ") as told:
+        load(f"{file}:nonsense")
+    assert str(told.value).endswith(", ".join(variants(file)))
+
+
+def test_loading_reads_no_data():
+    files = [f"{FOLDER / name.partition(':')[0]}.py:{name.partition(':')[2]}".rstrip(":") for name in ALL]
+    code = (
+        "import sys; from jaxdiff import config\n"
+        f"for file in {files!r}: config.build(config.load(file))\n"
+        "assert not {'grain', 'tensorflow', 'tensorflow_datasets'} & set(sys.modules)"
     )
-    after, metrics = jax.eval_shape(step, state, {"image": image, **fields})
+    # No folder of data sets can be read, or made.
+    nowhere = {"TFDS_DATA_DIR": "/dev/null", "HOME": "/dev/null"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=nowhere)
+
+
+def abstract(experiment):
+    """The shapes of parameters, of a batch of one and of its conditions."""
+    task = experiment.task
+    params = nn.meta.unbox(jax.eval_shape(lambda: task.init(jax.random.key(0))))
+    x, t = jnp.zeros((1, *task.image_shape)), jnp.full((1,), 0.5)
+    conditioner = task.denoiser.conditioner
+    return params, *jax.eval_shape(
+        lambda: (x, t, conditioner.example(1, task.image_shape), conditioner.none_dropped(1))
+    )
+
+
+def size(params):
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def check_published(experiment, parameters, operations):
+    params, *arguments = abstract(experiment)
+    digits = len(parameters.partition(".")[2])
+    assert f"{size(params) / 1e6:.{digits}f}" == parameters
+    if operations is not None:
+        denoiser = experiment.task.denoiser
+        run = jax.make_jaxpr(lambda params, *given: denoiser.apply({"params": params}, *given, train=False))
+        np.testing.assert_allclose(count(run(params, *arguments)).total / 1e9, operations, rtol=0.01)
+    return size(params)
+
+
+@pytest.mark.parametrize("name", some(PUBLISHED, COUNTED))
+def test_parameters_and_multiply_adds_are_the_published_ones(name):
+    check_published(configs.build(load(name)), *PUBLISHED[name])
+
+
+@pytest.mark.parametrize("name", some(LATENT, COUNTED))
+def test_edm2_is_the_published_network_with_a_channel_less(name):
+    pixels = load(name)
+    latents = configs.from_json(configs.to_json(pixels))
+    latents.task.image_shape, latents.task.denoiser.network.out_channels = (64, 64, 4), 4
+    published = check_published(configs.build(latents), *LATENT[name])
+    # One channel less into the first convolution and out of the last, both of 3 x 3.
+    width = pixels.task.denoiser.network.levels[0].width
+    assert size(abstract(configs.build(pixels))[0]) == published - 2 * 9 * width
+
+
+def test_palette_is_adm_without_classes():
+    palette, adm = load("palette").task.denoiser, load("adm:imagenet256_uncond").task.denoiser
+    changed = configs.differences(adm.network, palette.network)
+    assert changed == {"out_channels": (6, 3)}
+    assert palette.conditioner.parts.source.channels == 3
+
+
+# Heads of the widest attention and epsilon of the norms: counts tell neither, and published weights need both.
+UNCOUNTED = {
+    "ddpm:cifar10": (1, 1e-6),
+    "edm:cifar10": (1, 1e-6),
+    "edm:cifar10_ncsnpp": (1, 1e-6),
+    "edm:imagenet64": (12, 1e-5),
+    "adm:imagenet64": (12, 1e-5),
+    "adm:imagenet128": (4, 1e-5),
+    "adm:imagenet256": (16, 1e-5),
+    "adm:upsample256": (4, 1e-5),
+    "adm:upsample512": (12, 1e-5),
+}
+
+
+@pytest.mark.parametrize("name", UNCOUNTED)
+def test_heads_and_norms_are_the_published_ones(name):
+    network = configs.build(load(name)).task.denoiser.network
+    width = max(level.width for level in network.levels if level.self_attention)
+    heads = network.heads or width // network.head_dim
+    assert (heads, network.eps) == UNCOUNTED[name]
+
+
+# Calls of the network for an image, and millions of images seen in training.
+RUNS = {
+    "ddpm:cifar10": (1000, 102.4),
+    "edm:cifar10": (35, 200),
+    "edm:ffhq64": (79, 200),
+    "edm:imagenet64": (511, 2500),
+    "edm2:s": (63, 1024 * 1.048576),
+    "edm2:m": (63, 2048 * 1.048576),
+    "edm2:xl": (63, 640 * 1.048576),
+    "adm:imagenet64": (250, None),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_runs_are_as_long_as_published(name):
+    experiment, (calls, images) = configs.build(load(name)), RUNS[name]
+    assert experiment.sampling.calls(experiment.task.denoiser.process) == calls
+    if images is not None:
+        assert abs(experiment.steps * experiment.batch_size - images * 1e6) <= experiment.batch_size
+
+
+@pytest.mark.parametrize("name", some(ALL, TRACED))
+def test_config_fits_together_in_shape_on_a_mesh(name):
+    experiment = configs.build(load(name))
+    task, rows = experiment.task, 16
+    mesh = MeshShape(data=2, fsdp=2, tensor=2).make()
+    optimizer, others = experiment.optimizer.make(experiment.steps), len(experiment.ema.others())
+    state = training_step.abstract_state(task, optimizer, mesh, others)
+    for leaf in jax.tree.leaves(state):
+        leaf.sharding.shard_shape(leaf.shape)  # raises unless it divides
+    split = [leaf for leaf in jax.tree.leaves(state.params) if not leaf.sharding.is_fully_replicated]
+    assert sum(leaf.size for leaf in split) > 0.8 * size(state.params)
+
+    image = jax.ShapeDtypeStruct((rows, *task.image_shape), jnp.float32)
+    fields = jax.eval_shape(lambda: task.denoiser.conditioner.example(rows, task.image_shape))
+    step = training_step.make_train_step(task, optimizer, experiment.ema, 0, experiment.accumulation)
+    traced = training_step.jit_train_step(step, state, mesh).trace(state, {"image": image, **fields})
+    after, metrics = traced.out_info
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
     assert metrics["loss"].shape == ()
 
-    def sample(params, fields, keys):
-        def denoise(x, t, fields, drop):
-            times = jnp.broadcast_to(t, x.shape[:1])
-            return task.denoiser.apply({"params": params}, x, times, fields, drop, method="predict")
-
-        return experiment.sampling(denoise, task.denoiser.process_of(params), fields, task.image_shape, keys)
-
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size))
-    made = jax.eval_shape(sample, state.params, fields, keys)
-    assert made.shape == (size, *task.image_shape)
-    assert made.dtype == jnp.float32
+    absent = {name: jax.ShapeDtypeStruct((rows,), bool) for name in fields}
+    program = Program((task.denoiser,), task.image_shape, mesh)
+    index, seed = jax.ShapeDtypeStruct((rows,), jnp.uint32), jax.ShapeDtypeStruct((), jnp.uint32)
+    drawn = Rows(fields, absent, fields, absent)
+    made = generate.trace(program, experiment.sampling, (state.params,), drawn, index, seed).out_info
+    assert (made.shape, made.dtype) == ((rows, *task.image_shape), jnp.float32)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +225,7 @@ def test_config_fits_together_in_shape(file):
     [("log_every", 0), ("steps", 0), ("keep", -1), ("accumulation", 0), ("sample_every", -1), ("seed", -1)],
 )
 def test_a_number_that_cannot_be_is_named(field, value):
-    config = configs.load(FILES[0])
+    config = load("digits")
     config[field] = value
     with pytest.raises(UserError, match=rf"config\.{field}={value}: .* Fix: "):
         configs.build(config)

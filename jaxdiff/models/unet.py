@@ -55,6 +55,7 @@ class UNet(nn.Module):
     Attributes:
       levels: from the finest resolution to the coarsest.
       out_channels: of the output.
+      stem_width: channels of the first convolution; the first level's width if None (half of it: DDPM++, CIFAR-10).
       middle: a transformer in place of the two blocks at the coarsest resolution (U-ViT).
       head_dim: channels of an attention head; None with a fixed number of them, `heads`.
       groups, min_group_size: at most so many groups in a norm, and at least so many channels in a group.
@@ -77,6 +78,7 @@ class UNet(nn.Module):
 
     levels: tuple[Level, ...]
     out_channels: int
+    stem_width: int | None = None
     middle: TransformerLevel | None = None
     head_dim: int | None = 32
     heads: int | None = None
@@ -101,6 +103,8 @@ class UNet(nn.Module):
         require(
             self.out_channels > 0, "out_channels", self.out_channels, "it must be positive", "give at least 1"
         )
+        stem = self.stem_width
+        require(stem is None or stem > 0, "stem_width", stem, "it must be positive", "give at least 1")
         require(self.decoder_attention in ("every", "last"), "decoder_attention", self.decoder_attention,
                 "no such place", "give 'every' or 'last'")  # fmt: skip
         options = self._options()
@@ -135,7 +139,7 @@ class UNet(nn.Module):
         if embeddings.spatial is not None:
             x = jnp.concatenate([x, embeddings.spatial.astype(x.dtype)], axis=-1)
         path = x
-        h = Conv(self.levels[0].width, dtype=self.dtype, name="stem")(x)
+        h = Conv(self.stem_width or self.levels[0].width, dtype=self.dtype, name="stem")(x)
         skips = [h] if self.resampled_skips else []
         for i, level in enumerate(self.levels):
             for j in range(level.blocks):

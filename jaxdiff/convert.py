@@ -1,0 +1,112 @@
+"""Published weights into a run's folder, which sample, evaluate and train open; and a run as a folder of diffusers.
+
+python -m jaxdiff.convert --from 64x64_diffusion.pt --config configs/adm.py:imagenet64 --workdir runs/adm64
+python -m jaxdiff.convert --workdir runs/ddpm_cifar10 --to ddpm_cifar10_diffusers
+"""
+
+import json
+import pathlib
+from collections.abc import Sequence
+
+from jaxdiff import command
+from jaxdiff.errors import UserError
+
+DESCRIPTION = "Published weights into a run's folder, or a run into a folder of diffusers."
+EPILOG = """\
+Files: guided-diffusion's .pt, EDM's and EDM2's .pkl, diffusers' UNet2DModel folders, safetensors. No code of theirs
+is run. Where a file has averaged weights, those are taken. Nothing is written unless every tensor fits the network."""
+
+
+def parser() -> command.Parser:
+    flags = command.Parser(description=DESCRIPTION, epilog=EPILOG)
+    flags.add_argument("--from", dest="source", metavar="FILE", help="published weights: a file or a folder")
+    flags.add_argument("--config", help="the config of their network, configs/x.py:variant")
+    flags.add_argument("--workdir", help="the run's folder: written with --from, read with --to")
+    flags.add_argument(
+        "--weights", choices=("averaged", "trained"), help="which to take from a file that has both"
+    )
+    flags.add_argument(
+        "--attention-order", choices=("new", "legacy"),
+        help="of guided-diffusion's queries, keys and values (default: as published, new for 64x64 images)",
+    )  # fmt: skip
+    flags.add_argument(
+        "--to", metavar="FOLDER", help="write the run's averaged weights in the layout of diffusers"
+    )
+    return flags
+
+
+def main(argv: Sequence[str]) -> None:
+    flags, overrides = parser().parse(argv)
+    if (flags.source is None) == (flags.to is None):
+        raise UserError("--from: give either --from or --to, for the way in or the way out. Fix: see --help")
+    if flags.workdir is None:
+        raise UserError("--workdir=: a run's folder is needed. Fix: give --workdir runs/NAME")
+    if flags.to is not None:
+        print(write_diffusers(flags.workdir, flags.to))
+        return
+    config = command.load_config(flags.config, overrides)
+    ema = None if flags.weights is None else flags.weights == "averaged"
+    print(convert(flags.source, config, flags.workdir, ema, flags.attention_order))
+
+
+def convert(
+    source: str, config, workdir: str, ema: bool | None = None, attention_order: str | None = None
+) -> str:
+    """Make `workdir` a run of `config` whose checkpoint 0 has the weights of `source`; returns what was done."""
+    import jax
+
+    from jaxdiff import config as configs
+    from jaxdiff.experiment import claim
+    from jaxdiff.interop import edm, families
+    from jaxdiff.interop.mapping import to_params
+    from jaxdiff.interop.tensors import read_tensors
+    from jaxdiff.training.checkpoint import Checkpoints
+    from jaxdiff.training.step import abstract_state, begin
+
+    experiment = configs.build(config)
+    task, mesh = experiment.task, experiment.mesh.make()
+    optimizer, others = experiment.optimizer.make(experiment.steps), len(experiment.ema.others())
+    folder = pathlib.Path(workdir).expanduser() / "checkpoints"
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"--workdir={workdir}: there are checkpoints already. Fix: give another folder")
+    checkpoint = read_tensors(source, ema)
+    mapping = families.entries(checkpoint.tensors, task.denoiser, task.image_shape[0], attention_order)
+    abstract = abstract_state(task, optimizer, mesh, others)
+    params = to_params(mapping, checkpoint.tensors, abstract.params, edm.BUFFERS)
+
+    run = claim(config, workdir)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    placed = jax.tree.map(jax.device_put, params, shardings.params)
+    state = jax.jit(lambda params: begin(task, optimizer, params, others), out_shardings=shardings)(placed)
+    with Checkpoints(run / "checkpoints", experiment.keep) as checkpoints:
+        checkpoints.save(0, state)
+        checkpoints.wait()
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    which = f" ({checkpoint.tree})" if checkpoint.tree else ""
+    return f"{count:,} parameters of {source}{which} are checkpoint 0 of {run}"
+
+
+def write_diffusers(workdir: str, folder: str) -> str:
+    """Write the averaged weights of a run as a `UNet2DModel`; returns what was done."""
+    from jaxdiff.generator import Generator
+    from jaxdiff.interop import diffusers
+    from jaxdiff.interop.mapping import to_tensors
+    from jaxdiff.interop.safetensors_files import write_safetensors
+
+    generator = Generator.load(workdir)
+    config = diffusers.model_config(generator.denoiser, generator.image_shape[0])
+    tensors = to_tensors(diffusers.entries(diffusers.network_of(generator.denoiser)), generator.params)
+    path = pathlib.Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        write_safetensors(path / "diffusion_pytorch_model.safetensors", tensors, {"format": "pt"})
+        (path / "config.json").write_text(json.dumps(config, indent=2))
+    except OSError as error:
+        raise UserError(
+            f"--to={folder}: {error.strerror or error}. Fix: give a folder that can be written"
+        ) from None
+    return f"{len(tensors)} tensors of {workdir} are in {folder}"
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,283 @@
+"""diffusers' `UNet2DModel`: its `config.json` as one of our denoisers and back, and the names of its tensors."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jaxdiff.conditioning.conditioner import Conditioner
+from jaxdiff.conditioning.vector import ClassLabel, NoiseLevel
+from jaxdiff.denoiser import Denoiser
+from jaxdiff.errors import UserError, require
+from jaxdiff.interop import folders
+from jaxdiff.interop.files import Unreadable, reading
+from jaxdiff.interop.mapping import SAME, Entry, conv, dense, from_heads, norm, separate_heads
+from jaxdiff.interop.structure import places
+from jaxdiff.models.unet import Level, UNet
+from jaxdiff.process.gaussian import VariancePreserving
+from jaxdiff.process.labels import StepIndex
+from jaxdiff.process.prediction import Data, LearnedVariance, Noise, Parameterization, V
+from jaxdiff.process.table import (
+    BetaSequence,
+    CosineBetas,
+    LinearBetas,
+    ScaledLinearBetas,
+    SigmoidBetas,
+    Table,
+)
+
+# Of each block type: does it attend, and does it resample in a residual block? None: as the config's
+# downsample_type or upsample_type says.
+DOWN: dict[str, tuple[bool, bool | None]] = {
+    "DownBlock2D": (False, False), "ResnetDownsampleBlock2D": (False, True), "AttnDownBlock2D": (True, None),
+}  # fmt: skip
+UP: dict[str, tuple[bool, bool | None]] = {
+    "UpBlock2D": (False, False), "ResnetUpsampleBlock2D": (False, True), "AttnUpBlock2D": (True, None),
+}  # fmt: skip
+# What the file says where nothing is said, as far as it matters here.
+DEFAULTS: dict[str, Any] = {
+    "in_channels": 3, "out_channels": 3, "center_input_sample": False, "time_embedding_type": "positional",
+    "time_embedding_dim": None, "freq_shift": 0, "flip_sin_to_cos": True, "mid_block_type": "UNetMidBlock2D",
+    "block_out_channels": [224, 448, 672, 896], "layers_per_block": 2, "mid_block_scale_factor": 1,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    "downsample_padding": 1, "downsample_type": "conv", "upsample_type": "conv", "dropout": 0.0, "act_fn": "silu",
+    "attention_head_dim": 8, "norm_num_groups": 32, "attn_norm_num_groups": None, "norm_eps": 1e-5,
+    "resnet_time_scale_shift": "default", "add_attention": True, "class_embed_type": None, "num_class_embeds": None,
+}  # fmt: skip
+FIXED = {
+    "center_input_sample": (False,), "time_embedding_type": ("positional",), "mid_block_scale_factor": (1,),
+    "mid_block_type": ("UNetMidBlock2D",), "act_fn": ("silu", "swish"), "class_embed_type": (None,),
+    "resnet_time_scale_shift": ("default", "scale_shift"), "freq_shift": (0, 1), "downsample_padding": (0, 1),
+}  # fmt: skip
+SCHEDULES: dict[str, type] = {
+    "linear": LinearBetas, "scaled_linear": ScaledLinearBetas, "sigmoid": SigmoidBetas,
+}  # fmt: skip
+PREDICTIONS: dict[str, type] = {"epsilon": Noise, "sample": Data, "v_prediction": V}
+
+
+def denoiser(model: Mapping[str, Any], scheduler: Mapping[str, Any] | None = None) -> Denoiser:
+    """The denoiser that a folder describes.
+
+    Args:
+      model: the `config.json` of a `UNet2DModel`.
+      scheduler: `scheduler_config.json`; DDPM's linear betas and noise prediction if None.
+
+    Raises:
+      UserError: it has something that `UNet` has not, such as the skip blocks of NCSN++.
+    """
+    given = DEFAULTS | {key: value for key, value in model.items() if key in DEFAULTS}
+    for field, known in FIXED.items():
+        require(given[field] in known, field, given[field], "there is no such option in UNet",
+                f"use a model with {' or '.join(map(repr, known))}")  # fmt: skip
+    widths = given["block_out_channels"]
+    parts = {}
+    if given["num_class_embeds"] is not None:
+        width = given["time_embedding_dim"] or 4 * widths[0]
+        parts = {"label": ClassLabel(given["num_class_embeds"], width, drop_rate=0.0, null="zero")}
+    noise = NoiseLevel(
+        given["time_embedding_dim"] or 4 * widths[0], frequencies=widths[0] // 2, endpoint=given["freq_shift"] == 1,
+        sine_first=not given["flip_sin_to_cos"],
+    )  # fmt: skip
+    process, parameterization = _diffusion(scheduler or {}, given)
+    return Denoiser(_network(given), Conditioner(noise, parts), process, parameterization)
+
+
+def read_settings(folder: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The `config.json` of the model in a folder, and the `scheduler_config.json` of its pipeline; {} if there is none.
+
+    Raises:
+      UserError: there is no model in the folder.
+    """
+    root = pathlib.Path(folder)
+    with reading(root):
+        found = folders.settings(folders.model_folder(root, None), root)
+        if (
+            found.get("config", {}).get("_class_name", "UNet2DModel") != "UNet2DModel"
+            or "config" not in found
+        ):
+            raise Unreadable("it is no UNet2DModel", "name the folder of one, with its config.json")
+    return found["config"], found.get("scheduler", {})
+
+
+def model_config(denoiser: Denoiser, image_size: int) -> dict[str, Any]:
+    """The `config.json` of the same network; the inverse of `denoiser`.
+
+    Raises:
+      UserError: `UNet2DModel` has no such network.
+    """
+    network, conditioner = network_of(denoiser), denoiser.conditioner
+    if not isinstance(conditioner, Conditioner):
+        raise _not_there("conditioner", type(conditioner).__name__)
+    _require_known(network, conditioner)
+    noise, label = conditioner.noise, conditioner.parts.get("label")
+    levels, residual = network.levels, network.residual_resampling
+    kind = "resnet" if residual else "conv"
+    return {
+        "_class_name": "UNet2DModel", "sample_size": image_size, "out_channels": network.out_channels,
+        "in_channels": network.out_channels // (2 if isinstance(denoiser.parameterization, LearnedVariance) else 1),
+        "time_embedding_dim": noise.width, "freq_shift": int(noise.endpoint), "flip_sin_to_cos": not noise.sine_first,
+        "block_out_channels": [level.width for level in levels], "layers_per_block": levels[0].blocks,
+        "down_block_types": [_block_type("Down", level, residual) for level in levels],
+        "up_block_types": [_block_type("Up", level, residual) for level in reversed(levels)],
+        "downsample_padding": 0 if network.pad_end else 1, "downsample_type": kind, "upsample_type": kind,
+        "dropout": levels[0].dropout, "norm_num_groups": network.groups,
+        "norm_eps": network.eps, "attn_norm_num_groups": network.groups,
+        "attention_head_dim": network.head_dim, "add_attention": network.middle_attention,
+        "resnet_time_scale_shift": "scale_shift" if network.modulation == "scale_shift" else "default",
+        "num_class_embeds": None if label is None else label.num_classes,
+    }  # fmt: skip
+
+
+def network_of(denoiser: Denoiser) -> UNet:
+    """Its network, if that is a `UNet`."""
+    if not isinstance(denoiser.network, UNet):
+        raise _not_there("network", type(denoiser.network).__name__)
+    return denoiser.network
+
+
+def entries(network: UNet) -> Iterator[Entry]:
+    """The mapping for a denoiser with this network."""
+    yield from dense("conditioner/noise/dense_0", "time_embedding.linear_1")
+    yield from dense("conditioner/noise/dense_1", "time_embedding.linear_2")
+    yield Entry("conditioner/parts_label/table", ("class_embedding.weight",), SAME)
+    last = len(network.levels) - 1
+    for place in places(network):
+        ours, block, i = f"network/{place.name}", f"down_blocks.{place.level}", place.index
+        if place.kind in ("decoder", "up"):
+            block = f"up_blocks.{last - place.level}"
+        if place.kind == "stem":
+            yield from conv(ours, "conv_in")
+        elif place.kind == "head":
+            yield from norm("network/head_norm", "conv_norm_out")
+            yield from conv("network/head", "conv_out")
+        elif place.kind in ("down", "up"):
+            theirs = f"{block}.{place.kind}samplers.0"
+            yield from conv(f"{ours}/conv", f"{theirs}.conv")
+            yield from _residual(ours, theirs)
+        else:
+            block = "mid_block" if place.kind == "middle" else block
+            yield from _residual(ours, f"{block}.resnets.{i}")
+            yield from _attention(ours, f"{block}.attentions.{i}")
+
+
+def _residual(ours: str, theirs: str) -> Iterator[Entry]:
+    ours = f"{ours}/residual"
+    for name, peer in (("norm_0", "norm1"), ("norm_1", "norm2")):
+        yield from norm(f"{ours}/{name}", f"{theirs}.{peer}")
+    for name, peer in (("conv_0", "conv1"), ("conv_1", "conv2"), ("skip", "conv_shortcut")):
+        yield from conv(f"{ours}/{name}", f"{theirs}.{peer}")
+    yield from dense(f"{ours}/modulation", f"{theirs}.time_emb_proj")
+
+
+def _attention(ours: str, theirs: str) -> Iterator[Entry]:
+    ours = f"{ours}/self_attention"
+    yield from norm(f"{ours}/norm", f"{theirs}.group_norm")
+    for kind, name in (("kernel", "weight"), ("bias", "bias")):
+        keys = tuple(f"{theirs}.to_{which}.{name}" for which in "qkv")
+        yield Entry(f"{ours}/query_key_value/{kind}", keys, separate_heads())
+    yield Entry(f"{ours}/out/kernel", (f"{theirs}.to_out.0.weight",), from_heads())
+    yield Entry(f"{ours}/out/bias", (f"{theirs}.to_out.0.bias",), SAME)
+
+
+def _network(given: Mapping[str, Any]) -> UNet:
+    down, up = given["down_block_types"], given["up_block_types"]
+    for field, known in (("down_block_types", DOWN), ("up_block_types", UP)):
+        for name in given[field]:
+            require(
+                name in known, field, name, "there is no such block in UNet", f"use one of {', '.join(known)}"
+            )
+    attends = [DOWN[name][0] for name in down]
+    require(attends == [UP[name][0] for name in reversed(up)], "up_block_types", up,
+            "UNet attends on the way up where it does on the way down", "use the same levels")  # fmt: skip
+    # The last block of a way does not resample.
+    kinds = {_resamples(DOWN[name][1], given["downsample_type"]) for name in down[:-1]}
+    kinds |= {_resamples(UP[name][1], given["upsample_type"]) for name in up[:-1]}
+    require(len(kinds) <= 1, "down_block_types", down, "UNet resamples in one way everywhere", "use one kind")
+    # Of itself, a model with scale and shift has no norm before the attention in its middle.
+    groups, unnormed = given["attn_norm_num_groups"], given["resnet_time_scale_shift"] == "scale_shift"
+    known = (
+        (given["norm_num_groups"],)
+        if unnormed and given["add_attention"]
+        else (None, given["norm_num_groups"])
+    )
+    require(groups in known, "attn_norm_num_groups", groups, "UNet has as many groups in every norm",
+            f"use a model with {known[-1]}")  # fmt: skip
+    head_dim = given["attention_head_dim"]
+    levels = tuple(
+        Level(width, given["layers_per_block"], self_attention=attention, dropout=float(given["dropout"]))
+        for width, attention in zip(given["block_out_channels"], attends, strict=True)
+    )
+    return UNet(
+        levels, given["out_channels"], head_dim=head_dim, heads=None if head_dim else 1,
+        groups=given["norm_num_groups"], min_group_size=1, eps=given["norm_eps"],
+        modulation="shift" if given["resnet_time_scale_shift"] == "default" else "scale_shift",
+        residual_resampling=True in kinds, pad_end=given["downsample_padding"] == 0,
+        middle_attention=bool(given["add_attention"]),
+    )  # fmt: skip
+
+
+def _resamples(own: bool | None, kind: str | None) -> bool:
+    return kind == "resnet" if own is None else own
+
+
+def _diffusion(
+    scheduler: Mapping[str, Any], given: Mapping[str, Any]
+) -> tuple[VariancePreserving, Parameterization]:
+    steps, kind = scheduler.get("num_train_timesteps", 1000), scheduler.get("beta_schedule", "linear")
+    betas: BetaSequence
+    if scheduler.get("trained_betas"):
+        raise _not_there("trained_betas", "a list")
+    if kind == "squaredcos_cap_v2":
+        betas = CosineBetas(steps)
+    else:
+        require(kind in SCHEDULES, "beta_schedule", kind, "there is no such table",
+                f"use one of {', '.join([*SCHEDULES, 'squaredcos_cap_v2'])}")  # fmt: skip
+        ends = scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 0.02)
+        betas = SCHEDULES[kind](*ends, steps)
+    prediction = scheduler.get("prediction_type", "epsilon")
+    require(prediction in PREDICTIONS, "prediction_type", prediction, "there is no such target",
+            f"use one of {', '.join(PREDICTIONS)}")  # fmt: skip
+    mean = PREDICTIONS[prediction](label=StepIndex(steps))
+    table = Table(betas, zero_terminal_snr=bool(scheduler.get("rescale_betas_zero_snr", False)))
+    learned = given["out_channels"] == 2 * given["in_channels"]
+    return VariancePreserving(table), LearnedVariance(mean) if learned else mean
+
+
+def _block_type(way: str, level: Level, residual: bool) -> str:
+    if level.self_attention:
+        return f"Attn{way}Block2D"
+    return f"Resnet{way}sampleBlock2D" if residual else f"{way}Block2D"
+
+
+def _require_known(network: UNet, conditioner: Conditioner) -> None:
+    """Raise `UserError` for what `UNet2DModel` has not."""
+    defaults = {field.name: field.default for field in dataclasses.fields(UNet)}
+    for name in ("stem_width", "middle", "skip_scale", "resample_taps", "project_resampled", "resampled_skips",
+                 "decoder_attention", "residual_input"):  # fmt: skip
+        if getattr(network, name) != defaults[name]:
+            raise _not_there(f"network.{name}", getattr(network, name))
+    levels = network.levels
+    for i, level in enumerate(levels):
+        for name in ("blocks", "dropout"):
+            if getattr(level, name) != getattr(levels[0], name):
+                raise _not_there(f"network.levels[{i}].{name}", getattr(level, name))
+        if level.cross_attention:
+            raise _not_there(f"network.levels[{i}].cross_attention", True)
+        # One group more or less would be another network.
+        if level.width % network.groups or level.width < network.groups * network.min_group_size:
+            raise _not_there("network.min_group_size", network.min_group_size)
+    if network.heads not in (None, 1):
+        raise _not_there("network.heads", network.heads)
+    noise, label = conditioner.noise, conditioner.parts.get("label")
+    if type(noise) is not NoiseLevel or noise.random_scale is not None or noise.max_period != 10000.0:
+        raise _not_there("conditioner.noise", type(noise).__name__)
+    if (noise.frequencies or noise.width // 8) != levels[0].width // 2:
+        raise _not_there("conditioner.noise.frequencies", noise.frequencies)
+    for name, part in conditioner.parts.items():
+        if part is not label or type(part) is not ClassLabel or part.before_mapping or part.null != "zero":
+            raise _not_there(f"conditioner.parts.{name}", type(part).__name__)
+
+
+def _not_there(field: str, value: object) -> UserError:
+    return UserError(f"{field}={value}: UNet2DModel has no such thing. Fix: keep the workdir as it is")

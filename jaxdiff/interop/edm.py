@@ -1,0 +1,81 @@
+"""EDM's networks by the names of their published snapshots (Karras et al. 2022; NVlabs/edm): DDPM++, NCSN++ and ADM."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+
+from jaxdiff.interop.mapping import DENSE, SAME, Entry, Layout, conv, dense, from_heads, heads, norm
+from jaxdiff.interop.structure import places
+from jaxdiff.models.unet import UNet
+
+BUFFERS = ("resample_filter", "u")
+"""Last parts of names that are no parameters: filters, and iDDPM's table of noise levels."""
+
+
+def entries(
+    network: UNet,
+    image_size: int,
+    names: Literal["SongUNet", "DhariwalUNet"],
+    label: str = "label",
+    augmentation: str = "augment",
+) -> Iterator[Entry]:
+    """The mapping for a `Denoiser` with this network.
+
+    Args:
+      image_size: height and width of the images; names say the size at which a block works.
+      names: the class of the published network, DDPM++ and NCSN++ or ADM: their outermost layers have other names, and
+        only the first multiplies one-hot labels by the root of their number, which becomes a part of our table.
+      label, augmentation: the names of these conditions, if there are any.
+    """
+    song = names == "SongUNet"
+    yield Entry("conditioner/noise/frequencies", ("model.map_noise.freqs",), SAME)
+    yield from dense("conditioner/noise/dense_0", "model.map_layer0")
+    yield from dense("conditioner/noise/dense_1", "model.map_layer1")
+    yield Entry(f"conditioner/parts_{label}/table", ("model.map_label.weight",), SCALED if song else DENSE)
+    yield Entry(f"conditioner/parts_{label}/bias", ("model.map_label.bias",), SAME)
+    yield Entry(f"conditioner/parts_{augmentation}/kernel", ("model.map_augment.weight",), DENSE)
+
+    for place in places(network):
+        ours, size = f"network/{place.name}", image_size >> place.level
+        if place.kind == "stem":
+            yield from conv(ours, f"model.enc.{size}x{size}_conv")
+        elif place.kind == "head":
+            theirs = f"dec.{size}x{size}_aux" if song else "out"
+            yield from norm("network/head_norm", f"model.{theirs}_norm")
+            yield from conv("network/head", f"model.{theirs}_conv")
+        elif place.kind == "input":
+            yield from conv(f"{ours}/conv", f"model.enc.{size // 2}x{size // 2}_aux_residual")
+        else:
+            theirs = {
+                "encoder": f"enc.{size}x{size}_block{place.index}",
+                "down": f"enc.{size // 2}x{size // 2}_down",
+                "middle": f"dec.{size}x{size}_in{place.index}",
+                "decoder": f"dec.{size}x{size}_block{place.index}",
+                "up": f"dec.{2 * size}x{2 * size}_up",
+            }[place.kind]
+            yield from _block(ours, f"model.{theirs}")
+
+
+def _block(ours: str, theirs: str) -> Iterator[Entry]:
+    residual, attention = f"{ours}/residual", f"{ours}/self_attention"
+    yield from norm(f"{residual}/norm_0", f"{theirs}.norm0")
+    yield from conv(f"{residual}/conv_0", f"{theirs}.conv0")
+    yield from dense(f"{residual}/modulation", f"{theirs}.affine")
+    yield from norm(f"{residual}/norm_1", f"{theirs}.norm1")
+    yield from conv(f"{residual}/conv_1", f"{theirs}.conv1")
+    yield from conv(f"{residual}/skip", f"{theirs}.skip")
+    yield from norm(f"{attention}/norm", f"{theirs}.norm2")
+    yield Entry(f"{attention}/query_key_value/kernel", (f"{theirs}.qkv.weight",), heads("HC3", axes=2))
+    yield Entry(f"{attention}/query_key_value/bias", (f"{theirs}.qkv.bias",), heads("HC3"))
+    yield Entry(f"{attention}/out/kernel", (f"{theirs}.proj.weight",), from_heads(axes=2))
+    yield Entry(f"{attention}/out/bias", (f"{theirs}.proj.bias",), SAME)
+
+
+def _scaled(tensors: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    return tensors[0].T * tensors[0].dtype.type(math.sqrt(shape[0]))
+
+
+SCALED = Layout(_scaled, lambda table: [table.T / table.dtype.type(math.sqrt(table.shape[0]))])
+"""[width, classes] -> the root of the number of classes times [classes, width]"""

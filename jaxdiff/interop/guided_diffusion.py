@@ -1,0 +1,67 @@
+"""ADM's networks by the names of their published checkpoints (Dhariwal & Nichol 2021; openai/guided-diffusion)."""
+
+from collections.abc import Iterator
+
+from jaxdiff.interop.mapping import SAME, Entry, conv, dense, from_heads, heads, norm
+from jaxdiff.interop.structure import places
+from jaxdiff.models.unet import UNet
+
+
+def entries(network: UNet, order: str, label: str = "label") -> Iterator[Entry]:
+    """The mapping for a `Denoiser` with this network.
+
+    Args:
+      order: of the rows of queries, keys and values: "3HC" with `use_new_attention_order`, else "H3C".
+      label: the name of the class condition, if there is one.
+    """
+    yield from dense("conditioner/noise/dense_0", "time_embed.0")
+    yield from dense("conditioner/noise/dense_1", "time_embed.2")
+    yield Entry(f"conditioner/parts_{label}/table", ("label_emb.weight",), SAME)
+    taken = 0
+    for place in places(network):
+        ours, i = f"network/{place.name}", place.level
+        if place.kind in ("stem", "encoder", "down"):
+            theirs = f"input_blocks.{taken}"
+            taken += 1
+        elif place.kind == "middle":
+            # The block before the attention and the one behind it are numbers 0 and 2.
+            theirs, taken = "middle_block", 0
+        elif place.kind == "decoder":
+            theirs = f"output_blocks.{taken}"
+            taken += 1
+        elif place.kind == "up":  # behind the last block of its level, in the same list
+            theirs = f"output_blocks.{taken - 1}"
+
+        if place.kind == "stem":
+            yield from conv(ours, f"{theirs}.0")
+        elif place.kind == "head":
+            yield from norm("network/head_norm", "out.0")
+            yield from conv("network/head", "out.2")
+        elif place.kind == "middle" and place.index == 1:
+            yield from _residual(ours, f"{theirs}.2")
+        elif place.kind in ("down", "up"):
+            at = 0 if place.kind == "down" else 1 + int(network.levels[i].self_attention)
+            yield from _residual(ours, f"{theirs}.{at}")
+            yield from conv(f"{ours}/conv", f"{theirs}.{at}.{'op' if place.kind == 'down' else 'conv'}")
+        else:
+            yield from _residual(ours, f"{theirs}.0")
+            yield from _attention(ours, f"{theirs}.1", order)
+
+
+def _residual(ours: str, theirs: str) -> Iterator[Entry]:
+    ours = f"{ours}/residual"
+    yield from norm(f"{ours}/norm_0", f"{theirs}.in_layers.0")
+    yield from conv(f"{ours}/conv_0", f"{theirs}.in_layers.2")
+    yield from dense(f"{ours}/modulation", f"{theirs}.emb_layers.1")
+    yield from norm(f"{ours}/norm_1", f"{theirs}.out_layers.0")
+    yield from conv(f"{ours}/conv_1", f"{theirs}.out_layers.3")
+    yield from conv(f"{ours}/skip", f"{theirs}.skip_connection")
+
+
+def _attention(ours: str, theirs: str, order: str) -> Iterator[Entry]:
+    ours = f"{ours}/self_attention"
+    yield from norm(f"{ours}/norm", f"{theirs}.norm")
+    yield Entry(f"{ours}/query_key_value/kernel", (f"{theirs}.qkv.weight",), heads(order, axes=1))
+    yield Entry(f"{ours}/query_key_value/bias", (f"{theirs}.qkv.bias",), heads(order))
+    yield Entry(f"{ours}/out/kernel", (f"{theirs}.proj_out.weight",), from_heads(axes=1))
+    yield Entry(f"{ours}/out/bias", (f"{theirs}.proj_out.bias",), SAME)

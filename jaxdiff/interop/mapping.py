@@ -1,0 +1,193 @@
+"""From a peer's named tensors to our parameters and back, by a list of pairs of names.
+
+A family of networks is a function that gives, for each of our arrays, an `Entry`: its path, the peer's keys and the
+layout between them. `to_params` and `to_tensors` are each other's inverse, exactly.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from jaxdiff.errors import UserError
+from jaxdiff.typing import Params
+
+Tensors = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How one array is laid out in a peer's file.
+
+    `load` makes ours, of a given shape, from the peer's tensors; `shapes` are those of the tensors for a shape of
+    ours; `save` makes them again.
+    """
+
+    load: Callable[[Sequence[np.ndarray], tuple[int, ...]], np.ndarray]
+    save: Callable[[np.ndarray], list[np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """Our array at `path` ("a/b/kernel") is made of the peer's tensors under `keys`."""
+
+    path: str
+    keys: tuple[str, ...]
+    layout: Layout
+
+
+def simple(load: Callable[[np.ndarray], np.ndarray], save: Callable[[np.ndarray], np.ndarray]) -> Layout:
+    """A layout of one tensor."""
+    return Layout(lambda tensors, shape: load(tensors[0]), lambda array: [save(array)])
+
+
+SAME = simple(lambda x: x, lambda x: x)
+DENSE = simple(lambda x: x.T, lambda x: x.T)
+"""[out, in] -> [in, out]"""
+CONV = simple(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
+"""[out, in, height, width] -> [height, width, in, out]"""
+
+
+def heads(order: str, axes: int = 0) -> Layout:
+    """Queries, keys and values in one tensor whose rows run over them ("3"), heads ("H") and their channels ("C").
+
+    Ours are [in, 3, heads, channels], or without the first axis for a bias.
+
+    Args:
+      order: "3HC" (ADM's new attention order), "H3C" (its legacy order) or "HC3" (EDM).
+      axes: how many axes of length 1 a weight has besides, as a convolution over pixels has.
+    """
+    forth = [order.index(axis) for axis in "3HC"]
+    back = ["3HC".index(axis) for axis in order]
+
+    def load(tensors: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+        sizes = dict(zip("3HC", shape[-3:], strict=True))
+        rows = tensors[0].reshape(*(sizes[axis] for axis in order), *shape[:-3])
+        rows = rows.transpose(*forth, *range(3, rows.ndim))
+        return np.moveaxis(rows, -1, 0) if len(shape) == 4 else rows
+
+    def save(array: np.ndarray) -> list[np.ndarray]:
+        rows = np.moveaxis(array, 0, -1) if array.ndim == 4 else array
+        rows = rows.transpose(*back, *range(3, rows.ndim))
+        tail = (array.shape[0], *(1,) * axes) if array.ndim == 4 else ()
+        return [rows.reshape(-1, *tail)]
+
+    return Layout(load, save)
+
+
+def separate_heads() -> Layout:
+    """Queries, keys and values each in a tensor [heads channels, in] (a bias without the last axis)."""
+
+    def load(tensors: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+        stacked = np.stack([tensor.T for tensor in tensors], axis=-2)  # [in, 3, heads channels]
+        return stacked.reshape(shape)
+
+    def save(array: np.ndarray) -> list[np.ndarray]:
+        flat = array.reshape(*array.shape[:-2], -1)
+        return [flat[..., i, :].T for i in range(array.shape[-3])]
+
+    return Layout(load, save)
+
+
+def from_heads(axes: int = 0) -> Layout:
+    """[out, heads channels] and so many axes of length 1 -> [heads, channels, out]."""
+
+    def load(tensors: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+        return tensors[0].reshape(shape[-1], -1).T.reshape(shape)
+
+    def save(array: np.ndarray) -> list[np.ndarray]:
+        return [array.reshape(-1, array.shape[-1]).T.reshape(array.shape[-1], -1, *(1,) * axes)]
+
+    return Layout(load, save)
+
+
+def conv(ours: str, theirs: str) -> Iterator[Entry]:
+    """A convolution."""
+    yield Entry(f"{ours}/kernel", (f"{theirs}.weight",), CONV)
+    yield Entry(f"{ours}/bias", (f"{theirs}.bias",), SAME)
+
+
+def dense(ours: str, theirs: str) -> Iterator[Entry]:
+    """A linear layer."""
+    yield Entry(f"{ours}/kernel", (f"{theirs}.weight",), DENSE)
+    yield Entry(f"{ours}/bias", (f"{theirs}.bias",), SAME)
+
+
+def norm(ours: str, theirs: str) -> Iterator[Entry]:
+    """A group or layer norm."""
+    yield Entry(f"{ours}/scale", (f"{theirs}.weight",), SAME)
+    yield Entry(f"{ours}/bias", (f"{theirs}.bias",), SAME)
+
+
+def to_params(
+    entries: Iterable[Entry], tensors: Tensors, abstract: Params, ignored: Sequence[str] = ()
+) -> Params:
+    """Our parameters, in the shapes and types of `abstract`, from a peer's tensors.
+
+    Args:
+      entries: may speak of arrays that `abstract` does not have; those are passed over.
+      tensors: by the peer's names.
+      abstract: the tree of our parameters; only shapes and types are read.
+      ignored: last parts of the peer's names that are no parameters (buffers).
+
+    Raises:
+      UserError: naming every tensor that is missing, that nothing reads, or that has another shape.
+    """
+    ours = flatten_dict(abstract, sep="/")
+    wanted = {entry.path: entry for entry in entries if entry.path in ours}
+    problems: list[tuple] = [
+        ("not in the mapping", path, ours[path].shape, "-") for path in ours if path not in wanted
+    ]
+    found = {}
+    for path, entry in wanted.items():
+        shape = tuple(ours[path].shape)
+        expected = [x.shape for x in entry.layout.save(np.broadcast_to(np.zeros((), np.float32), shape))]
+        for key, need in zip(entry.keys, expected, strict=True):
+            if key not in tensors:
+                problems.append(("missing", key, need, "-"))
+            elif tuple(tensors[key].shape) != tuple(need):
+                problems.append(("other shape", key, need, tuple(tensors[key].shape)))
+        found.update(dict.fromkeys(entry.keys, True))
+    extra = [key for key in tensors if key not in found and key.rpartition(".")[2] not in ignored]
+    problems += [("not read", key, "-", tuple(tensors[key].shape)) for key in extra]
+    if problems:
+        raise UserError(_table(problems))
+    loaded = {
+        path: entry.layout.load([np.asarray(tensors[key]) for key in entry.keys], tuple(ours[path].shape))
+        for path, entry in wanted.items()
+    }
+    return unflatten_dict(
+        {path: np.asarray(array, ours[path].dtype, order="C") for path, array in loaded.items()}, sep="/"
+    )
+
+
+def to_tensors(entries: Iterable[Entry], params: Params) -> dict[str, np.ndarray]:
+    """A peer's tensors from our parameters; the inverse of `to_params`."""
+    ours = flatten_dict(params, sep="/")
+    found: dict[str, np.ndarray] = {}
+    done = set()
+    for entry in entries:
+        if entry.path in ours:
+            arrays = entry.layout.save(np.asarray(ours[entry.path]))
+            found.update((key, np.asarray(x, order="C")) for key, x in zip(entry.keys, arrays, strict=True))
+            done.add(entry.path)
+    left = sorted(set(ours) - done)
+    if left:
+        raise UserError(
+            f"config.task.denoiser: the peer's layout has no place for {', '.join(left[:8])}"
+            f"{' ...' if len(left) > 8 else ''}. Fix: choose a layout that has this architecture"
+        )
+    return found
+
+
+def _table(problems: list[tuple]) -> str:
+    rows = [
+        f"  {what:<18} {name:<60} expected {need!s:<20} found {found}"
+        for what, name, need, found in problems[:40]
+    ]
+    more = f"\n  ... and {len(problems) - 40} more" if len(problems) > 40 else ""
+    return (
+        f"--from: {len(problems)} tensors do not fit the network of the config; nothing was loaded. "
+        "Fix: give the config of the network that the file is of\n" + "\n".join(rows) + more
+    )

@@ -104,15 +104,20 @@ class GeometricAugmentation:
 
         def one(key: Array) -> Geometry:
             key_done, key_halves, key_normal, key_angle = jax.random.split(key, 4)
-            done = jax.random.uniform(key_done, (5,)) < self.p * jnp.array(kinds)
+            flips, scales, turns, stretches, moves = jax.random.uniform(key_done, (5,)) < self.p * jnp.array(
+                kinds
+            )
             left, top, tilted = jax.random.bernoulli(key_halves, 0.5, (3,))
             scale, stretch, *translation = jax.random.normal(key_normal, (4,))
             angle, axis = jax.random.uniform(key_angle, (2,), minval=-math.pi, maxval=math.pi)
-            flips = (left & self.x_flip, top & done[0])
-            numbers = (scale, self.rotation * angle, stretch)
-            numbers = [jnp.where(done[i], number, 0) for i, number in enumerate(numbers, 1)]
             return Geometry(
-                *flips, *numbers, jnp.where(tilted, axis, 0), jnp.where(done[4], jnp.stack(translation), 0)
+                x_flip=left & self.x_flip,
+                y_flip=top & flips,
+                scale=jnp.where(scales, scale, 0),
+                angle=jnp.where(turns, self.rotation * angle, 0),
+                stretch=jnp.where(stretches, stretch, 0),
+                axis=jnp.where(tilted, axis, 0),
+                translation=jnp.where(moves, jnp.stack(translation), 0),
             )
 
         return jax.vmap(one)(keys)

@@ -96,7 +96,7 @@ def jax_work(denoiser, params, x, steps) -> dict:
 
 def torch_work(model, x, steps, compiled: bool) -> dict:
     given, steps = torch.tensor(x.transpose(0, 3, 1, 2)), torch.tensor(steps)
-    model = torch.compile(model) if compiled else model
+    model = torch.compile(model, dynamic=False) if compiled else model
     optimizer = torch.optim.Adam(model.parameters(), 1e-4)
 
     def call():

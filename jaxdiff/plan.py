@@ -1,0 +1,100 @@
+"""What a config will cost, before anything runs: parameters, multiply-adds, memory and time.
+
+python -m jaxdiff.plan --config configs/digits.py
+python -m jaxdiff.plan --config configs/digits.py --chip tpu-v4 --devices 32 --config.mesh.fsdp=8 --json
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from jaxdiff import command
+from jaxdiff.cost.chips import CHIPS, chip_of
+
+DESCRIPTION = "What a config will cost, before anything runs: parameters, multiply-adds, memory and time."
+EPILOG = """\
+Everything follows from shapes: no accelerator is used, no data are read, nothing is compiled. docs/plan.md says what is
+exact and what is estimated. --config.PATH=VALUE changes any field of the config."""
+
+
+def parser() -> command.Parser:
+    flags = command.Parser(description=DESCRIPTION, epilog=EPILOG)
+    flags.add_argument("--config", help="a config file, configs/x.py or configs/x.py:variant")
+    flags.add_argument("--chip", default="h200", help=f"one of {', '.join(CHIPS)} (default: %(default)s)")
+    flags.add_argument(
+        "--devices", type=int, default=None, help="how many (default: the fewest that the mesh allows)"
+    )
+    of_peak = "of the chip's peak that is reached (default: %(default)s)"
+    flags.add_argument("--utilisation", type=float, default=0.4, metavar="SHARE", help=of_peak)
+    flags.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    return flags
+
+
+def main(argv: Sequence[str]) -> None:
+    flags, overrides = parser().parse(argv)
+    chip_of(flags.chip)  # before the slow imports
+    config = command.load_config(flags.config, overrides)
+
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # whatever runs on this machine's accelerators is left alone
+
+    from jaxdiff import config as configs
+    from jaxdiff.cost.estimate import estimate
+
+    plan = estimate(configs.build(config), flags.chip, flags.devices, flags.utilisation)
+    print(json.dumps(plan, indent=1, allow_nan=False) if flags.json else table(plan))
+
+
+def table(plan: Mapping[str, Any]) -> str:
+    """A plan for a terminal."""
+    rows = list(_rows(plan))
+    names, values = (max(len(row[i]) for row in rows) for i in (0, 1))
+    lines = [f"{name.ljust(names)}  {value.rjust(values)}  {note}".rstrip() for name, value, note in rows]
+    return "\n".join([*lines, *(f"Fix: {fix}" for fix in plan["fix"])])
+
+
+def _rows(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    yield "parameters", _si(plan["parameters"]), f"{_si(plan['parameter_bytes'])}B"
+    for name, number in plan["parts"].items():
+        yield f"  {name}", _si(number), ""
+    yield "multiply-adds per image", "", "one is 2 FLOP"
+    forward, training, drawing = plan["multiply_adds"], plan["training_multiply_adds"], plan["sampling"]
+    shares = {name: number / max(forward, 1) for name, number in plan["multiply_adds_by_type"].items()}
+    yield "  forward", _si(forward), ", ".join(f"{share:.0%} {name}" for name, share in shares.items())
+    yield "  training", _si(training), f"{training / max(forward, 1):.2f} x forward"
+    note = f"{drawing['calls']} calls, {drawing['evaluations']:.3g} x forward each"
+    if drawing["guide_evaluations"]:
+        note += f", and {drawing['guide_evaluations']:.3g} x a guide's, which is not counted"
+    yield "  sampling", _si(plan["sampling_multiply_adds"]), note
+    mesh = ", ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
+    yield "memory per device", f"{_si(plan['memory_bytes'])}B", f"mesh {mesh}"
+    for name, number in plan["memory"].items():
+        yield f"  {name}", f"{_si(number)}B", ""
+    verdict = "fits" if plan["fits"] else "DOES NOT FIT"
+    yield f"  of {plan['chip']}", f"{_si(plan['chip_memory_bytes'])}B", verdict
+    steps = f"{plan['steps']} steps of {_duration(plan['step_seconds'])}"
+    yield "time", _duration(3600 * plan["hours"]), steps
+    on = f"{plan['devices']} x {plan['chip']} at {plan['utilisation']:.0%} of peak"
+    yield "  device-hours", f"{plan['device_hours']:.3g}", on
+    yield "  one sample", _duration(plan["sampling_seconds"]), "on one device, among many"
+
+
+def _si(number: int | float) -> str:
+    """Four digits and a prefix: 109.7 G."""
+    for prefix in ("", "k", "M", "G", "T"):
+        if abs(number) < 999.95:
+            return f"{number:.4g} {prefix}"
+        number /= 1000
+    return f"{number:.4g} P"
+
+
+def _duration(seconds: float) -> str:
+    for unit, size, least in (("d", 86400, 2), ("h", 3600, 2), ("min", 60, 2), ("s", 1, 1), ("ms", 1e-3, 1)):
+        if seconds >= least * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,289 @@
+"""The plan of a config: counts against the model itself, bytes against XLA, hours against arithmetic."""
+
+import dataclasses
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+from commands import DIGITS, TINY
+
+from jaxdiff import command
+from jaxdiff import config as configs
+from jaxdiff import plan as planning
+from jaxdiff.cost.chips import CHIPS
+from jaxdiff.cost.estimate import estimate, mesh_of, parts
+from jaxdiff.distributed.mesh import MeshShape
+from jaxdiff.embeddings import Embeddings
+from jaxdiff.errors import UserError
+from jaxdiff.models.unet import Level, UNet
+from jaxdiff.training.step import abstract_state, jit_train_step, make_train_step
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def small(*overrides, network=None, **unet):
+    """configs/digits.py with a network that is traced in no time, and fields of the config changed."""
+    experiment = configs.build(command.load_config(DIGITS, [tuple(text.split("=", 1)) for text in overrides]))
+    network = network or UNet(levels=(Level(32, blocks=1),), out_channels=1, middle_attention=False, **unet)
+    denoiser = experiment.task.denoiser.clone(network=network)
+    return dataclasses.replace(experiment, task=dataclasses.replace(experiment.task, denoiser=denoiser))
+
+
+@pytest.fixture(scope="module")
+def plain():
+    experiment = small()
+    return experiment, estimate(experiment, "h200", 1, 0.4)
+
+
+def test_parameters_are_those_of_the_model(plain):
+    experiment, plan = plain
+    params = nn.meta.unbox(jax.eval_shape(experiment.task.init, jax.eval_shape(lambda: jax.random.key(0))))
+    assert plan["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert plan["parameter_bytes"] == 4 * plan["parameters"]
+    assert sum(plan["parts"].values()) == plan["parameters"]
+    assert plan["parts"]["conditioner.label"] == 11 * 128
+    assert plan["parts"]["network.stem"] == 9 * 32 + 32
+
+
+def test_parts_with_a_number_stand_together():
+    names = (
+        "encoder_0_block_0",
+        "encoder_0_block_1",
+        "encoder_1_block_0",
+        "down_0",
+        "down_1",
+        "stem",
+        "norm_out",
+    )
+    params = {
+        "network": {name: {"kernel": jnp.zeros((2, 3))} for name in names},
+        "process": {"slope": jnp.zeros(4)},
+    }
+    assert parts(params) == {
+        "network.encoder_0": 12, "network.encoder_1": 6, "network.down": 12, "network.stem": 6,
+        "network.norm_out": 6, "process": 4,
+    }  # fmt: skip
+
+
+class Counted(nn.Module):
+    """A network whose cost is known: a convolution of 3 x 3, a strided one and its transpose."""
+
+    width: int = 8
+
+    @nn.compact
+    def __call__(self, x, embeddings, *, train):
+        h = nn.Conv(self.width, (3, 3), name="first")(x) + embeddings.vector[:, None, None, : self.width]
+        h = nn.Conv(2 * self.width, (3, 3), strides=2, name="down")(jnp.sin(h))
+        h = nn.ConvTranspose(self.width, (3, 3), strides=(2, 2), name="up")(jnp.sin(h))
+        return nn.Conv(1, (1, 1), name="head")(jnp.sin(h))
+
+
+class Measured(nn.Module):
+    """A condition of seven numbers, and one matrix."""
+
+    drop_rate: float = 0.1
+
+    @nn.compact
+    def __call__(self, values, drop):
+        return Embeddings(vector=jnp.where(drop[:, None], 0.0, nn.Dense(128, name="dense")(values)))
+
+    @nn.nowrap
+    def example(self, batch, image_shape=None):
+        return jnp.zeros((batch, 7))
+
+
+def test_multiply_adds_of_a_network_that_is_known_by_heart():
+    experiment = small(network=Counted())
+    denoiser = experiment.task.denoiser
+    both = denoiser.conditioner.clone(parts={**denoiser.conditioner.parts, "size": Measured()})
+    task = dataclasses.replace(experiment.task, denoiser=denoiser.clone(conditioner=both))
+    plan = estimate(dataclasses.replace(experiment, task=task))
+    first, down, up, head = 64 * 9 * 8, 16 * 9 * 8 * 16, 16 * 9 * 16 * 8, 64 * 8
+    noise = 2 * 16 * 128 + 128 * 128  # sinusoids of 16 frequencies and two dense layers
+    weights = 9 * 8 + 9 * 8 * 16 + 9 * 16 * 8 + 8 + (8 + 16 + 8 + 1)
+    assert plan["parameters"] == weights + 32 * 128 + 128 * 128 + 2 * 128 + 11 * 128 + 8 * 128
+    network, size = first + down + up + head + noise, 7 * 128
+    assert plan["multiply_adds"] == network + size
+    # Nobody asks for the gradients of the image, of the sinusoids and of the seven numbers.
+    assert plan["training_multiply_adds"] == 3 * (network + size) - first - 2 * 16 * 128 - size
+    calls = experiment.sampling.calls(denoiser.process)
+    assert plan["sampling"] == {"calls": calls, "evaluations": 2.0, "guide_evaluations": 0.0}
+    # The condition and its null are embedded once, and guidance shows the network both at every call.
+    assert plan["sampling_multiply_adds"] == 2 * calls * network + 2 * size
+
+
+def test_hours_are_operations_over_peak(plain):
+    experiment, plan = plain
+    seconds = 2 * plan["training_multiply_adds"] * experiment.batch_size / (0.4 * 494.7e12)
+    assert plan["step_seconds"] == pytest.approx(seconds, rel=1e-4)
+    assert plan["hours"] == pytest.approx(seconds * experiment.steps / 3600, rel=1e-4)
+    assert plan["device_hours"] == plan["hours"]
+    spread = estimate(experiment, "h200", 8, 0.2)
+    assert spread["hours"] == pytest.approx(plan["hours"] / 8 * 2)
+    assert spread["device_hours"] == pytest.approx(2 * plan["device_hours"])
+    assert spread["sampling_seconds"] == pytest.approx(2 * plan["sampling_seconds"])
+
+
+def test_half_precision_runs_at_its_own_rate_and_keeps_less(plain):
+    _, plan = plain
+    old, new = (estimate(small(dtype="bfloat16"), chip) for chip in ("v100", "a100"))
+    by_type = new["multiply_adds_by_type"]
+    assert new["multiply_adds"] == plan["multiply_adds"] == sum(by_type.values())
+    assert by_type["bfloat16"] > 0.9 * new["multiply_adds"]
+    assert new["memory"]["activations"] < 0.8 * plan["memory"]["activations"]
+    # A V100 has no bfloat16: it is no faster than in float32.
+    assert old["step_seconds"] == pytest.approx(plan["step_seconds"] * 494.7 / 15.7)
+    assert 156 / 15.7 < old["step_seconds"] / new["step_seconds"] < 312 / 15.7
+
+
+def test_remat_pays_for_memory_with_multiply_adds(plain):
+    _, plan = plain
+    remat = estimate(small(remat=True))
+    assert remat["multiply_adds"] == plan["multiply_adds"]
+    assert 1.15 < remat["training_multiply_adds"] / plan["training_multiply_adds"] < 4 / 3
+    assert remat["memory"]["activations"] < 0.75 * plan["memory"]["activations"]
+
+
+def test_devices_and_micro_batches_share_the_activations(plain):
+    _, plan = plain
+    for split in (estimate(small(), devices=4), estimate(small("accumulation=4"))):
+        share = split["memory"]["activations"] / plan["memory"]["activations"]
+        assert share == pytest.approx(1 / 4, rel=0.05)
+        assert split["memory"]["batch"] == pytest.approx(plan["memory"]["batch"] / split["devices"], rel=0.01)
+
+
+def test_fsdp_splits_the_state_on_devices_that_are_not_there():
+    wide = UNet(levels=(Level(128, blocks=1),), out_channels=1, middle_attention=False)
+    whole, split = (
+        estimate(small(f"mesh.fsdp={n}", "batch_size=256", network=wide), devices=256) for n in (1, 8)
+    )
+    assert whole["mesh"] == {"data": 256, "fsdp": 1, "tensor": 1}
+    assert split["mesh"] == {"data": 32, "fsdp": 8, "tensor": 1}
+    for name in ("parameters", "average", "optimizer", "gradients"):
+        assert 1 / 8 < split["memory"][name] / whole["memory"][name] < 1 / 6  # small arrays stay whole
+    assert split["memory"]["activations"] == whole["memory"]["activations"]
+
+
+def test_a_tensor_axis_splits_state_and_activations_but_not_the_batch(plain):
+    _, plan = plain
+    split = estimate(small("mesh.tensor=2"))
+    assert split["devices"] == 2
+    assert split["memory"]["activations"] == plan["memory"]["activations"] // 2
+    assert split["memory"]["batch"] == plan["memory"]["batch"]
+    assert 0.5 < split["memory"]["parameters"] / plan["memory"]["parameters"] < 0.6
+    assert split["step_seconds"] == pytest.approx(plan["step_seconds"] / 2)
+
+
+def test_no_array_of_the_size_of_the_model_is_made():
+    huge = UNet(levels=(Level(2**16, blocks=1),), out_channels=1, middle_attention=False, remat=True)
+    plan = estimate(small(network=huge), "h200", 64)
+    assert plan["parameters"] > 1e11
+    assert not plan["fits"]
+    assert any(word.startswith("--config.mesh.fsdp=64 ") for word in plan["fix"])
+
+
+def test_what_does_not_fit_is_told_what_would_help():
+    plan = estimate(small("batch_size=1048576"), "v100")
+    assert not plan["fits"]
+    remat, accumulation = plan["fix"]
+    assert remat.startswith("--config.task.denoiser.network.remat=true ")
+    path, number = re.fullmatch(r"--config\.(\w+)=(\d+) .*", accumulation).groups()
+    better = estimate(small("batch_size=1048576", f"{path}={number}"), "v100")
+    assert better["fits"]
+    assert better["fix"] == []
+
+
+def test_the_compiled_step_holds_the_state_exactly_and_the_rest_within_the_band_of_the_guide():
+    experiment = small("batch_size=256", network=Counted(32))
+    plan, mesh = estimate(experiment), experiment.mesh.make(jax.devices()[:1])
+    task, optimizer = experiment.task, experiment.optimizer.make(experiment.steps)
+    step = make_train_step(task, optimizer, experiment.ema, experiment.seed)
+    abstract = abstract_state(task, optimizer, mesh)
+    batch = {
+        "image": jax.ShapeDtypeStruct((experiment.batch_size, 8, 8, 1), jnp.float32),
+        "label": jax.ShapeDtypeStruct((experiment.batch_size,), jnp.int32),
+    }
+    compiled = jit_train_step(step, abstract, mesh).lower(abstract, batch).compile().memory_analysis()
+    kept = plan["memory"]
+    state = sum(kept[name] for name in ("parameters", "average", "optimizer"))
+    examples = experiment.batch_size * (8 * 8 + 1) * 4
+    assert compiled.argument_size_in_bytes == pytest.approx(state + examples, rel=1e-3)
+    planned = plan["memory_bytes"] - state - kept["batch"]
+    assert 0.4 < planned / compiled.temp_size_in_bytes < 1.5
+
+
+def run(capsys, *flags):
+    planning.main(["--config", DIGITS, *TINY, *flags])
+    return capsys.readouterr().out
+
+
+def test_json_holds_what_the_guide_names(capsys):
+    plan = json.loads(run(capsys, "--json", "--chip", "tpu-v4", "--devices", "4"))
+    assert {"parameters", "multiply_adds", "memory_bytes", "hours"} <= set(plan)
+    assert plan["memory_bytes"] <= sum(plan["memory"].values())
+    assert plan["chip_memory_bytes"] == 32 * 2**30
+    assert plan["devices"] == 4
+    named = set(re.findall(r"^\| `(\w+)`", (ROOT / "docs" / "plan.md").read_text(), re.MULTILINE))
+    assert named == set(plan)
+
+
+def test_the_table_says_the_same(plain):
+    _, plan = plain
+    text = planning.table(plan)
+    assert re.search(rf"^parameters +{plan['parameters'] / 1e3:.1f} k ", text, re.MULTILINE)
+    assert re.search(rf"^  forward +{plan['multiply_adds'] / 1e6:.4g} M  100% float32$", text, re.MULTILINE)
+    assert re.search(r"^  of h200 +141 GB  fits$", text, re.MULTILINE)
+    assert "Fix: " not in text
+
+
+def test_a_table_is_what_one_gets(capsys):
+    text = run(capsys, "--config.batch_size=1000000", "--chip", "t4")
+    assert "DOES NOT FIT" in text
+    assert "\nFix: --config.task.denoiser.network.remat=true" in text
+
+
+MISTAKES = {
+    "chip": (["--chip", "h20"], r"--chip=h20: there is no such chip. Fix: use one of b200, h200, "),
+    "utilisation 0": (["--utilisation", "0"], r"--utilisation=0.0: it is a share of the peak"),
+    "utilisation 1.1": (["--utilisation", "1.1"], r"--utilisation=1.1: it is a share of the peak"),
+    "mesh": (["--devices", "12", "--config.mesh.fsdp=8"], r"config.mesh.fsdp=8: .* the 12 devices .* Fix: "),
+    "no device": (["--devices", "0"], r"--devices=0: something must do the work"),
+    "batch": (
+        ["--devices", "3"],
+        r"config.batch_size=32: it does not divide over 3 devices .* Fix: use 30 or 33",
+    ),
+    "small batch": (["--devices", "64"], r"config.batch_size=32: it does not divide over 64 .* Fix: use 64"),
+    "field": (["--config.batch_sise=3"], r"did you mean --config.batch_size"),
+}
+
+
+@pytest.mark.parametrize(("flags", "expected"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_told(capsys, flags, expected):
+    with pytest.raises(UserError, match=expected):
+        run(capsys, *flags)
+
+
+def test_the_mesh_may_be_larger_than_any_machine():
+    mesh = mesh_of(MeshShape(fsdp=8, tensor=4), 4096)
+    assert dict(mesh.shape) == {"data": 128, "fsdp": 8, "tensor": 4}
+    assert mesh_of(MeshShape(fsdp=8)).size == 8
+    assert mesh_of(MeshShape(data=2, fsdp=2, tensor=2)).size == 8
+
+
+def test_chips_are_what_they_are_known_for():
+    for name, chip in CHIPS.items():
+        assert chip.memory >= 16e9
+        assert chip.flops["float32"] <= max(chip.flops.values())
+        assert name == "cpu" or chip.flops["float32"] > 8e12
+    assert CHIPS["h100"].flops["bfloat16"] / CHIPS["a100"].flops["bfloat16"] == pytest.approx(3.17, abs=0.01)
+
+
+def test_help_needs_no_jax():
+    program = "import jaxdiff.plan, sys; print('jax' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "False"

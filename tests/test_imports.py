@@ -36,7 +36,7 @@ def test_commands_start_without_jax():
     assert not loaded_by("jaxdiff.command", "jaxdiff.config") & {"jax", "jaxlib", "flax", "numpy", *HEAVY}
 
 
-@pytest.mark.parametrize("name", ["train", "sample", "evaluate"])
+@pytest.mark.parametrize("name", ["train", "sample", "evaluate", "plan", "convert", "reconstruct"])
 def test_help_needs_no_jax(name):
     assert not loaded_by(f"jaxdiff.{name}") & {"jax", "jaxlib", "flax", "numpy", *HEAVY}
 

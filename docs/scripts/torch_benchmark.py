@@ -2,12 +2,14 @@
 
     python docs/scripts/torch_benchmark.py                      # prints a table for docs/performance.md
     python docs/scripts/torch_benchmark.py --sizes 8 --rounds 5 --no-compile
+    python docs/scripts/torch_benchmark.py --convolutions       # where the time goes: the 3 x 3 convolutions alone
 
 Both have the same parameters and are first seen to give the same images. Their runs take turns, so that both see the
 same machine; a figure is the median of its rounds. A step is forward, backward and Adam's update in float32.
 """
 
 import argparse
+import collections
 import functools
 import os
 import statistics
@@ -143,12 +145,93 @@ def measure(size: int, rounds: int, compiles: bool) -> None:
         )
 
 
+def convolutions(size: int, rounds: int) -> None:
+    """The 3 x 3 convolutions of a network one by one: forward, and the gradients of input and kernel."""
+    batch, model = peer(size)
+    seen: collections.Counter = collections.Counter()
+
+    def look(module, given, output):
+        seen[(given[0].shape[1], output.shape[1], output.shape[2])] += 1
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (3, 3):
+            module.register_forward_hook(look)
+    with torch.no_grad():
+        model(torch.zeros(batch, model.config.in_channels, size, size), 0)
+    totals = {
+        (library, what): 0.0 for library in ("ours", "torch") for what in ("forward", "input", "kernel")
+    }
+    for (inputs, outputs, side), count in seen.items():
+        work = {("ours", what): run for what, run in jax_convolution(batch, side, inputs, outputs).items()}
+        work |= {
+            ("torch", what): run for what, run in torch_convolution(batch, side, inputs, outputs).items()
+        }
+        for run in work.values():
+            run()
+        best = dict.fromkeys(work, float("inf"))
+        for _ in range(rounds):
+            for key, run in work.items():
+                start = time.perf_counter()
+                run()
+                best[key] = min(best[key], time.perf_counter() - start)
+        for key, seconds in best.items():
+            totals[key] += 1000 * count * seconds
+    figures = " | ".join(f"{totals['ours', what]:.0f} / {totals['torch', what]:.0f}" for what in
+                         ("forward", "input", "kernel"))  # fmt: skip
+    print(f"| {size}x{size}, batch {batch} | {figures} |", flush=True)
+
+
+def jax_convolution(batch: int, side: int, inputs: int, outputs: int) -> dict:
+    rng = np.random.default_rng(0)
+    x, kernel, back = (jnp.asarray(rng.normal(size=shape).astype(np.float32)) for shape in (
+        (batch, side, side, inputs), (3, 3, inputs, outputs), (batch, side, side, outputs)))  # fmt: skip
+
+    def forward(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), [(1, 1), (1, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    functions = {
+        "forward": jax.jit(lambda x, kernel, back: forward(x, kernel)),
+        "input": jax.jit(lambda x, kernel, back: jax.vjp(lambda x: forward(x, kernel), x)[1](back)),
+        "kernel": jax.jit(lambda x, kernel, back: jax.vjp(lambda k: forward(x, k), kernel)[1](back)),
+    }
+    return {
+        name: functools.partial(lambda f: jax.block_until_ready(f(x, kernel, back)), f)
+        for name, f in functions.items()
+    }
+
+
+def torch_convolution(batch: int, side: int, inputs: int, outputs: int) -> dict:
+    x, kernel = torch.randn(batch, inputs, side, side), torch.randn(outputs, inputs, 3, 3)
+    back = torch.randn(batch, outputs, side, side)
+
+    def gradient(which: tuple[bool, bool, bool]):
+        return torch.ops.aten.convolution_backward(
+            back, x, kernel, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, which
+        )
+
+    return {
+        "forward": lambda: torch.nn.functional.conv2d(x, kernel, padding=1),
+        "input": lambda: gradient((True, False, False)),
+        "kernel": lambda: gradient((False, True, False)),
+    }
+
+
 def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--sizes", type=int, nargs="+", choices=SIZES, default=list(SIZES))
     flags.add_argument("--rounds", type=int, default=15)
     flags.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    flags.add_argument("--convolutions", action="store_true", help="time the 3 x 3 convolutions one by one")
     given = flags.parse_args()
+    if given.convolutions:
+        print(
+            "| network | forward, ours / torch, ms | gradient of input | gradient of kernel |\n|---|---|---|---|"
+        )
+        for size in given.sizes:
+            convolutions(size, given.rounds)
+        return
     print(
         "| network | work | ours, ms | torch eager, ms | torch.compile, ms | ours / eager |\n|---|---|---|---|---|---|"
     )

@@ -106,6 +106,7 @@ def small(
             null="zero",
             bias=True,
             before_mapping=True,
+            scale=math.sqrt(classes),
         )
     return experiment(
         network,

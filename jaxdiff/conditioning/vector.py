@@ -1,6 +1,7 @@
 """Conditions that act on every pixel alike, through the adaptive norms: the noise level and the class."""
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -87,6 +88,7 @@ class ClassLabel(nn.Module):
       null: what no class looks like, see `Null`.
       bias: is added to the vector of every class, and to the null.
       before_mapping: joined to the features of the noise level before they are mapped (DDPM++), not after (ADM).
+      scale: factor of the table, whose rows start as much smaller; the root of `num_classes` in EDM's DDPM++.
     """
 
     num_classes: int
@@ -95,18 +97,24 @@ class ClassLabel(nn.Module):
     null: Null = "learned"
     bias: bool = False
     before_mapping: bool = False
+    scale: float = 1.0
 
     def __post_init__(self):
         require(self.num_classes > 0, "num_classes", self.num_classes, "there is no class", "give at least 1")
         require(self.width > 0, "width", self.width, "a vector needs at least one number", "try 256")
         nulls.check(self.null, self.drop_rate)
+        require(
+            self.scale > 0, "scale", self.scale, "the vector would not say the class", "give a number > 0"
+        )
         super().__post_init__()
 
     @nn.compact
     def __call__(
         self, labels: Int[Array, "batch"] | Float[Array, "batch classes"], drop: Bool[Array, "batch"]
     ) -> Embeddings:
-        table = self.param("table", embedding_init(), (self.num_classes, self.width))
+        shape = (self.num_classes, self.width)
+        table: Any = self.param("table", embedding_init(1 / self.scale), shape)
+        table = table if self.scale == 1 else self.scale * table
         if labels.ndim == 1:
             # A label out of range becomes NaN, never another class: -1 would read the last row.
             rows = jnp.where(labels < 0, self.num_classes, labels)

@@ -1,12 +1,9 @@
 """EDM's networks by the names of their published snapshots (Karras et al. 2022; NVlabs/edm): DDPM++, NCSN++ and ADM."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Literal
 
-import numpy as np
-
-from jaxdiff.interop.mapping import DENSE, SAME, Entry, Layout, conv, dense, from_heads, heads, norm
+from jaxdiff.interop.mapping import DENSE, SAME, Entry, conv, dense, from_heads, heads, norm
 from jaxdiff.interop.structure import places
 from jaxdiff.models.unet import UNet
 
@@ -25,15 +22,15 @@ def entries(
 
     Args:
       image_size: height and width of the images; names say the size at which a block works.
-      names: the class of the published network, DDPM++ and NCSN++ or ADM: their outermost layers have other names, and
-        only the first multiplies one-hot labels by the root of their number, which becomes a part of our table.
+      names: the class of the published network, DDPM++ and NCSN++ or ADM: their outermost layers have other names. The
+        first multiplies one-hot labels by the root of their number: `ClassLabel.scale`.
       label, augmentation: the names of these conditions, if there are any.
     """
     song = names == "SongUNet"
     yield Entry("conditioner/noise/frequencies", ("model.map_noise.freqs",), SAME)
     yield from dense("conditioner/noise/dense_0", "model.map_layer0")
     yield from dense("conditioner/noise/dense_1", "model.map_layer1")
-    yield Entry(f"conditioner/parts_{label}/table", ("model.map_label.weight",), SCALED if song else DENSE)
+    yield Entry(f"conditioner/parts_{label}/table", ("model.map_label.weight",), DENSE)
     yield Entry(f"conditioner/parts_{label}/bias", ("model.map_label.bias",), SAME)
     yield Entry(f"conditioner/parts_{augmentation}/kernel", ("model.map_augment.weight",), DENSE)
 
@@ -71,11 +68,3 @@ def _block(ours: str, theirs: str) -> Iterator[Entry]:
     yield Entry(f"{attention}/query_key_value/bias", (f"{theirs}.qkv.bias",), heads("HC3"))
     yield Entry(f"{attention}/out/kernel", (f"{theirs}.proj.weight",), from_heads(axes=2))
     yield Entry(f"{attention}/out/bias", (f"{theirs}.proj.bias",), SAME)
-
-
-def _scaled(tensors: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    return tensors[0].T * tensors[0].dtype.type(math.sqrt(shape[0]))
-
-
-SCALED = Layout(_scaled, lambda table: [table.T / table.dtype.type(math.sqrt(table.shape[0]))])
-"""[width, classes] -> the root of the number of classes times [classes, width]"""

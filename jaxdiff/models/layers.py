@@ -37,9 +37,9 @@ def kernel_init(
     )
 
 
-def embedding_init() -> Callable:
-    """N(0, 1) for rows of a table [rows, width]."""
-    return nn.with_logical_partitioning(nn.initializers.normal(1.0), (None, "embed"))
+def embedding_init(std: float = 1.0) -> Callable:
+    """N(0, std^2) for rows of a table [rows, width]."""
+    return nn.with_logical_partitioning(nn.initializers.normal(std), (None, "embed"))
 
 
 class Dense(nn.Module):

@@ -1,5 +1,6 @@
 """The vectors of published networks: what EDM's own code made of noise level, class and augmentation labels."""
 
+import math
 import pathlib
 
 import jax
@@ -17,7 +18,7 @@ MODELS = {
     "song": Conditioner(  # DDPM++: everything comes before the mapping
         NoiseLevel(128, frequencies=16, endpoint=True, sine_first=True),
         {
-            "label": ClassLabel(10, 32, null="zero", bias=True, before_mapping=True),
+            "label": ClassLabel(10, 32, null="zero", bias=True, before_mapping=True, scale=math.sqrt(10)),
             "augment": Continuous(9, 32, default=0.0, before_mapping=True),
         },
     ),
@@ -40,7 +41,7 @@ def stored(name, key):
 
 
 def parameters(name):
-    """The stored weights under our names; EDM's first class layer is fed ``sqrt(classes)`` times a unit row."""
+    """The stored weights under our names."""
 
     def dense(key):
         return {"kernel": stored(name, f"{key}.weight").T, "bias": stored(name, f"{key}.bias")}
@@ -54,7 +55,7 @@ def parameters(name):
     if name == "adm":
         params["parts_label"] = {"table": stored(name, "map_label.weight").T}
     if name == "song":
-        table = np.sqrt(10) * stored(name, "map_label.weight").T
+        table = stored(name, "map_label.weight").T
         params["parts_label"] = {"table": table, "bias": stored(name, "map_label.bias")}
     return params
 

@@ -3,7 +3,7 @@
 import io
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from etils import epath
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 INK, PAPER = 34, 255
 SMALLEST = 32  # pixels that an image in a grid should have at least, unless a scale is given
 MARGIN = 4
+
+Resampling = Literal["nearest", "area", "bilinear", "bicubic", "lanczos"]
+"""How an image is resized: "area" takes means over the area of a pixel, "bicubic" is Keys's kernel with a = -1/2."""
 
 
 def to_float(images: UInt8[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
@@ -39,6 +42,23 @@ def to_uint8(images: Float[np.ndarray, "batch *shape"]) -> UInt8[np.ndarray, "ba
             "Fix: look at the training loss; try an earlier checkpoint, float32, or a lower guidance scale"
         )
     return np.clip(levels, 0, 255).astype(np.uint8)
+
+
+def resize(
+    image: UInt8[np.ndarray, "old_height old_width channels"], size: tuple[int, int], method: Resampling
+) -> UInt8[np.ndarray, "height width channels"]:
+    """An image of another (height, width), each channel by itself; pixel centres lie at half integers.
+
+    All methods but "nearest" are low-passed where the image shrinks. Rounded after each axis, as PIL does.
+    """
+    from PIL import Image
+
+    names = {"area": "BOX"}
+    resample = Image.Resampling[names.get(method, method.upper())]
+    planes = (
+        Image.fromarray(image[..., i]).resize((size[1], size[0]), resample) for i in range(image.shape[2])
+    )
+    return np.stack([np.asarray(plane) for plane in planes], axis=-1)
 
 
 def grid(

@@ -48,6 +48,8 @@ class Pipeline:
     Attributes:
       source: where examples come from.
       transforms: augmentations of training batches, in this order.
+      conditions: what follows them, and is no augmentation: fields made of the image, such as its low resolution,
+        and crops that are always made. They act in `epoch` and `all` too, with draws that follow from the index alone.
       shuffle: a new order in every epoch.
       cache: decode everything once and keep it in memory; for small data sets.
       threads: that read and decode ahead; 0 reads in the caller's thread. Cached data need no more than 1.
@@ -56,6 +58,7 @@ class Pipeline:
 
     source: Source
     transforms: tuple[Transform, ...] = ()
+    conditions: tuple[Transform, ...] = ()
     shuffle: bool = True
     cache: bool = False
     threads: int = 1
@@ -101,14 +104,14 @@ class Pipeline:
         return self._iterate(dataset[process_index + start_step * process_count :: process_count])
 
     def epoch(self, batch_size: int) -> Iterator[Example]:
-        """Every example once, as stored (image uint8) and in order; the last batch may be smaller."""
+        """Every example once, as stored (image uint8), with `conditions`, in order; the last batch may be smaller."""
         require(batch_size > 0, "batch_size", batch_size, "a batch needs examples", "give at least 1")
-        return _in_order(self._open(), batch_size)
+        return self._in_order(self._open(), batch_size)
 
     def all(self) -> Example:
-        """Every example as it is stored (image uint8), in one batch."""
+        """Every example as it is stored (image uint8), with `conditions`, in one batch."""
         examples = self._open()
-        return next(_in_order(examples, len(examples)))
+        return next(self._in_order(examples, len(examples)))
 
     def _open(self) -> Examples:
         examples = self.source.open()
@@ -124,15 +127,27 @@ class Pipeline:
         if self.shuffle:
             dataset = dataset.shuffle()
         dataset = dataset.repeat(None)
-        for transform in self.transforms:
-            # What it draws follows from seed, its place in `transforms` and the example's place in the order.
+        for transform in (*self.transforms, *self.conditions):
+            # What it draws follows from seed, its place among them and the example's place in the order.
             dataset = dataset.random_map(transform)
+        changed = bool(self.transforms or self.conditions)
 
         def finish(chosen: Sequence[Example]) -> Example:
-            batch = _collate(chosen, None if self.transforms else examples.image_shape, examples.num_classes)
+            batch = _collate(chosen, None if changed else examples.image_shape, examples.num_classes)
             return {**batch, "image": images.to_float(batch["image"])}
 
         return dataset.batch(rows, drop_remainder=True, batch_fn=finish)
+
+    def _in_order(self, examples: Examples, batch_size: int) -> Iterator[Example]:
+        shape = None if self.conditions else examples.image_shape
+        for first in range(0, len(examples), batch_size):
+            rows = range(first, min(first + batch_size, len(examples)))
+            yield _collate([self._conditioned(examples[i], i) for i in rows], shape, examples.num_classes)
+
+    def _conditioned(self, example: Example, index: int) -> Example:
+        for place, condition in enumerate(self.conditions):
+            example = condition(example, np.random.default_rng((place, index)))
+        return example
 
     def _iterate(self, dataset: Any) -> Iterator[Example]:
         import grain
@@ -161,12 +176,6 @@ class _Cached:
         return self._examples[index]
 
 
-def _in_order(examples: Examples, batch_size: int) -> Iterator[Example]:
-    for first in range(0, len(examples), batch_size):
-        rows = range(first, min(first + batch_size, len(examples)))
-        yield _collate([examples[i] for i in rows], examples.image_shape, examples.num_classes)
-
-
 def _collate(
     examples: Sequence[Example], image_shape: tuple[int | None, ...] | None, num_classes: int | None
 ) -> Example:
@@ -181,7 +190,7 @@ def _collate(
                 f"index={example['index']}: its image is {image.dtype} {image.shape}, expected uint8 "
                 f"{expected}. Fix: use a data set of one image size, or a transform that makes it one"
             )
-    batch = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+    batch = {name: _stack(name, examples) for name in examples[0]}
     if num_classes is not None:
         bad = np.flatnonzero((batch["label"] < 0) | (batch["label"] >= num_classes))
         if bad.size:
@@ -190,3 +199,15 @@ def _collate(
                 "classes. Fix: use a split with labels, or label_key=None"
             )
     return batch
+
+
+def _stack(name: str, examples: Sequence[Example]) -> np.ndarray:
+    """One field of all examples. Arrays of another type would be converted in silence, so they are refused."""
+    values = [np.asarray(example[name]) for example in examples]
+    for example, value in zip(examples, values, strict=True):
+        if (value.shape, value.dtype.type) != (values[0].shape, values[0].dtype.type):
+            raise UserError(
+                f"{name}={value.dtype}{list(value.shape)}: it is that of example {example['index']}, while example "
+                f"{examples[0]['index']} has {values[0].dtype}{list(values[0].shape)}. Fix: make them alike"
+            )
+    return np.stack(values)

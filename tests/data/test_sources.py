@@ -1,14 +1,17 @@
 """Sources read what was stored, and say what is there when something is not."""
 
 import importlib.util
+import io
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from jaxdiff.config import build, from_json, spec, to_json
 from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.sources import Tfds
+from jaxdiff.data.text import ByteTokenizer, Tokenize
 from jaxdiff.data.transforms import HorizontalFlip
 from jaxdiff.errors import UserError
 
@@ -44,6 +47,95 @@ def test_labels_may_be_left_out():
     assert examples.num_classes is None
 
 
+class Captioned(tfds.core.GeneratorBasedBuilder):
+    """Images with captions in all the ways in which data sets have them, and a mask."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = tfds.features
+        image = {"shape": (4, 6, 1), "dtype": np.uint8, "encoding_format": "png"}
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=features.FeaturesDict(
+                {
+                    "image": features.Image(**image),
+                    "mask": features.Image(**image),
+                    "title": features.Text(),
+                    "titles": features.Sequence(features.Text()),
+                    "captions": features.Sequence({"text": features.Text(), "id": np.int64}),
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i in range(3):
+            files = [io.BytesIO(), io.BytesIO()]
+            for file, level in zip(files, (i, 100 + i), strict=True):
+                Image.new("L", (6, 4), level).save(file, "PNG")
+                file.seek(0)
+            captions = [{"text": f"é{i}{j}", "id": j} for j in range(i)]
+            yield i, {
+                "image": files[0], "mask": files[1], "title": f"é{i}", "captions": captions, "titles": ["a"] * i,
+            }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def captioned(tmp_path_factory):
+    builder = Captioned(data_dir=tmp_path_factory.mktemp("captioned"), file_format="array_record")
+    builder.download_and_prepare()
+    return str(builder.data_path)
+
+
+def test_captions_are_str_and_of_several_all_are_there(captioned):
+    examples = Tfds(captioned, label_key=None, text_key="title").open()
+    assert [str(examples[i]["text"]) for i in range(3)] == ["é0", "é1", "é2"]
+    for key, expected in (("captions/text", ["é20", "é21"]), ("titles", ["a", "a"])):
+        examples = Tfds(captioned, label_key=None, text_key=key).open()
+        index = next(i for i in range(3) if examples.records[i]["title"].decode() == "é2")
+        assert examples[index]["text"].tolist() == expected
+
+
+def test_several_captions_become_the_ids_of_one(captioned):
+    source = Tfds(captioned, split="train[-2:]", label_key=None, text_key="title")
+    batch = Pipeline(source, conditions=(Tokenize(8),)).all()
+    texts = {ByteTokenizer(8).decode(row) for row in batch["text"]}
+    assert texts < {"é0", "é1", "é2"}
+
+
+def test_further_features_keep_their_names(captioned):
+    batch = Pipeline(Tfds(captioned, label_key=None, fields=("mask",))).all()
+    assert set(batch) == {"image", "index", "mask"}
+    assert np.array_equal(batch["mask"], batch["image"] + 100)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"text_key": "caption"}, ("text_key='caption'", "captions", "or None")),
+        ({"text_key": "captions/txt"}, ("text_key='txt'", "text", "or None")),
+        ({"text_key": "mask"}, ("no text",)),
+        ({"text_key": "captions"}, ("no text",)),
+        ({"text_key": "captions/id"}, ("no text",)),
+        ({"fields": ("masks",)}, ("fields='masks'", "mask")),
+    ],
+    ids=str,
+)
+def test_features_that_are_not_there_are_told(captioned, fields, words):
+    with pytest.raises(UserError) as error:
+        Tfds(captioned, label_key=None, **fields).open()
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_field_cannot_have_the_name_of_another():
+    with pytest.raises(UserError, match="image, text"):
+        Tfds("digits", fields=("text", "image"))
+
+
 def test_fingerprint_names_what_was_read():
     found = Tfds("digits", split="test").fingerprint()
     assert found == {"name": "digits", "version": "1.0.0", "split": "test", "length": 297}
@@ -70,7 +162,9 @@ def test_stock_data_sets_read_through_the_same_block():
         (Tfds("imagenet_resized/64x64"), ("tfds build imagenet_resized/64x64 --file_format=array_record",)),
         (Tfds("cifar11"), ("cifar11", "did you mean cifar1")),
         (Tfds("digit"), ("did you mean digits",)),
-        (Tfds("qqqqqqqq"), ("prepared are digits",)),
+        (Tfds("qqqqqqqq"), ("prepared are digits, photos, scenes",)),
+        (Tfds("photos/33"), ("photos/33", "photos/32, photos/64")),
+        (Tfds("scenes/32"), ("scenes/32", "use scenes")),
         (Tfds("not a name"), ("not a name",)),
         (Tfds("imagenet_resized/11x11"), ("11x11",)),
         (Tfds("/no/such/folder"), ("/no/such/folder", "dataset_info.json")),

@@ -1,0 +1,167 @@
+"""Coloured handwritten digits beside and above each other, with captions, as a TFDS data set.
+
+Importing this module imports TFDS.
+"""
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from jaxdiff.data.digits import LEVELS, TEST_SIZE, stratified_split
+
+SIZE = 32
+MOST = 3  # objects
+SIZES = {1: (12, 20), 2: (10, 14), 3: (8, 10)}  # sides of the digits, in pixels, by the number of objects
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+COLOURS = {
+    "red": (230, 40, 40),
+    "green": (40, 190, 60),
+    "blue": (60, 90, 255),
+    "yellow": (240, 220, 50),
+    "magenta": (220, 60, 220),
+    "white": (255, 255, 255),
+}
+RELATIONS = ("alone", "left of", "right of", "above", "below")
+WORDS = {"left of": "to the left of", "right of": "to the right of"}
+COUNTS = {"train": 8000, "test": 1000, "novel": 1000}
+MISSING = -1
+
+
+class Scenes(tfds.core.GeneratorBasedBuilder):
+    """One to three digits on black, each in a colour, and a caption: "a red three above a green seven".
+
+    With three, the relation holds from each to the next. All attributes are stored: `digits`, `colours`, `boxes` (top,
+    left, bottom, right) and their `count`, in the order of the caption, -1 where there is none; and the `relation`.
+
+    Splits: ``train``; ``test``, other scans in compositions like those of training; ``novel``, scans as in test, where
+    no (digit, colour, relation) occurs that training has shown, though it has shown each two of the three together.
+
+    Scans: `digits`, whose training scans make training scenes and whose test scans the others. Nothing is downloaded.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First release."}  # noqa: RUF012  (TFDS's own interface)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Handwritten digits in colours and places, 32 x 32 pixels, with captions.",
+            features=features.FeaturesDict(
+                {
+                    "image": features.Image(shape=(SIZE, SIZE, 3), dtype=np.uint8, encoding_format="png"),
+                    "caption": features.Text(),
+                    "relation": features.ClassLabel(names=list(RELATIONS)),
+                    "count": features.Scalar(dtype=np.int32),
+                    "digits": features.Tensor(shape=(MOST,), dtype=np.int32),
+                    "colours": features.Tensor(shape=(MOST,), dtype=np.int32),
+                    "boxes": features.Tensor(shape=(MOST, 4), dtype=np.int32),
+                    # Numbers of the scans in `load_digits`.
+                    "scans": features.Tensor(shape=(MOST,), dtype=np.int32),
+                }
+            ),
+            supervised_keys=("caption", "image"),
+            homepage="https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        return {split: self._generate_examples(split) for split in COUNTS}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        from PIL import Image
+        from sklearn import datasets
+
+        scans = datasets.load_digits()
+        train, test = stratified_split(scans.target, TEST_SIZE)
+        rows = train if split == "train" else test
+        by_digit = [rows[scans.target[rows] == digit] for digit in range(len(DIGITS))]
+        # RandomState's stream is frozen by NumPy (NEP 19).
+        rng = np.random.RandomState(list(COUNTS).index(split))
+        for i in range(COUNTS[split]):
+            scene = compose(rng, by_digit, novel=split == "novel")
+            png = io.BytesIO()
+            Image.fromarray(render(scans.images, scene)).save(png, format="PNG")
+            png.seek(0)
+            lacking = MOST - scene["count"]
+            padded = {
+                name: np.concatenate([value, np.full((lacking, *value.shape[1:]), MISSING)]).astype(np.int32)
+                for name, value in scene.items()
+                if isinstance(value, np.ndarray)
+            }
+            yield i, {**scene, **padded, "image": png, "caption": caption(scene)}
+
+
+def is_novel(digit: int, colour: int, relation: int) -> bool:
+    """Whether a combination is kept from training: a fifth of all, so that each pair of attributes is left in it.
+
+    A Latin square: whatever two attributes are fixed, at least one value of the third is novel, and one is not.
+    """
+    return (digit + 2 * colour + 3 * relation) % len(RELATIONS) == 0
+
+
+def compose(rng: np.random.RandomState, by_digit: list[np.ndarray], novel: bool) -> dict[str, Any]:
+    """Draw a scene: the numbers of objects, and for each its scan, digit, colour and box."""
+    count = 1 + rng.choice(MOST, p=(0.2, 0.5, 0.3))
+    relation = 0 if count == 1 else 1 + rng.randint(len(RELATIONS) - 1)
+    objects = []
+    while len(objects) < count:
+        drawn = rng.randint(len(DIGITS)), rng.randint(len(COLOURS))
+        if is_novel(*drawn, relation) == novel:
+            objects.append(drawn)
+    digits, colours = np.array(objects).T
+    return {
+        "count": count,
+        "relation": relation,
+        "digits": digits,
+        "colours": colours,
+        "scans": np.array([by_digit[digit][rng.randint(len(by_digit[digit]))] for digit in digits]),
+        "boxes": _boxes(rng, count, RELATIONS[relation]),
+    }
+
+
+def caption(scene: dict[str, Any]) -> str:
+    """The scene in words."""
+    names = [
+        f"a {list(COLOURS)[colour]} {DIGITS[digit]}"
+        for digit, colour in zip(scene["digits"], scene["colours"], strict=True)
+    ]
+    relation = RELATIONS[scene["relation"]]
+    return f" {WORDS.get(relation, relation)} ".join(names)
+
+
+def render(scans: np.ndarray, scene: dict[str, Any]) -> np.ndarray:
+    """The scene as uint8 [32, 32, 3]: ink of the scans, bilinear, mixes the colour with black."""
+    canvas = np.zeros((SIZE, SIZE, 3))
+    for scan, colour, box in zip(scene["scans"], scene["colours"], scene["boxes"], strict=True):
+        top, left, bottom, right = box
+        ink = _enlarge(scans[scan] / LEVELS, int(bottom - top))
+        canvas[top:bottom, left:right] += ink[..., None] * list(COLOURS.values())[colour]
+    return np.rint(canvas).astype(np.uint8)
+
+
+def _boxes(rng: np.random.RandomState, count: int, relation: str) -> np.ndarray:
+    """Squares [count, 4] that stand as the relation says, each in a strip of the canvas of its own."""
+    smallest, largest = SIZES[count]
+    sides = rng.randint(smallest, largest + 1, count)
+    if count == 1:
+        top, left = rng.randint(SIZE - sides[0] + 1, size=2)
+        return np.array([(top, left, top + sides[0], left + sides[0])])
+    strip = SIZE // count
+    along = np.array([i * strip + rng.randint(strip - side + 1) for i, side in enumerate(sides)])
+    # Across, all stand about one line, so that no other relation could be read from the scene.
+    line = rng.randint(SIZE - largest + 1)
+    across = np.clip(line + rng.randint(-2, 3, count), 0, SIZE - sides)
+    if relation in ("right of", "below"):
+        along, across, sides = along[::-1], across[::-1], sides[::-1]
+    first, second = (across, along) if relation in ("left of", "right of") else (along, across)
+    return np.stack([first, second, first + sides, second + sides], axis=-1)
+
+
+def _enlarge(ink: np.ndarray, side: int) -> np.ndarray:
+    """A square of numbers at another side, bilinear: with numpy alone it is the same on every machine."""
+    places = np.clip((np.arange(side) + 0.5) * len(ink) / side - 0.5, 0, len(ink) - 1)
+    weights = np.maximum(0, 1 - np.abs(places[:, None] - np.arange(len(ink))))
+    return weights @ ink @ weights.T

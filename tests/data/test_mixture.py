@@ -1,0 +1,141 @@
+"""A mixture has each source's share, sees every example, and is read in an order that is a function of (seed, step)."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from jaxdiff.config import build, from_json, spec, to_json
+from jaxdiff.data.mixture import Mixture
+from jaxdiff.data.pipeline import Pipeline
+from jaxdiff.data.sources import Tfds
+from jaxdiff.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Levels:
+    """`n` images of one pixel, whose grey levels are `first` and up."""
+
+    first: int
+    n: int
+    num_classes: int | None = None
+    width: int = 1
+    field: str = "extra"
+    name: str = "levels"
+
+    def open(self):
+        return LevelExamples(self)
+
+    def fingerprint(self):
+        return {"name": self.name, "length": self.n}
+
+
+class LevelExamples:
+    def __init__(self, block):
+        self.block, self.num_classes, self.image_shape = block, block.num_classes, (1, block.width, 1)
+
+    def __len__(self):
+        return self.block.n
+
+    def __getitem__(self, index):
+        image = np.full((1, self.block.width, 1), self.block.first + index, np.uint8)
+        return {"image": image, "index": np.int32(index), self.block.field: np.int32(0)}
+
+
+def levels(examples):
+    return np.array([int(examples[i]["image"][0, 0, 0]) for i in range(len(examples))])
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (3.0, 1.0), (0.2, 0.8), (0.31, 0.69)])
+def test_an_epoch_has_the_shares_everywhere_and_every_example(weights):
+    seen = levels(Mixture((Levels(0, 10), Levels(100, 37)), weights).open())
+    assert set(seen) == {*range(10), *range(100, 137)}
+    share = weights[0] / sum(weights)
+    first = np.cumsum(seen < 100)
+    assert np.abs(first - share * np.arange(1, len(seen) + 1)).max() < 1.5
+    shorter = len(seen) - 2
+    counts = [(seen[:shorter] < 100).sum() / 10, (seen[:shorter] >= 100).sum() / 37]
+    assert min(counts) <= 1, "an epoch is no longer than it must be"
+    for part, n in ((seen[seen < 100], 10), (seen[seen >= 100] - 100, 37)):
+        assert np.array_equal(part, np.arange(len(part)) % n), "each source is read in its own order"
+
+
+def test_without_weights_every_example_comes_once():
+    seen = levels(Mixture((Levels(0, 10), Levels(100, 37), Levels(200, 5))).open())
+    assert sorted(seen) == [*range(10), *range(100, 137), *range(200, 205)]
+    for first, n in ((0, 10), (100, 37), (200, 5)):
+        counts = np.cumsum((seen >= first) & (seen < first + n))
+        assert np.abs(counts - n / 52 * np.arange(1, 53)).max() < 2, "evenly interleaved"
+
+
+def test_no_example_is_lost_where_sizes_are_not_round():
+    sizes = 12_345, 1_001, 77
+    examples = Mixture(tuple(Levels(0, n) for n in sizes)).open()
+    assert len(examples) == sum(sizes)
+    found = [examples._locate(i) for i in range(len(examples))]
+    assert sorted(found) == [(origin, i) for origin, n in enumerate(sizes) for i in range(n)]
+
+
+def test_index_and_origin_name_the_example():
+    examples = Mixture((Levels(0, 10), Levels(100, 37)), (1.0, 2.0)).open()
+    for i in range(len(examples)):
+        example = examples[i]
+        assert (example["index"], example["origin"]) == (i, int(example["image"][0, 0, 0] >= 100))
+
+
+@pytest.mark.parametrize("start", [0, 7])
+def test_order_is_a_function_of_seed_and_step_for_any_number_of_processes(start):
+    pipeline = Pipeline(Mixture((Levels(0, 10), Levels(100, 37)), (1.0, 3.0)))
+
+    def take(*arguments, n=20):
+        iterator = pipeline.batches(*arguments)
+        batches = list(itertools.islice(iterator, n))
+        iterator.close()
+        return np.stack([batch["index"] for batch in batches])
+
+    whole = take(8, 1)
+    parts = [take(8, 1, start, i, 2, n=20 - start) for i in range(2)]
+    assert np.array_equal(np.concatenate(parts, axis=1), whole[start:])
+    epochs = whole.reshape(-1)[:147].reshape(3, 49)  # 37 and a third of that
+    assert np.array_equal(np.sort(epochs), np.tile(np.arange(49), (3, 1)))
+    assert not np.array_equal(epochs[0], epochs[1])
+
+
+def test_what_differs_between_sources_is_unknown_or_refused():
+    assert Mixture((Levels(0, 3), Levels(0, 3, width=2))).open().image_shape == (1, None, 1)
+    with pytest.raises(UserError, match=r"sources\[1\].*other classes.*4 instead of 3"):
+        Mixture((Levels(0, 3, num_classes=3), Levels(0, 3, num_classes=4))).open()
+    with pytest.raises(UserError, match=r"sources\[1\].*other fields"):
+        Mixture((Levels(0, 3), Levels(0, 3, field="text"))).open()
+    with pytest.raises(UserError, match=r"sources\[1\].*no examples"):
+        Mixture((Levels(0, 3), Levels(0, 0))).open()
+
+
+def test_mixtures_of_stored_data_sets_know_what_they_are():
+    mixture = Mixture((Tfds("digits", "train"), Tfds("digits", "test")), (1.0, 1.0))
+    examples = mixture.open()
+    assert (examples.image_shape, examples.num_classes, len(examples)) == ((8, 8, 1), 10, 3000)
+    assert mixture.name == "digits + digits"
+    found = mixture.fingerprint()
+    assert found["length"] == 3000
+    assert [part["split"] for part in found["sources"]] == ["train", "test"]
+    batch = next(Pipeline(mixture, threads=0).batches(64, seed=0))
+    assert 16 < batch["origin"].sum() < 48
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, 0.0), (1.0, -1.0), (1.0, 1.0, 1.0)])
+def test_weights_that_are_none_are_refused(weights):
+    with pytest.raises(UserError, match="weights"):
+        Mixture((Levels(0, 3), Levels(0, 3)), weights)
+
+
+def test_no_sources_are_refused():
+    with pytest.raises(UserError, match="sources"):
+        Mixture(())
+
+
+def test_blocks_survive_json():
+    written = spec(Mixture, sources=(spec(Tfds, name="digits"), spec(Tfds, name="scenes")), weights=(1, 2))
+    expected = Mixture((Tfds("digits"), Tfds("scenes")), (1.0, 2.0))
+    assert build(from_json(to_json(written)), packages=("jaxdiff",)) == expected

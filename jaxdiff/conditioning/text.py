@@ -1,0 +1,166 @@
+"""Text as a condition, read by an encoder that is trained with the rest of the model."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from jaxdiff.conditioning import nulls
+from jaxdiff.conditioning.nulls import Null
+from jaxdiff.data.text import END, IDS, PAD, ByteTokenizer
+from jaxdiff.embeddings import Embeddings, Tokens
+from jaxdiff.errors import UserError, require
+from jaxdiff.models.attention import attend
+from jaxdiff.models.layers import Dense, FromHeads, LayerNorm, ToHeads, check_dtype, embedding_init
+from jaxdiff.typing import Array, Bool, Float
+
+
+class Text(nn.Module):
+    """A caption, byte by byte, through a transformer that is learned with the network (Nichol et al. 2021, "GLIDE").
+
+    Bytes and their places become vectors, which a pre-norm encoder makes into tokens for cross-attention. With
+    `vector_width`, their mean through two dense layers joins the vector that drives the norms, too. Padding is no
+    token: nothing depends on it. An empty caption still has its end to attend to, and is not the null.
+
+    Values are ids of a `ByteTokenizer`, [batch, length]; users give strings.
+
+    Attributes:
+      width: of the encoder, and of the tokens that the network attends to.
+      length: ids of a text, that of `Tokenize` in the data; a byte each, and the end.
+      layers: blocks of the encoder.
+      head_dim: channels of an attention head.
+      expansion: hidden width of the MLPs, as a multiple of `width`.
+      vector_width: length of the network's vector; None to leave it alone.
+      drop_rate: how often training shows the null (Ho & Salimans 2022).
+      null: one token in place of the text, and a vector, neither made by the encoder, see `Null`.
+      dtype: in which attention and MLPs compute; their sum, norms and parameters are float32.
+    """
+
+    width: int
+    length: int
+    layers: int = 4
+    head_dim: int = 64
+    expansion: int = 4
+    vector_width: int | None = None
+    drop_rate: float = 0.1
+    null: Null = "learned"
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        for name in ("width", "layers", "head_dim", "expansion", "vector_width"):
+            value = getattr(self, name)
+            require(value is None or value > 0, name, value, "it must be positive", "give at least 1")
+        require(self.width % self.head_dim == 0, "width", self.width,
+                f"attention splits it into heads of head_dim={self.head_dim}", "use a multiple")  # fmt: skip
+        ByteTokenizer(self.length)  # which knows what lengths there are
+        nulls.check(self.null, self.drop_rate)
+        check_dtype(self.dtype)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, ids: Int[Array, "batch length"], drop: Bool[Array, "batch"]) -> Embeddings:
+        given = ids.shape[1]
+        require(given == self.length, "length", self.length, f"the texts of this batch have {given} ids",
+                "give Tokenize and Text the same length")  # fmt: skip
+        table = self.param("bytes", embedding_init(), (IDS, self.width))
+        places = self.param("places", embedding_init(), (self.length, self.width))
+        # An id out of range becomes NaN, never another byte: -1 would read the last row.
+        rows = jnp.where(ids < 0, IDS, ids)
+        x = jnp.take(table, rows, axis=0, mode="fill", fill_value=jnp.nan) + places[None]
+        mask = ids != PAD
+        for i in range(self.layers):
+            x = EncoderBlock(self.head_dim, self.expansion, self.dtype, name=f"block_{i}")(x, mask)
+        tokens = LayerNorm(name="norm")(x)
+        vector = None
+        if self.vector_width is not None:
+            vector = Pool(self.vector_width, self.null, name="pool")(tokens, mask, drop)
+        if self.null != "none":
+            # One token is enough where all are the same.
+            first = jnp.arange(self.length) == 0
+            mask = jnp.where(drop[:, None], first[None], mask)
+        tokens = nulls.instead(self, tokens, drop, nn.initializers.normal(1.0))
+        return Embeddings(vector=vector, tokens=Tokens(tokens, mask))
+
+    @nn.nowrap
+    def example(
+        self, batch: int, image_shape: tuple[int, int, int] | None = None
+    ) -> Int[Array, "batch length"]:
+        return jnp.asarray(ByteTokenizer(self.length).encode_batch([""] * batch))
+
+    @nn.nowrap
+    def read(self, value: object) -> np.ndarray:
+        """Ids of one text or of several: str, UTF-8 bytes, or lists or arrays of these; ids stay as they are."""
+        tokenizer = ByteTokenizer(self.length)
+        if isinstance(value, np.ndarray) and value.dtype.kind in "USO":
+            value = value.tolist()
+        if isinstance(value, str | bytes):
+            return tokenizer.encode(value)
+        # Not through an array of strings, which would lose NULs at their ends.
+        if isinstance(value, list | tuple) and any(isinstance(text, str | bytes) for text in value):
+            return tokenizer.encode_batch(value)
+        return np.asarray(value)
+
+    @nn.nowrap
+    def check(self, values: object, name: str = "text") -> None:
+        """Raise `UserError` unless these are rows of ids as a `ByteTokenizer` of this length makes them."""
+        ids = np.asarray(values)
+        fix = f"give strings, or ids [n, {self.length}] that ByteTokenizer({self.length}) has made"
+        if not np.issubdtype(ids.dtype, np.integer) or ids.shape[1:] != (self.length,):
+            raise UserError(f"{name}={ids.dtype}{list(ids.shape)}: it is no text. Fix: {fix}")
+        wrong = ids[(ids < 0) | (ids >= IDS)]
+        if wrong.size:
+            raise UserError(f"{name}={wrong[0]}: ids are 0 to {IDS - 1}. Fix: {fix}")
+        end = np.argmax(ids == END, axis=1)[:, None]  # 0 where there is none
+        place = np.arange(self.length)
+        whole = (ids == END) == (place == end)
+        whole &= (ids == PAD) == (place > end)
+        bad = np.flatnonzero(~np.all(whole, axis=1))
+        if bad.size:
+            why = "a text has one end, and padding behind it only"
+            raise UserError(f"{name}[{bad[0]}]={ids[bad[0]].tolist()}: {why}. Fix: {fix}")
+
+
+class EncoderBlock(nn.Module):
+    """Self-attention and an MLP with the exact GELU, each added to what it is given, behind a norm; starts as its skip.
+
+    A pre-norm block (Xiong et al. 2020), which has no vector to adapt to.
+    """
+
+    head_dim: int
+    expansion: int = 4
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch length channels"], mask: Bool[Array, "batch length"]
+    ) -> Float[Array, "batch length channels"]:
+        channels = x.shape[-1]
+        heads = channels // self.head_dim
+        h = LayerNorm(name="norm_0")(x)
+        h = ToHeads(3, heads, self.head_dim, self.dtype, name="query_key_value")(h)
+        x = x + FromHeads(channels, self.dtype, name="attention_out")(attend(*h, mask))
+        h = LayerNorm(name="norm_1")(x)
+        h = Dense(self.expansion * channels, dtype=self.dtype, name="expand")(h)
+        h = jax.nn.gelu(h, approximate=False)
+        return x + Dense(channels, zero=True, dtype=self.dtype, name="contract")(h)
+
+
+class Pool(nn.Module):
+    """``dense_1(silu(dense_0(mean)))`` of the tokens that are there. Its null starts as nothing, zeros."""
+
+    width: int
+    null: Null = "learned"
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Float[Array, "batch length channels"],
+        mask: Bool[Array, "batch length"],
+        drop: Bool[Array, "batch"],
+    ) -> Float[Array, "batch width"]:
+        shown = mask[..., None].astype(tokens.dtype)
+        mean = jnp.sum(shown * tokens, axis=1) / jnp.maximum(jnp.sum(shown, axis=1), 1)
+        hidden = jax.nn.silu(Dense(self.width, name="dense_0")(mean))
+        vectors = Dense(self.width, name="dense_1")(hidden)
+        return nulls.instead(self, vectors, drop, nn.initializers.zeros)

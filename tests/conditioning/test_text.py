@@ -1,0 +1,389 @@
+"""Text against PyTorch's encoder, in what it may depend on, and on its way through a model."""
+
+import functools
+import json
+import re
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxdiff import config
+from jaxdiff.conditioning.conditioner import Conditioner
+from jaxdiff.conditioning.text import Text
+from jaxdiff.conditioning.vector import NoiseLevel
+from jaxdiff.denoiser import Denoiser
+from jaxdiff.errors import UserError
+from jaxdiff.generator import Generator
+from jaxdiff.models.unet import Level, UNet
+from jaxdiff.process.gaussian import RectifiedFlow
+from jaxdiff.process.prediction import Data
+from jaxdiff.sampling.ddim import Ddim
+from jaxdiff.sampling.grids import Uniform
+from jaxdiff.sampling.guidance import ClassifierFree
+from jaxdiff.sampling.recipe import Recipe
+
+QUICK = {"xla_backend_optimization_level": 0}
+WIDTH, HEADS, LENGTH, VECTOR = 16, 2, 12, 24
+TEXT = Text(WIDTH, LENGTH, layers=2, head_dim=8, expansion=3, vector_width=VECTOR)
+CAPTIONS = ["a red 3", "", "\u4e09\U0001f680", "der 3 a"]  # the first and the last have the same bytes
+IDS = TEXT.read(CAPTIONS)
+SIZES = np.array([8, 1, 8, 8])  # of tokens, ends included
+SHOWN, DROPPED = jnp.zeros(4, bool), jnp.array([True, False, True, True])
+
+
+def randomised(module, *inputs, seed=3, **options):
+    """Every parameter away from its start: zero-initialised layers would hide all else."""
+    abstract = jax.eval_shape(functools.partial(module.init, **options), jax.random.key(0), *inputs)
+    rng = np.random.default_rng(seed)
+
+    def fill(path, leaf):
+        start, spread = (1.0, 0.3) if path[-1].key == "scale" else (0.0, 0.5)
+        return jnp.asarray(start + spread * rng.standard_normal(leaf.shape, np.float32))
+
+    return jax.tree_util.tree_map_with_path(fill, nn.meta.unbox(abstract))
+
+
+PARAMS = randomised(TEXT, jnp.asarray(IDS), SHOWN)
+
+
+@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+def run(part, params, ids, drop):
+    return part.apply(params, ids, drop)
+
+
+class Seen(NamedTuple):
+    tokens: np.ndarray
+    mask: np.ndarray
+    vector: np.ndarray | None
+
+
+def embed(ids=IDS, drop=SHOWN, part=TEXT, params=PARAMS):
+    """What a network is given."""
+    found = run(part, params, jnp.asarray(ids), drop)
+    vector = None if found.vector is None else np.asarray(found.vector)
+    return Seen(np.asarray(found.tokens.features), np.asarray(found.tokens.mask), vector)
+
+
+def changed(**leaves):
+    return {"params": PARAMS["params"] | leaves}
+
+
+def test_tokens_are_those_of_pytorchs_encoder():
+    torch = pytest.importorskip("torch")
+    options = {"dropout": 0.0, "activation": "gelu", "norm_first": True, "batch_first": True}
+    layer = torch.nn.TransformerEncoderLayer(WIDTH, HEADS, 3 * WIDTH, **options)
+    encoder = torch.nn.TransformerEncoder(layer, 2, torch.nn.LayerNorm(WIDTH), enable_nested_tensor=False)
+    params = jax.tree.map(np.asarray, PARAMS["params"])
+    state = {"norm.weight": params["norm"]["scale"], "norm.bias": params["norm"]["bias"]}
+    for i in range(2):
+        block, name = params[f"block_{i}"], f"layers.{i}"
+        for ours, theirs in (("norm_0", "norm1"), ("norm_1", "norm2")):
+            state[f"{name}.{theirs}.weight"], state[f"{name}.{theirs}.bias"] = (
+                block[ours]["scale"],
+                block[ours]["bias"],
+            )
+        for ours, theirs, rows in (
+            ("query_key_value", "self_attn.in_proj_", WIDTH),
+            ("attention_out", "self_attn.out_proj.", WIDTH),
+            ("expand", "linear1.", WIDTH),
+            ("contract", "linear2.", 3 * WIDTH),
+        ):
+            state[f"{name}.{theirs}weight"] = block[ours]["kernel"].reshape(rows, -1).T
+            state[f"{name}.{theirs}bias"] = block[ours]["bias"].reshape(-1)
+    encoder.load_state_dict({name: torch.tensor(value) for name, value in state.items()})
+    x = torch.tensor(params["bytes"][IDS] + params["places"])
+    padding = np.arange(LENGTH)[None] >= SIZES[:, None]
+    expected = encoder(x, src_key_padding_mask=torch.tensor(padding)).detach().numpy()
+    found = embed()
+    np.testing.assert_array_equal(found.mask, ~padding)
+    np.testing.assert_allclose(found.tokens[~padding], expected[~padding], atol=2e-5)
+
+
+def test_the_vector_is_made_of_the_mean_over_tokens():
+    embeddings, pool = embed(), jax.tree.map(np.asarray, PARAMS["params"]["pool"])
+    for i, size in enumerate(SIZES):
+        mean = embeddings.tokens[i, :size].mean(axis=0)
+        hidden = mean @ pool["dense_0"]["kernel"] + pool["dense_0"]["bias"]
+        hidden = hidden / (1 + np.exp(-hidden))
+        expected = hidden @ pool["dense_1"]["kernel"] + pool["dense_1"]["bias"]
+        np.testing.assert_allclose(embeddings.vector[i], expected, atol=1e-4)
+    assert embed(part=TEXT.clone(vector_width=None)).vector is None
+
+
+def assert_same_text(one, other, rows, atol):
+    for i in rows:
+        size = SIZES[i]
+        features = (one.tokens[i, :size], other.tokens[i, :size])
+        np.testing.assert_allclose(*features, rtol=0, atol=atol)
+        np.testing.assert_allclose(one.vector[i], other.vector[i], rtol=0, atol=atol)
+        assert other.mask[i].sum() == size
+
+
+def test_padding_never_leaks():
+    """Neither what padding looks like, nor how much of it there is, changes a bit of what a network may see."""
+    params = PARAMS["params"]
+    table = params["bytes"].at[0].set(100.0)
+    places = params["places"].at[SIZES.max() :].mul(-30.0)
+    other = embed(params=changed(bytes=table, places=places))
+    assert not np.allclose(other.tokens[:, -1], embed().tokens[:, -1], atol=0.1)
+    assert_same_text(embed(), other, range(4), atol=0)
+
+    short = int(SIZES.max())
+    part = TEXT.clone(length=short)
+    ids = part.read(CAPTIONS)
+    brief = embed(ids, part=part, params=changed(places=params["places"][:short]))
+    assert brief.tokens.shape == (4, short, WIDTH)
+    assert_same_text(embed(), brief, range(4), atol=5e-6)
+
+
+def test_captions_of_a_batch_do_not_see_each_other():
+    order, whole = np.array([2, 0, 3, 1]), embed()
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(embed(IDS[order])), strict=True):
+        np.testing.assert_allclose(one[order], other, atol=1e-6)
+    others = TEXT.read([CAPTIONS[0], "x", "yy", "zzz"])
+    np.testing.assert_allclose(embed(others).tokens[0], whole.tokens[0], atol=1e-6)
+
+
+def test_different_captions_are_told_apart():
+    captions = [*CAPTIONS, "a red 8", "a red 3 ", "A red 3", "a\0red 3", "e\u0301", "\u00e9"]
+    ids = TEXT.read(captions)
+    embeddings = embed(ids, jnp.zeros(len(captions), bool))
+    for i in range(len(captions)):
+        for j in range(i):
+            assert np.abs(embeddings.vector[i] - embeddings.vector[j]).max() > 1e-3, (
+                captions[i],
+                captions[j],
+            )
+            tokens = embeddings.tokens[np.array([i, j]), 0]  # each knows the whole text
+            assert np.abs(tokens[0] - tokens[1]).max() > 1e-3, (captions[i], captions[j])
+
+
+def test_nothing_is_left_of_a_dropped_caption():
+    first, second = embed(IDS, DROPPED), embed(np.roll(IDS, 2, axis=0), DROPPED)
+    null, vector = PARAMS["params"]["null"][0, 0], PARAMS["params"]["pool"]["null"][0]
+    for embeddings in (first, second):
+        for i in (0, 2, 3):
+            np.testing.assert_array_equal(embeddings.tokens[i, 0], null)
+            np.testing.assert_array_equal(embeddings.mask[i], [True] + (LENGTH - 1) * [False])
+            np.testing.assert_array_equal(embeddings.vector[i], vector)
+    np.testing.assert_allclose(first.vector[1], embed().vector[1], atol=1e-6)
+    np.testing.assert_array_equal(first.mask[1], embed().mask[1])
+    assert not np.allclose(first.tokens[1, 0], null, atol=0.1)  # nor is the empty caption the null
+    # No parameter of the null is one of a caption, and the other way round.
+    broken = changed(null=PARAMS["params"]["null"] * np.nan)
+    np.testing.assert_array_equal(embed(params=broken).tokens, embed().tokens)
+    broken = changed(bytes=PARAMS["params"]["bytes"] * np.nan)
+    found = embed(drop=~SHOWN, params=broken)
+    np.testing.assert_array_equal(found.vector, np.tile(vector, (4, 1)))
+    np.testing.assert_array_equal(found.tokens[:, 0], np.tile(null, (4, 1)))
+
+
+def test_a_null_of_zeros_has_no_parameters_and_none_is_always_shown():
+    for null in ("zero", "none"):
+        part = TEXT.clone(null=null, drop_rate=0.0)
+        params = randomised(part, jnp.asarray(IDS), SHOWN)["params"]
+        assert "null" not in params
+        assert "null" not in params["pool"]
+        embeddings = embed(IDS, DROPPED, part)
+        if null == "zero":
+            assert not embeddings.tokens[0].any()
+            assert not embeddings.vector[0].any()
+            assert embeddings.mask[0].sum() == 1
+        else:
+            for one, other in zip(jax.tree.leaves(embeddings), jax.tree.leaves(embed()), strict=True):
+                np.testing.assert_array_equal(one, other)
+
+
+def test_every_parameter_is_learned():
+    drop = jnp.array([False, False, False, True])
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.grad
+    def slopes(params):
+        embeddings = TEXT.apply(params, jnp.asarray(IDS), drop)
+        shown = jnp.where(embeddings.tokens.mask[..., None], embeddings.tokens.features, 0)
+        return jnp.sum(jnp.sin(shown)) + jnp.sum(jnp.sin(embeddings.vector))
+
+    found = slopes(PARAMS)["params"]
+    for path, slope in jax.tree_util.tree_leaves_with_path(found):
+        slope = np.asarray(slope)
+        if path[-1].key == "bias" and slope.ndim == 3:
+            slope = slope[[0, 2]]  # softmax ignores what is added to every key
+        rows = slope.reshape(-1, slope.shape[-1])
+        assert np.abs(rows).max() > 1e-4, path
+    used = set(np.unique(IDS[:3])) - {0}
+    assert set(np.flatnonzero(np.abs(found["bytes"]).max(axis=1) > 1e-4)) == used
+    assert set(np.flatnonzero(np.abs(found["places"]).max(axis=1) > 1e-4)) == set(range(SIZES.max()))
+
+
+def test_half_precision_keeps_parameters_and_tokens_in_float32():
+    part = TEXT.clone(dtype="bfloat16")
+    params = jax.eval_shape(part.init, jax.random.key(0), jnp.asarray(IDS), SHOWN)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    half, full = embed(part=part), embed()
+    assert half.tokens.dtype == half.vector.dtype == np.float32
+    difference = np.abs(half.tokens - full.tokens)
+    assert 1e-4 < difference.mean() < 0.03
+    program = run.lower(part.clone(vector_width=None), PARAMS, jnp.asarray(IDS), SHOWN).as_text()
+    products = re.findall(r"dot_general .*: \((.*)\) ->", program)
+    assert len(products) == 2 * 6  # a block has those of four layers, and two of attention
+    assert all(operands.count("xbf16>") == 2 for operands in products)
+
+
+def test_strings_and_ids_are_read_alike():
+    for caption in ("a red 3", b"a red 3", np.array("a red 3"), np.array(b"a red 3")):
+        np.testing.assert_array_equal(TEXT.read(caption), IDS[0])
+    given = [tuple(CAPTIONS), np.array(CAPTIONS), np.array(CAPTIONS, object), IDS, IDS.tolist()]
+    given += [[caption.encode() for caption in CAPTIONS], np.array([c.encode() for c in CAPTIONS])]
+    for captions in given:
+        np.testing.assert_array_equal(TEXT.read(captions), IDS)
+    np.testing.assert_array_equal(TEXT.read(["a\0"]), [[100, 3, 1] + (LENGTH - 3) * [0]])
+    TEXT.check(IDS)
+    TEXT.check(TEXT.example(3))
+    np.testing.assert_array_equal(TEXT.example(3), np.tile(IDS[1], (3, 1)))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            np.zeros((2, LENGTH), np.float32),
+            r"text=float32\[2, 12\]: it is no text. Fix: give strings, or ids",
+        ),
+        (IDS[:, :-1], r"text=int32\[4, 11\]: "),
+        ([], r"text=float64\[0\]: "),
+        (np.where(IDS == 1, 259, IDS), "text=259: ids are 0 to 258"),
+        (-IDS, "text=-[0-9]+: ids are"),
+        (np.where(IDS == 1, 7, IDS), r"text\[0\]=.*one end"),
+        (np.zeros((1, LENGTH), int), r"text\[0\]=\[0, .*one end"),
+        (np.eye(1, LENGTH, dtype=int) * 7, r"text\[0\]=\[7, 0, .*one end"),
+        (np.concatenate([IDS[:1], IDS[:1] + (IDS[:1] == 0)]), r"text\[1\]=.*one end, and padding behind"),
+        (np.where(np.arange(LENGTH) == 2, 0, IDS[:1]), r"text\[0\]=.*one end, and padding behind"),
+        (np.where(np.arange(LENGTH) == 10, 9, IDS[:1]), r"text\[0\]=.*one end, and padding behind"),
+        (["a", None], r"text\[1\]=None: it is no text. Fix: give a str"),
+        (["a", "\ud800"], r"text\[1\]='\\ud800': .*surrogate"),
+    ],
+)
+def test_what_is_no_text_is_told(given, said):
+    with pytest.raises(UserError, match=said):
+        TEXT.check(TEXT.read(given), "text")
+
+
+def test_an_id_out_of_range_becomes_no_other_byte():
+    for wrong in (-1, 259):
+        tokens = embed(np.where(IDS == 1, wrong, IDS)).tokens
+        assert np.isnan(tokens[0, 7]).all()
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"width": 0}, "width=0: "),
+        ({"layers": 0}, "layers=0: "),
+        ({"expansion": 0}, "expansion=0: "),
+        ({"vector_width": -1}, "vector_width=-1: "),
+        ({"width": 20}, "width=20: attention splits it into heads of head_dim=8"),
+        ({"length": 1}, "length=1: the end takes one id"),
+        ({"null": "none"}, "drop_rate=0.1: "),
+        ({"dtype": "int8"}, "dtype='int8'"),
+    ],
+)
+def test_an_option_that_cannot_be_is_told(option, said):
+    with pytest.raises(UserError, match=said):
+        Text(**{"width": 16, "length": 5, "head_dim": 8} | option)
+
+
+def test_texts_of_another_length_than_the_datas_are_told():
+    with pytest.raises(
+        UserError, match=r"length=12: the texts of this batch have 10 ids. Fix: give Tokenize"
+    ):
+        TEXT.apply(PARAMS, jnp.asarray(IDS[:, :10]), SHOWN)
+
+
+def test_a_config_holds_it():
+    block = json.loads(json.dumps(config.describe(TEXT).to_dict()))
+    assert config.build(block) == TEXT
+
+
+@functools.cache
+def a_generator(cross_attention=True):
+    """A network that reads text in both ways, with parameters that nobody has trained."""
+    levels = (Level(8, blocks=0, cross_attention=cross_attention),)
+    network = UNet(levels, out_channels=1, head_dim=4, middle_attention=False)
+    conditioner = Conditioner(NoiseLevel(VECTOR), {"text": TEXT})
+    denoiser = Denoiser(network, conditioner, RectifiedFlow(), Data())
+    x, t = jnp.zeros((1, 4, 4, 1)), jnp.full(1, 0.5)
+    fields = conditioner.example(1), conditioner.none_dropped(1)
+    params = randomised(denoiser, x, t, *fields, train=False)["params"]
+    params = jax.tree.map(lambda leaf: 0.6 * leaf, params)  # colours that are neither black nor white
+    axes = ("data", "fsdp", "tensor")
+    mesh = jax.make_mesh((1, 1, 1), axes, (jax.sharding.AxisType.Auto,) * 3, devices=jax.devices()[:1])
+    recipe = Recipe(Ddim(), Uniform(), ClassifierFree(), steps=2)
+    return Generator(denoiser, params, recipe, (4, 4, 1), mesh)
+
+
+@pytest.fixture
+def unoptimized():
+    """Programs that run but once are compiled without ado."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.usefixtures("unoptimized")
+def test_images_are_made_of_text_and_away_from_text():
+    def images(*texts, **options):
+        return a_generator()(text=list(texts) if texts[0] is not None else None, n=2, **options).astype(int)
+
+    red, other = images("a red 3", "der 3 a")
+    assert len(np.unique(red)) > 3
+    assert np.abs(red - other).max() > 1
+    np.testing.assert_array_equal(a_generator()(2, text="a red 3")[0], red)
+    none = images(None)
+    assert not np.array_equal(none[0], red)
+    assert not np.array_equal(none, images("", ""))
+
+    both = ("a red 3", "a red 3")
+    guided = images(*both, guidance=2.0)
+    away = images(*both, guidance=2.0, negative={"text": "der 3 a"})
+    assert len({image[0].tobytes() for image in (red[None], guided, away)}) == 3
+    same = images(*both, guidance=2.0, negative={"text": "a red 3"})
+    np.testing.assert_allclose(same[0], red, atol=1)
+    np.testing.assert_array_equal(images(*both, guidance=2.0, negative={"text": None}), guided)
+
+
+def test_a_network_that_reads_no_tokens_refuses_text():
+    with pytest.raises(UserError, match="a condition gives tokens and no level reads them"):
+        a_generator(cross_attention=False)
+
+
+def test_it_learns_what_only_a_reader_can_know():
+    """The third digit of six: who does not read has an error of 1, who reads but not where, one of 5/6."""
+    part = Text(32, 8, layers=1, head_dim=16, vector_width=32)
+    steps, size = 60, 64
+    digits = np.random.default_rng(0).integers(0, 10, (steps + 4, size, 6))
+    ids = part.read(["".join(map(str, row)) for row in digits.reshape(-1, 6)])
+    ids, shown = jnp.asarray(ids).reshape(steps + 4, size, 8), jnp.zeros(size, bool)
+    truth = jnp.asarray((digits[..., 2] - 4.5) / np.sqrt(8.25), jnp.float32)  # of unit variance
+    optimizer = optax.adam(3e-3)
+
+    def error(params, ids, truth):
+        return jnp.mean(jnp.square(part.apply(params, ids, shown).vector[:, 0] - truth))
+
+    def step(carry, batch):
+        params, state = carry
+        update, state = optimizer.update(jax.grad(error)(params, *batch), state)
+        return (optax.apply_updates(params, update), state), None
+
+    @jax.jit
+    def train(params):
+        (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), (ids[4:], truth[4:]))
+        return jnp.mean(jax.vmap(error, (None, 0, 0))(params, ids[:4], truth[:4]))
+
+    params = nn.meta.unbox(jax.jit(part.init, compiler_options=QUICK)(jax.random.key(0), ids[0], shown))
+    assert train(params) < 0.3

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from jaxdiff import config as configs
@@ -14,6 +15,7 @@ from jaxdiff.evaluation.evaluator import ImageEvaluation
 from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.training.ema import Average
+from jaxdiff.training.finetune import StartFrom
 from jaxdiff.training.optimizer import AdamW
 
 CONFIG_FILE = "config.json"
@@ -42,6 +44,7 @@ class Experiment:
       data: the training examples; `test_data`: held-out ones, for evaluation only.
       sampling: sampler, grid, steps and guidance of sample grids, `jaxdiff.sample` and `jaxdiff.evaluate`.
       evaluation: how samples are judged when training ends and by `jaxdiff.evaluate`; None for not at all.
+      start_from: another run, from whose parameters this one starts; None for fresh ones.
       mesh: how devices share the work.
       seed: of initialisation, data order and every draw.
       steps: optimizer steps in all.
@@ -59,6 +62,7 @@ class Experiment:
     sampling: Recipe
     test_data: Pipeline | None = None
     evaluation: ImageEvaluation | None = None
+    start_from: StartFrom | None = None
     mesh: MeshShape = MeshShape()
     seed: int = 0
     steps: int = 100_000
@@ -93,12 +97,22 @@ class Experiment:
                 f"config.batch_size={self.batch_size}: it does not divide over {devices} devices with "
                 f"accumulation={self.accumulation}. Fix: use {nearest}"
             )
-        source = self.data.source.open()
-        if tuple(source.image_shape) != tuple(self.task.image_shape):
+        source, example = self.data.source.open(), self.data.example()
+        shape = tuple(np.shape(example["image"]))
+        if shape != tuple(self.task.image_shape):
             raise UserError(
                 f"config.task.image_shape={self.task.image_shape}: the images of {self.data.source.name} are "
-                f"{source.image_shape}. Fix: use the same shape"
+                f"{shape}. Fix: use the same shape"
             )
+        conditioner: Any = self.task.denoiser.conditioner
+        for name, part in conditioner.parts.items():
+            if name in example:
+                part.check(np.asarray(example[name])[None], name)
+            elif not conditioner.has_default(name):
+                raise UserError(
+                    f"config.data: the model has the condition {name}, and the examples lack it; they have "
+                    f"{', '.join(example)}. Fix: let data.conditions make it, or remove the condition"
+                )
         label = self.task.denoiser.conditioner.parts.get("label")
         if label is not None and source.num_classes != label.num_classes:
             raise UserError(
@@ -119,7 +133,12 @@ def claim(config: Any, workdir: str) -> epath.Path:
         path.mkdir(parents=True, exist_ok=True)
         if file.exists() and _has_trained(path):
             changed = configs.differences(json.loads(file.read_text()), config)
-            fixed = {name: pair for name, pair in changed.items() if name.partition(".")[0] not in FREE}
+            fixed = {
+                name: (old, new)
+                for name, (old, new) in changed.items()
+                # A field that is younger than the run, and says nothing, changes nothing.
+                if name.partition(".")[0] not in FREE and not (old == "absent" and new in (None, []))
+            }
             if fixed:
                 listed = "; ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in fixed.items())
                 raise UserError(

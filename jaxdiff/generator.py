@@ -2,6 +2,7 @@
 
 generator = Generator.load("runs/digits")
 images = generator(label=[3, 1, 4], seed=0, guidance=2.0)  # uint8 [3, 8, 8, 1]
+images = generator(low_res=photo)  # of the size that the photo is enlarged to
 """
 
 import dataclasses
@@ -15,19 +16,20 @@ import numpy as np
 from etils import epath
 
 from jaxdiff import config as configs
-from jaxdiff import inputs
+from jaxdiff import feasible, inputs
 from jaxdiff import program as programs
 from jaxdiff.data import images as pictures
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.distributed import partitioning
-from jaxdiff.errors import UserError, require
+from jaxdiff.errors import require
 from jaxdiff.experiment import CONFIG_FILE, Experiment, read_config
 from jaxdiff.overrides import override
 from jaxdiff.program import Program, Rows
+from jaxdiff.restore import parameters_of
 from jaxdiff.sampling.inpainting import Replacement
-from jaxdiff.sampling.recipe import Recipe
-from jaxdiff.training import step as training_step
-from jaxdiff.training.checkpoint import Checkpoints
+from jaxdiff.sampling.loop import ends, fold_in, noise_like
+from jaxdiff.sampling.recipe import PRIOR, Recipe
+from jaxdiff.sampling.tail import Tail
 from jaxdiff.typing import Params
 
 
@@ -41,7 +43,7 @@ class Generator:
     Attributes:
       denoiser, params: the model.
       recipe: sampler, grid, steps and guidance.
-      image_shape: (height, width, channels) of the images.
+      image_shape: (height, width, channels) of the images; see `of_size` for others.
       mesh: the devices that share a batch.
       batch_size: the most images that are made at once.
       guide: another model, for `Autoguidance`; see `guided_by`.
@@ -80,14 +82,16 @@ class Generator:
             override(config, path, text, packages=("jaxdiff", *packages))
         experiment = configs.build(config, packages=("jaxdiff", *packages))
         mesh = experiment.mesh.make()
-        generator = cls.of(experiment, restore_average(experiment, workdir, mesh, step), mesh)
+        generator = cls.of(experiment, parameters_of(experiment, workdir, mesh, step), mesh)
         if guide is None:
             return generator
         folder, guide_step = (guide, None) if isinstance(guide, str) else guide
         exists = (epath.Path(folder).expanduser() / CONFIG_FILE).exists()
         require(exists, "guide", folder, f"there is no {CONFIG_FILE}", "give the folder of a training run")
         other = configs.build(read_config(folder), packages=("jaxdiff", *packages))
-        return generator.guided_by(cls.of(other, restore_average(other, folder, mesh, guide_step), mesh))
+        return generator.guided_by(
+            cls.of(other, parameters_of(other, folder, mesh, guide_step, flag="guide"), mesh)
+        )
 
     @classmethod
     def of(cls, experiment: Experiment, params: Params, mesh: jax.sharding.Mesh) -> "Generator":
@@ -111,20 +115,34 @@ class Generator:
             )  # fmt: skip
         return dataclasses.replace(self, guide=guide)
 
+    def of_size(self, height: int, width: int) -> "Generator":
+        """The same for images of another size than training's, which most convolutional networks can make.
+
+        Raises:
+          UserError: a network or a condition has no use for this size; nothing is compiled to find out.
+        """
+        shape = (height, width, self.image_shape[2])
+        if shape == self.image_shape:
+            return self
+        for model in self._models:
+            feasible.check_shape(model.denoiser, model.params, shape, model.image_shape)
+        return dataclasses.replace(self, image_shape=shape)
+
     def check(self) -> None:
         """Raise `UserError` where the recipe asks for what is not there, such as a guide; before anything is made."""
-        _guidance_of(self.recipe, self._models)
+        feasible.check_guidance(self.recipe, self._denoisers)
 
     def __call__(
         self,
         n: int | None = None,
         *,
         seed: int = 0,
-        guidance: float | None = None,
+        guidance: float | Mapping[str, float] | None = None,
         negative: Mapping[str, Any] | None = None,
         noise: np.ndarray | None = None,
         known: np.ndarray | None = None,
         mask: np.ndarray | None = None,
+        image_size: tuple[int, int] | None = None,
         **conditions: Any,
     ) -> np.ndarray:
         """Make images.
@@ -132,14 +150,16 @@ class Generator:
         Args:
           n: how many; may be left out if a condition, `noise` or `known` tells.
           seed: image i of a seed is always the same.
-          guidance: guidance scale instead of the recipe's; 1 is the conditional model itself.
+          guidance: guidance scale instead of the recipe's; 1 is the conditional model itself. With a scale for each
+            of several conditions, guidance is `PerCondition`.
           negative: conditions to be guided away from, instead of no condition.
           noise: standard normal images to begin with, such as `invert` gives; drawn if not given.
           known: uint8 images to be completed, one for each or one for all.
           mask: True where pixels are to be made, [height, width] or [..., height, width, 1 or channels].
-          **conditions: for each condition of the model one value per image, one value for all, or None for its null.
-            One that has a default may be left out; one without a null (`null="none"`) is shown in every branch of
-            guidance.
+          image_size: (height, width), if not training's; conditions that are images tell it themselves.
+          **conditions: for each condition of the model one value per image, one value for all, or None for its null;
+            in a list of values, None for the null of one image. One that has a default may be left out; one without a
+            null (`null="none"`) is shown in every branch of guidance.
 
         Returns:
           uint8 images [n, height, width, channels]. Known pixels are returned as they came.
@@ -147,28 +167,30 @@ class Generator:
         Raises:
           UserError: conditions that the model lacks, needs, or that are out of range; an image that is not finite.
         """
+        sized = self._sized(image_size, conditions)
         given = [len(images) for images in (noise, known) if images is not None and np.ndim(images) == 4]
-        rows, n = self._rows(n, conditions, negative, *given[:1])
-        recipe = self._recipe(guidance, negative)
+        rows, n = sized._rows(n, conditions, negative, *given[:1])
+        recipe = sized._recipe(guidance, negative)
         if noise is not None:
-            rows = rows._replace(noise=inputs.images("noise", noise, n, self.image_shape, np.floating))
+            rows = rows._replace(noise=inputs.images("noise", noise, n, sized.image_shape, np.floating))
         if known is not None or mask is not None:
             for name, value in (("known", known), ("mask", mask)):
                 require(value is not None, name, None, "known images and a mask belong together", "give both")
-            images = pictures.to_float(inputs.images("known", known, n, self.image_shape, np.uint8))
-            rows = rows._replace(known=images, mask=inputs.mask(mask, n, self.image_shape))
+            images = pictures.to_float(inputs.images("known", known, n, sized.image_shape, np.uint8))
+            rows = rows._replace(known=images, mask=inputs.mask(mask, n, sized.image_shape))
             recipe = dataclasses.replace(recipe, inpainting=recipe.inpainting or Replacement())
-        make = functools.partial(programs.generate, self._program, recipe, self._params)
-        return pictures.to_uint8(self._in_batches(make, rows, n, seed))
+        make = functools.partial(programs.generate, sized._program, recipe, sized._params)
+        return pictures.to_uint8(sized._in_batches(make, rows, n, seed))
 
     def invert(
         self,
         images: np.ndarray,
         *,
         seed: int = 0,
-        guidance: float | None = None,
+        guidance: float | Mapping[str, float] | None = None,
         negative: Mapping[str, Any] | None = None,
         iterations: int = 0,
+        image_size: tuple[int, int] | None = None,
         **conditions: Any,
     ) -> np.ndarray:
         """The noise from which ``generator(noise=...)`` makes given images, when the recipe's sampler is `Ddim`.
@@ -177,17 +199,87 @@ class Generator:
           images: uint8 [n, height, width, channels].
           iterations: 0 is exact for many steps; each iteration is one more call of the model at each step, and
             nearer to the exact inverse. See `jaxdiff.sampling.inversion`.
-          seed, guidance, negative, **conditions: as for making images.
+          seed, guidance, negative, image_size, **conditions: as for making images.
 
         Returns:
           float32 [n, height, width, channels], standard normal if the model is good.
         """
-        rows, n = self._rows(len(images), conditions, negative)
-        whole = inputs.images("images", images, n, self.image_shape, np.uint8)
+        sized = self._sized(image_size, conditions)
+        rows, n = sized._rows(len(images), conditions, negative)
+        whole = inputs.images("images", images, n, sized.image_shape, np.uint8)
         rows = rows._replace(images=pictures.to_float(whole))
-        recipe = self._recipe(guidance, negative)
-        make = functools.partial(programs.noise_of, self._program, recipe, iterations, self._params)
-        return self._in_batches(make, rows, n, seed)
+        recipe = sized._recipe(guidance, negative)
+        make = functools.partial(programs.noise_of, sized._program, recipe, iterations, sized._params)
+        return sized._in_batches(make, rows, n, seed)
+
+    def edit(
+        self,
+        images: np.ndarray,
+        strength: float = 0.6,
+        *,
+        seed: int = 0,
+        source: Mapping[str, Any] | None = None,
+        iterations: int = 0,
+        guidance: float | Mapping[str, float] | None = None,
+        negative: Mapping[str, Any] | None = None,
+        mask: np.ndarray | None = None,
+        image_size: tuple[int, int] | None = None,
+        **conditions: Any,
+    ) -> np.ndarray:
+        """Given images, changed towards conditions.
+
+        They are diffused to a noise level, and sampled from there (Meng et al. 2022, "SDEdit"). With `source`, the
+        noise is not drawn but that from which `Ddim` makes the images under these conditions (`invert`; Song et al.
+        2021, section 4.3): what the conditions do not change stays as it is.
+
+        Args:
+          images: uint8 [n, height, width, channels], or one for all.
+          strength: share of the recipe's steps that are taken: near 0 the images stay, 1 leaves hardly more of them
+            than their noise.
+          source: conditions that describe the images as they are.
+          iterations: of the inversion, see `invert`.
+          mask: True where pixels may change; all others are returned as they came.
+          seed, guidance, negative, image_size, **conditions: as for making images.
+
+        Returns:
+          uint8 images [n, height, width, channels].
+        """
+        require(
+            0 < strength <= 1, "strength", strength, "it is a share of the steps", "give 0 < strength <= 1"
+        )
+        recipe = dataclasses.replace(self.recipe, grid=Tail(self.recipe.grid, strength))
+        late = dataclasses.replace(self._sized(image_size, conditions), recipe=recipe)
+        _, n = late._rows(None, conditions, negative, len(images) if np.ndim(images) == 4 else 1)
+        whole = inputs.images("images", images, n, late.image_shape, np.uint8)
+        shown = pictures.to_float(whole) / late._first_level()  # as it is in what stands for noise
+        if source is None:
+            noise = shown + late._noise(n, seed)
+        else:
+            noise = late.invert(whole, seed=seed, iterations=iterations, guidance=1.0, **source)
+        if mask is not None:  # what is known is added to the noise where it stays
+            noise = np.where(inputs.mask(mask, n, late.image_shape), noise, noise - shown)
+        known = None if mask is None else whole
+        return late(
+            n,
+            seed=seed,
+            guidance=guidance,
+            negative=negative,
+            noise=noise,
+            known=known,
+            mask=mask,
+            **conditions,
+        )
+
+    def _first_level(self) -> np.float32:
+        """``sigma / alpha`` where the recipe begins."""
+        process = self.denoiser.process_of(self.params)
+        alpha, sigma = process.signal(ends(self.recipe.grid(process, self.recipe.steps))[0])
+        return np.float32(sigma / alpha)
+
+    def _noise(self, n: int, seed: int) -> np.ndarray:
+        """The noise that sampling draws for the first n images."""
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(n, dtype=np.uint32))
+        return np.asarray(noise_like(fold_in(keys, PRIOR), jax.numpy.zeros((n, *self.image_shape))))
 
     def _in_batches(self, make: Callable, rows: Rows, n: int, seed: int) -> np.ndarray:
         require(0 <= seed < 2**32, "seed", seed, "it is not a 32-bit number", "give 0 to 4294967295")
@@ -202,14 +294,23 @@ class Generator:
             parts.append(np.asarray(make(chosen, index, np.uint32(seed)))[: n - first])
         return np.concatenate(parts)
 
-    def _recipe(self, guidance: float | None, negative: Mapping[str, Any] | None) -> Recipe:
-        rule = self.recipe.guidance if guidance is None else self.recipe.guidance.with_scale(float(guidance))
+    def _sized(self, size: tuple[int, int] | None, conditions: Mapping[str, Any]) -> "Generator":
+        return self.of_size(*inputs.size(self.denoiser.conditioner, conditions, self.image_shape, size))
+
+    def _recipe(
+        self, guidance: float | Mapping[str, float] | None, negative: Mapping[str, Any] | None
+    ) -> Recipe:
+        rule = self.recipe.guidance
+        if isinstance(guidance, Mapping):
+            rule = feasible.per_condition(rule, guidance, self.denoiser.conditioner)
+        elif guidance is not None:
+            rule = rule.with_scale(float(guidance))
         require(
             not negative or rule.scale != 1, "negative", negative,
             "guidance with scale 1 is off, and never looks at it", "give another guidance scale",
         )  # fmt: skip
         recipe = dataclasses.replace(self.recipe, guidance=rule)
-        _guidance_of(recipe, self._models)
+        feasible.check_guidance(recipe, self._denoisers)
         return recipe
 
     def _rows(
@@ -235,34 +336,13 @@ class Generator:
         return [self] if self.guide is None else [self, self.guide]
 
     @property
+    def _denoisers(self) -> tuple[Denoiser, ...]:
+        return tuple(model.denoiser for model in self._models)
+
+    @property
     def _params(self) -> tuple[Params, ...]:
         return tuple(model.params for model in self._models)
 
     @property
     def _program(self) -> Program:
-        return Program(tuple(model.denoiser for model in self._models), self.image_shape, self.mesh)
-
-
-def _guidance_of(recipe: Recipe, models: Sequence[Generator]) -> None:
-    """Set the guidance up as sampling does, without a model: what it lacks, it says now and not in the middle."""
-    names = dict.fromkeys(models[0].denoiser.conditioner.parts)
-
-    def unused(*arguments: Any) -> Any:
-        raise AssertionError("guidance calls no model before it is given images")
-
-    guide = unused if len(models) > 1 else None
-    process: Any = models[0].denoiser.process
-    recipe.guidance(unused, process, names, jax.random.split(jax.random.key(0), 1), guide)
-
-
-def restore_average(
-    experiment: Experiment, workdir: str, mesh: jax.sharding.Mesh, step: int | None = None
-) -> Params:
-    """The averaged weights of a checkpoint, placed on `mesh`."""
-    optimizer = experiment.optimizer.make(experiment.steps)
-    abstract = training_step.abstract_state(experiment.task, optimizer, mesh).ema
-    with Checkpoints(f"{workdir}/checkpoints", read_only=True) as checkpoints:
-        found = checkpoints.latest() if step is None else step
-        if found is None:
-            raise UserError(f"--workdir={workdir}: there is no checkpoint yet. Fix: train first")
-        return checkpoints.restore_ema(found, abstract)
+        return Program(self._denoisers, self.image_shape, self.mesh)

@@ -25,7 +25,7 @@ def fields(
       conditioners: the `Conditioner` of the model, and those of others that are to see the same.
       n: the number of images; None to let a condition tell, and `otherwise` where none does.
       conditions: for each condition of the model one value per image, one value for all, or None. Those that have a
-        default may be missing.
+        default may be missing. A list for the images may hold None for some of them.
       shape: of the images that are to be made.
     """
     first, parts = conditioners[0], conditioners[0].parts
@@ -40,7 +40,13 @@ def fields(
     absent = [name for name, value in conditions.items() if value is None]
     for name in absent:
         require(first.has_null(name), name, None, "the model cannot do without it", "give it")
-    given = {name: first.read(name, conditions.get(name)) for name in parts if name not in absent}
+    given, lacking = {}, {}
+    for name in parts:
+        if name not in absent:
+            value, lacking[name] = _without_gaps(conditions.get(name))
+            gaps = lacking[name] is not None and not first.has_null(name)
+            require(not gaps, name, None, "the model cannot do without it", "give it for every image")
+            given[name] = first.read(name, value)
     examples = {
         name: jax.tree.map(lambda leaf: leaf[0], tree) for name, tree in first.example(1, shape).items()
     }
@@ -51,7 +57,52 @@ def fields(
     values = {name: _spread(name, given.get(name, examples[name]), examples[name], n) for name in parts}
     for conditioner in conditioners:
         conditioner.check({name: values[name] for name in conditioner.parts if name in given})
-    return values, {name: np.full(n, name in absent) for name in parts}, n
+    missing_in = {name: np.full(n, name in absent) for name in parts}
+    missing_in |= {name: rows for name, rows in lacking.items() if rows is not None}
+    return values, missing_in, n
+
+
+def _without_gaps(value: Any) -> tuple[Any, np.ndarray | None]:
+    """A list with None for some images: with the first other value in their place, and where they are."""
+    if not isinstance(value, list | tuple) or all(item is not None for item in value):
+        return value, None
+    gaps = np.array([item is None for item in value])
+    stand_in = next((item for item in value if item is not None), None)
+    require(stand_in is not None, "conditions", value, "no image has a value", "give None for all")
+    return [stand_in if item is None else item for item in value], gaps
+
+
+def image_of(part: Any, shape: Shape) -> jax.ShapeDtypeStruct | None:
+    """The dummy image [1, height, width, channels] that a condition takes for images of this shape, if it takes any."""
+    leaves = jax.tree.leaves(jax.eval_shape(lambda: part.example(1, shape)))
+    return next((leaf for leaf in leaves if leaf.ndim == 4), None)
+
+
+def size(
+    conditioner: Any, conditions: Mapping[str, Any], shape: Shape, asked: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """(height, width) of the images that are made: as asked for, or as given images want it, or that of `shape`.
+
+    Raises:
+      UserError: what is given and what is asked for want different sizes.
+    """
+    found: dict[str, tuple[int, int]] = {} if asked is None else {"image_size": (asked[0], asked[1])}
+    for name, value in conditions.items():
+        part = conditioner.parts.get(name)
+        dummy = None if part is None or value is None else image_of(part, shape)
+        if dummy is not None:
+            given = jax.tree.leaves(conditioner.read(name, _without_gaps(value)[0]))
+            array = max(given, key=np.ndim)
+            if np.ndim(array) >= 3:  # or the condition will say what it lacks
+                sides = zip(np.shape(array)[-3:-1], shape[:2], dummy.shape[1:3], strict=True)
+                height, width = (round(side * whole / own) for side, whole, own in sides)
+                found[name] = (height, width)
+    for name, wanted in found.items():
+        first, agreed = next(iter(found.items()))
+        require(
+            wanted == agreed, name, _by(wanted), f"{first} is for images of {_by(agreed)}", "choose one size"
+        )
+    return next(iter(found.values()), shape[:2])
 
 
 def _lengths(value: Any, example: Any) -> Iterator[int]:

@@ -4,11 +4,17 @@ python -m jaxdiff.sample --workdir runs/digits --n 100 --label all --out digits.
 python -m jaxdiff.sample --workdir runs/digits --n 8 --label 3 --guidance 2 --steps 30 --out threes
 python -m jaxdiff.sample --workdir runs/digits --n 1000 --label all --out digits.npz
 python -m jaxdiff.sample --workdir runs/digits --n 16 --label 3 --known digit.png --mask mask.png
+python -m jaxdiff.sample --workdir runs/faces --n 4 --text "a smiling face" --guidance text=5,low_res=1.5 \
+    --image low_res=photo.png
+python -m jaxdiff.sample --workdir runs/faces --text "an old face" --edit photo.png --strength 0.5
+python -m jaxdiff.sample --cascade runs/base,runs/enlarge --n 16 --label 3 --level low_res=0.1
+python -m jaxdiff.sample --workdir runs/faces --conditions many.jsonl --out faces
 """
 
+import argparse
 import pathlib
-import shutil
 from collections.abc import Sequence
+from typing import Any
 
 from jaxdiff import command
 from jaxdiff.errors import UserError, require
@@ -19,26 +25,31 @@ EPILOG = """\
   x.png   one picture, a grid; for --label all with a row for each class
   x.npz   'images' (uint8, [n, height, width, channels]) and one array for each condition
   x       a folder of single pictures, 000000.png and on
+--conditions names a file with a JSON object for each image, {"label": 3, "low_res": "photo.png"}; the paths of its
+pictures start at its own folder, and null stands for no condition.
+Several --text, --image or --condition of one name are taken in turn, as are several labels.
 --config.sampling.PATH=VALUE changes any other part of the stored recipe."""
 
 
 def parser() -> command.Parser:
     flags = command.Parser(description=DESCRIPTION, epilog=EPILOG)
-    flags.add_argument("--workdir", required=True, help="folder of the training run")
+    flags.add_argument("--workdir", default=None, help="folder of the training run")
+    _add_cascade(flags)
     flags.add_argument(
         "--out", default="samples.png", help="where to: .png, .npz or a folder (default: %(default)s)"
     )
     flags.add_argument("--overwrite", action="store_true", help="replace an existing output")
     flags.add_argument(
-        "--n", type=int, default=None, help="number of images (default: one for each label given)"
+        "--n", type=int, default=None, help="number of images (default: one for each label or condition)"
     )
-    flags.add_argument(
-        "--label", default=None, help="a class, a comma-separated list, 'all' in turn, or 'none'"
-    )
+    flags.add_argument("--size", default=None, metavar="HxW", help="height and width, if not training's")
+    _add_conditions(flags)
     flags.add_argument(
         "--seed", type=int, default=0, help="image i of a seed is always the same (default: 0)"
     )
-    flags.add_argument("--guidance", type=float, default=None, help="guidance scale; 1 is no guidance")
+    flags.add_argument(
+        "--guidance", default=None, metavar="SCALE", help="guidance scale, 1 for none; or text=5,low_res=1.5"
+    )
     flags.add_argument(
         "--negative",
         action="append",
@@ -49,8 +60,7 @@ def parser() -> command.Parser:
     flags.add_argument(
         "--guide", default=None, metavar="FOLDER[:STEP]", help="a weaker model's run, for Autoguidance"
     )
-    flags.add_argument("--known", default=None, help="a picture of which a part is to be made anew")
-    flags.add_argument("--mask", default=None, help="a picture of the same size, white where to do so")
+    _add_edit(flags)
     flags.add_argument("--steps", type=int, default=None, help="sampling steps")
     flags.add_argument(
         "--sampler", default=None, help="a class of jaxdiff.sampling: ddim, heun, 'Ddim(eta=1.0)', ..."
@@ -60,6 +70,51 @@ def parser() -> command.Parser:
         "--packages", default="", help="comma-separated packages that the stored config may use"
     )
     return flags
+
+
+def _add_cascade(flags: command.Parser) -> None:
+    flags.add_argument(
+        "--cascade",
+        default=None,
+        metavar="FOLDER[:STEP],...",
+        help="runs, each of which enlarges what the last has made",
+    )
+    flags.add_argument(
+        "--cascade-field",
+        default=None,
+        metavar="NAME",
+        help="the condition that is handed over, if there are several",
+    )
+
+
+def _add_edit(flags: command.Parser) -> None:
+    flags.add_argument("--known", default=None, help="a picture of which a part is to be made anew")
+    flags.add_argument("--mask", default=None, help="a picture of the same size, white where to do so")
+    flags.add_argument("--edit", default=None, help="a picture that is to be changed towards the conditions")
+    flags.add_argument(
+        "--strength",
+        type=float,
+        default=0.6,
+        help="how much, from 0 to 1: a share of the steps (default: %(default)s)",
+    )
+    flags.add_argument(
+        "--source", action="append", default=[], metavar="NAME=VALUE",
+        help="what the picture shows: its own noise is used, found by DDIM backwards",
+    )  # fmt: skip
+
+
+def _add_conditions(flags: command.Parser) -> None:
+    flags.add_argument(
+        "--label", default=None, help="a class, a comma-separated list, 'all' in turn, or 'none'"
+    )
+    flags.add_argument("--text", action="append", default=[], help="what the condition 'text' is to say")
+    for name, metavar, what in (
+        ("image", "NAME=FILE", "a picture for a condition that is an image"),
+        ("condition", "NAME=VALUE", "any other condition: numbers, JSON, a text, or 'none'"),
+        ("level", "NAME=LEVEL", "how noisy a condition is made"),
+    ):
+        flags.add_argument(f"--{name}", action="append", default=[], metavar=metavar, help=what)
+    flags.add_argument("--conditions", default=None, metavar="FILE", help="JSON lines, one for each image")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -72,83 +127,106 @@ def main(argv: Sequence[str]) -> None:
     from jaxdiff.distributed import runtime
     from jaxdiff.experiment import read_config
 
-    read_config(flags.workdir)  # before the slow imports, so that a wrong folder is told at once
+    runs = folders(flags)
+    for folder, _ in runs:
+        read_config(folder)  # before the slow imports, so that a wrong folder is told at once
     if flags.steps is not None:
         overrides.append(("sampling.steps", str(flags.steps)))
     if flags.sampler is not None:
         overrides.append(("sampling.sampler", sampler_target(flags.sampler)))
     runtime.start()
 
+    from jaxdiff import outputs
     from jaxdiff.generator import Generator
 
     packages = [name for name in flags.packages.split(",") if name]
-    generator = Generator.load(
-        flags.workdir,
-        step=flags.step,
-        overrides=overrides,
-        packages=packages,
-        guide=command.guide_run(flags.guide),
-    )
-    conditions, classes = {}, None
-    if "label" in generator.denoiser.conditioner.parts:
-        classes = generator.denoiser.conditioner.parts["label"].num_classes
-        conditions["label"] = labels(flags.label, flags.n, classes)
-    elif flags.label is not None:
-        raise UserError(f"--label={flags.label}: the model has no label. Fix: leave it out")
-    images = generator(
-        flags.n, seed=flags.seed, guidance=flags.guidance, negative=named_values(flags.negative),
-        known=flags.known and read_picture("--known", flags.known, generator.image_shape),
-        mask=flags.mask and read_picture("--mask", flags.mask, (*generator.image_shape[:2], 1)) >= 128,
-        **conditions,
-    )  # fmt: skip
-    write(out, images, conditions, rows=classes if flags.label in (None, "all") else None)
+    guide = command.guide_run(flags.guide)
+    stages = [
+        Generator.load(folder, step=step, overrides=overrides, packages=packages, guide=guide)
+        for folder, step in runs
+    ]
+    images, conditions = (cascaded if flags.cascade else made)(flags, stages)
+    outputs.write(out, images, conditions, rows=rows_of(flags, stages[0]))
     print(f"{len(images)} images in {out}")
 
 
-def labels(text: str | None, n: int | None, classes: int) -> list[int] | None:
-    """The class of each image: what was asked for, repeated in turn up to `n`."""
-    if text == "none":
-        return None
-    if text in (None, "all"):
-        asked = list(range(classes))
-    else:
-        try:
-            asked = [int(word) for word in str(text).split(",")]
-        except ValueError:
-            fix = f"give classes of 0 to {classes - 1}, such as 3 or 3,1,4, or all, or none"
-            raise UserError(f"--label={text}: not a class. Fix: {fix}") from None
-    n = len(asked) if n is None else n
-    return [asked[i % len(asked)] for i in range(n)]
+def folders(flags: argparse.Namespace) -> list[tuple[str, int | None]]:
+    """The runs that are to be sampled, each with the step of its checkpoint (None: the newest)."""
+    both = flags.workdir is not None and flags.cascade is not None
+    require(not both, "--workdir", flags.workdir, "--cascade names the runs", "leave it out")
+    if flags.cascade is None:
+        if flags.workdir is None:
+            raise UserError(
+                "--workdir=: a run is needed. Fix: give the folder of a training run, or --cascade"
+            )
+        return [(flags.workdir, flags.step)]
+    for name in ("step", "size", "guide", "known", "mask", "edit"):
+        value = getattr(flags, name)
+        require(value is None, f"--{name}", value, "a cascade has no use for it", "leave it out")
+    require(not flags.negative, "--negative", flags.negative, "a cascade has no use for it", "leave it out")
+    runs = [command.guide_run(folder) for folder in flags.cascade.split(",")]
+    return [run if isinstance(run, tuple) else (str(run), None) for run in runs]
 
 
-def named_values(words: Sequence[str]) -> dict:
-    """``name=value`` each; whole numbers are numbers."""
-    values = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        require(bool(name and equals), "--negative", word, "it names no value", "write label=5")
-        values[name] = int(value) if value.lstrip("-").isdigit() else value
-    return values
-
-
-def read_picture(flag: str, path: str, shape: tuple[int, int, int]):
-    """A picture as uint8 [height, width, channels], which must have the size of the model's images."""
+def made(flags: argparse.Namespace, stages: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
+    """Images of one model, and their conditions."""
     import numpy as np
-    from PIL import Image, ImageOps
 
-    try:
-        with Image.open(path, formats=["PNG", "JPEG", "WEBP"]) as opened:
-            picture = np.asarray(ImageOps.exif_transpose(opened).convert("L" if shape[2] == 1 else "RGB"))
-    except OSError as error:
-        raise UserError(
-            f"{flag}={path}: {error.strerror or 'it is no picture'}. Fix: give a PNG file"
-        ) from None
-    height, width, _ = shape
-    require(
-        picture.shape[:2] == (height, width), flag, path,
-        f"it has {picture.shape[1]}x{picture.shape[0]} pixels, not {width}x{height}", "scale or crop it",
-    )  # fmt: skip
-    return picture.reshape(shape)
+    from jaxdiff import asked, words
+
+    generator = stages[0]
+    conditioner, trained = generator.denoiser.conditioner, generator.image_shape
+    parts, size = conditioner.parts, words.size(flags.size)
+    height, width = size or trained[:2]
+    shape = (height, width, trained[2])
+    conditions, n = asked.conditions(flags, conditioner, trained)
+    conditions = words.at_levels(conditions, asked.levels(flags, parts))
+    mask = flags.mask and words.picture_of_size("--mask", flags.mask, (height, width, 1)) >= 128
+    options = {
+        "seed": flags.seed, "guidance": asked.guidance(flags.guidance, parts), "image_size": size, "mask": mask,
+        "negative": asked.one_for_all("--negative", flags.negative, parts, trained),
+    }  # fmt: skip
+    if flags.edit is None:
+        require(not flags.source, "--source", flags.source, "no picture is edited", "give --edit, too")
+        known = flags.known and words.picture_of_size("--known", flags.known, shape)
+        return generator(n, known=known, **options, **conditions), conditions
+    require(flags.known is None, "--known", flags.known, "--edit names the picture", "leave it out")
+    picture = words.picture_of_size("--edit", flags.edit, shape)
+    source = asked.one_for_all("--source", flags.source, parts, trained) if flags.source else None
+    pictures = np.broadcast_to(picture, (n, *picture.shape))
+    return generator.edit(pictures, flags.strength, source=source, **options, **conditions), conditions
+
+
+def cascaded(flags: argparse.Namespace, stages: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
+    """Images of the last stage, and the conditions of all; says how well each stage keeps to the one before."""
+    from jaxdiff import asked
+    from jaxdiff.cascade import Cascade, consistency
+
+    cascade = Cascade(tuple(stages), flags.cascade_field)
+    parts = {name: part for stage in stages for name, part in stage.denoiser.conditioner.parts.items()}
+    handed = {cascade.field_of(number) for number in range(1, len(stages))}
+    first = stages[0].denoiser.conditioner
+    own = first.clone(parts={name: part for name, part in parts.items() if name not in handed})
+    conditions, n = asked.conditions(flags, own, stages[0].image_shape)
+    scale, levels = asked.guidance(flags.guidance, parts), asked.levels(flags, parts)
+    images = cascade.run(n, seed=flags.seed, guidance=scale, levels=levels, **conditions)
+    for number, difference in enumerate(consistency(images), 1):
+        size = "x".join(map(str, images[number].shape[1:3]))
+        print(
+            f"stage {number}: {size}, {difference:.2f} of 255 levels (RMS) from the images that it was given"
+        )
+    return images[-1], conditions
+
+
+def rows_of(flags: argparse.Namespace, generator: Any) -> int | None:
+    """How many rows a picture has when all classes are made in turn; None for any number."""
+    parts = generator.denoiser.conditioner.parts
+    given = (
+        flags.conditions
+        or flags.label not in (None, "all")
+        or any(w.startswith("label=") for w in flags.condition)
+    )
+    return None if given or "label" not in parts else parts["label"].num_classes
 
 
 def sampler_target(name: str) -> str:
@@ -174,42 +252,6 @@ def sampler_target(name: str) -> str:
         names = ", ".join(target.partition(":")[2] for target in found.values())
         raise UserError(f"--sampler={name}: there is no such sampler. Fix: use one of {names}")
     return found[word.lower()] + bracket + arguments
-
-
-def write(out: pathlib.Path, images, conditions: dict, rows: int | None) -> None:
-    """Store images in the form that the name of `out` asks for. The old output goes only once the new one is whole."""
-    import numpy as np
-
-    from jaxdiff.data import images as pictures
-
-    partial = out.with_name(f".{out.name}.partial")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix == ".png":
-        columns = -(-len(images) // rows) if rows else int(np.ceil(np.sqrt(len(images))))
-        images = _by_class(images, rows, columns) if rows else images
-        pictures.save_png(partial, pictures.grid(images, columns))
-    elif out.suffix == ".npz":
-        given = {name: np.asarray(value) for name, value in conditions.items() if value is not None}
-        with open(partial, "wb") as stream:
-            np.savez_compressed(stream, images=images, **given)  # pyright: ignore[reportArgumentType]
-    else:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        for i, image in enumerate(images):
-            pictures.save_png(partial / f"{i:06}.png", image)
-        if out.is_dir():
-            shutil.rmtree(out)
-    partial.replace(out)
-
-
-def _by_class(images, rows: int, columns: int):
-    """Images given in turn of their classes, laid out with a row for each class and blanks at the end."""
-    import numpy as np
-
-    laid = np.zeros((rows, columns, *images.shape[1:]), images.dtype)
-    for i, image in enumerate(images):
-        laid[i % rows, i // rows] = image
-    return laid.reshape(rows * columns, *images.shape[1:])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 python -m jaxdiff.train --config configs/digits.py
 python -m jaxdiff.train --config configs/digits.py --workdir runs/wide --config.optimizer.learning_rate=3e-4
+python -m jaxdiff.train --config configs/digits.py --workdir runs/tuned --from-workdir runs/digits
 """
 
 import pathlib
@@ -20,12 +21,15 @@ def parser() -> command.Parser:
     flags = command.Parser(description=DESCRIPTION, epilog=EPILOG)
     flags.add_argument("--config", help="a config file, configs/x.py or configs/x.py:variant")
     flags.add_argument("--workdir", help="where the run lives (default: runs/NAME_OF_CONFIG)")
+    flags.add_argument(
+        "--from-workdir", default=None, metavar="FOLDER[:STEP]", help="start from the parameters of this run"
+    )
     return flags
 
 
 def main(argv: Sequence[str]) -> None:
     flags, overrides = parser().parse(argv)
-    config = command.load_config(flags.config, overrides)
+    config = command.load_config(flags.config, [*start(flags.from_workdir), *overrides])
 
     from jaxdiff import config as configs
     from jaxdiff.experiment import claim
@@ -41,10 +45,20 @@ def main(argv: Sequence[str]) -> None:
     train(experiment, workdir)
 
 
+def start(folder: str | None) -> list[tuple[str, str]]:
+    """The override that lets a run start from another one, whose folder and perhaps step are given."""
+    if folder is None:
+        return []
+    run = command.guide_run(folder)
+    workdir, step = run if isinstance(run, tuple) else (run, None)
+    return [("start_from", f"jaxdiff.training.finetune:StartFrom(workdir={workdir!r}, step={step})")]
+
+
 def train(experiment, workdir) -> None:
     """Train `experiment` to its end in `workdir`, then judge it if it says how."""
     import jax
 
+    from jaxdiff import sample_grid, starting
     from jaxdiff.evaluate import evaluate
     from jaxdiff.generator import Generator
     from jaxdiff.training import loop
@@ -53,9 +67,16 @@ def train(experiment, workdir) -> None:
     experiment.check(mesh.devices.size)
     Generator.of(experiment, None, mesh).check()
 
-    def sample_grid(state, step: int) -> dict:
+    given = None
+    if experiment.sample_every:  # looked for now: what is missing is told before the training, not in it
+        conditioner = experiment.task.denoiser.conditioner
+        given = sample_grid.conditions(conditioner, experiment.data, experiment.test_data, experiment.seed)
+
+    def draw_samples(state, step: int) -> dict:
         """A picture of what the averaged model makes."""
-        return {"samples": labelled_grid(Generator.of(experiment, state.ema, mesh))}
+        return {"samples": sample_grid.sample_grid(Generator.of(experiment, state.ema, mesh), given)}
+
+    starting.prepare(experiment, workdir, mesh)
 
     def batches(first_step: int):
         return experiment.data.batches(
@@ -71,7 +92,7 @@ def train(experiment, workdir) -> None:
             ema=experiment.ema,
             mesh=mesh,
             workdir=workdir,
-            hooks=[loop.Hook(experiment.sample_every, sample_grid)] if experiment.sample_every else [],
+            hooks=[loop.Hook(experiment.sample_every, draw_samples)] if experiment.sample_every else [],
         )
     except loop.Stopped as stop:
         code = 130 if stop.signal_number == signal.SIGINT else 75
@@ -80,18 +101,6 @@ def train(experiment, workdir) -> None:
         table = evaluate(experiment, Generator.of(experiment, state.ema, mesh), workdir)
         if jax.process_index() == 0:
             print(table)
-
-
-def labelled_grid(generator, columns: int = 10):
-    """One uint8 picture of samples: for a class-conditional model a row for each class (the first 16), labelled."""
-    from jaxdiff.data import images
-
-    label = generator.denoiser.conditioner.parts.get("label")
-    if label is None:
-        return images.grid(generator(columns * columns), columns)
-    rows = min(label.num_classes, 16)
-    labels = [row for row in range(rows) for _ in range(columns)]
-    return images.grid(generator(label=labels), columns, row_labels=[str(row) for row in range(rows)])
 
 
 if __name__ == "__main__":

@@ -113,6 +113,13 @@ class Pipeline:
         examples = self._open()
         return next(self._in_order(examples, len(examples)))
 
+    def example(self) -> Example:
+        """The first example as a batch would have it, with `transforms` and `conditions`: for a look at its fields."""
+        found = self._open()[0]
+        for place, transform in enumerate((*self.transforms, *self.conditions)):
+            found = transform(found, np.random.default_rng(place))
+        return found
+
     def _open(self) -> Examples:
         examples = self.source.open()
         require(len(examples) > 0, "source", self.source, "it has no examples", "use another split")

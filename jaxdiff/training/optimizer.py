@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxdiff.errors import require
+from jaxdiff.training.finetune import freeze
 from jaxdiff.typing import Params
 
 
@@ -95,6 +96,8 @@ class AdamW:
     `unit_weights` is the name of parameters that are kept at a root mean square of 1 for each output, their last axis:
     ``"weight"`` for the layers of `jaxdiff.models.magnitude`, which is the forced weight normalisation of Karras et al.
     2024 ("EDM2"). None moves all parameters freely.
+
+    `frozen` are patterns of parameters that stay as they are, ``"network/encoder_*"``; see `jaxdiff.training.finetune`.
     """
 
     learning_rate: float = 1e-4
@@ -105,6 +108,7 @@ class AdamW:
     weight_decay: float = 0.0
     clip_norm: float | None = 1.0
     unit_weights: str | None = None
+    frozen: tuple[str, ...] = ()
 
     def __post_init__(self):
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "nothing would move", "use > 0")
@@ -123,7 +127,8 @@ class AdamW:
         )
         clip = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
         unit = [] if self.unit_weights is None else [keep_unit(self.unit_weights)]
-        return optax.chain(*clip, adamw, *unit) if clip or unit else adamw
+        whole = optax.chain(*clip, adamw, *unit) if clip or unit else adamw
+        return freeze(whole, self.frozen) if self.frozen else whole
 
 
 def keep_unit(name: str) -> optax.GradientTransformation:

@@ -43,7 +43,9 @@ class TwoClasses:
     """A model whose images are N(MEANS[label], STD^2), with the interface of `Denoiser`."""
 
     conditioner = types.SimpleNamespace(
-        parts={"label": None}, none_dropped=lambda n: {"label": jnp.zeros(n, bool)}
+        parts={"label": None},
+        none_dropped=lambda n: {"label": jnp.zeros(n, bool)},
+        draw=lambda fields, keys, train: fields,
     )
 
     def apply(self, variables, *arguments, method):

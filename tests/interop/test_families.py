@@ -67,5 +67,5 @@ def test_other_networks_and_names_are_refused():
         families.entries(tensors, test_edm2.DENOISER, 16)
     with pytest.raises(UserError, match="no family of networks"):
         families.entries(["transformer.h.0.weight"], denoiser, 16)
-    with pytest.raises(UserError, match="--attention-order=.old"):
+    with pytest.raises(UserError, match=r"--attention-order=.old"):
         families.entries(networks.golden("gd_unet_ddpm")[0], denoiser, 16, "old")

@@ -1,0 +1,163 @@
+"""Starting from the parameters of another run, and keeping some of them as they are.
+
+A parameter is named by its path, ``network/encoder_0_block_0/residual/conv_0/kernel``. A pattern of paths has * for
+anything, slashes included; one that names a module, ``network/encoder_0_block_0``, means all that is in it.
+"""
+
+import dataclasses
+import fnmatch
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from jaxdiff.errors import UserError, require
+from jaxdiff.typing import Params
+
+TRAINED, FROZEN = "trained", "frozen"
+SHOWN = 8  # paths that an error lists
+
+Layouts = tuple[Mapping[str, int], Mapping[str, int]]
+"""What the input channels of the old and of the new network are, in their order: name -> how many."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StartFrom:
+    """Another run, from whose parameters a run starts.
+
+    What the new model has besides starts so that at step 0 it is the old model: new input channels have no weights
+    yet, and a new condition says nothing.
+
+    Attributes:
+      workdir: the other run's folder.
+      step: which of its checkpoints; the newest if None.
+      ema: the averaged parameters, rather than those that the last step left.
+      fresh: patterns of parameters that start as in a new run, or that only the other run has: a model with these is
+        another one at step 0.
+      packages: packages besides jaxdiff whose classes the other run's config may make.
+    """
+
+    workdir: str
+    step: int | None = None
+    ema: bool = True
+    fresh: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+
+
+def paths(tree: Params) -> dict[str, Any]:
+    """The arrays of a tree of dicts by their paths."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return {"/".join(str(key.key) for key in path if hasattr(key, "key")): leaf for path, leaf in leaves}
+
+
+def matches(path: str, patterns: Sequence[str]) -> bool:
+    """Whether a pattern names this parameter, or a module that it is in."""
+    return any(fnmatch.fnmatchcase(path, each) or fnmatch.fnmatchcase(path, f"{each}/*") for each in patterns)
+
+
+def freeze(optimizer: optax.GradientTransformation, frozen: Sequence[str]) -> optax.GradientTransformation:
+    """`optimizer` for all parameters but those that a pattern names, which stay bit for bit and have no state.
+
+    Neither the norm by which gradients are clipped nor weight decay sees them.
+
+    Raises:
+      UserError: at `init`, where a pattern names no parameter, or all are named.
+    """
+
+    def labels(params: Params) -> Params:
+        found = paths(params)
+        for pattern in frozen:
+            some = any(matches(path, (pattern,)) for path in found)
+            require(some, "optimizer.frozen", pattern, "it names no parameter", f"there are {_some(found)}")
+        everything = all(matches(path, frozen) for path in found)
+        require(not everything, "optimizer.frozen", tuple(frozen), "nothing is left to train", "name fewer")
+        kinds = iter(FROZEN if matches(path, frozen) else TRAINED for path in found)
+        # A box with the names of axes is masked as a whole, or the state would have empty boxes.
+        boxed = lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)  # noqa: E731
+        return jax.tree.map(lambda leaf: next(kinds), params, is_leaf=boxed)
+
+    return optax.multi_transform({TRAINED: optimizer, FROZEN: optax.set_to_zero()}, labels)
+
+
+def carry_over(
+    old: Params,
+    new: Params,
+    silent: Sequence[str],
+    layouts: Layouts,
+    added: Sequence[str],
+    fresh: Sequence[str],
+) -> Params:
+    """The parameters of `new` with the values that they have in `old`.
+
+    Args:
+      old: of the other run.
+      new: fresh ones, of the model that is to be trained.
+      silent: those of them that start as zeros, so that new conditions say nothing.
+      layouts: the input channels of both networks. A kernel [..., inputs, outputs] that has become wider by those that
+        are new keeps its weights for the others, and has zeros for these.
+      added: patterns of parameters that the new model may have besides.
+      fresh: see `StartFrom`.
+
+    Raises:
+      UserError: it names the parameters that one of the two models lacks, or that have another shape, or the pattern
+        that fits none.
+    """
+    before, after = paths(old), paths(new)
+    for pattern in fresh:
+        some = any(matches(path, (pattern,)) for path in [*before, *after])
+        require(some, "start_from.fresh", pattern, "it names no parameter", f"there are {_some(after)}")
+    lost = [path for path in before if path not in after and not matches(path, fresh)]
+    missing = [path for path in after if path not in before and not matches(path, (*added, *fresh))]
+    fix = "change the config, or name them in start_from.fresh, with *"
+    if lost:
+        raise UserError(f"start_from: only the other run has {_some(lost)}. Fix: {fix}")
+    if missing:
+        raise UserError(f"start_from: the other run lacks {_some(missing)}. Fix: {fix}")
+    return jax.tree.unflatten(
+        jax.tree.structure(new),
+        [_start(path, before.get(path), leaf, silent, layouts, fresh) for path, leaf in after.items()],
+    )
+
+
+def _start(
+    path: str, old: Any, new: Any, silent: Sequence[str], layouts: Layouts, fresh: Sequence[str]
+) -> Any:
+    """The first value of one parameter."""
+    if matches(path, fresh):
+        return new
+    if old is None:
+        return jnp.zeros_like(new) if path in silent else new
+    if old.shape == new.shape:
+        return old.astype(new.dtype)
+    widened = _widened(old, new.shape, layouts)
+    if widened is None:
+        shapes = f"{list(old.shape)} there and {list(new.shape)} here"
+        raise UserError(
+            f"start_from: {path} is {shapes}. Fix: change the config, or name it in start_from.fresh"
+        )
+    return widened.astype(new.dtype)
+
+
+def _widened(old: Any, shape: tuple[int, ...], layouts: Layouts) -> Any:
+    """A kernel for more input channels, the new ones without weights; None if it is not that in which they differ."""
+    before, after = layouts
+    if len(shape) < 2 or len(shape) != old.ndim:
+        return None
+    (*outer, inputs, outputs), (*outer_old, inputs_old, outputs_old) = shape, old.shape
+    same = (outer, outputs) == (outer_old, outputs_old)
+    same = same and (inputs_old, inputs) == (sum(before.values()), sum(after.values()))
+    if not same or any(after.get(name) != count for name, count in before.items()):
+        return None
+    starts = dict(zip(after, np.cumsum([0, *after.values()]), strict=False))
+    places = np.concatenate([starts[name] + np.arange(count) for name, count in before.items()])
+    return jnp.zeros(shape, old.dtype).at[..., places, :].set(old)
+
+
+def _some(names: Any) -> str:
+    listed = list(names)
+    rest = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
+    return ", ".join(listed[:SHOWN]) + rest

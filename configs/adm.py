@@ -13,8 +13,8 @@ Published FIDs with classifier guidance: 2.07, 2.97, 4.59, 7.72 at 64 to 512 pix
 Hardware and time: not run here; 512 pixels took 1914 V100-days. bfloat16 stands for float16.
 From memory: batch sizes, learning rates, numbers of steps (but for those of imagenet512) and the decay of the average.
 Data: TFDS sets ``imagenet_64`` to ``imagenet_512`` prepared once as array_record: centre crops, halved by 2 x 2 means
-while they are twice too large, then resized bicubically. The upsamplers need a field ``low_res`` besides: the image
-at a quarter of its size, uint8. A transform can add it to the examples; `Tfds` reads images and labels only.
+while they are twice too large, then resized bicubically. The upsamplers' condition is made of the image, by means of
+4 x 4 pixels.
 
     python -m jaxdiff.train --config configs/adm.py:imagenet64
 """
@@ -25,6 +25,8 @@ from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.conditioning.image import ImageCondition
 from jaxdiff.conditioning.vector import ClassLabel, NoiseLevel
 from jaxdiff.config import spec
+from jaxdiff.data.conditions import Degrade
+from jaxdiff.data.degradations import Downsample
 from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.sources import Tfds
 from jaxdiff.data.transforms import HorizontalFlip
@@ -119,8 +121,10 @@ def experiment(
         data=spec(
             Pipeline,
             source=spec(Tfds, name=f"imagenet_{size}", label_key=None if classes is None else "label"),
-            # The low resolution would not be mirrored.
-            transforms=() if upsamples else (spec(HorizontalFlip),),
+            transforms=(spec(HorizontalFlip),),
+            conditions=(spec(Degrade, field="low_res", degradation=spec(Downsample, factor=4)),)
+            if upsamples
+            else (),
             threads=16,
             prefetch=64,
         ),

@@ -10,8 +10,8 @@ parameters: networks differ in details. The betas (1e-6 to 0.01 in 2000 steps) a
 Janspiry/Image-Super-Resolution-via-Iterative-Refinement, whose networks have half the width and 2 blocks a level. Not
 as in the paper: the network is told the time instead of alpha, which says the same; the error is squared, not
 absolute; and sampling takes 100 equal steps of time, where the paper searches for good betas.
-Data: TFDS sets ``ffhq_128`` and ``ffhq_512`` prepared once as array_record, and a field ``low_res`` for each example:
-the image at an eighth of its size, uint8, resized bicubically. A transform can add it; `Tfds` reads images only.
+Data: TFDS sets ``ffhq_128`` and ``ffhq_512`` prepared once as array_record. The condition is made of the image, at an
+eighth of its size, resized bicubically.
 
     python -m jaxdiff.train --config configs/sr3.py:16_to_128
 """
@@ -24,6 +24,8 @@ from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.conditioning.image import ImageCondition
 from jaxdiff.conditioning.vector import NoiseLevel
 from jaxdiff.config import spec
+from jaxdiff.data.conditions import Degrade
+from jaxdiff.data.degradations import Downsample
 from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.sources import Tfds
 from jaxdiff.denoiser import Denoiser
@@ -90,7 +92,15 @@ def experiment(size: int, width: int, multiples: tuple[int, ...], dropout: float
         ),
         optimizer=spec(AdamW, learning_rate=1e-4, schedule=spec(Constant, warmup_steps=10_000)),
         ema=spec(Ema, decay=0.9999),
-        data=spec(Pipeline, source=spec(Tfds, name=f"ffhq_{size}", label_key=None), threads=16, prefetch=64),
+        data=spec(
+            Pipeline,
+            source=spec(Tfds, name=f"ffhq_{size}", label_key=None),
+            conditions=(
+                spec(Degrade, field="low_res", degradation=spec(Downsample, factor=8, method="bicubic")),
+            ),
+            threads=16,
+            prefetch=64,
+        ),
         sampling=spec(
             Recipe,
             sampler=spec(Ancestral),

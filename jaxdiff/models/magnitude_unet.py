@@ -13,7 +13,7 @@ from jaxdiff.models.attention import attend
 from jaxdiff.models.layers import check_dtype
 from jaxdiff.models.magnitude import MagnitudeConv, MagnitudeDense, gain, mp_cat, mp_silu, mp_sum, normalize
 from jaxdiff.models.resampling import Resample, resample
-from jaxdiff.models.unet import Level
+from jaxdiff.models.unet import Level, check_inputs
 from jaxdiff.typing import Array, Features, Float, Images
 
 READ = ("width", "blocks", "self_attention", "dropout")
@@ -198,16 +198,7 @@ class MagnitudeUNet(nn.Module):
     @nn.nowrap
     def _check(self, x: Images, embeddings: Embeddings) -> None:
         """What can be known only when the images and conditions are seen."""
-        size, factor = x.shape[1:3], 2 ** (len(self.levels) - 1)
-        require(not any(side % factor for side in size), "image_shape", size,
-                f"{len(self.levels)} levels halve it to a fraction of a pixel",
-                f"use multiples of {factor}, or fewer levels")  # fmt: skip
-        require(embeddings.vector is not None, "vector", None, "the blocks of this network adapt to one",
-                "use a noise embedding that fills the vector slot")  # fmt: skip
-        spatial = embeddings.spatial
-        require(spatial is None or spatial.shape[1:3] == size, "spatial",
-                None if spatial is None else spatial.shape[1:3], f"the noisy images are {size}",
-                "resize the condition to the image")  # fmt: skip
+        check_inputs(self.levels, x, embeddings)
         if embeddings.tokens is not None:
             raise UserError(
                 "tokens: a condition gives them and this network has no cross-attention. "

@@ -1,7 +1,7 @@
 """One U-Net for the pixel-space family: DDPM, DDPM++, NCSN++, ADM, SR3, Palette, Imagen and U-ViT by its options."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -212,16 +212,7 @@ class UNet(nn.Module):
     @nn.nowrap
     def _check(self, x: Images, embeddings: Embeddings) -> None:
         """What can be known only when the images and conditions are seen."""
-        size, factor = x.shape[1:3], 2 ** (len(self.levels) - 1)
-        require(not any(side % factor for side in size), "image_shape", size,
-                f"{len(self.levels)} levels halve it to a fraction of a pixel",
-                f"use multiples of {factor}, or fewer levels")  # fmt: skip
-        require(embeddings.vector is not None, "vector", None, "the norms of this network adapt to one",
-                "use a noise embedding that fills the vector slot")  # fmt: skip
-        spatial = embeddings.spatial
-        require(spatial is None or spatial.shape[1:3] == size, "spatial",
-                None if spatial is None else spatial.shape[1:3], f"the noisy images are {size}",
-                "resize the condition to the image")  # fmt: skip
+        check_inputs(self.levels, x, embeddings)
         reads = any(level.cross_attention for level in self.levels)
         reads = reads or (self.middle is not None and self.middle.cross_attention)
         if embeddings.tokens is not None and not reads:
@@ -234,6 +225,20 @@ class UNet(nn.Module):
                 "levels: a level has cross_attention and no condition gives tokens. "
                 "Fix: add such a condition, or set cross_attention=False"
             )
+
+
+def check_inputs(levels: Sequence[Level], x: Images, embeddings: Embeddings) -> None:
+    """Raise `UserError` where a network of such levels cannot work on images, or lacks what it adapts to."""
+    size, factor = x.shape[1:3], 2 ** (len(levels) - 1)
+    require(not any(side % factor for side in size), "image_shape", size,
+            f"{len(levels)} levels halve it to a fraction of a pixel",
+            f"use multiples of {factor}, or fewer levels")  # fmt: skip
+    require(embeddings.vector is not None, "vector", None, "the blocks of this network adapt to one",
+            "use a noise embedding that fills the vector slot")  # fmt: skip
+    spatial = embeddings.spatial
+    require(spatial is None or spatial.shape[1:3] == size, "spatial",
+            None if spatial is None else spatial.shape[1:3], f"the noisy images are {size}",
+            "resize the condition to the image")  # fmt: skip
 
 
 def _attending(level: Level, self_attention: bool, cross_attention: bool) -> Level:

@@ -4,6 +4,8 @@ import dataclasses
 import json
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -105,14 +107,19 @@ class Experiment:
                 f"{shape}. Fix: use the same shape"
             )
         conditioner: Any = self.task.denoiser.conditioner
-        for name, part in conditioner.parts.items():
-            if name in example:
-                part.check(np.asarray(example[name])[None], name)
-            elif not conditioner.has_default(name):
+        given = {name: np.asarray(example[name])[None] for name in conditioner.parts if name in example}
+        for name in conditioner.parts:
+            if name not in given and not conditioner.has_default(name):
                 raise UserError(
                     f"config.data: the model has the condition {name}, and the examples lack it; they have "
                     f"{', '.join(example)}. Fix: let data.conditions make it, or remove the condition"
                 )
+        # Texts that nothing has made numbers of are no arrays of JAX; their condition says so.
+        given = {
+            name: value if value.dtype.kind in "USO" else jnp.asarray(value) for name, value in given.items()
+        }
+        fields = conditioner.draw(given, jax.random.split(jax.random.key(0), 1), train=False)
+        conditioner.check({name: fields[name] for name in given})
         label = self.task.denoiser.conditioner.parts.get("label")
         if label is not None and source.num_classes != label.num_classes:
             raise UserError(

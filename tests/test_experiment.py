@@ -1,0 +1,70 @@
+"""What does not fit together is told before anything is compiled."""
+
+import pathlib
+
+import pytest
+
+from jaxdiff import config as configs
+from jaxdiff.conditioning.image import ImageCondition
+from jaxdiff.conditioning.noisy import NoiseAugmented
+from jaxdiff.conditioning.text import Text
+from jaxdiff.conditioning.vector import NoiseLevel
+from jaxdiff.data.conditions import Degrade
+from jaxdiff.data.degradations import Downsample
+from jaxdiff.data.pipeline import Pipeline
+from jaxdiff.data.sources import Tfds
+from jaxdiff.data.text import Tokenize
+from jaxdiff.data.transforms import RandomCrop
+from jaxdiff.errors import UserError
+from jaxdiff.process.gaussian import RectifiedFlow
+
+DIGITS = str(pathlib.Path(__file__).parents[1] / "configs" / "digits.py")
+LOW = configs.spec(ImageCondition, channels=3, factor=4.0)
+NOISY = configs.spec(
+    NoiseAugmented, part=LOW, noise=configs.spec(NoiseLevel, width=128), process=configs.spec(RectifiedFlow)
+)
+TEXT = configs.spec(Text, width=64, length=96, layers=1)
+SMALLER = configs.spec(Degrade, field="low_res", degradation=configs.spec(Downsample, factor=4))
+
+
+def experiment(source, parts, conditions=(), transforms=(), shape=(32, 32, 3)):
+    config = configs.load(DIGITS)
+    config.task.denoiser.conditioner.parts = parts
+    config.task.image_shape = shape
+    config.data = configs.spec(Pipeline, source=source, conditions=conditions, transforms=transforms)
+    return configs.build(config)
+
+
+PHOTOS = configs.spec(Tfds, name="photos/32")
+SCENES = configs.spec(Tfds, name="scenes", label_key=None, text_key="caption")
+
+
+@pytest.mark.parametrize(
+    "fits",
+    [
+        lambda: experiment(PHOTOS, {"low_res": LOW}, (SMALLER,)),
+        lambda: experiment(PHOTOS, {"low_res": NOISY}, (SMALLER,)),
+        lambda: experiment(SCENES, {"text": TEXT}, (configs.spec(Tokenize, length=96),)),
+        lambda: experiment(PHOTOS, {}, (), (configs.spec(RandomCrop, size=16),), (16, 16, 3)),
+    ],
+    ids=["low resolution", "with noise", "text", "crops of a larger picture"],
+)
+def test_what_fits_is_let_through(fits):
+    fits().check(1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            lambda: experiment(PHOTOS, {"low_res": LOW}),
+            "config.data: .* condition low_res, and the examples lack",
+        ),
+        (lambda: experiment(SCENES, {"text": TEXT}), "text="),
+        (lambda: experiment(PHOTOS, {}, shape=(16, 16, 3)), r"config.task.image_shape=\(16, 16, 3\)"),
+    ],
+    ids=["a field is missing", "text is no ids", "another size"],
+)
+def test_what_does_not_fit_is_named(wrong, message):
+    with pytest.raises(UserError, match=message):
+        wrong().check(1)

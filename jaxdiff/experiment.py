@@ -13,7 +13,7 @@ from jaxdiff import config as configs
 from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.distributed.mesh import MeshShape
 from jaxdiff.errors import UserError, require
-from jaxdiff.evaluation.evaluator import ImageEvaluation
+from jaxdiff.evaluation.subject import Evaluation
 from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.training.ema import Average
@@ -63,7 +63,7 @@ class Experiment:
     data: Pipeline
     sampling: Recipe
     test_data: Pipeline | None = None
-    evaluation: ImageEvaluation | None = None
+    evaluation: Evaluation | None = None
     start_from: StartFrom | None = None
     mesh: MeshShape = MeshShape()
     seed: int = 0

@@ -1,4 +1,4 @@
-"""Evaluation of a class-conditional image model: are samples right, good, varied and new?
+"""Evaluation of an image model, by class or without: are samples right, good, varied and new?
 
 Four questions, because each alone is easy to satisfy: noise is new, training images are good, one perfect
 image of each class is right. Real training images are scored in the same way, at the same number: the
@@ -7,18 +7,21 @@ image of each class is right. Real training images are scored in the same way, a
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float64, Integer, UInt8
+from jaxtyping import Float64, Integer
 
 import jaxdiff
 from jaxdiff.errors import require
 from jaxdiff.evaluation import diversity, frechet, neighbours
 from jaxdiff.evaluation.features import Pixels
+from jaxdiff.evaluation.figures import caption, figures
 from jaxdiff.evaluation.judge import SvcJudge
 from jaxdiff.evaluation.likelihood import Likelihood
+from jaxdiff.evaluation.picture import Gallery, picture
+from jaxdiff.evaluation.subject import Conditions, Examples, Generate, Report, Subject
 
 QUANTISATION = "uint8: round((x + 1) * 127.5), clipped"
 ALWAYS_KS = (3, 4, 5)
@@ -26,9 +29,6 @@ GALLERY_CLASSES = 10
 
 Labelled = tuple[np.ndarray, np.ndarray]
 """Images uint8 [n, height, width, channels] and labels int [n]."""
-
-Generate = Callable[[np.ndarray, int, float], np.ndarray]
-"""``generate(labels, seed, guidance)`` -> images uint8 [n, height, width, channels], a pure function."""
 
 
 @runtime_checkable
@@ -58,18 +58,10 @@ class Judge(Protocol):
     def fit(self, images: np.ndarray, labels: np.ndarray) -> Classifier: ...
 
 
-class Gallery(NamedTuple):
-    """Samples to look at, by guidance, and the training image nearest to each."""
-
-    labels: Integer[np.ndarray, "n"]
-    images: dict[float, UInt8[np.ndarray, "n height width channels"]]
-    neighbours: dict[float, UInt8[np.ndarray, "n height width channels"]]
-
-
 class _Reference(NamedTuple):
     """All that scoring needs to know of the real images."""
 
-    classifier: Classifier
+    classifier: Classifier | None
     train_images: np.ndarray
     train_labels: np.ndarray
     train: np.ndarray
@@ -83,10 +75,10 @@ class ImageEvaluation:
 
     Args:
       features: the space of all distances.
-      judge: the classifier that says whether a sample shows the class that was asked for.
-      n: number of samples at each guidance, shared equally by the classes.
+      judge: the classifier that says whether a sample shows the class that was asked for, where one is.
+      n: number of samples at each guidance.
       k: neighbours of the headline precision, recall, density and coverage; 3, 4 and 5 are always reported.
-      guidances: guidance scales to sample at: 1 (off) and the one of the recipe.
+      guidances: guidance scales to sample at, besides 1 (off) and the one of the recipe.
       seed: of the samples' noise, and of the choice of the yardstick's images.
       likelihood: how many bits the test images need, measured in this way; None for not at all, since it is costly.
     """
@@ -95,47 +87,61 @@ class ImageEvaluation:
     judge: Judge = dataclasses.field(default_factory=SvcJudge)
     n: int = 1000
     k: int = 5
-    guidances: tuple[float, ...] = (1.0,)
+    guidances: tuple[float, ...] = ()
     seed: int = 0
     likelihood: Likelihood | None = None
 
     def __post_init__(self):
         require(self.n > max(self.k, *ALWAYS_KS), "n", self.n, "k needs more samples", "take 1000 or more")
         require(self.k > 0, "k", self.k, "a neighbour is needed", "take 5")
-        require(len(self.guidances) > 0, "guidances", self.guidances, "nothing to sample", "take (1.0,)")
 
-    def run(
-        self,
-        generate: Generate,
-        real_train: Labelled,
-        real_test: Labelled,
-        noise_losses: Mapping[str, Any] | None = None,
-        settings: Mapping[str, Any] | None = None,
-        likelihood: Mapping[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        """`sample`, then `score`."""
-        samples = self.sample(generate, real_train)
-        return self.score(samples, real_train, real_test, noise_losses, settings, likelihood)
+    def __call__(self, subject: Subject) -> Report:
+        """Ask for classes in turn, if they are the model's only condition; else for the conditions of test examples."""
+        by_class = "label" in subject.conditions
+        real_train, real_test = (_labelled(examples, by_class) for examples in (subject.train, subject.test))
+        conditions, labels = self.ask(subject.conditions, real_train, subject.test)
+        guidances = {1.0, subject.guidance, *self.guidances} if subject.conditions else {1.0}
+        samples = self.sample(subject.generate, conditions, guidances, real_train[0].shape[1:])
+        bits = None
+        if self.likelihood is not None and subject.bits is not None:
+            bits = subject.bits(self.likelihood)
+        values = self.score(
+            samples, labels, real_train, real_test, subject.noise_losses, subject.settings, bits
+        )
+        drawn = picture(values, self.gallery(samples, labels, real_train))
+        return Report(values, figures(values), caption(values), drawn)
 
-    def labels(self, real_train: Labelled) -> Integer[np.ndarray, "n"]:
-        """The classes to ask for: 0, 1, ..., 0, 1, ..., so that any first part is balanced too."""
-        classes = np.unique(real_train[1])
-        require(self.n >= 2 * len(classes), "n", self.n, f"{len(classes)} classes need two each", "raise n")
-        return classes[np.arange(self.n) % len(classes)]
+    def ask(
+        self, conditions: tuple[str, ...], real_train: Labelled, test: Examples
+    ) -> tuple[dict[str, Any], Integer[np.ndarray, "n"]]:
+        """What to ask for, and the classes that this means: all 0 if they are not asked for."""
+        if conditions == ("label",):
+            # 0, 1, ..., 0, 1, ..., so that any first part is balanced too.
+            classes = np.unique(real_train[1])
+            require(
+                self.n >= 2 * len(classes), "n", self.n, f"{len(classes)} classes need two each", "raise n"
+            )
+            labels = classes[np.arange(self.n) % len(classes)]
+            return {"label": labels}, labels
+        rows = np.arange(self.n) % len(test["image"])
+        asked = {name: test[name][rows] for name in conditions} or {"n": self.n}
+        return asked, asked.get("label", np.zeros(self.n, int))
 
-    def sample(self, generate: Generate, real_train: Labelled) -> dict[float, np.ndarray]:
-        """Samples at each guidance, from the same noise."""
-        labels = self.labels(real_train)
-        samples = {float(g): generate(labels, self.seed, float(g)) for g in self.guidances}
+    def sample(
+        self, generate: Generate, conditions: Conditions, guidances: Iterable[float], shape: tuple[int, ...]
+    ) -> dict[float, np.ndarray]:
+        """Samples of a shape at each guidance, from the same noise."""
+        samples = {float(g): generate(conditions, self.seed, float(g)) for g in sorted(guidances)}
         for images in samples.values():
-            if images.dtype != np.uint8 or images.shape != (self.n, *real_train[0].shape[1:]):
-                expected = (self.n, *real_train[0].shape[1:])
+            if images.dtype != np.uint8 or images.shape != (self.n, *shape):
+                expected = (self.n, *shape)
                 raise ValueError(f"generate gave {images.dtype} {images.shape}, expected uint8 {expected}")
         return samples
 
     def score(
         self,
         samples: Mapping[float, np.ndarray],
+        labels: Integer[np.ndarray, "n"],
         real_train: Labelled,
         real_test: Labelled,
         noise_losses: Mapping[str, Any] | None = None,
@@ -145,14 +151,14 @@ class ImageEvaluation:
         """The report: plain numbers, strings, lists and dicts.
 
         Args:
-          samples: what `sample` gives.
+          samples: by guidance, each [n, height, width, channels].
+          labels: the classes that were asked for; all the same if none was.
           real_train: images and labels that the model was trained on.
           real_test: images and labels that neither the model nor the judge has seen.
           noise_losses: "log_snr", "train" and "test", each [m]: the loss on both splits at m noise levels.
           settings: facts on how samples were made (sampler, steps, checkpoint...), kept beside every value.
           likelihood: what `jaxdiff.evaluation.likelihood.measure` gives of test images.
         """
-        labels = self.labels(real_train)
         chosen = matching(labels, real_train[1], self.seed)
         matched = chosen >= 0
         reference = self._reference(real_train, real_test)
@@ -160,7 +166,7 @@ class ImageEvaluation:
             "seed": self.seed,
             "features": self.features.name,
             "quantisation": QUANTISATION,
-            "judge": self.judge.name,
+            "judge": self.judge.name if reference.classifier is not None else None,
             "test": _fingerprint(*real_test),
             "train": _fingerprint(*real_train),
             "version": jaxdiff.__version__,
@@ -182,9 +188,7 @@ class ImageEvaluation:
             "k": self.k,
             "test_images": len(real_test[0]),
             "train_images": len(real_train[0]),
-            "judge_accuracy_on_test": float(
-                np.mean(reference.classifier.predict(real_test[0]) == real_test[1])
-            ),
+            "judge_accuracy_on_test": _share_right(reference.classifier, *real_test),
             "samples": rows,
             "yardstick": yardstick,
             "noise_losses": _curves(noise_losses),
@@ -192,10 +196,13 @@ class ImageEvaluation:
         }
 
     def gallery(
-        self, samples: Mapping[float, np.ndarray], real_train: Labelled, per_class: int = 6
+        self,
+        samples: Mapping[float, np.ndarray],
+        labels: Integer[np.ndarray, "n"],
+        real_train: Labelled,
+        per_class: int = 6,
     ) -> Gallery:
         """The first samples of the first ten classes, and the training images nearest to them."""
-        labels = self.labels(real_train)
         shown = np.flatnonzero(np.isin(labels, np.unique(labels)[:GALLERY_CLASSES]))
         shown = shown[: per_class * len(np.unique(labels[shown]))]
         train = self.features(real_train[0])
@@ -209,20 +216,23 @@ class ImageEvaluation:
     def _reference(self, real_train: Labelled, real_test: Labelled) -> _Reference:
         train, test = self.features(real_train[0]), self.features(real_test[0])
         distances, _ = neighbours.nearest(test, train, 2)
-        return _Reference(self.judge.fit(*real_train), *real_train, train, test, distances)
+        classifier = self.judge.fit(*real_train) if len(np.unique(real_train[1])) > 1 else None
+        return _Reference(classifier, *real_train, train, test, distances)
 
     def _row(self, images: np.ndarray, labels: np.ndarray, reference: _Reference) -> dict[str, Any]:
         """Every measure of one set of images, real or not."""
         features = self.features(images)
-        right = reference.classifier.predict(images) == labels
         ks = sorted({*ALWAYS_KS, self.k})
         manifold = neighbours.manifold_scores(reference.test, features, ks)
         spreads = diversity.class_spreads(features, labels, reference.train, reference.train_labels)
         distances, _ = neighbours.nearest(features, reference.train, 2)
         copies = neighbours.members(images, reference.train_images)
         return {
-            "accuracy": float(right.mean()),
-            "accuracy_by_class": {str(c): float(right[labels == c].mean()) for c in np.unique(labels)},
+            "accuracy": _share_right(reference.classifier, images, labels),
+            "accuracy_by_class": {
+                str(c): _share_right(reference.classifier, images[labels == c], labels[labels == c])
+                for c in np.unique(labels)
+            },
             "frechet": frechet.frechet_distance(frechet.fit(features), frechet.fit(reference.test)),
             **_numbers(manifold[self.k]),
             "by_k": {str(k): _numbers(manifold[k]) for k in ks},
@@ -235,6 +245,16 @@ class ImageEvaluation:
                 "by_class": {str(label): spread for label, spread in spreads.items()},
             },
         }
+
+
+def _labelled(examples: Examples, by_class: bool) -> Labelled:
+    """Images and their classes; all 0 if the model knows of none."""
+    images = examples["image"]
+    return images, examples["label"] if by_class else np.zeros(len(images), int)
+
+
+def _share_right(classifier: Classifier | None, images: np.ndarray, labels: np.ndarray) -> float | None:
+    return None if classifier is None else float(np.mean(classifier.predict(images) == labels))
 
 
 def matching(

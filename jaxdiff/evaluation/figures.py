@@ -17,7 +17,11 @@ def figures(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
         "coverage": f"coverage (k={k})",
     }
     rows = [("", "real", *(f"guidance {row['guidance']:g}" for row in samples))]
-    rows += [(label, *(_number(row[name]) for row in (yardstick, *samples))) for name, label in names.items()]
+    rows += [
+        (label, *(_number(row[name]) for row in (yardstick, *samples)))
+        for name, label in names.items()
+        if yardstick[name] is not None
+    ]
     for name in ("recall", "coverage"):
         rows.append((f"{name} / real", "1", *(_number(row["over_yardstick"][name]) for row in samples)))
     spread = [_number(row["spread"]["minimum"]) for row in (yardstick, *samples)]
@@ -45,8 +49,9 @@ def caption(report: Mapping[str, Any]) -> list[str]:
         f"{conditions['n']} samples against {report['test_images']} test images, {conditions['features']}, "
         f"seed {conditions['seed']}",
         f"real: {report['yardstick']['conditions']['n']} training images, scored in the same way",
-        f"judge: {_number(report['judge_accuracy_on_test'])} right on the test images",
     ]
+    if report["judge_accuracy_on_test"] is not None:
+        lines.append(f"judge: {_number(report['judge_accuracy_on_test'])} right on the test images")
     if made:
         lines.append(", ".join(made))
     likelihood = report["likelihood"]

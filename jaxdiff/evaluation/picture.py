@@ -1,31 +1,47 @@
-"""A report as one picture: samples by their nearest training images, the figures, the loss by noise level."""
+"""A report on classes as one picture: samples above their nearest training images, figures, losses."""
 
-import dataclasses
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageFont
+from jaxtyping import Integer, UInt8
+from PIL import Image, ImageDraw
 
-from jaxdiff.evaluation.evaluator import Gallery
+from jaxdiff.evaluation.drawing import (
+    GAP,
+    GREY,
+    INK,
+    PAPER,
+    below,
+    beside,
+    cell_side,
+    curves_block,
+    font,
+    framed,
+    table_block,
+    thumbnail,
+)
 from jaxdiff.evaluation.figures import caption, figures
 
-INK, GREY, LIGHT, PAPER = (34, 34, 34), (120, 120, 120), (222, 222, 222), (255, 255, 255)
-TRAIN, TEST = (0, 114, 178), (213, 94, 0)  # told apart by colour-blind eyes too (Okabe & Ito)
-MARGIN, GAP, SIDE = 24, 4, 430
 PANELS_IN_ROW = 2
+
+
+class Gallery(NamedTuple):
+    """Samples to look at, by guidance, and the training image nearest to each."""
+
+    labels: Integer[np.ndarray, "n"]
+    images: dict[float, UInt8[np.ndarray, "n height width channels"]]
+    neighbours: dict[float, UInt8[np.ndarray, "n height width channels"]]
 
 
 def picture(report: Mapping[str, Any], samples: Gallery) -> UInt8[np.ndarray, "height width 3"]:
     """Draw a report."""
     panels = [_panel(samples, guidance) for guidance in samples.images]
-    rows = [_beside(panels[i : i + PANELS_IN_ROW]) for i in range(0, len(panels), PANELS_IN_ROW)]
-    side = [_figures(report)]
+    rows = [beside(panels[i : i + PANELS_IN_ROW]) for i in range(0, len(panels), PANELS_IN_ROW)]
+    side = [table_block(figures(report), caption(report))]
     if report["noise_losses"] is not None:
-        side.append(_curves(report["noise_losses"]))
-    return np.asarray(_framed(_beside([_below(rows), _below(side)])))
+        side.append(curves_block(report["noise_losses"]))
+    return np.asarray(framed(beside([below(rows), below(side)])))
 
 
 def _panel(samples: Gallery, guidance: float) -> Image.Image:
@@ -33,167 +49,22 @@ def _panel(samples: Gallery, guidance: float) -> Image.Image:
     labels = samples.labels
     classes = np.unique(labels)
     counts = [int((labels == label).sum()) for label in classes]
-    cell = _cell(samples.images[guidance].shape[1:3])
+    cell = cell_side(samples.images[guidance].shape[1:3])
     left, top, pair = 62, 52, 2 * cell + GAP // 2 + 3 * GAP
     panel = Image.new(
         "RGB", (left + len(classes) * (cell + GAP) - GAP, top + max(counts) * pair - 3 * GAP), PAPER
     )
     draw = ImageDraw.Draw(panel)
-    draw.text((0, 0), f"Samples at guidance {guidance:g}", INK, _font(18))
+    draw.text((0, 0), f"Samples at guidance {guidance:g}", INK, font(18))
     for column, label in enumerate(classes):
         x = left + column * (cell + GAP)
-        draw.text((x + cell // 2, top - 8), str(label), INK, _font(14), anchor="ms")
+        draw.text((x + cell // 2, top - 8), str(label), INK, font(14), anchor="ms")
         for row, i in enumerate(np.flatnonzero(labels == label)):
             y = top + row * pair
-            panel.paste(_thumbnail(samples.images[guidance][i], cell), (x, y))
-            panel.paste(_thumbnail(samples.neighbours[guidance][i], cell), (x, y + cell + GAP // 2))
+            panel.paste(thumbnail(samples.images[guidance][i], cell), (x, y))
+            panel.paste(thumbnail(samples.neighbours[guidance][i], cell), (x, y + cell + GAP // 2))
     for row in range(max(counts)):
         y = top + row * pair
-        draw.text((left - 8, y + cell // 2), "sample", INK, _font(12), anchor="rm")
-        draw.text((left - 8, y + cell + GAP // 2 + cell // 2), "nearest", GREY, _font(12), anchor="rm")
+        draw.text((left - 8, y + cell // 2), "sample", INK, font(12), anchor="rm")
+        draw.text((left - 8, y + cell + GAP // 2 + cell // 2), "nearest", GREY, font(12), anchor="rm")
     return panel
-
-
-def _figures(report: Mapping[str, Any]) -> Image.Image:
-    """The table of figures and the conditions that they were found under."""
-    rows, column, line = figures(report), 100, 21
-    lines = [part for text in caption(report) for part in _wrapped(text, 12, SIDE)]
-    width = max(SIDE, 232 + column * (len(rows[0]) - 1))
-    block = Image.new("RGB", (width, 36 + line * len(rows) + 14 + 17 * len(lines)), PAPER)
-    draw = ImageDraw.Draw(block)
-    draw.text((0, 0), "Figures", INK, _font(18))
-    for i, (name, *values) in enumerate(rows):
-        y = 30 + i * line
-        draw.text((0, y), name, INK, _font(14))
-        for j, value in enumerate(values):
-            right = width - (len(values) - 1 - j) * column
-            draw.text((right, y), value, GREY if i == 0 or j == 0 else INK, _font(14), anchor="ra")
-        if i == 0:
-            draw.line((0, y + line - 2, width, y + line - 2), LIGHT)
-    for i, text in enumerate(lines):
-        draw.text((0, 30 + line * len(rows) + 14 + 17 * i), text, GREY, _font(12))
-    return block
-
-
-def _curves(losses: Mapping[str, Sequence[float]]) -> Image.Image:
-    """Loss on training and test images against the log-SNR; a gap between the two is overfitting."""
-    fine = 3  # drawn large, then reduced: Pillow's lines have hard edges
-    width, height, left, top, bottom = SIDE, 260, 46, 36, 44
-    block = Image.new("RGB", (width * fine, height * fine), PAPER)
-    draw = ImageDraw.Draw(block)
-    order = np.argsort(losses["log_snr"])
-    x = np.asarray(losses["log_snr"])[order]
-    values = np.asarray([losses["train"], losses["test"]])[:, order]
-    logarithmic = bool(values.min() > 0 and values.max() > 20 * values.min())
-    heights = np.log10(values) if logarithmic else values
-    x_axis = _Axis(float(x.min()), float(x.max()), left * fine, (width - 14) * fine)
-    low = heights.min() - 0.05 * np.ptp(heights) if logarithmic else min(0.0, heights.min())
-    y_axis = _Axis(float(low), float(heights.max()), (height - bottom) * fine, top * fine)
-
-    draw.text((0, 0), "Loss by noise level", INK, _font(18 * fine))
-    for tick in _decades(low, heights.max()) if logarithmic else _ticks(low, heights.max()):
-        y = y_axis(tick)
-        draw.line((left * fine, y, (width - 14) * fine, y), LIGHT, fine)
-        word = f"{10**tick if logarithmic else tick:.3g}"
-        draw.text(((left - 6) * fine, y), word, GREY, _font(12 * fine), anchor="rm")
-    for tick in _ticks(x.min(), x.max()):
-        draw.text(
-            (x_axis(tick), (height - bottom + 5) * fine), f"{tick:g}", GREY, _font(12 * fine), anchor="ma"
-        )
-    middle = (left + width - 14) * fine / 2
-    words = "log-SNR (noise to the left)"
-    draw.text((middle, (height - 8) * fine), words, GREY, _font(12 * fine), anchor="ms")
-    for curve, colour in zip(heights, (TRAIN, TEST), strict=True):
-        points = [(x_axis(a), y_axis(b)) for a, b in zip(x, curve, strict=True)]
-        draw.line(points, colour, 2 * fine, joint="curve")
-    _legend(draw, float((width - 14) * fine), 14.0 * fine, fine)
-    return block.reduce(fine)
-
-
-def _legend(draw: ImageDraw.ImageDraw, right: float, y: float, fine: int) -> None:
-    for name, colour in (("test", TEST), ("train", TRAIN)):
-        draw.text((right, y), name, INK, _font(13 * fine), anchor="rm")
-        right -= draw.textlength(name, _font(13 * fine)) + 6 * fine
-        draw.line((right - 20 * fine, y, right, y), colour, 2 * fine)
-        right -= 36 * fine
-
-
-@dataclasses.dataclass(frozen=True)
-class _Axis:
-    """From values between low and high to positions between start and end."""
-
-    low: float
-    high: float
-    start: int
-    end: int
-
-    def __call__(self, value: float) -> float:
-        return self.start + (value - self.low) / ((self.high - self.low) or 1.0) * (self.end - self.start)
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Four to nine round numbers between `low` and `high`."""
-    span = (high - low) or 1.0
-    unit = 10.0 ** math.floor(math.log10(span / 4))
-    step = next(unit * factor for factor in (10, 5, 2, 1) if span / (unit * factor) >= 3.5)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
-
-
-def _decades(low: float, high: float) -> list[float]:
-    """Logarithms of 1, 2, 5, 10, ... between two logarithms; of powers of ten only where those are many."""
-    factors = (1, 2, 5) if high - low < 2 else (1,)
-    logs = [e + math.log10(f) for e in range(math.floor(low), math.ceil(high) + 1) for f in factors]
-    return [value for value in logs if low - 1e-9 <= value <= high + 1e-9]
-
-
-def _cell(size: tuple[int, int]) -> int:
-    """Side of a thumbnail: a whole multiple of a small image's side, so that its pixels stay square."""
-    side = max(size)
-    return side * max(1, 40 // side) if side <= 48 else 48
-
-
-def _thumbnail(image: np.ndarray, cell: int) -> Image.Image:
-    thumbnail = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image[..., :3]).convert("RGB")
-    method = Image.Resampling.NEAREST if cell >= max(thumbnail.size) else Image.Resampling.LANCZOS
-    return thumbnail.resize((cell, cell), method)
-
-
-def _font(size: int) -> Any:
-    return ImageFont.load_default(size)
-
-
-def _wrapped(text: str, size: int, width: int) -> list[str]:
-    """Text broken at spaces into lines that fit."""
-    font, lines = _font(size), [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines
-
-
-def _beside(blocks: Sequence[Image.Image]) -> Image.Image:
-    width = sum(block.width for block in blocks) + MARGIN * (len(blocks) - 1)
-    whole, x = Image.new("RGB", (width, max(block.height for block in blocks)), PAPER), 0
-    for block in blocks:
-        whole.paste(block, (x, 0))
-        x += block.width + MARGIN
-    return whole
-
-
-def _below(blocks: Sequence[Image.Image]) -> Image.Image:
-    height = sum(block.height for block in blocks) + MARGIN * (len(blocks) - 1)
-    whole, y = Image.new("RGB", (max(block.width for block in blocks), height), PAPER), 0
-    for block in blocks:
-        whole.paste(block, (0, y))
-        y += block.height + MARGIN
-    return whole
-
-
-def _framed(block: Image.Image) -> Image.Image:
-    whole = Image.new("RGB", (block.width + 2 * MARGIN, block.height + 2 * MARGIN), PAPER)
-    whole.paste(block, (MARGIN, MARGIN))
-    return whole

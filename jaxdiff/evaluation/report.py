@@ -2,30 +2,26 @@
 
 import io
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from etils import epath
 from PIL import Image
 
-from jaxdiff.evaluation.evaluator import Gallery
-from jaxdiff.evaluation.figures import caption, figures
-from jaxdiff.evaluation.picture import picture
+from jaxdiff.evaluation.subject import Report
 
 LABEL_WIDTH, VALUE_WIDTH = 40, 14
 
 
-def table(report: Mapping[str, Any]) -> str:
+def table(report: Report) -> str:
     """The headline for a terminal."""
-    rows = [_line(row) for row in figures(report)]
-    return "\n".join([*caption(report), "", *rows])
+    return "\n".join([*report.caption, "", *map(_line, report.table)])
 
 
-def write(report: Mapping[str, Any], samples: Gallery, workdir: str) -> None:
+def write(report: Report, workdir: str) -> None:
     """Write ``evaluation.json`` and ``evaluation.png`` into `workdir`; each is whole or not there."""
     drawn = io.BytesIO()
-    Image.fromarray(picture(report, samples)).save(drawn, "PNG", optimize=True)
-    text = json.dumps(report, indent=1, allow_nan=False) + "\n"
+    Image.fromarray(report.picture).save(drawn, "PNG", optimize=True)
+    text = json.dumps(report.values, indent=1, allow_nan=False) + "\n"
     folder = epath.Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in (("evaluation.json", text.encode()), ("evaluation.png", drawn.getvalue())):

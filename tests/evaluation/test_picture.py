@@ -3,8 +3,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from jaxdiff.evaluation.drawing import TEST, TRAIN
 from jaxdiff.evaluation.evaluator import ImageEvaluation
-from jaxdiff.evaluation.picture import TEST, TRAIN, picture
+from jaxdiff.evaluation.picture import picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +24,10 @@ def drawn(shape, losses, guidances=(1.0,)):
     train, test = (
         (generator.integers(0, 256, (n, *shape)).astype(np.uint8), np.arange(n) % 3) for n in (30, 20)
     )
-    evaluation = ImageEvaluation(features=Means(), n=12, guidances=guidances)
-    samples = evaluation.sample(lambda labels, seed, guidance: train[0][:12], train)
-    report = evaluation.score(samples, train, test, losses)
-    return picture(report, evaluation.gallery(samples, train)), samples[1.0]
+    evaluation = ImageEvaluation(features=Means(), n=12)
+    labels, samples = train[1][:12], dict.fromkeys(guidances, train[0][:12])
+    report = evaluation.score(samples, labels, train, test, losses)
+    return picture(report, evaluation.gallery(samples, labels, train)), samples[1.0]
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 1), (64, 64, 3), (16, 32, 3)])

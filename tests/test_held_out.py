@@ -1,0 +1,74 @@
+"""Errors on held-out images, against the closed form of a network that is still zero."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff import held_out
+from jaxdiff.conditioning.conditioner import Conditioner
+from jaxdiff.conditioning.vector import NoiseLevel
+from jaxdiff.denoiser import Denoiser
+from jaxdiff.distributed.mesh import MeshShape
+from jaxdiff.embeddings import Embeddings
+from jaxdiff.models.unet import Level, UNet
+from jaxdiff.process.gaussian import VarianceExploding
+from jaxdiff.process.prediction import Edm
+from jaxdiff.process.time_sampling import LogNormalSigma
+from jaxdiff.tasks.denoising import DenoisingTask
+
+SIGMA_DATA = 0.5
+DRAWN = []
+
+
+class Drawn(nn.Module):
+    """A condition that says when it is drawn."""
+
+    drop_rate: float = 0.0
+
+    @nn.compact
+    def __call__(self, values, drop):
+        return Embeddings(vector=jnp.broadcast_to(values[:, None], (values.shape[0], 16)))
+
+    @nn.nowrap
+    def draw(self, values, keys, train):
+        DRAWN.append(train)
+        return values
+
+    @nn.nowrap
+    def example(self, batch, image_shape=None):
+        return jnp.zeros(batch)
+
+    @nn.nowrap
+    def check(self, values, name="drawn"):
+        pass
+
+
+@pytest.fixture(scope="module")
+def task():
+    denoiser = Denoiser(
+        network=UNet((Level(8, blocks=0),), 3, head_dim=8, middle_attention=False),
+        conditioner=Conditioner(NoiseLevel(16), {"drawn": Drawn()}),
+        process=VarianceExploding(),
+        parameterization=Edm(SIGMA_DATA),
+    )
+    return DenoisingTask(denoiser, LogNormalSigma(), (8, 8, 3))
+
+
+@pytest.mark.parametrize(
+    ("count", "shape"), [(held_out.BATCH + 9, MeshShape(data=1)), (5, MeshShape(data=4, fsdp=2))]
+)
+def test_errors_are_those_of_the_skip_of_a_zero_network(task, count, shape):
+    rng = np.random.default_rng(count)
+    images = rng.integers(0, 256, (count, 8, 8, 3)).astype(np.uint8)
+    params = nn.unbox(task.init(jax.random.key(0)))
+    DRAWN.clear()
+    examples = {"image": images, "drawn": np.zeros(count, np.float32)}
+    found = held_out.errors(task, params, examples, shape.make(jax.devices()[: shape.data * shape.fsdp]))
+    assert DRAWN == [False] or not DRAWN  # once for each program, if it is not compiled already
+    sigma = np.exp(-np.asarray(held_out.LOG_SNRS) / 2)
+    skip = SIGMA_DATA**2 / (SIGMA_DATA**2 + sigma**2)
+    power = np.mean((images / 127.5 - 1) ** 2)
+    expected = (1 - skip) ** 2 * power + skip**2 * sigma**2
+    np.testing.assert_allclose(found, expected, rtol=0.05)  # the noise is drawn: 960 numbers or more

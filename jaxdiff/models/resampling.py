@@ -26,6 +26,27 @@ def resample(x: Images, how: Resample, taps: Sequence[float] = (1.0, 1.0)) -> Fe
     return decimate(jnp.pad(x, ((0, 0), border(taps), border(taps), (0, 0))), taps)
 
 
+def to_patches(x: Images, side: int) -> Features:
+    """Squares of `side` x `side` pixels as the channels of one place: from [.., h, w, c] to [.., h/s, w/s, s*s*c].
+
+    The channels are ordered by row, column and channel of the pixel.
+    """
+    if side == 1:
+        return x
+    batch, height, width, channels = x.shape
+    squares = x.reshape(batch, height // side, side, width // side, side, channels)
+    return squares.swapaxes(2, 3).reshape(batch, height // side, width // side, side * side * channels)
+
+
+def from_patches(x: Features, side: int) -> Images:
+    """The inverse of `to_patches`."""
+    if side == 1:
+        return x
+    batch, rows, columns, width = x.shape
+    squares = x.reshape(batch, rows, columns, side, side, width // side**2)
+    return squares.swapaxes(2, 3).reshape(batch, rows * side, columns * side, width // side**2)
+
+
 def decimate(x: Images, taps: Sequence[float] = (1.0, 1.0)) -> Features:
     """``y[i] = sum_k taps[k] x[2 i + k]`` along height and width, taps scaled to a sum of 1.
 

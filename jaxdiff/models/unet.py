@@ -12,7 +12,7 @@ from jaxdiff.embeddings import Embeddings
 from jaxdiff.errors import UserError, require
 from jaxdiff.models.blocks import Block, BlockOptions, Downsample, InputPath, Modulation, Upsample, scaled
 from jaxdiff.models.layers import Conv
-from jaxdiff.models.resampling import Resample
+from jaxdiff.models.resampling import Resample, from_patches, to_patches
 from jaxdiff.models.transformer import Transformer, TransformerLevel
 from jaxdiff.typing import Features, Images
 
@@ -55,6 +55,9 @@ class UNet(nn.Module):
     Attributes:
       levels: from the finest resolution to the coarsest.
       out_channels: of the output.
+      patch: squares of so many pixels are the channels of one place, on which the network then works: nearly `patch**2`
+        times less work at each width (Luhman & Luhman 2022; Hoogeboom et al. 2023, "simple diffusion").
+      coordinates: two more channels of the input tell each pixel where it is, from -1 to 1 (Liu et al. 2018, "CoordConv").
       stem_width: channels of the first convolution; the first level's width if None (half of it: DDPM++, CIFAR-10).
       middle: a transformer in place of the two blocks at the coarsest resolution (U-ViT).
       head_dim: channels of an attention head; None with a fixed number of them, `heads`.
@@ -78,6 +81,8 @@ class UNet(nn.Module):
 
     levels: tuple[Level, ...]
     out_channels: int
+    patch: int = 1
+    coordinates: bool = False
     stem_width: int | None = None
     middle: TransformerLevel | None = None
     head_dim: int | None = 32
@@ -103,6 +108,7 @@ class UNet(nn.Module):
         require(
             self.out_channels > 0, "out_channels", self.out_channels, "it must be positive", "give at least 1"
         )
+        require(self.patch > 0, "patch", self.patch, "it is a side in pixels", "give 1 or more")
         stem = self.stem_width
         require(stem is None or stem > 0, "stem_width", stem, "it must be positive", "give at least 1")
         require(self.decoder_attention in ("every", "last"), "decoder_attention", self.decoder_attention,
@@ -138,7 +144,9 @@ class UNet(nn.Module):
 
         if embeddings.spatial is not None:
             x = jnp.concatenate([x, embeddings.spatial.astype(x.dtype)], axis=-1)
-        path = x
+        if self.coordinates:
+            x = jnp.concatenate([x, places(x)], axis=-1)
+        path = x = to_patches(x, self.patch)
         h = Conv(self.stem_width or self.levels[0].width, dtype=self.dtype, name="stem")(x)
         skips = [h] if self.resampled_skips else []
         for i, level in enumerate(self.levels):
@@ -174,7 +182,8 @@ class UNet(nn.Module):
 
         exact = jnp.promote_types(self.dtype, jnp.float32)
         h = self._options().norm("head_norm")(h.astype(exact))
-        return Conv(self.out_channels, zero=True, dtype=exact.name, name="head")(h)
+        width = self.out_channels * self.patch**2
+        return from_patches(Conv(width, zero=True, dtype=exact.name, name="head")(h), self.patch)
 
     @nn.nowrap
     def _options(self) -> BlockOptions:
@@ -212,7 +221,7 @@ class UNet(nn.Module):
     @nn.nowrap
     def _check(self, x: Images, embeddings: Embeddings) -> None:
         """What can be known only when the images and conditions are seen."""
-        check_inputs(self.levels, x, embeddings)
+        check_inputs(self.levels, x, embeddings, self.patch)
         reads = any(level.cross_attention for level in self.levels)
         reads = reads or (self.middle is not None and self.middle.cross_attention)
         if embeddings.tokens is not None and not reads:
@@ -227,11 +236,17 @@ class UNet(nn.Module):
             )
 
 
-def check_inputs(levels: Sequence[Level], x: Images, embeddings: Embeddings) -> None:
+def places(x: Images) -> Images:
+    """How far down and how far to the right each pixel of `x` lies, from -1 to 1 between the image's edges."""
+    down, right = ((2 * jnp.arange(side, dtype=x.dtype) + 1) / side - 1 for side in x.shape[1:3])
+    return jnp.broadcast_to(jnp.stack(jnp.meshgrid(down, right, indexing="ij"), axis=-1), (*x.shape[:3], 2))
+
+
+def check_inputs(levels: Sequence[Level], x: Images, embeddings: Embeddings, patch: int = 1) -> None:
     """Raise `UserError` where a network of such levels cannot work on images, or lacks what it adapts to."""
-    size, factor = x.shape[1:3], 2 ** (len(levels) - 1)
+    size, factor = x.shape[1:3], patch * 2 ** (len(levels) - 1)
     require(not any(side % factor for side in size), "image_shape", size,
-            f"{len(levels)} levels halve it to a fraction of a pixel",
+            f"{len(levels)} levels, at patches of {patch}, leave a fraction of a pixel",
             f"use multiples of {factor}, or fewer levels")  # fmt: skip
     require(embeddings.vector is not None, "vector", None, "the blocks of this network adapt to one",
             "use a noise embedding that fills the vector slot")  # fmt: skip

@@ -13,7 +13,7 @@ from jaxdiff.errors import UserError
 from jaxdiff.interop.mapping import SAME, Entry, conv, dense, from_heads, heads, norm, to_params
 from jaxdiff.models import resampling
 from jaxdiff.models.blocks import AttentionBlock, BlockOptions, InputPath, ResidualBlock
-from jaxdiff.models.resampling import border
+from jaxdiff.models.resampling import border, from_patches, to_patches
 
 STORED = np.load(pathlib.Path(__file__).parents[1] / "goldens" / "edm_blocks.npz")
 FIR, BOX = (1.0, 3.0, 3.0, 1.0), (1.0, 1.0)
@@ -188,3 +188,14 @@ def test_blocks_are_edms(name):
 def test_filters_that_cannot_halve_are_refused(taps):
     with pytest.raises(UserError, match="resample_taps="):
         BlockOptions(resample_taps=taps)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3])
+def test_patches_are_squares_and_go_back(side):
+    x = np.random.default_rng(0).normal(size=(2, 2 * side, 3 * side, 4)).astype(np.float32)
+    found = np.asarray(to_patches(jnp.asarray(x), side))
+    for row in range(2):
+        for column in range(3):
+            square = x[:, row * side : (row + 1) * side, column * side : (column + 1) * side]
+            np.testing.assert_array_equal(found[:, row, column], square.reshape(2, -1))
+    np.testing.assert_array_equal(from_patches(jnp.asarray(found), side), x)

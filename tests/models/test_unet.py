@@ -12,7 +12,7 @@ import pytest
 from jaxdiff.embeddings import Embeddings, Tokens
 from jaxdiff.errors import UserError
 from jaxdiff.models.blocks import AttentionBlock, BlockOptions, ResidualBlock
-from jaxdiff.models.resampling import resample
+from jaxdiff.models.resampling import from_patches, resample, to_patches
 from jaxdiff.models.unet import Level, UNet
 
 LEVELS = (Level(8, blocks=1), Level(16, blocks=1, self_attention=True, cross_attention=True))
@@ -219,6 +219,28 @@ def test_options_of_the_network():
     assert run(network, params, images(), embeddings(tokens=False)).shape == images().shape
 
 
+def test_patches_are_the_same_network_on_squares():
+    inside = PLAIN.clone(out_channels=8)
+    x, given = images(), embeddings(tokens=False)
+    params = randomised(inside, tokens=False, channels=8)
+    found = run(PLAIN.clone(patch=2), params, x, given)
+    np.testing.assert_array_equal(found, from_patches(run(inside, params, to_patches(x, 2), given), 2))
+    with pytest.raises(UserError, match=r"image_shape=\(6, 6\).*multiples of 4"):
+        shapes(PLAIN.clone(patch=2), images(size=6), given)
+
+
+def test_coordinates_are_two_more_channels():
+    with_them = PLAIN.clone(coordinates=True)
+    x, given = images(), embeddings(tokens=False)
+    params = randomised(with_them, tokens=False)
+    middles = (np.arange(8) + 0.5) / 8 * 2 - 1
+    where = np.broadcast_to(np.stack(np.meshgrid(middles, middles, indexing="ij"), axis=-1), (3, 8, 8, 2))
+    found = run(with_them, params, x, given)
+    told = given.replace(spatial=jnp.asarray(where, jnp.float32))
+    np.testing.assert_allclose(found, run(PLAIN, params, x, told), atol=1e-5)
+    assert np.abs(found - run(with_them, params, x[:, ::-1], given)[:, ::-1]).max() > 0.1
+
+
 def test_down_is_the_mean_and_the_left_inverse_of_up():
     x = images()
     np.testing.assert_allclose(resample(resample(x, "up"), "down"), x, atol=1e-6)
@@ -234,6 +256,7 @@ def test_down_is_the_mean_and_the_left_inverse_of_up():
         (lambda: UNet((Level(20, self_attention=True), Level(8)), 1, head_dim=8), r"levels\[0\].width=20"),
         (lambda: UNet((Level(8),), 1, head_dim=8, dtype="bf16"), "dtype='bf16'"),
         (lambda: UNet((Level(8),), 0, head_dim=8), "out_channels=0"),
+        (lambda: UNet((Level(8),), 1, head_dim=8, patch=0), "patch=0"),
         (lambda: Level(0), "width=0"),
         (lambda: Level(8, blocks=-1), "blocks=-1"),
         (lambda: Level(8, dropout=1.0), "dropout=1.0"),

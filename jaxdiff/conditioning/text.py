@@ -29,6 +29,8 @@ class Text(nn.Module):
       width: of the encoder, and of the tokens that the network attends to.
       length: ids of a text, that of `Tokenize` in the data; a byte each, and the end.
       layers: blocks of the encoder.
+      window: so many bytes about each are joined to it by a convolution, before the encoder: it then starts from letters
+        in their words, as that of CANINE does (Clark et al. 2022). An odd number; 1 for none.
       head_dim: channels of an attention head.
       expansion: hidden width of the MLPs, as a multiple of `width`.
       vector_width: length of the network's vector; None to leave it alone.
@@ -40,6 +42,7 @@ class Text(nn.Module):
     width: int
     length: int
     layers: int = 4
+    window: int = 1
     head_dim: int = 64
     expansion: int = 4
     vector_width: int | None = None
@@ -53,6 +56,7 @@ class Text(nn.Module):
             require(value is None or value > 0, name, value, "it must be positive", "give at least 1")
         require(self.width % self.head_dim == 0, "width", self.width,
                 f"attention splits it into heads of head_dim={self.head_dim}", "use a multiple")  # fmt: skip
+        require(self.window > 0 and self.window % 2 == 1, "window", self.window, "it has no middle", "try 1 or 5")
         ByteTokenizer(self.length)  # which knows what lengths there are
         nulls.check(self.null, self.drop_rate)
         check_dtype(self.dtype)
@@ -67,8 +71,11 @@ class Text(nn.Module):
         places = self.param("places", embedding_init(), (self.length, self.width))
         # An id out of range becomes NaN, never another byte: -1 would read the last row.
         rows = jnp.where(ids < 0, IDS, ids)
-        x = jnp.take(table, rows, axis=0, mode="fill", fill_value=jnp.nan) + places[None]
+        x = jnp.take(table, rows, axis=0, mode="fill", fill_value=jnp.nan)
         mask = ids != PAD
+        if self.window > 1:
+            x = x + Window(self.window, self.dtype, name="window")(jnp.where(mask[..., None], x, 0))
+        x = x + places[None]
         for i in range(self.layers):
             x = EncoderBlock(self.head_dim, self.expansion, self.dtype, name=f"block_{i}")(x, mask)
         tokens = LayerNorm(name="norm")(x)
@@ -119,6 +126,21 @@ class Text(nn.Module):
         if bad.size:
             why = "a text has one end, and padding behind it only"
             raise UserError(f"{name}[{bad[0]}]={ids[bad[0]].tolist()}: {why}. Fix: {fix}")
+
+
+class Window(nn.Module):
+    """Two dense layers, with the exact GELU between, of each vector and those about it; zeros beyond both ends."""
+
+    size: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch length channels"]) -> Float[Array, "batch length channels"]:
+        length, channels = x.shape[1:]
+        padded = jnp.pad(x, ((0, 0), (self.size // 2, self.size // 2), (0, 0)))
+        near = jnp.concatenate([padded[:, i : i + length] for i in range(self.size)], axis=-1)
+        hidden = jax.nn.gelu(Dense(2 * channels, dtype=self.dtype, name="dense_0")(near), approximate=False)
+        return Dense(channels, dtype=self.dtype, name="dense_1")(hidden)
 
 
 class EncoderBlock(nn.Module):

@@ -16,6 +16,7 @@ from jaxdiff import config
 from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.conditioning.text import Text
 from jaxdiff.conditioning.vector import NoiseLevel
+from jaxdiff.data.text import PAD
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import UserError
 from jaxdiff.generator import Generator
@@ -49,6 +50,9 @@ def randomised(module, *inputs, seed=3, **options):
 
 
 PARAMS = randomised(TEXT, jnp.asarray(IDS), SHOWN)
+
+
+PARAMS_ALONE = nn.unbox(TEXT.clone(vector_width=None).init(jax.random.key(0), jnp.asarray(IDS), SHOWN))
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
@@ -139,6 +143,25 @@ def test_padding_never_leaks():
     brief = embed(ids, part=part, params=changed(places=params["places"][:short]))
     assert brief.tokens.shape == (4, short, WIDTH)
     assert_same_text(embed(), brief, range(4), atol=5e-6)
+
+
+def test_a_window_joins_the_letters_about_one():
+    part = TEXT.clone(window=5, vector_width=None)
+    fresh = nn.unbox(part.init(jax.random.key(0), jnp.asarray(IDS), SHOWN))  # attention and MLPs are still zero
+    ids = jnp.asarray(part.read(["abcdefgh", "abcdXfgh"]))
+    one, other = np.asarray(run(part, fresh, ids, SHOWN[:2]).tokens.features)
+    assert np.flatnonzero((one != other).any(axis=-1)).tolist() == [2, 3, 4, 5, 6]
+    alone = np.asarray(run(TEXT.clone(vector_width=None), PARAMS_ALONE, ids, SHOWN[:2]).tokens.features)
+    assert np.flatnonzero((alone[0] != alone[1]).any(axis=-1)).tolist() == [4]
+
+
+def test_padding_is_outside_every_window():
+    part = TEXT.clone(window=5)
+    params = randomised(part, jnp.asarray(IDS), SHOWN)
+    pad = params["params"]["bytes"][PAD]
+    changed_pad = {"params": {**params["params"], "bytes": params["params"]["bytes"].at[PAD].set(pad + 1)}}
+    one, other = (embed(part=part, params=each) for each in (params, changed_pad))
+    assert_same_text(one, other, range(4), atol=0)
 
 
 def test_captions_of_a_batch_do_not_see_each_other():
@@ -288,6 +311,7 @@ def test_an_id_out_of_range_becomes_no_other_byte():
         ({"expansion": 0}, "expansion=0: "),
         ({"vector_width": -1}, "vector_width=-1: "),
         ({"width": 20}, "width=20: attention splits it into heads of head_dim=8"),
+        ({"window": 4}, "window=4: it has no middle"),
         ({"length": 1}, "length=1: the end takes one id"),
         ({"null": "none"}, "drop_rate=0.1: "),
         ({"dtype": "int8"}, "dtype='int8'"),

@@ -39,6 +39,20 @@ def test_environment_wins(tmp_path):
     assert fresh(f"runtime.start(5); {SHOW}", **variables) == ["3", str(tmp_path / "mine")]
 
 
+def test_a_flag_is_given_to_versions_that_know_it_and_to_those_alone(monkeypatch):
+    for flags, version, expected in (
+        ("", "0.10.2", "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"),
+        ("--a=1", "0.10.2", "--a=1 --xla_cpu_experimental_ynn_fusion_type=-individual_convolution"),
+        ("--xla_cpu_experimental_ynn_fusion_type=", "0.10.2", "--xla_cpu_experimental_ynn_fusion_type="),
+        ("--a=1", "0.11.0", "--a=1"),
+    ):
+        monkeypatch.setenv("XLA_FLAGS", flags)
+        monkeypatch.setattr("jaxlib.__version__", version)
+        monkeypatch.setattr(runtime, "_count_cpu_devices", lambda count: None)
+        runtime.start(compile_cache="")
+        assert os.environ["XLA_FLAGS"] == expected
+
+
 TWO = """
 import numpy
 from jaxdiff.distributed import runtime

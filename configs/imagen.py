@@ -13,8 +13,8 @@ there are two blocks between the ways, and v is predicted, since noise is a bad 
 The noise of the low resolution is that of Ho et al. 2022 with the cosine schedule.
 Data: TFDS sets ``images_64``, ``images_256`` and ``images_1024_crops`` (crops of 256 x 256), prepared once as
 array_record. Each example needs a field ``text``, what T5-XXL's encoder says, float [128, 4096] with zeros behind the
-last token; for the upsamplers also ``low_res``, the image at a quarter of its size, uint8. `Tfds` reads images only:
-these take a source of one's own.
+last token. `Tfds` reads images only: this takes a source of one's own. The low resolution is made of the image, at a
+quarter of its size, resized bicubically.
 To make whole images with sr1024: ``--config.task.image_shape='(1024, 1024, 3)'``; its network fits any size.
 
     python -m jaxdiff.train --config configs/imagen.py:64
@@ -30,6 +30,8 @@ from jaxdiff.conditioning.image import ImageCondition
 from jaxdiff.conditioning.noisy import NoiseAugmented
 from jaxdiff.conditioning.vector import NoiseLevel
 from jaxdiff.config import spec
+from jaxdiff.data.conditions import Degrade
+from jaxdiff.data.degradations import Downsample
 from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.sources import Tfds
 from jaxdiff.denoiser import Denoiser
@@ -138,7 +140,17 @@ def experiment(
         ),
         optimizer=spec(AdamW, learning_rate=1e-4, schedule=spec(Constant, warmup_steps=10_000)),
         ema=spec(Ema, decay=0.9999),
-        data=spec(Pipeline, source=spec(Tfds, name=data, label_key=None), threads=16, prefetch=64),
+        data=spec(
+            Pipeline,
+            source=spec(Tfds, name=data, label_key=None),
+            conditions=(
+                spec(Degrade, field="low_res", degradation=spec(Downsample, factor=4, method="bicubic")),
+            )
+            if "low_res" in parts
+            else (),
+            threads=16,
+            prefetch=64,
+        ),
         sampling=spec(
             Recipe,
             sampler=spec(Ancestral),

@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from jaxdiff import words
 from jaxdiff.errors import UserError, require
 
@@ -56,6 +58,22 @@ def _sources(
     for flag, given in (("--image", flags.image), ("--condition", flags.condition)):
         found.append((flag, words.values(flag, given, parts, shape)))
     return found
+
+
+def completed(
+    conditions: Mapping[str, Any], parts: words.Parts, mask: np.ndarray | None
+) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Conditions in which ``--mask`` has made a part of the pictures transparent, and what is left of the mask.
+
+    It stays as it is where no condition takes it, as a `PartialImage` does.
+    """
+    takers = [
+        name for name, value in conditions.items() if value is not None and hasattr(parts[name], "known")
+    ]
+    if mask is None or not takers:
+        return dict(conditions), mask
+    gaps = {name: words.with_gaps("--mask", name, conditions[name], parts[name], mask) for name in takers}
+    return {**conditions, **gaps}, None
 
 
 def guidance(text: str | None, parts: words.Parts) -> float | dict[str, float] | None:

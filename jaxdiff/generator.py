@@ -154,7 +154,7 @@ class Generator:
             of several conditions, guidance is `PerCondition`.
           negative: conditions to be guided away from, instead of no condition.
           noise: standard normal images to begin with, such as `invert` gives; drawn if not given.
-          known: uint8 images to be completed, one for each or one for all.
+          known: uint8 images to be completed, one for each or one for all; in place of what conditions know.
           mask: True where pixels are to be made, [height, width] or [..., height, width, 1 or channels].
           image_size: (height, width), if not training's; conditions that are images tell it themselves.
           **conditions: for each condition of the model one value per image, one value for all, or None for its null;
@@ -162,7 +162,8 @@ class Generator:
             null (`null="none"`) is shown in every branch of guidance.
 
         Returns:
-          uint8 images [n, height, width, channels]. Known pixels are returned as they came.
+          uint8 images [n, height, width, channels]. Known pixels are returned as they came: those of `known`, or else
+          those that a condition knows, such as the opaque ones of a `PartialImage`.
 
         Raises:
           UserError: conditions that the model lacks, needs, or that are out of range; an image that is not finite.
@@ -178,6 +179,7 @@ class Generator:
                 require(value is not None, name, None, "known images and a mask belong together", "give both")
             images = pictures.to_float(inputs.images("known", known, n, sized.image_shape, np.uint8))
             rows = rows._replace(known=images, mask=inputs.mask(mask, n, sized.image_shape))
+        if rows.mask is not None:
             recipe = dataclasses.replace(recipe, inpainting=recipe.inpainting or Replacement())
         make = functools.partial(programs.generate, sized._program, recipe, sized._params)
         return pictures.to_uint8(sized._in_batches(make, rows, n, seed))
@@ -194,6 +196,8 @@ class Generator:
         **conditions: Any,
     ) -> np.ndarray:
         """The noise from which ``generator(noise=...)`` makes given images, when the recipe's sampler is `Ddim`.
+
+        All pixels are inverted alike, also those that a condition knows.
 
         Args:
           images: uint8 [n, height, width, channels].
@@ -218,7 +222,7 @@ class Generator:
         strength: float = 0.6,
         *,
         seed: int = 0,
-        source: Mapping[str, Any] | None = None,
+        before: Mapping[str, Any] | None = None,
         iterations: int = 0,
         guidance: float | Mapping[str, float] | None = None,
         negative: Mapping[str, Any] | None = None,
@@ -228,7 +232,7 @@ class Generator:
     ) -> np.ndarray:
         """Given images, changed towards conditions.
 
-        They are diffused to a noise level, and sampled from there (Meng et al. 2022, "SDEdit"). With `source`, the
+        They are diffused to a noise level, and sampled from there (Meng et al. 2022, "SDEdit"). With `before`, the
         noise is not drawn but that from which `Ddim` makes the images under these conditions (`invert`; Song et al.
         2021, section 4.3): what the conditions do not change stays as it is.
 
@@ -236,9 +240,10 @@ class Generator:
           images: uint8 [n, height, width, channels], or one for all.
           strength: share of the recipe's steps that are taken: near 0 the images stay, 1 leaves hardly more of them
             than their noise.
-          source: conditions that describe the images as they are.
+          before: conditions that describe the images as they are.
           iterations: of the inversion, see `invert`.
-          mask: True where pixels may change; all others are returned as they came.
+          mask: True where pixels may change; all others are returned as they came. Without one, what a condition
+            knows stays, as in making images.
           seed, guidance, negative, image_size, **conditions: as for making images.
 
         Returns:
@@ -249,15 +254,16 @@ class Generator:
         )
         recipe = dataclasses.replace(self.recipe, grid=Tail(self.recipe.grid, strength))
         late = dataclasses.replace(self._sized(image_size, conditions), recipe=recipe)
-        _, n = late._rows(None, conditions, negative, len(images) if np.ndim(images) == 4 else 1)
+        rows, n = late._rows(None, conditions, negative, len(images) if np.ndim(images) == 4 else 1)
         whole = inputs.images("images", images, n, late.image_shape, np.uint8)
         shown = pictures.to_float(whole) / late._first_level()  # as it is in what stands for noise
-        if source is None:
+        if before is None:
             noise = shown + late._noise(n, seed)
         else:
-            noise = late.invert(whole, seed=seed, iterations=iterations, guidance=1.0, **source)
-        if mask is not None:  # what is known is added to the noise where it stays
-            noise = np.where(inputs.mask(mask, n, late.image_shape), noise, noise - shown)
+            noise = late.invert(whole, seed=seed, iterations=iterations, guidance=1.0, **before)
+        made = rows.mask if mask is None else inputs.mask(mask, n, late.image_shape)
+        if made is not None:  # what is known is added to the noise where it stays
+            noise = np.where(made, noise, noise - shown)
         known = None if mask is None else whole
         return late(
             n,
@@ -323,7 +329,8 @@ class Generator:
             negative or {}
         )
         instead, no_negative, _ = inputs.fields(conditioners, n, other, self.image_shape)
-        return Rows(fields, absent, instead, no_negative), n
+        known, mask = inputs.known(conditioners[0].parts, fields, absent, self.image_shape)
+        return Rows(fields, absent, instead, no_negative, known=known, mask=mask), n
 
     def _program_size(self, n: int) -> int:
         """Rows of the compiled program: powers of two, that few are compiled, which the devices share evenly."""

@@ -62,6 +62,36 @@ def fields(
     return values, missing_in, n
 
 
+def known(
+    parts: Mapping[str, Any], values: Mapping[str, Any], absent: Mapping[str, Any], shape: Shape
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """What conditions know of the images that are to be made, such as the opaque pixels of a `PartialImage`.
+
+    Args:
+      parts: the conditions; a part says it by ``known(values) -> (images, mask)``.
+      values, absent: as `fields` gives them; nothing is known of images for which the condition is absent.
+      shape: of the images that are to be made.
+
+    Returns:
+      images [n, height, width, channels], and a mask [n, height, width, 1] that is True where pixels are to be made; or
+      (None, None) where that is everywhere. If several conditions know a pixel, the first one has it.
+    """
+    whole: Any = None
+    made: Any = None
+    for name, part in parts.items():
+        if hasattr(part, "known"):
+            given, unknown = part.known(values[name])
+            unknown = unknown | absent[name][:, None, None, None]
+            if not unknown.all():
+                fits = given.shape[1:] == shape
+                fix = "use a model for such images, or a picture without transparency, which is a hint"
+                why = f"its opaque pixels cannot be kept in images of {_by(shape)}"
+                require(fits, name, _by(given.shape[1:]), why, fix)
+                whole = given if made is None else np.where(made, given, whole)
+                made = unknown if made is None else made & unknown
+    return whole, made
+
+
 def _without_gaps(value: Any) -> tuple[Any, np.ndarray | None]:
     """A list with None for some images: with the first other value in their place, and where they are."""
     if not isinstance(value, list | tuple) or all(item is not None for item in value):

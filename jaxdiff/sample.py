@@ -6,6 +6,8 @@ python -m jaxdiff.sample --workdir runs/digits --n 1000 --label all --out digits
 python -m jaxdiff.sample --workdir runs/digits --n 16 --label 3 --known digit.png --mask mask.png
 python -m jaxdiff.sample --workdir runs/faces --n 4 --text "a smiling face" --guidance text=5,low_res=1.5 \
     --image low_res=photo.png
+python -m jaxdiff.sample --workdir runs/palette --image source=holes.png
+python -m jaxdiff.sample --workdir runs/palette --image source=photo.png --mask mask.png
 python -m jaxdiff.sample --workdir runs/faces --text "an old face" --edit photo.png --strength 0.5
 python -m jaxdiff.sample --cascade runs/base,runs/enlarge --n 16 --label 3 --level low_res=0.1
 python -m jaxdiff.sample --workdir runs/faces --conditions many.jsonl --out faces
@@ -28,6 +30,8 @@ EPILOG = """\
 --conditions names a file with a JSON object for each image, {"label": 3, "low_res": "photo.png"}; the paths of its
 pictures start at its own folder, and null stands for no condition.
 Several --text, --image or --condition of one name are taken in turn, as are several labels.
+Where a condition is an image with transparency, transparent pixels of a picture are made and opaque ones stay; a
+picture without any is a hint, of which nothing stays, or with --mask all that is not white there.
 --config.sampling.PATH=VALUE changes any other part of the stored recipe."""
 
 
@@ -89,7 +93,9 @@ def _add_cascade(flags: command.Parser) -> None:
 
 def _add_edit(flags: command.Parser) -> None:
     flags.add_argument("--known", default=None, help="a picture of which a part is to be made anew")
-    flags.add_argument("--mask", default=None, help="a picture of the same size, white where to do so")
+    flags.add_argument(
+        "--mask", default=None, help="a picture of the same size as that, or as --image, white where to do so"
+    )
     flags.add_argument("--edit", default=None, help="a picture that is to be changed towards the conditions")
     flags.add_argument(
         "--strength",
@@ -172,16 +178,18 @@ def made(flags: argparse.Namespace, stages: Sequence[Any]) -> tuple[Any, dict[st
     """Images of one model, and their conditions."""
     import numpy as np
 
-    from jaxdiff import asked, words
+    from jaxdiff import asked, inputs, words
 
     generator = stages[0]
     conditioner, trained = generator.denoiser.conditioner, generator.image_shape
     parts, size = conditioner.parts, words.size(flags.size)
-    height, width = size or trained[:2]
-    shape = (height, width, trained[2])
     conditions, n = asked.conditions(flags, conditioner, trained)
     conditions = words.at_levels(conditions, asked.levels(flags, parts))
+    height, width = inputs.size(conditioner, conditions, trained, size)
+    shape = (height, width, trained[2])
     mask = flags.mask and words.picture_of_size("--mask", flags.mask, (height, width, 1)) >= 128
+    if flags.known is None and flags.edit is None:
+        conditions, mask = asked.completed(conditions, parts, mask)
     options = {
         "seed": flags.seed, "guidance": asked.guidance(flags.guidance, parts), "image_size": size, "mask": mask,
         "negative": asked.one_for_all("--negative", flags.negative, parts, trained),
@@ -194,7 +202,7 @@ def made(flags: argparse.Namespace, stages: Sequence[Any]) -> tuple[Any, dict[st
     picture = words.picture_of_size("--edit", flags.edit, shape)
     source = asked.one_for_all("--source", flags.source, parts, trained) if flags.source else None
     pictures = np.broadcast_to(picture, (n, *picture.shape))
-    return generator.edit(pictures, flags.strength, source=source, **options, **conditions), conditions
+    return generator.edit(pictures, flags.strength, before=source, **options, **conditions), conditions
 
 
 def cascaded(flags: argparse.Namespace, stages: Sequence[Any]) -> tuple[Any, dict[str, Any]]:

@@ -60,11 +60,15 @@ def sample_grid(generator: Generator, given: Conditions | None, columns: int = 1
 
 
 def _by_example(generator: Generator, given: Conditions, columns: int) -> np.ndarray:
-    shape, conditioner = generator.image_shape, generator.denoiser.conditioner
+    conditioner = generator.denoiser.conditioner
+    # Examples may be larger than training's crops.
+    shape = (*inputs.size(conditioner, given, generator.image_shape), generator.image_shape[2])
     beside, words = [], []
     for name, values in given.items():
-        if inputs.image_of(conditioner.parts[name], shape) is not None:
-            beside.append([shown(pixels, shape) for pixels in values])
+        part = conditioner.parts[name]
+        if inputs.image_of(part, shape) is not None:
+            pictures = part.read(values) if hasattr(part, "known") else values
+            beside.append([shown(pixels, shape) for pixels in pictures])
         elif (lines := _lines(conditioner.parts[name], values)) is not None:
             words.append(lines)
     rows = len(next(iter(given.values())))
@@ -92,12 +96,16 @@ def _lines(part: Any, values: Any) -> list[str] | None:
 
 
 def shown(pixels: np.ndarray, shape: inputs.Shape) -> np.ndarray:
-    """A condition's image beside samples of a shape: scaled to their size, and grey or coloured as they are."""
+    """A condition's image beside samples of a shape: scaled to their size, and grey or coloured as they are.
+
+    A channel more than these have is alpha, or a mask: what lies under it is shown as it is.
+    """
     pixels = images.to_uint8(pixels[None])[0] if np.issubdtype(pixels.dtype, np.floating) else pixels
     rows, columns = (
         np.arange(new) * old // new for new, old in zip(shape[:2], pixels.shape[:2], strict=True)
     )
     scaled = pixels[rows][:, columns]
+    scaled = scaled[..., :-1] if scaled.shape[2] == shape[2] + 1 else scaled
     if scaled.shape[2] == shape[2]:
         return scaled
     grey = scaled[..., :3].mean(axis=2, keepdims=True).round().astype(np.uint8)

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from jaxdiff import inputs
+from jaxdiff.data import images
 from jaxdiff.errors import UserError, require
 
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 Parts = Mapping[str, Any]
 
@@ -56,7 +57,7 @@ def value(flag: str, word: str, part: Any, shape: inputs.Shape) -> Any:
     if word == "none":
         return None
     if inputs.image_of(part, shape) is not None:
-        return picture(flag, word, channels(part, shape))
+        return picture_for(flag, word, part, shape)
     try:
         return json.loads(word)
     except ValueError:
@@ -105,7 +106,7 @@ def _item(where: str, item: Any, part: Any, shape: inputs.Shape, folder: pathlib
         return item
     if not isinstance(item, str):
         raise UserError(f"{where}={item!r}: it is no path of a picture. Fix: give one")
-    return picture(where, str(folder / pathlib.Path(item).expanduser()), channels(part, shape))
+    return picture_for(where, str(folder / pathlib.Path(item).expanduser()), part, shape)
 
 
 def labels(text: str | None, classes: int) -> list[int] | None:
@@ -163,14 +164,34 @@ def at_levels(conditions: Mapping[str, Any], levels: Mapping[str, float]) -> dic
     return changed
 
 
-def channels(part: Any, shape: inputs.Shape) -> int:
-    """Of the pictures that a condition takes."""
+def picture_for(flag: str, path: str, part: Any, shape: inputs.Shape) -> np.ndarray:
+    """A picture as its condition takes it: bytes, or for a `PartialImage` floats with alpha.
+
+    Of that, a file without a transparent pixel is a hint, whether or not it has room for transparency.
+    """
     dummy = inputs.image_of(part, shape)
-    return 0 if dummy is None else dummy.shape[-1]
+    found = picture(flag, path, 0 if dummy is None else dummy.shape[-1])
+    if not hasattr(part, "known"):
+        return found
+    return part.read(found[..., :-1] if np.all(found[..., -1] == 255) else found)
+
+
+def with_gaps(flag: str, name: str, value: Any, part: Any, made: np.ndarray) -> Any:
+    """Pictures for a `PartialImage` that become transparent where `made` [height, width, 1] is True, else opaque."""
+    if isinstance(value, list):
+        return [None if item is None else with_gaps(flag, name, item, part, made) for item in value]
+    _, unknown = part.known(value)
+    fix = f"leave {flag} out, or give a picture without transparency"
+    require(bool(unknown.all()), flag, name, "this picture has transparent pixels of its own", fix)
+    alpha = np.where(made, np.uint8(0), np.uint8(255))
+    return part.read(np.concatenate([images.to_uint8(value[..., :-1]), alpha], axis=-1))
 
 
 def picture(flag: str, path: str, channels: int) -> np.ndarray:
-    """A picture as uint8 [height, width, channels], the way up that its EXIF says, transparent parts in white."""
+    """A picture as uint8 [height, width, channels], the way up that its EXIF says.
+
+    The last of 2 or 4 channels is alpha; else transparent parts are white.
+    """
     from PIL import Image, ImageOps
 
     require(channels in MODES, flag, path, f"no picture has {channels} channels", "give the values in Python")
@@ -179,7 +200,7 @@ def picture(flag: str, path: str, channels: int) -> np.ndarray:
             found = ImageOps.exif_transpose(opened)
             if found.mode.startswith("I"):  # 16 bits, which Pillow would clip
                 found = Image.fromarray((np.asarray(found).astype(np.float32) / 257).round().astype(np.uint8))
-            if channels < 4 and found.has_transparency_data:
+            if channels in (1, 3) and found.has_transparency_data:
                 paper = Image.new("RGBA", found.size, "white")
                 found = Image.alpha_composite(paper, found.convert("RGBA"))
             array = np.asarray(found.convert(MODES[channels]))

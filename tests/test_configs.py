@@ -14,6 +14,8 @@ import pytest
 
 from jaxdiff import config as configs
 from jaxdiff.cost.operations import count
+from jaxdiff.data import images
+from jaxdiff.data.sources import Tfds
 from jaxdiff.distributed.mesh import MeshShape
 from jaxdiff.errors import UserError
 from jaxdiff.program import Program, Rows, generate
@@ -36,7 +38,7 @@ def variants(file):
 ALL = [f"{file}:{variant}".rstrip(":") for file in FILES for variant in variants(file)]
 
 # Large networks are slow to trace: by default a few of each kind are counted, and fewer trained and sampled from.
-COUNTED = ("adm:imagenet64", "ddpm:cifar10", "edm:cifar10", "edm:cifar10_ncsnpp", "edm2:xxs", "palette:256")
+COUNTED = ("adm:imagenet64", "ddpm:cifar10", "edm:cifar10", "edm:cifar10_ncsnpp", "edm2:xxs", "palette:multi")
 TRACED = ("ddpm:cifar10", "digits", "edm2:xxs", "imagen:sr256")
 
 
@@ -59,7 +61,8 @@ PUBLISHED = {
     "adm:imagenet512": ("559.00", 1982.0),
     "adm:upsample256": ("311.80", 631.6),
     "adm:upsample512": ("309", None),
-    "palette:256": ("552.8", 1119.8),
+    "palette:colorize": ("552.82", 1120.0),
+    "palette:multi": ("552.82", 1120.0),
 }
 # EDM2's are published for latents of 64 x 64 x 4.
 LATENT = {
@@ -142,11 +145,49 @@ def test_edm2_is_the_published_network_with_a_channel_less(name):
     assert size(abstract(configs.build(pixels))[0]) == published - 2 * 9 * width
 
 
-def test_palette_is_adm_without_classes():
-    palette, adm = load("palette").task.denoiser, load("adm:imagenet256_uncond").task.denoiser
+@pytest.mark.parametrize("variant", variants("palette"))
+def test_palette_is_adm_without_classes(variant):
+    palette, adm = load(f"palette:{variant}").task.denoiser, load("adm:imagenet256_uncond").task.denoiser
     changed = configs.differences(adm.network, palette.network)
     assert changed == {"out_channels": (6, 3)}
     assert palette.conditioner.parts.source.channels == 3
+
+
+def test_palette_is_the_papers_network_but_for_alpha_and_the_task():
+    """That has three channels more than ADM's, and three out: 552.81 M. Alpha is one more, of 3 x 3 weights."""
+    params = abstract(configs.build(load("palette:multi")))[0]
+    task = size(params["conditioner"]["parts_task"])
+    assert (size(params["network"]["stem"]), task) == ((9 * 7 + 1) * 256, 4 * 1024)
+    assert f"{(size(params) - task - 9 * 256) / 1e6:.2f}" == "552.81"
+
+
+@pytest.mark.parametrize("variant", variants("palette"))
+def test_palettes_data_give_what_its_network_reads(variant):
+    """All fields are made of the image; where pixels are known, that is the image."""
+    config = load(f"palette:{variant}")
+    config.data.source = configs.spec(Tfds, name="photos/64", label_key=None)
+    experiment = configs.build(config)
+    batch = next(experiment.data.epoch(8))
+    conditioner = experiment.task.denoiser.conditioner
+    conditioner.check({name: batch[name] for name in conditioner.parts})
+    known = batch["source"][..., 3] > 0
+    np.testing.assert_array_equal(batch["source"][known][:, :3], images.to_float(batch["image"])[known])
+    share = known.mean(axis=(1, 2))
+    by_task = {"colorize": (0, 0), "inpaint": (0.3, 0.99), "uncrop": (0.4, 0.6), "jpeg": (0, 0)}
+    tasks = [list(by_task)[task] for task in batch["task"]] if variant == "multi" else [variant] * 8
+    assert all(by_task[task][0] <= one <= by_task[task][1] for task, one in zip(tasks, share, strict=True))
+    assert len(set(tasks)) == (4 if variant == "multi" else 1)
+
+
+@pytest.mark.parametrize("name", ["adm:upsample256", "imagen:sr256", "imagen:sr1024", "sr3:16_to_128"])
+def test_upsamplers_make_their_condition_of_the_image(name):
+    config = load(name)
+    config.data.source = configs.spec(Tfds, name="photos/64", label_key=None)
+    experiment = configs.build(config)
+    example = experiment.data.example()
+    part = experiment.task.denoiser.conditioner.parts["low_res"]
+    expected = jax.tree.leaves(part.example(1, (64, 64, 3)))
+    assert example["low_res"].shape in [leaf.shape[1:] for leaf in expected]
 
 
 # Heads of the widest attention and epsilon of the norms: counts tell neither, and published weights need both.

@@ -59,14 +59,14 @@ def test_an_inverted_image_comes_back_under_its_own_conditions_and_moves_under_o
     """v and so every step are linear in the mean: the image moves as much as an image of zeros does."""
     generator = a_v_model()
     images = IMAGES // 4 + np.uint8(100)  # nothing is cut off at black or white
-    source = {"label": [0, 1, 2]}
-    options = {"source": source, "iterations": 20, "strength": strength}
+    before = {"label": [0, 1, 2]}
+    options = {"before": before, "iterations": 20, "strength": strength}
     back = generator.edit(images, **options, label=[0, 1, 2])
     np.testing.assert_allclose(back.astype(int), images, atol=2)
     moved = generator.edit(images, **options, label=[3, 4, 4]).astype(int) - back
     grey = np.full_like(images, 128)
     alone = generator.edit(grey, **options, label=[3, 4, 4]).astype(int) - generator.edit(
-        grey, **options, **source
+        grey, **options, **before
     )
     np.testing.assert_allclose(moved, alone, atol=2)
     assert np.abs(moved).min() > 3
@@ -74,7 +74,7 @@ def test_an_inverted_image_comes_back_under_its_own_conditions_and_moves_under_o
 
 def test_pixels_outside_the_mask_stay_and_those_inside_are_edited_as_without_one():
     generator, mask = a_v_model(), np.array([[True, False, True], [False, False, True]])
-    for options in ({}, {"source": {"label": 0}}):
+    for options in ({}, {"before": {"label": 0}}):
         whole = generator.edit(IMAGES, 0.5, label=4, **options)
         part = generator.edit(IMAGES, 0.5, label=4, mask=mask, **options)
         np.testing.assert_array_equal(part[:, ~mask], IMAGES[:, ~mask])
@@ -103,8 +103,8 @@ def test_what_is_made_inside_the_mask_sees_the_diffused_image_around_it():
 
 def test_an_image_of_another_size_is_edited_as_such():
     wide = np.concatenate([IMAGES, IMAGES], axis=2)
-    found = a_v_model().edit(wide, 0.5, label=4, image_size=(2, 6), source={"label": 0}, iterations=3)
-    alone = a_v_model().edit(IMAGES, 0.5, label=4, source={"label": 0}, iterations=3)
+    found = a_v_model().edit(wide, 0.5, label=4, image_size=(2, 6), before={"label": 0}, iterations=3)
+    alone = a_v_model().edit(IMAGES, 0.5, label=4, before={"label": 0}, iterations=3)
     np.testing.assert_allclose(found[:, :, 3:].astype(int), alone, atol=1)
 
 
@@ -128,5 +128,5 @@ def test_what_cannot_be_edited_is_said_readably():
     with pytest.raises(UserError, match=r"sampling.grid=RePaint.*no single end"):
         a_generator(grid=RePaint(Uniform(), 1, 2)).edit(IMAGES, label=1)
     with pytest.raises(UserError, match="label=: the model needs it"):
-        generator.edit(IMAGES, label=1, source={})
+        generator.edit(IMAGES, label=1, before={})
     assert dataclasses.replace(generator, batch_size=2).edit(IMAGES, label=1).shape == IMAGES.shape

@@ -294,12 +294,14 @@ def test_pictures_of_every_kind_are_read(tmp_path):
     )
     clear = np.dstack([rgb, np.where(np.arange(5) < 2, 0, 255)[None].repeat(3, axis=0).astype(np.uint8)])
     np.testing.assert_array_equal(read(clear, 4), clear)
+    np.testing.assert_array_equal(read(np.dstack([grey, clear[..., 3]]), 2), np.dstack([grey, clear[..., 3]]))
+    np.testing.assert_array_equal(read(grey, 2), np.dstack([grey, np.full_like(grey, 255)]))
     np.testing.assert_array_equal(read(clear, 3), np.where(clear[..., 3:] == 0, 255, rgb))
     turned = Image.Exif()
     turned[0x0112] = 6  # the camera was on its side: the first row is the right-hand column
     np.testing.assert_array_equal(read(rgb, 3, exif=turned), np.rot90(rgb, -1))
-    with pytest.raises(UserError, match="no picture has 2 channels"):
-        words.picture("--image", str(tmp_path / "x.png"), 2)
+    with pytest.raises(UserError, match="no picture has 5 channels"):
+        words.picture("--image", str(tmp_path / "x.png"), 5)
     whole = (tmp_path / "x.png").read_bytes()
     (tmp_path / "x.png").write_bytes(whole[: len(whole) - 30])
     with pytest.raises(UserError, match=r"--image=.*x.png: it is no picture. Fix: give a PNG, JPEG or WEBP"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import numpy as np
 import pytest
 from test_inputs import LEVELS, WEIGHTS, a_generator, constant
@@ -9,6 +10,7 @@ from test_inputs import LEVELS, WEIGHTS, a_generator, constant
 from jaxdiff import sample_grid
 from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.conditioning.image import ImageCondition
+from jaxdiff.conditioning.partial import PartialImage
 from jaxdiff.conditioning.text import Text
 from jaxdiff.conditioning.vector import ClassLabel, NoiseLevel
 from jaxdiff.data.pipeline import Pipeline
@@ -109,6 +111,35 @@ def test_texts_are_shown_as_they_were_written():
     assert sample_grid._lines(LABEL, np.array([3, 1])) == ["3", "1"]
     assert sample_grid._lines(LABEL, np.array([b"one", b"two"])) == ["one", "two"]
     assert sample_grid._lines(LABEL, np.array([0.5])) is None
+
+
+def test_hints_and_fills_lie_beside_what_is_made_of_them():
+    """Colours under transparent pixels of bytes mean nothing, and are not shown; in floats they are hints."""
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 2, 4, 3), np.uint8)
+    values = PartialImage(fill=-0.2).read(pixels)
+    np.testing.assert_array_equal(sample_grid.shown(values[0], (2, 4, 3)), pixels[0])
+    part = sample_grid.shown(values[0, :1, :2], (2, 4, 3))
+    np.testing.assert_array_equal(part, pixels[0, [0, 0]][:, [0, 0, 1, 1]])
+    generator = a_generator({"source": PartialImage(channels=1, fill=-0.2)}, {}, (4, 4, 1))
+    generator = dataclasses.replace(generator, denoiser=generator.denoiser.clone(network=Mean()))
+    grey = np.full((2, 4, 4, 1), 90, np.uint8)
+    stored = np.concatenate([grey, np.broadcast_to(np.uint8([0, 0, 0, 255])[:, None], grey.shape)], axis=-1)
+    for given, shown, made in (
+        (stored, 102, 102),  # the level of -0.2, and in the last column 90
+        (PartialImage(1).read(grey), 90, 90),
+    ):
+        picture = sample_grid.sample_grid(generator, {"source": given}, columns=2)
+        np.testing.assert_array_equal(cells(picture, 2, 2, 0), [[shown, made]] * 2)
+        assert picture[16, 29, 0] == 90
+        assert picture[16, 34 + 29, 0] == 90
+
+
+class Mean(nn.Module):
+    """Predicts the colours of its condition, whatever their alpha."""
+
+    @nn.compact
+    def __call__(self, x, embeddings, *, train):
+        return embeddings.spatial[..., :-1] + 0 * x
 
 
 def test_conditions_of_other_colours_and_sizes_fit_beside_samples():

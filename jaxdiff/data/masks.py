@@ -1,4 +1,7 @@
-"""Masks of what is unknown, and images in which it is hidden: the conditions of inpainting and outpainting."""
+"""Masks of what is unknown, and images in which it is hidden: the conditions of inpainting and outpainting.
+
+An image of which a part is known has alpha as its last channel: `KNOWN` or `UNKNOWN`. `PartialImage` reads it so.
+"""
 
 import dataclasses
 from typing import Literal, Protocol, runtime_checkable
@@ -7,9 +10,10 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from jaxdiff.data import images
-from jaxdiff.data.degradations import Picture
-from jaxdiff.errors import require
+from jaxdiff.data.degradations import Degradation, Picture
+from jaxdiff.errors import UserError, require
 
+KNOWN, UNKNOWN = 1.0, -1.0
 Hidden = Bool[np.ndarray, "height width"]
 
 
@@ -120,14 +124,27 @@ class Uncrop:
 
 
 @dataclasses.dataclass(frozen=True)
+class OneOf:
+    """A mask of one kind or another, each equally often."""
+
+    masks: tuple[Mask, ...]
+
+    def __post_init__(self):
+        require(len(self.masks) > 0, "masks", self.masks, "there is no choice", "give at least one")
+
+    def __call__(self, height: int, width: int, rng: np.random.Generator) -> Hidden:
+        return self.masks[rng.integers(len(self.masks))](height, width, rng)
+
+
+@dataclasses.dataclass(frozen=True)
 class Masked:
-    """The image with what a mask hides filled, as floats from -1 to 1, and the mask as one more channel.
+    """The image with what a mask hides filled, as floats from -1 to 1, and alpha as one more channel.
 
     Attributes:
       mask: what is hidden.
       fill: "noise" is standard Gaussian, as in Palette (Saharia et al. 2021, section 4.3), and may leave [-1, 1]; or
         a number.
-      channel: whether the mask is told, in a last channel: 1 where the image is unknown, else 0.
+      channel: whether the mask is told, in a last channel: 1 where the image is known, else -1.
     """
 
     mask: Mask
@@ -141,7 +158,34 @@ class Masked:
         hidden = self.mask(height, width, rng)[..., None]
         fill = rng.standard_normal(image.shape, np.float32) if self.fill == "noise" else np.float32(self.fill)
         shown = np.where(hidden, fill, images.to_float(image))
-        return np.concatenate([shown, hidden], axis=-1, dtype=np.float32) if self.channel else shown
+        alpha = np.where(hidden, UNKNOWN, KNOWN)
+        return np.concatenate([shown, alpha], axis=-1, dtype=np.float32) if self.channel else shown
+
+
+@dataclasses.dataclass(frozen=True)
+class Hint:
+    """What a degradation has left of an image, as floats from -1 to 1, of which no pixel counts as known.
+
+    Beside `Masked` images in a `Choice`, one model learns to complete images and to restore them.
+
+    Attributes:
+      degradation: it keeps the size; one channel stands for all of the image's.
+    """
+
+    degradation: Degradation
+
+    def __call__(
+        self, image: Picture, rng: np.random.Generator
+    ) -> Float32[np.ndarray, "height width channels_"]:
+        left = self.degradation(image, rng)
+        if left.shape[:2] != image.shape[:2] or left.shape[2] not in (1, image.shape[2]):
+            raise UserError(
+                f"degradation={self.degradation!r}: it makes {list(left.shape)} of {list(image.shape)}. "
+                "Fix: use one that keeps the size of an image, and its channels or a single one"
+            )
+        colours = np.broadcast_to(images.to_float(left) if left.dtype == np.uint8 else left, image.shape)
+        alpha = np.full((*image.shape[:2], 1), UNKNOWN)
+        return np.concatenate([colours, alpha], axis=-1, dtype=np.float32)
 
 
 def _dot(draw, place: np.ndarray, width: float) -> None:

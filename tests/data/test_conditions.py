@@ -9,7 +9,7 @@ from jaxdiff.config import build, from_json, spec, to_json
 from jaxdiff.data import images
 from jaxdiff.data.conditions import Choice, Degrade
 from jaxdiff.data.degradations import Blur, Downsample, Edges, GaussianNoise, Grayscale
-from jaxdiff.data.masks import BoxMask, Masked
+from jaxdiff.data.masks import BoxMask, Hint, Masked, OneOf, Uncrop
 from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.sources import Tfds
 from jaxdiff.data.transforms import CentreCrop, HorizontalFlip, RandomCrop
@@ -82,6 +82,21 @@ def test_a_choice_draws_by_weight_and_says_what_it_drew():
     }  # fmt: skip
 
 
+def test_hints_and_gaps_are_one_field_of_many_tasks():
+    """Where alpha says so, the field is the image that is to be made, after crops and flips."""
+    tasks = (Hint(Grayscale()), Masked(BoxMask(), fill=0.0), Masked(Uncrop(), fill=0.0), Hint(Edges()))
+    pipeline = Pipeline(
+        Tfds("photos/64"), (RandomCrop(32), HorizontalFlip()), conditions=(Choice("source", tasks),)
+    )
+    batch = first(pipeline.batches(32, seed=0))
+    source, known = batch["source"], batch["source"][..., 3] == 1
+    assert (source.shape, source.dtype) == ((32, 32, 32, 4), np.float32)
+    assert set(batch["task"]) == {0, 1, 2, 3}
+    np.testing.assert_array_equal(known.any(axis=(1, 2)), (batch["task"] == 1) | (batch["task"] == 2))
+    np.testing.assert_array_equal(source[known][:, :3], batch["image"][known])
+    np.testing.assert_array_equal(source[~known][:, 3], -1)
+
+
 def test_choices_of_different_shapes_are_refused_by_name():
     choice = Choice("source", (Grayscale(1), Edges(channels=3)))
     pipeline = Pipeline(Tfds("digits"), conditions=(choice,))
@@ -117,20 +132,23 @@ def test_what_cannot_be_is_refused(make, word):
         make()
 
 
+MASKED = spec(Masked, mask=spec(OneOf, masks=(spec(BoxMask), spec(Uncrop))))
+
+
 def test_blocks_survive_json():
     written = spec(
         Pipeline,
         source=spec(Tfds, name="photos/32"),
         conditions=(
             spec(Degrade, field="low_res", degradation=spec(Downsample, factor=2, method="bicubic")),
-            spec(Choice, field="source", degradations=(spec(Grayscale), spec(Masked, mask=spec(BoxMask)))),
+            spec(Choice, field="source", degradations=(spec(Hint, degradation=spec(Grayscale)), MASKED)),
         ),
     )
     expected = Pipeline(
         Tfds("photos/32"),
         conditions=(
             Degrade("low_res", Downsample(2, "bicubic")),
-            Choice("source", (Grayscale(), Masked(BoxMask()))),
+            Choice("source", (Hint(Grayscale()), Masked(OneOf((BoxMask(), Uncrop()))))),
         ),
     )
     assert build(from_json(to_json(written)), packages=("jaxdiff",)) == expected

@@ -5,7 +5,8 @@ import pytest
 from scipy import ndimage, stats
 
 from jaxdiff.data import images
-from jaxdiff.data.masks import BoxMask, FreeFormMask, Masked, Uncrop
+from jaxdiff.data.degradations import Downsample, Edges, Grayscale, Jpeg
+from jaxdiff.data.masks import BoxMask, FreeFormMask, Hint, Masked, OneOf, Uncrop
 from jaxdiff.errors import UserError
 
 
@@ -91,11 +92,43 @@ def test_what_is_known_is_the_image_and_the_rest_tells_nothing(fill, channel):
     assert np.array_equal(shown[~hidden][:, :3], images.to_float(image)[~hidden])
     assert np.array_equal(shown[hidden], other[hidden]), "nothing hidden depends on the image"
     if channel:
-        assert np.array_equal(shown[..., 3], hidden)
+        assert np.array_equal(shown[..., 3], np.where(hidden, -1, 1))
     if fill == "noise":
         assert stats.kstest(shown[hidden][:, :3].ravel(), "norm").pvalue > 0.01
     else:
         assert (shown[hidden][:, :3] == np.float32(fill)).all()
+
+
+def test_one_of_several_masks_is_drawn_each_equally_often():
+    kinds = OneOf((BoxMask((1.0, 1.0)), BoxMask((0.5, 0.5)), Uncrop(0.25, four_sides=0.0)))
+    shares = [round(kinds(8, 8, rng(seed)).mean(), 2) for seed in range(600)]
+    assert set(shares) == {1.0, 0.25}, "a box of half the sides is a quarter"
+    assert abs(np.mean(np.equal(shares, 1.0)) - 1 / 3) < 0.06
+
+
+class Smooth:
+    """Floats, as a degradation may give them."""
+
+    def __call__(self, image, rng):
+        return images.to_float(image) / 2 + rng.standard_normal()
+
+
+@pytest.mark.parametrize("degradation", [Grayscale(), Grayscale(3), Edges(), Jpeg((5, 5)), Smooth()])
+def test_a_hint_is_what_a_degradation_leaves_and_nothing_of_it_is_known(degradation):
+    image = rng(1).integers(0, 256, (16, 24, 3), np.uint8)
+    hint = Hint(degradation)(image, rng(3))
+    assert (hint.shape, hint.dtype) == ((16, 24, 4), np.float32)
+    assert np.all(hint[..., 3] == -1)
+    left = degradation(image, rng(3))
+    left = images.to_float(left) if left.dtype == np.uint8 else left.astype(np.float32)
+    assert np.array_equal(hint[..., :3], np.broadcast_to(left, image.shape))
+
+
+def test_a_hint_of_another_size_is_refused():
+    with pytest.raises(UserError, match=r"degradation=Downsample.*\[8, 8, 3\] of \[16, 16, 3\]. Fix"):
+        Hint(Downsample(2))(np.zeros((16, 16, 3), np.uint8), rng())
+    with pytest.raises(UserError, match=r"degradation=Grayscale.*\[16, 16, 3\] of \[16, 16, 1\]"):
+        Hint(Grayscale(3))(np.zeros((16, 16, 1), np.uint8), rng())
 
 
 @pytest.mark.parametrize(
@@ -110,6 +143,7 @@ def test_what_is_known_is_the_image_and_the_rest_tells_nothing(fill, channel):
         (lambda: FreeFormMask(brush=(0.2, 0.1)), "brush"),
         (lambda: Uncrop(1.0), "share"),
         (lambda: Uncrop(four_sides=2.0), "four_sides"),
+        (lambda: OneOf(()), "masks"),
     ],
 )
 def test_what_cannot_be_is_refused(make, word):

@@ -91,9 +91,13 @@ def _bits_at(likelihood: Likelihood, denoiser, mesh, params, pixels, fields, ind
 
 
 def _fields(denoiser: Any, examples: Mapping[str, Any]) -> dict[str, Any]:
-    """The conditions among the fields of examples, read as a user's would be."""
+    """The conditions among the fields of examples; texts that nothing has made numbers of are read here."""
     conditioner = denoiser.conditioner
-    return {name: conditioner.read(name, examples[name]) for name in conditioner.parts if name in examples}
+    given = {name: np.asarray(examples[name]) for name in conditioner.parts if name in examples}
+    return {
+        name: conditioner.read(name, values) if values.dtype.kind in "USO" else values
+        for name, values in given.items()
+    }
 
 
 def _split(mesh, tree: Any) -> Any:

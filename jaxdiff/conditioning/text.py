@@ -8,7 +8,7 @@ from jaxtyping import Int
 
 from jaxdiff.conditioning import nulls
 from jaxdiff.conditioning.nulls import Null
-from jaxdiff.data.text import END, IDS, PAD, ByteTokenizer
+from jaxdiff.data.text import END, IDS, PAD, SPACE, ByteTokenizer
 from jaxdiff.embeddings import Embeddings, Tokens
 from jaxdiff.errors import UserError, require
 from jaxdiff.models.attention import attend
@@ -31,6 +31,8 @@ class Text(nn.Module):
       layers: blocks of the encoder.
       window: so many bytes about each are joined to it by a convolution, before the encoder: it then starts from letters
         in their words, as that of CANINE does (Clark et al. 2022). An odd number; 1 for none.
+      words: the bytes of a word become one token, for at most so many words, the last of which takes the rest: the
+        encoder and the network then read a tenth of the tokens ("SpaceByte", Slagle 2024). None for a token each.
       head_dim: channels of an attention head.
       expansion: hidden width of the MLPs, as a multiple of `width`.
       vector_width: length of the network's vector; None to leave it alone.
@@ -43,6 +45,7 @@ class Text(nn.Module):
     length: int
     layers: int = 4
     window: int = 1
+    words: int | None = None
     head_dim: int = 64
     expansion: int = 4
     vector_width: int | None = None
@@ -51,7 +54,7 @@ class Text(nn.Module):
     dtype: str = "float32"
 
     def __post_init__(self):
-        for name in ("width", "layers", "head_dim", "expansion", "vector_width"):
+        for name in ("width", "layers", "words", "head_dim", "expansion", "vector_width"):
             value = getattr(self, name)
             require(value is None or value > 0, name, value, "it must be positive", "give at least 1")
         require(self.width % self.head_dim == 0, "width", self.width,
@@ -68,13 +71,15 @@ class Text(nn.Module):
         require(given == self.length, "length", self.length, f"the texts of this batch have {given} ids",
                 "give Tokenize and Text the same length")  # fmt: skip
         table = self.param("bytes", embedding_init(), (IDS, self.width))
-        places = self.param("places", embedding_init(), (self.length, self.width))
+        places = self.param("places", embedding_init(), (self.words or self.length, self.width))
         # An id out of range becomes NaN, never another byte: -1 would read the last row.
         rows = jnp.where(ids < 0, IDS, ids)
         x = jnp.take(table, rows, axis=0, mode="fill", fill_value=jnp.nan)
         mask = ids != PAD
         if self.window > 1:
             x = x + Window(self.window, self.dtype, name="window")(jnp.where(mask[..., None], x, 0))
+        if self.words is not None:
+            x, mask = in_words(x, ids, self.words)
         x = x + places[None]
         for i in range(self.layers):
             x = EncoderBlock(self.head_dim, self.expansion, self.dtype, name=f"block_{i}")(x, mask)
@@ -84,7 +89,7 @@ class Text(nn.Module):
             vector = Pool(self.vector_width, self.null, name="pool")(tokens, mask, drop)
         if self.null != "none":
             # One token is enough where all are the same.
-            first = jnp.arange(self.length) == 0
+            first = jnp.arange(mask.shape[1]) == 0
             mask = jnp.where(drop[:, None], first[None], mask)
         tokens = nulls.instead(self, tokens, drop, nn.initializers.normal(1.0))
         return Embeddings(vector=vector, tokens=Tokens(tokens, mask))
@@ -128,6 +133,19 @@ class Text(nn.Module):
             raise UserError(f"{name}[{bad[0]}]={ids[bad[0]].tolist()}: {why}. Fix: {fix}")
 
 
+def in_words(
+    x: Float[Array, "batch length channels"], ids: Int[Array, "batch length"], words: int
+) -> tuple[Float[Array, "batch words channels"], Bool[Array, "batch words"]]:
+    """The bytes of each word added up, over the root of their number, and which words there are.
+
+    A space belongs to the word that it begins.
+    """
+    word = jnp.minimum(jnp.cumsum(ids == SPACE, axis=1), words - 1)
+    member = (word[:, None] == jnp.arange(words)[None, :, None]) & (ids != PAD)[:, None]
+    size = jnp.sum(member, axis=2, dtype=x.dtype)
+    return jnp.matmul(member.astype(x.dtype), x) / jnp.sqrt(jnp.maximum(size, 1))[..., None], size > 0
+
+
 class Window(nn.Module):
     """Two dense layers, with the exact GELU between, of each vector and those about it; zeros beyond both ends."""
 
@@ -169,7 +187,9 @@ class EncoderBlock(nn.Module):
 
 
 class Pool(nn.Module):
-    """``dense_1(silu(dense_0(mean)))`` of the tokens that are there. Its null starts as nothing, zeros."""
+    """``dense_1(silu(dense_0(norm(mean))))`` of the tokens that are there, as in "Imagen" (Saharia et al. 2022, section
+    2.4.1). Its null starts as nothing, zeros.
+    """
 
     width: int
     null: Null = "learned"
@@ -183,6 +203,7 @@ class Pool(nn.Module):
     ) -> Float[Array, "batch width"]:
         shown = mask[..., None].astype(tokens.dtype)
         mean = jnp.sum(shown * tokens, axis=1) / jnp.maximum(jnp.sum(shown, axis=1), 1)
-        hidden = jax.nn.silu(Dense(self.width, name="dense_0")(mean))
+        normed = LayerNorm(name="norm")(mean[:, None])[:, 0]
+        hidden = jax.nn.silu(Dense(self.width, name="dense_0")(normed))
         vectors = Dense(self.width, name="dense_1")(hidden)
         return nulls.instead(self, vectors, drop, nn.initializers.zeros)

@@ -18,6 +18,7 @@ PAD, END, FIRST_BYTE = 0, 1, 3
 """Ids of what is no byte, and of the byte 0. Id 2 is ByT5's "unknown", which no text has."""
 
 IDS = FIRST_BYTE + 256
+SPACE = FIRST_BYTE + ord(" ")
 """How many ids there are."""
 
 SHOWN = 40

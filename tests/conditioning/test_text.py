@@ -14,7 +14,7 @@ import pytest
 
 from jaxdiff import config
 from jaxdiff.conditioning.conditioner import Conditioner
-from jaxdiff.conditioning.text import Text
+from jaxdiff.conditioning.text import Text, in_words
 from jaxdiff.conditioning.vector import NoiseLevel
 from jaxdiff.data.text import PAD
 from jaxdiff.denoiser import Denoiser
@@ -112,6 +112,8 @@ def test_the_vector_is_made_of_the_mean_over_tokens():
     embeddings, pool = embed(), jax.tree.map(np.asarray, PARAMS["params"]["pool"])
     for i, size in enumerate(SIZES):
         mean = embeddings.tokens[i, :size].mean(axis=0)
+        mean = (mean - mean.mean()) / np.sqrt(mean.var() + 1e-5)
+        mean = mean * pool["norm"]["scale"] + pool["norm"]["bias"]
         hidden = mean @ pool["dense_0"]["kernel"] + pool["dense_0"]["bias"]
         hidden = hidden / (1 + np.exp(-hidden))
         expected = hidden @ pool["dense_1"]["kernel"] + pool["dense_1"]["bias"]
@@ -162,6 +164,35 @@ def test_padding_is_outside_every_window():
     changed_pad = {"params": {**params["params"], "bytes": params["params"]["bytes"].at[PAD].set(pad + 1)}}
     one, other = (embed(part=part, params=each) for each in (params, changed_pad))
     assert_same_text(one, other, range(4), atol=0)
+
+
+def test_a_word_is_the_sum_of_its_bytes_over_the_root_of_their_number():
+    x = np.random.default_rng(0).normal(size=(4, LENGTH, 5)).astype(np.float32)
+    found, mask = (np.asarray(part) for part in in_words(jnp.asarray(x), jnp.asarray(IDS), 3))
+    # "a", " red", " 3" and the end; nothing but the end; two signs without a space, and the end; "der", " 3", " a" and it
+    parts = [[1, 4, 3], [1], [8], [3, 2, 3]]
+    for i, sizes in enumerate(parts):
+        assert mask[i].tolist() == [j < len(sizes) for j in range(3)]
+        ends = np.cumsum(sizes)
+        for j, (size, end) in enumerate(zip(sizes, ends, strict=True)):
+            np.testing.assert_allclose(found[i, j], x[i, end - size : end].sum(0) / size**0.5, atol=1e-6)
+        assert not found[i, len(sizes) :].any()
+    rest, _ = in_words(jnp.asarray(x), jnp.asarray(IDS), 2)
+    np.testing.assert_allclose(rest[0, 1], x[0, 1:8].sum(0) / 7**0.5, atol=1e-6)  # the last takes what is left
+
+
+def test_words_are_what_a_network_reads():
+    part = TEXT.clone(words=3, window=3)
+    params = randomised(part, jnp.asarray(IDS), SHOWN)
+    seen = embed(part=part, params=params)
+    assert seen.tokens.shape == (4, 3, WIDTH)
+    assert seen.mask.tolist() == [[True] * 3, [True, False, False], [True, False, False], [True] * 3]
+    other = embed(part.read(["a rde 3", "", "x", "der 3 a"]), part=part, params=params)
+    assert np.abs(other.tokens[0] - seen.tokens[0]).max() > 0.1  # letters of a word have an order, by their window
+    np.testing.assert_array_equal(other.tokens[3], seen.tokens[3])
+    dropped = embed(drop=DROPPED, part=part, params=params)
+    np.testing.assert_array_equal(dropped.mask[0], [True, False, False])
+    np.testing.assert_array_equal(dropped.tokens[0, 0], dropped.tokens[2, 0])
 
 
 def test_captions_of_a_batch_do_not_see_each_other():
@@ -311,6 +342,7 @@ def test_an_id_out_of_range_becomes_no_other_byte():
         ({"expansion": 0}, "expansion=0: "),
         ({"vector_width": -1}, "vector_width=-1: "),
         ({"width": 20}, "width=20: attention splits it into heads of head_dim=8"),
+        ({"words": 0}, "words=0: "),
         ({"window": 4}, "window=4: it has no middle"),
         ({"length": 1}, "length=1: the end takes one id"),
         ({"null": "none"}, "drop_rate=0.1: "),

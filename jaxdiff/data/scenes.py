@@ -12,9 +12,9 @@ import tensorflow_datasets as tfds
 
 from jaxdiff.data.digits import LEVELS, TEST_SIZE, stratified_split
 
-SIZE = 32
-MOST = 3  # objects
-SIZES = {1: (12, 20), 2: (10, 14), 3: (8, 10)}  # sides of the digits, in pixels, by the number of objects
+SIZE = 24
+SIDE = 8  # of the scans, which are shown as they are
+MOST = SIZE // SIDE  # objects
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 COLOURS = {
     "red": (230, 40, 40),
@@ -26,7 +26,7 @@ COLOURS = {
 }
 RELATIONS = ("alone", "left of", "right of", "above", "below")
 WORDS = {"left of": "to the left of", "right of": "to the right of"}
-COUNTS = {"train": 8000, "test": 1000, "novel": 1000}
+COUNTS = {"train": 16000, "test": 1000, "novel": 1000}
 MISSING = -1
 
 
@@ -42,14 +42,17 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
     Scans: `digits`, whose training scans make training scenes and whose test scans the others. Nothing is downloaded.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First release."}  # noqa: RUF012  (TFDS's own interface)
+    VERSION = tfds.core.Version("2.0.0")
+    RELEASE_NOTES = {  # noqa: RUF012  (TFDS's own interface)
+        "2.0.0": "24 x 24 pixels, scans at their own resolution, twice as many training scenes.",
+        "1.0.0": "First release.",
+    }
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = tfds.features
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Handwritten digits in colours and places, 32 x 32 pixels, with captions.",
+            description=f"Handwritten digits in colours and places, {SIZE} x {SIZE} pixels, with captions.",
             features=features.FeaturesDict(
                 {
                     "image": features.Image(shape=(SIZE, SIZE, 3), dtype=np.uint8, encoding_format="png"),
@@ -133,35 +136,25 @@ def caption(scene: dict[str, Any]) -> str:
 
 
 def render(scans: np.ndarray, scene: dict[str, Any]) -> np.ndarray:
-    """The scene as uint8 [32, 32, 3]: ink of the scans, bilinear, mixes the colour with black."""
+    """The scene as uint8 [24, 24, 3]: the ink of a scan mixes its colour with black."""
     canvas = np.zeros((SIZE, SIZE, 3))
     for scan, colour, box in zip(scene["scans"], scene["colours"], scene["boxes"], strict=True):
         top, left, bottom, right = box
-        ink = _enlarge(scans[scan] / LEVELS, int(bottom - top))
-        canvas[top:bottom, left:right] += ink[..., None] * list(COLOURS.values())[colour]
+        canvas[top:bottom, left:right] += scans[scan][..., None] / LEVELS * list(COLOURS.values())[colour]
     return np.rint(canvas).astype(np.uint8)
 
 
 def _boxes(rng: np.random.RandomState, count: int, relation: str) -> np.ndarray:
     """Squares [count, 4] that stand as the relation says, each in a strip of the canvas of its own."""
-    smallest, largest = SIZES[count]
-    sides = rng.randint(smallest, largest + 1, count)
+    room = SIZE - SIDE
     if count == 1:
-        top, left = rng.randint(SIZE - sides[0] + 1, size=2)
-        return np.array([(top, left, top + sides[0], left + sides[0])])
-    strip = SIZE // count
-    along = np.array([i * strip + rng.randint(strip - side + 1) for i, side in enumerate(sides)])
-    # Across, all stand about one line, so that no other relation could be read from the scene.
-    line = rng.randint(SIZE - largest + 1)
-    across = np.clip(line + rng.randint(-2, 3, count), 0, SIZE - sides)
-    if relation in ("right of", "below"):
-        along, across, sides = along[::-1], across[::-1], sides[::-1]
-    first, second = (across, along) if relation in ("left of", "right of") else (along, across)
-    return np.stack([first, second, first + sides, second + sides], axis=-1)
-
-
-def _enlarge(ink: np.ndarray, side: int) -> np.ndarray:
-    """A square of numbers at another side, bilinear: with numpy alone it is the same on every machine."""
-    places = np.clip((np.arange(side) + 0.5) * len(ink) / side - 0.5, 0, len(ink) - 1)
-    weights = np.maximum(0, 1 - np.abs(places[:, None] - np.arange(len(ink))))
-    return weights @ ink @ weights.T
+        first, second = rng.randint(room + 1, size=(2, 1))
+    else:
+        strip = SIZE // count
+        along = np.array([i * strip + rng.randint(strip - SIDE + 1) for i in range(count)])
+        # Across, all stand about one line, so that no other relation could be read from the scene.
+        across = np.clip(rng.randint(room + 1) + rng.randint(-2, 3, count), 0, room)
+        if relation in ("right of", "below"):
+            along, across = along[::-1], across[::-1]
+        first, second = (across, along) if relation in ("left of", "right of") else (along, across)
+    return np.stack([first, second, first + SIDE, second + SIDE], axis=-1)

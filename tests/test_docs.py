@@ -1,11 +1,20 @@
 """The documentation is true: its recipes run, and the tests that it names exist."""
 
+import json
 import pathlib
 import re
 import sys
 import types
 
+import commands
+import jax
+import numpy as np
 import pytest
+
+from jaxdiff import sample, train
+from jaxdiff.distributed import runtime
+from jaxdiff.errors import UserError
+from jaxdiff.generator import Generator
 
 ROOT = pathlib.Path(__file__).parent.parent
 RECIPE = re.compile(r"^## (?P<title>[^\n]+)\n.*?^```python\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE)
@@ -31,3 +40,130 @@ def test_each_convention_names_a_test_that_exists(name):
     file, _, function = name.partition("::")
     assert (ROOT / file).exists()
     assert f"\ndef {function}" in (ROOT / file).read_text()
+
+
+DATA = """
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Lamps:
+    \"\"\"Grey images, which are bright if they have the first of three attributes.\"\"\"
+
+    image_shape = (8, 8, 1)
+    num_classes = None
+    name = "lamps"
+
+    def open(self):
+        return self
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, i):
+        has = np.array([i % 2, i // 2 % 2, i // 4 % 2], bool)
+        image = np.full(self.image_shape, 230 if has[0] else 25, np.uint8)
+        return {"image": image, "index": np.int32(i), "attributes": has}
+"""
+
+CONFIG = f"""
+from lamps.attributes import Attributes
+from lamps.data import Lamps
+
+from jaxdiff import config as configs
+from jaxdiff.config import spec
+from jaxdiff.models.unet import Level, UNet
+
+
+def get_config():
+    config = configs.load({commands.DIGITS!r})
+    config.task.denoiser.conditioner.parts = {{"attributes": spec(Attributes, count=3, width=32)}}
+    config.data.source = spec(Lamps)
+    level = spec(Level, width=16, blocks=0)
+    config.task.denoiser.network = spec(UNet, levels=(level,), out_channels=1, middle_attention=False)
+    config.task.denoiser.conditioner.noise.width = 32
+    return config
+"""
+
+BRIEF = {
+    "test_data": "None", "evaluation": "None", "steps": "60", "batch_size": "16", "log_every": "60",
+    "sample_every": "0", "checkpoint_every": "60", "optimizer.learning_rate": "0.01",
+    "optimizer.schedule.warmup_steps": "2", "ema.decay": "0.5", "sampling.steps": "4",
+}  # fmt: skip
+
+
+@pytest.fixture
+def lamps(tmp_path, monkeypatch):
+    """A user's package: the recipe's condition in one file, and in others data that have it and a config."""
+    package = tmp_path / "lamps"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    part, example, _ = RECIPES["A condition"].partition("\nconditioner = Conditioner(")
+    assert example
+    (package / "attributes.py").write_text(part)
+    (package / "data.py").write_text(DATA)
+    (tmp_path / "config.py").write_text(CONFIG)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(runtime, "start", lambda: None)
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield tmp_path
+    jax.config.update("jax_disable_most_optimizations", False)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lamps"]:
+        del sys.modules[name]
+
+
+def test_a_condition_in_one_file_and_a_line_of_a_config_is_trained_and_sampled(lamps):
+    run, out = str(lamps / "run"), lamps / "out.npz"
+    changes = [f"--config.{name}={text}" for name, text in BRIEF.items()]
+    quick = {"PYTHONPATH": str(lamps), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    flags = ("--config", str(lamps / "config.py"), "--workdir", run, *changes)
+    commands.run("train", *flags, devices=1, **quick)
+
+    def draw(*words, packages="lamps"):
+        flags = ["--packages", packages] if packages else []
+        sample.main(["--workdir", run, "--out", str(out), "--overwrite", *flags, *words])
+        return dict(np.load(out))
+
+    lit, dark = "attributes=[true, false, true]", "attributes=[false, false, true]"
+    given = ("--condition", lit, "--condition", dark)
+    found = draw("--n", "6", "--guidance", "1", *given)
+    assert found["attributes"].tolist() == [[True, False, True], [False, False, True]] * 3
+    levels = found["images"].mean(axis=(1, 2, 3))
+    assert levels[::2].min() > levels[1::2].max() + 60, "what they say is what is made"
+    (lamps / "many.jsonl").write_text("\n".join(
+        json.dumps({"attributes": value}) for value in ([True, False, True], None)
+    ))  # fmt: skip
+    read = draw("--conditions", str(lamps / "many.jsonl"), "--guidance", "1")["images"]
+    np.testing.assert_array_equal(read[0], found["images"][0])
+    none = draw("--condition", "attributes=none", "--guidance", "1", "--n", "2")["images"]
+    np.testing.assert_array_equal(read[1], none[1])
+    for words, message in {
+        (): r"--condition attributes: the model needs it. Fix: give attributes; it has: attributes \(Attributes\)",
+        (
+            "--condition",
+            "attribute=1",
+        ): r"'attribute': the model has no such condition. Fix: it has: attributes",
+        ("--condition", "attributes=[1, 0, 1]"): r"attributes=int.*no attributes. Fix: give bools \[n, 3\]",
+        ("--condition", "attributes=[true]"): r"attributes=bool.*these are no attributes",
+        ("--label", "3"): r"--label='3': the model has no label. Fix: leave it out; it has: attributes",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            draw(*words)
+    with pytest.raises(UserError, match="lamps"):
+        draw(*given, packages="")
+    generator = Generator.load(run, packages=["lamps"])
+    for conditions, message in {
+        (): r"attributes=: the model needs it. Fix: give attributes",
+        (("attribute", 1),): r"attribute=1: the model has no such condition. Fix: it has: attributes",
+        (("attributes", (True,)),): r"attributes=bool.*these are no attributes",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            generator(2, **dict(conditions))
+    digits = "--config.data.source=jaxdiff.data.sources:Tfds(name='digits')"
+    other = ["--config", str(lamps / "config.py"), "--workdir", str(lamps / "other"), *changes, digits]
+    with pytest.raises(
+        UserError, match="condition attributes, and the examples lack it; they have image, index, label"
+    ):
+        train.main(other)

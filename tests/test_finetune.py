@@ -14,6 +14,7 @@ from flax import linen as nn
 from jaxdiff import command, starting, train
 from jaxdiff import config as configs
 from jaxdiff.conditioning.continuous import Continuous
+from jaxdiff.conditioning.embedding import EmbeddedSequence
 from jaxdiff.conditioning.image import ImageCondition
 from jaxdiff.conditioning.noisy import NoiseAugmented
 from jaxdiff.conditioning.text import Text
@@ -22,6 +23,7 @@ from jaxdiff.config import spec
 from jaxdiff.embeddings import Embeddings
 from jaxdiff.errors import UserError
 from jaxdiff.experiment import claim
+from jaxdiff.models.transformer import TransformerLevel
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import RectifiedFlow
 from jaxdiff.training import step
@@ -177,6 +179,47 @@ def test_new_conditions_of_every_kind_say_nothing_yet_and_can_learn_to(old):
     assert np.all(np.abs(kernel).max(axis=(0, 1, 3)) > 0)
     np.testing.assert_array_equal(state.params["network"]["stem"]["kernel"][:, :, 4:6],
                                   ema["network"]["stem"]["kernel"][:, :, 1:3])  # fmt: skip
+
+
+SEQUENCE = spec(EmbeddedSequence, size=6, length=5, width=16, vector_width=WIDTH)
+
+
+def test_conditions_before_the_mapping_and_tokens_for_the_middle_say_nothing_yet(tmp_path):
+    """What every other slot gets is tested above, with tokens for the levels."""
+
+    def with_transformer(parts, cross_attention):
+        config = a_config(parts)
+        config.task.denoiser.network.middle = spec(
+            TransformerLevel, width=16, blocks=1, head_dim=8, cross_attention=cross_attention
+        )
+        command.override(config, "task.denoiser.network.levels[0].blocks", "0")
+        return config
+
+    experiment, _, ema = store(with_transformer({}, False), tmp_path)
+    features = spec(Continuous, size=9, width=2 * (WIDTH // 8), default=0.0, before_mapping=True)
+    new = build(with_transformer({"augment": features, "text": SEQUENCE}, True), tmp_path)
+    state = starting.first_state(new, a_mesh())
+    rng = np.random.default_rng(3)
+    values = {"label": jnp.array([1, 2, 3]), "augment": jnp.asarray(rng.normal(size=(3, 9)), jnp.float32),
+              "text": jnp.asarray(rng.normal(size=(3, 5, 6)), jnp.float32)}  # fmt: skip
+    expected = answers(experiment, ema, values, [False, True, False])
+    assert np.abs(expected).max() > 0.1
+    found = answers(new, state.params, values, [False, True, False])
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_more_tokens_beside_old_ones_are_told_if_they_change_the_model(tmp_path):
+    """Attention is shared among all tokens: new ones take some of it from the old."""
+
+    def a_reader(*names):
+        config = a_config(dict.fromkeys(names, SEQUENCE))
+        for field, value in (("cross_attention", "True"), ("blocks", "0")):
+            command.override(config, f"task.denoiser.network.levels[0].{field}", value)
+        return config
+
+    store(a_reader("text"), tmp_path)
+    with pytest.raises(UserError, match="the model is another one at step 0"):
+        starting.first_state(build(a_reader("text", "tags"), tmp_path), a_mesh())
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """All conditions of a model under their names, and the noise level, as one module."""
 
+import inspect
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -62,7 +63,15 @@ class Conditioner(nn.Module):
         self._match("encoded", encoded)
         given = [encoded[name] for name in self.parts]
         features = merge([Embeddings(features=embeddings.features) for embeddings in given]).features
-        noise = self.noise(noise_label) if features is None else self.noise(noise_label, features)
+        told = [noise_label] if features is None else [noise_label, features]
+        try:
+            inspect.signature(self.noise).bind(*told)
+        except TypeError:
+            raise UserError(
+                f"before_mapping=True: {type(self.noise).__name__} takes no features of conditions. "
+                "Fix: use before_mapping=False, or NoiseLevel"
+            ) from None
+        noise = self.noise(*told)
         return merge([noise, *(embeddings.replace(features=None) for embeddings in given)])
 
     @nn.nowrap

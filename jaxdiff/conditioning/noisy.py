@@ -11,7 +11,7 @@ import numpy as np
 from jaxdiff.conditioning.nulls import Null
 from jaxdiff.embeddings import Embeddings, merge
 from jaxdiff.errors import UserError, require
-from jaxdiff.process.gaussian import Process, diffuse
+from jaxdiff.process.gaussian import Process, expand
 from jaxdiff.process.labels import NoiseLabel, Time
 from jaxdiff.typing import Array, Bool, Keys
 
@@ -69,7 +69,9 @@ class NoiseAugmented(nn.Module):
         if hasattr(self.part, "draw"):
             clean = self.part.draw(clean, key_part, train)
         noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:], clean.dtype))(key_noise)
-        return {"value": diffuse(self.process, clean, noise, level), "level": level}
+        alpha, sigma = self.process.signal(level)
+        # As `gaussian.diffuse`, and of values of any shape.
+        return {"value": expand(alpha, clean) * clean + expand(sigma, clean) * noise, "level": level}
 
     @nn.nowrap
     def read(self, value: object) -> dict[str, np.ndarray]:

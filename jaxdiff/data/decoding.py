@@ -30,7 +30,7 @@ def read_image(
     Raises:
       UserError: about the file `name`: it is no image, is cut off, too large, or of a kind that has no clear colours.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     fix = "replace or remove the file"
     try:
@@ -39,7 +39,7 @@ def read_image(
             require(pixels <= max_pixels, name, f"{image.width}x{image.height}",
                     f"more than max_pixels={max_pixels}", f"{fix}, or raise the limit")  # fmt: skip
             image.load()
-            return _flat(ImageOps.exif_transpose(image), name, channels, background)
+            return _flat(_upright(image), name, channels, background)
     except (UserError, MemoryError):
         raise
     except (
@@ -68,6 +68,18 @@ def square(
         picture = images.resize(picture, (round(height * scale), round(width * scale)), method)
     top, left = (picture.shape[0] - size) // 2, (picture.shape[1] - size) // 2
     return picture[top : top + size, left : left + size]
+
+
+def _upright(image: Any) -> Any:
+    """Turned as its EXIF says; as it is where that cannot be read, which says nothing about the pixels."""
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
+    except Exception:  # as above: Pillow has no error of its own for such bytes
+        return image
 
 
 def _flat(image: Any, name: str, channels: int, background: tuple[int, int, int]) -> np.ndarray:

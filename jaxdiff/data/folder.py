@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import hashlib
+import io
 import json
 import threading
 from collections.abc import Iterator, Mapping
@@ -103,7 +104,9 @@ class ImageFolder:
         examples = self.open()
         digest = hashlib.sha256()
         for file in examples.files:
-            digest.update(f"{file}\0{(examples.root / file).stat().st_size}\0".encode())
+            path = examples.root / file
+            size = path.stat().st_size if path.exists() else -1  # a link to nowhere is a broken file as well
+            digest.update(_name_bytes(file) + f"\0{size}\0".encode())
         length = len(examples)
         return {"name": self.path, "split": self.split, "length": length, "sha256": digest.hexdigest()}
 
@@ -181,8 +184,13 @@ class FolderExamples:
 
 def _split(file: str, test_share: float) -> str:
     """Which split a name is in: its hash is a number that is uniform in [0, 1)."""
-    number = int.from_bytes(hashlib.sha256(file.encode()).digest()[:6], "big") / 2**48
+    number = int.from_bytes(hashlib.sha256(_name_bytes(file)).digest()[:6], "big") / 2**48
     return "test" if number < test_share else "train"
+
+
+def _name_bytes(file: str) -> bytes:
+    """A name as it is stored, which need not be UTF-8."""
+    return file.encode(errors="surrogateescape")
 
 
 def _captions(source: ImageFolder, root: Path, files: list[str], chosen: list[str]) -> Captions:
@@ -191,7 +199,7 @@ def _captions(source: ImageFolder, root: Path, files: list[str], chosen: list[st
     if source.captions == "txt":
         for file in chosen:
             beside = (root / file).with_suffix(".txt")
-            lines = _text_of(beside).splitlines() if beside.exists() else ()
+            lines = _lines(_text_of(beside)) if beside.exists() else ()
             found[file] = [line.strip() for line in lines if line.strip()]
     else:
         known = set(files)
@@ -200,7 +208,8 @@ def _captions(source: ImageFolder, root: Path, files: list[str], chosen: list[st
                 fix = f"name one of {', '.join(map(str, row))}"
                 require(column in row, "captions", place, f"there is no column {column}", fix)
             file, text = row[source.file_column], row[source.text_column]
-            require(file in known, "captions", place, f"there is no image {file!r}", "remove the row")
+            exists = isinstance(file, str) and file in known
+            require(exists, "captions", place, f"there is no image {file!r}", "remove the row")
             texts = text if isinstance(text, list) else [text]
             fits = all(isinstance(one, str) and one.strip() for one in texts)
             require(fits, "captions", place, "it has no caption", "give a text that is not empty")
@@ -214,21 +223,35 @@ def _captions(source: ImageFolder, root: Path, files: list[str], chosen: list[st
 def _rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a table, each with its place in words."""
     require(table.exists(), "captions", table.name, "there is no such file in the folder", "name another")
-    lines = _text_of(table).splitlines(keepends=True)
+    text = _text_of(table)
     if table.suffix == ".csv":
-        reader = csv.DictReader(lines)
-        for row in reader:
-            yield f"{table.name}:{reader.line_num}", row
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        try:
+            for row in reader:
+                place = f"{table.name}:{reader.line_num}"
+                fix = "put texts with commas into double quotes"
+                require(None not in row, "captions", place, "it has more fields than the header", fix)
+                yield place, row
+        except csv.Error as error:
+            place = f"{table.name}:{reader.line_num}"
+            raise UserError(
+                f"captions={place!r}: {error}. Fix: look for a quote that is not closed"
+            ) from None
         return
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_lines(text), 1):
         place = f"{table.name}:{number}"
         if line.strip():
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"captions={place!r}: it is no JSON: {error}. Fix: mend the line") from None
             require(isinstance(row, dict), "captions", place, "it is no object", "give one object a line")
             yield place, row
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Ends of lines are those of files alone: `str.splitlines` would cut a caption at U+2028, too."""
+    return iter(io.StringIO(text, newline=None))
 
 
 def _text_of(path: Path) -> str:

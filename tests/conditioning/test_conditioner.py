@@ -12,6 +12,7 @@ from jaxdiff import config as configs
 from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.conditioning.continuous import Continuous
 from jaxdiff.conditioning.image import ImageCondition
+from jaxdiff.conditioning.magnitude import MagnitudeNoiseLevel
 from jaxdiff.conditioning.noisy import NoiseAugmented
 from jaxdiff.conditioning.vector import ClassLabel, NoiseLevel, sinusoids
 from jaxdiff.config import spec
@@ -99,6 +100,15 @@ def test_missing_and_unknown_conditions():
         vector(FIELDS | {"text": LABELS}, none)
     with pytest.raises(UserError, match="label=: the model has this condition, drop lacks it"):
         vector(FIELDS, {"style": none["style"]})
+
+
+@pytest.mark.parametrize(
+    "part", [Continuous(2, 8, before_mapping=True), ClassLabel(4, 8, before_mapping=True)]
+)
+def test_features_that_no_noise_level_takes_are_refused(part):
+    model = Conditioner(MagnitudeNoiseLevel(16, 8), {"own": part})
+    with pytest.raises(UserError, match="before_mapping=True: MagnitudeNoiseLevel takes no features"):
+        model.init(jax.random.key(0), NOISE, model.example(3), model.none_dropped(3))
 
 
 @pytest.mark.parametrize("wrong", [-1, 10, 255])

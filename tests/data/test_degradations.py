@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from scipy import stats
+from scipy import ndimage, stats
 
 from jaxdiff.config import build, from_json, spec, to_json
 from jaxdiff.data.degradations import (
@@ -160,6 +160,40 @@ def test_bsr_draws_orders_and_ends_in_jpeg():
     # With nothing else to do, it is JPEG.
     only_jpeg = Bsr(sigma=(0.0, 0.0), std=(0.0, 0.0), quality=(20, 20))
     assert np.array_equal(only_jpeg(smooth(), rng()), Jpeg((20, 20))(smooth(), rng()))
+
+
+def test_bsr_shrinks_by_one_of_three_methods_once():
+    only_small = Bsr(2, sigma=(0.0, 0.0), std=(0.0, 0.0), quality=(95, 95))
+    image = noise()
+    methods = "area", "bilinear", "bicubic"
+    expected = [Jpeg((95, 95))(Downsample(2, method)(image, rng()), rng()) for method in methods]
+    drawn = np.array([
+        [np.array_equal(only_small(image, rng(i)), one) for one in expected] for i in range(60)
+    ])  # fmt: skip
+    assert (drawn.sum(axis=1) == 1).all()
+    assert (np.abs(drawn.mean(axis=0) - 1 / 3) < 0.2).all()
+
+
+@pytest.mark.parametrize(("method", "name"), [
+    ("nearest", "NEAREST"), ("area", "BOX"), ("bilinear", "BILINEAR"), ("bicubic", "BICUBIC"), ("lanczos", "LANCZOS"),
+])  # fmt: skip
+def test_every_method_is_pillows(method, name):
+    image = noise()
+    expected = np.asarray(Image.fromarray(image).resize((6, 8), Image.Resampling[name]))
+    assert np.array_equal(Downsample(4, method)(image, rng()), expected)
+
+
+def test_blur_is_two_passes_of_scipys_gaussian():
+    image = noise()
+    expected = image.astype(np.float64)
+    for axis in (0, 1):
+        expected = ndimage.gaussian_filter1d(expected, 1.3, axis, mode="reflect", truncate=4.0)
+    assert np.abs(Blur((1.3, 1.3))(image, rng()) - expected).max() < 0.51
+
+
+def test_grey_is_pillows_too():
+    image = noise()
+    assert np.array_equal(Grayscale()(image, rng())[..., 0], np.asarray(Image.fromarray(image).convert("L")))
 
 
 def test_grey_is_the_luma_of_bt_601():

@@ -253,6 +253,57 @@ def test_a_chain_with_equal_scales_is_classifier_free_guidance_and_one_condition
     np.testing.assert_array_equal(plain.x_0, model(x, t, fields, {"mean": jnp.zeros(3, bool)}).x_0)
 
 
+TWO = {"a": jnp.asarray([1.0, -0.5, 2.0]), "b": jnp.asarray([0.3, 1.0, -1.0])}
+
+
+def shown_alone(x, t, **drop):
+    return two_means(x, t, TWO, {name: jnp.full(3, dropped) for name, dropped in drop.items()})
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
+@pytest.mark.parametrize("scale", [-0.5, 0.3, 4.0])
+def test_a_chain_of_several_with_equal_scales_is_classifier_free_guidance_by_all(names, scale):
+    x, _, t = a_batch()
+    expected = ClassifierFree(scale)(two_means, FLOW, TWO, KEYS)(x, t)
+    one = PerCondition(names, (scale, scale))(two_means, FLOW, TWO, KEYS)(x, t)
+    other = PerCondition(names, (9.0, 1.0), chained=True).with_scale(scale)(two_means, FLOW, TWO, KEYS)(x, t)
+    for found in (one, other):
+        np.testing.assert_allclose(found.x_0, expected.x_0, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(found.noise, expected.noise, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("chained", [True, False])
+def test_scales_of_0_and_chains_of_1_change_no_bit(chained):
+    x, _, t = a_batch()
+    cases = [((0.0, 0.0), {"a": True, "b": True}), ((1.0, 0.0), {"a": False, "b": True})]
+    if chained:
+        cases += [((1.0, 1.0), {"a": False, "b": False})]
+    else:
+        cases += [((0.0, 1.0), {"a": True, "b": False})]
+    for scales, drop in cases:
+        found = PerCondition(("a", "b"), scales, chained)(two_means, FLOW, TWO, KEYS)(x, t)
+        expected = shown_alone(x, t, **drop)
+        np.testing.assert_array_equal(found.x_0, expected.x_0)
+        np.testing.assert_array_equal(found.noise, expected.noise)
+
+
+@pytest.mark.parametrize("chained", [True, False])
+def test_a_scale_of_0_is_guidance_without_that_condition(chained):
+    x, _, t = a_batch()
+    found = PerCondition(("a", "b"), (2.5, 0.0), chained)(two_means, FLOW, TWO, KEYS)(x, t)
+    none, a = shown_alone(x, t, a=True, b=True), shown_alone(x, t, a=False, b=True)
+    np.testing.assert_allclose(found.x_0, none.x_0 + 2.5 * (a.x_0 - none.x_0), rtol=1e-9)
+
+
+def test_guidance_by_each_acts_in_its_interval_and_is_conditional_outside():
+    x, _, _ = a_batch()
+    limited = PerCondition(("a", "b"), (2.0, 5.0), interval=Interval(0.3, 2.0))(two_means, FLOW, TWO, KEYS)
+    always = PerCondition(("a", "b"), (2.0, 5.0))(two_means, FLOW, TWO, KEYS)
+    for t, inside in zip(levels(0.2999, 0.3001, 1.9999, 2.0001), (False, True, True, False), strict=True):
+        expected = always(x, t) if inside else shown_alone(x, t, a=False, b=False)
+        np.testing.assert_allclose(limited(x, t).x_0, expected.x_0, rtol=1e-9)
+
+
 def test_the_order_of_the_chain_counts_and_what_it_does_not_name_is_always_shown():
     x, _, t = a_batch()
     fields = {"a": jnp.asarray([1.0, -0.5, 2.0]), "b": jnp.asarray([0.3, 1.0, -1.0])}

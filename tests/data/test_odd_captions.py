@@ -1,0 +1,168 @@
+"""Captions of any characters, from files of every kind to ids and back: nothing changes, and what is lost is told."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxdiff.data.folder import ImageFolder
+from jaxdiff.data.pipeline import Pipeline
+from jaxdiff.data.text import ByteTokenizer, Tokenize
+from jaxdiff.errors import UserError
+
+ODD = {
+    "emoji": "\U0001f469\u200d\U0001f680 \U0001f1e8\U0001f1ed \u2764\ufe0f",
+    "accent": "e\u0301",  # two ways of writing one letter, which stay two
+    "letter": "\u00e9",
+    "marks": "Z\u0351\u036b\u0343\u0363 \u0939\u093f\u0928\u094d\u0926\u0940",
+    "right to left": "\u05d7\u05ea\u05d5\u05dc \u202eabc\u202c \u0642\u0637\u0629",
+    "NUL": "a\0b",
+    "separators": "a\u2028b\u2029c\u0085d\x0be\x0cf\x1cg\x1dh\x1ei",  # no ends of lines of a file
+    "invisible": "\u200bx\ufeffy\u00a0z",
+    "syntax": 'he said: "a, b"; {"text": 1} \\n \\u0041 %s </s><pad>',
+    "last": "\U0010ffff\uffff\ufffd",
+}
+INSIDE = ODD | {"lines": "first\nsecond\r\nthird", "spaces": "  both sides\t"}
+FILES = {key: f"{i:02}.png" for i, key in enumerate(INSIDE)}
+
+
+@pytest.fixture
+def images(tmp_path):
+    for file in FILES.values():
+        Image.new("L", (2, 2)).save(tmp_path / file)
+    return tmp_path
+
+
+def captions(folder, name):
+    """What a model gets, by the names of the files: ids, turned back into text."""
+    source = ImageFolder(str(folder), 2, label=None, captions=name)
+    examples, tokenize = source.open(), Tokenize(128)
+    rng = np.random.default_rng(0)
+    found = [tokenize(examples[i], rng)["text"] for i in range(len(examples))]
+    assert tokenize.tokenizer.cut == 0
+    return {file: tokenize.tokenizer.decode(ids) for file, ids in zip(examples.files, found, strict=True)}
+
+
+def expected(texts=INSIDE):
+    return {FILES[key]: text for key, text in texts.items()}
+
+
+@pytest.mark.parametrize("ascii_only", [False, True])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_jsonl_keeps_every_character(images, ascii_only, encoding, end):
+    rows = [{"file_name": FILES[key], "text": text} for key, text in INSIDE.items()]
+    lines = [json.dumps(row, ensure_ascii=ascii_only) for row in rows]
+    (images / "x.jsonl").write_bytes((end.join(lines) + end).encode(encoding))
+    assert captions(images, "x.jsonl") == expected()
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_csv_keeps_every_character(images, quoting, encoding, end):
+    with open(images / "x.csv", "w", encoding=encoding, newline="") as file:
+        writer = csv.writer(file, quoting=quoting, lineterminator=end)
+        writer.writerows([("file_name", "text"), *((FILES[key], text) for key, text in INSIDE.items())])
+    assert captions(images, "x.csv") == expected()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["", "\n", "\r\n", "\n\n \n"])
+def test_a_file_beside_an_image_keeps_every_character_of_a_line(images, encoding, end):
+    for key, file in FILES.items():
+        text = ODD.get(key, "plain")
+        (images / file).with_suffix(".txt").write_bytes((text + end).encode(encoding))
+    assert captions(images, "txt") == {file: ODD.get(key, "plain") for key, file in FILES.items()}
+
+
+def test_several_lines_beside_an_image_are_several_captions(images):
+    for file in FILES.values():
+        (images / file).with_suffix(".txt").write_bytes("\ufeff one \r\n\r\ntwo\u2028half\nthree".encode())
+    examples = ImageFolder(str(images), 2, label=None, captions="txt").open()
+    assert examples[0]["text"].tolist() == ["one", "two\u2028half", "three"]
+
+
+def test_a_long_caption_is_cut_and_the_warning_says_what_was_lost(images, caplog):
+    long = "a cat " * 40_000 + "\u4e09"
+    with open(images / "x.jsonl", "w", encoding="utf-8") as file:
+        for key, name in FILES.items():
+            text = long if key == "emoji" else "short"
+            print(json.dumps({"file_name": name, "text": text}), file=file)
+    tokenize = Tokenize(9)
+    pipeline = Pipeline(
+        ImageFolder(str(images), 2, label=None, captions="x.jsonl"), conditions=(tokenize,), threads=0
+    )
+    texts = [ByteTokenizer(9).decode(ids) for ids in pipeline.all()["text"]]
+    assert texts == ["a cat a ", *["short"] * (len(FILES) - 1)]
+    (record,) = caplog.records
+    assert "a text of 240003 bytes was cut to 8, since length=9: 'a cat a cat" in record.getMessage()
+    assert "lost 'cat a cat" in record.getMessage()
+    assert len(record.getMessage()) < 300
+    assert tokenize.tokenizer.cut == 1
+
+
+def table(folder, name, content):
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    ImageFolder(str(folder), 2, label=None, captions=name).open()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("file_name,text\n00.png,a cat, sitting\n", ("x.csv:2", "more fields than the header", "quotes")),
+        ("file_name,text\n00.png\n", ("x.csv:2", "it has no caption")),
+        ('file_name,text\n00.png,""\n', ("x.csv:2", "it has no caption")),
+        ("file_name,text\n00.png, \u3000\u2028\n", ("x.csv:2", "it has no caption")),
+        ("00.png,a cat\n01.png,a dog\n", ("x.csv:2", "there is no column file_name", "00.png, a cat")),
+        ("file_name;text\n00.png;a cat\n", ("x.csv:2", "there is no column file_name", "file_name;text")),
+        ('file_name,text\n00.png,"never closed\n' + "x" * 140_000, ("x.csv:", "field limit", "quote")),
+        ("file_name,text\nabsent.png,a\n", ("x.csv:2", "there is no image 'absent.png'")),
+        ("file_name,text\n\n\n", ("12 of 12 images have no caption",)),
+        ("", ("12 of 12 images have no caption",)),
+        ("file_name,text\n00.png,caf\u00e9\n".encode("latin-1"), ("x.csv", "no UTF-8")),
+        ("file_name,text\n00.png,a\n".encode("utf-16"), ("x.csv", "at byte 0 it is no UTF-8")),
+    ],
+)
+def test_a_csv_that_says_too_much_or_too_little_is_told(images, content, words):
+    with pytest.raises(UserError) as error:
+        table(images, "x.csv", content)
+    for word in words:
+        assert word in str(error.value)
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"file_name": "00.png", "text": "cut off', "it is no JSON"),
+        ('{"file_name": "00.png", "text": "a\tb"}', "it is no JSON"),
+        ("[" * 100_000, "it is no JSON"),
+        ("null", "it is no object"),
+        ('{"file_name": "00.png", "text": ""}', "it has no caption"),
+        ('{"file_name": "00.png", "text": null}', "it has no caption"),
+        ('{"file_name": "00.png", "text": ["a", ""]}', "it has no caption"),
+        ('{"file_name": "00.png", "text": [["a"]]}', "it has no caption"),
+        ('{"file_name": ["00.png"], "text": "a"}', "there is no image ['00.png']"),
+        ('{"file_name": null, "text": "a"}', "there is no image None"),
+    ],
+)
+def test_a_bad_line_is_named_by_its_number(images, line, words):
+    """A caption with what some take for the end of a line comes before it."""
+    good = json.dumps({"file_name": "00.png", "text": "a\u2028b\u0085c"}, ensure_ascii=False)
+    with pytest.raises(UserError) as error:
+        table(images, "x.jsonl", f"{good}\n\n{line}\n")
+    assert "'x.jsonl:3'" in str(error.value)
+    assert words in str(error.value)
+
+
+def test_half_of_a_character_is_told_with_its_example(images):
+    for i, file in enumerate(FILES.values()):
+        text = "a\\ud83d" if i == 3 else "a"
+        with open(images / "x.jsonl", "a") as table:
+            print(f'{{"file_name": "{file}", "text": "{text}"}}', file=table)
+    source = ImageFolder(str(images), 2, label=None, captions="x.jsonl")
+    with pytest.raises(UserError, match=r"index=3: text=.*character 1 is U\+D83D, half of a surrogate pair"):
+        Pipeline(source, conditions=(Tokenize(8),), threads=0).all()

@@ -18,7 +18,7 @@ from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.training.ema import Average
 from jaxdiff.training.finetune import StartFrom
-from jaxdiff.training.optimizer import AdamW
+from jaxdiff.training.optimizer import Optimizer
 
 CONFIG_FILE = "config.json"
 
@@ -58,7 +58,7 @@ class Experiment:
     """
 
     task: DenoisingTask
-    optimizer: AdamW
+    optimizer: Optimizer
     ema: Average
     data: Pipeline
     sampling: Recipe
@@ -103,7 +103,7 @@ class Experiment:
         shape = tuple(np.shape(example["image"]))
         if shape != tuple(self.task.image_shape):
             raise UserError(
-                f"config.task.image_shape={self.task.image_shape}: the images of {self.data.source.name} are "
+                f"config.task.image_shape={self.task.image_shape}: the images of {_name(self.data.source)} are "
                 f"{shape}. Fix: use the same shape"
             )
         conditioner: Any = self.task.denoiser.conditioner
@@ -124,8 +124,12 @@ class Experiment:
         if label is not None and source.num_classes != label.num_classes:
             raise UserError(
                 f"config.task.denoiser.conditioner.parts.label.num_classes={label.num_classes}: "
-                f"{self.data.source.name} has {source.num_classes} classes. Fix: use the same number"
+                f"{_name(self.data.source)} has {source.num_classes} classes. Fix: use the same number"
             )
+
+
+def _name(source: Any) -> str:
+    return getattr(source, "name", type(source).__name__)
 
 
 def claim(config: Any, workdir: str) -> epath.Path:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxtyping import Array, Bool, Float, Key, Num, UInt8
+from jaxtyping import Array, Bool, Float, Key, Shaped, UInt8
 from numpy import ndarray
 
 Images = Float[Array, "batch height width channels"]
@@ -29,7 +29,7 @@ Drops = Mapping[str, Bool[Array, "batch"]]
 Fields = Mapping[str, Any]
 """The conditions of a batch by name, each with a leading batch axis."""
 
-Batch = Mapping[str, Num[Array, "batch ..."]]
+Batch = Mapping[str, Shaped[Array, "batch ..."]]
 Params = Any
 Metrics = dict[str, Any]
 

@@ -72,7 +72,7 @@ def lines(flag: str, path: str, parts: Parts, shape: inputs.Shape) -> dict[str, 
     """
     file = pathlib.Path(path).expanduser()
     try:
-        rows = [(i, line) for i, line in enumerate(file.read_text().splitlines(), 1) if line.strip()]
+        rows = [(i, line) for i, line in enumerate(file.read_text().split("\n"), 1) if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is no text"
         raise UserError(f"{flag}={path}: {why}. Fix: give a file of JSON lines") from None

@@ -49,10 +49,12 @@ def shardings(boxed: Any, mesh: Mesh, fsdp_floor: int = FSDP_FLOOR) -> Any:
       `NamedSharding`s in the structure of the unboxed tree.
     """
 
-    def sharding(leaf: Any) -> NamedSharding:
+    def sharding(leaf: Any) -> Any:
         names: tuple[str | None, ...] = ()
         if isinstance(leaf, nn.Partitioned):
             names, leaf = leaf.names, leaf.value
+        if not jax.tree.leaves(leaf):  # what an optimizer keeps of parameters that are another's
+            return leaf
         return NamedSharding(mesh, partition(tuple(leaf.shape), names, dict(mesh.shape), fsdp_floor))
 
     return jax.tree.map(sharding, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))

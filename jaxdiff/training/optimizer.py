@@ -22,6 +22,19 @@ class Schedule(Protocol):
     def __call__(self, peak: float, total_steps: int) -> optax.Schedule: ...
 
 
+@runtime_checkable
+class Optimizer(Protocol):
+    """The block of a config that says how parameters move."""
+
+    @property
+    def learning_rate(self) -> float: ...
+
+    @property
+    def frozen(self) -> tuple[str, ...]: ...
+
+    def make(self, total_steps: int) -> optax.GradientTransformation: ...
+
+
 def _warmup(step: Any, warmup_steps: int) -> Any:
     """The share of the peak that is reached: linear, and positive at the first step already."""
     return jnp.minimum(1.0, (step + 1) / max(warmup_steps, 1))

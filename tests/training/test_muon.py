@@ -1,0 +1,133 @@
+"""Muon: updates that are orthogonal, for kernels alone, and a run that learns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from jaxdiff.config import build, from_json, spec, to_json
+from jaxdiff.distributed.partitioning import shardings
+from jaxdiff.errors import UserError
+from jaxdiff.training.muon import Muon
+from jaxdiff.training.optimizer import Cosine, Optimizer
+
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return jnp.asarray(RNG.normal(size=shape).astype(np.float32))
+
+
+PARAMS = {
+    "conv": {"kernel": normal(3, 3, 4, 6), "bias": normal(6)},
+    "dense": {"kernel": normal(5, 7), "bias": normal(7)},
+    "table": normal(10, 8),
+}
+GRADIENTS = jax.tree.map(lambda leaf: normal(*leaf.shape), PARAMS)
+
+
+def update(optimizer, steps=1):
+    made = optimizer.make(10) if isinstance(optimizer, Muon) else optimizer
+    state = made.init(PARAMS)
+    for _ in range(steps):
+        updates, state = made.update(GRADIENTS, state, PARAMS)
+    return updates
+
+
+@pytest.mark.parametrize("name", ["conv", "dense"])
+def test_updates_of_kernels_are_orthogonal_and_as_large_as_adams(name):
+    # Newton and Schulz's five steps bring singular values to between 0.7 and 1.2 only.
+    found = np.asarray(update(Muon(learning_rate=0.1, iterations=5))[name]["kernel"])
+    matrix = found.reshape(-1, found.shape[-1])
+    values = np.linalg.svd(matrix, compute_uv=False)
+    expected = 0.1 * 0.2 * np.sqrt(max(matrix.shape))
+    assert values.min() > 0.6 * expected
+    assert values.max() < 1.3 * expected
+    # Downhill, and in the directions of the gradient.
+    gradient = np.asarray(GRADIENTS[name]["kernel"]).reshape(matrix.shape)
+    u, _, v = np.linalg.svd(gradient, full_matrices=False)
+    assert np.sum(-matrix * (u @ v)) > 0.95 * np.linalg.norm(matrix) * np.linalg.norm(u @ v)
+
+
+def test_all_else_is_nadams():
+    nadam = optax.chain(optax.clip_by_global_norm(1.0), optax.nadam(0.1))
+    found, adam = update(Muon(learning_rate=0.1), 2), update(nadam, 2)
+    for path in (("conv", "bias"), ("dense", "bias"), ("table",)):
+        one, other = found, adam
+        for name in path:
+            one, other = one[name], other[name]
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_the_size_of_a_gradient_does_not_matter_to_kernels():
+    made = Muon(learning_rate=0.1, clip_norm=None).make(10)
+    large = jax.tree.map(lambda leaf: 100 * leaf, GRADIENTS)
+    one, other = (made.update(g, made.init(PARAMS), PARAMS)[0] for g in (GRADIENTS, large))
+    np.testing.assert_allclose(one["conv"]["kernel"], other["conv"]["kernel"], rtol=1e-3, atol=1e-5)
+
+
+def test_a_schedule_and_frozen_parameters_are_kept_to():
+    last = Muon(learning_rate=0.1, schedule=Cosine()).make(10)
+    state = last.init(PARAMS)
+    for _ in range(11):
+        updates, state = last.update(GRADIENTS, state, PARAMS)
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(updates)) < 1e-8
+    frozen = update(Muon(learning_rate=0.1, frozen=("conv/*",)))
+    assert not np.any(frozen["conv"]["kernel"])
+    assert np.any(frozen["dense"]["kernel"])
+
+
+def test_its_state_is_placed_as_the_parameters_are():
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"))
+    boxed = {
+        "kernel": nn.LogicallyPartitioned(normal(64, 512), ("channels_in", "channels_out")),
+        "bias": normal(512),
+    }
+    placed = shardings(jax.eval_shape(Muon().make(10).init, boxed), mesh)
+    state = nn.unbox(jax.eval_shape(Muon().make(10).init, boxed))
+    assert jax.tree.structure(placed) == jax.tree.structure(state)
+    specs = {str(leaf.spec) for leaf in jax.tree.leaves(placed)}
+    assert any("tensor" in spec for spec in specs)
+
+
+def test_it_goes_down_a_valley_that_is_steep_on_one_side():
+    # A quadratic whose curvatures differ by 1e4: the momentum's directions count alike.
+    curvature = jnp.asarray(np.geomspace(1e-2, 1e2, 6).astype(np.float32))
+    target = normal(6, 6)
+
+    def loss(params):
+        return jnp.sum(curvature[:, None] * (params["kernel"] - target) ** 2)
+
+    params = {"kernel": jnp.zeros((6, 6))}
+    made = Muon(learning_rate=0.5, schedule=Cosine()).make(200)
+    state, first = made.init(params), loss(params)
+    step = jax.jit(lambda params, state: made.update(jax.grad(loss)(params), state, params))
+    for _ in range(200):
+        updates, state = step(params, state)
+        params = optax.apply_updates(params, updates)
+    assert loss(params) < 1e-3 * first
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate=0.0"),
+        ({"beta": 1.0}, "beta=1.0"),
+        ({"eps": 0.0}, "eps=0.0"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0"),
+        ({"iterations": 0}, "iterations=0"),
+        ({"clip_norm": 0.0}, "clip_norm=0.0"),
+    ],
+)
+def test_an_option_that_cannot_be_is_told(option, said):
+    with pytest.raises(UserError, match=said):
+        Muon(**option)
+
+
+def test_it_is_a_config_block():
+    block = spec(Muon, learning_rate=2e-3, schedule=spec(Cosine, warmup_steps=50))
+    built = build(from_json(to_json(block)))
+    assert built == Muon(learning_rate=2e-3, schedule=Cosine(warmup_steps=50))
+    assert isinstance(built, Optimizer)

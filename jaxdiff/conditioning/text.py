@@ -29,8 +29,8 @@ class Text(nn.Module):
       width: of the encoder, and of the tokens that the network attends to.
       length: ids of a text, that of `Tokenize` in the data; a byte each, and the end.
       layers: blocks of the encoder.
-      window: so many bytes about each are joined to it by a convolution, before the encoder: it then starts from letters
-        in their words, as that of CANINE does (Clark et al. 2022). An odd number; 1 for none.
+      window: so many bytes about each are joined to it by a convolution, before the encoder, which then starts from
+        letters in their words, as that of CANINE does (Clark et al. 2022). An odd number; 1 for none.
       words: the bytes of a word become one token, for at most so many words, the last of which takes the rest: the
         encoder and the network then read a tenth of the tokens ("SpaceByte", Slagle 2024). None for a token each.
       head_dim: channels of an attention head.
@@ -59,7 +59,9 @@ class Text(nn.Module):
             require(value is None or value > 0, name, value, "it must be positive", "give at least 1")
         require(self.width % self.head_dim == 0, "width", self.width,
                 f"attention splits it into heads of head_dim={self.head_dim}", "use a multiple")  # fmt: skip
-        require(self.window > 0 and self.window % 2 == 1, "window", self.window, "it has no middle", "try 1 or 5")
+        require(
+            self.window > 0 and self.window % 2 == 1, "window", self.window, "it has no middle", "try 1 or 5"
+        )
         ByteTokenizer(self.length)  # which knows what lengths there are
         nulls.check(self.null, self.drop_rate)
         check_dtype(self.dtype)

@@ -124,8 +124,8 @@ class ImageEvaluation:
             labels = classes[np.arange(self.n) % len(classes)]
             return {"label": labels}, labels
         rows = np.arange(self.n) % len(test["image"])
-        asked = {name: test[name][rows] for name in conditions} or {"n": self.n}
-        return asked, asked.get("label", np.zeros(self.n, int))
+        asked = {name: test[name][rows] for name in conditions}
+        return asked or {"n": self.n}, asked.get("label", np.zeros(self.n, int))
 
     def sample(
         self, generate: Generate, conditions: Conditions, guidances: Iterable[float], shape: tuple[int, ...]

@@ -253,8 +253,8 @@ def _block_type(way: str, level: Level, residual: bool) -> str:
 def _require_known(network: UNet, conditioner: Conditioner) -> None:
     """Raise `UserError` for what `UNet2DModel` has not."""
     defaults = {field.name: field.default for field in dataclasses.fields(UNet)}
-    for name in ("patch", "coordinates", "stem_width", "middle", "skip_scale", "resample_taps", "project_resampled", "resampled_skips",
-                 "decoder_attention", "residual_input"):  # fmt: skip
+    for name in ("patch", "coordinates", "stem_width", "middle", "skip_scale", "resample_taps", "project_resampled",
+                 "resampled_skips", "decoder_attention", "residual_input"):  # fmt: skip
         if getattr(network, name) != defaults[name]:
             raise _not_there(f"network.{name}", getattr(network, name))
     levels = network.levels

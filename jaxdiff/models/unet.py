@@ -57,7 +57,7 @@ class UNet(nn.Module):
       out_channels: of the output.
       patch: squares of so many pixels are the channels of one place, on which the network then works: nearly `patch**2`
         times less work at each width (Luhman & Luhman 2022; Hoogeboom et al. 2023, "simple diffusion").
-      coordinates: two more channels of the input tell each pixel where it is, from -1 to 1 (Liu et al. 2018, "CoordConv").
+      coordinates: two more channels of the input say where each pixel is, from -1 to 1 (Liu et al. 2018, "CoordConv").
       stem_width: channels of the first convolution; the first level's width if None (half of it: DDPM++, CIFAR-10).
       middle: a transformer in place of the two blocks at the coarsest resolution (U-ViT).
       head_dim: channels of an attention head; None with a fixed number of them, `heads`.

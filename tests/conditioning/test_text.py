@@ -149,7 +149,9 @@ def test_padding_never_leaks():
 
 def test_a_window_joins_the_letters_about_one():
     part = TEXT.clone(window=5, vector_width=None)
-    fresh = nn.unbox(part.init(jax.random.key(0), jnp.asarray(IDS), SHOWN))  # attention and MLPs are still zero
+    fresh = nn.unbox(
+        part.init(jax.random.key(0), jnp.asarray(IDS), SHOWN)
+    )  # attention and MLPs are still zero
     ids = jnp.asarray(part.read(["abcdefgh", "abcdXfgh"]))
     one, other = np.asarray(run(part, fresh, ids, SHOWN[:2]).tokens.features)
     assert np.flatnonzero((one != other).any(axis=-1)).tolist() == [2, 3, 4, 5, 6]
@@ -169,7 +171,7 @@ def test_padding_is_outside_every_window():
 def test_a_word_is_the_sum_of_its_bytes_over_the_root_of_their_number():
     x = np.random.default_rng(0).normal(size=(4, LENGTH, 5)).astype(np.float32)
     found, mask = (np.asarray(part) for part in in_words(jnp.asarray(x), jnp.asarray(IDS), 3))
-    # "a", " red", " 3" and the end; nothing but the end; two signs without a space, and the end; "der", " 3", " a" and it
+    # "a", " red", " 3" and the end; the end; two signs without a space, and the end; "der", " 3", " a" and the end
     parts = [[1, 4, 3], [1], [8], [3, 2, 3]]
     for i, sizes in enumerate(parts):
         assert mask[i].tolist() == [j < len(sizes) for j in range(3)]
@@ -178,7 +180,9 @@ def test_a_word_is_the_sum_of_its_bytes_over_the_root_of_their_number():
             np.testing.assert_allclose(found[i, j], x[i, end - size : end].sum(0) / size**0.5, atol=1e-6)
         assert not found[i, len(sizes) :].any()
     rest, _ = in_words(jnp.asarray(x), jnp.asarray(IDS), 2)
-    np.testing.assert_allclose(rest[0, 1], x[0, 1:8].sum(0) / 7**0.5, atol=1e-6)  # the last takes what is left
+    np.testing.assert_allclose(
+        rest[0, 1], x[0, 1:8].sum(0) / 7**0.5, atol=1e-6
+    )  # the last takes what is left
 
 
 def test_words_are_what_a_network_reads():
@@ -188,7 +192,9 @@ def test_words_are_what_a_network_reads():
     assert seen.tokens.shape == (4, 3, WIDTH)
     assert seen.mask.tolist() == [[True] * 3, [True, False, False], [True, False, False], [True] * 3]
     other = embed(part.read(["a rde 3", "", "x", "der 3 a"]), part=part, params=params)
-    assert np.abs(other.tokens[0] - seen.tokens[0]).max() > 0.1  # letters of a word have an order, by their window
+    assert (
+        np.abs(other.tokens[0] - seen.tokens[0]).max() > 0.1
+    )  # letters of a word have an order, by their window
     np.testing.assert_array_equal(other.tokens[3], seen.tokens[3])
     dropped = embed(drop=DROPPED, part=part, params=params)
     np.testing.assert_array_equal(dropped.mask[0], [True, False, False])

@@ -70,7 +70,9 @@ def test_bytes_come_out_to_a_level():
 
 
 def test_what_cannot_be_matched_is_told():
-    with pytest.raises(UserError, match="condition='source': the model has no such condition.*it has: low_res"):
+    with pytest.raises(
+        UserError, match=r"condition='source': the model has no such condition.*it has: low_res"
+    ):
         MatchLowRes("source")(denoise, FLOW, condition(SMALL), KEYS)
     with pytest.raises(UserError, match="3x3x2 is no whole fraction of 8x12x2"):
         MatchLowRes()(denoise, FLOW, condition(np.zeros((3, 3, 3, 2))), KEYS)(jnp.asarray(X), T)

@@ -18,7 +18,7 @@ from jaxdiff.typing import Params
 LOG_SNRS = (-10.0, -8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0)
 """Noise levels of `errors`."""
 
-MOST, BATCH = 1024, 64
+MOST, BATCH = 256, 64
 """Examples whose error is taken, evenly spread over all, and how many at once."""
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
+from jaxdiff.data.degradations import Degradation
 from jaxdiff.errors import require
 from jaxdiff.evaluation import frechet, paired, restoration
 from jaxdiff.evaluation.baselines import MeanColour, known, levels
@@ -34,6 +35,9 @@ class TranslationEvaluation:
     another test image of the same task, while the truth and the pixels stay. A model that ignores its condition has
     the same error twice.
 
+    The error says little where many images fit, as for sketches. Hints are then made of the samples as well: how far
+    they are from those that were given says whether a sample is what was drawn.
+
     The baseline gives pixels that are to be made the mean colour of the training images; for the tasks of `keep_luma`
     it takes their luma from the hint, and only the chroma is the mean: that is the harder one.
 
@@ -42,6 +46,7 @@ class TranslationEvaluation:
       condition: name of the given image among the model's conditions.
       task_field: name of the number of the task, int [n], in the test examples; None for one task alone.
       keep_luma: names of the tasks whose hint is a grey image of the truth.
+      hints: for each task what makes its hint of an image, such as `Edges`, or None where hints are not compared.
       n: number of test images, evenly spread over those of each task; all if they are fewer.
       samples_per_input: samples of one image, of which the first is judged; more than one gives the diversity.
       guidances: guidance scales to sample at, besides the one of the recipe.
@@ -53,6 +58,7 @@ class TranslationEvaluation:
     condition: str = "source"
     task_field: str | None = "task"
     keep_luma: tuple[str, ...] = ()
+    hints: tuple[Degradation | None, ...] = ()
     n: int = 1000
     samples_per_input: int = 1
     guidances: tuple[float, ...] = ()
@@ -66,6 +72,8 @@ class TranslationEvaluation:
         require(fits, "task_field", self.task_field, f"there are {len(self.tasks)} tasks", "name their field")
         fits = set(self.keep_luma) <= set(self.tasks)
         require(fits, "keep_luma", self.keep_luma, f"tasks are {self.tasks}", "choose of these")
+        fits = len(self.hints) in (0, len(self.tasks))
+        require(fits, "hints", self.hints, f"tasks are {self.tasks}", "give one, or None, for each")
         require(self.n > 1, "n", self.n, "conditions could not be shuffled", "take 100 or more")
         fits = self.samples_per_input > 0
         require(fits, "samples_per_input", self.samples_per_input, "there is nothing to judge", "take 1 or 4")
@@ -90,7 +98,7 @@ class TranslationEvaluation:
                 "keep_luma": list(self.keep_luma),
                 **restoration.stated(self, subject, len(rows)),
             },
-            **self.score(samples, shuffled, baseline, known(source), task, truth),
+            **self.score(samples, shuffled, baseline, source, task, truth),
             "noise_losses": restoration.curves(subject),
         }
         table, caption = self.table(values), self.caption(values)
@@ -119,7 +127,7 @@ class TranslationEvaluation:
         samples: Mapping[float, np.ndarray],
         shuffled: Mapping[float, np.ndarray],
         baseline: np.ndarray,
-        known: np.ndarray,
+        source: np.ndarray,
         task: np.ndarray,
         truth: np.ndarray,
     ) -> dict[str, Any]:
@@ -129,20 +137,21 @@ class TranslationEvaluation:
           samples: by guidance, each uint8 [samples_per_input, n, height, width, channels].
           shuffled: by guidance, each uint8 [1, n, height, width, channels]: made of others' conditions.
           baseline: uint8 [n, height, width, channels].
-          known: bool [n, height, width].
+          source: what was given, [n, height, width, channels + 1].
           task: int [n].
           truth: uint8 [n, height, width, channels].
         """
         places = {ALL: np.ones(len(task), bool)}
         places |= {self.tasks[t]: task == t for t in np.unique(task)}
-        columns = {}
+        columns, unknown = {}, ~known(source)
         for name, rows in places.items():
-            reference = _Truth(self.features, truth[rows], ~known[rows])
+            reference = _Truth(self.features, truth[rows], unknown[rows])
+            hint = self._hint(name)
             base = reference.row(baseline[rows])
             of_samples = []
             for guidance, images in samples.items():
                 row = reference.row(images[0, rows])
-                wrong = paired.rms(shuffled[guidance][0, rows], truth[rows], ~known[rows])
+                wrong = paired.rms(shuffled[guidance][0, rows], truth[rows], unknown[rows])
                 row |= {
                     f"baseline_over_{key}": restoration.ratio(base[key], row[key])
                     for key in ("frechet", "frechet_made")
@@ -150,8 +159,11 @@ class TranslationEvaluation:
                 row |= {
                     "shuffled_error": wrong,
                     "shuffled_over_error": wrong / row["error"] if row["error"] > 0 else None,
-                    "kept": paired.share_kept(images[0, rows], truth[rows], known[rows]),
-                    "diversity": paired.diversity(images[:, rows], ~known[rows]),
+                    "hint_error": hint and _hint_error(hint, images[0, rows], source[rows]),
+                    "shuffled_hint_error": hint
+                    and _hint_error(hint, shuffled[guidance][0, rows], source[rows]),
+                    "kept": paired.share_kept(images[0, rows], truth[rows], ~unknown[rows]),
+                    "diversity": paired.diversity(images[:, rows], unknown[rows]),
                 }
                 of_samples.append({"guidance": guidance, **row})
             columns[name] = {"n": int(rows.sum()), "baseline": base, "samples": of_samples}
@@ -184,6 +196,10 @@ class TranslationEvaluation:
                     add("- shuffled conditions", "shuffled_error", i)
                     add("- shuffled over right", "shuffled_over_error", i)
         for i, guidance in enumerate(guidances):
+            if any(self.hints):
+                add(f"hint error, levels: guidance {guidance:g}", "hint_error", i)
+                add("- shuffled conditions", "shuffled_hint_error", i)
+        for i, guidance in enumerate(guidances):
             add(f"known pixels kept: guidance {guidance:g}", "kept", i, _share)
             if self.samples_per_input > 1:
                 add(f"diversity, levels: guidance {guidance:g}", "diversity", i)
@@ -195,11 +211,15 @@ class TranslationEvaluation:
         lines = [
             f"{facts['n']} of {facts['test_images']} test images, {facts['features']}, seed {self.seed}",
             "error: RMS to the truth over the pixels that are made; shuffled: with another image's conditions",
+            "hint error: RMS between a sample's hint and the one that was given" if any(self.hints) else "",
             "mean colour: of the training images"
             + (f"; chroma alone for {', '.join(self.keep_luma)}" if self.keep_luma else ""),
             restoration.made_with(facts),
         ]
         return [line for line in lines if line]
+
+    def _hint(self, task: str) -> Degradation | None:
+        return dict(zip(self.tasks, self.hints, strict=False)).get(task)
 
     def _tasks_of(self, subject: Subject) -> Integer[np.ndarray, "count"]:
         if self.task_field is None:
@@ -212,6 +232,13 @@ class TranslationEvaluation:
         fits = set(task.tolist()) <= set(range(len(self.tasks)))
         require(fits, "tasks", self.tasks, f"there are tasks {np.unique(task).tolist()}", "name all of them")
         return task
+
+
+def _hint_error(hint: Degradation, images: np.ndarray, source: np.ndarray) -> float:
+    """RMS in levels between the hints of images, each with a generator of its own, and those that were given."""
+    made = np.stack([hint(image, np.random.default_rng(i)) for i, image in enumerate(images)])
+    given = levels(source[..., :-1])
+    return float(np.sqrt(np.mean((np.broadcast_to(levels(made), given.shape) - given) ** 2)))
 
 
 def _share(value: float | None) -> str:

@@ -207,6 +207,18 @@ def test_a_perfect_translation(translation, partial):
     assert [values["tasks"][name]["n"] for name in ("all", *TASKS)] == [60, *counts]
 
 
+def test_hints_of_samples_are_compared_with_those_that_were_given(translation, partial):
+    evaluation, truth = dataclasses.replace(translation, hints=(Grayscale(), None)), partial[1]["image"]
+    columns = score(evaluation, partial, answering(partial, "source", truth))["tasks"]
+    assert columns["colourise"]["samples"][0]["hint_error"] < 1e-4
+    assert columns["colourise"]["samples"][0]["shuffled_hint_error"] > 20
+    for name in ("all", "inpaint"):
+        row = columns[name]["samples"][0]
+        assert row["hint_error"] is row["shuffled_hint_error"] is None
+    darker = score(evaluation, partial, answering(partial, "source", truth // 2))
+    assert darker["tasks"]["colourise"]["samples"][0]["hint_error"] > 20
+
+
 def test_a_model_that_ignores_its_condition_has_the_same_error_with_shuffled_ones(translation, partial):
     images = noisy(np.full((60, 32, 32, 3), 110), 0, 30)
     for column in score(translation, partial, lambda conditions, *_: images)["tasks"].values():
@@ -401,6 +413,7 @@ def test_they_are_blocks_of_a_config():
         (lambda: TranslationEvaluation(("a", "all")), "tasks=.*'all'"),
         (lambda: TranslationEvaluation(("a", "b"), task_field=None), "task_field=None"),
         (lambda: TranslationEvaluation(("a",), keep_luma=("b",)), "keep_luma="),
+        (lambda: TranslationEvaluation(("a",), hints=(None, None)), "hints="),
         (lambda: TranslationEvaluation(("a",), n=1), "n=1"),
         (lambda: TranslationEvaluation(("a",), samples_per_input=0), "samples_per_input=0"),
     ],

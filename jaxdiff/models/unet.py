@@ -236,7 +236,7 @@ class UNet(nn.Module):
             )
 
 
-def places(x: Images) -> Images:
+def places(x: Images) -> Features:
     """How far down and how far to the right each pixel of `x` lies, from -1 to 1 between the image's edges."""
     down, right = ((2 * jnp.arange(side, dtype=x.dtype) + 1) / side - 1 for side in x.shape[1:3])
     return jnp.broadcast_to(jnp.stack(jnp.meshgrid(down, right, indexing="ij"), axis=-1), (*x.shape[:3], 2))

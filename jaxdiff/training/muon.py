@@ -13,6 +13,9 @@ from jaxdiff.training.optimizer import Constant, Schedule
 from jaxdiff.typing import Params
 
 KERNEL = "kernel"
+PER_HEAD = ("query_key_value", "query", "key_value")
+"""Layers whose kernels are [channels, count, heads, head_dim]: a matrix for each head of each projection. As one matrix
+the gradients of values, which are large from the start, would leave nothing to queries and keys."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Muon:
     """Momentum, made orthogonal, for the kernels of layers (Jordan et al. 2024, "Muon"); Adam for all else.
 
     Both with Nesterov's look ahead, for Adam that of Dozat 2016. A kernel counts as the matrix whose columns are its
-    last axis. Its updates are scaled to the root mean square that Adam's have, so that rates of `AdamW` fit (Liu et al.
+    last axis, projections to heads as many matrices (`PER_HEAD`). Its updates are scaled to the root mean square that Adam's have, so that rates of `AdamW` fit (Liu et al.
     2025, "Muon is Scalable for LLM Training", equation 4). A step costs more than Adam's, by some products of matrices
     as large as the kernels, whatever the batch.
 
@@ -77,8 +80,11 @@ def _matrices(params: Params) -> Any:
     """Which axes of each kernel are a row; None for parameters that are no kernels."""
 
     def matrix(path: Any, leaf: Any) -> contrib.MuonDimensionNumbers | None:
-        if leaf.ndim < 2 or not any(getattr(key, "key", None) == KERNEL for key in path):
+        names = {getattr(key, "key", None) for key in path}
+        if leaf.ndim < 2 or KERNEL not in names:
             return None
+        if names.intersection(PER_HEAD):
+            return contrib.MuonDimensionNumbers(0, leaf.ndim - 1)
         return contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
 
     return jax.tree.map_with_path(matrix, params)

@@ -23,6 +23,7 @@ def normal(*shape):
 PARAMS = {
     "conv": {"kernel": normal(3, 3, 4, 6), "bias": normal(6)},
     "dense": {"kernel": normal(5, 7), "bias": normal(7)},
+    "query_key_value": {"kernel": normal(6, 3, 2, 4), "bias": normal(3, 2, 4)},
     "table": normal(10, 8),
 }
 GRADIENTS = jax.tree.map(lambda leaf: normal(*leaf.shape), PARAMS)
@@ -49,6 +50,21 @@ def test_updates_of_kernels_are_orthogonal_and_as_large_as_adams(name):
     gradient = np.asarray(GRADIENTS[name]["kernel"]).reshape(matrix.shape)
     u, _, v = np.linalg.svd(gradient, full_matrices=False)
     assert np.sum(-matrix * (u @ v)) > 0.95 * np.linalg.norm(matrix) * np.linalg.norm(u @ v)
+
+
+def test_each_head_is_a_matrix_of_its_own():
+    found = update(Muon(learning_rate=0.1))["query_key_value"]["kernel"]
+    tiny = jax.tree.map(lambda leaf: leaf, GRADIENTS)
+    tiny["query_key_value"]["kernel"] = tiny["query_key_value"]["kernel"].at[:, 0].multiply(1e-3)
+    made = Muon(learning_rate=0.1).make(10)
+    other = made.update(tiny, made.init(PARAMS), PARAMS)[0]["query_key_value"]["kernel"]
+    np.testing.assert_allclose(
+        found, other, rtol=2e-3, atol=1e-4
+    )  # queries move, however small their gradient
+    for count in range(3):
+        for head in range(2):
+            values = np.linalg.svd(np.asarray(found)[:, count, head], compute_uv=False)
+            assert 0.6 < values.min() / (0.1 * 0.2 * 6**0.5) <= values.max() / (0.1 * 0.2 * 6**0.5) < 1.3
 
 
 def test_all_else_is_nadams():

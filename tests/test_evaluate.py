@@ -1,0 +1,73 @@
+"""Every embedded config is judged by its own evaluation: a tiny network of random weights, from data to report."""
+
+import json
+import pathlib
+
+import flax.linen as nn
+import jax
+import pytest
+
+from jaxdiff import config as configs
+from jaxdiff.distributed.mesh import MeshShape
+from jaxdiff.evaluate import evaluate
+from jaxdiff.generator import Generator
+from jaxdiff.models.unet import Level
+from jaxdiff.overrides import override
+
+FOLDER = pathlib.Path(__file__).parent.parent / "configs"
+TINY = (
+    ("task.denoiser.network.head_dim", "4"),
+    ("task.denoiser.network.middle_attention", "False"),
+    ("task.denoiser.conditioner.noise.width", "16"),
+    ("sampling.steps", "2"),
+)
+OWN = {
+    "scenes_text": (
+        ("task.denoiser.conditioner.parts.text.vector_width", "16"),
+        ("task.denoiser.conditioner.parts.text.layers", "1"),
+        ("evaluation.n", "12"),
+    ),
+    "photos_sr": (
+        ("task.denoiser.conditioner.parts.low_res.noise.width", "16"),
+        ("evaluation.n", "6"),
+    ),
+    "photos_palette": (
+        ("task.denoiser.conditioner.parts.task.width", "16"),
+        ("evaluation.n", "12"),
+    ),
+    "digits_cascade:upsample": (
+        ("task.denoiser.conditioner.parts.label.width", "16"),
+        ("task.denoiser.conditioner.parts.low_res.noise.width", "16"),
+        ("evaluation.n", "100"),
+    ),
+}
+
+
+@pytest.fixture
+def unoptimized():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.usefixtures("unoptimized")
+@pytest.mark.parametrize("name", OWN)
+def test_a_config_is_judged_by_its_own_evaluation(name, tmp_path):
+    file, _, variant = name.partition(":")
+    config = configs.load(f"{FOLDER / file}.py" + (f":{variant}" if variant else ""))
+    levels = config.task.denoiser.network.levels
+    config.task.denoiser.network.levels = tuple(
+        configs.spec(Level, width=4, blocks=0, cross_attention=level.cross_attention) for level in levels
+    )
+    for path, text in (*TINY, *OWN[name]):
+        override(config, path, text)
+    experiment = configs.build(config)
+    mesh = MeshShape(data=1).make(jax.devices()[:1])
+    experiment.check(1)
+    params = nn.unbox(experiment.task.init(jax.random.key(0)))
+    table = evaluate(experiment, Generator.of(experiment, params, mesh), str(tmp_path))
+    report = json.loads((tmp_path / "evaluation.json").read_text())
+    assert (tmp_path / "evaluation.png").stat().st_size > 10_000
+    assert "DpmSolver2M" in table
+    losses = report["noise_losses"]
+    assert losses["train"][0] == pytest.approx(losses["test"][0], rel=0.5)

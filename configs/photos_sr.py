@@ -1,8 +1,8 @@
 """Photographs at four times the resolution, on a laptop: 16 x 16 to 64 x 64 pixels, learned from crops of 32 x 32.
 
-Crops of scikit-learn's two photographs; a band of rows of each is for testing only. The small image is a condition, made
-noisy in training and told how noisy. Samples agree with it to rounding (`MatchLowRes`). Both cores work, each on half of
-a batch.
+Crops of scikit-learn's two photographs; a band of rows of each is for testing only. The small image is a condition,
+made noisy in training, and the model is told how noisy. Samples agree with it to rounding (`MatchLowRes`). Both cores
+work, each on half of a batch.
 
     JAX_NUM_CPU_DEVICES=2 python -m jaxdiff.train --config configs/photos_sr.py
 """

@@ -23,9 +23,9 @@ class Muon:
     """Momentum, made orthogonal, for the kernels of layers (Jordan et al. 2024, "Muon"); Adam for all else.
 
     Both with Nesterov's look ahead, for Adam that of Dozat 2016. A kernel counts as the matrix whose columns are its
-    last axis, projections to heads as many matrices (`PER_HEAD`). Its updates are scaled to the root mean square that Adam's have, so that rates of `AdamW` fit (Liu et al.
-    2025, "Muon is Scalable for LLM Training", equation 4). A step costs more than Adam's, by some products of matrices
-    as large as the kernels, whatever the batch.
+    last axis, projections to heads as many matrices (`PER_HEAD`). Its updates are scaled to the root mean square that
+    Adam's have, so that rates of `AdamW` fit (Liu et al. 2025, "Muon is Scalable for LLM Training", equation 4). A step
+    costs more than Adam's, by some products of matrices as large as the kernels, whatever the batch.
 
     Attributes:
       learning_rate, schedule: as in `AdamW`.

@@ -26,7 +26,8 @@ class Conditioner(nn.Module):
     - `default`, what a user could have given, for those who give nothing;
     - `null`, which is "none" if there is no null: such a part does not look at `drop`, and guidance always shows it;
     - ``read(value)``: arrays out of what a user gives, of one image or of several;
-    - ``draw(values, keys, train)``: its values with all that is random about them, from a key for each example.
+    - ``draw(values, keys, train)``: its values with all that is random about them, from a key for each example;
+    - ``known(values)``: images and a mask, True where pixels are to be made; a `Generator` keeps the others.
 
     Attributes:
       noise: module from noise labels [batch] to `Embeddings`, which takes `Embeddings.features` as a second argument

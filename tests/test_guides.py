@@ -1,0 +1,207 @@
+"""The guides are true: their commands fit their configs, their Python runs, and two of them are followed."""
+
+import importlib
+import pathlib
+import re
+import shlex
+import sys
+import types
+
+import commands
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxdiff import command, evaluate, sample
+from jaxdiff import config as configs
+from jaxdiff.distributed import runtime
+from jaxdiff.overrides import override
+
+ROOT = pathlib.Path(__file__).parent.parent
+NAMES = ("class_conditional", "text_to_image", "super_resolution", "image_to_image")
+GUIDES = {name: (ROOT / f"docs/{name}.md").read_text() for name in NAMES}
+BLOCK = re.compile(
+    r"(?P<needs><!-- needs: [^\n]+ -->\n)?^```python\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE
+)
+SECTIONS = ("Train", "Sample", "Judge", "Your own data", "Options that matter", "Fine-tune", "Scale up")
+
+
+def lines(text):
+    """The commands of a guide, as (module, arguments)."""
+    shell = "\n".join(re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)).replace("\\\n", " ")
+    found = [shlex.split(line) for line in shell.splitlines() if line.strip()]
+    for words in found:
+        assert words[:2] == ["python", "-m"], words
+        assert words[2].startswith("jaxdiff."), words
+    return [(words[2].removeprefix("jaxdiff."), words[3:]) for words in found]
+
+
+LINES = [(name, *line) for name, text in GUIDES.items() for line in lines(text)]
+PYTHON = [
+    pytest.param(match["code"], match["needs"] is not None, id=f"{name}-{i}")
+    for name, text in GUIDES.items()
+    for i, match in enumerate(BLOCK.finditer(text))
+]
+
+
+def runs():
+    """The config, with its overrides, of each run that a guide trains."""
+    found = {}
+    for _, module, words in LINES:
+        if module == "train":
+            flags, overrides = importlib.import_module("jaxdiff.train").parser().parse(words)
+            file, _, variant = flags.config.partition(":")
+            stem = pathlib.Path(file).stem
+            workdir = flags.workdir or f"runs/{stem}{'_' + variant if variant else ''}"
+            found[workdir] = (flags.config, overrides)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_guide_has_all_that_one_asks_for(name):
+    headings = re.findall(r"^## (.+)$", GUIDES[name], re.MULTILINE)
+    assert [heading for heading in headings if heading in SECTIONS] == list(SECTIONS)
+    assert {module for guide, module, _ in LINES if guide == name} >= {"train", "sample", "evaluate", "plan"}
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", GUIDES[name]):
+        assert (ROOT / "docs" / target).exists(), target
+    for path in re.findall(r"`((?:configs|launch)/[\w.]+)`", GUIDES[name]):
+        assert (ROOT / path).exists() or path == "configs/flowers.py", path
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "words"), LINES, ids=lambda value: "" if isinstance(value, list) else value
+)
+def test_each_command_parses_and_fits_the_config_of_its_run(name, module, words):
+    flags, overrides = importlib.import_module(f"jaxdiff.{module}").parser().parse(words)
+    if module in ("train", "plan"):
+        configs.build(command.load_config(flags.config, overrides))
+        start = getattr(flags, "from_workdir", None)
+        assert start is None or start in runs(), start
+        return
+    folders = flags.cascade.split(",") if getattr(flags, "cascade", None) else [flags.workdir]
+    guide = [] if flags.guide is None else [flags.guide.rpartition(":")[0]]
+    parts = {}
+    for folder in [*folders, *guide]:
+        config, training = runs()[folder]
+        loaded = command.load_config(config, training)
+        for path, text in overrides:
+            override(loaded, path, text)
+        built = configs.build(loaded)
+        parts |= dict(built.task.denoiser.conditioner.parts)
+    if module == "evaluate":
+        assert built.evaluation is not None
+        return
+    if flags.sampler is not None:
+        assert ":" in sample.sampler_target(flags.sampler)
+    for word in [*flags.image, *flags.condition, *flags.level, *flags.negative, *flags.source]:
+        assert word.partition("=")[0] in parts, word
+    assert not flags.text or "text" in parts
+    assert flags.label is None or "label" in parts
+    assert flags.guidance is None or "=" in flags.guidance or float(flags.guidance) >= 0
+
+
+@pytest.mark.parametrize(("code", "needs"), PYTHON)
+def test_each_block_of_python_compiles_and_runs_if_it_needs_nothing(code, needs, monkeypatch):
+    program = compile(code, "guide", "exec")
+    exec("\n".join(re.findall(r"^(?:from|import) .+$", code, re.MULTILINE)), {})
+    if not needs:
+        module = types.ModuleType("guide")
+        monkeypatch.setitem(sys.modules, "guide", module)
+        exec(program, module.__dict__)
+
+
+SMALL = (
+    "--config.task.denoiser.network.levels[0].width=16",
+    "--config.task.denoiser.network.levels[0].blocks=1",
+    "--config.task.denoiser.network.levels[1].width=32",
+    "--config.batch_size=4",
+    "--config.steps=3",
+    "--config.optimizer.schedule.warmup_steps=1",
+    "--config.sample_every=0",
+    "--config.sampling.steps=2",
+    "--config.evaluation.n=8",
+    "--config.data.source.split=train[:16]",
+    "--config.test_data.source.split=test[:16]",
+)
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+
+def picture(path, size, seed=0, alpha=None):
+    pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), np.uint8)
+    if alpha is not None:
+        pixels = np.dstack([pixels, np.where(alpha, 255, 0).astype(np.uint8)])
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+@pytest.fixture
+def followed(tmp_path, monkeypatch):
+    """Follows the sections "Train", "Sample" and "Judge" of a guide in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runtime, "start", lambda: None)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+
+    def follow(name):
+        parts = re.split(r"^## (.+)$", GUIDES[name], flags=re.MULTILINE)
+        sections = dict(zip(parts[1::2], parts[2::2], strict=True))
+        for section in SECTIONS[:3]:
+            for module, words in lines(sections[section]):
+                if module == "train":
+                    stem = pathlib.Path(words[1]).stem
+                    words = [*words[:1], str(ROOT / words[1]), "--workdir", f"{tmp_path}/runs/{stem}", *SMALL]
+                    commands.run("train", *words, devices=1, **QUICK)
+                else:
+                    {"sample": sample, "evaluate": evaluate}[module].main(words)
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield tmp_path, follow
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def sizes(folder):
+    return [Image.open(path).size for path in sorted(folder.glob("*.png"))]
+
+
+def test_the_guide_of_super_resolution_can_be_followed(followed):
+    folder, follow = followed
+    for name in ("small", "other", "rough"):
+        picture(folder / f"{name}.png", 16, len(name))
+    (folder / "many.jsonl").write_text('{"low_res": "small.png"}\n{"low_res": "other.png"}\n')
+    follow("super_resolution")
+    assert sizes(folder / "several") == [(64, 64)] * 8
+    assert sizes(folder / "many") == [(64, 64)] * 2
+    found = np.load(folder / "both.npz")
+    assert found["images"].shape == (2, 64, 64, 3)
+    small = found["images"].reshape(2, 16, 4, 16, 4, 3).mean(axis=(2, 4))
+    free = np.abs(small - found["low_res"]) > 1.5  # but where a pixel is at its limit
+    assert free.mean() < 0.2
+    assert np.asarray(Image.open(folder / "cleaned.png")).shape == (64, 64, 3)
+    assert (folder / "runs/photos_sr/evaluation.png").exists()
+
+
+def test_the_guide_of_image_to_image_can_be_followed(followed):
+    folder, follow = followed
+    inside = np.zeros((32, 32), bool)
+    inside[8:24, 8:24] = True
+    for name in ("grey", "sketch", "photo"):
+        pixels = picture(folder / f"{name}.png", 32, len(name))
+    picture(folder / "holes.png", 32, alpha=~inside)
+    middle = picture(folder / "middle.png", 32, alpha=inside)
+    Image.fromarray(np.where(inside, 255, 0).astype(np.uint8)).save(folder / "mask.png")
+    (folder / "many.jsonl").write_text(
+        '{"source": "holes.png", "task": 1}\n{"source": "sketch.png", "task": 3}\n'
+    )
+    follow("image_to_image")
+    masked = np.asarray(Image.open(folder / "masked.png"))
+    np.testing.assert_array_equal(masked[~inside], pixels[~inside])
+    assert np.any(masked[inside] != pixels[inside])
+    wider = np.asarray(Image.open(folder / "wider.png"))
+    np.testing.assert_array_equal(wider[inside], middle[inside][:, :3])
+    assert sizes(folder / "many") == [(32, 32)] * 2
+    assert (folder / "runs/photos_palette/evaluation.png").exists()

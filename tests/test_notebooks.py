@@ -1,0 +1,89 @@
+"""The notebooks run from the first cell to the last, and what is stored in them is what a run that worked has left."""
+
+import base64
+import io
+import os
+import pathlib
+import re
+
+import pytest
+from PIL import Image
+
+nbformat = pytest.importorskip("nbformat")
+nbclient = pytest.importorskip("nbclient")
+pytest.importorskip("ipykernel")
+
+FOLDER = pathlib.Path(__file__).parent.parent / "docs/notebooks"
+NOTEBOOKS = {path.stem: path for path in sorted(FOLDER.glob("*.ipynb"))}
+BRIEF = {"STEPS": 10, "SAMPLES": 16, "EACH": 2}
+"""What stands in place of the constants of a notebook: no image is good, and every line has run."""
+
+pytestmark = [
+    pytest.mark.xdist_group("notebooks"),
+    # pyzmq and traitlets, in this process: the cells run in another one.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning"),
+]
+
+
+def read(name):
+    return nbformat.read(NOTEBOOKS[name], as_version=4)
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def shortened(notebook):
+    """The notebook with `BRIEF` constants, and which of them it has."""
+    found = set()
+    for cell in code(notebook):
+        for name, value in BRIEF.items():
+            cell.source, count = re.subn(
+                rf"^{name} = \d+", f"{name} = {value}", cell.source, flags=re.MULTILINE
+            )
+            found |= {name} if count else set()
+    return found
+
+
+def test_there_are_two_notebooks():
+    assert set(NOTEBOOKS) == {"conditioning_and_guidance", "quickstart"}
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_runs(name):
+    notebook = read(name)
+    assert "STEPS" in shortened(notebook)
+    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_NUM_CPU_DEVICES": "1", "PYTHONWARNINGS": "ignore"}
+    client = nbclient.NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}
+    )
+    client.execute(env={**os.environ, **quick})  # an error in a cell is raised
+    assert len(pictures(notebook)) == len(pictures(read(name)))
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_what_is_stored_is_a_whole_run_without_errors_or_traces_of_a_machine(name):
+    notebook = read(name)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    cells = code(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), (
+        "run it from top to bottom"
+    )
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert not [output.text for output in outputs if output.get("name") == "stderr"]
+    assert not re.search(
+        r"/(home|root|tmp|work|Users)/|\d(s|it)/(it|s)\b|per_second", NOTEBOOKS[name].read_text()
+    )
+    assert len(pictures(notebook)) >= 4
+    for picture in pictures(notebook):
+        assert len(picture) < 100_000, "small pictures"
+        assert min(Image.open(io.BytesIO(picture)).size) > 30
+
+
+def pictures(notebook):
+    """The PNG files that cells show."""
+    outputs = [output for cell in code(notebook) for output in cell.outputs]
+    found = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    return [base64.b64decode(picture) for picture in found]

@@ -44,7 +44,7 @@ SCENES = configs.spec(Tfds, name="scenes", label_key=None, text_key="caption")
     [
         lambda: experiment(PHOTOS, {"low_res": LOW}, (SMALLER,)),
         lambda: experiment(PHOTOS, {"low_res": NOISY}, (SMALLER,)),
-        lambda: experiment(SCENES, {"text": TEXT}, (configs.spec(Tokenize, length=96),)),
+        lambda: experiment(SCENES, {"text": TEXT}, (configs.spec(Tokenize, length=96),), shape=(24, 24, 3)),
         lambda: experiment(PHOTOS, {}, (), (configs.spec(RandomCrop, size=16),), (16, 16, 3)),
     ],
     ids=["low resolution", "with noise", "text", "crops of a larger picture"],
@@ -60,7 +60,7 @@ def test_what_fits_is_let_through(fits):
             lambda: experiment(PHOTOS, {"low_res": LOW}),
             "config.data: .* condition low_res, and the examples lack",
         ),
-        (lambda: experiment(SCENES, {"text": TEXT}), "text="),
+        (lambda: experiment(SCENES, {"text": TEXT}, shape=(24, 24, 3)), "text="),
         (lambda: experiment(PHOTOS, {}, shape=(16, 16, 3)), r"config.task.image_shape=\(16, 16, 3\)"),
     ],
     ids=["a field is missing", "text is no ids", "another size"],

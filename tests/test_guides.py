@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdiff import command, evaluate, sample
+from jaxdiff import command, sample
 from jaxdiff import config as configs
 from jaxdiff.distributed import runtime
 from jaxdiff.overrides import override
@@ -125,15 +125,13 @@ SMALL = (
     "--config.optimizer.schedule.warmup_steps=1",
     "--config.sample_every=0",
     "--config.sampling.steps=2",
-    "--config.evaluation.n=8",
-    "--config.data.source.split=train[:16]",
-    "--config.test_data.source.split=test[:16]",
+    "--config.data.source.split=train[:8]",
 )
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
-def picture(path, size, seed=0, alpha=None):
-    pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), np.uint8)
+def picture(path, size, seed=0, alpha=None, levels=(0, 256)):
+    pixels = np.random.default_rng(seed).integers(*levels, (size, size, 3), np.uint8)
     if alpha is not None:
         pixels = np.dstack([pixels, np.where(alpha, 255, 0).astype(np.uint8)])
     Image.fromarray(pixels).save(path)
@@ -142,22 +140,18 @@ def picture(path, size, seed=0, alpha=None):
 
 @pytest.fixture
 def followed(tmp_path, monkeypatch):
-    """Follows the sections "Train", "Sample" and "Judge" of a guide in an empty folder."""
+    """Follows the sections "Train", at whose end the model is judged, and "Sample" of a guide, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runtime, "start", lambda: None)
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
 
-    def follow(name):
+    def follow(name, *changes):
         parts = re.split(r"^## (.+)$", GUIDES[name], flags=re.MULTILINE)
         sections = dict(zip(parts[1::2], parts[2::2], strict=True))
-        for section in SECTIONS[:3]:
-            for module, words in lines(sections[section]):
-                if module == "train":
-                    stem = pathlib.Path(words[1]).stem
-                    words = [*words[:1], str(ROOT / words[1]), "--workdir", f"{tmp_path}/runs/{stem}", *SMALL]
-                    commands.run("train", *words, devices=1, **QUICK)
-                else:
-                    {"sample": sample, "evaluate": evaluate}[module].main(words)
+        ((_, words),) = lines(sections["Train"])
+        config, workdir = str(ROOT / words[1]), f"{tmp_path}/runs/{pathlib.Path(words[1]).stem}"
+        commands.run("train", "--config", config, "--workdir", workdir, *SMALL, *changes, devices=1, **QUICK)
+        for _, words in lines(sections["Sample"]):
+            sample.main(words)
 
     jax.config.update("jax_disable_most_optimizations", True)
     yield tmp_path, follow
@@ -171,16 +165,17 @@ def sizes(folder):
 def test_the_guide_of_super_resolution_can_be_followed(followed):
     folder, follow = followed
     for name in ("small", "other", "rough"):
-        picture(folder / f"{name}.png", 16, len(name))
+        picture(folder / f"{name}.png", 16, len(name), levels=(100, 150))
     (folder / "many.jsonl").write_text('{"low_res": "small.png"}\n{"low_res": "other.png"}\n')
-    follow("super_resolution")
+    follow("super_resolution", "--config.evaluation.n=4", "--config.test_data.source.split=test[:4]")
     assert sizes(folder / "several") == [(64, 64)] * 8
     assert sizes(folder / "many") == [(64, 64)] * 2
     found = np.load(folder / "both.npz")
     assert found["images"].shape == (2, 64, 64, 3)
-    small = found["images"].reshape(2, 16, 4, 16, 4, 3).mean(axis=(2, 4))
-    free = np.abs(small - found["low_res"]) > 1.5  # but where a pixel is at its limit
-    assert free.mean() < 0.2
+    blocks = found["images"].reshape(2, 16, 4, 16, 4, 3)
+    inner = ((blocks > 0) & (blocks < 255)).all(axis=(2, 4))  # elsewhere pixels were cut to bytes
+    assert inner.mean() > 0.05
+    assert np.abs(blocks.mean(axis=(2, 4)) - found["low_res"])[inner].max() <= 0.5
     assert np.asarray(Image.open(folder / "cleaned.png")).shape == (64, 64, 3)
     assert (folder / "runs/photos_sr/evaluation.png").exists()
 
@@ -197,7 +192,7 @@ def test_the_guide_of_image_to_image_can_be_followed(followed):
     (folder / "many.jsonl").write_text(
         '{"source": "holes.png", "task": 1}\n{"source": "sketch.png", "task": 3}\n'
     )
-    follow("image_to_image")
+    follow("image_to_image", "--config.evaluation.n=16", "--config.test_data.source.split=test[:32]")
     masked = np.asarray(Image.open(folder / "masked.png"))
     np.testing.assert_array_equal(masked[~inside], pixels[~inside])
     assert np.any(masked[inside] != pixels[inside])

@@ -158,28 +158,36 @@ def followed(tmp_path, monkeypatch):
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-def sizes(folder):
-    return [Image.open(path).size for path in sorted(folder.glob("*.png"))]
+def opened(path):
+    with Image.open(path) as found:
+        return np.asarray(found)
 
 
+def shapes(folder):
+    return [opened(path).shape for path in sorted(folder.glob("*.png"))]
+
+
+@pytest.mark.slow
 def test_the_guide_of_super_resolution_can_be_followed(followed):
     folder, follow = followed
     for name in ("small", "other", "rough"):
         picture(folder / f"{name}.png", 16, len(name), levels=(100, 150))
     (folder / "many.jsonl").write_text('{"low_res": "small.png"}\n{"low_res": "other.png"}\n')
     follow("super_resolution", "--config.evaluation.n=4", "--config.test_data.source.split=test[:4]")
-    assert sizes(folder / "several") == [(64, 64)] * 8
-    assert sizes(folder / "many") == [(64, 64)] * 2
-    found = np.load(folder / "both.npz")
+    assert shapes(folder / "several") == [(64, 64, 3)] * 8
+    assert shapes(folder / "many") == [(64, 64, 3)] * 2
+    with np.load(folder / "both.npz") as file:
+        found = dict(file)
     assert found["images"].shape == (2, 64, 64, 3)
     blocks = found["images"].reshape(2, 16, 4, 16, 4, 3)
     inner = ((blocks > 0) & (blocks < 255)).all(axis=(2, 4))  # elsewhere pixels were cut to bytes
     assert inner.mean() > 0.05
     assert np.abs(blocks.mean(axis=(2, 4)) - found["low_res"])[inner].max() <= 0.5
-    assert np.asarray(Image.open(folder / "cleaned.png")).shape == (64, 64, 3)
+    assert opened(folder / "cleaned.png").shape == (64, 64, 3)
     assert (folder / "runs/photos_sr/evaluation.png").exists()
 
 
+@pytest.mark.slow
 def test_the_guide_of_image_to_image_can_be_followed(followed):
     folder, follow = followed
     inside = np.zeros((32, 32), bool)
@@ -193,10 +201,10 @@ def test_the_guide_of_image_to_image_can_be_followed(followed):
         '{"source": "holes.png", "task": 1}\n{"source": "sketch.png", "task": 3}\n'
     )
     follow("image_to_image", "--config.evaluation.n=16", "--config.test_data.source.split=test[:32]")
-    masked = np.asarray(Image.open(folder / "masked.png"))
+    masked = opened(folder / "masked.png")
     np.testing.assert_array_equal(masked[~inside], pixels[~inside])
     assert np.any(masked[inside] != pixels[inside])
-    wider = np.asarray(Image.open(folder / "wider.png"))
+    wider = opened(folder / "wider.png")
     np.testing.assert_array_equal(wider[inside], middle[inside][:, :3])
-    assert sizes(folder / "many") == [(32, 32)] * 2
+    assert shapes(folder / "many") == [(32, 32, 3)] * 2
     assert (folder / "runs/photos_palette/evaluation.png").exists()

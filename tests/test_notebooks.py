@@ -15,7 +15,7 @@ pytest.importorskip("ipykernel")
 
 FOLDER = pathlib.Path(__file__).parent.parent / "docs/notebooks"
 NOTEBOOKS = {path.stem: path for path in sorted(FOLDER.glob("*.ipynb"))}
-BRIEF = {"STEPS": 10, "SAMPLES": 16, "EACH": 2}
+BRIEF = {"STEPS": 10, "SAMPLES": 20, "EACH": 2}
 """What stands in place of the constants of a notebook: no image is good, and every line has run."""
 
 pytestmark = [

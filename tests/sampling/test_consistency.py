@@ -75,4 +75,4 @@ def test_what_cannot_be_matched_is_told():
     ):
         MatchLowRes("source")(denoise, FLOW, condition(SMALL), KEYS)
     with pytest.raises(UserError, match="3x3x2 is no whole fraction of 8x12x2"):
-        MatchLowRes()(denoise, FLOW, condition(np.zeros((3, 3, 3, 2))), KEYS)(jnp.asarray(X), T)
+        MatchLowRes()(denoise, FLOW, condition(np.zeros((3, 3, 3, 2))), KEYS)(jnp.asarray(X), jnp.asarray(T))

@@ -2,9 +2,9 @@
 
 24 x 24 pixels, one to three real scans, "a red three above a green seven": 16,000 scenes to train with, and 1,000 in
 compositions that training never shows. Captions are read as bytes, which make words, by a transformer that is trained
-with the U-Net. Both cores work, each on half of a batch.
+with the U-Net.
 
-    JAX_NUM_CPU_DEVICES=2 python -m jaxdiff.train --config configs/scenes_text.py
+    python -m jaxdiff.train --config configs/scenes_text.py
 """
 
 from ml_collections import ConfigDict
@@ -43,21 +43,24 @@ def get_config() -> ConfigDict:
     network = spec(
         UNet,
         levels=(
-            spec(Level, width=WIDTH, blocks=1),
-            spec(Level, width=2 * WIDTH, blocks=1, self_attention=True, cross_attention=True),
+            spec(Level, width=WIDTH, blocks=1, cross_attention=True),
+            spec(Level, width=2 * WIDTH, blocks=1, cross_attention=True),
+            spec(Level, width=3 * WIDTH, blocks=1, self_attention=True, cross_attention=True),
         ),
         out_channels=3,
         coordinates=True,
         head_dim=32,
         residual_resampling=False,
+        resampled_skips=False,
     )
     text = spec(
         Text,
-        width=64,
+        width=128,
         length=LENGTH,
         layers=2,
         window=5,
-        words=24,
+        words=18,
+        phrase=9,  # "to the left of" lies between two digits
         head_dim=32,
         expansion=2,
         vector_width=4 * WIDTH,
@@ -74,27 +77,27 @@ def get_config() -> ConfigDict:
                 process=spec(VarianceExploding, sigma_min=0.002, sigma_max=80.0),
                 parameterization=spec(Edm, sigma_data=SIGMA_DATA),
             ),
-            times=spec(LogNormalSigma, mean=-0.2, std=1.2),
+            times=spec(LogNormalSigma, mean=0.4, std=1.0),
             objective=spec(WeightedError, weighting=spec(EdmWeighting, sigma_data=SIGMA_DATA)),
             image_shape=(24, 24, 3),
         ),
-        optimizer=spec(Muon, learning_rate=3e-3, schedule=spec(Cosine, warmup_steps=50)),
+        optimizer=spec(Muon, learning_rate=2e-3, schedule=spec(Cosine, warmup_steps=50), iterations=4),
         ema=spec(Ema, decay=0.998),
         data=pipeline("train"),
         test_data=pipeline("novel"),
         sampling=spec(
             Recipe,
             sampler=spec(DpmSolver2M),
-            grid=spec(Karras, sigma_min=0.02, sigma_max=80.0),
-            guidance=spec(ClassifierFree, scale=3.0),
-            steps=16,
+            grid=spec(Karras, sigma_min=0.02, sigma_max=20.0),
+            guidance=spec(ClassifierFree, scale=4.0),
+            steps=12,
         ),
         evaluation=spec(SceneEvaluation, n=500),
-        steps=2800,
-        batch_size=32,
-        log_every=50,
-        checkpoint_every=700,
-        sample_every=1400,
+        steps=5600,
+        batch_size=16,
+        log_every=100,
+        checkpoint_every=1400,
+        sample_every=2800,
     )
 
 

@@ -33,6 +33,8 @@ class Text(nn.Module):
         letters in their words, as that of CANINE does (Clark et al. 2022). An odd number; 1 for none.
       words: the bytes of a word become one token, for at most so many words, the last of which takes the rest: the
         encoder and the network then read a tenth of the tokens ("SpaceByte", Slagle 2024). None for a token each.
+      phrase: so many words about each are joined to it in the same way; starts as nothing. What a word is to its
+        neighbours ("above" before it, or behind it) need then not be found out from their places. 1 for none.
       head_dim: channels of an attention head.
       expansion: hidden width of the MLPs, as a multiple of `width`.
       vector_width: length of the network's vector; None to leave it alone.
@@ -46,6 +48,7 @@ class Text(nn.Module):
     layers: int = 4
     window: int = 1
     words: int | None = None
+    phrase: int = 1
     head_dim: int = 64
     expansion: int = 4
     vector_width: int | None = None
@@ -59,9 +62,11 @@ class Text(nn.Module):
             require(value is None or value > 0, name, value, "it must be positive", "give at least 1")
         require(self.width % self.head_dim == 0, "width", self.width,
                 f"attention splits it into heads of head_dim={self.head_dim}", "use a multiple")  # fmt: skip
-        require(
-            self.window > 0 and self.window % 2 == 1, "window", self.window, "it has no middle", "try 1 or 5"
-        )
+        for name in ("window", "phrase"):
+            size = getattr(self, name)
+            require(size > 0 and size % 2 == 1, name, size, "it has no middle", "try 1 or 5")
+        require(self.phrase == 1 or self.words is not None, "phrase", self.phrase,
+                "a token is a byte, not a word", "set words, or window for bytes")  # fmt: skip
         ByteTokenizer(self.length)  # which knows what lengths there are
         nulls.check(self.null, self.drop_rate)
         check_dtype(self.dtype)
@@ -79,9 +84,12 @@ class Text(nn.Module):
         x = jnp.take(table, rows, axis=0, mode="fill", fill_value=jnp.nan)
         mask = ids != PAD
         if self.window > 1:
-            x = x + Window(self.window, self.dtype, name="window")(jnp.where(mask[..., None], x, 0))
+            x = x + Window(self.window, dtype=self.dtype, name="window")(jnp.where(mask[..., None], x, 0))
         if self.words is not None:
             x, mask = in_words(x, ids, self.words)
+        if self.phrase > 1:
+            near = Window(self.phrase, zero=True, dtype=self.dtype, name="phrase")
+            x = x + near(jnp.where(mask[..., None], x, 0))
         x = x + places[None]
         for i in range(self.layers):
             x = EncoderBlock(self.head_dim, self.expansion, self.dtype, name=f"block_{i}")(x, mask)
@@ -152,6 +160,7 @@ class Window(nn.Module):
     """Two dense layers, with the exact GELU between, of each vector and those about it; zeros beyond both ends."""
 
     size: int
+    zero: bool = False
     dtype: str = "float32"
 
     @nn.compact
@@ -159,8 +168,8 @@ class Window(nn.Module):
         length, channels = x.shape[1:]
         padded = jnp.pad(x, ((0, 0), (self.size // 2, self.size // 2), (0, 0)))
         near = jnp.concatenate([padded[:, i : i + length] for i in range(self.size)], axis=-1)
-        hidden = jax.nn.gelu(Dense(2 * channels, dtype=self.dtype, name="dense_0")(near), approximate=False)
-        return Dense(channels, dtype=self.dtype, name="dense_1")(hidden)
+        hidden = jax.nn.gelu(Dense(channels, dtype=self.dtype, name="dense_0")(near), approximate=False)
+        return Dense(channels, zero=self.zero, dtype=self.dtype, name="dense_1")(hidden)
 
 
 class EncoderBlock(nn.Module):

@@ -159,8 +159,31 @@ def test_a_window_joins_the_letters_about_one():
     assert np.flatnonzero((alone[0] != alone[1]).any(axis=-1)).tolist() == [4]
 
 
-def test_padding_is_outside_every_window():
-    part = TEXT.clone(window=5)
+def test_a_phrase_joins_the_words_about_one():
+    part = TEXT.clone(length=16, words=8, phrase=3)
+    params = randomised(part, jnp.asarray(part.read([""])), SHOWN[:1])
+    # Nothing else joins words: attention and MLPs are zero, as at the start.
+    for block in ("block_0", "block_1"):
+        for layer in ("attention_out", "contract"):
+            params["params"][block][layer] = jax.tree.map(jnp.zeros_like, params["params"][block][layer])
+    ids = part.read(["a b c d e f", "a b c X e f"])
+    seen = embed(ids, SHOWN[:2], part, params)
+    assert seen.mask.sum(1).tolist() == [6, 6]
+    one, other = np.asarray(seen.tokens)
+    assert np.flatnonzero((one != other).any(axis=-1)).tolist() == [2, 3, 4]
+
+
+def test_a_phrase_starts_as_nothing():
+    part = TEXT.clone(words=8, phrase=5)
+    seen = embed(part=part, params=nn.unbox(part.init(jax.random.key(0), jnp.asarray(IDS), SHOWN)))
+    part = TEXT.clone(words=8)
+    other = embed(part=part, params=nn.unbox(part.init(jax.random.key(0), jnp.asarray(IDS), SHOWN)))
+    assert_same_text(seen, other, range(4), atol=0)
+
+
+@pytest.mark.parametrize("options", [{"window": 5}, {"words": 8, "phrase": 5}])
+def test_padding_is_outside_every_window(options):
+    part = TEXT.clone(**options)
     params = randomised(part, jnp.asarray(IDS), SHOWN)
     pad = params["params"]["bytes"][PAD]
     changed_pad = {"params": {**params["params"], "bytes": params["params"]["bytes"].at[PAD].set(pad + 1)}}
@@ -350,6 +373,8 @@ def test_an_id_out_of_range_becomes_no_other_byte():
         ({"width": 20}, "width=20: attention splits it into heads of head_dim=8"),
         ({"words": 0}, "words=0: "),
         ({"window": 4}, "window=4: it has no middle"),
+        ({"words": 8, "phrase": 2}, "phrase=2: it has no middle"),
+        ({"phrase": 3}, "phrase=3: a token is a byte, not a word"),
         ({"length": 1}, "length=1: the end takes one id"),
         ({"null": "none"}, "drop_rate=0.1: "),
         ({"dtype": "int8"}, "dtype='int8'"),

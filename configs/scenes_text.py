@@ -81,9 +81,7 @@ def get_config() -> ConfigDict:
             objective=spec(WeightedError, weighting=spec(EdmWeighting, sigma_data=SIGMA_DATA)),
             image_shape=(24, 24, 3),
         ),
-        optimizer=spec(
-            Muon, learning_rate=2e-3, schedule=spec(Cosine, warmup_steps=50, final=0.05), iterations=4
-        ),
+        optimizer=spec(Muon, learning_rate=2e-3, schedule=spec(Cosine, warmup_steps=50), iterations=4),
         ema=spec(Ema, decay=0.998),
         data=pipeline("train"),
         test_data=pipeline("novel"),
@@ -92,14 +90,14 @@ def get_config() -> ConfigDict:
             sampler=spec(DpmSolver2M),
             grid=spec(Karras, sigma_min=0.02, sigma_max=20.0),
             guidance=spec(ClassifierFree, scale=4.0),
-            steps=10,
+            steps=12,
         ),
         evaluation=spec(SceneEvaluation, n=500),
-        steps=5200,
+        steps=5600,
         batch_size=16,
         log_every=100,
-        checkpoint_every=1300,
-        sample_every=2600,
+        checkpoint_every=1400,
+        sample_every=2800,
     )
 
 

@@ -88,8 +88,8 @@ class Text(nn.Module):
         if self.words is not None:
             x, mask = in_words(x, ids, self.words)
         if self.phrase > 1:
-            near = Window(self.phrase, zero=True, dtype=self.dtype, name="phrase")
-            x = x + near(jnp.where(mask[..., None], x, 0))
+            # Beyond the last word x is 0 already.
+            x = x + Window(self.phrase, zero=True, dtype=self.dtype, name="phrase")(x)
         x = x + places[None]
         for i in range(self.layers):
             x = EncoderBlock(self.head_dim, self.expansion, self.dtype, name=f"block_{i}")(x, mask)

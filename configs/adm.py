@@ -39,11 +39,11 @@ from jaxdiff.process.labels import StepIndex
 from jaxdiff.process.prediction import LearnedVariance, Noise
 from jaxdiff.process.table import CosineBetas, LinearBetas, Table
 from jaxdiff.process.time_sampling import UniformSteps
-from jaxdiff.sampling.ancestral import Ancestral
-from jaxdiff.sampling.discrete_grids import Respaced
-from jaxdiff.sampling.guidance import ClassifierFree
+from jaxdiff.sampling.grids.discrete import Respaced
+from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
+from jaxdiff.sampling.modifiers.thresholding import StaticThreshold
 from jaxdiff.sampling.recipe import Recipe
-from jaxdiff.sampling.thresholding import StaticThreshold
+from jaxdiff.sampling.samplers.ancestral import Ancestral
 from jaxdiff.tasks.bounds import Hybrid
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.training.ema import Ema
@@ -107,12 +107,14 @@ def experiment(
                 Denoiser,
                 network=network,
                 conditioner=spec(
-                    Conditioner, noise=spec(NoiseLevel, width=4 * width, frequencies=width // 2), parts=parts
+                    Conditioner,
+                    noise=spec(NoiseLevel, width=4 * width, frequencies=width // 2),
+                    conditions=parts,
                 ),
                 process=spec(VariancePreserving, schedule=spec(Table, betas=spec(betas))),
                 parameterization=spec(LearnedVariance, mean=spec(Noise, label=spec(StepIndex))),
             ),
-            times=spec(UniformSteps),
+            time_sampler=spec(UniformSteps),
             objective=spec(Hybrid),
             image_shape=(size, size, 3),
         ),

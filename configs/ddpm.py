@@ -24,11 +24,11 @@ from jaxdiff.process.labels import StepIndex
 from jaxdiff.process.prediction import Noise
 from jaxdiff.process.table import LinearBetas, Table
 from jaxdiff.process.time_sampling import UniformSteps
-from jaxdiff.sampling.ancestral import Ancestral
-from jaxdiff.sampling.grids import Uniform
-from jaxdiff.sampling.guidance import ClassifierFree
+from jaxdiff.sampling.grids.continuous import Uniform
+from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
+from jaxdiff.sampling.modifiers.thresholding import StaticThreshold
 from jaxdiff.sampling.recipe import Recipe
-from jaxdiff.sampling.thresholding import StaticThreshold
+from jaxdiff.sampling.samplers.ancestral import Ancestral
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.training.ema import Ema
 from jaxdiff.training.optimizer import AdamW, Constant
@@ -66,7 +66,7 @@ def get_config(variant: str = "cifar10") -> ConfigDict:
                 process=spec(VariancePreserving, schedule=spec(Table, betas=spec(LinearBetas, steps=STEPS))),
                 parameterization=spec(Noise, label=spec(StepIndex, steps=STEPS)),
             ),
-            times=spec(UniformSteps, steps=STEPS),
+            time_sampler=spec(UniformSteps, steps=STEPS),
             image_shape=(32, 32, 3),
         ),
         optimizer=spec(AdamW, learning_rate=2e-4, schedule=spec(Constant, warmup_steps=5000)),

@@ -16,10 +16,10 @@ from jaxdiff.errors import require
 from jaxdiff.experiment import Experiment
 from jaxdiff.interop import diffusers
 from jaxdiff.process.time_sampling import UniformSteps
-from jaxdiff.sampling.ddim import Ddim
-from jaxdiff.sampling.discrete_grids import Leading
-from jaxdiff.sampling.guidance import ClassifierFree
+from jaxdiff.sampling.grids.discrete import Leading
+from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
 from jaxdiff.sampling.recipe import Recipe
+from jaxdiff.sampling.samplers.ddim import Ddim
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.training.ema import Ema
 from jaxdiff.training.optimizer import AdamW
@@ -35,7 +35,7 @@ def get_config(variant: str = "") -> ConfigDict:
         task=spec(
             DenoisingTask,
             denoiser=describe(diffusers.denoiser(model, scheduler)),
-            times=spec(UniformSteps, steps=steps),
+            time_sampler=spec(UniformSteps, steps=steps),
             image_shape=shape,
         ),
         optimizer=spec(AdamW, learning_rate=1e-5),

@@ -13,19 +13,19 @@ from jaxdiff.config import spec
 from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.sources import Tfds
 from jaxdiff.denoiser import Denoiser
-from jaxdiff.evaluation.evaluator import ImageEvaluation
-from jaxdiff.evaluation.features import Pixels
-from jaxdiff.evaluation.judge import SvcJudge
+from jaxdiff.evaluation.classifiers.svm import SvmClassifier
+from jaxdiff.evaluation.features.pixels import Pixels
+from jaxdiff.evaluation.reports.class_conditional import ImageEvaluation
 from jaxdiff.experiment import Experiment
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import VarianceExploding
 from jaxdiff.process.prediction import Edm
 from jaxdiff.process.time_sampling import LogNormalSigma
 from jaxdiff.process.weighting import Edm as EdmWeighting
-from jaxdiff.sampling.dpm_solver import DpmSolver2M
-from jaxdiff.sampling.grids import Karras
-from jaxdiff.sampling.guidance import ClassifierFree
+from jaxdiff.sampling.grids.continuous import Karras
+from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
 from jaxdiff.sampling.recipe import Recipe
+from jaxdiff.sampling.samplers.dpm_solver import DpmSolver2M
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.tasks.objectives import WeightedError
 from jaxdiff.training.ema import Ema
@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
     conditioner = spec(
         Conditioner,
         noise=spec(NoiseLevel, width=4 * WIDTH),
-        parts={"label": spec(ClassLabel, num_classes=10, width=4 * WIDTH, drop_rate=0.1)},
+        conditions={"label": spec(ClassLabel, num_classes=10, width=4 * WIDTH, drop_rate=0.1)},
     )
     return spec(
         Experiment,
@@ -61,7 +61,7 @@ def get_config() -> ConfigDict:
                 process=spec(VarianceExploding, sigma_min=0.002, sigma_max=80.0),
                 parameterization=spec(Edm, sigma_data=SIGMA_DATA),
             ),
-            times=spec(LogNormalSigma, mean=-0.6, std=1.2),
+            time_sampler=spec(LogNormalSigma, mean=-0.6, std=1.2),
             objective=spec(WeightedError, weighting=spec(EdmWeighting, sigma_data=SIGMA_DATA)),
             image_shape=(8, 8, 1),
         ),
@@ -76,7 +76,7 @@ def get_config() -> ConfigDict:
             guidance=spec(ClassifierFree, scale=1.5),
             steps=16,
         ),
-        evaluation=spec(ImageEvaluation, features=spec(Pixels), judge=spec(SvcJudge), n=1000, k=5),
+        evaluation=spec(ImageEvaluation, features=spec(Pixels), judge=spec(SvmClassifier), n=1000, k=5),
         steps=1000,
         batch_size=64,
         log_every=25,

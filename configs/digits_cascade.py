@@ -23,7 +23,7 @@ from jaxdiff.data.sources import Tfds
 from jaxdiff.data.transforms import Resize
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import require
-from jaxdiff.evaluation.evaluator import ImageEvaluation
+from jaxdiff.evaluation.reports.class_conditional import ImageEvaluation
 from jaxdiff.experiment import Experiment
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import VarianceExploding, VariancePreserving
@@ -31,10 +31,10 @@ from jaxdiff.process.prediction import Edm
 from jaxdiff.process.schedule import Cosine as CosineSchedule
 from jaxdiff.process.time_sampling import LogNormalSigma
 from jaxdiff.process.weighting import Edm as EdmWeighting
-from jaxdiff.sampling.dpm_solver import DpmSolver2M
-from jaxdiff.sampling.grids import Karras
-from jaxdiff.sampling.guidance import ClassifierFree
+from jaxdiff.sampling.grids.continuous import Karras
+from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
 from jaxdiff.sampling.recipe import Recipe
+from jaxdiff.sampling.samplers.dpm_solver import DpmSolver2M
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.tasks.objectives import WeightedError
 from jaxdiff.training.ema import Ema
@@ -80,11 +80,11 @@ def experiment(parts: dict, conditions: tuple, size: int, mean: float, guidance:
             denoiser=spec(
                 Denoiser,
                 network=network,
-                conditioner=spec(Conditioner, noise=spec(NoiseLevel, width=4 * WIDTH), parts=parts),
+                conditioner=spec(Conditioner, noise=spec(NoiseLevel, width=4 * WIDTH), conditions=parts),
                 process=spec(VarianceExploding, sigma_min=0.002, sigma_max=80.0),
                 parameterization=spec(Edm, sigma_data=SIGMA_DATA),
             ),
-            times=spec(LogNormalSigma, mean=mean, std=1.2),
+            time_sampler=spec(LogNormalSigma, mean=mean, std=1.2),
             objective=spec(WeightedError, weighting=spec(EdmWeighting, sigma_data=SIGMA_DATA)),
             image_shape=(size, size, 1),
         ),

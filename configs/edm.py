@@ -33,10 +33,10 @@ from jaxdiff.process.gaussian import VarianceExploding
 from jaxdiff.process.prediction import Edm
 from jaxdiff.process.time_sampling import LogNormalSigma
 from jaxdiff.process.weighting import Edm as EdmWeighting
-from jaxdiff.sampling.grids import Karras
-from jaxdiff.sampling.guidance import ClassifierFree
-from jaxdiff.sampling.heun import Heun
+from jaxdiff.sampling.grids.continuous import Karras
+from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
 from jaxdiff.sampling.recipe import Recipe
+from jaxdiff.sampling.samplers.heun import Heun
 from jaxdiff.tasks.augmentation import GeometricAugmentation
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.tasks.objectives import WeightedError
@@ -110,7 +110,7 @@ def small(
         )
     return experiment(
         network,
-        spec(Conditioner, noise=spec(NoiseLevel, width=4 * width, **frequencies), parts=parts),
+        spec(Conditioner, noise=spec(NoiseLevel, width=4 * width, **frequencies), conditions=parts),
         spec(Tfds, name=data, label_key=None if classes is None else "label"),
         size, batch, rate, spec(Heun), steps, images=200e6, half_life=0.5e6,
         augmentation=spec(GeometricAugmentation, p=p),
@@ -133,7 +133,7 @@ def imagenet64(width: int = 192) -> ConfigDict:
     sampler = spec(Heun, churn=40 / 256, churn_min=0.05, churn_max=50.0, noise_scale=1.003)
     return experiment(
         network,
-        spec(Conditioner, noise=spec(NoiseLevel, width=4 * width, frequencies=width // 2), parts={"label": label}),
+        spec(Conditioner, noise=spec(NoiseLevel, width=4 * width, frequencies=width // 2), conditions={"label": label}),
         spec(Tfds, name="imagenet_64"),
         64, 4096, 1e-4, sampler, 256, images=2500e6, half_life=50e6,
     )  # fmt: skip
@@ -155,7 +155,7 @@ def experiment(
                 process=spec(VarianceExploding),
                 parameterization=spec(Edm, sigma_data=0.5),
             ),
-            times=spec(LogNormalSigma, mean=-1.2, std=1.2),
+            time_sampler=spec(LogNormalSigma, mean=-1.2, std=1.2),
             objective=spec(WeightedError, weighting=spec(EdmWeighting, sigma_data=0.5)),
             image_shape=(size, size, 3),
             augmentation=augmentation,

@@ -14,7 +14,7 @@ that begins after 70,000 steps instead of 35,000, and times of mean -0.4 and sta
 Hardware and time: not run here; the authors recommend 32 A100. bfloat16 stands for float16. Published FIDs without
 guidance are 1.58 (s), 1.43 (m) and 1.33 (l, xl).
 Data: a TFDS set ``imagenet_64`` with labels, prepared once as array_record, cropped and resized as for ADM.
-Averages of any length after training: ``python -m jaxdiff.reconstruct``.
+Averages of any length after training: ``python -m jaxdiff.posthoc_ema``.
 
     python -m jaxdiff.train --config configs/edm2.py:s
 """
@@ -36,12 +36,12 @@ from jaxdiff.process.gaussian import VarianceExploding
 from jaxdiff.process.prediction import Edm
 from jaxdiff.process.time_sampling import LogNormalSigma
 from jaxdiff.process.weighting import Edm as EdmWeighting
-from jaxdiff.sampling.grids import Karras
-from jaxdiff.sampling.guidance import ClassifierFree
-from jaxdiff.sampling.heun import Heun
+from jaxdiff.sampling.grids.continuous import Karras
+from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
 from jaxdiff.sampling.recipe import Recipe
+from jaxdiff.sampling.samplers.heun import Heun
 from jaxdiff.tasks.denoising import DenoisingTask
-from jaxdiff.tasks.objectives import Uncertain, WeightedError
+from jaxdiff.tasks.objectives import UncertaintyWeighted, WeightedError
 from jaxdiff.training.optimizer import AdamW, InverseSqrt
 from jaxdiff.training.power_ema import PowerEma
 
@@ -75,7 +75,7 @@ def experiment(width: int, rate: float, dropout: float, images: int) -> ConfigDi
     conditioner = spec(
         Conditioner,
         noise=spec(MagnitudeNoiseLevel, width=4 * width, frequencies=width, scale=2**-0.5),
-        parts={"label": spec(MagnitudeClassLabel, num_classes=1000, width=4 * width)},
+        conditions={"label": spec(MagnitudeClassLabel, num_classes=1000, width=4 * width)},
     )
     return spec(
         Experiment,
@@ -89,9 +89,9 @@ def experiment(width: int, rate: float, dropout: float, images: int) -> ConfigDi
                 parameterization=spec(Edm, sigma_data=0.5),
                 uncertainty=spec(MagnitudeUncertainty),
             ),
-            times=spec(LogNormalSigma, mean=-0.8, std=1.6),
+            time_sampler=spec(LogNormalSigma, mean=-0.8, std=1.6),
             objective=spec(
-                Uncertain, error=spec(WeightedError, weighting=spec(EdmWeighting, sigma_data=0.5))
+                UncertaintyWeighted, error=spec(WeightedError, weighting=spec(EdmWeighting, sigma_data=0.5))
             ),
             image_shape=(64, 64, 3),
         ),

@@ -44,11 +44,11 @@ from jaxdiff.process.prediction import Noise, V
 from jaxdiff.process.schedule import Cosine
 from jaxdiff.process.time_sampling import Uniform as UniformTimes
 from jaxdiff.process.weighting import Flat
-from jaxdiff.sampling.ancestral import Ancestral
-from jaxdiff.sampling.grids import Uniform
-from jaxdiff.sampling.guidance import ClassifierFree
+from jaxdiff.sampling.grids.continuous import Uniform
+from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
+from jaxdiff.sampling.modifiers.thresholding import DynamicThreshold
 from jaxdiff.sampling.recipe import Recipe
-from jaxdiff.sampling.thresholding import DynamicThreshold
+from jaxdiff.sampling.samplers.ancestral import Ancestral
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.tasks.objectives import WeightedError
 from jaxdiff.training.ema import Ema
@@ -130,11 +130,11 @@ def experiment(
             denoiser=spec(
                 Denoiser,
                 network=network,
-                conditioner=spec(Conditioner, noise=spec(NoiseLevel, width=vector), parts=parts),
+                conditioner=spec(Conditioner, noise=spec(NoiseLevel, width=vector), conditions=parts),
                 process=PROCESS,
                 parameterization=target,
             ),
-            times=spec(UniformTimes),
+            time_sampler=spec(UniformTimes),
             objective=spec(WeightedError, weighting=spec(Flat, space=spec(Noise))),
             image_shape=(size, size, 3),
         ),

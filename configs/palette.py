@@ -44,11 +44,11 @@ from jaxdiff.process.gaussian import VariancePreserving
 from jaxdiff.process.prediction import Noise
 from jaxdiff.process.table import LinearBetas, Table
 from jaxdiff.process.time_sampling import Uniform as UniformTimes
-from jaxdiff.sampling.ancestral import Ancestral
-from jaxdiff.sampling.grids import Uniform
-from jaxdiff.sampling.guidance import ClassifierFree
+from jaxdiff.sampling.grids.continuous import Uniform
+from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
+from jaxdiff.sampling.modifiers.thresholding import StaticThreshold
 from jaxdiff.sampling.recipe import Recipe
-from jaxdiff.sampling.thresholding import StaticThreshold
+from jaxdiff.sampling.samplers.ancestral import Ancestral
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.training.ema import Ema
 from jaxdiff.training.optimizer import AdamW, Constant
@@ -85,7 +85,7 @@ def get_config(variant: str = "multi") -> ConfigDict:
     conditioner = spec(
         Conditioner,
         noise=spec(NoiseLevel, width=4 * WIDTH),
-        parts=parts,
+        conditions=parts,
     )
     betas = spec(LinearBetas, first=1e-6, last=0.01, steps=2000)
     return spec(
@@ -99,7 +99,7 @@ def get_config(variant: str = "multi") -> ConfigDict:
                 process=spec(VariancePreserving, schedule=spec(Table, betas=betas)),
                 parameterization=spec(Noise),
             ),
-            times=spec(UniformTimes),
+            time_sampler=spec(UniformTimes),
             image_shape=(SIZE, SIZE, 3),
         ),
         optimizer=spec(AdamW, learning_rate=1e-4, schedule=spec(Constant, warmup_steps=10_000)),

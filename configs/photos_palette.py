@@ -19,17 +19,17 @@ from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.sources import Tfds
 from jaxdiff.data.transforms import HorizontalFlip
 from jaxdiff.denoiser import Denoiser
-from jaxdiff.evaluation.translation import TranslationEvaluation
+from jaxdiff.evaluation.reports.image_to_image import TranslationEvaluation
 from jaxdiff.experiment import Experiment
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import VarianceExploding
 from jaxdiff.process.prediction import Edm
 from jaxdiff.process.time_sampling import LogNormalSigma
 from jaxdiff.process.weighting import Edm as EdmWeighting
-from jaxdiff.sampling.dpm_solver import DpmSolver2M
-from jaxdiff.sampling.grids import Karras
-from jaxdiff.sampling.guidance import ClassifierFree
+from jaxdiff.sampling.grids.continuous import Karras
+from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
 from jaxdiff.sampling.recipe import Recipe
+from jaxdiff.sampling.samplers.dpm_solver import DpmSolver2M
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.tasks.objectives import WeightedError
 from jaxdiff.training.ema import Ema
@@ -57,7 +57,7 @@ def get_config() -> ConfigDict:
     conditioner = spec(
         Conditioner,
         noise=spec(NoiseLevel, width=4 * WIDTH),
-        parts={
+        conditions={
             "source": spec(PartialImage, fill=FILL),
             "task": spec(ClassLabel, num_classes=len(TASKS), width=4 * WIDTH, drop_rate=0.0, null="none"),
         },
@@ -73,7 +73,7 @@ def get_config() -> ConfigDict:
                 process=spec(VarianceExploding, sigma_min=0.002, sigma_max=80.0),
                 parameterization=spec(Edm, sigma_data=SIGMA_DATA),
             ),
-            times=spec(LogNormalSigma, mean=-0.8, std=1.2),
+            time_sampler=spec(LogNormalSigma, mean=-0.8, std=1.2),
             objective=spec(WeightedError, weighting=spec(EdmWeighting, sigma_data=SIGMA_DATA)),
             image_shape=(32, 32, 3),
         ),

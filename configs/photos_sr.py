@@ -1,8 +1,8 @@
 """Photographs at four times the resolution, on a laptop: 16 x 16 to 64 x 64 pixels, learned from crops of 32 x 32.
 
 Crops of scikit-learn's two photographs; a band of rows of each is for testing only. The small image is a condition,
-made noisy in training, and the model is told how noisy. Samples agree with it to rounding (`MatchLowRes`). Both cores
-work, each on half of a batch.
+made noisy in training, and the model is told how noisy. Samples agree with it to rounding (`DataConsistency`).
+Both cores work, each on half of a batch.
 
     JAX_NUM_CPU_DEVICES=2 python -m jaxdiff.train --config configs/photos_sr.py
 """
@@ -20,7 +20,7 @@ from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.sources import Tfds
 from jaxdiff.data.transforms import HorizontalFlip, RandomCrop
 from jaxdiff.denoiser import Denoiser
-from jaxdiff.evaluation.super_resolution import SuperResolutionEvaluation
+from jaxdiff.evaluation.reports.super_resolution import SuperResolutionEvaluation
 from jaxdiff.experiment import Experiment
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import VarianceExploding, VariancePreserving
@@ -28,11 +28,11 @@ from jaxdiff.process.prediction import Edm
 from jaxdiff.process.schedule import Cosine as CosineSchedule
 from jaxdiff.process.time_sampling import LogNormalSigma
 from jaxdiff.process.weighting import Edm as EdmWeighting
-from jaxdiff.sampling.consistency import MatchLowRes
-from jaxdiff.sampling.dpm_solver import DpmSolver2M
-from jaxdiff.sampling.grids import Karras
-from jaxdiff.sampling.guidance import ClassifierFree
+from jaxdiff.sampling.grids.continuous import Karras
+from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
+from jaxdiff.sampling.modifiers.data_consistency import DataConsistency
 from jaxdiff.sampling.recipe import Recipe
+from jaxdiff.sampling.samplers.dpm_solver import DpmSolver2M
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.tasks.objectives import WeightedError
 from jaxdiff.training.ema import Ema
@@ -68,12 +68,12 @@ def get_config() -> ConfigDict:
                 Denoiser,
                 network=network,
                 conditioner=spec(
-                    Conditioner, noise=spec(NoiseLevel, width=4 * WIDTH), parts={"low_res": low_res}
+                    Conditioner, noise=spec(NoiseLevel, width=4 * WIDTH), conditions={"low_res": low_res}
                 ),
                 process=spec(VarianceExploding, sigma_min=0.002, sigma_max=80.0),
                 parameterization=spec(Edm, sigma_data=SIGMA_DATA),
             ),
-            times=spec(LogNormalSigma, mean=-1.2, std=1.2),
+            time_sampler=spec(LogNormalSigma, mean=-1.2, std=1.2),
             objective=spec(WeightedError, weighting=spec(EdmWeighting, sigma_data=SIGMA_DATA)),
             image_shape=(CROP, CROP, 3),
         ),
@@ -98,7 +98,7 @@ def get_config() -> ConfigDict:
             grid=spec(Karras, sigma_min=0.02, sigma_max=80.0),
             guidance=spec(ClassifierFree),
             steps=16,
-            modifiers=(spec(MatchLowRes),),
+            modifiers=(spec(DataConsistency),),
         ),
         evaluation=spec(SuperResolutionEvaluation, factor=FACTOR, samples_per_input=2),
         steps=1200,

@@ -17,17 +17,17 @@ from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.sources import Tfds
 from jaxdiff.data.text import Tokenize
 from jaxdiff.denoiser import Denoiser
-from jaxdiff.evaluation.scene_evaluation import SceneEvaluation
+from jaxdiff.evaluation.scenes.report import SceneEvaluation
 from jaxdiff.experiment import Experiment
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import VarianceExploding
 from jaxdiff.process.prediction import Edm
 from jaxdiff.process.time_sampling import LogNormalSigma
 from jaxdiff.process.weighting import Edm as EdmWeighting
-from jaxdiff.sampling.dpm_solver import DpmSolver2M
-from jaxdiff.sampling.grids import Karras
-from jaxdiff.sampling.guidance import ClassifierFree
+from jaxdiff.sampling.grids.continuous import Karras
+from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
 from jaxdiff.sampling.recipe import Recipe
+from jaxdiff.sampling.samplers.dpm_solver import DpmSolver2M
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.tasks.objectives import WeightedError
 from jaxdiff.training.ema import Ema
@@ -65,7 +65,7 @@ def get_config() -> ConfigDict:
         expansion=2,
         vector_width=4 * WIDTH,
     )
-    conditioner = spec(Conditioner, noise=spec(NoiseLevel, width=4 * WIDTH), parts={"text": text})
+    conditioner = spec(Conditioner, noise=spec(NoiseLevel, width=4 * WIDTH), conditions={"text": text})
     return spec(
         Experiment,
         task=spec(
@@ -77,7 +77,7 @@ def get_config() -> ConfigDict:
                 process=spec(VarianceExploding, sigma_min=0.002, sigma_max=80.0),
                 parameterization=spec(Edm, sigma_data=SIGMA_DATA),
             ),
-            times=spec(LogNormalSigma, mean=0.4, std=1.0),
+            time_sampler=spec(LogNormalSigma, mean=0.4, std=1.0),
             objective=spec(WeightedError, weighting=spec(EdmWeighting, sigma_data=SIGMA_DATA)),
             image_shape=(24, 24, 3),
         ),

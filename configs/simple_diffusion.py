@@ -36,11 +36,11 @@ from jaxdiff.process.prediction import Noise, V
 from jaxdiff.process.schedule import Cosine, Shifted
 from jaxdiff.process.time_sampling import Uniform as UniformTimes
 from jaxdiff.process.weighting import Flat
-from jaxdiff.sampling.ancestral import Ancestral
-from jaxdiff.sampling.grids import Uniform
-from jaxdiff.sampling.guidance import ClassifierFree
+from jaxdiff.sampling.grids.continuous import Uniform
+from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
+from jaxdiff.sampling.modifiers.thresholding import StaticThreshold
 from jaxdiff.sampling.recipe import Recipe
-from jaxdiff.sampling.thresholding import StaticThreshold
+from jaxdiff.sampling.samplers.ancestral import Ancestral
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.tasks.objectives import WeightedError
 from jaxdiff.training.ema import Ema
@@ -69,7 +69,7 @@ def get_config(variant: str = "imagenet256") -> ConfigDict:
     conditioner = spec(
         Conditioner,
         noise=spec(NoiseLevel, width=VECTOR),
-        parts={"label": spec(ClassLabel, num_classes=1000, width=VECTOR, drop_rate=0.1)},
+        conditions={"label": spec(ClassLabel, num_classes=1000, width=VECTOR, drop_rate=0.1)},
     )
     schedule = spec(Shifted, schedule=spec(Cosine), shift=2 * math.log(64 / size))
     return spec(
@@ -83,7 +83,7 @@ def get_config(variant: str = "imagenet256") -> ConfigDict:
                 process=spec(VariancePreserving, schedule=schedule),
                 parameterization=spec(V),
             ),
-            times=spec(UniformTimes),
+            time_sampler=spec(UniformTimes),
             objective=spec(WeightedError, weighting=spec(Flat, space=spec(Noise))),
             image_shape=(size, size, 3),
         ),

@@ -8,7 +8,7 @@ import json
 import pathlib
 from collections.abc import Sequence
 
-from jaxdiff import command
+from jaxdiff.cli import app as command
 from jaxdiff.errors import UserError
 
 DESCRIPTION = "Published weights into a run's folder, or a run into a folder of diffusers."
@@ -56,10 +56,10 @@ def convert(
     import jax
 
     from jaxdiff import config as configs
-    from jaxdiff.experiment import claim
     from jaxdiff.interop import edm, families
     from jaxdiff.interop.mapping import to_params
     from jaxdiff.interop.tensors import read_tensors
+    from jaxdiff.runs.workdir import init_workdir
     from jaxdiff.training.checkpoint import Checkpoints
     from jaxdiff.training.step import abstract_state, begin
 
@@ -74,7 +74,7 @@ def convert(
     abstract = abstract_state(task, optimizer, mesh, others)
     params = to_params(mapping, checkpoint.tensors, abstract.params, edm.BUFFERS)
 
-    run = claim(config, workdir)
+    run = init_workdir(config, workdir)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     placed = jax.tree.map(jax.device_put, params, shardings.params)
     state = jax.jit(lambda params: begin(task, optimizer, params, others), out_shardings=shardings)(placed)
@@ -88,7 +88,7 @@ def convert(
 
 def write_diffusers(workdir: str, folder: str) -> str:
     """Write the averaged weights of a run as a `UNet2DModel`; returns what was done."""
-    from jaxdiff.generator import Generator
+    from jaxdiff.generation.generator import Generator
     from jaxdiff.interop import diffusers
     from jaxdiff.interop.mapping import to_tensors
     from jaxdiff.interop.safetensors_files import write_safetensors

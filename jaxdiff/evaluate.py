@@ -7,7 +7,7 @@ writes evaluation.json and evaluation.png into the run's folder and prints a tab
 
 from collections.abc import Sequence
 
-from jaxdiff import command
+from jaxdiff.cli import app as command
 from jaxdiff.errors import UserError
 
 DESCRIPTION = (
@@ -34,9 +34,9 @@ def main(argv: Sequence[str]) -> None:
     flags, overrides = parser().parse(argv)
 
     from jaxdiff import config as configs
+    from jaxdiff.config.overrides import override
     from jaxdiff.distributed import runtime
-    from jaxdiff.experiment import read_config
-    from jaxdiff.overrides import override
+    from jaxdiff.runs.workdir import read_config
 
     config = read_config(flags.workdir)
     packages = ("jaxdiff", *(name for name in flags.packages.split(",") if name))
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
         )
     runtime.start()
 
-    from jaxdiff.generator import Generator
+    from jaxdiff.generation.generator import Generator
 
     guide = command.guide_run(flags.guide)
     generator = Generator.load(
@@ -65,9 +65,9 @@ def evaluate(experiment, generator, workdir: str) -> str:
 
     import jax
 
-    from jaxdiff import held_out
-    from jaxdiff.evaluation import report
-    from jaxdiff.evaluation.subject import Subject
+    from jaxdiff.evaluation import denoising_loss as held_out
+    from jaxdiff.evaluation.protocols import EvaluationInputs
+    from jaxdiff.evaluation.reports import files as report
 
     task, recipe, mesh, params = experiment.task, experiment.sampling, generator.mesh, generator.params
     conditioner = task.denoiser.conditioner
@@ -78,9 +78,9 @@ def evaluate(experiment, generator, workdir: str) -> str:
         return generator(**conditions, seed=seed, guidance=None if guidance == scale else guidance)
 
     found = experiment.evaluation(
-        Subject(
+        EvaluationInputs(
             generate=generate,
-            conditions=tuple(name for name in conditioner.parts if not conditioner.has_default(name)),
+            conditions=tuple(name for name in conditioner.conditions if not conditioner.has_default(name)),
             guidance=scale,
             train=train,
             test=test,

@@ -1,39 +1,21 @@
 """An experiment: everything that a config says, as objects. The one place where parts of all layers meet."""
 
 import dataclasses
-import json
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 
-from jaxdiff import config as configs
 from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.distributed.mesh import MeshShape
 from jaxdiff.errors import UserError, require
-from jaxdiff.evaluation.subject import Evaluation
+from jaxdiff.evaluation.protocols import Evaluation
 from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.tasks.denoising import DenoisingTask
-from jaxdiff.training.ema import Average
-from jaxdiff.training.finetune import StartFrom
+from jaxdiff.training.ema import EmaProfile
+from jaxdiff.training.finetune import InitFrom
 from jaxdiff.training.optimizer import Optimizer
-
-CONFIG_FILE = "config.json"
-
-# What a run may change when it is continued: it alters how long, how often or where, never what is learned so far.
-FREE = (
-    "steps",
-    "log_every",
-    "checkpoint_every",
-    "keep",
-    "sample_every",
-    "sampling",
-    "evaluation",
-    "mesh",
-    "test_data",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +28,7 @@ class Experiment:
       data: the training examples; `test_data`: held-out ones, for evaluation only.
       sampling: sampler, grid, steps and guidance of sample grids, `jaxdiff.sample` and `jaxdiff.evaluate`.
       evaluation: how samples are judged when training ends and by `jaxdiff.evaluate`; None for not at all.
-      start_from: another run, from whose parameters this one starts; None for fresh ones.
+      init_from: another run, from whose parameters this one starts; None for fresh ones.
       mesh: how devices share the work.
       seed: of initialisation, data order and every draw.
       steps: optimizer steps in all.
@@ -59,12 +41,12 @@ class Experiment:
 
     task: DenoisingTask
     optimizer: Optimizer
-    ema: Average
+    ema: EmaProfile
     data: Pipeline
     sampling: Recipe
     test_data: Pipeline | None = None
     evaluation: Evaluation | None = None
-    start_from: StartFrom | None = None
+    init_from: InitFrom | None = None
     mesh: MeshShape = MeshShape()
     seed: int = 0
     steps: int = 100_000
@@ -107,8 +89,8 @@ class Experiment:
                 f"{shape}. Fix: use the same shape"
             )
         conditioner: Any = self.task.denoiser.conditioner
-        given = {name: np.asarray(example[name])[None] for name in conditioner.parts if name in example}
-        for name in conditioner.parts:
+        given = {name: np.asarray(example[name])[None] for name in conditioner.conditions if name in example}
+        for name in conditioner.conditions:
             if name not in given and not conditioner.has_default(name):
                 raise UserError(
                     f"config.data: the model has the condition {name}, and the examples lack it; they have "
@@ -120,66 +102,13 @@ class Experiment:
         }
         fields = conditioner.draw(given, jax.random.split(jax.random.key(0), 1), train=False)
         conditioner.check({name: fields[name] for name in given})
-        label = self.task.denoiser.conditioner.parts.get("label")
+        label = self.task.denoiser.conditioner.conditions.get("label")
         if label is not None and source.num_classes != label.num_classes:
             raise UserError(
-                f"config.task.denoiser.conditioner.parts.label.num_classes={label.num_classes}: "
+                f"config.task.denoiser.conditioner.conditions.label.num_classes={label.num_classes}: "
                 f"{_name(self.data.source)} has {source.num_classes} classes. Fix: use the same number"
             )
 
 
 def _name(source: Any) -> str:
     return getattr(source, "name", type(source).__name__)
-
-
-def claim(config: Any, workdir: str) -> epath.Path:
-    """Make `workdir` the home of `config`: store it there, or see that the run there has the same one.
-
-    Raises:
-      UserError: a run with another config lives there (naming the fields that differ), or it cannot be written.
-    """
-    path = epath.Path(workdir).expanduser()
-    file = path / CONFIG_FILE
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        if file.exists() and _has_trained(path):
-            changed = configs.differences(json.loads(file.read_text()), config)
-            fixed = {
-                name: (old, new)
-                for name, (old, new) in changed.items()
-                # A field that is younger than the run, and says nothing, changes nothing.
-                if name.partition(".")[0] not in FREE and not (old == "absent" and new in (None, []))
-            }
-            if fixed:
-                listed = "; ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in fixed.items())
-                raise UserError(
-                    f"--workdir={workdir}: a run with another config lives there ({listed}). "
-                    "Fix: use another --workdir, or the same config"
-                )
-        partial = path / f"{CONFIG_FILE}.new"
-        partial.write_text(configs.to_json(config))
-        partial.replace(file)
-    except OSError as error:
-        raise UserError(
-            f"--workdir={workdir}: {error.strerror or error}. Fix: give a folder that can be written"
-        ) from None
-    return path
-
-
-def _has_trained(workdir: epath.Path) -> bool:
-    """Whether there is something to continue: a run that failed before its first checkpoint binds nobody."""
-    checkpoints = workdir / "checkpoints"
-    return checkpoints.exists() and any(path.name.isdigit() for path in checkpoints.iterdir())
-
-
-def read_config(workdir: str) -> Any:
-    """The resolved config that a run stored."""
-    file = epath.Path(workdir).expanduser() / CONFIG_FILE
-    if not file.exists():
-        raise UserError(
-            f"--workdir={workdir}: there is no {CONFIG_FILE}. Fix: give the folder of a training run"
-        )
-    try:
-        return configs.from_json(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file}: {error}. Fix: restore the file; it is not JSON any more") from None

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxdiff import command
+from jaxdiff.cli import app as command
 from jaxdiff.cost.chips import CHIPS, chip_of
 
 DESCRIPTION = "What a config will cost, before anything runs: parameters, multiply-adds, memory and time."

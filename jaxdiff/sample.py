@@ -18,7 +18,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from jaxdiff import command
+from jaxdiff.cli import app as command
 from jaxdiff.errors import UserError, require
 
 DESCRIPTION = "Make images with a trained model."
@@ -131,7 +131,7 @@ def main(argv: Sequence[str]) -> None:
     require(flags.n is None or flags.n > 0, "--n", flags.n, "there would be no image", "give at least 1")
 
     from jaxdiff.distributed import runtime
-    from jaxdiff.experiment import read_config
+    from jaxdiff.runs.workdir import read_config
 
     runs = folders(flags)
     for folder, _ in runs:
@@ -142,8 +142,8 @@ def main(argv: Sequence[str]) -> None:
         overrides.append(("sampling.sampler", sampler_target(flags.sampler)))
     runtime.start()
 
-    from jaxdiff import outputs
-    from jaxdiff.generator import Generator
+    from jaxdiff.cli import output as outputs
+    from jaxdiff.generation.generator import Generator
 
     packages = [name for name in flags.packages.split(",") if name]
     guide = command.guide_run(flags.guide)
@@ -178,11 +178,13 @@ def made(flags: argparse.Namespace, stages: Sequence[Any]) -> tuple[Any, dict[st
     """Images of one model, and their conditions."""
     import numpy as np
 
-    from jaxdiff import asked, inputs, words
+    from jaxdiff.cli import conditions as asked
+    from jaxdiff.cli import values as words
+    from jaxdiff.generation import inputs
 
     generator = stages[0]
     conditioner, trained = generator.denoiser.conditioner, generator.image_shape
-    parts, size = conditioner.parts, words.size(flags.size)
+    parts, size = conditioner.conditions, words.size(flags.size)
     conditions, n = asked.conditions(flags, conditioner, trained)
     conditions = words.at_levels(conditions, asked.levels(flags, parts))
     height, width = inputs.size(conditioner, conditions, trained, size)
@@ -207,14 +209,14 @@ def made(flags: argparse.Namespace, stages: Sequence[Any]) -> tuple[Any, dict[st
 
 def cascaded(flags: argparse.Namespace, stages: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
     """Images of the last stage, and the conditions of all; says how well each stage keeps to the one before."""
-    from jaxdiff import asked
-    from jaxdiff.cascade import Cascade, consistency
+    from jaxdiff.cli import conditions as asked
+    from jaxdiff.generation.cascade import Cascade, consistency
 
     cascade = Cascade(tuple(stages), flags.cascade_field)
-    parts = {name: part for stage in stages for name, part in stage.denoiser.conditioner.parts.items()}
+    parts = {name: part for stage in stages for name, part in stage.denoiser.conditioner.conditions.items()}
     handed = {cascade.field_of(number) for number in range(1, len(stages))}
     first = stages[0].denoiser.conditioner
-    own = first.clone(parts={name: part for name, part in parts.items() if name not in handed})
+    own = first.clone(conditions={name: part for name, part in parts.items() if name not in handed})
     conditions, n = asked.conditions(flags, own, stages[0].image_shape)
     scale, levels = asked.guidance(flags.guidance, parts), asked.levels(flags, parts)
     images = cascade.run(n, seed=flags.seed, guidance=scale, levels=levels, **conditions)
@@ -228,7 +230,7 @@ def cascaded(flags: argparse.Namespace, stages: Sequence[Any]) -> tuple[Any, dic
 
 def rows_of(flags: argparse.Namespace, generator: Any) -> int | None:
     """How many rows a picture has when all classes are made in turn; None for any number."""
-    parts = generator.denoiser.conditioner.parts
+    parts = generator.denoiser.conditioner.conditions
     given = (
         flags.conditions
         or flags.label not in (None, "all")
@@ -238,17 +240,17 @@ def rows_of(flags: argparse.Namespace, generator: Any) -> int | None:
 
 
 def sampler_target(name: str) -> str:
-    """``module:Class(...)`` for the name of a sampler, found by looking through `jaxdiff.sampling`."""
+    """``module:Class(...)`` for the name of a sampler, found by looking through `jaxdiff.sampling.samplers`."""
     import importlib
     import inspect
     import pkgutil
 
-    from jaxdiff import sampling
+    from jaxdiff.sampling import samplers
 
     word, bracket, arguments = name.partition("(")
     found = {}
-    for module in pkgutil.iter_modules(sampling.__path__):
-        source = importlib.import_module(f"jaxdiff.sampling.{module.name}")
+    for module in pkgutil.iter_modules(samplers.__path__):
+        source = importlib.import_module(f"{samplers.__name__}.{module.name}")
         for label, cls in inspect.getmembers(source, inspect.isclass):
             is_sampler = all(hasattr(cls, name) for name in ("init", "step", "calls"))
             hidden = label.startswith("_") or getattr(cls, "_is_protocol", False)

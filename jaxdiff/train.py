@@ -9,7 +9,7 @@ import pathlib
 import signal
 from collections.abc import Sequence
 
-from jaxdiff import command
+from jaxdiff.cli import app as command
 
 DESCRIPTION = "Train a model; the same command again continues an interrupted run."
 EPILOG = """\
@@ -32,12 +32,12 @@ def main(argv: Sequence[str]) -> None:
     config = command.load_config(flags.config, [*start(flags.from_workdir), *overrides])
 
     from jaxdiff import config as configs
-    from jaxdiff.experiment import claim
+    from jaxdiff.runs.workdir import init_workdir
 
     experiment = configs.build(config)
     name = pathlib.Path(flags.config.partition(":")[0]).stem
     variant = flags.config.partition(":")[2]
-    workdir = claim(config, flags.workdir or f"runs/{name}{'_' + variant if variant else ''}")
+    workdir = init_workdir(config, flags.workdir or f"runs/{name}{'_' + variant if variant else ''}")
 
     from jaxdiff.distributed import runtime
 
@@ -51,16 +51,17 @@ def start(folder: str | None) -> list[tuple[str, str]]:
         return []
     run = command.guide_run(folder)
     workdir, step = run if isinstance(run, tuple) else (run, None)
-    return [("start_from", f"jaxdiff.training.finetune:StartFrom(workdir={workdir!r}, step={step})")]
+    return [("init_from", f"jaxdiff.training.finetune:InitFrom(workdir={workdir!r}, step={step})")]
 
 
 def train(experiment, workdir) -> None:
     """Train `experiment` to its end in `workdir`, then judge it if it says how."""
     import jax
 
-    from jaxdiff import sample_grid, starting
     from jaxdiff.evaluate import evaluate
-    from jaxdiff.generator import Generator
+    from jaxdiff.generation import preview as sample_grid
+    from jaxdiff.generation.generator import Generator
+    from jaxdiff.runs import init_from as starting
     from jaxdiff.training import loop
 
     mesh = experiment.mesh.make()

@@ -1,7 +1,7 @@
 """Does a test notice? Break the mathematics in many small ways, one at a time, and run the tests that should see it.
 
     python tests/mutate.py                     120 mutants of the files below, drawn with seed 0
-    python tests/mutate.py --count 20 --seed 7 --only jaxdiff/sampling/unipc.py
+    python tests/mutate.py --count 20 --seed 7 --only jaxdiff/sampling/samplers/unipc.py
 
 A mutant flips a sign, drops a factor, swaps two times or signal and noise, or is off by one. What cannot matter (an
 argument that lends its shape, a placeholder in a `where`) is left alone. A mutant is noticed if any test fails that

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from test_inputs import LEVELS, WEIGHTS, a_generator, constant, noisy
 
-from jaxdiff import cascade as cascades
-from jaxdiff.cascade import Cascade, consistency
 from jaxdiff.conditioning.image import ImageCondition
 from jaxdiff.conditioning.vector import ClassLabel
 from jaxdiff.errors import UserError
+from jaxdiff.generation import cascade as cascades
+from jaxdiff.generation.cascade import Cascade, consistency
 
 LABEL = ClassLabel(3, 1, null="zero")
 LOW = ImageCondition(1, factor=2.0, method="nearest")

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from jaxdiff import command
+from jaxdiff.cli import app as command
 from jaxdiff.errors import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from test_inputs import a_generator
 
-from jaxdiff import experiment, inputs, sample
+from jaxdiff import sample
 from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.conditioning.image import ImageCondition
 from jaxdiff.conditioning.partial import PartialImage
@@ -23,9 +23,11 @@ from jaxdiff.conditioning.vector import ClassLabel, NoiseLevel
 from jaxdiff.data import images as pictures
 from jaxdiff.distributed import runtime
 from jaxdiff.errors import UserError
-from jaxdiff.generator import Generator
-from jaxdiff.sampling.guidance import ClassifierFree
-from jaxdiff.sampling.thresholding import DynamicThreshold
+from jaxdiff.generation import inputs
+from jaxdiff.generation.generator import Generator
+from jaxdiff.runs import workdir as workdirs
+from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
+from jaxdiff.sampling.modifiers.thresholding import DynamicThreshold
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (3, 8, 12, 3), np.uint8)
@@ -196,7 +198,7 @@ def test_colours_cannot_be_kept_in_grey_images():
 @pytest.fixture
 def call(monkeypatch, tmp_path):
     """Runs the command on a model, in a folder with pictures; gives what it has stored."""
-    monkeypatch.setattr(experiment, "read_config", lambda workdir: {})
+    monkeypatch.setattr(workdirs, "read_config", lambda workdir: {})
     monkeypatch.setattr(runtime, "start", lambda: None)
     monkeypatch.chdir(tmp_path)
     for i in range(3):

@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 
 from jaxdiff import config as configs
 from jaxdiff.config import build, differences, from_json, spec, to_json
+from jaxdiff.config.overrides import leaves, override
 from jaxdiff.errors import UserError, require
-from jaxdiff.overrides import leaves, override
 
 HERE = __name__
 ROOT = pathlib.Path(__file__).parent.parent
@@ -407,8 +407,8 @@ SMUGGLED = [
     "jaxdiff.config:ConfigDict",
     "jaxdiff.config:Path",
     "jaxdiff.config:build",
-    "jaxdiff.command:argparse",
-    "jaxdiff.command:argparse.ArgumentParser",
+    "jaxdiff.cli.app:argparse",
+    "jaxdiff.cli.app:argparse.ArgumentParser",
     "jaxdiff:config",
     "jaxdiff.absent:Thing",
     "jaxdiff_evil:Thing",
@@ -437,7 +437,8 @@ def test_an_override_of_a_stored_config_imports_nothing_foreign(tmp_path):
         "print('imported')\nclass Thing:\n    def __init__(self, x: int = 1): ...\n"
     )
     program = """
-from jaxdiff import config, errors, overrides
+from jaxdiff import config, errors
+from jaxdiff.config import overrides
 stored = config.from_json('{"target": "evil:Thing", "x": 1}')
 try:
     overrides.override(stored, "x", "2", packages=("jaxdiff",))

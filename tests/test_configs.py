@@ -18,7 +18,7 @@ from jaxdiff.data import images
 from jaxdiff.data.sources import Tfds
 from jaxdiff.distributed.mesh import MeshShape
 from jaxdiff.errors import UserError
-from jaxdiff.program import Program, Rows, generate
+from jaxdiff.generation.compiled import Program, Rows, generate
 from jaxdiff.training import step as training_step
 
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"
@@ -150,7 +150,7 @@ def test_palette_is_adm_without_classes(variant):
     palette, adm = load(f"palette:{variant}").task.denoiser, load("adm:imagenet256_uncond").task.denoiser
     changed = configs.differences(adm.network, palette.network)
     assert changed == {"out_channels": (6, 3)}
-    assert palette.conditioner.parts.source.channels == 3
+    assert palette.conditioner.conditions.source.channels == 3
 
 
 def test_palette_is_the_papers_network_but_for_alpha_and_the_task():
@@ -169,7 +169,7 @@ def test_palettes_data_give_what_its_network_reads(variant):
     experiment = configs.build(config)
     batch = next(experiment.data.epoch(8))
     conditioner = experiment.task.denoiser.conditioner
-    conditioner.check({name: batch[name] for name in conditioner.parts})
+    conditioner.check({name: batch[name] for name in conditioner.conditions})
     known = batch["source"][..., 3] > 0
     np.testing.assert_array_equal(batch["source"][known][:, :3], images.to_float(batch["image"])[known])
     share = known.mean(axis=(1, 2))
@@ -185,7 +185,7 @@ def test_upsamplers_make_their_condition_of_the_image(name):
     config.data.source = configs.spec(Tfds, name="photos/64", label_key=None)
     experiment = configs.build(config)
     example = experiment.data.example()
-    part = experiment.task.denoiser.conditioner.parts["low_res"]
+    part = experiment.task.denoiser.conditioner.conditions["low_res"]
     expected = jax.tree.leaves(part.example(1, (64, 64, 3)))
     assert example["low_res"].shape in [leaf.shape[1:] for leaf in expected]
 

@@ -11,7 +11,7 @@ import pytest
 from jaxdiff import config as configs
 from jaxdiff import convert, sample, train
 from jaxdiff.errors import UserError
-from jaxdiff.generator import Generator
+from jaxdiff.generation.generator import Generator
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch = pytest.importorskip("torch")

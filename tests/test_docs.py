@@ -14,7 +14,7 @@ import pytest
 from jaxdiff import sample, train
 from jaxdiff.distributed import runtime
 from jaxdiff.errors import UserError
-from jaxdiff.generator import Generator
+from jaxdiff.generation.generator import Generator
 
 ROOT = pathlib.Path(__file__).parent.parent
 RECIPE = re.compile(r"^## (?P<title>[^\n]+)\n.*?^```python\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE)
@@ -79,7 +79,7 @@ from jaxdiff.models.unet import Level, UNet
 
 def get_config():
     config = configs.load({commands.DIGITS!r})
-    config.task.denoiser.conditioner.parts = {{"attributes": spec(Attributes, count=3, width=32)}}
+    config.task.denoiser.conditioner.conditions = {{"attributes": spec(Attributes, count=3, width=32)}}
     config.data.source = spec(Lamps)
     level = spec(Level, width=16, blocks=0)
     config.task.denoiser.network = spec(UNet, levels=(level,), out_channels=1, middle_attention=False)

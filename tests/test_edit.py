@@ -13,9 +13,9 @@ from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import VariancePreserving
 from jaxdiff.process.prediction import V
 from jaxdiff.process.schedule import Cosine
-from jaxdiff.sampling.grids import Karras, Uniform
-from jaxdiff.sampling.revisiting_grids import RePaint
-from jaxdiff.sampling.tail import Tail
+from jaxdiff.sampling.grids.continuous import Karras, Uniform
+from jaxdiff.sampling.grids.restart import RePaint
+from jaxdiff.sampling.grids.truncated import Truncated
 
 IMAGES = np.random.default_rng(0).integers(60, 200, (3, *SHAPE), np.uint8)
 EDM = (Karras(0.005, 5.0), VariancePreserving(Cosine()))
@@ -82,7 +82,7 @@ def test_pixels_outside_the_mask_stay_and_those_inside_are_edited_as_without_one
         assert np.all(whole[:, ~mask] != IMAGES[:, ~mask])
 
 
-class Average(nn.Module):
+class EmaProfile(nn.Module):
     """Predicts its condition, and `slope` times the mean of all pixels."""
 
     @nn.compact
@@ -94,7 +94,7 @@ class Average(nn.Module):
 
 def test_what_is_made_inside_the_mask_sees_the_diffused_image_around_it():
     generator = a_generator(slope=0.9, steps=4)
-    generator = dataclasses.replace(generator, denoiser=generator.denoiser.clone(network=Average()))
+    generator = dataclasses.replace(generator, denoiser=generator.denoiser.clone(network=EmaProfile()))
     mask = np.array([[True, False, False], [False, False, False]])
     whole = generator.edit(IMAGES, 0.25, label=1)
     part = generator.edit(IMAGES, 0.25, label=1, mask=mask)
@@ -111,7 +111,7 @@ def test_an_image_of_another_size_is_edited_as_such():
 @pytest.mark.parametrize(("share", "left"), [(1.0, 8), (0.5, 4), (0.3, 2), (0.01, 1)])
 def test_a_tail_is_the_end_of_its_grid(share, left):
     grid, process = EDM
-    found = Tail(grid, share)(process, 8)
+    found = Truncated(grid, share)(process, 8)
     np.testing.assert_array_equal(found, grid(process, 8)[-left:])
     assert jnp.all(jnp.diff(found) < 0)
 
@@ -122,7 +122,7 @@ def test_what_cannot_be_edited_is_said_readably():
         with pytest.raises(UserError, match=f"strength={strength}: it is a share of the steps"):
             generator.edit(IMAGES, strength, label=1)
     with pytest.raises(UserError, match=r"share=2.0: it is a share"):
-        Tail(Uniform(), 2.0)
+        Truncated(Uniform(), 2.0)
     with pytest.raises(UserError, match=r"images=uint8\[3, 2, 3, 1\]: it is not 2 images"):
         generator.edit(IMAGES, label=[1, 2])
     with pytest.raises(UserError, match=r"sampling.grid=RePaint.*no single end"):

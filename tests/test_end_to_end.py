@@ -201,7 +201,7 @@ def test_a_stored_config_may_not_name_what_it_likes(trained, tmp_path):
 
 
 def test_image_i_depends_on_checkpoint_seed_and_i_only(trained):
-    from jaxdiff.generator import Generator
+    from jaxdiff.generation.generator import Generator
 
     workdir, _ = trained
     generator = Generator.load(str(workdir))

@@ -8,11 +8,11 @@ import jax
 import pytest
 
 from jaxdiff import config as configs
+from jaxdiff.config.overrides import override
 from jaxdiff.distributed.mesh import MeshShape
 from jaxdiff.evaluate import evaluate
-from jaxdiff.generator import Generator
+from jaxdiff.generation.generator import Generator
 from jaxdiff.models.unet import Level
-from jaxdiff.overrides import override
 
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"
 TINY = (
@@ -23,21 +23,21 @@ TINY = (
 )
 OWN = {
     "scenes_text": (
-        ("task.denoiser.conditioner.parts.text.vector_width", "16"),
-        ("task.denoiser.conditioner.parts.text.layers", "1"),
+        ("task.denoiser.conditioner.conditions.text.vector_width", "16"),
+        ("task.denoiser.conditioner.conditions.text.layers", "1"),
         ("evaluation.n", "12"),
     ),
     "photos_sr": (
-        ("task.denoiser.conditioner.parts.low_res.noise.width", "16"),
+        ("task.denoiser.conditioner.conditions.low_res.noise.width", "16"),
         ("evaluation.n", "6"),
     ),
     "photos_palette": (
-        ("task.denoiser.conditioner.parts.task.width", "16"),
+        ("task.denoiser.conditioner.conditions.task.width", "16"),
         ("evaluation.n", "12"),
     ),
     "digits_cascade:upsample": (
-        ("task.denoiser.conditioner.parts.label.width", "16"),
-        ("task.denoiser.conditioner.parts.low_res.noise.width", "16"),
+        ("task.denoiser.conditioner.conditions.label.width", "16"),
+        ("task.denoiser.conditioner.conditions.low_res.noise.width", "16"),
         ("evaluation.n", "100"),
     ),
 }

@@ -29,7 +29,7 @@ SMALLER = configs.spec(Degrade, field="low_res", degradation=configs.spec(Downsa
 
 def experiment(source, parts, conditions=(), transforms=(), shape=(32, 32, 3)):
     config = configs.load(DIGITS)
-    config.task.denoiser.conditioner.parts = parts
+    config.task.denoiser.conditioner.conditions = parts
     config.task.image_shape = shape
     config.data = configs.spec(Pipeline, source=source, conditions=conditions, transforms=transforms)
     return configs.build(config)

@@ -11,8 +11,9 @@ import pytest
 from commands import DIGITS, TINY
 from flax import linen as nn
 
-from jaxdiff import command, starting, train
 from jaxdiff import config as configs
+from jaxdiff import train
+from jaxdiff.cli import app as command
 from jaxdiff.conditioning.continuous import Continuous
 from jaxdiff.conditioning.embedding import EmbeddedSequence
 from jaxdiff.conditioning.image import ImageCondition
@@ -22,14 +23,15 @@ from jaxdiff.conditioning.vector import ClassLabel, NoiseLevel
 from jaxdiff.config import spec
 from jaxdiff.embeddings import Embeddings
 from jaxdiff.errors import UserError
-from jaxdiff.experiment import claim
 from jaxdiff.models.transformer import TransformerLevel
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import RectifiedFlow
+from jaxdiff.runs import init_from as starting
+from jaxdiff.runs.workdir import init_workdir
 from jaxdiff.training import step
 from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.training.ema import Ema
-from jaxdiff.training.finetune import StartFrom
+from jaxdiff.training.finetune import InitFrom
 from jaxdiff.training.optimizer import AdamW
 
 WIDTH = 32
@@ -51,7 +53,7 @@ def a_config(parts=None, **changes):
     config.task.denoiser.network = spec(
         UNet, levels=(level,), out_channels=1, head_dim=8, middle_attention=False
     )
-    config.task.denoiser.conditioner.parts = {"label": CLASSES} | (parts or {})
+    config.task.denoiser.conditioner.conditions = {"label": CLASSES} | (parts or {})
     for path, text in changes.items():
         command.override(config, path.replace("__", "."), text)
     return config
@@ -60,7 +62,7 @@ def a_config(parts=None, **changes):
 def build(config, workdir=None, **options):
     experiment = configs.build(config)
     return experiment if workdir is None else dataclasses.replace(
-        experiment, start_from=StartFrom(str(workdir), **options)
+        experiment, init_from=InitFrom(str(workdir), **options)
     )  # fmt: skip
 
 
@@ -115,7 +117,7 @@ def test_the_same_model_starts_with_all_that_was_learned(old):
 def answers(experiment, params, values, drop):
     denoiser = experiment.task.denoiser
     x = jax.random.normal(jax.random.key(4), (3, *experiment.task.image_shape))
-    parts = denoiser.conditioner.parts
+    parts = denoiser.conditioner.conditions
     fields = {name: values[name] for name in parts}
     drops = {name: jnp.asarray(drop) for name in parts}
     call = jax.jit(lambda params: denoiser.apply({"params": params}, x, jnp.array([0.1, 0.5, 0.9]), fields, drops,
@@ -226,14 +228,14 @@ def test_more_tokens_beside_old_ones_are_told_if_they_change_the_model(tmp_path)
     ("parts", "changes", "options", "message"),
     [
         (MAP, {"task__denoiser__network__levels[0]__width": "24"}, {},
-         r"start_from: network/\S+ is \[.*\] there and \[.*\] here"),
+         r"init_from: network/\S+ is \[.*\] there and \[.*\] here"),
         (MAP, {"task__denoiser__network__levels[0]__blocks": "2"}, {}, 
          "the other run lacks network/decoder_0_block_2/"),
-        ({}, {}, {}, r"start_from: network/stem/kernel is \[3, 3, 3, 16\] there and \[3, 3, 1, 16\] here"),
+        ({}, {}, {}, r"init_from: network/stem/kernel is \[3, 3, 3, 16\] there and \[3, 3, 1, 16\] here"),
         (MAP | {"label": spec(Continuous, size=1, width=WIDTH)}, {}, {}, "only the other run has .*parts_label/table"),
         (MAP, {"task__denoiser__parameterization": "jaxdiff.process.prediction:V"}, {}, "another one at step 0"),
         (MAP, {}, {"step": 5}, "step=5: it is not in .*choose from: 3, 7"),
-        (MAP, {}, {"fresh": ("network/stemm",)}, r"start_from.fresh='network/stemm': it names no parameter"),
+        (MAP, {}, {"fresh": ("network/stemm",)}, r"init_from.fresh='network/stemm': it names no parameter"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_named(old, parts, changes, options, message):
@@ -244,7 +246,7 @@ def test_what_does_not_fit_is_named(old, parts, changes, options, message):
 
 
 def test_a_folder_without_a_run_is_told(tmp_path):
-    with pytest.raises(UserError, match=r"start_from.workdir=.*there is no config.json"):
+    with pytest.raises(UserError, match=r"init_from.workdir=.*there is no config.json"):
         starting.first_state(build(a_config(), tmp_path), a_mesh())
     (tmp_path / "config.json").write_text(configs.to_json(a_config()))
     with pytest.raises(UserError, match="there is no checkpoint"):
@@ -267,7 +269,7 @@ def test_what_is_named_fresh_starts_anew(old):
     without = dataclasses.replace(without, task=dataclasses.replace(
         without.task, denoiser=without.task.denoiser.clone(
             conditioner=without.task.denoiser.conditioner.clone(
-                parts={"map": without.task.denoiser.conditioner.parts["map"]}))))  # fmt: skip
+                conditions={"map": without.task.denoiser.conditioner.conditions["map"]}))))  # fmt: skip
     assert "parts_label" not in starting.first_state(without, a_mesh()).params["conditioner"]
 
 
@@ -275,35 +277,35 @@ def test_a_run_keeps_its_own_start_and_goes_on_from_it(old, tmp_path):
     folder, _, _, ema = old
     experiment, mesh = build(a_config(MAP), folder), a_mesh()
     starting.prepare(experiment, tmp_path, mesh)
-    starting.prepare(dataclasses.replace(experiment, start_from=StartFrom("/nowhere")), tmp_path, mesh)
+    starting.prepare(dataclasses.replace(experiment, init_from=InitFrom("/nowhere")), tmp_path, mesh)
     with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.latest() == 0
         optimizer = experiment.optimizer.make(experiment.steps)
-        others = len(experiment.ema.others())
-        state = checkpoints.restore(0, step.abstract_state(experiment.task, optimizer, mesh, others))
+        extra_emas = len(experiment.ema.extra_emas())
+        state = checkpoints.restore(0, step.abstract_state(experiment.task, optimizer, mesh, extra_emas))
     same(state.params, ema)
     assert int(state.step) == 0
-    starting.prepare(dataclasses.replace(experiment, start_from=None), tmp_path / "none", mesh)
+    starting.prepare(dataclasses.replace(experiment, init_from=None), tmp_path / "none", mesh)
     assert not (tmp_path / "none").exists()
 
 
 def test_a_run_from_before_there_was_a_start_goes_on_but_not_from_another_start(tmp_path):
     config = a_config()
     stored = json.loads(configs.to_json(config))
-    del stored["start_from"], stored["optimizer"]["frozen"]
+    del stored["init_from"], stored["optimizer"]["frozen"]
     (tmp_path / "config.json").write_text(json.dumps(stored))
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
-    claim(config, str(tmp_path))
-    command.override(config, "start_from", "jaxdiff.training.finetune:StartFrom(workdir='x')")
-    with pytest.raises(UserError, match=r"a run with another config lives there .*start_from"):
-        claim(config, str(tmp_path))
+    init_workdir(config, str(tmp_path))
+    command.override(config, "init_from", "jaxdiff.training.finetune:InitFrom(workdir='x')")
+    with pytest.raises(UserError, match=r"a run with another config lives there .*init_from"):
+        init_workdir(config, str(tmp_path))
 
 
 def test_a_flag_of_the_command_is_a_field_of_the_config():
     assert train.start(None) == []
     config = command.load_config(DIGITS, train.start("runs/base:500"))
-    assert configs.build(config).start_from == StartFrom("runs/base", step=500)
-    assert configs.build(command.load_config(DIGITS, train.start("a b"))).start_from == StartFrom("a b")
+    assert configs.build(config).init_from == InitFrom("runs/base", step=500)
+    assert configs.build(command.load_config(DIGITS, train.start("a b"))).init_from == InitFrom("a b")
 
 
 PARAMS = {
@@ -356,7 +358,7 @@ class Line:
         names = nn.with_logical_partitioning(nn.initializers.ones, ("channels_in", "channels_out"))
         return {name: {"kernel": names(key, (8, 8))} for name in ("encoder_0", "head")}
 
-    def memory(self):
+    def init_task_state(self):
         return ()
 
     def draw(self, batch, memory, key):
@@ -366,7 +368,7 @@ class Line:
         made = examples["x"] @ params["encoder_0"]["kernel"] @ params["head"]["kernel"]
         return jnp.mean(made**2, axis=1), {}
 
-    def remember(self, memory, examples, losses):
+    def update_task_state(self, task_state, examples, losses):
         return memory
 
 
@@ -406,9 +408,9 @@ class Pair(nn.Module):
 def test_a_part_without_a_last_layer_of_its_own_is_silenced_as_a_whole_or_refused():
     experiment = build(a_config())
     denoiser = experiment.task.denoiser
-    more = denoiser.clone(conditioner=denoiser.conditioner.clone(parts={"pair": Pair()}))
-    found = starting.silent_in(more, "pair", (8, 8, 1))
+    more = denoiser.clone(conditioner=denoiser.conditioner.clone(conditions={"pair": Pair()}))
+    found = starting.zero_initialised_in(more, "pair", (8, 8, 1))
     assert sorted(found) == ["conditioner/parts_pair/a", "conditioner/parts_pair/b"]
-    loud = denoiser.clone(conditioner=denoiser.conditioner.clone(parts={"pair": Pair(1.0)}))
+    loud = denoiser.clone(conditioner=denoiser.conditioner.clone(conditions={"pair": Pair(1.0)}))
     with pytest.raises(UserError, match=r"the new condition pair \(Pair\) changes the model at once"):
-        starting.silent_in(loud, "pair", (8, 8, 1))
+        starting.zero_initialised_in(loud, "pair", (8, 8, 1))

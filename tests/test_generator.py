@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdiff import command, experiment, sample
+from jaxdiff import sample
+from jaxdiff.cli import app as command
 from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.conditioning.vector import ClassLabel
 from jaxdiff.data import images as pictures
@@ -18,18 +19,19 @@ from jaxdiff.denoiser import Denoiser
 from jaxdiff.distributed import runtime
 from jaxdiff.embeddings import Embeddings
 from jaxdiff.errors import UserError
-from jaxdiff.generator import Generator
+from jaxdiff.generation.generator import Generator
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving
 from jaxdiff.process.prediction import Data, V
 from jaxdiff.process.schedule import Cosine
-from jaxdiff.sampling.autoguidance import Autoguidance
-from jaxdiff.sampling.classifier import ClassifierGuidance
-from jaxdiff.sampling.composition import PerCondition
-from jaxdiff.sampling.ddim import Ddim
-from jaxdiff.sampling.grids import Karras, Uniform
-from jaxdiff.sampling.guidance import ClassifierFree
+from jaxdiff.runs import workdir as workdirs
+from jaxdiff.sampling.grids.continuous import Karras, Uniform
+from jaxdiff.sampling.grids.restart import RePaint
+from jaxdiff.sampling.guidance.autoguidance import Autoguidance
+from jaxdiff.sampling.guidance.classifier import ClassifierGuidance
+from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
+from jaxdiff.sampling.guidance.per_condition import PerCondition
 from jaxdiff.sampling.recipe import Recipe
-from jaxdiff.sampling.revisiting_grids import RePaint
+from jaxdiff.sampling.samplers.ddim import Ddim
 
 MEANS, NULL, SHAPE = np.linspace(-0.4, 0.4, 5), 0.05, (2, 3, 1)
 FLOW, UNIFORM, PLAIN, DATA = RectifiedFlow(), Uniform(), ClassifierFree(), Data()
@@ -242,7 +244,7 @@ def test_a_classifier_sees_conditions_as_they_were_given():
 def call(monkeypatch, tmp_path):
     """Runs `jaxdiff.sample` on the model above; gives the images and the arguments of `Generator.load`."""
     (tmp_path / "config.json").write_text("{}")
-    monkeypatch.setattr(experiment, "read_config", lambda workdir: json.loads("{}"))
+    monkeypatch.setattr(workdirs, "read_config", lambda workdir: json.loads("{}"))
     monkeypatch.setattr(runtime, "start", lambda: None)
     asked = {}
 
@@ -309,10 +311,10 @@ def test_a_guide_is_a_folder_and_perhaps_a_step(text, run):
 @pytest.mark.parametrize(
     ("word", "target"),
     [
-        ("heun", "jaxdiff.sampling.heun:Heun"),
-        ("RungeKutta4", "jaxdiff.sampling.adaptive:RungeKutta4"),
-        ("UniPc(order=3)", "jaxdiff.sampling.unipc:UniPc(order=3)"),
-        ("dpmsolver2m", "jaxdiff.sampling.dpm_solver:DpmSolver2M"),
+        ("heun", "jaxdiff.sampling.samplers.heun:Heun"),
+        ("RungeKutta4", "jaxdiff.sampling.samplers.adaptive:RungeKutta4"),
+        ("UniPc(order=3)", "jaxdiff.sampling.samplers.unipc:UniPc(order=3)"),
+        ("dpmsolver2m", "jaxdiff.sampling.samplers.dpm_solver:DpmSolver2M"),
         ("my.package:Sampler", "my.package:Sampler"),
     ],
 )

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdiff import command, sample
 from jaxdiff import config as configs
+from jaxdiff import sample
+from jaxdiff.cli import app as command
+from jaxdiff.config.overrides import override
 from jaxdiff.distributed import runtime
-from jaxdiff.overrides import override
 
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = ("class_conditional", "text_to_image", "super_resolution", "image_to_image")
@@ -93,7 +94,7 @@ def test_each_command_parses_and_fits_the_config_of_its_run(name, module, words)
         for path, text in overrides:
             override(loaded, path, text)
         built = configs.build(loaded)
-        parts |= dict(built.task.denoiser.conditioner.parts)
+        parts |= dict(built.task.denoiser.conditioner.conditions)
     if module == "evaluate":
         assert built.evaluation is not None
         return

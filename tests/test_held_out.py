@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import held_out
 from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.conditioning.vector import NoiseLevel
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.distributed.mesh import MeshShape
 from jaxdiff.embeddings import Embeddings
+from jaxdiff.evaluation import denoising_loss as held_out
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import VarianceExploding
 from jaxdiff.process.prediction import Edm

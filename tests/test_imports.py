@@ -33,7 +33,7 @@ def test_modules_import_in_any_order():
 
 
 def test_commands_start_without_jax():
-    assert not loaded_by("jaxdiff.command", "jaxdiff.config") & {"jax", "jaxlib", "flax", "numpy", *HEAVY}
+    assert not loaded_by("jaxdiff.cli.app", "jaxdiff.config") & {"jax", "jaxlib", "flax", "numpy", *HEAVY}
 
 
 @pytest.mark.parametrize("name", ["train", "sample", "evaluate", "plan", "convert", "reconstruct"])

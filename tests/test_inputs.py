@@ -17,13 +17,13 @@ from jaxdiff.data import images as pictures
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.embeddings import Embeddings
 from jaxdiff.errors import UserError
-from jaxdiff.generator import Generator
+from jaxdiff.generation.generator import Generator
 from jaxdiff.process.gaussian import RectifiedFlow
 from jaxdiff.process.prediction import Data
-from jaxdiff.sampling.ddim import Ddim
-from jaxdiff.sampling.grids import Uniform
-from jaxdiff.sampling.guidance import ClassifierFree
+from jaxdiff.sampling.grids.continuous import Uniform
+from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
 from jaxdiff.sampling.recipe import Recipe
+from jaxdiff.sampling.samplers.ddim import Ddim
 
 LEVELS = np.array([0.12, -0.2, 0.32])
 
@@ -119,8 +119,8 @@ def test_the_same_model_makes_images_of_another_size():
 def noisy(scale=1.0, label=False, **options):
     part = NoiseAugmented(ImageCondition(1), NoiseLevel(1, frequencies=1), RectifiedFlow(), **options)
     dense = {"kernel": [[0.0], [0.0]], "bias": [0.0]}
-    silent = {"noise": {"dense_0": dense, "dense_1": {"kernel": [[0.0]], "bias": [0.0]}}}
-    parts, params = ({"low": part}, {"low": silent})
+    zero_initialised = {"noise": {"dense_0": dense, "dense_1": {"kernel": [[0.0]], "bias": [0.0]}}}
+    parts, params = ({"low": part}, {"low": zero_initialised})
     if label:
         parts, params = parts | {"label": NUMBERS["label"]}, params | {"label": WEIGHTS["label"]}
     return a_generator(parts, params, scale=scale)

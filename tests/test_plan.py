@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import pytest
 from commands import DIGITS, TINY
 
-from jaxdiff import command
 from jaxdiff import config as configs
 from jaxdiff import plan as planning
+from jaxdiff.cli import app as command
 from jaxdiff.cost.chips import CHIPS
 from jaxdiff.cost.estimate import estimate, mesh_of, parts
 from jaxdiff.distributed.mesh import MeshShape
@@ -101,7 +101,7 @@ class Measured(nn.Module):
 def test_multiply_adds_of_a_network_that_is_known_by_heart():
     experiment = small(network=Counted())
     denoiser = experiment.task.denoiser
-    both = denoiser.conditioner.clone(parts={**denoiser.conditioner.parts, "size": Measured()})
+    both = denoiser.conditioner.clone(conditions={**denoiser.conditioner.conditions, "size": Measured()})
     task = dataclasses.replace(experiment.task, denoiser=denoiser.clone(conditioner=both))
     plan = estimate(dataclasses.replace(experiment, task=task))
     first, down, up, head = 64 * 9 * 8, 16 * 9 * 8 * 16, 16 * 9 * 16 * 8, 64 * 8

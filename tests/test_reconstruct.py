@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from commands import DIGITS, TINY
 
-from jaxdiff import command, config, experiment, reconstruct
+from jaxdiff import config
+from jaxdiff import posthoc_ema as reconstruct
+from jaxdiff.cli import app as command
 from jaxdiff.distributed import runtime
 from jaxdiff.errors import UserError
-from jaxdiff.generator import Generator
+from jaxdiff.generation.generator import Generator
+from jaxdiff.runs import workdir as workdirs
 from jaxdiff.training.ema import Ema
 from jaxdiff.training.power_ema import PowerEma, exponent
 from jaxdiff.training.snapshots import Snapshots
@@ -24,7 +27,7 @@ def run_folder(workdir, ema):
     overrides = [(word.removeprefix("--config.").split("=", 1)) for word in TINY]
     stored = command.load_config(DIGITS, [(name, text) for name, text in overrides])
     stored["ema"] = config.describe(ema)
-    experiment.claim(stored, str(workdir))
+    workdirs.init_workdir(stored, str(workdir))
     return config.build(stored)
 
 

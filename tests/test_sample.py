@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from test_inputs import LEVELS, WEIGHTS, a_generator, constant, noisy
 
-from jaxdiff import experiment, sample, words
+from jaxdiff import sample
+from jaxdiff.cli import values as words
 from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.conditioning.continuous import Continuous
 from jaxdiff.conditioning.image import ImageCondition
@@ -20,9 +21,10 @@ from jaxdiff.denoiser import Denoiser
 from jaxdiff.distributed import runtime
 from jaxdiff.embeddings import Embeddings
 from jaxdiff.errors import UserError
-from jaxdiff.generator import Generator
+from jaxdiff.generation.generator import Generator
 from jaxdiff.models.unet import Level, UNet
-from jaxdiff.sampling.composition import PerCondition
+from jaxdiff.runs import workdir as workdirs
+from jaxdiff.sampling.guidance.per_condition import PerCondition
 
 
 class Length(nn.Module):
@@ -60,7 +62,7 @@ PHOTO = np.arange(60, 84, dtype=np.uint8).reshape(4, 6)
 @pytest.fixture
 def call(monkeypatch, tmp_path):
     """Runs the command on a generator; gives what it has stored."""
-    monkeypatch.setattr(experiment, "read_config", lambda workdir: {})
+    monkeypatch.setattr(workdirs, "read_config", lambda workdir: {})
     monkeypatch.setattr(runtime, "start", lambda: None)
 
     def run(generator, *arguments):

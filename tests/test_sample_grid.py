@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from test_inputs import LEVELS, WEIGHTS, a_generator, constant
 
-from jaxdiff import sample_grid
 from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.conditioning.image import ImageCondition
 from jaxdiff.conditioning.partial import PartialImage
@@ -16,6 +15,7 @@ from jaxdiff.conditioning.vector import ClassLabel, NoiseLevel
 from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.text import ByteTokenizer
 from jaxdiff.errors import UserError
+from jaxdiff.generation import preview as sample_grid
 
 LABEL = ClassLabel(3, 1, null="zero")
 

@@ -64,8 +64,8 @@ def compare(file, overrides, devices) -> tuple[int, int, int]:
     from jax.sharding import AxisType, Mesh
 
     from jaxdiff import config as configs
+    from jaxdiff.config.overrides import override
     from jaxdiff.cost.estimate import estimate, mesh_of
-    from jaxdiff.overrides import override
     from jaxdiff.training.step import abstract_state, jit_train_step, make_train_step
 
     config = configs.load(file)

@@ -18,17 +18,17 @@ from laws import VP, misses  # noqa: E402
 from oracles import Counting  # noqa: E402  (the paths above)
 from solving import GRIDS, VE, denoiser, errors, orders, start, truth  # noqa: E402
 
-from jaxdiff.sampling.adams import AdamsBashforth, Deis, Lms  # noqa: E402
-from jaxdiff.sampling.adaptive import Rk45, RungeKutta4  # noqa: E402
-from jaxdiff.sampling.ancestral import Ancestral  # noqa: E402
-from jaxdiff.sampling.ddim import Ddim, EulerAncestral  # noqa: E402
-from jaxdiff.sampling.dpm_solver import DpmSolver1, DpmSolver2M, DpmSolver3M  # noqa: E402
-from jaxdiff.sampling.dpm_solver_single import DpmSolver2, DpmSolver2S, DpmSolver3, DpmSolverSde  # noqa: E402
-from jaxdiff.sampling.heun import Euler, Heun  # noqa: E402
 from jaxdiff.sampling.loop import integrate  # noqa: E402
-from jaxdiff.sampling.pndm import Plms, Pndm  # noqa: E402
-from jaxdiff.sampling.sa_solver import SaSolver  # noqa: E402
-from jaxdiff.sampling.unipc import UniPc  # noqa: E402
+from jaxdiff.sampling.samplers.adams import AdamsBashforth, Deis, Lms  # noqa: E402
+from jaxdiff.sampling.samplers.adaptive import Rk45, RungeKutta4  # noqa: E402
+from jaxdiff.sampling.samplers.ancestral import Ancestral  # noqa: E402
+from jaxdiff.sampling.samplers.ddim import Ddim, EulerAncestral  # noqa: E402
+from jaxdiff.sampling.samplers.dpm_solver import DpmSolver1, DpmSolver2M, DpmSolver3M  # noqa: E402
+from jaxdiff.sampling.samplers.dpm_solver_single import DpmSolver2, DpmSolver2S, DpmSolver3, DpmSolverSde  # noqa: E402
+from jaxdiff.sampling.samplers.heun import Euler, Heun  # noqa: E402
+from jaxdiff.sampling.samplers.pndm import Plms, Pndm  # noqa: E402
+from jaxdiff.sampling.samplers.sa_solver import SaSolver  # noqa: E402
+from jaxdiff.sampling.samplers.unipc import UniPc  # noqa: E402
 
 BUDGETS = (5, 10, 20, 50)
 TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-6)

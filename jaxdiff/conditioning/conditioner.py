@@ -3,7 +3,7 @@
 import inspect
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,11 @@ from flax.core import FrozenDict
 from jaxdiff.embeddings import Embeddings, merge
 from jaxdiff.errors import UserError
 from jaxdiff.typing import Array, Drops, Fields, Float, Key, Keys
+
+
+def parameters_of(name: str) -> str:
+    """The name of a condition's parameters in a `Conditioner`, as checkpoints have it."""
+    return f"parts_{name}"
 
 
 class Conditioner(nn.Module):
@@ -32,15 +37,19 @@ class Conditioner(nn.Module):
     Attributes:
       noise: module from noise labels [batch] to `Embeddings`, which takes `Embeddings.features` as a second argument
         if there are conditions that give them.
-      parts: the conditions by name; none for an unconditional model. Their order has no meaning.
+      conditions: the conditions by name; none for an unconditional model. Their order has no meaning.
     """
 
+    preserve_adopted_names: ClassVar[bool] = True
+
     noise: nn.Module
-    parts: Mapping[str, nn.Module] = FrozenDict()
+    conditions: Mapping[str, nn.Module] = FrozenDict()
 
     def __post_init__(self):
         # Sorted: configs come back from JSON in another order. Frozen: modules are static arguments of jit.
-        self.parts = FrozenDict({name: self.parts[name] for name in sorted(self.parts)})
+        self.conditions = FrozenDict(
+            {name: self.conditions[name].clone(name=parameters_of(name)) for name in sorted(self.conditions)}
+        )
         super().__post_init__()
 
     def __call__(self, noise_label: Float[Array, "batch"], fields: Fields, drop: Drops) -> Embeddings:
@@ -57,12 +66,12 @@ class Conditioner(nn.Module):
         """Embed each condition alone: what does not change while an image is sampled."""
         self._match("fields", fields)
         self._match("drop", drop)
-        return {name: part(fields[name], drop[name]) for name, part in self.parts.items()}
+        return {name: part(fields[name], drop[name]) for name, part in self.conditions.items()}
 
     def join(self, noise_label: Float[Array, "batch"], encoded: Mapping[str, Embeddings]) -> Embeddings:
         """Embed the noise level, and join what `encode` has made of the conditions to it."""
         self._match("encoded", encoded)
-        given = [encoded[name] for name in self.parts]
+        given = [encoded[name] for name in self.conditions]
         features = merge([Embeddings(features=embeddings.features) for embeddings in given]).features
         told = [noise_label] if features is None else [noise_label, features]
         try:
@@ -83,7 +92,7 @@ class Conditioner(nn.Module):
         in sampling `keys` are those of the images.
         """
         fields = {}
-        for name, part in self.parts.items():
+        for name, part in self.conditions.items():
             values = self._default(name, keys.shape[0]) if name not in batch else batch[name]
             if hasattr(part, "draw"):
                 # By name: what one part draws does not depend on which others there are.
@@ -95,50 +104,50 @@ class Conditioner(nn.Module):
     @nn.nowrap
     def read(self, name: str, value: object) -> Any:
         """Arrays out of what a user gives for a condition; None stands for its default."""
-        part = self.parts[name]
+        part = self.conditions[name]
         value = part.default if value is None else value
         return part.read(value) if hasattr(part, "read") else np.asarray(value)
 
     @nn.nowrap
     def has_default(self, name: str) -> bool:
         """Whether this condition need not be given."""
-        return getattr(self.parts[name], "default", None) is not None
+        return getattr(self.conditions[name], "default", None) is not None
 
     @nn.nowrap
     def has_null(self, name: str) -> bool:
         """Whether this condition can be dropped."""
-        return getattr(self.parts[name], "null", "learned") != "none"
+        return getattr(self.conditions[name], "null", "learned") != "none"
 
     @nn.nowrap
     def draw_drops(self, key: Key[Array, ""], batch: int) -> Drops:
         """For training: each condition of each example is dropped on its own."""
-        keys = jax.random.split(key, max(len(self.parts), 1))
+        keys = jax.random.split(key, max(len(self.conditions), 1))
         return {
             name: jax.random.bernoulli(key, part.drop_rate, (batch,))
-            for key, (name, part) in zip(keys, self.parts.items(), strict=False)
+            for key, (name, part) in zip(keys, self.conditions.items(), strict=False)
         }
 
     @nn.nowrap
     def all_dropped(self, batch: int) -> Drops:
         """The unconditional model."""
-        return {name: jnp.ones((batch,), bool) for name in self.parts}
+        return {name: jnp.ones((batch,), bool) for name in self.conditions}
 
     @nn.nowrap
     def none_dropped(self, batch: int) -> Drops:
         """The conditional model."""
-        return {name: jnp.zeros((batch,), bool) for name in self.parts}
+        return {name: jnp.zeros((batch,), bool) for name in self.conditions}
 
     @nn.nowrap
     def example(self, batch: int, image_shape: tuple[int, int, int] | None = None) -> Fields:
         """Dummy values of the right shapes and types; conditions that are images need `image_shape`."""
-        return {name: part.example(batch, image_shape) for name, part in self.parts.items()}
+        return {name: part.example(batch, image_shape) for name, part in self.conditions.items()}
 
     @nn.nowrap
     def check(self, fields: Fields) -> None:
         """Raise `UserError` where a value is not what its condition expects. Not for traced values."""
         for name, values in fields.items():
             self._known(name)
-            self.parts[name].check(values, name)
+            self.conditions[name].check(values, name)
 
     @nn.nowrap
     def _default(self, name: str, batch: int) -> Any:
@@ -151,12 +160,12 @@ class Conditioner(nn.Module):
     def _match(self, what: str, given: Mapping) -> None:
         for name in given:
             self._known(name)
-        for name in self.parts:
+        for name in self.conditions:
             if name not in given:
                 raise UserError(f"{name}=: the model has this condition, {what} lacks it. Fix: give {name}")
 
     @nn.nowrap
     def _known(self, name: str) -> None:
-        if name not in self.parts:
-            has = ", ".join(self.parts) or "no conditions"
+        if name not in self.conditions:
+            has = ", ".join(self.conditions) or "no conditions"
             raise UserError(f"{name}=: the model has no such condition. Fix: leave it out; it has {has}")

@@ -171,7 +171,7 @@ def _training(task: Any, params: Any, rows: int) -> tuple[ClosedJaxpr, int]:
     fields = jax.eval_shape(lambda: task.denoiser.conditioner.example(rows, task.image_shape))
     batch = {**fields, "image": jax.ShapeDtypeStruct((rows, *task.image_shape), jnp.float32)}
     key = jax.eval_shape(lambda: jax.random.key(0))
-    examples = jax.eval_shape(task.draw, batch, jax.eval_shape(task.memory), key)
+    examples = jax.eval_shape(task.draw, batch, jax.eval_shape(task.init_task_state), key)
 
     def mean(params: Any, examples: Any, key: Any) -> Any:
         return jnp.mean(task.loss(params, examples, key=key, train=True)[0])

@@ -12,7 +12,7 @@ from jaxdiff.cost.operations import Operations, count, programs_in
 from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import Process
 from jaxdiff.process.prediction import Prediction
-from jaxdiff.sampling.loop import Conditions, Remembering, as_path
+from jaxdiff.sampling.loop import Conditions, StatefulDenoiser, as_path
 from jaxdiff.sampling.recipe import Recipe
 
 
@@ -49,7 +49,7 @@ def evaluations(
     def trace(guide: Callable | None) -> Any:
         def guided(x: Any, t: Any, keys: Any) -> Any:
             denoise = recipe.denoiser(_stand_in(_MODEL), process, conditions(), keys, guide)
-            if isinstance(denoise, Remembering):
+            if isinstance(denoise, StatefulDenoiser):
                 return denoise.call(denoise.init(x), x, t)
             return denoise(x, t)
 

@@ -7,7 +7,7 @@ from jaxtyping import Float, Float64, Shaped, UInt8
 
 from jaxdiff.data import images
 from jaxdiff.errors import require
-from jaxdiff.evaluation.spectrum import luma
+from jaxdiff.evaluation.metrics.spectrum import luma
 
 
 def levels(values: Shaped[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:

@@ -110,7 +110,7 @@ def model_config(denoiser: Denoiser, image_size: int) -> dict[str, Any]:
     if not isinstance(conditioner, Conditioner):
         raise _not_there("conditioner", type(conditioner).__name__)
     _require_known(network, conditioner)
-    noise, label = conditioner.noise, conditioner.parts.get("label")
+    noise, label = conditioner.noise, conditioner.conditions.get("label")
     levels, residual = network.levels, network.residual_resampling
     kind = "resnet" if residual else "conv"
     return {
@@ -269,14 +269,14 @@ def _require_known(network: UNet, conditioner: Conditioner) -> None:
             raise _not_there("network.min_group_size", network.min_group_size)
     if network.heads not in (None, 1):
         raise _not_there("network.heads", network.heads)
-    noise, label = conditioner.noise, conditioner.parts.get("label")
+    noise, label = conditioner.noise, conditioner.conditions.get("label")
     if type(noise) is not NoiseLevel or noise.random_scale is not None or noise.max_period != 10000.0:
         raise _not_there("conditioner.noise", type(noise).__name__)
     if (noise.frequencies or noise.width // 8) != levels[0].width // 2:
         raise _not_there("conditioner.noise.frequencies", noise.frequencies)
-    for name, part in conditioner.parts.items():
+    for name, part in conditioner.conditions.items():
         if part is not label or type(part) is not ClassLabel or part.before_mapping or part.null != "zero":
-            raise _not_there(f"conditioner.parts.{name}", type(part).__name__)
+            raise _not_there(f"conditioner.conditions.{name}", type(part).__name__)
 
 
 def _not_there(field: str, value: object) -> UserError:

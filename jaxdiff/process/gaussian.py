@@ -78,7 +78,7 @@ class RectifiedFlow:
     """``alpha = 1 - t, sigma = t``: straight from image to noise (Liu et al. 2022; Lipman et al. 2022).
 
     Both ends are exact: pure data at t = 0 (log-SNR +inf), pure noise at t = 1 (-inf). The "shift" of Stable
-    Diffusion 3 moves the times that are visited, and no time's alpha and sigma: see `jaxdiff.sampling.grids.Shifted`.
+    Diffusion 3 moves the times that are visited, and no time's alpha and sigma: see `Shifted` among the grids.
     """
 
     def signal(self, t: Float[Array, "*shape"]) -> Signal:

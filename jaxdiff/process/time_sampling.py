@@ -19,10 +19,10 @@ from jaxdiff.typing import Array, Float, Key, Times
 
 
 @runtime_checkable
-class TimeLaw(Protocol):
+class TimeSampler(Protocol):
     """A distribution of times, as the quantile function that turns uniform numbers in [0, 1] into times.
 
-    A law that adapts to the losses overrides `memory`, `choose` and `remember` too.
+    A law that adapts to the losses overrides `history`, `choose` and `remember` too.
     """
 
     def quantile(self, u: Float[Array, "*shape"], process: Process) -> Float[Array, "*shape"]: ...
@@ -32,21 +32,21 @@ class TimeLaw(Protocol):
         """T, where every time is a multiple of 1 / T."""
         return None
 
-    def memory(self) -> Any:
+    def init_history(self) -> Any:
         """What is remembered of losses before there are any: a tree of arrays."""
         return ()
 
-    def choose(self, memory: Any, u: Times) -> tuple[Times, Times]:
+    def choose(self, history: Any, u: Times) -> tuple[Times, Times]:
         """Uniform numbers as `quantile` is to take them, and the weights that undo the preference among them."""
         return u, jnp.ones_like(u)
 
-    def remember(self, memory: Any, u: Times, losses: Times) -> Any:
-        """The memory after a step that took `u` and found these losses, not weighted by what `choose` says."""
-        return memory
+    def update_history(self, history: Any, u: Times, losses: Times) -> Any:
+        """The history after a step that took `u` and found these losses, not weighted by what `choose` says."""
+        return history
 
 
 @dataclasses.dataclass(frozen=True)
-class Uniform(TimeLaw):
+class Uniform(TimeSampler):
     """Every time between t_min and t_max equally often."""
 
     t_min: float = 0.0
@@ -60,7 +60,7 @@ class Uniform(TimeLaw):
 
 
 @dataclasses.dataclass(frozen=True)
-class UniformSteps(TimeLaw):
+class UniformSteps(TimeSampler):
     """The times ``1 / T, 2 / T, ..., 1`` of a model with T steps equally often (Ho et al. 2020, algorithm 1)."""
 
     steps: int = 1000
@@ -73,7 +73,7 @@ class UniformSteps(TimeLaw):
 
 
 @dataclasses.dataclass(frozen=True)
-class UniformLogSnr(TimeLaw):
+class UniformLogSnr(TimeSampler):
     """Every log-SNR between two bounds equally often, whatever the schedule (Kingma & Gao 2023)."""
 
     log_snr_min: float = -15.0
@@ -87,7 +87,7 @@ class UniformLogSnr(TimeLaw):
 
 
 @dataclasses.dataclass(frozen=True)
-class LogUniformSigma(TimeLaw):
+class LogUniformSigma(TimeSampler):
     """``log(sigma / alpha)`` uniform between two noise levels (Karras et al. 2022, table 1, the column VE)."""
 
     sigma_min: float = 0.02
@@ -103,7 +103,7 @@ class LogUniformSigma(TimeLaw):
 
 
 @dataclasses.dataclass(frozen=True)
-class LogitNormal(TimeLaw):
+class LogitNormal(TimeSampler):
     """``logit t ~ N(mean, std^2)``: mostly the middle of time (Esser et al. 2024, section 3.1)."""
 
     mean: float = 0.0
@@ -117,7 +117,7 @@ class LogitNormal(TimeLaw):
 
 
 @dataclasses.dataclass(frozen=True)
-class LogNormalSigma(TimeLaw):
+class LogNormalSigma(TimeSampler):
     """``log(sigma / alpha) ~ N(mean, std^2)`` (Karras et al. 2022, table 1)."""
 
     mean: float = -1.2
@@ -138,7 +138,7 @@ class History(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Importance(TimeLaw):
+class Importance(TimeSampler):
     """Times of `base` in proportion to the size of their losses (Nichol & Dhariwal 2021, section 3.3, equation 18).
 
     The uniform numbers of `base` fall into equal bins. Once every bin has `history` losses, bin b is chosen with
@@ -152,7 +152,7 @@ class Importance(TimeLaw):
       uniform: the share of the uniform law.
     """
 
-    base: TimeLaw = UniformSteps()
+    base: TimeSampler = UniformSteps()
     bins: int = 1000
     history: int = 10
     uniform: float = 0.001
@@ -175,17 +175,17 @@ class Importance(TimeLaw):
     def steps(self) -> int | None:
         return self.base.steps
 
-    def memory(self) -> History:
+    def init_history(self) -> History:
         return History(jnp.zeros((self.bins, self.history)), jnp.zeros((self.bins,), jnp.int32))
 
-    def probabilities(self, memory: History) -> Float[Array, "bins"]:
+    def probabilities(self, history: History) -> Float[Array, "bins"]:
         """How often each bin is chosen: equally, until all are known."""
-        size = jnp.sqrt(jnp.mean(jnp.square(memory.losses), axis=1))
-        size = jnp.where(jnp.all(memory.counts >= self.history), size, 1.0)
+        size = jnp.sqrt(jnp.mean(jnp.square(history.losses), axis=1))
+        size = jnp.where(jnp.all(history.counts >= self.history), size, 1.0)
         return (1 - self.uniform) * size / jnp.sum(size) + self.uniform / self.bins
 
-    def choose(self, memory: History, u: Times) -> tuple[Times, Times]:
-        p = self.probabilities(memory)
+    def choose(self, history: History, u: Times) -> tuple[Times, Times]:
+        p = self.probabilities(history)
         below = jnp.cumsum(p)
         bin_ = jnp.minimum(jnp.searchsorted(below, u, side="right"), self.bins - 1)
         within = (u - (below - p)[bin_]) / p[bin_]
@@ -193,18 +193,18 @@ class Importance(TimeLaw):
         edge = self.bins * jnp.finfo(u.dtype).eps
         return (bin_ + jnp.clip(within, edge, 1 - edge)) / self.bins, 1 / (p[bin_] * self.bins)
 
-    def remember(self, memory: History, u: Times, losses: Times) -> History:
-        """The memory with these losses, in the order of the batch."""
+    def update_history(self, history: History, u: Times, losses: Times) -> History:
+        """The history with these losses, in the order of the batch."""
         bin_ = jnp.minimum(jnp.floor(u * self.bins).astype(jnp.int32), self.bins - 1)
         order = jnp.argsort(bin_, stable=True)
         bin_, losses = bin_[order], losses[order]
-        new = jnp.zeros_like(memory.counts).at[bin_].add(1)
+        new = jnp.zeros_like(history.counts).at[bin_].add(1)
         rank = jnp.arange(len(bin_)) - jnp.searchsorted(bin_, bin_, side="left")
-        place = (memory.counts[bin_] + rank) % self.history
+        place = (history.counts[bin_] + rank) % self.history
         # Of more losses than a ring holds only the last may write: scattering has no order.
         last = rank >= new[bin_] - self.history
-        kept = memory.losses.at[jnp.where(last, bin_, self.bins), place].set(losses, mode="drop")
-        return History(kept, memory.counts + new)
+        kept = history.losses.at[jnp.where(last, bin_, self.bins), place].set(losses, mode="drop")
+        return History(kept, history.counts + new)
 
 
 def uniforms(key: Key[Array, ""], batch_size: int, stratified: bool = True) -> Times:

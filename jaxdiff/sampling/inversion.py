@@ -4,12 +4,12 @@ import dataclasses
 
 from jaxdiff.errors import require
 from jaxdiff.process.gaussian import Process
-from jaxdiff.sampling.loop import DenoiseFn, Remembering, State, integrate
+from jaxdiff.sampling.loop import DenoiseFn, SamplerState, StatefulDenoiser, integrate
 from jaxdiff.typing import Array, Float, Images, Keys, Scalar
 
 
 def invert(
-    denoise: DenoiseFn | Remembering,
+    denoise: DenoiseFn | StatefulDenoiser,
     process: Process,
     times: Float[Array, "times"],
     x: Images,
@@ -39,12 +39,12 @@ class _Upwards:
     def calls(self, steps: int) -> int:
         return (1 + self.iterations) * steps
 
-    def init(self, x: Images) -> State:
-        return State(x)
+    def init(self, x: Images) -> SamplerState:
+        return SamplerState(x)
 
     def step(
-        self, denoise: DenoiseFn, process: Process, state: State, t: Scalar, t_next: Scalar, keys: Keys
-    ) -> State:
+        self, denoise: DenoiseFn, process: Process, state: SamplerState, t: Scalar, t_next: Scalar, keys: Keys
+    ) -> SamplerState:
         (alpha, sigma), (alpha_next, sigma_next) = process.signal(t), process.signal(t_next)
         grow = alpha_next / alpha
 
@@ -54,4 +54,4 @@ class _Upwards:
         x = up(denoise(state.x, t).noise)
         for _ in range(self.iterations):
             x = up(denoise(x, t_next).noise)
-        return State(x)
+        return SamplerState(x)

@@ -50,8 +50,8 @@ class Known(NamedTuple):
     mask: Bool[Array, "batch height width #channels"]
 
 
-class Remembering(NamedTuple):
-    """A denoiser that learns from call to call: ``call(memory, images, time) -> (prediction, memory)``.
+class StatefulDenoiser(NamedTuple):
+    """A denoiser that learns from call to call: ``call(history, images, time) -> (prediction, history)``.
 
     ``init(images)`` is what it knows before the first call.
     """
@@ -60,14 +60,14 @@ class Remembering(NamedTuple):
     init: Callable[[Images], Any]
 
 
-class State(NamedTuple):
+class SamplerState(NamedTuple):
     """Where a sampler is: the images, and what it remembers of earlier steps."""
 
     x: Images
-    memory: Any = ()
+    history: Any = ()
 
 
-class Path(NamedTuple):
+class TimePath(NamedTuple):
     """The steps of a sampler, each from a time `start` down to `end`.
 
     Where a step starts above the end of the one before it, the images are first diffused up to there with fresh
@@ -86,18 +86,18 @@ class Sampler(Protocol):
         """Calls of the denoiser in so many steps on end; the most there can be, where that depends on the data."""
         ...
 
-    def init(self, x: Images) -> State: ...
+    def init(self, x: Images) -> SamplerState: ...
 
     def step(
-        self, denoise: DenoiseFn, process: Process, state: State, t: Scalar, t_next: Scalar, keys: Keys
-    ) -> State: ...
+        self, denoise: DenoiseFn, process: Process, state: SamplerState, t: Scalar, t_next: Scalar, keys: Keys
+    ) -> SamplerState: ...
 
 
 @runtime_checkable
 class Grid(Protocol):
     """The times that a sampler visits, falling from noise. The end, clean data, is not among them."""
 
-    def __call__(self, process: Process, steps: int) -> Float[Array, "times"] | Path: ...
+    def __call__(self, process: Process, steps: int) -> Float[Array, "times"] | TimePath: ...
 
 
 @runtime_checkable
@@ -115,7 +115,7 @@ class Guidance(Protocol):
         conditions: Conditions,
         keys: Keys,
         guide: ConditionalDenoise | None = None,
-    ) -> DenoiseFn | Remembering: ...
+    ) -> DenoiseFn | StatefulDenoiser: ...
 
     @property
     def scale(self) -> float:
@@ -145,24 +145,24 @@ class Inpainting(Protocol):
 
 def sample(
     sampler: Sampler,
-    denoise: DenoiseFn | Remembering,
+    denoise: DenoiseFn | StatefulDenoiser,
     process: Process,
-    times: Float[Array, "times"] | Path,
+    times: Float[Array, "times"] | TimePath,
     x: Images,
     keys: Keys,
 ) -> Images:
     """Clean images from noisy ones at the first time. The last step is the jump to the predicted image."""
     denoise = _remembering(denoise)
-    x, memory = _walk(sampler, denoise, process, times, x, keys)
-    prediction, _ = denoise.call(memory, x, ends(times)[1].astype(x.dtype))
+    x, history = _walk(sampler, denoise, process, times, x, keys)
+    prediction, _ = denoise.call(history, x, ends(times)[1].astype(x.dtype))
     return prediction.x_0
 
 
 def integrate(
     sampler: Sampler,
-    denoise: DenoiseFn | Remembering,
+    denoise: DenoiseFn | StatefulDenoiser,
     process: Process,
-    times: Float[Array, "times"] | Path,
+    times: Float[Array, "times"] | TimePath,
     x: Images,
     keys: Keys,
 ) -> Images:
@@ -171,18 +171,18 @@ def integrate(
 
 
 def modify(
-    denoise: DenoiseFn | Remembering, modifier: Callable[[DenoiseFn], DenoiseFn]
-) -> DenoiseFn | Remembering:
+    denoise: DenoiseFn | StatefulDenoiser, modifier: Callable[[DenoiseFn], DenoiseFn]
+) -> DenoiseFn | StatefulDenoiser:
     """`modifier` of a denoiser, whether that remembers or not."""
-    if not isinstance(denoise, Remembering):
+    if not isinstance(denoise, StatefulDenoiser):
         return modifier(denoise)
 
-    def call(memory: Any, x: Images, t: Scalar) -> tuple[Prediction, Any]:
-        recorder = _Recorder(denoise.call, memory)
+    def call(history: Any, x: Images, t: Scalar) -> tuple[Prediction, Any]:
+        recorder = _Recorder(denoise.call, history)
         prediction = modifier(recorder)(x, t)
-        return prediction, recorder.memory
+        return prediction, recorder.history
 
-    return Remembering(call, denoise.init)
+    return StatefulDenoiser(call, denoise.init)
 
 
 def noise_like(keys: Keys, x: Images) -> Images:
@@ -192,72 +192,74 @@ def noise_like(keys: Keys, x: Images) -> Images:
 
 def _walk(
     sampler: Sampler,
-    denoise: Remembering,
+    denoise: StatefulDenoiser,
     process: Process,
-    times: Float[Array, "times"] | Path,
+    times: Float[Array, "times"] | TimePath,
     x: Images,
     keys: Keys,
 ) -> tuple[Images, Any]:
     """Images at the last time, and what the denoiser remembers."""
-    rises = isinstance(times, Path)
+    rises = isinstance(times, TimePath)
     start, end = (value.astype(x.dtype) for value in as_path(times))
     origin = jnp.concatenate([start[:1], end[:-1]])  # where the images are when a step begins
 
-    def step(carry: tuple[State, Any], inputs: tuple) -> tuple[tuple[State, Any], None]:
-        state, memory = carry
+    def step(carry: tuple[SamplerState, Any], inputs: tuple) -> tuple[tuple[SamplerState, Any], None]:
+        state, history = carry
         index, t_origin, t, t_next = inputs
         step_keys = fold_in(keys, index)
         if rises:
             state = _rise(sampler, process, state, t_origin, t, fold_in(step_keys, RISE))
-        recorder = _Recorder(denoise.call, memory)
+        recorder = _Recorder(denoise.call, history)
         state = sampler.step(recorder, process, state, t, t_next, step_keys)
-        return (state, recorder.memory), None
+        return (state, recorder.history), None
 
     first = (sampler.init(x), denoise.init(x))
-    (state, memory), _ = jax.lax.scan(step, first, (jnp.arange(len(start)), origin, start, end))
-    return state.x, memory
+    (state, history), _ = jax.lax.scan(step, first, (jnp.arange(len(start)), origin, start, end))
+    return state.x, history
 
 
-def _rise(sampler: Sampler, process: Process, state: State, s: Scalar, t: Scalar, keys: Keys) -> State:
-    """The images diffused from s to t, and a fresh memory; the state itself where t is s."""
+def _rise(
+    sampler: Sampler, process: Process, state: SamplerState, s: Scalar, t: Scalar, keys: Keys
+) -> SamplerState:
+    """The images diffused from s to t, and a fresh history; the state itself where t is s."""
     alpha, sigma = transition.forward(process, s, t)
     x = alpha * state.x + sigma * noise_like(keys, state.x)
-    risen = State(x, sampler.init(x).memory)
+    risen = SamplerState(x, sampler.init(x).history)
     return jax.tree.map(lambda new, old: jnp.where(t > s, new, old), risen, state)
 
 
 class _Recorder:
-    """A remembering denoiser during one step: an ordinary `DenoiseFn` that keeps its memory.
+    """A remembering denoiser during one step: an ordinary `DenoiseFn` that keeps its history.
 
     What is learned inside a loop, branch or gradient of the caller's own cannot be carried out of it.
     """
 
-    def __init__(self, call: Callable[[Any, Images, Scalar], tuple[Prediction, Any]], memory: Any):
-        self._call, self.memory, self._trace = call, memory, get_opaque_trace_state()
+    def __init__(self, call: Callable[[Any, Images, Scalar], tuple[Prediction, Any]], history: Any):
+        self._call, self.history, self._trace = call, history, get_opaque_trace_state()
 
     def __call__(self, x: Images, t: Scalar) -> Prediction:
-        if jax.tree.leaves(self.memory) and get_opaque_trace_state() != self._trace:
+        if jax.tree.leaves(self.history) and get_opaque_trace_state() != self._trace:
             raise UserError(
                 "sampling.guidance=: it remembers from call to call, and a sampler or modifier of this recipe calls it "
-                "inside a loop, branch or gradient of its own. Fix: take another, or guidance without a memory"
+                "inside a loop, branch or gradient of its own. Fix: take another, or guidance without a history"
             )
-        prediction, self.memory = self._call(self.memory, x, t)
+        prediction, self.history = self._call(self.history, x, t)
         return prediction
 
 
-def _remembering(denoise: DenoiseFn | Remembering) -> Remembering:
-    if isinstance(denoise, Remembering):
+def _remembering(denoise: DenoiseFn | StatefulDenoiser) -> StatefulDenoiser:
+    if isinstance(denoise, StatefulDenoiser):
         return denoise
-    return Remembering(lambda memory, x, t: (denoise(x, t), memory), lambda x: ())
+    return StatefulDenoiser(lambda history, x, t: (denoise(x, t), history), lambda x: ())
 
 
-def as_path(times: Float[Array, "times"] | Path) -> Path:
-    return times if isinstance(times, Path) else Path(times[:-1], times[1:])
+def as_path(times: Float[Array, "times"] | TimePath) -> TimePath:
+    return times if isinstance(times, TimePath) else TimePath(times[:-1], times[1:])
 
 
-def ends(times: Float[Array, "times"] | Path) -> tuple[Scalar, Scalar]:
+def ends(times: Float[Array, "times"] | TimePath) -> tuple[Scalar, Scalar]:
     """The first and the last time."""
-    return (times.start[0], times.end[-1]) if isinstance(times, Path) else (times[0], times[-1])
+    return (times.start[0], times.end[-1]) if isinstance(times, TimePath) else (times[0], times[-1])
 
 
 def fold_in(keys: Keys, number: Any) -> Keys:

@@ -16,8 +16,8 @@ from jaxdiff.sampling.loop import (
     Inpainting,
     Known,
     Modifier,
-    Remembering,
     Sampler,
+    StatefulDenoiser,
     as_path,
     ends,
     fold_in,
@@ -102,7 +102,7 @@ class Recipe:
         conditions: Conditions,
         keys: Keys,
         guide: ConditionalDenoise | None = None,
-    ) -> DenoiseFn | Remembering:
+    ) -> DenoiseFn | StatefulDenoiser:
         """What the sampler follows: the model under its conditions, guided and modified."""
         guided = self.guidance(denoise, process, conditions, keys, guide)
         for modifier in self.modifiers:

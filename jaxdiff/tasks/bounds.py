@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import require
+from jaxdiff.likelihood.variational import Decoder, NormalDecoder, prior_bits, step_bits
 from jaxdiff.process.prediction import Noise, Prediction
-from jaxdiff.process.time_sampling import TimeLaw
-from jaxdiff.sampling.variational import Decoder, NormalDecoder, prior_bits, step_bits
-from jaxdiff.tasks.objectives import Attempt, Objective, WeightedError
+from jaxdiff.process.time_sampling import TimeSampler
+from jaxdiff.tasks.objectives import LossInputs, Objective, WeightedError
 from jaxdiff.typing import Array, Float, Images, Metrics
 
 LEVELS = 256
@@ -31,12 +31,12 @@ class Vlb(Objective):
 
     decoder: Decoder = NormalDecoder()
 
-    def __call__(self, attempt: Attempt) -> tuple[Float[Array, "batch"], Metrics]:
-        bits = _all_steps(attempt, attempt.prediction(), self.decoder)
-        prior = prior_bits(attempt.process, attempt.x_0)
+    def __call__(self, inputs: LossInputs) -> tuple[Float[Array, "batch"], Metrics]:
+        bits = _all_steps(inputs, inputs.prediction(), self.decoder)
+        prior = prior_bits(inputs.process, inputs.x_0)
         return bits + prior, {"prior_bits": jnp.mean(prior)}
 
-    def check(self, denoiser: Denoiser, times: TimeLaw) -> None:
+    def check(self, denoiser: Denoiser, time_sampler: TimeSampler) -> None:
         _require_steps(times)
 
 
@@ -60,16 +60,16 @@ class Hybrid(Objective):
     def __post_init__(self):
         require(self.weight > 0, "weight", self.weight, "the variance would learn nothing", "try 0.001")
 
-    def __call__(self, attempt: Attempt) -> tuple[Float[Array, "batch"], Metrics]:
-        losses, metrics = self.simple(attempt)
-        x_0, noise, fraction = attempt.prediction()
-        require(fraction is not None, "parameterization", attempt.parameterization,
+    def __call__(self, inputs: LossInputs) -> tuple[Float[Array, "batch"], Metrics]:
+        losses, metrics = self.simple(inputs)
+        x_0, noise, fraction = inputs.prediction()
+        require(fraction is not None, "parameterization", inputs.parameterization,
                 "the bound teaches nothing but a variance", "wrap it into LearnedVariance")  # fmt: skip
         frozen = Prediction(*jax.lax.stop_gradient((x_0, noise)), fraction)
-        bits = _all_steps(attempt, frozen, self.decoder)
+        bits = _all_steps(inputs, frozen, self.decoder)
         return losses + self.weight * bits, {**metrics, "bits": jnp.mean(bits)}
 
-    def check(self, denoiser: Denoiser, times: TimeLaw) -> None:
+    def check(self, denoiser: Denoiser, time_sampler: TimeSampler) -> None:
         _require_steps(times)
         self.simple.check(denoiser, times)
 
@@ -104,39 +104,39 @@ class ContinuousVlb(Objective):
 
     decoder: Decoder = SoftmaxDecoder()
 
-    def __call__(self, attempt: Attempt) -> tuple[Float[Array, "batch"], Metrics]:
-        process, x_0 = attempt.process, attempt.x_0
+    def __call__(self, inputs: LossInputs) -> tuple[Float[Array, "batch"], Metrics]:
+        process, x_0 = inputs.process, inputs.x_0
 
         def log_snr(u: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-            return process.log_snr(attempt.times.quantile(u, process))
+            return process.log_snr(inputs.time_sampler.quantile(u, process))
 
-        _, rate = jax.jvp(log_snr, (attempt.u,), (jnp.ones_like(attempt.u),))
-        error = _mean(jnp.square(attempt.error(Noise())))
-        first, last = log_snr(jnp.array([0.0, 1.0], attempt.u.dtype))
+        _, rate = jax.jvp(log_snr, (inputs.u,), (jnp.ones_like(inputs.u),))
+        error = _mean(jnp.square(inputs.error(Noise())))
+        first, last = log_snr(jnp.array([0.0, 1.0], inputs.u.dtype))
         std = jnp.exp(-first / 2) * jnp.ones_like(x_0[:, :1, :1, :1])
         terms = {
             "diffusion_bits": -rate * error / 2,
             "prior_bits": _mean(jnp.exp(last) * jnp.square(x_0) / 2),
-            "reconstruction_bits": -_mean(self.decoder(x_0, x_0 + std * attempt.noise, std)),
+            "reconstruction_bits": -_mean(self.decoder(x_0, x_0 + std * inputs.noise, std)),
         }
         bits = {name: value / math.log(2) for name, value in terms.items()}
         total = jnp.sum(jnp.stack([*bits.values()]), axis=0)
         return total, {name: jnp.mean(value) for name, value in bits.items()}
 
-    def check(self, denoiser: Denoiser, times: TimeLaw) -> None:
+    def check(self, denoiser: Denoiser, time_sampler: TimeSampler) -> None:
         require(times.steps is None, "times", times, "the bound is an integral over all times", "use Uniform")
 
 
-def _all_steps(attempt: Attempt, prediction: Prediction, decoder: Decoder) -> Float[Array, "batch"]:
+def _all_steps(inputs: LossInputs, prediction: Prediction, decoder: Decoder) -> Float[Array, "batch"]:
     """T times the term of each image's step: in the mean over the steps, their sum."""
-    steps = attempt.times.steps
+    steps = inputs.time_sampler.steps
     assert steps is not None  # `check` has seen to it
     return steps * step_bits(
-        attempt.process, steps, attempt.t, attempt.x_0, attempt.x_t, prediction, decoder=decoder
+        inputs.process, steps, inputs.t, inputs.x_0, inputs.x_t, prediction, decoder=decoder
     )
 
 
-def _require_steps(times: TimeLaw) -> None:
+def _require_steps(time_sampler: TimeSampler) -> None:
     require(times.steps is not None, "times", times, "the bound is a sum over the steps of a model",
             "use UniformSteps")  # fmt: skip
 

@@ -10,7 +10,7 @@ from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import require
 from jaxdiff.process import gaussian, time_sampling
 from jaxdiff.tasks.augmentation import FIELD, Augmentation
-from jaxdiff.tasks.objectives import Attempt, Objective, WeightedError
+from jaxdiff.tasks.objectives import LossInputs, Objective, WeightedError
 from jaxdiff.typing import Array, Batch, Float, Images, Key, Metrics, Params, Times
 
 
@@ -29,7 +29,7 @@ class DenoisingTask:
     """
 
     denoiser: Denoiser
-    times: time_sampling.TimeLaw
+    time_sampler: time_sampling.TimeSampler
     image_shape: tuple[int, int, int]
     objective: Objective = WeightedError()
     stratified: bool = True
@@ -38,12 +38,12 @@ class DenoisingTask:
     def __post_init__(self):
         require(len(self.image_shape) == 3, "image_shape", self.image_shape, "it is not (height, width, channels)",
                 "give three numbers")  # fmt: skip
-        self.objective.check(self.denoiser, self.times)
+        self.objective.check(self.denoiser, self.time_sampler)
         if self.augmentation is not None:
-            told = self.denoiser.conditioner.parts.get(FIELD)
+            told = self.denoiser.conditioner.conditions.get(FIELD)
             require(getattr(told, "size", None) == self.augmentation.size, "augmentation", self.augmentation,
                     f"the model is not told by a condition {FIELD!r} of {self.augmentation.size} numbers",
-                    f"give it parts={{'{FIELD}': Continuous(size={self.augmentation.size}, ...)}}")  # fmt: skip
+                    f"give it conditions={{'{FIELD}': Continuous(size={self.augmentation.size}, ...)}}")  # fmt: skip
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Fresh parameters, each boxed with the logical names of its axes."""
@@ -52,11 +52,11 @@ class DenoisingTask:
         arguments = (x, t, conditioner.example(1, self.image_shape), conditioner.none_dropped(1))
         return self.denoiser.init(key, *arguments, train=False)["params"]
 
-    def memory(self) -> Any:
+    def init_task_state(self) -> Any:
         """What the law of times remembers of losses before there are any."""
-        return self.times.memory()
+        return self.time_sampler.init_history()
 
-    def draw(self, batch: Batch, memory: Any, key: Key[Array, ""]) -> dict:
+    def draw(self, batch: Batch, task_state: Any, key: Key[Array, ""]) -> dict:
         """Everything random about a batch: noise, augmentations, what conditions draw, which are dropped, and the
         uniform numbers that become times.
 
@@ -70,7 +70,9 @@ class DenoisingTask:
             x_0, labels = self.augmentation(x_0, jax.random.split(key_augment, size))
             batch = {**batch, FIELD: labels}
         conditioner = self.denoiser.conditioner
-        u, importance = self.times.choose(memory, time_sampling.uniforms(key_times, size, self.stratified))
+        u, importance = self.time_sampler.choose(
+            task_state, time_sampling.uniforms(key_times, size, self.stratified)
+        )
         return {
             "x_0": x_0,
             "noise": jax.random.normal(key_noise, x_0.shape),
@@ -86,7 +88,7 @@ class DenoisingTask:
         """The objective for each of the examples that `draw` made, times its importance."""
         process = self.denoiser.process_of(params)
         x_0, noise, u = examples["x_0"], examples["noise"], examples["u"]
-        t = self.times.quantile(u, process)
+        t = self.time_sampler.quantile(u, process)
         x_t = gaussian.diffuse(process, x_0, noise, t)
         output: Any = self.denoiser.apply(
             {"params": params},
@@ -98,15 +100,24 @@ class DenoisingTask:
             rngs={"dropout": key},
         )
         log_variance: Any = self.denoiser.apply({"params": params}, t, method="log_variance")
-        attempt = Attempt(
-            process, self.denoiser.parameterization, self.times, u, t, x_0, noise, x_t, output, log_variance
+        inputs = LossInputs(
+            process,
+            self.denoiser.parameterization,
+            self.time_sampler,
+            u,
+            t,
+            x_0,
+            noise,
+            x_t,
+            output,
+            log_variance,
         )
-        losses, metrics = self.objective(attempt)
+        losses, metrics = self.objective(inputs)
         return examples["importance"] * losses, metrics
 
-    def remember(self, memory: Any, examples: dict, losses: Float[Array, "batch"]) -> Any:
+    def update_task_state(self, task_state: Any, examples: dict, losses: Float[Array, "batch"]) -> Any:
         """The memory after a step whose losses were these."""
-        return self.times.remember(memory, examples["u"], losses / examples["importance"])
+        return self.time_sampler.update_history(task_state, examples["u"], losses / examples["importance"])
 
     def error_at(
         self, params: Params, images: Images, fields: dict, t: Times, key: Key[Array, ""]

@@ -1,4 +1,4 @@
-"""What a denoiser is punished for. An objective judges an `Attempt` and holds nothing that it is given there."""
+"""What a denoiser is punished for. An objective judges an `LossInputs` and holds nothing that it is given there."""
 
 import dataclasses
 from typing import Protocol, runtime_checkable
@@ -10,14 +10,14 @@ from jaxdiff.errors import require
 from jaxdiff.process import gaussian, prediction
 from jaxdiff.process.gaussian import Process
 from jaxdiff.process.prediction import Parameterization, Prediction
-from jaxdiff.process.time_sampling import TimeLaw
+from jaxdiff.process.time_sampling import TimeSampler
 from jaxdiff.process.weighting import Flat, Weighting
 from jaxdiff.tasks.distances import Distance, Squared
 from jaxdiff.typing import Array, Features, Float, Images, Metrics, Times
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Attempt:
+class LossInputs:
     """Noisy images of a batch, and what the network made of them.
 
     Attributes:
@@ -31,7 +31,7 @@ class Attempt:
 
     process: Process
     parameterization: Parameterization
-    times: TimeLaw
+    time_sampler: TimeSampler
     u: Times
     t: Times
     x_0: Images
@@ -59,11 +59,11 @@ class Attempt:
 class Objective(Protocol):
     """A loss for each image."""
 
-    def __call__(self, attempt: Attempt) -> tuple[Float[Array, "batch"], Metrics]:
+    def __call__(self, inputs: LossInputs) -> tuple[Float[Array, "batch"], Metrics]:
         """The losses, and means to log."""
         ...
 
-    def check(self, denoiser: Denoiser, times: TimeLaw) -> None:
+    def check(self, denoiser: Denoiser, time_sampler: TimeSampler) -> None:
         """Raise `UserError` where this model or this law of times does not give what the objective needs."""
 
 
@@ -79,14 +79,14 @@ class WeightedError(Objective):
     weighting: Weighting = Flat()
     distance: Distance = Squared()
 
-    def __call__(self, attempt: Attempt) -> tuple[Float[Array, "batch"], Metrics]:
-        error = attempt.error(self.weighting.space)
-        weights = self.weighting(attempt.process.log_snr(attempt.t))
+    def __call__(self, inputs: LossInputs) -> tuple[Float[Array, "batch"], Metrics]:
+        error = inputs.error(self.weighting.space)
+        weights = self.weighting(inputs.process.log_snr(inputs.t))
         return weights * self.distance(error), {"squared_error": jnp.mean(Squared()(error))}
 
 
 @dataclasses.dataclass(frozen=True)
-class Uncertain(Objective):
+class UncertaintyWeighted(Objective):
     """``error / exp(u) + u`` with a learned log-variance ``u(sigma)`` (Karras et al. 2024, "EDM2", equation 21).
 
     At its best u is the log of the mean error of its noise level, so that every level counts alike. Needs a denoiser
@@ -95,13 +95,13 @@ class Uncertain(Objective):
 
     error: Objective = WeightedError()
 
-    def __call__(self, attempt: Attempt) -> tuple[Float[Array, "batch"], Metrics]:
-        errors, metrics = self.error(attempt)
-        u = attempt.log_variance
+    def __call__(self, inputs: LossInputs) -> tuple[Float[Array, "batch"], Metrics]:
+        errors, metrics = self.error(inputs)
+        u = inputs.log_variance
         assert u is not None  # `check` has seen to it
         return errors / jnp.exp(u) + u, {**metrics, "weighted_error": jnp.mean(errors)}
 
-    def check(self, denoiser: Denoiser, times: TimeLaw) -> None:
+    def check(self, denoiser: Denoiser, time_sampler: TimeSampler) -> None:
         require(denoiser.uncertainty is not None, "denoiser.uncertainty", None, "the objective learns it",
                 "give it jaxdiff.models.uncertainty:Uncertainty")  # fmt: skip
         self.error.check(denoiser, times)

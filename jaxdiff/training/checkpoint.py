@@ -150,7 +150,7 @@ class Checkpoints:
                 if path.name.isdigit() and not _complete(path):
                     _log.warning("%s is not a complete checkpoint: renamed to %s.incomplete", path, path.name)
                     path.rename(_unused(path.parent / f"{path.name}.incomplete"))
-        multihost_utils.sync_global_devices("set aside")  # before the others look; alone, it does nothing
+        multihost_utils.sync_global_devices("set aside")  # before the extra_emas look; alone, it does nothing
 
 
 def _complete(path: epath.Path) -> bool:

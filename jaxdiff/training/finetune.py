@@ -26,7 +26,7 @@ Layouts = tuple[Mapping[str, int], Mapping[str, int]]
 
 
 @dataclasses.dataclass(frozen=True)
-class StartFrom:
+class InitFrom:
     """Another run, from whose parameters a run starts.
 
     What the new model has besides starts so that at step 0 it is the old model: new input channels have no weights
@@ -83,10 +83,10 @@ def freeze(optimizer: optax.GradientTransformation, frozen: Sequence[str]) -> op
     return optax.multi_transform({TRAINED: optimizer, FROZEN: optax.set_to_zero()}, labels)
 
 
-def carry_over(
+def transfer_params(
     old: Params,
     new: Params,
-    silent: Sequence[str],
+    zero_initialised: Sequence[str],
     layouts: Layouts,
     added: Sequence[str],
     fresh: Sequence[str],
@@ -96,11 +96,11 @@ def carry_over(
     Args:
       old: of the other run.
       new: fresh ones, of the model that is to be trained.
-      silent: those of them that start as zeros, so that new conditions say nothing.
+      zero_initialised: those of them that start as zeros, so that new conditions say nothing.
       layouts: the input channels of both networks. A kernel [..., inputs, outputs] that has become wider by those that
-        are new keeps its weights for the others, and has zeros for these.
+        are new keeps its weights for the extra_emas, and has zeros for these.
       added: patterns of parameters that the new model may have besides.
-      fresh: see `StartFrom`.
+      fresh: see `InitFrom`.
 
     Raises:
       UserError: it names the parameters that one of the two models lacks, or that have another shape, or the pattern
@@ -109,35 +109,38 @@ def carry_over(
     before, after = paths(old), paths(new)
     for pattern in fresh:
         some = any(matches(path, (pattern,)) for path in [*before, *after])
-        require(some, "start_from.fresh", pattern, "it names no parameter", f"there are {_some(after)}")
+        require(some, "init_from.fresh", pattern, "it names no parameter", f"there are {_some(after)}")
     lost = [path for path in before if path not in after and not matches(path, fresh)]
     missing = [path for path in after if path not in before and not matches(path, (*added, *fresh))]
-    fix = "change the config, or name them in start_from.fresh, with *"
+    fix = "change the config, or name them in init_from.fresh, with *"
     if lost:
-        raise UserError(f"start_from: only the other run has {_some(lost)}. Fix: {fix}")
+        raise UserError(f"init_from: only the other run has {_some(lost)}. Fix: {fix}")
     if missing:
-        raise UserError(f"start_from: the other run lacks {_some(missing)}. Fix: {fix}")
+        raise UserError(f"init_from: the other run lacks {_some(missing)}. Fix: {fix}")
     return jax.tree.unflatten(
         jax.tree.structure(new),
-        [_start(path, before.get(path), leaf, silent, layouts, fresh) for path, leaf in after.items()],
+        [
+            _start(path, before.get(path), leaf, zero_initialised, layouts, fresh)
+            for path, leaf in after.items()
+        ],
     )
 
 
 def _start(
-    path: str, old: Any, new: Any, silent: Sequence[str], layouts: Layouts, fresh: Sequence[str]
+    path: str, old: Any, new: Any, zero_initialised: Sequence[str], layouts: Layouts, fresh: Sequence[str]
 ) -> Any:
     """The first value of one parameter."""
     if matches(path, fresh):
         return new
     if old is None:
-        return jnp.zeros_like(new) if path in silent else new
+        return jnp.zeros_like(new) if path in zero_initialised else new
     if old.shape == new.shape:
         return old.astype(new.dtype)
     widened = _widened(old, new.shape, layouts)
     if widened is None:
         shapes = f"{list(old.shape)} there and {list(new.shape)} here"
         raise UserError(
-            f"start_from: {path} is {shapes}. Fix: change the config, or name it in start_from.fresh"
+            f"init_from: {path} is {shapes}. Fix: change the config, or name it in init_from.fresh"
         )
     return widened.astype(new.dtype)
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from jaxdiff.distributed.mesh import batch_ways, global_batch
 from jaxdiff.errors import require
 from jaxdiff.training.checkpoint import Checkpoints
-from jaxdiff.training.ema import Average
+from jaxdiff.training.ema import EmaProfile
 from jaxdiff.training.metrics import RunningMean, Writers, open_writers
 from jaxdiff.training.snapshots import Snapshots
 from jaxdiff.training.step import (
@@ -95,7 +95,7 @@ def run(
     settings: Settings,
     *,
     optimizer: optax.GradientTransformation,
-    ema: Average,
+    ema: EmaProfile,
     mesh: Mesh,
     workdir: epath.PathLike,
     hooks: Sequence[Hook] = (),
@@ -119,11 +119,11 @@ def run(
     ):
         if snapshots is not None:
             hooks = [Hook(ema.snapshot_every, snapshots.save), *hooks]
-        others = len(ema.others())
-        abstract = abstract_state(task, optimizer, mesh, others)
+        extra_emas = len(ema.extra_emas())
+        abstract = abstract_state(task, optimizer, mesh, extra_emas)
         start = checkpoints.latest()
         if start is None:
-            start, state = 0, create_state(task, optimizer, mesh, settings.seed, others)
+            start, state = 0, create_state(task, optimizer, mesh, settings.seed, extra_emas)
         else:
             state = checkpoints.restore(start, abstract)
             _log.info("restored step %d of %s", start, checkpoints.directory)

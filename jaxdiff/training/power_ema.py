@@ -13,14 +13,14 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxdiff.errors import require
-from jaxdiff.training.ema import Average
+from jaxdiff.training.ema import EmaProfile
 
 LONGEST = 12**-0.5
 """The standard deviation of the plain mean of all steps, gamma = 0."""
 
 
 @dataclasses.dataclass(frozen=True)
-class PowerEma(Average):
+class PowerEma(EmaProfile):
     """Power-function averages, one for each of `stds`; samples are drawn with the first.
 
     Attributes:
@@ -42,10 +42,10 @@ class PowerEma(Average):
         fix = "use 0 for never, or more"
         require(self.snapshot_every >= 0, "snapshot_every", self.snapshot_every, "it counts steps", fix)
 
-    def others(self) -> "tuple[PowerEma, ...]":
+    def extra_emas(self) -> "tuple[PowerEma, ...]":
         return tuple(PowerEma((std,)) for std in self.stds[1:])
 
-    def gain(self, step: Any) -> Any:
+    def one_minus_decay(self, step: Any) -> Any:
         """``1 - (1 - 1 / t)^(gamma + 1)`` after t = step + 1 updates: 1 at the first, which forgets the start."""
         power = exponent(self.stds[0]) + 1
         return -jnp.expm1(power * jnp.log1p(-1.0 / (jnp.asarray(step) + 1.0)))

@@ -28,7 +28,7 @@ class Snapshots:
     def save(self, state: Any, step: int) -> Mapping[str, Any]:
         """Keep the averages of `state`, as a hook of the training loop. A failure costs this snapshot only."""
         try:
-            self._checkpoints.save(step, state.replace(params=(), opt_state=(), memory=()))
+            self._checkpoints.save(step, state.replace(params=(), opt_state=(), task_state=()))
         except Exception as error:
             _log.warning("step %d: its averages could not be kept, training goes on: %s", step, error)
         return {}
@@ -36,9 +36,11 @@ class Snapshots:
     def steps(self) -> list[int]:
         return self._checkpoints.steps()
 
-    def restore(self, step: int, others: int, abstract: Params) -> tuple[Params, ...]:
-        """All averages of a step: the one that samples are drawn with, then the `others`."""
-        rest = self._checkpoints.restore_part(step, "others", (abstract,) * others) if others else ()
+    def restore(self, step: int, extra_emas: int, abstract: Params) -> tuple[Params, ...]:
+        """All averages of a step: the one that samples are drawn with, then the `extra_emas`."""
+        rest = (
+            self._checkpoints.restore_part(step, "extra_emas", (abstract,) * extra_emas) if extra_emas else ()
+        )
         return (self._checkpoints.restore_part(step, "ema", abstract), *rest)
 
     def __enter__(self) -> "Snapshots":
@@ -78,7 +80,7 @@ def reconstruct(
         weights = coefficients(times, np.tile(ema.stds, len(steps)), end, std).reshape(len(steps), -1)
         total = None
         for kept, row in zip(steps, weights, strict=True):
-            averages = snapshots.restore(kept, len(ema.others()), abstract)
+            averages = snapshots.restore(kept, len(ema.extra_emas()), abstract)
             total = _add(total, row.astype(np.float32), averages)
     return total, end
 

@@ -15,7 +15,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from jaxdiff.distributed import partitioning
-from jaxdiff.training.ema import Average
+from jaxdiff.training.ema import EmaProfile
 from jaxdiff.typing import Metrics, Params
 
 INITIAL = 2**32 - 1
@@ -26,16 +26,16 @@ INITIAL = 2**32 - 1
 class TrainState:
     """All that a run has learned. Keys and functions are not: they follow from the config and the step.
 
-    `memory` is what the task keeps from step to step besides parameters, such as the sizes of past losses. `others` are
-    averages of other lengths than that of `ema`.
+    `task_state` is what the task keeps from step to step besides parameters, such as a history of losses.
+    `extra_emas` are averages of other lengths than that of `ema`.
     """
 
     step: Any
     params: Any
     ema: Any
     opt_state: Any
-    memory: Any = ()
-    others: Any = ()
+    task_state: Any = ()
+    extra_emas: Any = ()
 
 
 @runtime_checkable
@@ -46,11 +46,11 @@ class Task(Protocol):
         """Fresh parameters; those with named axes are boxed (`nn.with_logical_partitioning`)."""
         ...
 
-    def memory(self) -> Any:
+    def init_task_state(self) -> Any:
         """What is remembered before the first step: a tree of arrays, `()` for nothing."""
         ...
 
-    def draw(self, batch: Any, memory: Any, key: Any) -> Any:
+    def draw(self, batch: Any, task_state: Any, key: Any) -> Any:
         """The batch with all that is random about its examples. Every array keeps a leading batch axis."""
         ...
 
@@ -58,7 +58,7 @@ class Task(Protocol):
         """The loss of each example [batch], and means to log. `key` is for the network (dropout)."""
         ...
 
-    def remember(self, memory: Any, examples: Any, losses: Any) -> Any:
+    def update_task_state(self, task_state: Any, examples: Any, losses: Any) -> Any:
         """The memory after a step on these examples, whose losses are in the order of the batch."""
         ...
 
@@ -67,7 +67,7 @@ StepFn = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
-    task: Task, optimizer: optax.GradientTransformation, ema: Average, seed: int, accumulation: int = 1
+    task: Task, optimizer: optax.GradientTransformation, ema: EmaProfile, seed: int, accumulation: int = 1
 ) -> StepFn:
     """The function (state, batch) -> (state, metrics) of one optimizer step.
 
@@ -87,20 +87,20 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         draw_key, loss_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
-        examples = task.draw(batch, state.memory, key=draw_key)
+        examples = task.draw(batch, state.task_state, key=draw_key)
         (metrics, grads), losses = accumulate(gradients, accumulation)(state.params, examples, loss_key)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        memory = task.remember(state.memory, examples, losses)
-        pairs = zip(ema.others(), state.others, strict=True)
-        others = tuple(other.update(average, params, state.step) for other, average in pairs)
-        proposed = (params, ema.update(state.ema, params, state.step), opt_state, memory, others)
+        task_state = task.update_task_state(state.task_state, examples, losses)
+        pairs = zip(ema.extra_emas(), state.extra_emas, strict=True)
+        extra_emas = tuple(other.update(average, params, state.step) for other, average in pairs)
+        proposed = (params, ema.update(state.ema, params, state.step), opt_state, task_state, extra_emas)
 
         grad_norm, param_norm = optax.tree.norm(grads), optax.tree.norm(params)
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm) & jnp.isfinite(param_norm)
         kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), proposed,
-                            (state.params, state.ema, state.opt_state, state.memory, state.others))  # fmt: skip
+                            (state.params, state.ema, state.opt_state, state.task_state, state.extra_emas))  # fmt: skip
         metrics |= {
             "grad_norm": grad_norm,
             "update_norm": optax.tree.norm(updates),
@@ -147,36 +147,40 @@ def jit_train_step(step: StepFn, abstract: TrainState, mesh: Mesh) -> Any:
 
 
 def create_state(
-    task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int, others: int = 0
+    task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int, extra_emas: int = 0
 ) -> TrainState:
     """The state at step 0, made in its place on the mesh: no device ever holds all of a sharded state.
 
-    `others` is the number of averages besides the one that samples are drawn with.
+    `extra_emas` is the number of averages besides the one that samples are drawn with.
     """
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(task, optimizer, mesh, others))
-    return jax.jit(lambda: nn.meta.unbox(_initial(task, optimizer, seed, others)), out_shardings=shardings)()
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(task, optimizer, mesh, extra_emas))
+    return jax.jit(
+        lambda: nn.meta.unbox(_initial(task, optimizer, seed, extra_emas)), out_shardings=shardings
+    )()
 
 
 def abstract_state(
-    task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, others: int = 0
+    task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, extra_emas: int = 0
 ) -> TrainState:
     """The shapes, types and shardings of the state, as `jax.ShapeDtypeStruct`s; nothing is computed."""
-    boxed = jax.eval_shape(lambda: _initial(task, optimizer, 0, others))
-    everywhere = jax.tree.map(lambda leaf: partitioning.replicated(mesh), boxed.memory)
-    shardings = partitioning.shardings(boxed, mesh).replace(memory=everywhere)
+    boxed = jax.eval_shape(lambda: _initial(task, optimizer, 0, extra_emas))
+    everywhere = jax.tree.map(lambda leaf: partitioning.replicated(mesh), boxed.task_state)
+    shardings = partitioning.shardings(boxed, mesh).replace(task_state=everywhere)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         nn.meta.unbox(boxed), shardings,
     )  # fmt: skip
 
 
-def begin(task: Task, optimizer: optax.GradientTransformation, params: Params, others: int = 0) -> TrainState:
+def begin(
+    task: Task, optimizer: optax.GradientTransformation, params: Params, extra_emas: int = 0
+) -> TrainState:
     """The state at step 0 of a run that starts from these parameters."""
     # averages start as copies: the step takes over the memory of all
-    average, *more = (jax.tree.map(jnp.copy, params) for _ in range(1 + others))
+    average, *more = (jax.tree.map(jnp.copy, params) for _ in range(1 + extra_emas))
     step = jnp.zeros((), jnp.int32)
-    return TrainState(step, params, average, optimizer.init(params), task.memory(), tuple(more))
+    return TrainState(step, params, average, optimizer.init(params), task.init_task_state(), tuple(more))
 
 
-def _initial(task: Task, optimizer: optax.GradientTransformation, seed: int, others: int) -> TrainState:
-    return begin(task, optimizer, task.init(jax.random.fold_in(jax.random.key(seed), INITIAL)), others)
+def _initial(task: Task, optimizer: optax.GradientTransformation, seed: int, extra_emas: int) -> TrainState:
+    return begin(task, optimizer, task.init(jax.random.fold_in(jax.random.key(seed), INITIAL)), extra_emas)

@@ -78,7 +78,7 @@ def test_conditions_are_dropped_independently():
 
 
 def test_the_order_of_the_parts_has_no_meaning():
-    turned = Conditioner(CONDITIONER.noise, dict(reversed(list(CONDITIONER.parts.items()))))
+    turned = Conditioner(CONDITIONER.noise, dict(reversed(list(CONDITIONER.conditions.items()))))
     assert turned == CONDITIONER
     assert hash(turned) == hash(CONDITIONER)
     for name, drops in CONDITIONER.draw_drops(jax.random.key(3), 100).items():
@@ -158,7 +158,7 @@ def test_a_config_writes_every_part_down():
         "low": low,
         "size": spec(Continuous, size=None, width=16, default=(0.5), frequencies=8),
     }
-    config = spec(Conditioner, noise=spec(NoiseLevel, width=16), parts=parts)
+    config = spec(Conditioner, noise=spec(NoiseLevel, width=16), conditions=parts)
     model = configs.build(config)
     assert model == configs.build(configs.from_json(configs.to_json(config)), packages=("jaxdiff",))
     assert hash(model) == hash(configs.build(config))

@@ -17,7 +17,7 @@ from jaxdiff.conditioning.noisy import NoiseAugmented
 from jaxdiff.conditioning.text import Text
 from jaxdiff.conditioning.vector import ClassLabel, NoiseLevel
 from jaxdiff.denoiser import Denoiser
-from jaxdiff.inputs import fields as given_fields
+from jaxdiff.generation.inputs import fields as given_fields
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import RectifiedFlow
 from jaxdiff.process.prediction import Velocity
@@ -91,13 +91,13 @@ def some(part, seed):
 
 @functools.cache
 def values(seed=0):
-    found = {name: some(part, seed) for name, part in CONDITIONER.parts.items()}
+    found = {name: some(part, seed) for name, part in CONDITIONER.conditions.items()}
     rows = [[[0.5, 0.5, 0, 0, 0], [0, 0, 0, 1, 0], [0, 0.2, 0.8, 0, 0]], np.eye(5)[[1, 2, 4]]]
     return {**found, "label_mixed": jnp.asarray(rows[seed], jnp.float32)}
 
 
 def drops(*names):
-    return {name: jnp.full(BATCH, name in names) for name in CONDITIONER.parts}
+    return {name: jnp.full(BATCH, name in names) for name in CONDITIONER.conditions}
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from jaxdiff.conditioning.embedding import EmbeddedSequence
 from jaxdiff.conditioning.vector import NoiseLevel
 from jaxdiff.embeddings import Embeddings
 from jaxdiff.errors import UserError
-from jaxdiff.inputs import fields
+from jaxdiff.generation.inputs import fields
 from jaxdiff.models.blocks import AttentionBlock, BlockOptions
 
 SIZE, LENGTH = 6, 5

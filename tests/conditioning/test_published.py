@@ -70,7 +70,7 @@ def test_vector_is_that_of_the_published_network(name):
     own = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), *arguments))["params"]
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, own)
     names = {"label": "class_labels", "augment": "augment_labels"}
-    fields = {part: stored(name, names[part]) for part in model.parts}
+    fields = {part: stored(name, names[part]) for part in model.conditions}
     for drop, key in ((model.none_dropped(count), "embedding"), (model.all_dropped(count), "embedding_null")):
         embeddings = model.apply({"params": params}, noise_label, fields, drop)
         assert embeddings.features is None

@@ -19,14 +19,14 @@ from jaxdiff.conditioning.vector import NoiseLevel
 from jaxdiff.data.text import PAD
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import UserError
-from jaxdiff.generator import Generator
+from jaxdiff.generation.generator import Generator
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import RectifiedFlow
 from jaxdiff.process.prediction import Data
-from jaxdiff.sampling.ddim import Ddim
-from jaxdiff.sampling.grids import Uniform
-from jaxdiff.sampling.guidance import ClassifierFree
+from jaxdiff.sampling.grids.continuous import Uniform
+from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
 from jaxdiff.sampling.recipe import Recipe
+from jaxdiff.sampling.samplers.ddim import Ddim
 
 QUICK = {"xla_backend_optimization_level": 0}
 WIDTH, HEADS, LENGTH, VECTOR = 16, 2, 12, 24

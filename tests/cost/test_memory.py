@@ -100,7 +100,7 @@ def test_the_state_is_what_the_devices_really_hold(shape):
 
     assert kept.parameters == held(state.params)
     assert kept.average == held((state.ema, state.others)) == 2 * held(state.params)
-    assert kept.optimizer == held((state.opt_state, state.step, state.memory))
+    assert kept.optimizer == held((state.opt_state, state.step, state.task_state))
     assert kept.gradients == kept.parameters
     whole = 4 * 128 * 128  # the kernel
     assert kept.gathered == (2 * whole if shape else 0)

@@ -10,17 +10,17 @@ from jaxdiff.cost.sampling import evaluations
 from jaxdiff.embeddings import Embeddings
 from jaxdiff.process.gaussian import VarianceExploding
 from jaxdiff.process.prediction import Prediction
-from jaxdiff.sampling.autoguidance import Autoguidance
-from jaxdiff.sampling.classifier import ClassifierGuidance
-from jaxdiff.sampling.combination import Projected
-from jaxdiff.sampling.composition import PerCondition
-from jaxdiff.sampling.ddim import Ddim
-from jaxdiff.sampling.dpm_solver import DpmSolver2M
-from jaxdiff.sampling.grids import Karras
-from jaxdiff.sampling.guidance import ClassifierFree, Interval
-from jaxdiff.sampling.heun import Heun
+from jaxdiff.sampling.grids.continuous import Karras
+from jaxdiff.sampling.guidance.autoguidance import Autoguidance
+from jaxdiff.sampling.guidance.classifier import ClassifierGuidance
+from jaxdiff.sampling.guidance.classifier_free import ClassifierFree, Interval
+from jaxdiff.sampling.guidance.per_condition import PerCondition
+from jaxdiff.sampling.guidance.rules import Projected
 from jaxdiff.sampling.loop import Encoded
 from jaxdiff.sampling.recipe import Recipe
+from jaxdiff.sampling.samplers.ddim import Ddim
+from jaxdiff.sampling.samplers.dpm_solver import DpmSolver2M
+from jaxdiff.sampling.samplers.heun import Heun
 
 VE = VarianceExploding(sigma_min=0.002, sigma_max=80.0)
 SHAPE = (4, 4, 1)

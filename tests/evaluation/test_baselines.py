@@ -6,7 +6,7 @@ import pytest
 from jaxdiff.data.images import to_float
 from jaxdiff.errors import UserError
 from jaxdiff.evaluation.baselines import Enlarged, MeanColour, known, levels
-from jaxdiff.evaluation.spectrum import luma
+from jaxdiff.evaluation.metrics.spectrum import luma
 
 
 def noise(*shape, seed=0):

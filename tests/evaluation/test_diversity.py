@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from jaxdiff.errors import UserError
-from jaxdiff.evaluation import diversity, neighbours
-from jaxdiff.evaluation.features import Pixels
+from jaxdiff.evaluation.features.pixels import Pixels
+from jaxdiff.evaluation.metrics import memorization as diversity
+from jaxdiff.evaluation.metrics import precision_recall as neighbours
 
 
 def test_variance_is_the_trace_of_the_covariance():

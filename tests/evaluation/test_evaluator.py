@@ -6,11 +6,11 @@ import pytest
 
 from jaxdiff.config import build, from_json, spec, to_json
 from jaxdiff.errors import UserError
-from jaxdiff.evaluation.evaluator import ImageEvaluation, matching
-from jaxdiff.evaluation.features import Pixels
-from jaxdiff.evaluation.judge import SvcJudge
-from jaxdiff.evaluation.report import table, write
-from jaxdiff.evaluation.subject import Evaluation, Subject
+from jaxdiff.evaluation.classifiers.svm import SvmClassifier
+from jaxdiff.evaluation.features.pixels import Pixels
+from jaxdiff.evaluation.protocols import Evaluation, EvaluationInputs
+from jaxdiff.evaluation.reports.class_conditional import ImageEvaluation, matching
+from jaxdiff.evaluation.reports.files import table, write
 
 ENDS = {"log_snr": (-5, 5), "train": (1, 0.1), "test": (1.1, 0.2)}
 LOSSES = {name: np.linspace(*ends, 7).tolist() for name, ends in ENDS.items()}
@@ -23,7 +23,7 @@ def real_images(train, labels, seed):
 def subject(generate, train, test, **settings):
     """A class-conditional model that makes images in this way."""
     examples = ({"image": images, "label": labels} for images, labels in (train, test))
-    return Subject(generate, ("label",), 1.0, *examples, **settings)
+    return EvaluationInputs(generate, ("label",), 1.0, *examples, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -163,14 +163,14 @@ def test_a_model_without_classes_is_judged_without_them(digits):
         return images[:200]
 
     examples = {"image": images}, {"image": held_out}
-    found = ImageEvaluation(n=200)(Subject(generate, (), 1.0, *examples))
+    found = ImageEvaluation(n=200)(EvaluationInputs(generate, (), 1.0, *examples))
     (row,) = found.values["samples"]
     assert row["accuracy"] is None
     assert row["memorisation"]["exact_copies"] == 1.0
     assert row["recall"] > 0.5
     assert not any("accuracy" in line[0] for line in found.table)
     with pytest.raises(ValueError, match="expected uint8"):
-        ImageEvaluation(n=200)(Subject(lambda *_: images[:5], (), 1.0, *examples))
+        ImageEvaluation(n=200)(EvaluationInputs(lambda *_: images[:5], (), 1.0, *examples))
 
 
 def test_losses_of_different_lengths_are_refused(evaluation, model):
@@ -185,7 +185,9 @@ def test_impossible_settings_are_errors(arguments):
 
 
 def test_evaluation_is_a_config_block():
-    block = spec(ImageEvaluation, features=spec(Pixels), judge=spec(SvcJudge), n=500, guidances=(1.0, 2.0))
+    block = spec(
+        ImageEvaluation, features=spec(Pixels), judge=spec(SvmClassifier), n=500, guidances=(1.0, 2.0)
+    )
     built = build(from_json(to_json(block)), ("jaxdiff",))
     assert built == ImageEvaluation(n=500, guidances=(1.0, 2.0))
     assert isinstance(built, Evaluation)

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxdiff.evaluation.frechet import Gaussian, fit, fit_stream, frechet_distance, merge
+from jaxdiff.evaluation.metrics.frechet import Gaussian, fit, fit_stream, frechet_distance, merge
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "metrics_features.npz"
 

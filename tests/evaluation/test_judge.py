@@ -2,25 +2,25 @@ import numpy as np
 import pytest
 
 from jaxdiff.errors import UserError
-from jaxdiff.evaluation.features import Pixels
-from jaxdiff.evaluation.judge import SvcJudge
+from jaxdiff.evaluation.classifiers.svm import SvmClassifier
+from jaxdiff.evaluation.features.pixels import Pixels
 
 
 def test_judge_is_nearly_perfect_on_unseen_digits(digits):
     train, test = digits
-    assert SvcJudge().fit(*train).accuracy(*test) > 0.975
+    assert SvmClassifier().fit(*train).accuracy(*test) > 0.975
 
 
 def test_judge_is_at_chance_on_noise(digits):
     train, _ = digits
     noise = np.random.default_rng(0).integers(0, 256, (1000, 8, 8, 1)).astype(np.uint8)
-    assert SvcJudge().fit(*train).accuracy(noise, np.arange(1000) % 10) == pytest.approx(0.1, abs=0.04)
+    assert SvmClassifier().fit(*train).accuracy(noise, np.arange(1000) % 10) == pytest.approx(0.1, abs=0.04)
 
 
 @pytest.mark.parametrize("arguments", [{"c": 0.0}, {"gamma": -1.0}])
 def test_impossible_settings_are_errors(arguments):
     with pytest.raises(UserError, match=f"{next(iter(arguments))}="):
-        SvcJudge(**arguments)
+        SvmClassifier(**arguments)
 
 
 def test_pixels_are_rows_between_0_and_1():

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 from oracles import Gaussian
 
-from jaxdiff import held_out
 from jaxdiff.config import build, describe, from_json, spec, to_json
+from jaxdiff.config.overrides import override
 from jaxdiff.distributed.mesh import MeshShape
 from jaxdiff.errors import UserError
-from jaxdiff.evaluation.evaluator import ImageEvaluation
-from jaxdiff.evaluation.likelihood import OdeLikelihood, VariationalBound, measure
-from jaxdiff.evaluation.report import table
-from jaxdiff.evaluation.subject import Subject
-from jaxdiff.overrides import override
+from jaxdiff.evaluation import denoising_loss as held_out
+from jaxdiff.evaluation.metrics.bits_per_dim import OdeLikelihood, VariationalBound, measure
+from jaxdiff.evaluation.protocols import EvaluationInputs
+from jaxdiff.evaluation.reports.class_conditional import ImageEvaluation
+from jaxdiff.evaluation.reports.files import table
+from jaxdiff.likelihood.flow import ExactDivergence, Heun, Hutchinson
+from jaxdiff.likelihood.variational import TanhDecoder, bound
 from jaxdiff.process.gaussian import VarianceExploding
-from jaxdiff.sampling.likelihood import ExactDivergence, Heun, Hutchinson
-from jaxdiff.sampling.loop import Path
-from jaxdiff.sampling.variational import TanhDecoder, bound
+from jaxdiff.sampling.loop import TimePath
 
 PROCESS = VarianceExploding()
 STD = 0.2
@@ -38,14 +38,14 @@ class Back:
     """A grid that revisits a time."""
 
     def __call__(self, process, steps):
-        return Path(jnp.asarray([1.0, 0.8]), jnp.asarray([0.5, 0.4]))
+        return TimePath(jnp.asarray([1.0, 0.8]), jnp.asarray([0.5, 0.4]))
 
 
 class TwoClasses:
     """A model whose images are N(MEANS[label], STD^2), with the interface of `Denoiser`."""
 
     conditioner = types.SimpleNamespace(
-        parts={"label": None},
+        conditions={"label": None},
         none_dropped=lambda n: {"label": jnp.zeros(n, bool)},
         draw=lambda fields, keys, train: fields,
         read=lambda name, values: values,
@@ -148,7 +148,7 @@ def test_the_report_states_bits_and_conditions(digits):
     likelihood = OdeLikelihood(n=9)
     train, test = ({"image": images, "label": labels} for images, labels in digits)
     asked = []
-    subject = Subject(
+    subject = EvaluationInputs(
         lambda conditions, seed, guidance: train["image"][:60],
         ("label",), 2.0, train, test, bits=lambda how: asked.append(how) or entry,
     )  # fmt: skip
@@ -178,11 +178,11 @@ def test_a_likelihood_is_a_config_block(part):
 
 def test_the_command_line_asks_for_it():
     config = spec(ImageEvaluation)
-    override(config, "likelihood", "jaxdiff.evaluation.likelihood:VariationalBound(steps=250)")
+    override(config, "likelihood", "jaxdiff.evaluation.metrics.bits_per_dim:VariationalBound(steps=250)")
     assert build(config).likelihood == VariationalBound(steps=250)
-    override(config, "likelihood", "jaxdiff.evaluation.likelihood:OdeLikelihood")
+    override(config, "likelihood", "jaxdiff.evaluation.metrics.bits_per_dim:OdeLikelihood")
     override(config, "likelihood.n", "40")
-    override(config, "likelihood.divergence", "jaxdiff.sampling.likelihood:ExactDivergence")
+    override(config, "likelihood.divergence", "jaxdiff.likelihood.flow:ExactDivergence")
     assert build(config).likelihood == OdeLikelihood(n=40, divergence=ExactDivergence())
 
 

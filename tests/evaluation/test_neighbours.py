@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxdiff.errors import UserError
-from jaxdiff.evaluation import neighbours
+from jaxdiff.evaluation.metrics import precision_recall as neighbours
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "metrics_features.npz"
 

@@ -5,8 +5,8 @@ import pytest
 
 from jaxdiff.data.images import to_float
 from jaxdiff.errors import UserError
-from jaxdiff.evaluation import paired
 from jaxdiff.evaluation.baselines import Enlarged
+from jaxdiff.evaluation.metrics import paired
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from jaxdiff.errors import UserError
-from jaxdiff.evaluation import frechet, patches
-from jaxdiff.evaluation.patches import Patches
+from jaxdiff.evaluation.features import patches
+from jaxdiff.evaluation.features.patches import Patches
+from jaxdiff.evaluation.metrics import frechet
 
 
 def noise(n, height=14, width=11, channels=3, seed=0):

@@ -3,9 +3,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxdiff.evaluation.drawing import TEST, TRAIN
-from jaxdiff.evaluation.evaluator import ImageEvaluation
-from jaxdiff.evaluation.picture import picture
+from jaxdiff.evaluation.plots.drawing import TEST, TRAIN
+from jaxdiff.evaluation.plots.panel import picture
+from jaxdiff.evaluation.reports.class_conditional import ImageEvaluation
 
 
 @dataclasses.dataclass(frozen=True)

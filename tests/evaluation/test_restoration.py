@@ -14,13 +14,13 @@ from jaxdiff.data.masks import BoxMask, Hint, Masked
 from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.sources import Tfds
 from jaxdiff.errors import UserError
-from jaxdiff.evaluation import restoration
 from jaxdiff.evaluation.baselines import Enlarged, MeanColour, known
-from jaxdiff.evaluation.patches import Patches
-from jaxdiff.evaluation.report import table, write
-from jaxdiff.evaluation.subject import Evaluation, Subject
-from jaxdiff.evaluation.super_resolution import SuperResolutionEvaluation
-from jaxdiff.evaluation.translation import TranslationEvaluation, derangement
+from jaxdiff.evaluation.features.patches import Patches
+from jaxdiff.evaluation.protocols import Evaluation, EvaluationInputs
+from jaxdiff.evaluation.reports import paired as restoration
+from jaxdiff.evaluation.reports.files import table, write
+from jaxdiff.evaluation.reports.image_to_image import TranslationEvaluation, derangement
+from jaxdiff.evaluation.reports.super_resolution import SuperResolutionEvaluation
 
 TASKS = ("colourise", "inpaint")
 LOSSES = {"log_snr": [-2.0, 0.0, 2.0], "train": [1.0, 0.5, 0.1], "test": [1.1, 0.6, 0.2]}
@@ -53,7 +53,7 @@ def partial():
 
 def subject(generate, examples, condition, **settings):
     """A model that sees `condition` alone."""
-    return Subject(generate, (condition,), 1.0, *examples, **settings)
+    return EvaluationInputs(generate, (condition,), 1.0, *examples, **settings)
 
 
 def answering(examples, condition, images):
@@ -162,7 +162,7 @@ def test_every_condition_of_the_model_comes_from_the_test_examples(small):
         seen.append((conditions, seed, guidance))
         return Enlarged(4)(conditions["low_res"])
 
-    model = Subject(generate, ("label", "low_res"), 2.5, *small)
+    model = EvaluationInputs(generate, ("label", "low_res"), 2.5, *small)
     SuperResolutionEvaluation(n=7, seed=11, samples_per_input=2)(model)
     assert [(seed, guidance) for _, seed, guidance in seen] == [(11, 2.5), (12, 2.5)]
     chosen = np.linspace(0, 59, 7).round().astype(int)
@@ -308,7 +308,7 @@ def test_all_conditions_are_shuffled_together(partial):
         seen.append(conditions)
         return np.zeros((len(conditions["source"]), 32, 32, 3), np.uint8)
 
-    TranslationEvaluation(TASKS, n=20)(Subject(generate, ("source", "task"), 1.0, *partial))
+    TranslationEvaluation(TASKS, n=20)(EvaluationInputs(generate, ("source", "task"), 1.0, *partial))
     right, wrong = seen
     np.testing.assert_array_equal(right["task"], wrong["task"])
     position = {given.tobytes(): i for i, given in enumerate(right["source"])}

@@ -10,10 +10,16 @@ from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.sources import Tfds
 from jaxdiff.data.text import ByteTokenizer
 from jaxdiff.errors import UserError
-from jaxdiff.evaluation.drawing import TRAIN
-from jaxdiff.evaluation.scene_evaluation import RIGHT, WRONG, SceneEvaluation, shuffled, wilson
-from jaxdiff.evaluation.scene_judge import ATTRIBUTES, FIELDS, SceneJudge, compare, in_reading_order
-from jaxdiff.evaluation.subject import Evaluation, Report, Subject
+from jaxdiff.evaluation.plots.drawing import TRAIN
+from jaxdiff.evaluation.protocols import Evaluation, EvaluationInputs, Report
+from jaxdiff.evaluation.scenes.classifier import (
+    ATTRIBUTES,
+    FIELDS,
+    SceneClassifier,
+    compare,
+    in_reading_order,
+)
+from jaxdiff.evaluation.scenes.report import RIGHT, WRONG, SceneEvaluation, shuffled, wilson
 
 N = 90
 LOSSES = {"log_snr": [-5.0, 0.0, 5.0], "train": [1.0, 0.5, 0.1], "test": [1.0, 0.6, 0.2]}
@@ -49,7 +55,9 @@ def painter(data, change=lambda image, guidance: image):
 def evaluate(train, test):
     def run(generate, evaluation=None, **subject) -> Report:
         given = {"conditions": ("text",), "guidance": 3.0, "train": train, "test": test}
-        return (evaluation or SceneEvaluation(n=N))(Subject(generate=generate, **{**given, **subject}))
+        return (evaluation or SceneEvaluation(n=N))(
+            EvaluationInputs(generate=generate, **{**given, **subject})
+        )
 
     return run
 
@@ -213,7 +221,7 @@ def test_every_value_has_its_conditions_and_is_json(perfect):
         stated = row["conditions"]
         assert stated["n"] == N
         assert stated["seed"] == 0
-        assert stated["judge"] == SceneJudge().name
+        assert stated["judge"] == SceneClassifier().name
         assert stated["sampler"] == "Ddim()"
         assert set(row["right"]) == {"all", *ATTRIBUTES}
     assert [row["conditions"]["guidance"] for row in values["samples"]] == [1.0, 3.0]
@@ -231,7 +239,7 @@ def test_the_table_shows_what_was_found(perfect):
     assert rows["colours as asked"] == tuple(f"{column['right']['colours']:.3f}" for column in shown)
     text = " ".join(perfect.caption)
     assert f"{N} captions" in text
-    assert SceneJudge().name in text
+    assert SceneClassifier().name in text
     assert "guidance 3" in text
     assert "steps 9" in text
 

@@ -9,7 +9,13 @@ from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.scenes import COLOURS, RELATIONS, SIZE, compose, render
 from jaxdiff.data.sources import Tfds
 from jaxdiff.errors import UserError
-from jaxdiff.evaluation.scene_judge import ATTRIBUTES, FIELDS, SceneJudge, compare, in_reading_order
+from jaxdiff.evaluation.scenes.classifier import (
+    ATTRIBUTES,
+    FIELDS,
+    SceneClassifier,
+    compare,
+    in_reading_order,
+)
 
 BLACK = np.zeros((SIZE, SIZE, 3), np.uint8)
 
@@ -28,7 +34,7 @@ def splits():
 
 @pytest.fixture(scope="module")
 def judge(splits):
-    return SceneJudge().fit(splits["train"]["image"], splits["train"])
+    return SceneClassifier().fit(splits["train"]["image"], splits["train"])
 
 
 @pytest.fixture(scope="module")
@@ -210,8 +216,8 @@ def test_a_scene_in_other_words_is_the_same():
 def test_fewer_scenes_to_learn_from_are_the_first(splits):
     train, test = splits["train"], splits["test"]
     part = {name: values[:300] for name, values in train.items()}
-    few = SceneJudge(scenes=300).fit(train["image"], train).read(test["image"][:100])
-    same = SceneJudge().fit(part["image"], part).read(test["image"][:100])
+    few = SceneClassifier(scenes=300).fit(train["image"], train).read(test["image"][:100])
+    same = SceneClassifier().fit(part["image"], part).read(test["image"][:100])
     for left, right in zip(few, same, strict=True):
         np.testing.assert_array_equal(left, right)
 
@@ -221,12 +227,12 @@ def test_fewer_scenes_to_learn_from_are_the_first(splits):
 )
 def test_impossible_settings_are_errors(arguments):
     with pytest.raises(UserError, match=f"{next(iter(arguments))}="):
-        SceneJudge(**arguments)
+        SceneClassifier(**arguments)
 
 
 def test_other_data_are_errors(splits):
     train = splits["train"]
     with pytest.raises(UserError, match=r"fields=.*'count' is not there"):
-        SceneJudge().fit(train["image"], {name: train[name] for name in FIELDS if name != "count"})
+        SceneClassifier().fit(train["image"], {name: train[name] for name in FIELDS if name != "count"})
     with pytest.raises(UserError, match=r"images=.*scenes have"):
-        SceneJudge().fit(train["image"][:, ::2, ::2], train)
+        SceneClassifier().fit(train["image"][:, ::2, ::2], train)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxdiff.errors import UserError
-from jaxdiff.evaluation.spectrum import ROUNDING, luma, radial_power, spectrum_distance
+from jaxdiff.evaluation.metrics.spectrum import ROUNDING, luma, radial_power, spectrum_distance
 
 
 def grey(values):

@@ -86,7 +86,7 @@ def test_the_same_network(name):
     params = to_params(layout.entries(ours.network), numbers(model), shapes(ours, channels))
     rng = np.random.default_rng(1)
     x, steps = rng.normal(size=(3, 16, 16, channels)).astype(np.float32), np.array([0, 17, 999])
-    labels = np.array([4, 0, 2]) if "label" in ours.conditioner.parts else None
+    labels = np.array([4, 0, 2]) if "label" in ours.conditioner.conditions else None
     with torch.no_grad():
         classes = None if labels is None else torch.tensor(labels)
         given = torch.tensor(x.transpose(0, 3, 1, 2))

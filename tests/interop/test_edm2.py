@@ -22,7 +22,7 @@ from jaxdiff.process.gaussian import VarianceExploding, diffuse
 from jaxdiff.process.prediction import Edm
 from jaxdiff.process.time_sampling import LogNormalSigma
 from jaxdiff.process.weighting import Edm as EdmWeighting
-from jaxdiff.tasks.objectives import Attempt, Uncertain, WeightedError
+from jaxdiff.tasks.objectives import LossInputs, UncertaintyWeighted, WeightedError
 
 STORED = np.load(pathlib.Path(__file__).parents[1] / "goldens" / "edm2_network.npz")
 TENSORS = {name.removeprefix("param/"): STORED[name] for name in STORED.files if name.startswith("param/")}
@@ -98,10 +98,10 @@ def test_loss():
     t = times.quantile(u, DENOISER.process)
     x_t = diffuse(DENOISER.process, x_0, noise, t)
     _, output, _, log_variance = outputs(x_t, DENOISER.process.signal(t).sigma)
-    attempt = Attempt(
+    attempt = LossInputs(
         DENOISER.process, DENOISER.parameterization, times, u, t, x_0, noise, x_t, output, log_variance
     )
-    losses, _ = Uncertain(WeightedError(EdmWeighting(0.5)))(attempt)
+    losses, _ = UncertaintyWeighted(WeightedError(EdmWeighting(0.5)))(attempt)
     near(losses, STORED["out/loss"].mean((1, 2, 3)))
 
 

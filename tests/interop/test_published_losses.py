@@ -82,7 +82,7 @@ def test_losses_of_edm(name):
             jnp.asarray(stored[f"in/rnd_{law}"].ravel(), jnp.float64) for law in ("normal", "uniform")
         )
         u = {"normal": ndtr(normal), "uniform": uniform, "reversed": 1 - uniform}[LOSSES[name][3]]
-        alpha, sigma = task.denoiser.process.signal(task.times.quantile(u, task.denoiser.process))
+        alpha, sigma = task.denoiser.process.signal(task.time_sampler.quantile(u, task.denoiser.process))
         np.testing.assert_allclose(sigma / alpha, stored[f"out/{name}/sigma"].ravel(), rtol=5e-6)
         for augmented, key in ((False, "loss"), (True, "loss_aug")):
             losses, metrics = loss(task, params, examples(task, stored, u, augmented))

@@ -18,15 +18,15 @@ from jaxdiff.process.gaussian import VariancePreserving
 from jaxdiff.process.labels import StepIndex
 from jaxdiff.process.prediction import Data, Edm, LearnedVariance, Noise
 from jaxdiff.process.table import CosineBetas, LinearBetas, Table
-from jaxdiff.sampling.ancestral import Ancestral
-from jaxdiff.sampling.ddim import Ddim
-from jaxdiff.sampling.discrete_grids import Respaced, Strided
-from jaxdiff.sampling.grids import Karras
-from jaxdiff.sampling.guidance import ClassifierFree
-from jaxdiff.sampling.heun import MAX_CHURN, Heun
+from jaxdiff.sampling.grids.continuous import Karras
+from jaxdiff.sampling.grids.discrete import Respaced, Strided
+from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
 from jaxdiff.sampling.inversion import invert
+from jaxdiff.sampling.modifiers.thresholding import StaticThreshold
 from jaxdiff.sampling.recipe import Recipe
-from jaxdiff.sampling.thresholding import StaticThreshold
+from jaxdiff.sampling.samplers.ancestral import Ancestral
+from jaxdiff.sampling.samplers.ddim import Ddim
+from jaxdiff.sampling.samplers.heun import MAX_CHURN, Heun
 
 QUICK = {"xla_backend_optimization_level": 0}
 FOLDER = pathlib.Path(__file__).parents[1] / "goldens"

@@ -11,10 +11,7 @@ from oracles import Gaussian, Mixture
 
 from jaxdiff.config import build, describe, from_json, to_json
 from jaxdiff.errors import UserError
-from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving
-from jaxdiff.process.schedule import Cosine
-from jaxdiff.sampling.grids import Karras, LogSnrUniform
-from jaxdiff.sampling.likelihood import (
+from jaxdiff.likelihood.flow import (
     ExactDivergence,
     Heun,
     Hutchinson,
@@ -23,6 +20,9 @@ from jaxdiff.sampling.likelihood import (
     dequantise,
     log_likelihood,
 )
+from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving
+from jaxdiff.process.schedule import Cosine
+from jaxdiff.sampling.grids.continuous import Karras, LogSnrUniform
 
 PROCESSES = [VarianceExploding(1e-3, 1e3), VariancePreserving(Cosine()), RectifiedFlow()]
 MEAN, STD = np.array([0.3, -0.5, 0.0]), np.array([0.4, 1.3, 0.8])

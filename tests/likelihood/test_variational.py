@@ -13,12 +13,12 @@ from scipy.special import ndtr
 from scipy.stats import norm
 
 from jaxdiff.errors import UserError
+from jaxdiff.likelihood import variational
+from jaxdiff.likelihood.variational import NormalDecoder, TanhDecoder, bound, normal_kl, prior_bits, step_bits
 from jaxdiff.process.gaussian import RectifiedFlow, Signal, VarianceExploding, VariancePreserving, diffuse
 from jaxdiff.process.prediction import LearnedVariance, Prediction, decode
 from jaxdiff.process.schedule import Cosine
-from jaxdiff.sampling import variational
 from jaxdiff.sampling.loop import noise_like
-from jaxdiff.sampling.variational import NormalDecoder, TanhDecoder, bound, normal_kl, prior_bits, step_bits
 
 GOLDENS = np.load(pathlib.Path(__file__).parents[1] / "goldens" / "likelihood.npz")
 STEPS = 1000

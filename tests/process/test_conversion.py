@@ -10,9 +10,9 @@ from jaxdiff.process.conversion import adapt, convert
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving, diffuse
 from jaxdiff.process.schedule import Cosine, Linear
 from jaxdiff.process.table import ScaledLinearBetas, Table
-from jaxdiff.sampling.ddim import Ddim
-from jaxdiff.sampling.grids import Karras
+from jaxdiff.sampling.grids.continuous import Karras
 from jaxdiff.sampling.loop import integrate
+from jaxdiff.sampling.samplers.ddim import Ddim
 
 PROCESSES = [
     VariancePreserving(Linear()),

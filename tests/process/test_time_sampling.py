@@ -108,10 +108,10 @@ def test_independent_numbers_are_not_stratified():
 
 def test_a_law_that_does_not_adapt_takes_numbers_as_they_are():
     u = jnp.array(U)
-    chosen, weights = Uniform().choose(Uniform().memory(), u)
+    chosen, weights = Uniform().choose(Uniform().init_history(), u)
     np.testing.assert_array_equal(chosen, u)
     np.testing.assert_array_equal(weights, 1)
-    assert Uniform().remember((), u, u) == ()
+    assert Uniform().update_history((), u, u) == ()
 
 
 class Rule:
@@ -121,7 +121,7 @@ class Rule:
         self.law = law
         self.losses = [collections.deque(maxlen=law.history) for _ in range(law.bins)]
 
-    def remember(self, bins, losses):
+    def update_history(self, bins, losses):
         for b, loss in zip(bins, losses, strict=True):
             self.losses[b].append(loss)
 
@@ -139,18 +139,18 @@ def bins_of(law, u):
 @pytest.mark.parametrize("law", [Importance(Uniform(), 5, 3, 0.01), Importance(UniformSteps(2), 2, 4, 0.3)])
 def test_importance_is_the_rule_of_the_paper_on_random_losses(law):
     """Batches of 17 over 5 bins of 3: often more losses in a bin than it can hold."""
-    random, rule, memory = np.random.default_rng(0), Rule(law), law.memory()
+    random, rule, history = np.random.default_rng(0), Rule(law), law.init_history()
     choose, remember, law_of = jax.jit(law.choose), jax.jit(law.remember), jax.jit(law.probabilities)
     warm = 0
     for _ in range(30):
-        u, weights = choose(memory, jnp.asarray(random.random(17)))
+        u, weights = choose(history, jnp.asarray(random.random(17)))
         p = rule.probabilities()
-        np.testing.assert_allclose(law_of(memory), p, rtol=1e-12)
+        np.testing.assert_allclose(law_of(history), p, rtol=1e-12)
         np.testing.assert_allclose(weights, 1 / (p[bins_of(law, u)] * law.bins), rtol=1e-12)
         losses = random.lognormal(size=17)
-        memory = remember(memory, u, jnp.asarray(losses))
-        rule.remember(bins_of(law, u), losses)
-        for kept, expected in zip(np.asarray(memory.losses), rule.losses, strict=True):
+        history = remember(history, u, jnp.asarray(losses))
+        rule.update_history(bins_of(law, u), losses)
+        for kept, expected in zip(np.asarray(history.losses), rule.losses, strict=True):
             np.testing.assert_array_equal(np.sort(kept[kept > 0]), np.sort(expected))
         warm += not np.allclose(p, p[0])
     assert 20 < warm < 30  # both the rule and what comes before it have been seen
@@ -158,40 +158,40 @@ def test_importance_is_the_rule_of_the_paper_on_random_losses(law):
 
 def test_importance_waits_for_every_bin():
     law = Importance(Uniform(), bins=3, history=2)
-    memory = History(jnp.array([[9.0, 9.0], [1.0, 1.0], [4.0, 0.0]]), jnp.array([2, 7, 1], jnp.int32))
-    np.testing.assert_allclose(law.probabilities(memory), 1 / 3)
-    memory = law.remember(memory, jnp.array([0.9]), jnp.array([4.0]))
+    history = History(jnp.array([[9.0, 9.0], [1.0, 1.0], [4.0, 0.0]]), jnp.array([2, 7, 1], jnp.int32))
+    np.testing.assert_allclose(law.probabilities(history), 1 / 3)
+    history = law.update_history(history, jnp.array([0.9]), jnp.array([4.0]))
     expected = 0.999 * np.array([9, 1, 4]) / 14 + 0.001 / 3
-    np.testing.assert_allclose(law.probabilities(memory), expected, rtol=1e-12)
+    np.testing.assert_allclose(law.probabilities(history), expected, rtol=1e-12)
 
 
 def test_importance_finds_the_root_mean_square_of_a_known_loss():
     """The optimal proposal of an estimator of a mean (Nichol & Dhariwal 2021, equation 18)."""
     law, random = Importance(UniformSteps(4), bins=4, history=400, uniform=0.001), np.random.default_rng(1)
     mean, spread = np.array([3.0, 1.0, 0.2, 0.05]), np.array([0.1, 2.0, 0.2, 0.0])
-    memory, remember, choose = law.memory(), jax.jit(law.remember), jax.jit(law.choose)
+    history, remember, choose = law.init_history(), jax.jit(law.remember), jax.jit(law.choose)
     for i in range(40):
-        u, _ = choose(memory, uniforms(jax.random.key(i), 256))
+        u, _ = choose(history, uniforms(jax.random.key(i), 256))
         b = bins_of(law, u)
-        memory = remember(memory, u, jnp.asarray(mean[b] + spread[b] * random.choice([-1.0, 1.0], 256)))
+        history = remember(history, u, jnp.asarray(mean[b] + spread[b] * random.choice([-1.0, 1.0], 256)))
     size = np.hypot(mean, spread)
     expected = 0.999 * size / size.sum() + 0.001 / 4
-    np.testing.assert_allclose(law.probabilities(memory), expected, rtol=0.03)
+    np.testing.assert_allclose(law.probabilities(history), expected, rtol=0.03)
 
 
 def test_importance_leaves_every_mean_as_it_is():
     """Exactly: the chance of each bin times its weight is the uniform law, and within a bin nothing is preferred."""
     law = Importance(Uniform(), bins=6, history=1, uniform=0.1)
-    memory = History(jnp.array([[5.0], [1.0], [0.01], [2.0], [0.3], [1.0]]), jnp.ones(6, jnp.int32))
-    p, n = law.probabilities(memory), 120_000
-    fine, weights = law.choose(memory, jnp.asarray((np.arange(n) + 0.5) / n))
+    history = History(jnp.array([[5.0], [1.0], [0.01], [2.0], [0.3], [1.0]]), jnp.ones(6, jnp.int32))
+    p, n = law.probabilities(history), 120_000
+    fine, weights = law.choose(history, jnp.asarray((np.arange(n) + 0.5) / n))
     counts = np.bincount(bins_of(law, fine), minlength=6)
     np.testing.assert_allclose(counts / n, p, atol=1.1 / n)
     for b in range(6):
         inside = np.asarray(fine)[bins_of(law, fine) == b]
         np.testing.assert_allclose(np.diff(inside), 1 / (6 * counts[b]), rtol=1e-3)
     np.testing.assert_allclose(
-        p * np.asarray(law.choose(memory, jnp.cumsum(p) - p / 2)[1]), 1 / 6, rtol=1e-12
+        p * np.asarray(law.choose(history, jnp.cumsum(p) - p / 2)[1]), 1 / 6, rtol=1e-12
     )
     for function in (np.sin, np.exp, np.square):
         found = np.mean(np.asarray(weights) * function(np.asarray(fine)))
@@ -202,12 +202,12 @@ def test_no_number_leaves_its_bin_by_rounding(float32):
     """The weight that a number was given is that of the bin in which its loss is remembered, on all edges."""
     law = Importance(UniformSteps(1000), bins=1000, history=1)
     losses = np.random.default_rng(2).lognormal(0, 2, (1000, 1)).astype(np.float32)
-    memory = History(jnp.asarray(losses), jnp.ones(1000, jnp.int32))
-    p = law.probabilities(memory)
+    history = History(jnp.asarray(losses), jnp.ones(1000, jnp.int32))
+    p = law.probabilities(history)
     edges = jnp.cumsum(p)
     near = [jnp.nextafter(edges, jnp.float32(0)), edges, jnp.nextafter(edges, jnp.float32(2))]
-    u, weights = law.choose(memory, jnp.clip(jnp.concatenate([*near, jnp.linspace(0, 1, 5001)]), 0, 1))
-    after = law.remember(memory, u, jnp.ones_like(u))
+    u, weights = law.choose(history, jnp.clip(jnp.concatenate([*near, jnp.linspace(0, 1, 5001)]), 0, 1))
+    after = law.update_history(history, u, jnp.ones_like(u))
     counted = np.asarray(after.counts) - 1
     np.testing.assert_allclose(weights, 1 / (1000 * np.asarray(p)[bins_of(law, u)]), rtol=1e-6)
     np.testing.assert_array_equal(counted, np.bincount(bins_of(law, u), minlength=1000))
@@ -222,9 +222,9 @@ def test_importance_does_not_depend_on_the_number_of_devices():
     shared = partitioning.batch_sharding(mesh)
 
     def twice(u, losses):
-        memory = law.remember(law.memory(), u, losses)
-        chosen, weights = law.choose(memory, u)
-        return law.remember(memory, chosen, losses * weights), chosen
+        history = law.update_history(law.init_history(), u, losses)
+        chosen, weights = law.choose(history, u)
+        return law.update_history(history, chosen, losses * weights), chosen
 
     one = jax.jit(twice)(u, losses)
     eight = jax.jit(twice)(*jax.device_put((u, losses), shared))
@@ -271,6 +271,6 @@ def test_impossible_laws_are_refused(make):
 def test_no_number_leaves_the_last_bin_by_rounding(float32):
     """In single precision the probabilities of 700 bins add up to less than the largest uniform number."""
     law = Importance(bins=700)
-    assert jnp.cumsum(law.probabilities(law.memory()))[-1] < 1
-    u, _ = law.choose(law.memory(), jnp.nextafter(jnp.ones(1), jnp.zeros(1)))
+    assert jnp.cumsum(law.probabilities(law.init_history()))[-1] < 1
+    u, _ = law.choose(law.init_history(), jnp.nextafter(jnp.ones(1), jnp.zeros(1)))
     assert 1 - 1 / law.bins < u[0] < 1

@@ -15,7 +15,7 @@ from scipy.integrate import solve_ivp
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving
 from jaxdiff.process.prediction import Prediction
 from jaxdiff.process.schedule import Cosine, LogLinear
-from jaxdiff.sampling import grids
+from jaxdiff.sampling.grids import continuous as grids
 from jaxdiff.sampling.loop import integrate
 
 VE = VarianceExploding()

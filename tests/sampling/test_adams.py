@@ -14,9 +14,9 @@ from solving import GRIDS, POINTS, QUICK, VE, denoiser, errors, gaussian, orders
 from jaxdiff.process.gaussian import RectifiedFlow, VariancePreserving
 from jaxdiff.process.prediction import Prediction
 from jaxdiff.process.schedule import Cosine
-from jaxdiff.sampling.adams import AdamsBashforth, Deis, Lms, level, stretch
-from jaxdiff.sampling.ddim import Ddim
-from jaxdiff.sampling.loop import State
+from jaxdiff.sampling.loop import SamplerState
+from jaxdiff.sampling.samplers.adams import AdamsBashforth, Deis, Lms, level, stretch
+from jaxdiff.sampling.samplers.ddim import Ddim
 
 SECOND = (1.85, 2.1)
 
@@ -38,9 +38,9 @@ def solve_from(sampler, times, exact):
         state = sampler.init(exact[0])
         for k in range(len(exact) - 1):
             stepped = sampler.step(
-                denoiser(VE), VE, State(exact[k], state.memory), times[k], times[k + 1], keys
+                denoiser(VE), VE, SamplerState(exact[k], state.history), times[k], times[k + 1], keys
             )
-            state = State(exact[k + 1], stepped.memory)
+            state = SamplerState(exact[k + 1], stepped.history)
 
         def step(state, ends):
             return sampler.step(denoiser(VE), VE, state, *ends, keys), None

@@ -10,9 +10,9 @@ from solving import GRIDS, OTHERS, POINTS, VE, errors, gaussian, orders, solve, 
 
 from jaxdiff.process.gaussian import RectifiedFlow
 from jaxdiff.process.prediction import Prediction
-from jaxdiff.sampling import grids
-from jaxdiff.sampling.adaptive import ERROR, STAGES, Rk45, RungeKutta4, Walk
+from jaxdiff.sampling.grids import continuous as grids
 from jaxdiff.sampling.loop import integrate
+from jaxdiff.sampling.samplers.adaptive import ERROR, STAGES, Rk45, RungeKutta4, Walk
 
 BLIND = Rk45(atol=1e9)
 """It accepts every step, so that the steps are those of the grid."""

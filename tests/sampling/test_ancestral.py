@@ -14,8 +14,8 @@ from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving
 from jaxdiff.process.prediction import Prediction
 from jaxdiff.process.schedule import Cosine
-from jaxdiff.sampling.ancestral import Ancestral
-from jaxdiff.sampling.ddim import Ddim, EulerAncestral
+from jaxdiff.sampling.samplers.ancestral import Ancestral
+from jaxdiff.sampling.samplers.ddim import Ddim, EulerAncestral
 
 STORED = np.load(pathlib.Path(__file__).parents[1] / "goldens" / "dpm.npz")
 PROCESSES = [VariancePreserving(Cosine()), VarianceExploding(), RectifiedFlow()]

@@ -6,14 +6,14 @@ import pytest
 from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import RectifiedFlow
 from jaxdiff.process.prediction import Prediction
-from jaxdiff.sampling.cads import Cads
-from jaxdiff.sampling.combination import Projected
-from jaxdiff.sampling.ddim import Ddim
-from jaxdiff.sampling.grids import Uniform
-from jaxdiff.sampling.guidance import ClassifierFree, Interval
-from jaxdiff.sampling.loop import Encoded, Remembering
+from jaxdiff.sampling.grids.continuous import Uniform
+from jaxdiff.sampling.guidance.cads import Cads
+from jaxdiff.sampling.guidance.classifier_free import ClassifierFree, Interval
+from jaxdiff.sampling.guidance.rules import Projected
+from jaxdiff.sampling.loop import Encoded, StatefulDenoiser
+from jaxdiff.sampling.modifiers.thresholding import DynamicThreshold
 from jaxdiff.sampling.recipe import Recipe
-from jaxdiff.sampling.thresholding import DynamicThreshold
+from jaxdiff.sampling.samplers.ddim import Ddim
 
 FLOW = RectifiedFlow()
 WIDTH, BATCH = 64, 4
@@ -105,8 +105,8 @@ def test_without_noise_it_is_the_guidance_inside_with_a_memory_too():
         guidance(shows_the_condition, FLOW, conditions(), KEYS)
         for guidance in (ClassifierFree(3.0, rule), Cads(ClassifierFree(3.0, rule), 0.5, 0.9))
     )
-    assert isinstance(plain, Remembering)
-    assert isinstance(cads, Remembering)
+    assert isinstance(plain, StatefulDenoiser)
+    assert isinstance(cads, StatefulDenoiser)
     x, t = jnp.asarray(X), jnp.asarray(0.4)
     memories = plain.init(x), cads.init(x)
     for _ in range(2):

@@ -13,10 +13,10 @@ from jaxdiff.process import transition
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving
 from jaxdiff.process.prediction import Prediction
 from jaxdiff.process.schedule import Cosine
-from jaxdiff.sampling.ancestral import Ancestral
-from jaxdiff.sampling.classifier import ClassifierGuidance
-from jaxdiff.sampling.ddim import Ddim
-from jaxdiff.sampling.thresholding import StaticThreshold
+from jaxdiff.sampling.guidance.classifier import ClassifierGuidance
+from jaxdiff.sampling.modifiers.thresholding import StaticThreshold
+from jaxdiff.sampling.samplers.ancestral import Ancestral
+from jaxdiff.sampling.samplers.ddim import Ddim
 
 GOLDENS = np.load(pathlib.Path(__file__).parents[1] / "goldens" / "classifier_guidance.npz")
 KEYS = jax.random.split(jax.random.key(0), 3)

@@ -9,10 +9,10 @@ from oracles import predict_from_data
 from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import RectifiedFlow
 from jaxdiff.process.prediction import Prediction
-from jaxdiff.sampling.combination import CfgPlusPlus, Extrapolate, Projected, Rescale
-from jaxdiff.sampling.ddim import Ddim
-from jaxdiff.sampling.guidance import ClassifierFree, Interval
-from jaxdiff.sampling.loop import Remembering, sample
+from jaxdiff.sampling.guidance.classifier_free import ClassifierFree, Interval
+from jaxdiff.sampling.guidance.rules import CfgPlusPlus, Extrapolate, Projected, Rescale
+from jaxdiff.sampling.loop import StatefulDenoiser, sample
+from jaxdiff.sampling.samplers.ddim import Ddim
 
 FLOW, T = RectifiedFlow(), 0.6
 SHAPE = (3, 2, 2, 2)
@@ -26,9 +26,9 @@ def pair(x_0):
     return predict_from_data(FLOW, jnp.asarray(X), jnp.asarray(T), jnp.asarray(x_0))
 
 
-def apply(rule, scale, given=GIVEN, null=NULL, memory=None):
-    memory = rule.init(jnp.asarray(X)) if memory is None else memory
-    return rule(memory, scale, pair(given), pair(null), FLOW.signal(jnp.asarray(T)))
+def apply(rule, scale, given=GIVEN, null=NULL, history=None):
+    history = rule.init(jnp.asarray(X)) if history is None else history
+    return rule(history, scale, pair(given), pair(null), FLOW.signal(jnp.asarray(T)))
 
 
 def norm(x):
@@ -59,11 +59,11 @@ def test_an_image_of_one_colour_has_no_contrast_to_rescale():
 
 
 def test_projection_is_algorithm_1_of_the_paper_call_after_call():
-    rule, memory, running = Projected(0.3, 2.0, -0.5), None, 0.0
+    rule, history, running = Projected(0.3, 2.0, -0.5), None, 0.0
     rng = np.random.default_rng(1)
     for factor in (1.0, 0.1, 3.0):  # differences above and below the norm
         given, null = (factor * rng.normal(size=SHAPE) for _ in range(2))
-        found, memory = apply(rule, 4.0, jnp.asarray(given), jnp.asarray(null), memory)
+        found, history = apply(rule, 4.0, jnp.asarray(given), jnp.asarray(null), history)
         running = (given - null) + -0.5 * running
         away = running * np.minimum(1.0, 2.0 / norm(running))
         unit = given / norm(given)
@@ -124,7 +124,7 @@ def test_a_rule_is_called_with_what_it_needs_and_no_more(rule, scale):
     calls = []
     guided = ClassifierFree(scale, rule)(model(calls), FLOW, {"c": jnp.zeros(3)}, KEYS)
     x, t = jnp.asarray(X), jnp.asarray(T)
-    found = guided.call(guided.init(x), x, t)[0] if isinstance(guided, Remembering) else guided(x, t)
+    found = guided.call(guided.init(x), x, t)[0] if isinstance(guided, StatefulDenoiser) else guided(x, t)
     expected, _ = apply(rule, scale)
     np.testing.assert_allclose(found.x_0, expected.x_0, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(found.noise, expected.noise, rtol=1e-9, atol=1e-12)

@@ -10,10 +10,10 @@ from jaxdiff.data.degradations import Downsample
 from jaxdiff.data.images import to_float
 from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import RectifiedFlow
-from jaxdiff.sampling.consistency import MatchLowRes
-from jaxdiff.sampling.ddim import Ddim
-from jaxdiff.sampling.grids import Uniform
+from jaxdiff.sampling.grids.continuous import Uniform
 from jaxdiff.sampling.loop import Encoded, sample
+from jaxdiff.sampling.modifiers.data_consistency import DataConsistency
+from jaxdiff.sampling.samplers.ddim import Ddim
 
 FLOW, T = RectifiedFlow(), 0.6
 KEYS = jax.random.split(jax.random.key(0), 3)
@@ -32,7 +32,7 @@ def condition(value, absent=(False, False, False)):
 
 
 def matched(value, absent=(False, False, False)):
-    return MatchLowRes()(denoise, FLOW, condition(value, absent), KEYS)(jnp.asarray(X), jnp.asarray(T))
+    return DataConsistency()(denoise, FLOW, condition(value, absent), KEYS)(jnp.asarray(X), jnp.asarray(T))
 
 
 def means(images):
@@ -64,7 +64,7 @@ def test_an_image_without_the_condition_is_left_alone():
 def test_bytes_come_out_to_a_level():
     image = RNG.integers(60, 190, (8, 12, 2)).astype(np.uint8)
     small = Downsample(4)(image, RNG)
-    denoiser = MatchLowRes()(denoise, FLOW, condition(small[None].repeat(3, 0)), KEYS)
+    denoiser = DataConsistency()(denoise, FLOW, condition(small[None].repeat(3, 0)), KEYS)
     x_0 = sample(Ddim(), denoiser, FLOW, Uniform()(FLOW, 4), jnp.asarray(X), KEYS)
     np.testing.assert_allclose(means(x_0), np.broadcast_to(to_float(small), (3, 2, 3, 2)), atol=1e-6)
 
@@ -73,6 +73,8 @@ def test_what_cannot_be_matched_is_told():
     with pytest.raises(
         UserError, match=r"condition='source': the model has no such condition.*it has: low_res"
     ):
-        MatchLowRes("source")(denoise, FLOW, condition(SMALL), KEYS)
+        DataConsistency("source")(denoise, FLOW, condition(SMALL), KEYS)
     with pytest.raises(UserError, match="3x3x2 is no whole fraction of 8x12x2"):
-        MatchLowRes()(denoise, FLOW, condition(np.zeros((3, 3, 3, 2))), KEYS)(jnp.asarray(X), jnp.asarray(T))
+        DataConsistency()(denoise, FLOW, condition(np.zeros((3, 3, 3, 2))), KEYS)(
+            jnp.asarray(X), jnp.asarray(T)
+        )

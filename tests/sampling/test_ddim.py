@@ -7,10 +7,10 @@ from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving
 from jaxdiff.process.prediction import Prediction
 from jaxdiff.process.schedule import Cosine, Linear
-from jaxdiff.sampling.ddim import Ddim
-from jaxdiff.sampling.dpm_solver import DpmSolver1, DpmSolver2M
-from jaxdiff.sampling.heun import Euler
 from jaxdiff.sampling.loop import noise_like
+from jaxdiff.sampling.samplers.ddim import Ddim
+from jaxdiff.sampling.samplers.dpm_solver import DpmSolver1, DpmSolver2M
+from jaxdiff.sampling.samplers.heun import Euler
 
 PROCESSES = [
     VariancePreserving(Linear()),

@@ -13,12 +13,12 @@ from solving import levels, walk
 
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding
 from jaxdiff.process.prediction import Prediction
-from jaxdiff.sampling.ancestral import Ancestral
-from jaxdiff.sampling.ddim import Ddim, EulerAncestral
-from jaxdiff.sampling.dpm_solver import DpmSolver1, DpmSolver2M, DpmSolver3M
-from jaxdiff.sampling.dpm_solver_single import DpmSolver2, DpmSolver2S
-from jaxdiff.sampling.heun import Euler, Heun
-from jaxdiff.sampling.loop import State
+from jaxdiff.sampling.loop import SamplerState
+from jaxdiff.sampling.samplers.ancestral import Ancestral
+from jaxdiff.sampling.samplers.ddim import Ddim, EulerAncestral
+from jaxdiff.sampling.samplers.dpm_solver import DpmSolver1, DpmSolver2M, DpmSolver3M
+from jaxdiff.sampling.samplers.dpm_solver_single import DpmSolver2, DpmSolver2S
+from jaxdiff.sampling.samplers.heun import Euler, Heun
 
 STORED = np.load(pathlib.Path(__file__).parents[1] / "goldens" / "dpm.npz")
 COORDINATES = json.loads(str(STORED["meta"]))["diffusers"]["coordinates"]
@@ -112,13 +112,13 @@ def test_stored_trajectory(name):
 
     third, first = isinstance(sampler, DpmSolver3M), 0
     lowered = 0 if name.endswith("order3_sigma_min") or "dpm" not in name or last == 0 else 1
-    x, memory = jnp.asarray(states[0]), None
+    x, history = jnp.asarray(states[0]), None
     if third:  # its second step is of the midpoint rule, and of its last two, one each is of lower order
         first, lowered = 2, lowered + (0 if name.endswith("order3_sigma_min") else 1)
         seen = [getattr(denoise(jnp.asarray(states[k]), times[k]), sampler.integrand) for k in (0, 1)]
         lengths = jnp.diff(process.log_snr(times[:3])) / 2
-        x, memory = jnp.asarray(states[2]), (seen[1], seen[0], lengths[1], lengths[0])
-    state = State(x, memory) if third else None
+        x, history = jnp.asarray(states[2]), (seen[1], seen[0], lengths[1], lengths[0])
+    state = SamplerState(x, history) if third else None
     times = times[first:]
     found = walk(sampler, denoise, process, times, x, NOISE[first:], state)
     scale = np.abs(states).max()

@@ -15,10 +15,10 @@ from solving import VE, levels, walk
 
 from jaxdiff.process.gaussian import VariancePreserving
 from jaxdiff.process.table import LinearBetas, Table
-from jaxdiff.sampling.adams import AdamsBashforth, Deis, Lms
-from jaxdiff.sampling.pndm import Plms, Pndm
-from jaxdiff.sampling.sa_solver import SaSolver
-from jaxdiff.sampling.unipc import UniPc
+from jaxdiff.sampling.samplers.adams import AdamsBashforth, Deis, Lms
+from jaxdiff.sampling.samplers.pndm import Plms, Pndm
+from jaxdiff.sampling.samplers.sa_solver import SaSolver
+from jaxdiff.sampling.samplers.unipc import UniPc
 
 STORED = np.load(pathlib.Path(__file__).parents[1] / "goldens" / "multistep.npz")
 CONFIGS = json.loads(str(STORED["meta"]))["diffusers"]

@@ -11,7 +11,7 @@ from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import VariancePreserving
 from jaxdiff.process.labels import StepIndex
 from jaxdiff.process.table import LinearBetas, Table
-from jaxdiff.sampling.discrete_grids import Leading, Linspace, Quadratic, Respaced, Strided, Trailing
+from jaxdiff.sampling.grids.discrete import Leading, Linspace, Quadratic, Respaced, Strided, Trailing
 
 DDPM = VariancePreserving(Table(LinearBetas()))
 GOLDENS = np.load(pathlib.Path(__file__).parents[1] / "goldens" / "tables.npz")

@@ -12,10 +12,16 @@ from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving
 from jaxdiff.process.prediction import Prediction
 from jaxdiff.process.schedule import Cosine
-from jaxdiff.sampling.ddim import Ddim
-from jaxdiff.sampling.dpm_solver import DpmSolver1, DpmSolver2M, DpmSolver3M
-from jaxdiff.sampling.dpm_solver_single import DpmSolver2, DpmSolver2S, DpmSolver3, DpmSolverSde, correlation
-from jaxdiff.sampling.exponential import node, psi
+from jaxdiff.sampling.samplers.ddim import Ddim
+from jaxdiff.sampling.samplers.dpm_solver import DpmSolver1, DpmSolver2M, DpmSolver3M
+from jaxdiff.sampling.samplers.dpm_solver_single import (
+    DpmSolver2,
+    DpmSolver2S,
+    DpmSolver3,
+    DpmSolverSde,
+    correlation,
+)
+from jaxdiff.sampling.samplers.exponential import node, psi
 
 PROCESSES = [VariancePreserving(Cosine()), VarianceExploding(), RectifiedFlow()]
 each_process = pytest.mark.parametrize("process", PROCESSES, ids=str)

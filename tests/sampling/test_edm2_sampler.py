@@ -9,9 +9,9 @@ import pytest
 from oracles import Mixture
 from solving import VE, walk
 
-from jaxdiff.sampling.autoguidance import Autoguidance
-from jaxdiff.sampling.grids import Karras
-from jaxdiff.sampling.heun import Heun
+from jaxdiff.sampling.grids.continuous import Karras
+from jaxdiff.sampling.guidance.autoguidance import Autoguidance
+from jaxdiff.sampling.samplers.heun import Heun
 
 STORED = np.load(pathlib.Path(__file__).parents[1] / "goldens" / "edm2_averages.npz")
 

@@ -13,10 +13,17 @@ from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving
 from jaxdiff.process.schedule import Cosine, Linear
 from jaxdiff.process.table import CosineBetas, LinearBetas, Table
-from jaxdiff.sampling.align_your_steps import SDXL, STABLE_DIFFUSION, STABLE_VIDEO, AlignYourSteps
-from jaxdiff.sampling.discrete_grids import Linspace
-from jaxdiff.sampling.grids import Exponential, Karras, LogSnrUniform, Shifted, Uniform, UniformBetween
-from jaxdiff.sampling.revisiting_grids import RePaint
+from jaxdiff.sampling.grids.align_your_steps import SDXL, STABLE_DIFFUSION, STABLE_VIDEO, AlignYourSteps
+from jaxdiff.sampling.grids.continuous import (
+    Exponential,
+    Karras,
+    LogSnrUniform,
+    Shifted,
+    Uniform,
+    UniformBetween,
+)
+from jaxdiff.sampling.grids.discrete import Linspace
+from jaxdiff.sampling.grids.restart import RePaint
 
 PROCESSES = [VariancePreserving(Cosine()), VarianceExploding(), RectifiedFlow()]
 GRIDS = [

@@ -10,14 +10,14 @@ from jaxdiff.config import build, describe, from_json, to_json
 from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding
 from jaxdiff.process.prediction import Prediction
-from jaxdiff.sampling.autoguidance import Autoguidance
-from jaxdiff.sampling.cads import Cads
-from jaxdiff.sampling.combination import CfgPlusPlus, Projected, Rescale
-from jaxdiff.sampling.composition import PerCondition
-from jaxdiff.sampling.grids import Karras
-from jaxdiff.sampling.guidance import ClassifierFree, Interval
-from jaxdiff.sampling.heun import Euler, Heun
+from jaxdiff.sampling.grids.continuous import Karras
+from jaxdiff.sampling.guidance.autoguidance import Autoguidance
+from jaxdiff.sampling.guidance.cads import Cads
+from jaxdiff.sampling.guidance.classifier_free import ClassifierFree, Interval
+from jaxdiff.sampling.guidance.per_condition import PerCondition
+from jaxdiff.sampling.guidance.rules import CfgPlusPlus, Projected, Rescale
 from jaxdiff.sampling.loop import integrate
+from jaxdiff.sampling.samplers.heun import Euler, Heun
 
 FLOW = RectifiedFlow()
 T = 0.6

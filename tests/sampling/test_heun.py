@@ -8,8 +8,8 @@ from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving
 from jaxdiff.process.prediction import Prediction
 from jaxdiff.process.schedule import Linear
-from jaxdiff.sampling.heun import MAX_CHURN, Euler, Heun
 from jaxdiff.sampling.loop import noise_like
+from jaxdiff.sampling.samplers.heun import MAX_CHURN, Euler, Heun
 
 PROCESSES = [VariancePreserving(Linear()), VarianceExploding(), RectifiedFlow()]
 

@@ -16,16 +16,16 @@ from jaxdiff.process import transition
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving
 from jaxdiff.process.prediction import Prediction
 from jaxdiff.process.schedule import Cosine
-from jaxdiff.sampling.ancestral import Ancestral
-from jaxdiff.sampling.ddim import Ddim
-from jaxdiff.sampling.dpm_solver import DpmSolver2M
-from jaxdiff.sampling.grids import Karras, Uniform
-from jaxdiff.sampling.guidance import ClassifierFree
-from jaxdiff.sampling.heun import Heun
-from jaxdiff.sampling.inpainting import Replacement
+from jaxdiff.sampling.grids.continuous import Karras, Uniform
+from jaxdiff.sampling.grids.restart import RePaint
+from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
 from jaxdiff.sampling.loop import Known, integrate
+from jaxdiff.sampling.modifiers.inpainting import Replacement
 from jaxdiff.sampling.recipe import Recipe
-from jaxdiff.sampling.revisiting_grids import RePaint
+from jaxdiff.sampling.samplers.ancestral import Ancestral
+from jaxdiff.sampling.samplers.ddim import Ddim
+from jaxdiff.sampling.samplers.dpm_solver import DpmSolver2M
+from jaxdiff.sampling.samplers.heun import Heun
 
 FLOW, VP = RectifiedFlow(), VariancePreserving(Cosine())
 CORRELATION, KNOWN = 0.8, 1.5

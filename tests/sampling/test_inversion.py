@@ -9,9 +9,9 @@ from solving import GRIDS, OTHERS, POINTS, QUICK, VE, denoiser, gaussian
 
 from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import RectifiedFlow
-from jaxdiff.sampling.ddim import Ddim
 from jaxdiff.sampling.inversion import invert
 from jaxdiff.sampling.loop import integrate
+from jaxdiff.sampling.samplers.ddim import Ddim
 
 
 def images() -> jax.Array:

@@ -11,22 +11,22 @@ from oracles import Gaussian
 from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding
 from jaxdiff.process.prediction import Prediction
-from jaxdiff.sampling.combination import Projected
-from jaxdiff.sampling.ddim import Ddim
-from jaxdiff.sampling.dpm_solver import DpmSolver2M
-from jaxdiff.sampling.grids import Uniform
-from jaxdiff.sampling.guidance import ClassifierFree
-from jaxdiff.sampling.heun import Heun
+from jaxdiff.sampling.grids.continuous import Uniform
+from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
+from jaxdiff.sampling.guidance.rules import Projected
 from jaxdiff.sampling.loop import (
-    Path,
-    Remembering,
-    State,
+    SamplerState,
+    StatefulDenoiser,
+    TimePath,
     integrate,
     modify,
     noise_like,
     sample,
 )
 from jaxdiff.sampling.recipe import PRIOR, Recipe
+from jaxdiff.sampling.samplers.ddim import Ddim
+from jaxdiff.sampling.samplers.dpm_solver import DpmSolver2M
+from jaxdiff.sampling.samplers.heun import Heun
 
 FLOW = RectifiedFlow()
 KEYS = jax.random.split(jax.random.key(0), 2)
@@ -36,11 +36,11 @@ SHAPE = (2, 1, 1, 1)
 def counting(weight=1.0):
     """A denoiser that predicts how often it has been called."""
 
-    def call(memory, x, t):
-        memory = memory + weight
-        return Prediction(memory + 0 * x, 0 * x), memory
+    def call(history, x, t):
+        history = history + weight
+        return Prediction(history + 0 * x, 0 * x), history
 
-    return Remembering(call, lambda x: jnp.zeros((), x.dtype))
+    return StatefulDenoiser(call, lambda x: jnp.zeros((), x.dtype))
 
 
 @pytest.mark.parametrize(("sampler", "calls"), [(Ddim(), 4), (Heun(), 7), (DpmSolver2M(), 4)], ids=str)
@@ -71,17 +71,17 @@ class Inside:
         return steps
 
     def init(self, x):
-        return State(x)
+        return SamplerState(x)
 
     def step(self, denoise, process, state, t, t_next, keys):
         def call(x):
             return denoise(x, t).x_0
 
         if self.kind == "while":
-            return State(jax.lax.fori_loop(0, 2, lambda i, x: call(x), state.x))
+            return SamplerState(jax.lax.fori_loop(0, 2, lambda i, x: call(x), state.x))
         if self.kind == "cond":
-            return State(jax.lax.cond(t > 0.5, call, lambda x: x, state.x))
-        return State(jax.grad(lambda x: jnp.sum(call(x)))(state.x))
+            return SamplerState(jax.lax.cond(t > 0.5, call, lambda x: x, state.x))
+        return SamplerState(jax.grad(lambda x: jnp.sum(call(x)))(state.x))
 
 
 @pytest.mark.parametrize("kind", ["while", "cond", "grad"])
@@ -102,7 +102,7 @@ def test_guidance_with_momentum_meets_such_a_sampler_readably():
         if fits:
             recipe(model, FLOW, {"c": jnp.zeros(2)}, SHAPE[1:], KEYS)
             continue
-        with pytest.raises(UserError, match="without a memory"):
+        with pytest.raises(UserError, match="without a history"):
             recipe(model, FLOW, {"c": jnp.zeros(2)}, SHAPE[1:], KEYS)
 
 
@@ -115,12 +115,12 @@ def test_a_path_that_rises_diffuses_the_images_and_forgets():
             return steps
 
         def init(self, x):
-            return State(x, jnp.zeros((), jnp.int32))
+            return SamplerState(x, jnp.zeros((), jnp.int32))
 
         def step(self, denoise, process, state, t, t_next, keys):
-            return State(state.x + jnp.where(state.memory == 0, 100.0, 0.0), state.memory + 1)
+            return SamplerState(state.x + jnp.where(state.history == 0, 100.0, 0.0), state.history + 1)
 
-    path = Path(jnp.asarray([0.9, 0.5, 0.6]), jnp.asarray([0.5, 0.2, 0.3]))
+    path = TimePath(jnp.asarray([0.9, 0.5, 0.6]), jnp.asarray([0.5, 0.2, 0.3]))
     keys = jax.random.split(jax.random.key(1), 20000)
     process = VarianceExploding(0.1, 10.0)
     x = integrate(Tally(), lambda x, t: Prediction(x, x), process, path, jnp.zeros((20000, 1, 1, 1)), keys)

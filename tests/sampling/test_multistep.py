@@ -13,15 +13,15 @@ from solving import GRIDS, OTHERS, POINTS, VE, denoiser, gaussian, start, walk
 from jaxdiff.config import build, describe, from_json, to_json
 from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import RectifiedFlow, Signal
-from jaxdiff.sampling import grids
-from jaxdiff.sampling.adams import AdamsBashforth, Deis, Lms
-from jaxdiff.sampling.adaptive import Rk45, RungeKutta4
-from jaxdiff.sampling.ddim import Ddim
-from jaxdiff.sampling.loop import Remembering, State, integrate, sample
-from jaxdiff.sampling.multistep import exponential_moments, integrals, reciprocals
-from jaxdiff.sampling.pndm import Plms, Pndm
-from jaxdiff.sampling.sa_solver import SaSolver
-from jaxdiff.sampling.unipc import UniPc
+from jaxdiff.sampling.grids import continuous as grids
+from jaxdiff.sampling.loop import SamplerState, StatefulDenoiser, integrate, sample
+from jaxdiff.sampling.samplers.adams import AdamsBashforth, Deis, Lms
+from jaxdiff.sampling.samplers.adaptive import Rk45, RungeKutta4
+from jaxdiff.sampling.samplers.ddim import Ddim
+from jaxdiff.sampling.samplers.multistep import exponential_moments, integrals, reciprocals
+from jaxdiff.sampling.samplers.pndm import Plms, Pndm
+from jaxdiff.sampling.samplers.sa_solver import SaSolver
+from jaxdiff.sampling.samplers.unipc import UniPc
 
 SAMPLERS = [
     UniPc(3),
@@ -143,7 +143,7 @@ def test_calls_are_counted(sampler):
 
 @each_sampler
 def test_what_was_before_a_rise_is_forgotten(sampler):
-    """The loop makes a new memory there, with which a step is a first step."""
+    """The loop makes a new history there, with which a step is a first step."""
     denoise, x, times = gaussian().denoiser(VE), start()[:POINTS], GRIDS[0](VE, 5)
     fresh = go(sampler, denoise, VE, times[3:], x)[-1]
     with jax.disable_jit(isinstance(sampler, Pndm)):
@@ -151,8 +151,8 @@ def test_what_was_before_a_rise_is_forgotten(sampler):
         for k in range(3):
             state = sampler.step(denoise, VE, state, times[k], times[k + 1], keys())
         found = [
-            sampler.step(denoise, VE, State(x, memory), times[3], times[4], keys()).x
-            for memory in (sampler.init(x).memory, state.memory)
+            sampler.step(denoise, VE, SamplerState(x, history), times[3], times[4], keys()).x
+            for history in (sampler.init(x).history, state.history)
         ]
     np.testing.assert_array_equal(found[0], fresh)
     assert np.abs(found[1] - fresh).max() > 1e-3
@@ -213,8 +213,8 @@ def test_impossible_settings_are_named(make, field):
 
 @pytest.mark.parametrize("sampler", [Pndm(), Plms(), Rk45()], ids=str)
 def test_guidance_that_remembers_is_refused_where_calls_are_in_a_branch_or_loop(sampler):
-    denoise = Remembering(
-        lambda memory, x, t: (gaussian().denoiser(VE)(x, t), memory + 1), lambda x: jnp.zeros(())
+    denoise = StatefulDenoiser(
+        lambda history, x, t: (gaussian().denoiser(VE)(x, t), history + 1), lambda x: jnp.zeros(())
     )
     with pytest.raises(UserError, match=r"^sampling\.guidance="):
         integrate(sampler, denoise, VE, GRIDS[0](VE, 3), start()[:POINTS], keys())

@@ -8,12 +8,12 @@ from oracles import Counting, Gaussian
 from solving import GRIDS, OTHERS, POINTS, VE, denoiser, errors, gaussian, orders, start, walk
 
 from jaxdiff.process.gaussian import RectifiedFlow
-from jaxdiff.sampling import grids
-from jaxdiff.sampling.ddim import Ddim
-from jaxdiff.sampling.dpm_solver import DpmSolver2M, DpmSolver3M
-from jaxdiff.sampling.dpm_solver_single import DpmSolver2, DpmSolver2S, DpmSolver3
-from jaxdiff.sampling.heun import Heun
+from jaxdiff.sampling.grids import continuous as grids
 from jaxdiff.sampling.loop import integrate, sample
+from jaxdiff.sampling.samplers.ddim import Ddim
+from jaxdiff.sampling.samplers.dpm_solver import DpmSolver2M, DpmSolver3M
+from jaxdiff.sampling.samplers.dpm_solver_single import DpmSolver2, DpmSolver2S, DpmSolver3
+from jaxdiff.sampling.samplers.heun import Heun
 
 FIRST, SECOND, THIRD = (0.95, 1.05), (1.9, 2.1), (2.8, 3.3)
 SAMPLERS = [

@@ -10,12 +10,12 @@ import pytest
 from oracles import Mixture
 from solving import VE, walk
 
-from jaxdiff.sampling.ddim import Ddim, EulerAncestral
-from jaxdiff.sampling.dpm_solver import DpmSolver2M, DpmSolver3M
-from jaxdiff.sampling.dpm_solver_single import DpmSolver2, DpmSolver2S, DpmSolverSde, correlation
-from jaxdiff.sampling.exponential import node
-from jaxdiff.sampling.grids import Karras, LogSnrUniform
-from jaxdiff.sampling.heun import MAX_CHURN, Euler, Heun
+from jaxdiff.sampling.grids.continuous import Karras, LogSnrUniform
+from jaxdiff.sampling.samplers.ddim import Ddim, EulerAncestral
+from jaxdiff.sampling.samplers.dpm_solver import DpmSolver2M, DpmSolver3M
+from jaxdiff.sampling.samplers.dpm_solver_single import DpmSolver2, DpmSolver2S, DpmSolverSde, correlation
+from jaxdiff.sampling.samplers.exponential import node
+from jaxdiff.sampling.samplers.heun import MAX_CHURN, Euler, Heun
 
 FOLDER = pathlib.Path(__file__).parents[1] / "goldens"
 EDM, K = np.load(FOLDER / "samplers.npz"), np.load(FOLDER / "dpm.npz")

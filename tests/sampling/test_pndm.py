@@ -10,7 +10,7 @@ from solving import SIGMA_MAX, SIGMA_MIN, errors, orders, solve, start, truth, w
 
 from jaxdiff.process.gaussian import Signal
 from jaxdiff.process.prediction import Prediction
-from jaxdiff.sampling.pndm import Plms, Pndm
+from jaxdiff.sampling.samplers.pndm import Plms, Pndm
 
 
 @dataclasses.dataclass(frozen=True)

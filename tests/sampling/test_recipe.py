@@ -11,13 +11,13 @@ from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving
 from jaxdiff.process.prediction import Prediction
 from jaxdiff.process.schedule import Linear
-from jaxdiff.sampling import grids
-from jaxdiff.sampling.ddim import Ddim
-from jaxdiff.sampling.dpm_solver import DpmSolver2M
-from jaxdiff.sampling.guidance import ClassifierFree
-from jaxdiff.sampling.heun import Euler, Heun
+from jaxdiff.sampling.grids import continuous as grids
+from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
 from jaxdiff.sampling.loop import noise_like
 from jaxdiff.sampling.recipe import PRIOR, Recipe
+from jaxdiff.sampling.samplers.ddim import Ddim
+from jaxdiff.sampling.samplers.dpm_solver import DpmSolver2M
+from jaxdiff.sampling.samplers.heun import Euler, Heun
 
 SAMPLERS = [Euler(), Ddim(), Ddim(1.0), Heun(), Heun(churn=0.2), DpmSolver2M()]
 SHAPE = (2, 2, 1)

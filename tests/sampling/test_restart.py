@@ -12,10 +12,10 @@ from solving import Draws
 
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving
 from jaxdiff.process.schedule import Cosine
-from jaxdiff.sampling import grids
-from jaxdiff.sampling.heun import Heun
-from jaxdiff.sampling.loop import State, integrate
-from jaxdiff.sampling.revisiting_grids import Restart
+from jaxdiff.sampling.grids import continuous as grids
+from jaxdiff.sampling.grids.restart import Restart
+from jaxdiff.sampling.loop import SamplerState, integrate
+from jaxdiff.sampling.samplers.heun import Heun
 
 MEAN, STD = 0.7, 0.5
 PROCESSES = [VarianceExploding(), VariancePreserving(Cosine()), RectifiedFlow()]
@@ -34,10 +34,10 @@ class Exact:
         return steps
 
     def init(self, x):
-        return State(x)
+        return SamplerState(x)
 
     def step(self, denoise, process, state, t, t_next, keys):
-        return State(data().flow(process, state.x, t, t_next))
+        return SamplerState(data().flow(process, state.x, t, t_next))
 
 
 def grid(repeats: int) -> Restart:

@@ -15,13 +15,13 @@ from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VarianceP
 from jaxdiff.process.learned import LearnedVariancePreserving
 from jaxdiff.process.schedule import Cosine
 from jaxdiff.sampling import loop
-from jaxdiff.sampling.grids import Karras, LogSnrUniform, Uniform
-from jaxdiff.sampling.guidance import ClassifierFree
-from jaxdiff.sampling.heun import Euler, Heun
-from jaxdiff.sampling.loop import State
-from jaxdiff.sampling.pndm import Pndm
+from jaxdiff.sampling.grids.continuous import Karras, LogSnrUniform, Uniform
+from jaxdiff.sampling.grids.restart import RePaint, Restart
+from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
+from jaxdiff.sampling.loop import SamplerState
 from jaxdiff.sampling.recipe import Recipe
-from jaxdiff.sampling.revisiting_grids import RePaint, Restart
+from jaxdiff.sampling.samplers.heun import Euler, Heun
+from jaxdiff.sampling.samplers.pndm import Pndm
 
 PROCESSES = [VariancePreserving(Cosine()), VarianceExploding(), RectifiedFlow()]
 BASE = Karras(0.02, 20.0)
@@ -153,10 +153,10 @@ class Exact:
         return steps
 
     def init(self, x):
-        return State(x)
+        return SamplerState(x)
 
     def step(self, denoise, process, state, t, t_next, keys):
-        return State(self.oracle.flow(process, state.x, t, t_next))
+        return SamplerState(self.oracle.flow(process, state.x, t, t_next))
 
 
 @pytest.mark.parametrize("process", PROCESSES[::2], ids=str)

@@ -10,8 +10,8 @@ from laws import MOST, VP, data, misses
 from solving import GRIDS, VE, Draws, denoiser, start, walk
 
 from jaxdiff.process.gaussian import RectifiedFlow
-from jaxdiff.sampling.dpm_solver import DpmSolver1, DpmSolver2M
-from jaxdiff.sampling.sa_solver import SaSolver
+from jaxdiff.sampling.samplers.dpm_solver import DpmSolver1, DpmSolver2M
+from jaxdiff.sampling.samplers.sa_solver import SaSolver
 
 DRAWN = np.random.default_rng(3).normal(size=(12, 32, 1, 1, 2))
 

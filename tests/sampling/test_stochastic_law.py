@@ -8,12 +8,12 @@ from solving import GRIDS, walk
 
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving
 from jaxdiff.process.schedule import Linear
-from jaxdiff.sampling import grids
-from jaxdiff.sampling.ancestral import Ancestral
-from jaxdiff.sampling.ddim import Ddim, EulerAncestral
-from jaxdiff.sampling.dpm_solver import DpmSolver1, DpmSolver2M, DpmSolver3M
-from jaxdiff.sampling.dpm_solver_single import DpmSolver2, DpmSolver2S, DpmSolverSde
-from jaxdiff.sampling.heun import Euler, Heun
+from jaxdiff.sampling.grids import continuous as grids
+from jaxdiff.sampling.samplers.ancestral import Ancestral
+from jaxdiff.sampling.samplers.ddim import Ddim, EulerAncestral
+from jaxdiff.sampling.samplers.dpm_solver import DpmSolver1, DpmSolver2M, DpmSolver3M
+from jaxdiff.sampling.samplers.dpm_solver_single import DpmSolver2, DpmSolver2S, DpmSolverSde
+from jaxdiff.sampling.samplers.heun import Euler, Heun
 
 CASES = [
     # sampler, draws in a step, eta of its SDE, orders of the variance and of the gain

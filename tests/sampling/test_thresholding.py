@@ -7,7 +7,7 @@ from oracles import predict_from_data
 from jaxdiff.config import build, describe, from_json, to_json
 from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding
-from jaxdiff.sampling.thresholding import DynamicThreshold, StaticThreshold
+from jaxdiff.sampling.modifiers.thresholding import DynamicThreshold, StaticThreshold
 
 FLOW = RectifiedFlow()
 KEYS = jax.random.split(jax.random.key(0), 3)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from solving import GRIDS, QUICK, VE, denoiser, errors, flow, orders, start, truth, walk
 
-from jaxdiff.sampling.ddim import Ddim
-from jaxdiff.sampling.dpm_solver import DpmSolver2M
-from jaxdiff.sampling.exponential import length
-from jaxdiff.sampling.loop import State
-from jaxdiff.sampling.multistep import Past
-from jaxdiff.sampling.sa_solver import Memory, SaSolver
-from jaxdiff.sampling.unipc import UniPc
+from jaxdiff.sampling.loop import SamplerState
+from jaxdiff.sampling.samplers.ddim import Ddim
+from jaxdiff.sampling.samplers.dpm_solver import DpmSolver2M
+from jaxdiff.sampling.samplers.exponential import length
+from jaxdiff.sampling.samplers.multistep import Past
+from jaxdiff.sampling.samplers.sa_solver import Memory, SaSolver
+from jaxdiff.sampling.samplers.unipc import UniPc
 
 
 @pytest.mark.parametrize(
@@ -60,12 +60,12 @@ def test_fourth_order_from_exact_starting_values(integrand, rule):
         signal = VE.signal(times[3])
         first_order = signal.alpha * predictions[-1].x_0 + signal.sigma * predictions[-1].noise
         past = Past(values[::-1], tuple(lengths[::-1]))
-        memory = Memory(past, known[3] - first_order, jnp.ones(()))
+        history = Memory(past, known[3] - first_order, jnp.ones(()))
 
         def step(state, pair):
             return sampler.step(denoiser(VE), VE, state, *pair, keys), None
 
-        return jax.lax.scan(step, State(known[3], memory), (times[3:-1], times[4:]))[0].x
+        return jax.lax.scan(step, SamplerState(known[3], history), (times[3:-1], times[4:]))[0].x
 
     def error(grid, steps):
         times = grid(VE, steps + 1)
@@ -138,7 +138,7 @@ def test_a_correction_is_what_an_exact_integral_asks_for():
     for k in range(4):
         after = solver.step(denoise, VE, state, times[k], times[k + 1], keys)
         # Without what the predictor added, the step is that of first order from the corrected images.
-        first_order = after.x - after.memory.added
+        first_order = after.x - after.history.added
         sigma, sigma_next = np.exp(-lam[k]), np.exp(-lam[k + 1])
         corrected.append((first_order - (1 - sigma_next / sigma) * image(lam[k])) * sigma / sigma_next)
         state = after

@@ -17,6 +17,7 @@ from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.config import spec
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import UserError
+from jaxdiff.likelihood.variational import TanhDecoder, prior_bits
 from jaxdiff.process import prediction, weighting
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving
 from jaxdiff.process.learned import LearnedVariancePreserving
@@ -30,7 +31,6 @@ from jaxdiff.process.time_sampling import (
     UniformLogSnr,
     UniformSteps,
 )
-from jaxdiff.sampling.variational import TanhDecoder, prior_bits
 from jaxdiff.tasks.bounds import ContinuousVlb, Hybrid, SoftmaxDecoder, Vlb
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.tasks.objectives import WeightedError
@@ -143,7 +143,7 @@ def integrated(task, params, nodes=200):
     """The exact mean over pixel, noise and u: Gauss and Legendre's nodes, in the normal quantile for a normal law."""
     points, weights = np.polynomial.legendre.leggauss(nodes)
     u, weights = (points + 1) / 2, weights / 2
-    if isinstance(task.times, LogNormalSigma):
+    if isinstance(task.time_sampler, LogNormalSigma):
         u, weights = norm.cdf(TAIL * points), norm.pdf(TAIL * points) * 2 * TAIL * weights
     examples, mean = models.quadrature(u)
     examples["x_0"] = examples["x_0"] - models.MEAN
@@ -215,7 +215,7 @@ def learned_config(**task):
 def test_learned_process_is_trained_from_a_config_through_its_times_too():
     """The inner shape of the schedule drops out of the mean bound; its ends move it as the closed form says."""
     task = configs.build(learned_config())
-    silent = configs.build(learned_config(objective=spec(ContinuousVlb, decoder=spec(Silent))))
+    zero_initialised = configs.build(learned_config(objective=spec(ContinuousVlb, decoder=spec(Silent))))
     params = jax.tree.map(jnp.float64, nn.meta.unbox(jax.jit(task.init)(jax.random.key(0))))
 
     @jax.jit
@@ -223,10 +223,10 @@ def test_learned_process_is_trained_from_a_config_through_its_times_too():
         """Of the whole mean without the decoder's term, and of the loss at one time, without and with it."""
         examples, mean = models.quadrature(np.array([0.3]))
         examples["x_0"] = examples["x_0"] / 10  # well within the levels
-        whole = jax.grad(lambda params: integrated(silent, params, 60))(params)
+        whole = jax.grad(lambda params: integrated(zero_initialised, params, 60))(params)
         one = (
             jax.grad(lambda params, of=of: mean(models.losses_of(of, params, examples)[0])[0])(params)
-            for of in (silent, task)
+            for of in (zero_initialised, task)
         )
         return tuple(tree["process"] for tree in (whole, *one))
 

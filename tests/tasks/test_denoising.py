@@ -65,13 +65,13 @@ def test_law_of_times_is_told_the_losses_before_they_are_weighted():
     losses, _ = models.losses_of(task, params, examples)
     bare, _ = models.losses_of(plain, params, {**examples, "importance": jnp.ones(400)})
     np.testing.assert_allclose(losses, bare / (5 * p[bins]), rtol=1e-12)
-    after = jax.jit(task.remember)(memory, examples, losses)
+    after = jax.jit(task.update_task_state)(memory, examples, losses)
     for b in range(5):
         np.testing.assert_allclose(
             np.sort(after.losses[b]), np.sort(np.asarray(bare)[bins == b][-2:]), rtol=1e-12
         )
     np.testing.assert_array_equal(after.counts, 2 + np.bincount(bins))
-    np.testing.assert_array_equal(task.memory().counts, 0)
+    np.testing.assert_array_equal(task.init_task_state().counts, 0)
 
 
 def test_error_at_chosen_times_is_that_of_the_image():

@@ -22,7 +22,7 @@ from jaxdiff.process.labels import LogSigma, Time
 from jaxdiff.process.schedule import Cosine, Linear
 from jaxdiff.process.time_sampling import LogNormalSigma, LogUniformSigma, Uniform
 from jaxdiff.tasks.distances import PseudoHuber, Squared
-from jaxdiff.tasks.objectives import Attempt, Uncertain, WeightedError
+from jaxdiff.tasks.objectives import LossInputs, UncertaintyWeighted, WeightedError
 from jaxdiff.training.ema import Ema
 from jaxdiff.training.step import TrainState, make_train_step
 
@@ -106,7 +106,7 @@ def train(task, params, steps, batch_size):
         pixels = jax.random.normal(jax.random.fold_in(jax.random.key(1), index), (batch_size, 1, 1, 1))
         return step(state, {"image": MEAN + STD * pixels})
 
-    state = TrainState(jnp.int32(0), params, params, optimizer.init(params), task.memory())
+    state = TrainState(jnp.int32(0), params, params, optimizer.init(params), task.init_task_state())
     return jax.jit(lambda state: jax.lax.scan(go, state, jnp.arange(steps)))(state)[0]
 
 
@@ -115,7 +115,7 @@ def test_linear_model_reaches_optimum(uncertain, float32):
     """A linear denoiser ends at the closed-form a(sigma), b(sigma), and a learned log-variance at that of its error."""
     objective = WeightedError(weighting.Flat(prediction.Data()))
     if uncertain:
-        task = models.affine_task(VP, Uncertain(objective), uncertainty=Uncertainty(32))
+        task = models.affine_task(VP, UncertaintyWeighted(objective), uncertainty=Uncertainty(32))
     else:
         task = models.affine_task(VP, objective)
     params = nn.meta.unbox(jax.jit(task.init)(jax.random.key(0)))
@@ -129,11 +129,11 @@ def test_linear_model_reaches_optimum(uncertain, float32):
 
 
 def test_uncertain_is_equation_21_and_is_best_at_the_log_of_the_error():
-    objective, random = Uncertain(WeightedError(weighting.Edm())), np.random.default_rng(0)
+    objective, random = UncertaintyWeighted(WeightedError(weighting.Edm())), np.random.default_rng(0)
     x_0, noise, output = (jnp.asarray(random.standard_normal((STEPS, 2, 2, 1))) for _ in range(3))
     u = jnp.asarray(random.standard_normal(STEPS))
     law, u_of_times = Uniform(), times() - 0.05
-    seen = Attempt(VP, LEARNS_V, law, u_of_times, u_of_times, x_0, noise, x_0, output, u)
+    seen = LossInputs(VP, LEARNS_V, law, u_of_times, u_of_times, x_0, noise, x_0, output, u)
     errors, _ = objective.error(seen)
     losses, metrics = objective(seen)
     np.testing.assert_allclose(losses, errors * np.exp(-u) + u, rtol=1e-12)
@@ -151,7 +151,7 @@ def test_uncertain_is_equation_21_and_is_best_at_the_log_of_the_error():
 
 def test_uncertainty_starts_with_the_plain_loss_and_learns_from_there():
     plain = models.affine_task(VP, WeightedError())
-    task = models.affine_task(VP, Uncertain(), uncertainty=Uncertainty(16))
+    task = models.affine_task(VP, UncertaintyWeighted(), uncertainty=Uncertainty(16))
     params = nn.meta.unbox(jax.jit(task.init)(jax.random.key(0)))
     examples, _ = models.quadrature(U)
     np.testing.assert_array_equal(
@@ -229,7 +229,7 @@ def test_distance_is_of_the_error_in_the_weightings_space():
     [
         WeightedError(),
         WeightedError(weighting.Flat(prediction.V())),
-        Uncertain(WeightedError(weighting.Edm())),
+        UncertaintyWeighted(WeightedError(weighting.Edm())),
         WeightedError(distance=PseudoHuber()),
         WeightedError(distance=PseudoHuber(0.1)),
     ],
@@ -242,7 +242,7 @@ def test_an_objective_comes_back_from_json_as_it_was(objective):
 
 def test_what_cannot_be_is_refused_before_anything_runs():
     with pytest.raises(UserError, match=r"denoiser\.uncertainty=None: .* Fix: "):
-        models.affine_task(VP, Uncertain())
+        models.affine_task(VP, UncertaintyWeighted())
     with pytest.raises(UserError, match="c=0"):
         PseudoHuber(0.0)
     with pytest.raises(UserError, match="width=0"):

@@ -15,11 +15,11 @@ from jaxdiff.training.step import TrainState, abstract_state
 from training import toy
 
 
-def state(step, scale=1.0, memory=()):
+def state(step, scale=1.0, task_state=()):
     """A state whose values depend on the step."""
     params = {"kernel": scale * (step + jnp.arange(6.0).reshape(2, 3)), "bias": jnp.full((3,), scale)}
     ema = jax.tree.map(lambda x: x / 2, params)
-    return TrainState(jnp.int32(step), params, ema, optax.adam(1e-3).init(params), memory)
+    return TrainState(jnp.int32(step), params, ema, optax.adam(1e-3).init(params), task_state)
 
 
 def abstract(tree):
@@ -50,16 +50,16 @@ def test_restore_is_the_inverse_of_save_and_the_latest_are_kept(checkpoints):
 
 @pytest.mark.parametrize(
     "memory",
-    [(), Importance(bins=4, history=3).memory()._replace(counts=jnp.arange(4, dtype=jnp.int32))],
+    [(), Importance(bins=4, history=3).init_history()._replace(counts=jnp.arange(4, dtype=jnp.int32))],
     ids=["none", "history"],
 )
 def test_memory_is_saved_and_comes_back_as_it_was(tmp_path, memory):
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, state(1, memory=memory))
+        checkpoints.save(1, state(1, task_state=memory))
         checkpoints.wait()
-        restored = checkpoints.restore(1, abstract(state(0, memory=memory)))
-    assert toy.sha(restored) == toy.sha(state(1, memory=memory))
-    assert type(restored.memory) is type(memory)
+        restored = checkpoints.restore(1, abstract(state(0, task_state=memory)))
+    assert toy.sha(restored) == toy.sha(state(1, task_state=memory))
+    assert type(restored.task_state) is type(memory)
 
 
 def test_steps_that_keep_every_divides_stay(tmp_path):

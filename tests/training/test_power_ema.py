@@ -1,4 +1,4 @@
-"""Power-function averages: their integral, their authors' numbers, and one length out of others."""
+"""Power-function averages: their integral, their authors' numbers, and one length out of extra_emas."""
 
 import pathlib
 
@@ -9,15 +9,15 @@ import pytest
 
 from jaxdiff.config import build, from_json, spec, to_json
 from jaxdiff.errors import UserError
-from jaxdiff.training.ema import Average, Ema, HalfLifeEma
+from jaxdiff.training.ema import Ema, EmaProfile, HalfLifeEma
 from jaxdiff.training.power_ema import PowerEma, coefficients, exponent, relative_std
 
 STORED = np.load(pathlib.Path(__file__).parents[1] / "goldens" / "edm2_averages.npz")
 
 
-def updates(average: Average, dtype):
-    """The averages after each of the stored parameters, `average` itself and its `others`: [update, average, ...]."""
-    tracked = [average, *average.others()]
+def updates(average: EmaProfile, dtype):
+    """The EMAs after each of the stored parameters, `average` and its `extra_emas`: [update, average, ...]."""
+    tracked = [average, *average.extra_emas()]
     start = {name: jnp.asarray(STORED[f"in/init_{name}"], dtype) for name in "wb"}
     state, seen = [start] * len(tracked), []
     for step in range(len(STORED["in/net_w"])):
@@ -51,7 +51,7 @@ def test_decay_is_that_of_edm2():
     with jax.enable_x64(True):
         steps = STORED["in/beta_nimg"] / 64 - 1
         found = [
-            [1 - float(PowerEma((std,)).gain(step)) for step in steps]
+            [1 - float(PowerEma((std,)).one_minus_decay(step)) for step in steps]
             for std in STORED["in/many_stds"].tolist()
         ]
     np.testing.assert_allclose(found, STORED["out/beta"], rtol=1e-9, atol=1e-12)
@@ -59,7 +59,7 @@ def test_decay_is_that_of_edm2():
 
 def test_the_gain_of_a_late_step_keeps_its_digits_in_float32():
     step = 10**6
-    gain = PowerEma((0.1,)).gain(jnp.int32(step))
+    gain = PowerEma((0.1,)).one_minus_decay(jnp.int32(step))
     assert gain.dtype == jnp.float32
     exact = -np.expm1((exponent(0.1) + 1) * np.log1p(-1 / (step + 1)))
     assert float(gain) == pytest.approx(exact, rel=1e-5)
@@ -124,5 +124,5 @@ def test_half_a_life_without_a_ramp():
 def test_is_the_same_object_after_a_round_trip_through_json():
     block = spec(PowerEma, stds=(0.05, 0.12), snapshot_every=100)
     assert build(from_json(to_json(block))) == PowerEma((0.05, 0.12), 100)
-    assert PowerEma((0.05, 0.12)).others() == (PowerEma((0.12,)),)
-    assert Ema().others() == ()
+    assert PowerEma((0.05, 0.12)).extra_emas() == (PowerEma((0.12,)),)
+    assert Ema().extra_emas() == ()

@@ -51,18 +51,18 @@ def test_any_length_is_reconstructed_nearly_as_if_it_had_been_tracked(trained, t
     tracked = run(tmp_path, PowerEma((std,))).ema
     found, step = reconstruct(workdir, KEPT, abstract(), std)
     assert step == STEPS
-    away = min(distance(tracked, average) for average in (state.ema, *state.others, state.params))
+    away = min(distance(tracked, average) for average in (state.ema, *state.extra_emas, state.params))
     assert distance(found, tracked) < 1e-4 + 0.03 * away
     if std == 0.05:
-        assert distance(found, state.others[0]) < 1e-4
+        assert distance(found, state.extra_emas[0]) < 1e-4
 
 
 def test_a_run_tracks_every_length_as_a_run_of_that_length_alone(trained, tmp_path):
     _, state = trained
     alone = run(tmp_path, PowerEma((0.05,)))
-    assert toy.sha(alone.ema) == toy.sha(state.others[0])
+    assert toy.sha(alone.ema) == toy.sha(state.extra_emas[0])
     assert toy.sha(alone.params) == toy.sha(state.params)
-    assert not alone.others
+    assert not alone.extra_emas
     assert not (tmp_path / "averages").exists()
 
 
@@ -70,7 +70,7 @@ def test_snapshots_hold_the_averages_of_their_steps_alone(trained):
     workdir, state = trained
     with Snapshots(workdir, read_only=True) as snapshots:
         assert snapshots.steps() == list(range(10, STEPS + 1, 10))
-        assert toy.sha(snapshots.restore(STEPS, 1, abstract())) == toy.sha((state.ema, *state.others))
+        assert toy.sha(snapshots.restore(STEPS, 1, abstract())) == toy.sha((state.ema, *state.extra_emas))
         saved = snapshots._checkpoints._metadata(STEPS)
         assert len(jax.tree.leaves(saved)) == 1 + 2 * len(jax.tree.leaves(abstract()))
 
@@ -101,7 +101,7 @@ def test_a_skipped_step_moves_no_average(tmp_path):
     """Else it would also count as one that the average has seen."""
     poisoned = run(tmp_path / "a", KEPT, steps=2, batches=lambda start: toy.batches(start, poison=(1,)))
     before = run(tmp_path / "b", KEPT, steps=1)
-    assert toy.sha((poisoned.ema, poisoned.others)) == toy.sha((before.ema, before.others))
+    assert toy.sha((poisoned.ema, poisoned.extra_emas)) == toy.sha((before.ema, before.extra_emas))
 
 
 def test_snapshots_of_a_sharded_run_are_those_of_one_device(trained, tmp_path):

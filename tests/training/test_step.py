@@ -124,13 +124,13 @@ def test_memory_takes_the_losses_of_all_examples_in_the_order_of_the_batch(accum
     mesh = toy.mesh(2)
     before, _ = toy.train(1, mesh=mesh, task=toy.RECALLING, accumulation=accumulation)
     after, history = toy.train(2, mesh=mesh, task=toy.RECALLING, accumulation=accumulation)
-    params, memory, batch = (jax.device_get(x) for x in (before.params, before.memory, toy.batch(1)))
+    params, memory, batch = (jax.device_get(x) for x in (before.params, before.task_state, toy.batch(1)))
     draw_key, _ = jax.random.split(jax.random.fold_in(jax.random.key(0), 1))
     losses, _ = toy.RECALLING.loss(params, toy.RECALLING.draw(batch, memory, draw_key), None, train=True)
-    np.testing.assert_allclose(after.memory["losses"], losses, rtol=1e-5)
-    np.testing.assert_array_equal(after.memory["x"], batch["x"][:, 0])
+    np.testing.assert_allclose(after.task_state["losses"], losses, rtol=1e-5)
+    np.testing.assert_array_equal(after.task_state["x"], batch["x"][:, 0])
     np.testing.assert_allclose(
-        after.memory["total"] - memory["total"], np.sum(losses), rtol=1e-5
+        after.task_state["total"] - memory["total"], np.sum(losses), rtol=1e-5
     )  # told once
     np.testing.assert_allclose(history[1]["loss"], np.mean(losses), rtol=1e-6)
 
@@ -138,16 +138,16 @@ def test_memory_takes_the_losses_of_all_examples_in_the_order_of_the_batch(accum
 def test_memory_is_the_same_on_one_device_and_eight_and_whole_on_each():
     one, _ = toy.train(3, mesh=toy.mesh(), task=toy.RECALLING)
     eight, _ = toy.train(3, mesh=toy.mesh(8), task=toy.RECALLING, accumulation=2)
-    assert distance(eight.memory, one.memory) < 1e-6
+    assert distance(eight.task_state, one.task_state) < 1e-6
     assert distance(eight.params, one.params) < 1e-6
-    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(eight.memory))
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(eight.task_state))
 
 
 def test_large_memory_stays_whole_on_every_device_where_parameters_are_split():
     task = toy.Linear(128)
-    task.memory = lambda: jnp.zeros((2**15,))
+    task.init_task_state = lambda: jnp.zeros((2**15,))
     state = abstract_state(task, toy.ADAM, toy.mesh(8, fsdp=8))
-    assert state.memory.sharding.is_fully_replicated
+    assert state.task_state.sharding.is_fully_replicated
     assert not state.params["kernel"].sharding.is_fully_replicated
 
 
@@ -156,7 +156,7 @@ def test_step_with_a_nan_is_skipped_and_only_counts(accumulation):
     options = {"mesh": toy.mesh(2), "accumulation": accumulation, "poison": (2,), "task": toy.RECALLING}
     before, _ = toy.train(2, **options)
     after, history = toy.train(3, **options)
-    for field in ("params", "ema", "opt_state", "memory"):
+    for field in ("params", "ema", "opt_state", "task_state"):
         assert toy.sha(getattr(before, field)) == toy.sha(getattr(after, field))
     assert int(after.step) == 3
     assert [metrics["skipped"] for metrics in history] == [0, 0, 1]
@@ -201,5 +201,5 @@ def test_average_is_the_closed_sum():
 def test_average_with_warmup_follows_its_rule():
     ema = Ema(decay=0.9999)
     for step, decay in [(0, 1 / 10), (90, 91 / 100), (89_000, 89_001 / 89_010), (10**6, 0.9999)]:
-        assert np.isclose(ema.gain(jnp.int32(step)), 1.0 - decay, rtol=1e-5)
+        assert np.isclose(ema.one_minus_decay(jnp.int32(step)), 1.0 - decay, rtol=1e-5)
     assert np.isclose(ema.update(jnp.float32(0.0), jnp.float32(1.0), 0), 0.9)  # the first update: d = 0.1

@@ -31,14 +31,14 @@ class Linear:
             "bias": jnp.zeros((self.size,)),
         }
 
-    def memory(self):
+    def init_task_state(self):
         return ()
 
-    def draw(self, batch, memory, key):
+    def draw(self, batch, task_state, key):
         return {**batch, "noise": 0.1 * jax.random.normal(key, batch["x"].shape)}
 
-    def remember(self, memory, examples, losses):
-        return memory
+    def update_task_state(self, task_state, examples, losses):
+        return task_state
 
     def loss(self, params, examples, key, train):
         assert train
@@ -52,15 +52,15 @@ class Linear:
 class Recalling(Linear):
     """The same, with more noise after larger losses: what it remembers matters. Keeps the last losses as they come."""
 
-    def memory(self):
+    def init_task_state(self):
         return {"losses": jnp.zeros((COUNT,)), "x": jnp.zeros((COUNT,)), "total": jnp.zeros(())}
 
-    def draw(self, batch, memory, key):
-        examples = super().draw(batch, memory, key)
-        return {**examples, "noise": examples["noise"] * (1 + jnp.mean(memory["losses"]))}
+    def draw(self, batch, task_state, key):
+        examples = super().draw(batch, task_state, key)
+        return {**examples, "noise": examples["noise"] * (1 + jnp.mean(task_state["losses"]))}
 
-    def remember(self, memory, examples, losses):
-        return {"losses": losses, "x": examples["x"][:, 0], "total": memory["total"] + jnp.sum(losses)}
+    def update_task_state(self, task_state, examples, losses):
+        return {"losses": losses, "x": examples["x"][:, 0], "total": task_state["total"] + jnp.sum(losses)}
 
 
 LINEAR, WIDE, RECALLING, ADAM = Linear(), Linear(128), Recalling(), optax.adam(1e-2)

@@ -1,0 +1,90 @@
+"""What the commands share: flags, readable errors, exit codes. Imports nothing heavy: --help is instant."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from jaxdiff.config import load
+from jaxdiff.config.files import suggest_file
+from jaxdiff.config.overrides import override
+from jaxdiff.config.suggestions import suggest
+from jaxdiff.errors import UserError
+
+USER_ERROR = 2
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and saved its state. `code`, the status: 75 (try again) or 130 (Ctrl-C)."""
+
+    def __init__(self, code: int, message: str):
+        super().__init__(message)
+        self.code = code
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are `UserError`s, and which leaves ``--config.path=value`` to the config."""
+
+    def __init__(self, *, description: str, epilog: str = ""):
+        super().__init__(
+            description=description, epilog=epilog, allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}. Fix: see --help")
+
+    def parse(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+        """Flags, and the overrides of the config as (path, text) pairs."""
+        overrides, rest, words = [], [], list(argv)
+        while words:
+            word = words.pop(0)
+            if not word.startswith("--config."):
+                rest.append(word)
+                continue
+            path, equals, text = word.removeprefix("--config.").partition("=")
+            if not equals:
+                if not words or words[0].startswith("--"):
+                    raise UserError(f"{word}: a value is missing. Fix: {word}=VALUE")
+                text = words.pop(0)
+            overrides.append((path, text))
+        flags, unknown = self.parse_known_args(rest)
+        for word in unknown:
+            if not word.startswith("-"):
+                raise UserError(f"{word}: a word that belongs to no flag. Fix: see --help")
+            known = [option for action in self._actions for option in action.option_strings]
+            name = word.partition("=")[0]
+            raise UserError(f"{name}: there is no such flag. Fix: {suggest(name, known)}")
+        return flags, overrides
+
+
+def load_config(path: str | None, overrides: Sequence[tuple[str, str]]) -> Any:
+    """The config of a file with the command line's overrides applied."""
+    if path is None:
+        raise UserError(f"--config=: a config is needed. Fix: {suggest_file()}")
+    config = load(path)
+    for name, text in overrides:
+        override(config, name, text)
+    return config
+
+
+def guide_run(text: str | None) -> str | tuple[str, int] | None:
+    """``folder`` or ``folder:step``."""
+    folder, colon, step = (text or "").rpartition(":")
+    return (folder, int(step)) if colon and step.isdigit() else text
+
+
+def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
+    """Run a command: a user's error is one line and status 2, a clean stop has the status that it states."""
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        if "--debug" in sys.argv:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.code)
+    sys.exit(0)

@@ -1,0 +1,140 @@
+"""Config blocks: `spec` writes a block down, `build` makes the object that it describes.
+
+A block is a `ConfigDict` of the target (``"module:Class"``) and every argument, defaults included. Blocks
+nest, survive JSON, and can be overridden by path (``sampling.steps=20``). There is no registry: a config
+imports the class it names, and a typo fails at the line that holds it.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxdiff.config.renamed import current
+from jaxdiff.config.suggestions import suggest
+from jaxdiff.config.values import BLOCK, PLAIN, is_plain, short, typed
+from jaxdiff.errors import UserError
+
+TARGET = "target"
+LINEN_FIELDS = {"parent", "name"}
+"""Fields of every Linen module that belong to Linen."""
+
+
+def spec(cls: type, **arguments: Any) -> ConfigDict:
+    """Write down ``cls(**arguments)`` as a config block, with all defaults filled in that can be written down.
+
+    Raises:
+      UserError: an argument that `cls` does not have, lacks and needs, or of the wrong type.
+    """
+    fields = fields_of(cls)
+    for name, value in arguments.items():
+        if name not in fields:
+            fix = suggest(name, fields)
+            raise UserError(f"{name}={short(value)}: {cls.__name__} has no field {name!r}. Fix: {fix}")
+    block: dict[str, Any] = {TARGET: f"{cls.__module__}:{cls.__qualname__}"}
+    for name, field in fields.items():
+        path = f"{cls.__name__}.{name}"
+        if name in arguments:
+            block[name] = typed(path, owned(arguments[name], path), field.annotation)
+        elif field.default is inspect.Parameter.empty:
+            raise UserError(f"{path}: it has no default and was not given. Fix: pass {name}=...")
+        elif is_plain(field.default):
+            block[name] = field.default
+        elif dataclasses.is_dataclass(field.default):  # a part that is a default can be changed by path too
+            block[name] = describe(field.default)
+    return ConfigDict(block, type_safe=False)
+
+
+def describe(part: Any) -> Any:
+    """The block that makes an object of plain values and other such objects: `build` is the inverse."""
+    if isinstance(part, tuple):
+        return tuple(map(describe, part))
+    if isinstance(part, Mapping):
+        return {name: describe(value) for name, value in part.items()}
+    if not dataclasses.is_dataclass(part):
+        return part
+    cls = type(part)
+    return spec(cls, **{name: describe(getattr(part, name)) for name in fields_of(cls)})
+
+
+def build(block: Any, packages: tuple[str, ...] | None = None, path: str = "config") -> Any:
+    """Make what a block names, with everything inside it. Anything that is not a block is returned as it is.
+
+    Args:
+      block: a block of `spec`, or the plain dictionaries and lists that it becomes in JSON.
+      packages: the only top-level packages whose classes may be made; None trusts the block, as one trusts
+        the Python file that wrote it. A config that came with a checkpoint is not trusted.
+      path: where the block stands, for errors.
+    """
+    if isinstance(block, BLOCK):
+        items = {name: build(block[name], packages, f"{path}.{name}") for name in block}
+        if TARGET not in items:
+            return items
+        cls = resolve(items.pop(TARGET), packages, f"{path}.{TARGET}")
+        for name in items:
+            if name not in fields_of(cls):
+                fix = suggest(name, fields_of(cls))
+                raise UserError(f"{path}.{name}: {cls.__name__} has no field {name!r}. Fix: {fix}")
+        try:
+            return cls(**items)
+        except UserError as error:
+            raise UserError(f"{path}.{error}") from None
+        except TypeError as error:
+            raise UserError(f"{path}: {error}. Fix: see {cls.__module__}.{cls.__name__}") from None
+    if isinstance(block, list | tuple):
+        return tuple(build(item, packages, f"{path}[{i}]") for i, item in enumerate(block))
+    return block
+
+
+def resolve(target: Any, packages: tuple[str, ...] | None = None, path: str = TARGET) -> type:
+    """The class that ``"module:Class"`` names, if it lives in one of `packages`; `path` is for errors."""
+    module_name, _, class_name = current(str(target)).partition(":")
+    field = f"{path}={target!r}"
+    if not module_name or not class_name:
+        raise UserError(f"{field}: this names no class. Fix: write package.module:Class")
+    package = module_name.split(".")[0]
+    if packages is not None and package not in packages:
+        raise UserError(
+            f"{field}: a stored config may only make classes of {', '.join(packages)}. "
+            f"Fix: if you trust it, pass --packages={package}"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UserError(f"{field}: {error}. Fix: check the module's name, or install the package") from None
+    found = getattr(module, class_name, None)
+    # What a module imports is no class of it: `jaxdiff.cli.app:argparse` must not open a side door.
+    if not inspect.isclass(found) or (packages and found.__module__.split(".")[0] not in packages):
+        classes = inspect.getmembers(module, lambda it: inspect.isclass(it) and it.__module__ == module_name)
+        fix = suggest(class_name, dict(classes)) if classes else "name another module"
+        raise UserError(f"{field}: {module_name} has no class {class_name!r}. Fix: {fix}")
+    return found
+
+
+def fields_of(cls: type) -> dict[str, inspect.Parameter]:
+    """The constructor's parameters by name, annotations resolved to types."""
+    parameters = inspect.signature(cls).parameters
+    hints = typing.get_type_hints(cls if dataclasses.is_dataclass(cls) else cls.__init__)
+    hidden = LINEN_FIELDS if parameters.keys() >= LINEN_FIELDS else ()
+    return {
+        name: parameter.replace(annotation=hints.get(name, Any))
+        for name, parameter in parameters.items()
+        if name not in hidden and not parameter.kind.name.startswith("VAR_")
+    }
+
+
+def owned(tree: Any, path: str = "config") -> Any:
+    """A copy in which nothing is shared, so that a change of ``levels[0]`` changes no other level."""
+    if isinstance(tree, BLOCK):
+        return ConfigDict({name: owned(tree[name], f"{path}.{name}") for name in tree}, type_safe=False)
+    if isinstance(tree, list | tuple):
+        return tuple(owned(item, f"{path}[{i}]") for i, item in enumerate(tree))
+    if not isinstance(tree, PLAIN):
+        name = tree.__name__ if inspect.isclass(tree) else type(tree).__name__
+        fix = f"pass spec({name}, ...)"
+        raise UserError(f"{path}={short(tree)}: an object cannot be written down. Fix: {fix}")
+    return tree

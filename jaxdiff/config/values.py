@@ -1,0 +1,84 @@
+"""Values of config fields: which kinds there are, and how a value is read as a field's type."""
+
+import inspect
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxdiff.errors import UserError
+
+PLAIN = (bool, int, float, str, type(None))
+BLOCK = (Mapping, ConfigDict)  # a ConfigDict is no Mapping by itself
+MISFIT = object()  # what `_fit` gives when a value cannot be read as the type
+
+
+def is_plain(value: Any) -> bool:
+    return isinstance(value, PLAIN) or (isinstance(value, tuple) and all(map(is_plain, value)))
+
+
+def kinds_of(annotation: Any) -> tuple[Any, ...]:
+    """The alternatives of a type: ``int | None`` is int or None."""
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return typing.get_args(annotation) if union else (annotation,)
+
+
+def typed(field: str, value: Any, annotation: Any) -> Any:
+    """`value` read as `annotation`: an int becomes a float where a float is meant, and 1e5 an int."""
+    for kind in kinds_of(annotation):
+        if (fitted := _fit(value, kind)) is not MISFIT:
+            return fitted
+    names = " or ".join(map(_kind_name, kinds_of(annotation)))
+    given = _kind_name(type(value))
+    raise UserError(f"{field}={short(value)}: {names} is expected, not {given}. Fix: give {names}")
+
+
+def _fit(value: Any, kind: Any) -> Any:
+    """`value` read as one alternative of a type, or `MISFIT`."""
+    if kind is tuple or typing.get_origin(kind) is tuple:
+        return _fit_tuple(value, typing.get_args(kind))
+    if typing.get_origin(kind) is typing.Literal:
+        return value if value in typing.get_args(kind) else MISFIT
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is int and type(value) is float and value.is_integer():
+        return int(value)
+    if kind in PLAIN:
+        return value if type(value) is kind else MISFIT
+    # Only a block can become an object. Other annotations promise nothing that can be checked here.
+    return MISFIT if is_object(kind) and is_plain(value) else value
+
+
+def _fit_tuple(value: Any, kinds: tuple[Any, ...]) -> Any:
+    if not isinstance(value, tuple):
+        return MISFIT
+    if not kinds:
+        return value
+    kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
+    if len(kinds) != len(value):
+        return MISFIT
+    try:
+        return tuple(typed("item", item, kind) for item, kind in zip(value, kinds, strict=True))
+    except UserError:
+        return MISFIT
+
+
+def is_object(kind: Any) -> bool:
+    """Whether a type is a class or protocol of objects, which a config writes down as blocks."""
+    kind = typing.get_origin(kind) or kind
+    return inspect.isclass(kind) and kind not in (*PLAIN, tuple, Sequence, Any)
+
+
+def _kind_name(kind: Any) -> str:
+    if kind is type(None):
+        return "None"
+    if inspect.isclass(kind) and not typing.get_args(kind):
+        return kind.__name__
+    return str(kind).replace("typing.", "")
+
+
+def short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:57]}..."

@@ -1,0 +1,73 @@
+"""Make an average of another length of a finished run, as a folder that can be sampled from.
+
+python -m jaxdiff.posthoc_ema --workdir runs/digits --std 0.08 --out runs/digits-0.08
+python -m jaxdiff.sample --workdir runs/digits-0.08 --n 100 --label all --out digits.png
+"""
+
+import pathlib
+import shutil
+from collections.abc import Sequence
+
+from jaxdiff import config as configs
+from jaxdiff.cli import app as command
+from jaxdiff.errors import UserError, require
+
+DESCRIPTION = (
+    "Make an average of another length of a run that has kept snapshots: PowerEma(snapshot_every=...)."
+)
+
+
+def parser() -> command.Parser:
+    flags = command.Parser(description=DESCRIPTION)
+    flags.add_argument("--workdir", required=True, help="folder of the training run")
+    flags.add_argument(
+        "--std", type=float, required=True, help="length of the average, as a share of the training, as 0.08"
+    )
+    flags.add_argument("--out", required=True, help="a new folder, for jaxdiff.sample and jaxdiff.evaluate")
+    flags.add_argument("--step", type=int, default=None, help="when it ends (default: the last snapshot)")
+    flags.add_argument(
+        "--packages", default="", help="comma-separated packages that the stored config may use"
+    )
+    return flags
+
+
+def main(argv: Sequence[str]) -> None:
+    flags, overrides = parser().parse(argv)
+    require(not overrides, "--config", overrides, "the run has its config", "leave it out")
+    out = pathlib.Path(flags.out).expanduser()
+    if out.exists():
+        raise UserError(f"--out={flags.out}: it exists. Fix: choose another name")
+
+    from jaxdiff.distributed import runtime
+    from jaxdiff.runs.workdir import CONFIG_FILE, read_config
+
+    config = read_config(flags.workdir)
+    runtime.start()
+
+    import jax.numpy as jnp
+
+    from jaxdiff.training import snapshots
+    from jaxdiff.training.checkpoint import Checkpoints
+    from jaxdiff.training.power_ema import PowerEma
+    from jaxdiff.training.step import TrainState, abstract_state
+
+    packages = [name for name in flags.packages.split(",") if name]
+    experiment = configs.build(config, packages=("jaxdiff", *packages))
+    kind = type(experiment.ema).__name__
+    require(isinstance(experiment.ema, PowerEma), "--workdir", flags.workdir, f"the run tracked an {kind}",
+            "train with ema=PowerEma(snapshot_every=...)")  # fmt: skip
+    optimizer = experiment.optimizer.make(experiment.steps)
+    abstract = abstract_state(experiment.task, optimizer, experiment.mesh.make()).ema
+    average, step = snapshots.reconstruct(flags.workdir, experiment.ema, abstract, flags.std, flags.step)
+
+    partial = out.with_name(f"{out.name}.new")
+    with Checkpoints(partial / "checkpoints") as checkpoints:
+        checkpoints.save(step, TrainState(jnp.int32(step), params=(), ema=average, opt_state=()))
+        checkpoints.wait()
+    shutil.copy(pathlib.Path(flags.workdir).expanduser() / CONFIG_FILE, partial / CONFIG_FILE)
+    partial.rename(out)
+    print(f"the average of length {flags.std} at step {step} in {out}")
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,11 +1,56 @@
-"""The error of a user: what they said, why it cannot be, and what to do instead."""
+"""User errors: one line that names the field, what was expected, what was given, and the fix."""
+
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Something a user can mend. Its text has the form ``field=value: why. Fix: what``.
+    """Something a user can mend. Its text has the form ``field=value: expected X, got Y. Fix: Z``.
 
     Commands print it as one line and exit with status 2; there is no traceback without ``--debug``.
     """
+
+
+def positive(part: object, *fields: str) -> None:
+    """Raise a `UserError` unless each of the numeric fields is > 0 (None, for an optional field, passes)."""
+    for name in fields:
+        value = getattr(part, name)
+        if value is not None and not value > 0:
+            raise UserError(f"{name}={value!r}: expected a number > 0, got {value!r}. Fix: give {name} > 0")
+
+
+def between(
+    part: object, field: str, low: float, high: float, *, open_low: bool = False, open_high: bool = False
+) -> None:
+    """Raise a `UserError` unless ``low <= field <= high``; an open end excludes its bound. None passes."""
+    value = getattr(part, field)
+    if value is None:
+        return
+    above = value > low if open_low else value >= low
+    below = value < high if open_high else value <= high
+    if not (above and below):
+        interval = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
+        raise UserError(
+            f"{field}={value!r}: expected a number in {interval}, got {value!r}. Fix: choose one there"
+        )
+
+
+def one_of(part: object, field: str, choices: Iterable[object]) -> None:
+    """Raise a `UserError` unless the field is one of `choices`."""
+    value, known = getattr(part, field), list(choices)
+    if value not in known:
+        listed = ", ".join(map(repr, known))
+        raise UserError(
+            f"{field}={value!r}: expected one of {listed}, got {value!r}. Fix: choose one of these"
+        )
+
+
+def expect(
+    condition: bool, field: str, value: object, expected: str, fix: str, got: str | None = None
+) -> None:
+    """Raise a `UserError` about `field` unless `condition` holds; `got` replaces the value where that says more."""
+    if not condition:
+        found = repr(value) if got is None else got
+        raise UserError(f"{field}={value!r}: expected {expected}, got {found}. Fix: {fix}")
 
 
 def require(condition: bool, field: str, value: object, why: str, fix: str) -> None:

@@ -18,7 +18,7 @@ FORMULAS = [pathlib.Path(__file__).parent / name for name in ("likelihood", "pro
 @pytest.fixture(autouse=True)
 def formulas(request):
     """Formulas in double precision, unless a test asks for `float32`, and compiled without ado: they run but once."""
-    formula = request.path.parent in FORMULAS
+    formula = any(folder in request.path.parents for folder in FORMULAS)
     exact = formula and "float32" not in request.fixturenames
     jax.config.update("jax_disable_most_optimizations", formula)
     with jax.enable_x64(exact or jax.config.jax_enable_x64):

@@ -26,7 +26,7 @@ import time
 from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).parent.parent
-FILES = ("jaxdiff/process/*.py", "jaxdiff/sampling/*.py", "jaxdiff/tasks/*.py")
+FILES = ("jaxdiff/process/*.py", "jaxdiff/sampling/**/*.py", "jaxdiff/likelihood/*.py", "jaxdiff/tasks/*.py")
 TESTS = ("process", "sampling", "likelihood", "tasks", "training")
 TRAVELS = ("jaxdiff", "tests", "docs", "pyproject.toml", "README.md", "configs")
 ENOUGH = 0.95
@@ -139,7 +139,7 @@ def tests_of(file: str) -> list[str]:
     module = file.removesuffix(".py").replace("/", ".")
     package, _, name = module.rpartition(".")
     imports = re.compile(rf"from {re.escape(package)} import [^\n]*\b{name}\b|{re.escape(module)}\b")
-    found = [path for folder in TESTS for path in sorted((ROOT / "tests" / folder).glob("test_*.py"))
+    found = [path for folder in TESTS for path in sorted((ROOT / "tests" / folder).rglob("test_*.py"))
              if imports.search(path.read_text())]  # fmt: skip
     found.sort(key=lambda path: (path.stem != f"test_{name}", path.stat().st_size))
     return [str(path.relative_to(ROOT)) for path in found]

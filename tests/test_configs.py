@@ -18,7 +18,7 @@ from jaxdiff.data import images
 from jaxdiff.data.sources import Tfds
 from jaxdiff.distributed.mesh import MeshShape
 from jaxdiff.errors import UserError
-from jaxdiff.generation.compiled import Program, Rows, generate
+from jaxdiff.generation.compiled import GenerationInputs, StaticArgs, generate
 from jaxdiff.training import step as training_step
 
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"
@@ -254,9 +254,9 @@ def test_config_fits_together_in_shape_on_a_mesh(name):
     assert metrics["loss"].shape == ()
 
     absent = {name: jax.ShapeDtypeStruct((rows,), bool) for name in fields}
-    program = Program((task.denoiser,), task.image_shape, mesh)
+    program = StaticArgs((task.denoiser,), task.image_shape, mesh)
     index, seed = jax.ShapeDtypeStruct((rows,), jnp.uint32), jax.ShapeDtypeStruct((), jnp.uint32)
-    drawn = Rows(fields, absent, fields, absent)
+    drawn = GenerationInputs(fields, absent, fields, absent)
     made = generate.trace(program, experiment.sampling, (state.params,), drawn, index, seed).out_info
     assert (made.shape, made.dtype) == ((rows, *task.image_shape), jnp.float32)
 

@@ -6,7 +6,6 @@ import re
 import sys
 import types
 
-import commands
 import jax
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from jaxdiff import sample, train
 from jaxdiff.distributed import runtime
 from jaxdiff.errors import UserError
 from jaxdiff.generation.generator import Generator
+from tests import commands
 
 ROOT = pathlib.Path(__file__).parent.parent
 RECIPE = re.compile(r"^## (?P<title>[^\n]+)\n.*?^```python\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE)

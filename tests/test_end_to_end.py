@@ -9,8 +9,9 @@ import time
 
 import numpy as np
 import pytest
-from commands import DIGITS, TINY, digest, metrics, run, start
 from PIL import Image
+
+from tests.commands import DIGITS, TINY, digest, metrics, run, start
 
 pytestmark = pytest.mark.xdist_group("end to end")  # one worker: they share a run, and want a core for it
 STEPS = 12

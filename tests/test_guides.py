@@ -7,7 +7,6 @@ import shlex
 import sys
 import types
 
-import commands
 import jax
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from jaxdiff import sample
 from jaxdiff.cli import app as command
 from jaxdiff.config.overrides import override
 from jaxdiff.distributed import runtime
+from tests import commands
 
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = ("class_conditional", "text_to_image", "super_resolution", "image_to_image")

@@ -11,7 +11,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
-from commands import DIGITS, TINY
 
 from jaxdiff import config as configs
 from jaxdiff import plan as planning
@@ -23,6 +22,7 @@ from jaxdiff.embeddings import Embeddings
 from jaxdiff.errors import UserError
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.training.step import abstract_state, jit_train_step, make_train_step
+from tests.commands import DIGITS, TINY
 
 ROOT = pathlib.Path(__file__).parent.parent
 

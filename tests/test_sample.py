@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from test_inputs import LEVELS, WEIGHTS, a_generator, constant, noisy
 
 from jaxdiff import sample
 from jaxdiff.cli import values as words
@@ -25,6 +24,7 @@ from jaxdiff.generation.generator import Generator
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.runs import workdir as workdirs
 from jaxdiff.sampling.guidance.per_condition import PerCondition
+from tests.generation.test_inputs import LEVELS, WEIGHTS, a_generator, constant, noisy
 
 
 class Length(nn.Module):

@@ -335,7 +335,7 @@ class Generator:
         return GenerationInputs(fields, absent, instead, no_negative, known=known, mask=mask), n
 
     def _program_size(self, n: int) -> int:
-        """Rows of the compiled program: a power of two, so that few programs are compiled, divided evenly by the devices."""
+        """Rows of a compiled batch: a power of two, for few compilations, rounded up to divide over the devices."""
         rows = math.prod(self.mesh.shape[axis] for axis in partitioning.BATCH_AXES)
         size = min(self.batch_size, 1 << (n - 1).bit_length())
         return -(-size // rows) * rows

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from training import toy
 
 from jaxdiff.cost import memory
 from jaxdiff.training.step import abstract_state, create_state
+from tests.training import toy
 
 N = 1000
 BYTES = 4 * N

@@ -1,11 +1,11 @@
 """Code that reads hostile files is also tried as it runs without the tests' type checks."""
 
-import hostile
 import jaxtyping
 import pytest
-from published import archive, mapping, tensor, text
 
 from jaxdiff.interop.tensors import read_tensors
+from tests.interop import hostile
+from tests.interop.published import archive, mapping, tensor, text
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 import jax
 import numpy as np
 import pytest
-import test_edm2
-import test_published_networks as networks
 
 from jaxdiff.errors import UserError
 from jaxdiff.interop import edm, families
@@ -12,6 +10,8 @@ from jaxdiff.interop.mapping import to_params
 from jaxdiff.interop.safetensors_files import write_safetensors
 from jaxdiff.interop.tensors import read_tensors
 from jaxdiff.process.prediction import Edm
+from tests.interop import test_edm2
+from tests.interop import test_published_networks as networks
 
 CASES = {
     name: (network, noise, parts, entries) for name, network, noise, parts, entries in networks.all_networks()

@@ -10,8 +10,12 @@ import zipfile
 
 import numpy as np
 import pytest
-from hostile import attempt, refused
-from published import (
+
+from jaxdiff.errors import UserError
+from jaxdiff.interop.safetensors_files import write_safetensors
+from jaxdiff.interop.tensors import read_tensors
+from tests.interop.hostile import attempt, refused
+from tests.interop.published import (
     GOLDENS,
     SIX,
     archive,
@@ -23,10 +27,6 @@ from published import (
     tensor,
     text,
 )
-
-from jaxdiff.errors import UserError
-from jaxdiff.interop.safetensors_files import write_safetensors
-from jaxdiff.interop.tensors import read_tensors
 
 pytestmark = pytest.mark.usefixtures("untyped", "nothing_runs")
 

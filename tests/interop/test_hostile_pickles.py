@@ -8,8 +8,12 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hostile import attempt, refused
-from published import (
+
+from jaxdiff.interop import torch_files
+from jaxdiff.interop.tensors import read_tensors
+from jaxdiff.interop.unpickling import Budget
+from tests.interop.hostile import attempt, refused
+from tests.interop.published import (
     SIX,
     archive,
     called,
@@ -23,10 +27,6 @@ from published import (
     tensor,
     text,
 )
-
-from jaxdiff.interop import torch_files
-from jaxdiff.interop.tensors import read_tensors
-from jaxdiff.interop.unpickling import Budget
 
 pytestmark = pytest.mark.usefixtures("untyped", "nothing_runs")
 

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.scipy.special import ndtr
-from test_published_networks import VE, VP, golden, load_small_song, nhwc, small_song
 
 from jaxdiff.conditioning.continuous import Continuous
 from jaxdiff.process import weighting
@@ -19,6 +18,7 @@ from jaxdiff.process.prediction import Edm, Noise, Score
 from jaxdiff.process.time_sampling import LogNormalSigma, LogUniformSigma, Uniform
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.tasks.objectives import WeightedError
+from tests.interop.test_published_networks import VE, VP, golden, load_small_song, nhwc, small_song
 
 QUICK = {"xla_backend_optimization_level": 0}
 

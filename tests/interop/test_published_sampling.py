@@ -7,10 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import Mixture
-from sampling.solving import walk
-from tasks.models import Constant, Label
-from test_published_networks import VE, golden, load_small_song, small_song
 
 from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.denoiser import Denoiser
@@ -27,6 +23,10 @@ from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.sampling.samplers.ancestral import Ancestral
 from jaxdiff.sampling.samplers.ddim import Ddim
 from jaxdiff.sampling.samplers.heun import MAX_CHURN, Heun
+from tests.interop.test_published_networks import VE, golden, load_small_song, small_song
+from tests.oracles import Mixture
+from tests.sampling.solving import walk
+from tests.tasks.models import Constant, Label
 
 QUICK = {"xla_backend_optimization_level": 0}
 FOLDER = pathlib.Path(__file__).parents[1] / "goldens"

@@ -7,7 +7,12 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
-from published import (
+from safetensors.numpy import save_file
+
+from jaxdiff.errors import UserError
+from jaxdiff.interop.safetensors_files import write_safetensors
+from jaxdiff.interop.tensors import read_tensors
+from tests.interop.published import (
     GOLDENS,
     archive,
     as_torch,
@@ -20,11 +25,6 @@ from published import (
     tensor,
     text,
 )
-from safetensors.numpy import save_file
-
-from jaxdiff.errors import UserError
-from jaxdiff.interop.safetensors_files import write_safetensors
-from jaxdiff.interop.tensors import read_tensors
 
 
 def same(tensors, arrays):

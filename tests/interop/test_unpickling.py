@@ -5,11 +5,11 @@ import sys
 import tracemalloc
 
 import pytest
-from published import called, found, mapping, number, program, several, text
 
 from jaxdiff.interop.files import Unreadable
 from jaxdiff.interop.torch_names import KNOWN
 from jaxdiff.interop.unpickling import Budget, Inert, Name, Unpickler
+from tests.interop.published import called, found, mapping, number, program, several, text
 
 
 @pytest.fixture(autouse=True)

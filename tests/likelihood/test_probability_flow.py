@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import Gaussian, Mixture
 
 from jaxdiff.config import build, describe, from_json, to_json
 from jaxdiff.errors import UserError
@@ -23,6 +22,7 @@ from jaxdiff.likelihood.flow import (
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving
 from jaxdiff.process.schedule import Cosine
 from jaxdiff.sampling.grids.continuous import Karras, LogSnrUniform
+from tests.oracles import Gaussian, Mixture
 
 PROCESSES = [VarianceExploding(1e-3, 1e3), VariancePreserving(Cosine()), RectifiedFlow()]
 MEAN, STD = np.array([0.3, -0.5, 0.0]), np.array([0.4, 1.3, 0.8])

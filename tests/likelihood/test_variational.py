@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import Gaussian, Mixture
 from scipy.integrate import quad
 from scipy.special import ndtr
 from scipy.stats import norm
@@ -19,6 +18,7 @@ from jaxdiff.process.gaussian import RectifiedFlow, Signal, VarianceExploding, V
 from jaxdiff.process.prediction import LearnedVariance, Prediction, decode
 from jaxdiff.process.schedule import Cosine
 from jaxdiff.sampling.loop import noise_like
+from tests.oracles import Gaussian, Mixture
 
 GOLDENS = np.load(pathlib.Path(__file__).parents[1] / "goldens" / "likelihood.npz")
 STEPS = 1000

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import Gaussian, Mixture
 
 from jaxdiff.process.conversion import adapt, convert
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving, diffuse
@@ -13,6 +12,7 @@ from jaxdiff.process.table import ScaledLinearBetas, Table
 from jaxdiff.sampling.grids.continuous import Karras
 from jaxdiff.sampling.loop import integrate
 from jaxdiff.sampling.samplers.ddim import Ddim
+from tests.oracles import Gaussian, Mixture
 
 PROCESSES = [
     VariancePreserving(Linear()),

@@ -9,11 +9,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from oracles import Gaussian
-from solving import GRIDS, QUICK, Draws
 
 from jaxdiff.process.gaussian import VariancePreserving
 from jaxdiff.process.schedule import Cosine
+from tests.oracles import Gaussian
+from tests.sampling.solving import GRIDS, QUICK, Draws
 
 MEAN, STD = 0.7, 0.5
 VP = VariancePreserving(Cosine())

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import Gaussian, Mixture
 from scipy.integrate import solve_ivp
 
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving
@@ -17,6 +16,7 @@ from jaxdiff.process.prediction import Prediction
 from jaxdiff.process.schedule import Cosine, LogLinear
 from jaxdiff.sampling.grids import continuous as grids
 from jaxdiff.sampling.loop import integrate
+from tests.oracles import Gaussian, Mixture
 
 VE = VarianceExploding()
 OTHERS = [VariancePreserving(Cosine()), RectifiedFlow()]

@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import Counting
-from solving import GRIDS, OTHERS, POINTS, QUICK, VE, denoiser, gaussian
 
 from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import RectifiedFlow
 from jaxdiff.sampling.inversion import invert
 from jaxdiff.sampling.loop import integrate
 from jaxdiff.sampling.samplers.ddim import Ddim
+from tests.oracles import Counting
+from tests.sampling.solving import GRIDS, OTHERS, POINTS, QUICK, VE, denoiser, gaussian
 
 
 def images() -> jax.Array:

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import Gaussian
 
 from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding
@@ -27,6 +26,7 @@ from jaxdiff.sampling.recipe import PRIOR, Recipe
 from jaxdiff.sampling.samplers.ddim import Ddim
 from jaxdiff.sampling.samplers.dpm_solver import DpmSolver2M
 from jaxdiff.sampling.samplers.heun import Heun
+from tests.oracles import Gaussian
 
 FLOW = RectifiedFlow()
 KEYS = jax.random.split(jax.random.key(0), 2)

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import Counting, Gaussian
 
 from jaxdiff.config import build, describe, from_json, to_json
 from jaxdiff.errors import UserError
@@ -18,6 +17,7 @@ from jaxdiff.sampling.recipe import PRIOR, Recipe
 from jaxdiff.sampling.samplers.ddim import Ddim
 from jaxdiff.sampling.samplers.dpm_solver import DpmSolver2M
 from jaxdiff.sampling.samplers.heun import Euler, Heun
+from tests.oracles import Counting, Gaussian
 
 SAMPLERS = [Euler(), Ddim(), Ddim(1.0), Heun(), Heun(churn=0.2), DpmSolver2M()]
 SHAPE = (2, 2, 1)

@@ -5,7 +5,6 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
-import models
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -34,6 +33,7 @@ from jaxdiff.process.time_sampling import (
 from jaxdiff.tasks.bounds import ContinuousVlb, Hybrid, SoftmaxDecoder, Vlb
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.tasks.objectives import WeightedError
+from tests.tasks import models
 
 GOLDENS = np.load(pathlib.Path(__file__).parents[1] / "goldens" / "losses.npz")
 STEPS = 1000

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import models
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -24,6 +23,7 @@ from jaxdiff.tasks.augmentation import GeometricAugmentation
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.tasks.objectives import WeightedError
 from jaxdiff.training.step import Task
+from tests.tasks import models
 
 VP = VariancePreserving(Cosine(-6.0, 6.0))
 

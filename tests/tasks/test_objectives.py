@@ -6,12 +6,10 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
-import models
 import numpy as np
 import optax
 import pytest
 from flax import linen as nn
-from models import MEAN, STD, STEPS
 
 from jaxdiff import config as configs
 from jaxdiff.errors import UserError
@@ -25,6 +23,8 @@ from jaxdiff.tasks.distances import PseudoHuber, Squared
 from jaxdiff.tasks.objectives import LossInputs, UncertaintyWeighted, WeightedError
 from jaxdiff.training.ema import Ema
 from jaxdiff.training.step import TrainState, make_train_step
+from tests.tasks import models
+from tests.tasks.models import MEAN, STD, STEPS
 
 GOLDENS = np.load(pathlib.Path(__file__).parents[1] / "goldens" / "losses.npz")
 VP = VariancePreserving(Cosine(-6.0, 6.0))

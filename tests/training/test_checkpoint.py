@@ -12,7 +12,7 @@ from jaxdiff.errors import UserError
 from jaxdiff.process.time_sampling import Importance
 from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.training.step import TrainState, abstract_state
-from training import toy
+from tests.training import toy
 
 
 def state(step, scale=1.0, task_state=()):

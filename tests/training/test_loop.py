@@ -15,7 +15,7 @@ from jaxdiff.errors import UserError
 from jaxdiff.training import loop
 from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.training.ema import Ema
-from training import toy
+from tests.training import toy
 
 TESTS = pathlib.Path(__file__).parent.parent
 
@@ -154,7 +154,7 @@ SCRIPT = """
 import sys, time
 from jaxdiff.training import loop
 from jaxdiff.training.checkpoint import Checkpoints
-from training import test_loop, toy
+from tests.training import test_loop, toy
 
 def slow(start):
     for batch in toy.batches(start):

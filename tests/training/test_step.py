@@ -6,7 +6,7 @@ import pytest
 
 from jaxdiff.training.ema import Ema
 from jaxdiff.training.step import Task, abstract_state, accumulate, create_state, make_train_step
-from training import toy
+from tests.training import toy
 
 
 def losses(history):

@@ -1,0 +1,161 @@
+"""Commands: what a user did wrong is one line and status 2; a fault of ours is a traceback and status 1."""
+
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from jaxdiff.cli import app as command
+from jaxdiff.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+CONFIG = """\
+import dataclasses
+from fractions import Fraction
+
+from jaxdiff.config import spec
+
+
+def get_config():
+    return spec(Fraction, numerator=1, denominator=2)
+"""
+
+
+def main(argv) -> None:
+    """A command with the flags that jaxdiff's have."""
+    parser = command.Parser(description="Halve things.")
+    parser.add_argument("--config")
+    parser.add_argument("--n", type=int, default=1)
+    parser.add_argument("--workdir", required="--need-workdir" in argv)
+    flags, overrides = parser.parse([word for word in argv if word != "--need-workdir"])
+    config = command.load_config(flags.config, overrides)
+    print(config.numerator, config.denominator, flags.n)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working directory of a user, with one config."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "half.py").write_text(CONFIG)
+    return tmp_path
+
+
+@pytest.fixture
+def call(folder, monkeypatch, capsys):
+    """Runs a command line; gives status, stdout and stderr."""
+
+    def run(*argv, main=main):
+        monkeypatch.setattr(sys, "argv", ["command", *argv])
+        with pytest.raises(SystemExit) as stop:
+            command.run(main)
+        return stop.value.code, *capsys.readouterr()
+
+    return run
+
+
+def test_overrides_reach_the_config(call):
+    assert call("--config", "configs/half.py", "--n", "3") == (0, "1 2 3\n", "")
+    assert call("--config=configs/half.py", "--config.numerator=5") == (0, "5 2 1\n", "")
+    assert call("--config.numerator", "-5", "--config", "configs/half.py") == (0, "-5 2 1\n", "")
+    assert call("--config=configs/half.py", "--config.numerator=5", "--config.numerator=6")[1] == "6 2 1\n"
+
+
+MISTAKES = {
+    "no config": (["--n", "1"], "--config=: a config is needed. Fix: choose one of configs/half.py"),
+    "missing file": (["--config", "configs/halv.py"], "Fix: did you mean configs/half.py?"),
+    "folder": (["--config", "configs"], "Is a directory"),
+    "stray word": (["--config", "configs/half.py", "more"], "more: a word that belongs to no flag"),
+    "stray first": (["more", "--config", "configs/half.py"], "more: a word that belongs to no flag"),
+    "unknown flag": (["--workdri=x"], "--workdri: there is no such flag. Fix: did you mean --workdir?"),
+    "unknown flag and value": (["--workdri", "x"], "--workdri: there is no such flag"),
+    "strange flag": (["--qqqqqq"], "--qqqqqq: there is no such flag. Fix: use one of "),
+    "abbreviation": (["--work", "x"], "--work: there is no such flag. Fix: did you mean --workdir?"),
+    "wrong number": (["--n", "few"], "argument --n: invalid int value: 'few'. Fix: see --help"),
+    "no value": (["--config"], "argument --config: expected one argument"),
+    "needed flag": (["--need-workdir"], "the following arguments are required: --workdir"),
+    "unknown field": (["--config=configs/half.py", "--config.numeratro=3"], "mean --config.numerator?"),
+    "field without value": (["--config.numerator"], "--config.numerator: a value is missing"),
+    "flag for a value": (["--config.numerator", "--n", "1"], "--config.numerator: a value is missing"),
+}
+
+
+@pytest.mark.parametrize(("argv", "expected"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_line_and_status_2(call, argv, expected):
+    status, out, err = call(*argv)
+    assert status == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert expected in err
+    assert "Fix: " in err
+
+
+@pytest.mark.parametrize(("argv", "expected"), MISTAKES.values(), ids=MISTAKES)
+def test_debug_shows_where_it_was_found(folder, monkeypatch, argv, expected):
+    monkeypatch.setattr(
+        sys, "argv", ["command", *argv, "--debug"] if argv[-1] != "--config" else ["c", "--debug", *argv]
+    )
+    with pytest.raises(UserError, match="Fix: "):
+        command.run(main)
+
+
+BROKEN = {
+    "syntax": ("x = 1\nx = = 2\n", "line 2: invalid syntax"),
+    "import": ("\n\nimport absent_package\n", "line 3: ModuleNotFoundError: No module named"),
+    "exception": ("def get_config():\n    return 1 / 0\n", "line 2: ZeroDivisionError: division by zero"),
+    "assertion": ("assert 1 == 2, 'first\\nsecond'\n", "line 1: AssertionError: first second"),
+    "typo": (CONFIG.replace("denominator", "denominatr"), "line 8: denominatr=2: Fraction has no field"),
+    "nothing": ("", "the file defines no get_config()"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "expected"), BROKEN.values(), ids=BROKEN)
+def test_a_mistake_in_the_config_file_names_its_line(call, folder, text, expected):
+    (folder / "configs" / "half.py").write_text(text)
+    status, _, err = call("--config=configs/half.py")
+    assert status == 2
+    assert err.startswith(f"error: --config=configs/half.py: {expected}")
+    assert err.count("\n") == 1
+
+
+def test_debug_shows_the_exception_in_the_config_file(folder, monkeypatch):
+    (folder / "configs" / "half.py").write_text(BROKEN["exception"][0])
+    monkeypatch.setattr(sys, "argv", ["command", "--config=configs/half.py", "--debug"])
+    with pytest.raises(UserError) as caught:
+        command.run(main)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+@pytest.mark.parametrize("code", [75, 128 + signal.SIGINT])
+def test_an_interrupted_run_has_the_status_that_it_states(call, code):
+    def stopped(argv) -> None:
+        raise command.Interrupted(code, "stopped at step 3, all saved")
+
+    assert call(main=stopped) == (code, "", "stopped at step 3, all saved\n")
+
+
+def test_a_fault_of_ours_is_not_dressed_up(folder, monkeypatch):
+    def faulty(argv) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(sys, "argv", ["command"])
+    with pytest.raises(ZeroDivisionError):
+        command.run(faulty)
+
+
+def test_in_a_process_there_is_no_traceback_without_debug(folder):
+    (folder / "halve.py").write_text(
+        "from jaxdiff import command\n\ncommand.run(lambda argv: command.load_config(None, ()))\n"
+    )
+    ends = {}
+    for flag in ("--quiet", "--debug"):
+        program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import halve"
+        ends[flag] = subprocess.run([sys.executable, "-c", program, flag], capture_output=True, text=True)
+    assert ends["--quiet"].returncode == 2
+    assert "Traceback" not in ends["--quiet"].stderr
+    assert ends["--debug"].returncode == 1
+    assert "Traceback" in ends["--debug"].stderr

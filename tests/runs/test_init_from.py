@@ -1,0 +1,416 @@
+"""A run that starts from another is that model at step 0, learns what is new, and leaves alone what is frozen."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tests.commands import DIGITS, TINY
+from flax import linen as nn
+
+from jaxdiff import config as configs
+from jaxdiff import train
+from jaxdiff.cli import app as command
+from jaxdiff.conditioning.continuous import Continuous
+from jaxdiff.conditioning.embedding import EmbeddedSequence
+from jaxdiff.conditioning.image import ImageCondition
+from jaxdiff.conditioning.noisy import NoiseAugmented
+from jaxdiff.conditioning.text import Text
+from jaxdiff.conditioning.vector import ClassLabel, NoiseLevel
+from jaxdiff.config import spec
+from jaxdiff.embeddings import Embeddings
+from jaxdiff.errors import UserError
+from jaxdiff.models.transformer import TransformerLevel
+from jaxdiff.models.unet import Level, UNet
+from jaxdiff.process.gaussian import RectifiedFlow
+from jaxdiff.runs import init_from as starting
+from jaxdiff.runs.workdir import init_workdir
+from jaxdiff.training import step
+from jaxdiff.training.checkpoint import Checkpoints
+from jaxdiff.training.ema import Ema
+from jaxdiff.training.finetune import InitFrom
+from jaxdiff.training.optimizer import AdamW
+
+WIDTH = 32
+SIZES = spec(Continuous, size=2, width=WIDTH, frequencies=4, null="learned", drop_rate=0.1)
+CLASSES = spec(ClassLabel, num_classes=10, width=WIDTH)
+
+
+@pytest.fixture(autouse=True)
+def quick():
+    """What is compiled here runs once or twice."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def a_config(parts=None, **changes):
+    config = command.load_config(DIGITS, [tuple(word.removeprefix("--config.").split("=")) for word in TINY])
+    level = spec(Level, width=16, blocks=1)
+    config.task.denoiser.network = spec(
+        UNet, levels=(level,), out_channels=1, head_dim=8, middle_attention=False
+    )
+    config.task.denoiser.conditioner.conditions = {"label": CLASSES} | (parts or {})
+    for path, text in changes.items():
+        command.override(config, path.replace("__", "."), text)
+    return config
+
+
+def build(config, workdir=None, **options):
+    experiment = configs.build(config)
+    return experiment if workdir is None else dataclasses.replace(
+        experiment, init_from=InitFrom(str(workdir), **options)
+    )  # fmt: skip
+
+
+def a_mesh():
+    types = (jax.sharding.AxisType.Auto,) * 3
+    return jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), axis_types=types, devices=jax.devices()[:1])
+
+
+def trained(abstract, seed):
+    """Parameters of which none is zero any more."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(0.2 * rng.normal(size=leaf.shape), leaf.dtype), abstract)
+
+
+def store(config, folder):
+    """A trained run with this config: the parameters of step 3, and the average, also of step 7."""
+    experiment, mesh = configs.build(config), a_mesh()
+    abstract = step.abstract_state(experiment.task, experiment.optimizer.make(10), mesh).params
+    (folder / "config.json").write_text(configs.to_json(config))
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        params, ema = trained(abstract, 0), trained(abstract, 1)
+        for number, other in ((3, params), (7, trained(abstract, 2))):
+            checkpoints.save(number, step.TrainState(jnp.int32(number), other, ema, opt_state=()))
+        checkpoints.wait()
+    return experiment, params, ema
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("old")
+    return folder, *store(a_config({"map": spec(ImageCondition, channels=2)}), folder)
+
+
+MAP = {"map": spec(ImageCondition, channels=2)}
+
+
+def same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_the_same_model_starts_with_all_that_was_learned(old):
+    folder, _, params, ema = old
+    state = starting.first_state(build(a_config(MAP), folder), a_mesh())
+    same(state.params, ema)
+    same(state.ema, ema)
+    assert int(state.step) == 0
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
+    first = starting.first_state(build(a_config(MAP), folder, ema=False, step=3), a_mesh())
+    same(first.params, params)
+
+
+def answers(experiment, params, values, drop):
+    denoiser = experiment.task.denoiser
+    x = jax.random.normal(jax.random.key(4), (3, *experiment.task.image_shape))
+    parts = denoiser.conditioner.conditions
+    fields = {name: values[name] for name in parts}
+    drops = {name: jnp.asarray(drop) for name in parts}
+    call = jax.jit(lambda params: denoiser.apply({"params": params}, x, jnp.array([0.1, 0.5, 0.9]), fields, drops,
+                                                 train=False))  # fmt: skip
+    return np.asarray(call(params))
+
+
+def test_new_conditions_of_every_kind_say_nothing_yet_and_can_learn_to(old):
+    """Their names come before and after the old one's: the old channels keep their weights wherever they now are."""
+    folder, experiment, _, ema = old
+    noisy = spec(NoiseAugmented, part=spec(ImageCondition, channels=1), noise=spec(NoiseLevel, width=WIDTH),
+                 process=spec(RectifiedFlow))  # fmt: skip
+    text = spec(Text, width=16, length=12, layers=1, head_dim=8, vector_width=WIDTH)
+    new_parts = {"a_map": spec(ImageCondition, channels=3, null="learned"), "z_noisy": noisy, "crop": SIZES,
+                 "kind": spec(ClassLabel, num_classes=4, width=WIDTH, bias=True), "text": text}  # fmt: skip
+    config = (
+        a_config(MAP | new_parts, task__denoiser__network__levels__=None)
+        if False
+        else a_config(MAP | new_parts)
+    )
+    command.override(config, "task.denoiser.network.levels[0].cross_attention", "True")
+    new = build(config, folder)
+    state = starting.first_state(new, a_mesh())
+    rng = np.random.default_rng(1)
+    images = {name: rng.normal(size=(3, 8, 8, channels)).astype(np.float32) for name, channels in
+              (("map", 2), ("a_map", 3), ("z_noisy", 1))}  # fmt: skip
+    values = {
+        "label": np.array([1, 2, 3]), "map": images["map"], "a_map": images["a_map"], "kind": np.array([0, 3, 1]),
+        "z_noisy": {"value": images["z_noisy"], "level": np.float32([0.1, 0.5, 1.0])},
+        "crop": rng.normal(size=(3, 2)).astype(np.float32),
+        "text": new.task.denoiser.conditioner.read("text", ["a", "red", "three"]),
+    }  # fmt: skip
+    values = jax.tree.map(jnp.asarray, values)
+    drop = [False, True, False]
+    expected = answers(experiment, ema, values, drop)
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(answers(new, state.params, values, drop), expected, atol=2e-5)
+
+    optimizer = new.optimizer.make(10)
+    batch = {"image": jnp.asarray(images["a_map"][..., :1]), **values, "z_noisy": values["z_noisy"]["value"]}
+    draws = new.task.draw(batch, (), jax.random.key(0))
+
+    @jax.jit
+    def move(params, opt_state):
+        grads = jax.grad(lambda tree: jnp.mean(new.task.loss(tree, draws, jax.random.key(1), True)[0]))(
+            params
+        )
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    moved, _ = move(*move(state.params, state.opt_state))
+    for name in new_parts:
+        part = "conditioner", f"parts_{name}"
+        if name != "a_map":  # which has a null alone, and that is never shown if nothing is dropped
+            first, then = (tree[part[0]][part[1]] for tree in (state.params, moved))
+            assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (first, then)), strict=True)), (
+                name
+            )
+    kernel = moved["network"]["stem"]["kernel"]
+    assert kernel.shape[2] == 1 + 3 + 2 + 1
+    assert np.all(np.abs(kernel).max(axis=(0, 1, 3)) > 0)
+    np.testing.assert_array_equal(state.params["network"]["stem"]["kernel"][:, :, 4:6],
+                                  ema["network"]["stem"]["kernel"][:, :, 1:3])  # fmt: skip
+
+
+SEQUENCE = spec(EmbeddedSequence, size=6, length=5, width=16, vector_width=WIDTH)
+
+
+def test_conditions_before_the_mapping_and_tokens_for_the_middle_say_nothing_yet(tmp_path):
+    """What every other slot gets is tested above, with tokens for the levels."""
+
+    def with_transformer(parts, cross_attention):
+        config = a_config(parts)
+        config.task.denoiser.network.middle = spec(
+            TransformerLevel, width=16, blocks=1, head_dim=8, cross_attention=cross_attention
+        )
+        command.override(config, "task.denoiser.network.levels[0].blocks", "0")
+        return config
+
+    experiment, _, ema = store(with_transformer({}, False), tmp_path)
+    features = spec(Continuous, size=9, width=2 * (WIDTH // 8), default=0.0, before_mapping=True)
+    new = build(with_transformer({"augment": features, "text": SEQUENCE}, True), tmp_path)
+    state = starting.first_state(new, a_mesh())
+    rng = np.random.default_rng(3)
+    values = {"label": jnp.array([1, 2, 3]), "augment": jnp.asarray(rng.normal(size=(3, 9)), jnp.float32),
+              "text": jnp.asarray(rng.normal(size=(3, 5, 6)), jnp.float32)}  # fmt: skip
+    expected = answers(experiment, ema, values, [False, True, False])
+    assert np.abs(expected).max() > 0.1
+    found = answers(new, state.params, values, [False, True, False])
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_more_tokens_beside_old_ones_are_told_if_they_change_the_model(tmp_path):
+    """Attention is shared among all tokens: new ones take some of it from the old."""
+
+    def a_reader(*names):
+        config = a_config(dict.fromkeys(names, SEQUENCE))
+        for field, value in (("cross_attention", "True"), ("blocks", "0")):
+            command.override(config, f"task.denoiser.network.levels[0].{field}", value)
+        return config
+
+    store(a_reader("text"), tmp_path)
+    with pytest.raises(UserError, match="the model is another one at step 0"):
+        starting.first_state(build(a_reader("text", "tags"), tmp_path), a_mesh())
+
+
+@pytest.mark.parametrize(
+    ("parts", "changes", "options", "message"),
+    [
+        (MAP, {"task__denoiser__network__levels[0]__width": "24"}, {},
+         r"init_from: network/\S+ is \[.*\] there and \[.*\] here"),
+        (MAP, {"task__denoiser__network__levels[0]__blocks": "2"}, {}, 
+         "the other run lacks network/decoder_0_block_2/"),
+        ({}, {}, {}, r"init_from: network/stem/kernel is \[3, 3, 3, 16\] there and \[3, 3, 1, 16\] here"),
+        (MAP | {"label": spec(Continuous, size=1, width=WIDTH)}, {}, {}, "only the other run has .*parts_label/table"),
+        (MAP, {"task__denoiser__parameterization": "jaxdiff.process.prediction:V"}, {}, "another one at step 0"),
+        (MAP, {}, {"step": 5}, "step=5: it is not in .*choose from: 3, 7"),
+        (MAP, {}, {"fresh": ("network/stemm",)}, r"init_from.fresh='network/stemm': it names no parameter"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_named(old, parts, changes, options, message):
+    if "kind" in parts:
+        pytest.importorskip("flax")
+    with pytest.raises(UserError, match=message):
+        starting.first_state(build(a_config(parts, **changes), old[0], **options), a_mesh())
+
+
+def test_a_folder_without_a_run_is_told(tmp_path):
+    with pytest.raises(UserError, match=r"init_from.workdir=.*there is no config.json"):
+        starting.first_state(build(a_config(), tmp_path), a_mesh())
+    (tmp_path / "config.json").write_text(configs.to_json(a_config()))
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        starting.first_state(build(a_config(), tmp_path), a_mesh())
+
+
+def test_what_is_named_fresh_starts_anew(old):
+    folder, _, _, ema = old
+    more = MAP | {"label": spec(ClassLabel, num_classes=12, width=WIDTH)}
+    with pytest.raises(UserError, match=r"parts_label/table is \[10, 32\] there and \[12, 32\] here"):
+        starting.first_state(build(a_config(more), folder), a_mesh())
+    new = build(a_config(more), folder, fresh=("conditioner/parts_label",))
+    state, plain = (
+        starting.first_state(new, a_mesh()),
+        step.create_state(new.task, new.optimizer.make(9), a_mesh(), 0),
+    )
+    same(state.params["conditioner"]["parts_label"], plain.params["conditioner"]["parts_label"])
+    same(state.params["network"], ema["network"])
+    without = build(a_config(MAP), folder, fresh=("conditioner/parts_label/*",))
+    without = dataclasses.replace(without, task=dataclasses.replace(
+        without.task, denoiser=without.task.denoiser.clone(
+            conditioner=without.task.denoiser.conditioner.clone(
+                conditions={"map": without.task.denoiser.conditioner.conditions["map"]}))))  # fmt: skip
+    assert "parts_label" not in starting.first_state(without, a_mesh()).params["conditioner"]
+
+
+def test_a_run_keeps_its_own_start_and_goes_on_from_it(old, tmp_path):
+    folder, _, _, ema = old
+    experiment, mesh = build(a_config(MAP), folder), a_mesh()
+    starting.prepare(experiment, tmp_path, mesh)
+    starting.prepare(dataclasses.replace(experiment, init_from=InitFrom("/nowhere")), tmp_path, mesh)
+    with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.latest() == 0
+        optimizer = experiment.optimizer.make(experiment.steps)
+        extra_emas = len(experiment.ema.extra_emas())
+        state = checkpoints.restore(0, step.abstract_state(experiment.task, optimizer, mesh, extra_emas))
+    same(state.params, ema)
+    assert int(state.step) == 0
+    starting.prepare(dataclasses.replace(experiment, init_from=None), tmp_path / "none", mesh)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_run_from_before_there_was_a_start_goes_on_but_not_from_another_start(tmp_path):
+    config = a_config()
+    stored = json.loads(configs.to_json(config))
+    del stored["init_from"], stored["optimizer"]["frozen"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    init_workdir(config, str(tmp_path))
+    command.override(config, "init_from", "jaxdiff.training.finetune:InitFrom(workdir='x')")
+    with pytest.raises(UserError, match=r"a run with another config lives there .*init_from"):
+        init_workdir(config, str(tmp_path))
+
+
+def test_a_flag_of_the_command_is_a_field_of_the_config():
+    assert train.start(None) == []
+    config = command.load_config(DIGITS, train.start("runs/base:500"))
+    assert configs.build(config).init_from == InitFrom("runs/base", step=500)
+    assert configs.build(command.load_config(DIGITS, train.start("a b"))).init_from == InitFrom("a b")
+
+
+PARAMS = {
+    "network": {
+        "encoder_0": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)},
+        "head": {"kernel": jnp.ones((2, 2))},
+    },
+    "conditioner": {"table": jnp.ones((4, 2))},
+}
+
+
+@pytest.mark.parametrize("patterns", [("network/encoder_*", "conditioner"), ("network/encoder_0", "*/table")])
+def test_frozen_parameters_stay_bit_for_bit_and_have_no_state(patterns):
+    optimizer = AdamW(0.1, weight_decay=0.1, clip_norm=1.0, frozen=patterns).make(10)
+    params, state = PARAMS, optimizer.init(PARAMS)
+    assert (
+        sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim) == 2 * 4
+    )  # Adam's moments of the head
+    for _ in range(3):
+        grads = jax.tree.map(jnp.ones_like, params)
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    same(params["network"]["encoder_0"], PARAMS["network"]["encoder_0"])
+    same(params["conditioner"], PARAMS["conditioner"])
+    alone = AdamW(0.1, weight_decay=0.1, clip_norm=1.0).make(10)
+    head, state = {"kernel": jnp.ones((2, 2))}, alone.init({"kernel": jnp.ones((2, 2))})
+    for _ in range(3):
+        updates, state = alone.update(jax.tree.map(jnp.ones_like, head), state, head)
+        head = optax.apply_updates(head, updates)
+    same(params["network"]["head"], head)  # neither clipped nor decayed by what is frozen
+
+
+def test_patterns_that_freeze_nothing_or_everything_are_refused():
+    for patterns, message in {
+        (
+            "network/encoder_1",
+        ): r"frozen='network/encoder_1': it names no parameter. Fix: there are conditioner/table",
+        ("network", "*/table"): "nothing is left to train",
+        ("encoder_0",): "it names no parameter",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            AdamW(frozen=patterns).make(10).init(PARAMS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A task with named axes: two layers that are to give zeros."""
+
+    def init(self, key):
+        names = nn.with_logical_partitioning(nn.initializers.ones, ("channels_in", "channels_out"))
+        return {name: {"kernel": names(key, (8, 8))} for name in ("encoder_0", "head")}
+
+    def init_task_state(self):
+        return ()
+
+    def draw(self, batch, memory, key):
+        return batch
+
+    def loss(self, params, examples, key, train):
+        made = examples["x"] @ params["encoder_0"]["kernel"] @ params["head"]["kernel"]
+        return jnp.mean(made**2, axis=1), {}
+
+    def update_task_state(self, task_state, examples, losses):
+        return memory
+
+
+def test_a_frozen_run_trains_sharded_as_its_state_says():
+    """With named axes, on eight devices: the state that is made is the one that the step expects and gives back."""
+    optimizer, task = AdamW(0.1, frozen=("encoder_*",)).make(5), Line()
+    types = (jax.sharding.AxisType.Auto,) * 3
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=types)
+    state = step.create_state(task, optimizer, mesh, 0)
+    before = jax.tree.map(np.asarray, state.params)
+    abstract = step.abstract_state(task, optimizer, mesh)
+    assert jax.tree.structure(abstract) == jax.tree.structure(state)
+    move = step.jit_train_step(step.make_train_step(task, optimizer, Ema(), 0), abstract, mesh)
+    for _ in range(2):
+        state, _ = move(state, {"x": np.ones((8, 8), np.float32)})
+    same(state.params["encoder_0"], before["encoder_0"])
+    same(state.ema["encoder_0"], before["encoder_0"])
+    assert np.all(state.params["head"]["kernel"] != before["head"]["kernel"])
+    assert "encoder" not in str(jax.tree.leaves_with_path(state.opt_state))
+
+
+class Pair(nn.Module):
+    """Two numbers that add up, and one that is always there."""
+
+    constant: float = 0.0
+
+    @nn.compact
+    def __call__(self, values, drop):
+        a, b = (self.param(name, nn.initializers.ones, ()) for name in "ab")
+        return Embeddings(vector=jnp.ones((len(drop), 1)) * (a + b + self.constant))
+
+    @nn.nowrap
+    def example(self, batch, image_shape=None):
+        return jnp.zeros(batch)
+
+
+def test_a_part_without_a_last_layer_of_its_own_is_silenced_as_a_whole_or_refused():
+    experiment = build(a_config())
+    denoiser = experiment.task.denoiser
+    more = denoiser.clone(conditioner=denoiser.conditioner.clone(conditions={"pair": Pair()}))
+    found = starting.zero_initialised_in(more, "pair", (8, 8, 1))
+    assert sorted(found) == ["conditioner/parts_pair/a", "conditioner/parts_pair/b"]
+    loud = denoiser.clone(conditioner=denoiser.conditioner.clone(conditions={"pair": Pair(1.0)}))
+    with pytest.raises(UserError, match=r"the new condition pair \(Pair\) changes the model at once"):
+        starting.zero_initialised_in(loud, "pair", (8, 8, 1))

@@ -1,0 +1,165 @@
+"""Rules that combine two predictions, against their papers' formulas written in numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff.errors import UserError
+from jaxdiff.process.gaussian import RectifiedFlow
+from jaxdiff.process.prediction import Prediction
+from jaxdiff.sampling.guidance.classifier_free import ClassifierFree, Interval
+from jaxdiff.sampling.guidance.rules import CfgPlusPlus, Extrapolate, Projected, Rescale
+from jaxdiff.sampling.loop import StatefulDenoiser, sample
+from jaxdiff.sampling.samplers.ddim import Ddim
+from tests.oracles import predict_from_data
+
+FLOW, T = RectifiedFlow(), 0.6
+SHAPE = (3, 2, 2, 2)
+X, GIVEN, NULL = np.random.default_rng(0).normal(size=(3, *SHAPE)) * [[[[[1.0, 3.0]]]]]
+KEYS = jax.random.split(jax.random.key(0), 3)
+REMEMBERING = Projected(0.3, 2.0, -0.5)
+RULES = [Extrapolate(), Rescale(0.4), CfgPlusPlus(), Projected(0.3, 2.0), REMEMBERING]
+
+
+def pair(x_0):
+    return predict_from_data(FLOW, jnp.asarray(X), jnp.asarray(T), jnp.asarray(x_0))
+
+
+def apply(rule, scale, given=GIVEN, null=NULL, history=None):
+    history = rule.init(jnp.asarray(X)) if history is None else history
+    return rule(history, scale, pair(given), pair(null), FLOW.signal(jnp.asarray(T)))
+
+
+def norm(x):
+    return np.sqrt(np.sum(np.square(x), axis=(1, 2, 3), keepdims=True))
+
+
+def makes_x(found):
+    np.testing.assert_allclose(0.4 * found.x_0 + 0.6 * found.noise, X, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.7, 1.0])
+def test_rescaling_brings_the_contrast_of_each_image_back(phi):
+    given, null = 0.05 * GIVEN, 0.05 * NULL
+    found, _ = apply(Rescale(phi), 4.0, given, null)
+    guided = null + 4.0 * (given - null)
+    std, std_given = (np.std(x, axis=(1, 2, 3)) for x in (guided, given))
+    np.testing.assert_allclose(
+        np.std(found.x_0, axis=(1, 2, 3)), phi * std_given + (1 - phi) * std, rtol=1e-9
+    )
+    ratio = np.asarray(found.x_0) / guided  # one factor for each image: the picture itself stays as it is
+    np.testing.assert_allclose(ratio, np.broadcast_to(ratio[:, :1, :1, :1], SHAPE), rtol=1e-9)
+    makes_x(found)
+
+
+def test_an_image_of_one_colour_has_no_contrast_to_rescale():
+    found, _ = apply(Rescale(1.0), 4.0, jnp.ones(SHAPE), jnp.full(SHAPE, 0.5))
+    np.testing.assert_allclose(found.x_0, 2.5, rtol=1e-12)
+
+
+def test_projection_is_algorithm_1_of_the_paper_call_after_call():
+    rule, history, running = Projected(0.3, 2.0, -0.5), None, 0.0
+    rng = np.random.default_rng(1)
+    for factor in (1.0, 0.1, 3.0):  # differences above and below the norm
+        given, null = (factor * rng.normal(size=SHAPE) for _ in range(2))
+        found, history = apply(rule, 4.0, jnp.asarray(given), jnp.asarray(null), history)
+        running = (given - null) + -0.5 * running
+        away = running * np.minimum(1.0, 2.0 / norm(running))
+        unit = given / norm(given)
+        parallel = np.sum(away * unit, axis=(1, 2, 3), keepdims=True) * unit
+        np.testing.assert_allclose(found.x_0, given + 3.0 * (away - parallel + 0.3 * parallel), rtol=1e-9)
+        makes_x(found)
+
+
+def test_without_its_three_parts_projection_is_extrapolation():
+    found, _ = apply(Projected(eta=1.0), 4.0)
+    np.testing.assert_allclose(found.x_0, NULL + 4.0 * (GIVEN - NULL), rtol=1e-9)
+    found, _ = apply(Projected(eta=0.0), 4.0)
+    change = np.sum((found.x_0 - GIVEN) * GIVEN, axis=(1, 2, 3))
+    np.testing.assert_allclose(change, 0.0, atol=1e-9)
+
+
+def test_no_difference_and_no_image_are_no_nan():
+    for rule in (Projected(0.0, 2.0), REMEMBERING):
+        found, _ = apply(rule, 4.0, jnp.zeros(SHAPE), jnp.zeros(SHAPE))
+        np.testing.assert_array_equal(found.x_0, 0.0)
+
+
+def test_cfg_plus_plus_is_the_guided_image_with_the_noise_of_the_unconditional_model():
+    found, _ = apply(CfgPlusPlus(), 0.6)
+    np.testing.assert_allclose(found.x_0, NULL + 0.6 * (GIVEN - NULL), rtol=1e-9)
+    np.testing.assert_array_equal(found.noise, pair(NULL).noise)
+    for wrong in (-0.1, 1.1):
+        with pytest.raises(UserError, match=r"scale=.*interpolates"):
+            ClassifierFree(wrong, CfgPlusPlus())
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_a_rule_gives_each_image_what_it_gives_it_alone(rule):
+    together, _ = apply(rule, 0.8)
+    one = [jax.tree.map(lambda value: value[1:2], pair(x)) for x in (GIVEN, NULL)]
+    alone, _ = rule(rule.init(jnp.asarray(X[1:2])), 0.8, *one, FLOW.signal(jnp.asarray(T)))
+    np.testing.assert_allclose(together.x_0[1:2], alone.x_0, rtol=1e-12)
+    np.testing.assert_allclose(together.noise[1:2], alone.noise, rtol=1e-12)
+
+
+def model(calls):
+    def denoise(x, t, conditions, drop):
+        calls.append([int(value) for value in drop["c"]])
+        return Prediction(*jax.tree.map(lambda a, b: jnp.where(drop["c"][:, None, None, None], a, b),
+                                        *(_rows(pair(x_0), x.shape[0]) for x_0 in (NULL, GIVEN))))  # fmt: skip
+
+    return denoise
+
+
+def _rows(prediction, batch):
+    return tuple(jnp.repeat(value, batch // 3, axis=0) for value in prediction[:2])
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0])
+def test_a_rule_is_called_with_what_it_needs_and_no_more(rule, scale):
+    """And where one prediction is enough, it is the whole result, as the rule itself would have it."""
+    calls = []
+    guided = ClassifierFree(scale, rule)(model(calls), FLOW, {"c": jnp.zeros(3)}, KEYS)
+    x, t = jnp.asarray(X), jnp.asarray(T)
+    found = guided.call(guided.init(x), x, t)[0] if isinstance(guided, StatefulDenoiser) else guided(x, t)
+    expected, _ = apply(rule, scale)
+    np.testing.assert_allclose(found.x_0, expected.x_0, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(found.noise, expected.noise, rtol=1e-9, atol=1e-12)
+    plain = [0, 0, 0] if scale == 1 else [1, 1, 1]
+    one = (
+        scale == 0 if isinstance(rule, CfgPlusPlus) else scale == 1 or (scale == 0 and rule == Extrapolate())
+    )
+    assert calls == [plain if one else [0, 1] * 3]
+
+
+def test_momentum_goes_from_step_to_step_and_stands_still_outside_the_interval():
+    """With a constant difference d, the k-th sum is d (1 - beta^k) / (1 - beta)."""
+    rule = Projected(eta=1.0, momentum=-0.5)
+
+    def denoise(x, t, conditions, drop):
+        away = jnp.where(drop["c"], 0.0, 1.0)[:, None, None, None]
+        return Prediction(away + 0 * x, 0 * x)
+
+    def images(interval, times):
+        """The image that the last call predicts."""
+        guided = ClassifierFree(3.0, rule, interval)(denoise, FLOW, {"c": jnp.zeros(3)}, KEYS)
+        return sample(Ddim(), guided, FLOW, jnp.asarray(times), jnp.asarray(X), KEYS)
+
+    def after(calls):
+        return 1 + 2 * (1 - (-0.5) ** calls) / 1.5
+
+    np.testing.assert_allclose(images(None, [0.9, 0.8, 0.7, 0.6]), after(4), rtol=1e-9)
+    levels = Interval(0.5, 2.0)  # times 1/3 to 2/3
+    np.testing.assert_allclose(images(levels, [0.9, 0.8, 0.6, 0.5]), after(2), rtol=1e-9)
+    np.testing.assert_allclose(images(levels, [0.9, 0.8, 0.6, 0.2]), 1.0, rtol=1e-9)
+
+
+@pytest.mark.parametrize("wrong", [{"norm": 0.0}, {"momentum": 1.0}, {"momentum": -1.0}])
+def test_projections_that_mean_nothing_are_refused(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        Projected(**wrong)
+    with pytest.raises(UserError, match="phi"):
+        Rescale(1.5)

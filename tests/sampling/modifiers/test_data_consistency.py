@@ -1,0 +1,80 @@
+"""Images that must agree with a smaller one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff.data.degradations import Downsample
+from jaxdiff.data.images import to_float
+from jaxdiff.errors import UserError
+from jaxdiff.process.gaussian import RectifiedFlow
+from jaxdiff.sampling.grids.continuous import Uniform
+from jaxdiff.sampling.loop import Encoded, sample
+from jaxdiff.sampling.modifiers.data_consistency import DataConsistency
+from jaxdiff.sampling.samplers.ddim import Ddim
+from tests.oracles import predict_from_data
+
+FLOW, T = RectifiedFlow(), 0.6
+KEYS = jax.random.split(jax.random.key(0), 3)
+RNG = np.random.default_rng(0)
+X, X_0 = RNG.normal(size=(2, 3, 8, 12, 2))
+SMALL = RNG.normal(size=(3, 2, 3, 2))
+
+
+def denoise(x, t):
+    return predict_from_data(FLOW, x, t, jnp.asarray(X_0))
+
+
+def condition(value, absent=(False, False, False)):
+    value = jax.tree.map(jnp.asarray, value)
+    return {"low_res": Encoded([None], [None], value, jnp.asarray(absent))}
+
+
+def matched(value, absent=(False, False, False)):
+    return DataConsistency()(denoise, FLOW, condition(value, absent), KEYS)(jnp.asarray(X), jnp.asarray(T))
+
+
+def means(images):
+    return np.stack([[[image[4 * i : 4 * i + 4, 4 * j : 4 * j + 4].mean((0, 1)) for j in range(3)]
+                      for i in range(2)] for image in np.asarray(images)])  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [SMALL, {"value": SMALL, "level": jnp.zeros(3)}], ids=["plain", "noisy"])
+def test_means_are_those_of_the_small_image_and_the_rest_is_the_models(value):
+    found = matched(value)
+    np.testing.assert_allclose(means(found.x_0), SMALL, atol=1e-12)
+    change = np.asarray(found.x_0 - X_0)
+    np.testing.assert_allclose(change, np.repeat(np.repeat(change[:, ::4, ::4], 4, 1), 4, 2), atol=1e-12)
+    alpha, sigma = FLOW.signal(jnp.asarray(T))
+    np.testing.assert_allclose(alpha * found.x_0 + sigma * found.noise, X, atol=1e-12)
+
+
+def test_an_image_that_agrees_is_left_alone():
+    found = matched(means(X_0))
+    np.testing.assert_allclose(found.x_0, X_0, atol=1e-12)
+
+
+def test_an_image_without_the_condition_is_left_alone():
+    found = matched(SMALL, (True, False, True))
+    np.testing.assert_allclose(found.x_0[::2], X_0[::2], atol=1e-12)
+    np.testing.assert_allclose(means(found.x_0)[1], SMALL[1], atol=1e-12)
+
+
+def test_bytes_come_out_to_a_level():
+    image = RNG.integers(60, 190, (8, 12, 2)).astype(np.uint8)
+    small = Downsample(4)(image, RNG)
+    denoiser = DataConsistency()(denoise, FLOW, condition(small[None].repeat(3, 0)), KEYS)
+    x_0 = sample(Ddim(), denoiser, FLOW, Uniform()(FLOW, 4), jnp.asarray(X), KEYS)
+    np.testing.assert_allclose(means(x_0), np.broadcast_to(to_float(small), (3, 2, 3, 2)), atol=1e-6)
+
+
+def test_what_cannot_be_matched_is_told():
+    with pytest.raises(
+        UserError, match=r"condition='source': the model has no such condition.*it has: low_res"
+    ):
+        DataConsistency("source")(denoise, FLOW, condition(SMALL), KEYS)
+    with pytest.raises(UserError, match="3x3x2 is no whole fraction of 8x12x2"):
+        DataConsistency()(denoise, FLOW, condition(np.zeros((3, 3, 3, 2))), KEYS)(
+            jnp.asarray(X), jnp.asarray(T)
+        )

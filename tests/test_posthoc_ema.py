@@ -1,0 +1,90 @@
+"""The command that makes an average of another length, on snapshots whose averages are known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff import config
+from jaxdiff import posthoc_ema as reconstruct
+from jaxdiff.cli import app as command
+from jaxdiff.distributed import runtime
+from jaxdiff.errors import UserError
+from jaxdiff.generation.generator import Generator
+from jaxdiff.runs import workdir as workdirs
+from jaxdiff.training.ema import Ema
+from jaxdiff.training.power_ema import PowerEma, exponent
+from jaxdiff.training.snapshots import Snapshots
+from jaxdiff.training.step import TrainState, abstract_state
+from tests.commands import DIGITS, TINY
+
+STDS = (0.05, 0.1)
+STEPS = (600, 1000)
+
+
+def run_folder(workdir, ema):
+    """The config of a run that tracks `ema`, without a run."""
+    overrides = [(word.removeprefix("--config.").split("=", 1)) for word in TINY]
+    stored = command.load_config(DIGITS, [(name, text) for name, text in overrides])
+    stored["ema"] = config.describe(ema)
+    workdirs.init_workdir(stored, str(workdir))
+    return config.build(stored)
+
+
+def parameters(made):
+    return abstract_state(made.task, made.optimizer.make(made.steps), made.mesh.make()).ema
+
+
+def mean_of_time(steps, std):
+    """The average of parameters that grow by 1 in each step."""
+    return steps * (exponent(std) + 1) / (exponent(std) + 2)
+
+
+@pytest.fixture(autouse=True)
+def started(monkeypatch):
+    """JAX is running already."""
+    monkeypatch.setattr(runtime, "start", lambda: None)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A run whose parameters all are the number of the step, and its snapshots."""
+    tmp_path = tmp_path_factory.mktemp("kept")
+    made = run_folder(tmp_path / "run", PowerEma(STDS, snapshot_every=400))
+    abstract = parameters(made)
+
+    def filled(value):
+        return jax.tree.map(
+            lambda leaf: jax.device_put(np.full(leaf.shape, value, leaf.dtype), leaf.sharding), abstract
+        )
+
+    with Snapshots(tmp_path / "run") as snapshots:
+        for step in STEPS:
+            first, second = (filled(mean_of_time(step, std)) for std in STDS)
+            snapshots.save(TrainState(jnp.int32(step), (), first, (), others=(second,)), step)
+    return tmp_path
+
+
+def test_the_new_folder_holds_the_average_and_can_be_sampled_from(kept, capsys):
+    out = kept / "run-0.08"
+    reconstruct.main(["--workdir", str(kept / "run"), "--std", "0.08", "--out", str(out)])
+    assert "step 1000" in capsys.readouterr().out
+    generator = Generator.load(str(out))
+    for leaf in jax.tree.leaves(generator.params):
+        np.testing.assert_allclose(leaf, mean_of_time(1000, 0.08), rtol=8e-3)
+    with pytest.raises(UserError, match=r"--out=.*exists"):
+        reconstruct.main(["--workdir", str(kept / "run"), "--std", "0.08", "--out", str(out)])
+
+
+def test_what_cannot_be_is_named(kept):
+    out = str(kept / "out")
+    with pytest.raises(UserError, match=r"std=0\.4"):
+        reconstruct.main(["--workdir", str(kept / "run"), "--std", "0.4", "--out", out])
+    with pytest.raises(UserError, match=r"step=20: .*no snapshot"):
+        reconstruct.main(["--workdir", str(kept / "run"), "--std", "0.08", "--step", "20", "--out", out])
+    with pytest.raises(UserError, match="the run has its config"):
+        reconstruct.main(["--workdir", str(kept / "run"), "--std", "0.08", "--out", out, "--config.steps=3"])
+    run_folder(kept / "plain", Ema())
+    with pytest.raises(UserError, match="tracked an Ema"):
+        reconstruct.main(["--workdir", str(kept / "plain"), "--std", "0.08", "--out", out])
+    assert not (kept / "out").exists()

@@ -1,7 +1,7 @@
 """Names for the arrays that travel through the library. Shapes are checked by the tests only."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Bool, Float, Key, Shaped, UInt8
 from numpy import ndarray
@@ -31,6 +31,25 @@ Fields = Mapping[str, Any]
 
 Batch = Mapping[str, Shaped[Array, "batch ..."]]
 Params = Any
+
+
+@runtime_checkable
+class Weights(Protocol):
+    """Parameters of a network that is used and not trained, by where they come from: a run, or a published file."""
+
+    def read(self) -> Params:
+        """The tree of numpy arrays. Boxes with the names of axes (`nn.Partitioned`) say how arrays are sharded.
+
+        Raises:
+          UserError: there is no such run or file, or it is damaged.
+        """
+        ...
+
+    def describe(self) -> str:
+        """The origin, for the run's folder and for errors."""
+        ...
+
+
 Metrics = dict[str, Any]
 
 __all__ = [
@@ -49,4 +68,5 @@ __all__ = [
     "Params",
     "Scalar",
     "Times",
+    "Weights",
 ]

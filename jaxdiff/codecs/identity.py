@@ -1,0 +1,47 @@
+"""Identity: examples that are diffused as they are stored, such as embeddings or latents."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flax.core import FrozenDict
+
+from jaxdiff.codecs.protocol import Shape
+from jaxdiff.errors import UserError, expect
+from jaxdiff.typing import Array, Key, Params, Weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """Floating-point examples of any rank, unscaled."""
+
+    frozen: Mapping[str, Weights] = dataclasses.field(default=FrozenDict(), init=False, repr=False)
+
+    def data_shape(self, stored_shape: Shape) -> Shape:
+        fix = "give the axes of one example"
+        expect(len(stored_shape) > 0, "image_shape", stored_shape, "at least one axis", fix)
+        return stored_shape
+
+    def encode(self, frozen: Mapping[str, Params], stored: Array, key: Key[Array, ""]) -> Array:
+        return stored.astype(np.float32)
+
+    def decode(self, frozen: Mapping[str, Params], x_0: Array) -> Array:
+        return x_0
+
+    def checked(self, name: str, stored: Any) -> np.ndarray:
+        array = np.asarray(stored)
+        floats = np.issubdtype(array.dtype, np.floating)
+        fix = "give float32 examples, or the codec Pixels for images"
+        expect(floats, name, f"{array.dtype}{list(array.shape)}", "floats", fix, str(array.dtype))
+        return array
+
+    def stored(self, decoded: np.ndarray) -> np.ndarray:
+        finite = np.isfinite(decoded).reshape(len(decoded), -1).all(axis=1)
+        if not finite.all():
+            bad = np.flatnonzero(~finite)
+            raise UserError(
+                f"examples[{bad[0]}]: expected finite numbers, got NaN or infinity, in {len(bad)} of {len(finite)} "
+                "examples. Fix: look at the training loss; try an earlier checkpoint, float32, or a lower guidance scale"
+            )
+        return decoded

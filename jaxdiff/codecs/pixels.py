@@ -1,0 +1,43 @@
+"""Pixels: uint8 images, diffused as floats between -1 and 1."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax.core import FrozenDict
+
+from jaxdiff.codecs.protocol import Shape
+from jaxdiff.data.images import to_uint8
+from jaxdiff.errors import expect
+from jaxdiff.typing import Array, Key, Params, Weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Pixels:
+    """Linear scaling: 0..255 to -1..1, and back by rounding and clipping (Ho et al. 2020, section 3.3)."""
+
+    frozen: Mapping[str, Weights] = dataclasses.field(default=FrozenDict(), init=False, repr=False)
+
+    def data_shape(self, stored_shape: Shape) -> Shape:
+        fix = "give (height, width, channels), or another codec, such as Identity"
+        expect(len(stored_shape) == 3, "image_shape", stored_shape, "three numbers", fix)
+        return stored_shape
+
+    def encode(self, frozen: Mapping[str, Params], stored: Array, key: Key[Array, ""]) -> Array:
+        if jnp.issubdtype(stored.dtype, jnp.floating):
+            return stored
+        return stored.astype(jnp.float32) / 127.5 - 1
+
+    def decode(self, frozen: Mapping[str, Params], x_0: Array) -> Array:
+        return x_0
+
+    def checked(self, name: str, stored: Any) -> np.ndarray:
+        array = np.asarray(stored)
+        fix = "give uint8 images"
+        expect(array.dtype == np.uint8, name, f"{array.dtype}{list(array.shape)}", "uint8", fix, str(array.dtype))
+        return array
+
+    def stored(self, decoded: np.ndarray) -> np.ndarray:
+        return to_uint8(decoded)

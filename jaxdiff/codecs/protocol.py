@@ -1,0 +1,65 @@
+"""Codecs: from stored examples to the data that are diffused, and back."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from jaxdiff.typing import Array, Key, Params, Weights
+
+Shape = tuple[int, ...]
+"""Axes of one example, without the batch axis."""
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """The map between stored examples and diffused data, applied once in training's draw and once after sampling.
+
+    `encode` and `decode` run on the device, inside jit. `checked` and `stored` run on the host.
+
+    Attributes:
+      frozen: networks that the codec uses and that nobody trains, by name. The trees of their parameters are the
+        first argument of `encode` and `decode`.
+    """
+
+    @property
+    def frozen(self) -> Mapping[str, Weights]: ...
+
+    def data_shape(self, stored_shape: Shape) -> Shape:
+        """The shape of a diffused example, from that of a stored one.
+
+        Raises:
+          UserError: the codec has no use for examples of this shape.
+        """
+        ...
+
+    def encode(self, frozen: Mapping[str, Params], stored: Array, key: Key[Array, ""]) -> Array:
+        """Float32 data [batch, *data_shape] of stored examples [batch, *stored_shape].
+
+        Examples that are floats in the range of decoded ones are accepted as well.
+        """
+        ...
+
+    def decode(self, frozen: Mapping[str, Params], x_0: Array) -> Array:
+        """Float32 examples [batch, *stored_shape] of data; `stored` completes them."""
+        ...
+
+    def checked(self, name: str, stored: Any) -> np.ndarray:
+        """Stored examples as an array of the type that `encode` takes.
+
+        Args:
+          name: the field that holds them, for errors.
+          stored: an array with or without a batch axis.
+
+        Raises:
+          UserError: the examples have another type.
+        """
+        ...
+
+    def stored(self, decoded: np.ndarray) -> np.ndarray:
+        """Decoded examples in the type that is stored.
+
+        Raises:
+          UserError: an example holds NaN or infinity.
+        """
+        ...

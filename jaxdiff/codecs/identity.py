@@ -42,6 +42,6 @@ class Identity:
             bad = np.flatnonzero(~finite)
             raise UserError(
                 f"examples[{bad[0]}]: expected finite numbers, got NaN or infinity, in {len(bad)} of {len(finite)} "
-                "examples. Fix: look at the training loss; try an earlier checkpoint, float32, or a lower guidance scale"
+                "examples. Fix: look at the training loss; try an earlier checkpoint, float32, or less guidance"
             )
         return decoded

@@ -36,7 +36,9 @@ class Pixels:
     def checked(self, name: str, stored: Any) -> np.ndarray:
         array = np.asarray(stored)
         fix = "give uint8 images"
-        expect(array.dtype == np.uint8, name, f"{array.dtype}{list(array.shape)}", "uint8", fix, str(array.dtype))
+        expect(
+            array.dtype == np.uint8, name, f"{array.dtype}{list(array.shape)}", "uint8", fix, str(array.dtype)
+        )
         return array
 
     def stored(self, decoded: np.ndarray) -> np.ndarray:

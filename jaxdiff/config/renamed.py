@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 MODULES = {
+    "jaxdiff.training.finetune": "jaxdiff.training.transfer",
     "jaxdiff.sampling.likelihood": "jaxdiff.likelihood.flow",
     "jaxdiff.sampling.variational": "jaxdiff.likelihood.variational",
     "jaxdiff.evaluation.likelihood": "jaxdiff.evaluation.metrics.bits_per_dim",
@@ -61,7 +62,7 @@ CLASSES = {
     "jaxdiff.sampling.grids.truncated:Tail": "Truncated",
     "jaxdiff.sampling.modifiers.data_consistency:MatchLowRes": "DataConsistency",
     "jaxdiff.tasks.objectives:Uncertain": "UncertaintyWeighted",
-    "jaxdiff.training.finetune:StartFrom": "InitFrom",
+    "jaxdiff.training.transfer:StartFrom": "InitFrom",
 }
 """``"new.module:OldClass"`` -> the class's name there."""
 

@@ -1,12 +1,14 @@
-"""The compiled side of a `Generator`: from arrays with one row for each image to images."""
+"""The compiled side of a `Generator`: from arrays with one row for each sample to samples."""
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxdiff.codecs.protocol import Codec, Shape
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.distributed import partitioning
 from jaxdiff.errors import UserError
@@ -16,30 +18,45 @@ from jaxdiff.process.prediction import Prediction
 from jaxdiff.sampling.inversion import invert
 from jaxdiff.sampling.loop import ConditionalDenoise, Encoded, Known, TimePath, fold_in
 from jaxdiff.sampling.recipe import Recipe
+from jaxdiff.typing import Params
 
-CONDITION = (
-    2**31 - 4
-)  # folded into an image's key for what conditions draw, apart from the numbers of sampling
+CONDITION = 2**31 - 4
+"""Folded into a sample's key for the random draws of conditions, apart from the numbers that sampling folds in."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StaticArgs:
-    """What a compiled program is specific to, besides its recipe: the model and, if there is one, its guide."""
+    """What a compiled function is specific to, besides its recipe.
+
+    Attributes:
+      denoisers: of the model and, if there is one, of its guiding model.
+      codec: from diffused data to samples.
+      data_shape: of one diffused example.
+      mesh: the devices that share a batch.
+    """
 
     denoisers: tuple[Denoiser, ...]
-    image_shape: tuple[int, int, int]
+    codec: Codec
+    data_shape: Shape
     mesh: jax.sharding.Mesh
 
 
+class Trees(NamedTuple):
+    """Parameters: those of each denoiser, and those of the codec's networks by name."""
+
+    denoisers: tuple[Params, ...]
+    frozen: Mapping[str, Params]
+
+
 class GenerationInputs(NamedTuple):
-    """What is asked for, one row for each image.
+    """A request, one row for each sample.
 
     Attributes:
-      fields, absent: the conditions, and which of them are not given.
-      negative, no_negative: conditions that stand in for the null, and where the null stays.
-      noise: to begin with, if it is not drawn.
-      known, mask: what is given of the images, and where it is not.
-      images: given whole, to be inverted.
+      fields, absent: the conditions, and where they are not given.
+      negative, no_negative: conditions in place of the null, and where the null stays.
+      noise: standard normal data to start from, if it is not drawn.
+      known, mask: stored examples, and where they are not given.
+      images: complete stored examples, to be inverted or encoded.
     """
 
     fields: Any
@@ -53,102 +70,126 @@ class GenerationInputs(NamedTuple):
 
 
 class _Models(NamedTuple):
-    """All that a recipe wants to know."""
+    """Everything that a recipe is given."""
 
     denoise: ConditionalDenoise
     process: Process
     conditions: dict[str, Encoded]
     keys: Any
-    guide: ConditionalDenoise | None
+    guiding_model: ConditionalDenoise | None
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def generate(program: StaticArgs, recipe: Recipe, params, rows: GenerationInputs, index, seed):
-    """Float images for global image numbers `index`, the same on every process."""
-    denoise, process, conditions, keys, guide = _models(program, params, rows, index, seed)
-    noise, images, mask = _split(program, (rows.noise, rows.known, rows.mask))
+def generate(static: StaticArgs, recipe: Recipe, trees: Trees, inputs: GenerationInputs, index, seed):
+    """Decoded samples for global sample numbers `index`, replicated on every process."""
+    denoise, process, conditions, keys, guiding_model = _models(static, trees, inputs, index, seed)
+    noise, stored, mask = _split(static, (inputs.noise, inputs.known, inputs.mask))
     noise = None if noise is None else noise.astype(jnp.float32)
-    known = None if images is None else Known(images, mask)
-    made = recipe(denoise, process, conditions, program.image_shape, keys, guide, noise, known)
-    return jax.lax.with_sharding_constraint(made, partitioning.replicated(program.mesh))
+    known = None
+    if stored is not None:
+        known = Known(_encoded(static, trees, stored, seed), data_mask(mask, static.data_shape))
+    x_0 = recipe(denoise, process, conditions, static.data_shape, keys, guiding_model, noise, known)
+    return _replicated(static, static.codec.decode(trees.frozen, x_0))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def noise_of(
-    program: StaticArgs, recipe: Recipe, iterations: int, params, rows: GenerationInputs, index, seed
+    static: StaticArgs, recipe: Recipe, iterations: int, trees: Trees, inputs: GenerationInputs, index, seed
 ):
-    """The noise that comes to ``rows.images``, on every process."""
-    denoise, process, conditions, keys, guide = _models(program, params, rows, index, seed)
+    """DDIM inversion of `inputs.images`: noise [n, *data_shape], replicated on every process."""
+    denoise, process, conditions, keys, guiding_model = _models(static, trees, inputs, index, seed)
     times = recipe.grid(process, recipe.steps)
     if isinstance(times, TimePath):
-        fix = "choose one that only falls, such as Uniform"
-        raise UserError(f"sampling.grid={recipe.grid!r}: its noise cannot be undone. Fix: {fix}")
-    denoise = recipe.denoiser(denoise, process, conditions, keys, guide)
-    x = process.signal(times[-1]).alpha * _split(program, rows).images
+        raise UserError(
+            f"sampling.grid={recipe.grid!r}: expected a grid that only falls, since inversion cannot undo fresh noise, "
+            "got one that rises. Fix: use one such as Uniform"
+        )
+    denoise = recipe.denoiser(denoise, process, conditions, keys, guiding_model)
+    x = process.signal(times[-1]).alpha * _encoded(static, trees, _split(static, inputs.images), seed)
     noise = invert(denoise, process, times, x, keys, iterations) / process.signal(times[0]).sigma
-    return jax.lax.with_sharding_constraint(noise, partitioning.replicated(program.mesh))
+    return _replicated(static, noise)
 
 
-def _models(program: StaticArgs, params, rows: GenerationInputs, index, seed) -> _Models:
-    """The models with their conditions embedded once, and a key for each image."""
-    rows, index = _split(program, (rows, index))
+@functools.partial(jax.jit, static_argnums=0)
+def encode(static: StaticArgs, trees: Trees, inputs: GenerationInputs, index, seed):
+    """Diffused data [n, *data_shape] of `inputs.images`, replicated on every process."""
+    return _replicated(static, _encoded(static, trees, _split(static, inputs.images), seed))
+
+
+def _models(static: StaticArgs, trees: Trees, inputs: GenerationInputs, index, seed) -> _Models:
+    """The models with their conditions embedded once, and a key for each sample."""
+    inputs, index = _split(static, (inputs, index))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index)
-    conditioner = program.denoisers[0].conditioner
+    conditioner = static.denoisers[0].conditioner
+    models = list(zip(static.denoisers, trees.denoisers, strict=True))
 
-    def encode(fields, drop) -> list[dict[str, Any]]:
+    def embed(fields, drop) -> list[dict[str, Any]]:
         drawn = conditioner.draw(fields, fold_in(keys, CONDITION), train=False)
-        return [_encode(*model, drawn, drop) for model in zip(program.denoisers, params, strict=True)]
+        return [_embedded(*model, drawn, drop) for model in models]
 
-    given, null = encode(rows.fields, rows.absent), encode(rows.negative, rows.no_negative)
+    cond, uncond = embed(inputs.fields, inputs.absent), embed(inputs.negative, inputs.no_negative)
     conditions = {
         name: Encoded(
-            [model.get(name) for model in given],
-            [model.get(name) for model in null],
-            rows.fields[name],
-            rows.absent[name],
+            [model.get(name) for model in cond],
+            [model.get(name) for model in uncond],
+            inputs.fields[name],
+            inputs.absent[name],
         )
         for name in conditioner.conditions
     }
-    processes = [model.process_of(each) for model, each in zip(program.denoisers, params, strict=True)]
+    processes = [denoiser.process_of(params) for denoiser, params in models]
 
     def model(number: int) -> ConditionalDenoise:
-        denoiser = program.denoisers[number]
+        denoiser, params = models[number]
 
         def denoise(x, t, conditions, drop) -> Prediction:
             def plain(x, t) -> Prediction:
                 times = jnp.broadcast_to(t, x.shape[:1])
-                shown = {
-                    name: _shown(conditions[name], drop[name], number)
-                    for name in denoiser.conditioner.conditions
-                }
-                found: Any = denoiser.apply(
-                    {"params": params[number]}, x, times, shown, method="predict_encoded"
-                )
+                names = denoiser.conditioner.conditions
+                shown = {name: _shown(conditions[name], drop[name], number) for name in names}
+                found: Any = denoiser.apply({"params": params}, x, times, shown, method="predict_encoded")
                 return found
 
             return adapt(plain, processes[number], processes[0])(x, t) if number else plain(x, t)
 
         return denoise
 
-    return _Models(model(0), processes[0], conditions, keys, model(1) if len(params) > 1 else None)
+    return _Models(model(0), processes[0], conditions, keys, model(1) if len(models) > 1 else None)
 
 
-def _encode(denoiser: Denoiser, params, fields, drop) -> dict[str, Any]:
+def _embedded(denoiser: Denoiser, params, fields, drop) -> dict[str, Any]:
     """The conditions that this model has, embedded."""
     own = [{name: tree[name] for name in denoiser.conditioner.conditions} for tree in (fields, drop)]
-    encoded: Any = denoiser.apply({"params": params}, *own, method="encode")
-    return encoded
+    embedded: Any = denoiser.apply({"params": params}, *own, method="encode")
+    return embedded
 
 
 def _shown(condition: Encoded, drop, number: int) -> Any:
     """A model's embedding of the condition, or of its null where it is dropped."""
 
-    def choose(given, null):
-        return jnp.where(drop.reshape(-1, *(1,) * (given.ndim - 1)), null, given)
+    def choose(cond, uncond):
+        return jnp.where(drop.reshape(-1, *(1,) * (cond.ndim - 1)), uncond, cond)
 
     return jax.tree.map(choose, condition.given[number], condition.null[number])
 
 
-def _split(program: StaticArgs, tree: Any) -> Any:
-    """GenerationInputs shared out over the devices."""
-    return jax.lax.with_sharding_constraint(tree, partitioning.batch_sharding(program.mesh))
+def _encoded(static: StaticArgs, trees: Trees, stored, seed):
+    return static.codec.encode(trees.frozen, stored, jax.random.key(seed))
+
+
+def data_mask(mask, data_shape: Shape):
+    """A mask of stored pixels as one of diffused data, which are unknown where any of their pixels is."""
+    if mask.shape[1:3] == data_shape[:2]:
+        return mask
+    (height, width), (rows, columns) = mask.shape[1:3], data_shape[:2]
+    blocks = mask.any(-1).reshape(mask.shape[0], rows, height // rows, columns, width // columns)
+    return blocks.any(axis=(2, 4))[..., None]
+
+
+def _split(static: StaticArgs, tree: Any) -> Any:
+    """Rows divided over the devices."""
+    return jax.lax.with_sharding_constraint(tree, partitioning.batch_sharding(static.mesh))
+
+
+def _replicated(static: StaticArgs, values: Any) -> Any:
+    return jax.lax.with_sharding_constraint(values, partitioning.replicated(static.mesh))

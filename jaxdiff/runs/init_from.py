@@ -1,4 +1,4 @@
-"""A run that starts from another: its step 0 is stored in its own folder, and training goes on from there."""
+"""Fine-tuning: step 0 of a run, from the parameters of another run."""
 
 import functools
 from collections.abc import Mapping
@@ -11,15 +11,18 @@ from etils import epath
 from flax import linen as nn
 
 from jaxdiff import config as configs
+from jaxdiff.conditioning.conditioner import parameters_of
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.distributed import partitioning
-from jaxdiff.errors import UserError, require
+from jaxdiff.errors import UserError, expect, require
 from jaxdiff.experiment import Experiment
+from jaxdiff.runs.restore import restore_params
+from jaxdiff.runs.weights import load
 from jaxdiff.runs.workdir import CONFIG_FILE, read_config
-from jaxdiff.runs.restore import parameters_of
-from jaxdiff.training import finetune
-from jaxdiff.training import step as training_step
-from jaxdiff.training.checkpoint import Checkpoints
+from jaxdiff.training import transfer
+from jaxdiff.training.partition import merge, paths, split
+from jaxdiff.training.state import abstract_params, abstract_state, begin, init_params
+from jaxdiff.training.step import TrainState
 from jaxdiff.typing import Params
 
 CLOSE = 1e-2
@@ -33,62 +36,66 @@ READERS = (
 """Parts of networks that read tokens, and come with the first condition that gives any. They start as their skip."""
 
 
-def prepare(experiment: Experiment, workdir: epath.PathLike, mesh: jax.sharding.Mesh) -> None:
-    """Store step 0 of a run with `init_from`, unless it has a checkpoint already.
+def first_state(
+    experiment: Experiment, mesh: jax.sharding.Mesh, networks: Mapping[str, Params]
+) -> tuple[TrainState, Params]:
+    """Step 0 of a run with `init_from`, and the parameters that the run does not train.
+
+    Args:
+      networks: trees by the names in `Task.frozen`.
 
     Raises:
-      UserError: there is no such run, its parameters do not fit, or the new model is not the old one at step 0.
+      UserError: there is no such run, its parameters do not fit, or the two models differ at step 0.
     """
-    if experiment.init_from is None:
-        return
-    with Checkpoints(epath.Path(workdir) / "checkpoints", experiment.keep) as checkpoints:
-        if checkpoints.latest() is None:
-            checkpoints.save(0, first_state(experiment, mesh))
-            checkpoints.wait()
-
-
-def first_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> training_step.TrainState:
-    """Step 0 of a run with `init_from`."""
     start: Any = experiment.init_from
     other, old = _other_run(start, mesh)
-    before, after = other.task.denoiser, experiment.task.denoiser
-    new_parts = [name for name in after.conditioner.conditions if name not in before.conditioner.conditions]
-    zero_initialised = [path for name in new_parts for path in zero_initialised_in(after, name, experiment.task.image_shape)]
-    added = [f"conditioner/parts_{name}" for name in new_parts]
-    shape = experiment.task.image_shape
-    if any("tokens" in _channels(after.conditioner, name, shape) for name in new_parts):
+    task, shape, patterns = experiment.task, experiment.task.data_shape, experiment.optimizer.frozen
+    before, after = other.task.denoiser.conditioner, task.denoiser.conditioner
+    new = [name for name in after.conditions if name not in before.conditions]
+    zero_initialised = [path for name in new for path in zero_initialised_in(task.denoiser, name, shape)]
+    added = [f"conditioner/{parameters_of(name)}" for name in new]
+    if any("tokens" in _channels(after, name, shape) for name in new):
         added += READERS
     layouts = layout(other), layout(experiment)
     optimizer, extra_emas = experiment.optimizer.make(experiment.steps), len(experiment.ema.extra_emas())
-    key = jax.random.fold_in(jax.random.key(experiment.seed), training_step.INITIAL)
 
-    def make(old: Params) -> training_step.TrainState:
-        fresh = nn.meta.unbox(experiment.task.init(key))
-        params = finetune.transfer_params(old, fresh, zero_initialised, layouts, added, start.fresh)
-        return training_step.begin(experiment.task, optimizer, params, extra_emas)
+    def make(old: Params) -> tuple[TrainState, Params]:
+        fresh = nn.meta.unbox(init_params(task, experiment.seed))
+        params = transfer.transfer_params(old, fresh, zero_initialised, layouts, added, start.fresh)
+        trained, untrained = split(params, patterns)
+        return begin(task, optimizer, trained, extra_emas), untrained
 
-    abstract = training_step.abstract_state(experiment.task, optimizer, mesh, extra_emas)
-    state = jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))(old)
+    abstract = (
+        abstract_state(task, optimizer, mesh, extra_emas, patterns),
+        abstract_params(task, mesh, patterns)[1],
+    )
+    state, untrained = jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))(old)
     if not start.fresh:
-        difference = _difference((before, old), (after, state.params), other.task.image_shape, mesh)
-        fix = "use the same process, parameterization and network, or name what is new in init_from.fresh"
-        why = f"the model is another one at step 0: outputs differ by {difference:.2g} of the largest"
-        require(difference <= CLOSE, "init_from.workdir", start.workdir, why, fix)
-    return state
+        full_old = other.task.full_params(old, load(other.task.frozen, mesh))
+        full_new = task.full_params(merge(state.params, untrained), networks)
+        models = (other.task.denoiser, full_old), (task.denoiser, full_new)
+        difference = _difference(*models, other.task.data_shape, mesh)
+        expect(
+            difference <= CLOSE, "init_from.workdir", start.workdir, "the same model at step 0",
+            "use the same process, parameterization and network, or name what is new in init_from.fresh",
+            f"outputs that differ by {difference:.2g} of the largest",
+        )  # fmt: skip
+    return state, untrained
 
 
 def layout(experiment: Experiment) -> dict[str, int]:
     """What the network's input channels are: the noisy image's, then those of each condition that is joined to them."""
     conditioner: Any = experiment.task.denoiser.conditioner
-    found = {"image": experiment.task.image_shape[2]}
+    shape = experiment.task.data_shape
+    found = {"image": shape[-1]}
     for name in conditioner.conditions:
-        slots = _channels(conditioner, name, experiment.task.image_shape)
+        slots = _channels(conditioner, name, shape)
         if "spatial" in slots:
             found[f"condition {name}"] = slots["spatial"]
     return found
 
 
-def zero_initialised_in(denoiser: Denoiser, name: str, image_shape: tuple[int, int, int]) -> list[str]:
+def zero_initialised_in(denoiser: Denoiser, name: str, data_shape: tuple[int, ...]) -> list[str]:
     """Paths of parameters of a condition that, as zeros, keep it from saying anything to the norms.
 
     The last that suffice are chosen, found by trial: a class's vectors, the last layer of several. Those before them
@@ -99,7 +106,7 @@ def zero_initialised_in(denoiser: Denoiser, name: str, image_shape: tuple[int, i
       UserError: none of its parameters, nor all of one module, can do it.
     """
     part: Any = denoiser.conditioner.conditions[name]
-    values = _some_values(part, image_shape)
+    values = _some_values(part, data_shape)
     none = jnp.zeros((2,), bool)
     params = nn.meta.unbox(part.init(jax.random.key(0), values, none)).get("params", {})
     chosen: list[str] = []
@@ -111,7 +118,7 @@ def zero_initialised_in(denoiser: Denoiser, name: str, image_shape: tuple[int, i
             return any(bool(jnp.any(slot != 0)) for slot in (said.vector, said.features) if slot is not None)
 
         if speaks(chosen):
-            every = list(reversed(finetune.paths(params)))
+            every = list(reversed(paths(params)))
             modules = dict.fromkeys(path.rpartition("/")[0] for path in every)
             trials = [[path] for path in every]
             trials += [[path for path in every if path.rpartition("/")[0] == module] for module in modules]
@@ -119,26 +126,26 @@ def zero_initialised_in(denoiser: Denoiser, name: str, image_shape: tuple[int, i
             if found is None:
                 raise UserError(
                     f"init_from: the new condition {name} ({type(part).__name__}) changes the model at once, whatever "
-                    f"is zero. Fix: use another condition, or init_from.fresh=('conditioner/parts_{name}',)"
+                    f"is zero. Fix: use another condition, or init_from.fresh=('conditioner/{parameters_of(name)}',)"
                 )
             chosen += found
-    return [f"conditioner/parts_{name}/{path}" for path in chosen]
+    return [f"conditioner/{parameters_of(name)}/{path}" for path in chosen]
 
 
-def _other_run(start: finetune.InitFrom, mesh: jax.sharding.Mesh) -> tuple[Experiment, Params]:
+def _other_run(start: transfer.InitFrom, mesh: jax.sharding.Mesh) -> tuple[Experiment, Params]:
     exists = (epath.Path(start.workdir).expanduser() / CONFIG_FILE).exists()
     require(
         exists, "init_from.workdir", start.workdir, f"there is no {CONFIG_FILE}", "give the folder of a run"
     )
     other: Any = configs.build(read_config(start.workdir), packages=("jaxdiff", *start.packages))
     field = "ema" if start.ema else "params"
-    return other, parameters_of(other, start.workdir, mesh, start.step, field, flag="init_from.workdir")
+    return other, restore_params(other, start.workdir, mesh, start.step, field, flag="init_from.workdir")
 
 
 def _difference(
     old: tuple[Denoiser, Params],
     new: tuple[Denoiser, Params],
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     mesh: jax.sharding.Mesh,
 ) -> float:
     """How far two models answer differently to noisy images with and without conditions, relative to the largest."""
@@ -160,9 +167,9 @@ def _difference(
     return float(np.abs(after - before).max()) / largest if largest else float(np.abs(after).max())
 
 
-def _some_values(part: Any, image_shape: tuple[int, int, int]) -> Any:
+def _some_values(part: Any, data_shape: tuple[int, ...]) -> Any:
     """Two values of a condition; its dummies, with numbers between 0 and 1 in place of zeros."""
-    leaves, structure = jax.tree.flatten(part.example(2, image_shape))
+    leaves, structure = jax.tree.flatten(part.example(2, data_shape))
     keys = jax.random.split(jax.random.key(0), len(leaves))
     floats = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
     drawn = [
@@ -172,12 +179,12 @@ def _some_values(part: Any, image_shape: tuple[int, int, int]) -> Any:
     return jax.tree.unflatten(structure, drawn)
 
 
-def _channels(conditioner: Any, name: str, image_shape: tuple[int, int, int]) -> dict[str, int]:
+def _channels(conditioner: Any, name: str, data_shape: tuple[int, ...]) -> dict[str, int]:
     """How many channels a condition has as "spatial" and as "tokens", if it has any; nothing is computed."""
     part, none = conditioner.conditions[name], jnp.zeros((1,), bool)
 
     def said() -> dict[str, Any]:
-        found, _ = part.init_with_output(jax.random.key(0), part.example(1, image_shape), none)
+        found, _ = part.init_with_output(jax.random.key(0), part.example(1, data_shape), none)
         return {"spatial": found.spatial, "tokens": found.tokens and found.tokens.features}
 
     slots = jax.eval_shape(said)
@@ -185,7 +192,5 @@ def _channels(conditioner: Any, name: str, image_shape: tuple[int, int, int]) ->
 
 
 def _zeroed(params: Mapping[str, Any], named: list[str]) -> Any:
-    leaves = [
-        jnp.zeros_like(leaf) if path in named else leaf for path, leaf in finetune.paths(params).items()
-    ]
+    leaves = [jnp.zeros_like(leaf) if path in named else leaf for path, leaf in paths(params).items()]
     return jax.tree.unflatten(jax.tree.structure(params), leaves)

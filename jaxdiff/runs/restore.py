@@ -1,4 +1,4 @@
-"""The parameters that a run has learned, out of its folder."""
+"""Parameters restored from a run's folder."""
 
 from typing import Literal
 
@@ -7,12 +7,17 @@ from etils import epath
 
 from jaxdiff.errors import UserError
 from jaxdiff.experiment import Experiment
-from jaxdiff.training import step as training_step
 from jaxdiff.training.checkpoint import Checkpoints
+from jaxdiff.training.partition import merge
+from jaxdiff.training.state import abstract_params
+from jaxdiff.training.step import TrainState
 from jaxdiff.typing import Params
 
+UNTRAINED = "untrained"
+"""The folder of the parameters that a run does not train: written once, in the format of a checkpoint."""
 
-def parameters_of(
+
+def restore_params(
     experiment: Experiment,
     workdir: str,
     mesh: jax.sharding.Mesh,
@@ -20,17 +25,39 @@ def parameters_of(
     field: Literal["ema", "params"] = "ema",
     flag: str = "--workdir",
 ) -> Params:
-    """The averaged parameters of a checkpoint (or those of its last step), placed on `mesh`.
+    """The EMA of a checkpoint (or the parameters of its last step) on `mesh`, with the parameters that are not trained.
 
     Args:
       experiment: the run's, from its config.
-      step: which checkpoint; the newest if None.
+      step: of the checkpoint; the latest if None.
       flag: where the folder was given, for errors.
     """
-    optimizer = experiment.optimizer.make(experiment.steps)
-    abstract = training_step.abstract_state(experiment.task, optimizer, mesh)
-    with Checkpoints(epath.Path(workdir) / "checkpoints", read_only=True) as checkpoints:
+    untrained = experiment.optimizer.frozen
+    folder = epath.Path(workdir).expanduser()
+    stored = has_untrained(folder)
+    # Runs of jaxdiff 0.1.0 have every parameter in each checkpoint.
+    trained, _ = abstract_params(experiment.task, mesh, untrained if stored else ())
+    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         found = checkpoints.latest() if step is None else step
         if found is None:
-            raise UserError(f"{flag}={workdir}: there is no checkpoint yet. Fix: train first")
-        return checkpoints.restore_part(found, field, getattr(abstract, field))
+            raise UserError(f"{flag}={workdir}: expected a checkpoint, got none yet. Fix: train first")
+        params = checkpoints.restore_part(found, field, trained)
+    return merge(params, restore_untrained(experiment, folder, mesh)) if stored else params
+
+
+def has_untrained(workdir: epath.Path) -> bool:
+    return (workdir / UNTRAINED).exists()
+
+
+def restore_untrained(experiment: Experiment, workdir: epath.Path, mesh: jax.sharding.Mesh) -> Params:
+    """The parameters that the run in `workdir` does not train."""
+    _, abstract = abstract_params(experiment.task, mesh, experiment.optimizer.frozen)
+    with Checkpoints(workdir / UNTRAINED, read_only=True) as checkpoints:
+        return checkpoints.restore_part(0, "params", abstract)
+
+
+def save_untrained(params: Params, workdir: epath.Path) -> None:
+    """Store the parameters that a run does not train, once."""
+    with Checkpoints(workdir / UNTRAINED) as checkpoints:
+        checkpoints.save(0, TrainState(0, params=params, ema=(), opt_state=()))
+        checkpoints.wait()

@@ -1,78 +1,149 @@
-"""Denoising: the task of every diffusion model, in pixels or latents, with any conditions."""
+"""Denoising: the task of every diffusion model, in pixels, latents or embeddings, with any conditions."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax.core import FrozenDict
 
+from jaxdiff.codecs.pixels import Pixels
+from jaxdiff.codecs.protocol import Codec, Shape
 from jaxdiff.denoiser import Denoiser
-from jaxdiff.errors import require
+from jaxdiff.errors import UserError, expect
 from jaxdiff.process import gaussian, time_sampling
+from jaxdiff.process.per_example import mean_per_example
 from jaxdiff.tasks.augmentation import FIELD, Augmentation
 from jaxdiff.tasks.objectives import LossInputs, Objective, WeightedError
-from jaxdiff.typing import Array, Batch, Float, Images, Key, Metrics, Params, Times
+from jaxdiff.typing import Array, Batch, Data, Float, Key, Metrics, Params, Times, Weights
+
+
+class TaskContext(Protocol):
+    """What the engine lends to a task besides the parameters that are trained, see `training.step.Context`."""
+
+    @property
+    def frozen(self) -> Mapping[str, Params]: ...
+
+    @property
+    def task_state(self) -> Any: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class DenoisingTask:
-    """Predict the clean image from a noisy one (Ho et al. 2020, algorithm 1, with any target, law of times and loss).
+    """Predict clean data from noisy data (Ho et al. 2020, algorithm 1, with any target, time sampler and loss).
 
     Attributes:
       denoiser: network, conditioner, process and parameterization in one module.
-      times: the law of the training times.
-      image_shape: (height, width, channels) of the images that are trained on.
-      objective: what the denoiser is punished for.
-      stratified: spread the times of a batch evenly over their law (VDM, Kingma et al. 2021, appendix I.1).
-      augmentation: what is done to the images. The model is told by its condition "augment", so that nothing of it
-        leaks into samples. Conditions that are images do not move with them.
+      time_sampler: the distribution of training times.
+      image_shape: shape of a stored example, (height, width, channels) for images.
+      objective: the loss of each example.
+      stratified: spread the times of a batch evenly over their distribution (VDM, Kingma et al. 2021, appendix I.1).
+      augmentation: random changes of the encoded images. The condition "augment" describes them to the model, so that
+        none leaks into samples. Conditions that are images do not move with them.
+      codec: from stored examples to diffused data.
+      data_field: the field of the batch that holds the stored examples.
+      pretrained: networks inside the denoiser that are not trained: path of the module, such as
+        ``conditioner/parts_text/encoder``, to the origin of its parameters.
     """
 
     denoiser: Denoiser
     time_sampler: time_sampling.TimeSampler
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     objective: Objective = WeightedError()
     stratified: bool = True
     augmentation: Augmentation | None = None
+    codec: Codec = Pixels()
+    data_field: str = "image"
+    pretrained: Mapping[str, Weights] = FrozenDict()
 
     def __post_init__(self):
-        require(len(self.image_shape) == 3, "image_shape", self.image_shape, "it is not (height, width, channels)",
-                "give three numbers")  # fmt: skip
+        object.__setattr__(
+            self, "pretrained", FrozenDict(self.pretrained)
+        )  # hashable: tasks are static under jit
+        shape = self.codec.data_shape(tuple(self.image_shape))
         self.objective.check(self.denoiser, self.time_sampler)
         if self.augmentation is not None:
-            told = self.denoiser.conditioner.conditions.get(FIELD)
-            require(getattr(told, "size", None) == self.augmentation.size, "augmentation", self.augmentation,
-                    f"the model is not told by a condition {FIELD!r} of {self.augmentation.size} numbers",
-                    f"give it conditions={{'{FIELD}': Continuous(size={self.augmentation.size}, ...)}}")  # fmt: skip
+            size = self.augmentation.size
+            expect(
+                len(shape) == 3,
+                "augmentation",
+                self.augmentation,
+                "images to augment",
+                "use None",
+                f"data {shape}",
+            )
+            condition = self.denoiser.conditioner.conditions.get(FIELD)
+            expect(
+                getattr(condition, "size", None) == size, "augmentation", self.augmentation,
+                f"a condition {FIELD!r} of {size} numbers", f"give the conditioner {FIELD}=Continuous({size}, ...)",
+                repr(condition),
+            )  # fmt: skip
+
+    @property
+    def data_shape(self) -> Shape:
+        """The shape of a diffused example."""
+        return self.codec.data_shape(tuple(self.image_shape))
+
+    @property
+    def frozen(self) -> Mapping[str, Weights]:
+        """Networks that are used and not trained: the codec's, and `pretrained` modules of the denoiser."""
+        return {**self.codec.frozen, **self.pretrained}
+
+    def check(self, example: Mapping[str, Any], num_classes: int | None) -> None:
+        """Raise `UserError` unless a stored example has the shape, type and conditions that the task needs."""
+        name = self.data_field
+        expect(
+            name in example,
+            "config.task.data_field",
+            name,
+            f"one of {', '.join(example)}",
+            "name one of these",
+        )
+        stored = self.codec.checked(f"config.data.{name}", example[name])
+        shape = tuple(stored.shape)
+        fix = "use the same shape"
+        expect(shape == tuple(self.image_shape), "config.task.image_shape", self.image_shape,
+               f"the shape of the examples, {shape}", fix)  # fmt: skip
+        self._check_conditions(example, num_classes)
 
     def init(self, key: Key[Array, ""]) -> Params:
-        """Fresh parameters, each boxed with the logical names of its axes."""
+        """Initial parameters, each boxed with the logical names of its axes; those of `pretrained` are left out."""
         conditioner = self.denoiser.conditioner
-        x, t = jnp.zeros((1, *self.image_shape)), jnp.full((1,), 0.5)
-        arguments = (x, t, conditioner.example(1, self.image_shape), conditioner.none_dropped(1))
-        return self.denoiser.init(key, *arguments, train=False)["params"]
+        x, t = jnp.zeros((1, *self.data_shape)), jnp.full((1,), 0.5)
+        arguments = (x, t, conditioner.example(1, self.data_shape), conditioner.none_dropped(1))
+        params = self.denoiser.init(key, *arguments, train=False)["params"]
+        for path in self.pretrained:
+            params = _without(params, path.split("/"), path)
+        return params
+
+    def full_params(self, params: Params, frozen: Mapping[str, Params]) -> Params:
+        """All parameters of the denoiser: the trained ones with those of `pretrained`."""
+        for path in self.pretrained:
+            params = _with(params, path.split("/"), frozen[path])
+        return params
 
     def init_task_state(self) -> Any:
-        """What the law of times remembers of losses before there are any."""
+        """The history of losses that the time sampler keeps."""
         return self.time_sampler.init_history()
 
-    def draw(self, batch: Batch, task_state: Any, key: Key[Array, ""]) -> dict:
-        """Everything random about a batch: noise, augmentations, what conditions draw, which are dropped, and the
-        uniform numbers that become times.
+    def draw(self, batch: Batch, context: TaskContext, key: Key[Array, ""]) -> dict:
+        """Everything random about a batch: codec, noise, augmentations, conditions and their drops, and the uniform
+        numbers that become times.
 
-        All examples are drawn at once, and without the parameters: `loss` makes times of the numbers, with the process
-        as far as it is learned. `importance` undoes what the law prefers.
+        All examples are drawn at once, and without the parameters: `loss` maps the uniform numbers to times, through
+        the process as far as it is learned. `importance` corrects for the preference of the time sampler.
         """
-        key_times, key_noise, key_drop, key_fields, key_augment = jax.random.split(key, 5)
-        x_0 = batch["image"]
+        key_times, key_noise, key_drop, key_fields, key_augment, key_codec = jax.random.split(key, 6)
+        x_0 = self.codec.encode(context.frozen, batch[self.data_field], key_codec)
         size = x_0.shape[0]
         if self.augmentation is not None:
             x_0, labels = self.augmentation(x_0, jax.random.split(key_augment, size))
             batch = {**batch, FIELD: labels}
         conditioner = self.denoiser.conditioner
-        u, importance = self.time_sampler.choose(
-            task_state, time_sampling.uniforms(key_times, size, self.stratified)
-        )
+        uniforms = time_sampling.uniforms(key_times, size, self.stratified)
+        u, importance = self.time_sampler.choose(context.task_state, uniforms)
         return {
             "x_0": x_0,
             "noise": jax.random.normal(key_noise, x_0.shape),
@@ -83,9 +154,10 @@ class DenoisingTask:
         }
 
     def loss(
-        self, params: Params, examples: dict, key: Key[Array, ""], train: bool
+        self, params: Params, context: TaskContext, examples: dict, key: Key[Array, ""], train: bool
     ) -> tuple[Float[Array, "batch"], Metrics]:
-        """The objective for each of the examples that `draw` made, times its importance."""
+        """The objective for each of the examples of `draw`, times its importance."""
+        params = self.full_params(params, context.frozen)
         process = self.denoiser.process_of(params)
         x_0, noise, u = examples["x_0"], examples["noise"], examples["u"]
         t = self.time_sampler.quantile(u, process)
@@ -116,21 +188,71 @@ class DenoisingTask:
         return examples["importance"] * losses, metrics
 
     def update_task_state(self, task_state: Any, examples: dict, losses: Float[Array, "batch"]) -> Any:
-        """The memory after a step whose losses were these."""
+        """The history of losses after a step with these."""
         return self.time_sampler.update_history(task_state, examples["u"], losses / examples["importance"])
 
-    def error_at(
-        self, params: Params, images: Images, fields: dict, t: Times, key: Key[Array, ""]
+    def evaluation_loss(
+        self,
+        params: Params,
+        frozen: Mapping[str, Params],
+        stored: Array,
+        fields: Mapping[str, Any],
+        t: Times,
+        key: Key[Array, ""],
     ) -> Float[Array, "batch"]:
-        """Squared error per value of the predicted image, conditional and without dropout, at chosen times.
+        """Mean squared error of the predicted data, conditional and without dropout, at chosen times.
 
-        The same quantity whatever the objective: the held-out loss by noise level. Images are not augmented, and
+        The same quantity whatever the objective: the held-out loss by noise level. Examples are not augmented, and
         conditions are as in sampling.
+
+        Args:
+          params: all parameters of the denoiser.
+          frozen: trees by the names in `frozen`.
+          stored: examples as they are stored.
+          fields: their conditions.
         """
-        conditioner, count = self.denoiser.conditioner, images.shape[0]
-        noise = jax.random.normal(key, images.shape)
-        x_t = gaussian.diffuse(self.denoiser.process_of(params), images, noise, t)
+        conditioner, count = self.denoiser.conditioner, stored.shape[0]
+        x_0: Data = self.codec.encode(frozen, stored, jax.random.fold_in(key, 0))
+        noise = jax.random.normal(key, x_0.shape)
+        x_t = gaussian.diffuse(self.denoiser.process_of(params), x_0, noise, t)
         fields = {**fields, **conditioner.draw(fields, jax.random.split(key, count), train=False)}
         drop = conditioner.none_dropped(count)
         predicted: Any = self.denoiser.apply({"params": params}, x_t, t, fields, drop, method="predict")
-        return jnp.mean(jnp.square(predicted.x_0 - images), axis=(1, 2, 3))
+        return mean_per_example(jnp.square(predicted.x_0 - x_0))
+
+    def _check_conditions(self, example: Mapping[str, Any], num_classes: int | None) -> None:
+        conditioner: Any = self.denoiser.conditioner
+        given = {name: np.asarray(example[name])[None] for name in conditioner.conditions if name in example}
+        for name in conditioner.conditions:
+            if name not in given and not conditioner.has_default(name):
+                raise UserError(
+                    f"config.data: expected examples with the condition {name}, got the fields {', '.join(example)}. "
+                    "Fix: let data.conditions make it, or remove the condition"
+                )
+        # Strings cannot become JAX arrays; their condition's check reports them.
+        arrays = {
+            name: value if value.dtype.kind in "USO" else jnp.asarray(value) for name, value in given.items()
+        }
+        fields = conditioner.draw(arrays, jax.random.split(jax.random.key(0), 1), train=False)
+        conditioner.check({name: fields[name] for name in given})
+        label = conditioner.conditions.get("label")
+        expect(label is None or label.num_classes == num_classes,
+               "config.task.denoiser.conditioner.conditions.label.num_classes", getattr(label, "num_classes", None),
+               f"the number of classes of the data, {num_classes}", "use the same number")  # fmt: skip
+
+
+def _without(tree: Params, path: list[str], name: str) -> Params:
+    """A tree of dicts without the branch at `path`."""
+    first, *rest = path
+    expect(
+        first in tree, "config.task.pretrained", name, "the path of a module", f"use one of {', '.join(tree)}"
+    )
+    if not rest:
+        return {key: value for key, value in tree.items() if key != first}
+    return {**tree, first: _without(tree[first], rest, name)}
+
+
+def _with(tree: Params, path: list[str], branch: Params) -> Params:
+    """A tree of dicts with another branch at `path`."""
+    first, *rest = path
+    return {**tree, first: _with(tree.get(first, {}), rest, branch) if rest else branch}

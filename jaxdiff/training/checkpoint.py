@@ -5,6 +5,7 @@ so a killed save leaves the earlier ones as they were; but it trusts any directo
 which `Checkpoints` does not.
 """
 
+import dataclasses
 import logging
 from typing import Any
 
@@ -20,6 +21,9 @@ from jaxdiff.errors import UserError, require
 ITEM = "state"
 COMPLETE = (f"{ITEM}/_METADATA", f"{ITEM}/manifest.ocdbt")
 """What a finished checkpoint has, of which an interrupted copy or a stray directory lacks something."""
+
+RENAMED = {"task_state": "memory", "extra_emas": "others"}
+"""Fields of `TrainState` -> their names in checkpoints of jaxdiff 0.1.0."""
 
 _log = logging.getLogger(__name__)
 
@@ -108,24 +112,25 @@ class Checkpoints:
         Raises:
           UserError: the checkpoint has other leaves, or leaves of other shapes or types.
         """
-        _compare(self._metadata(step), abstract)
-        restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
-        # All arrays agree by now; partial, for a field without any may be newer than the checkpoint.
-        args = ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=True)
-        return self._manager.restore(step, args=ocp.args.Composite(**{ITEM: args}))[ITEM]
+        fields = [field.name for field in dataclasses.fields(abstract)]
+        item = self._as_saved(step, {name: getattr(abstract, name) for name in fields})
+        _compare(self._metadata(step), item)
+        restore_args = ocp.checkpoint_utils.construct_restore_args(item)
+        # All arrays agree by now. Partial, since an empty field may be newer than the checkpoint.
+        args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
+        restored = self._manager.restore(step, args=ocp.args.Composite(**{ITEM: args}))[ITEM]
+        names = dict(zip(item, fields, strict=True))
+        return dataclasses.replace(abstract, **{names[name]: value for name, value in restored.items()})
 
     def restore_part(self, step: int, name: str, abstract: Any) -> Any:
         """One field of the saved state, ``"ema"`` or ``"params"``; the rest is not read."""
+        item = self._as_saved(step, {name: abstract})
         saved = self._metadata(step)
-        _compare({name: saved[name]}, {name: abstract})
-        item = {name: abstract}
+        _compare({key: saved[key] for key in item}, item)
         restore_args = ocp.checkpoint_utils.construct_restore_args(item)
         args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
-        return self._manager.restore(step, args=ocp.args.Composite(**{ITEM: args}))[ITEM][name]
-
-    def restore_ema(self, step: int, abstract: Any) -> Any:
-        """The averaged parameters alone, which is what samples are drawn with."""
-        return self.restore_part(step, "ema", abstract)
+        (found,) = self._manager.restore(step, args=ocp.args.Composite(**{ITEM: args}))[ITEM].values()
+        return found
 
     def close(self) -> None:
         """Wait for what is being saved, and let the threads go."""
@@ -142,6 +147,12 @@ class Checkpoints:
         found = ", ".join(map(str, steps)) or "none"
         require(step in steps, "step", step, f"it is not in {self.directory}", f"choose from: {found}")
         return self._manager.item_metadata(step)[ITEM].tree
+
+    def _as_saved(self, step: int, fields: dict[str, Any]) -> dict[str, Any]:
+        """Fields of a state under the names that they have in the checkpoint of `step`."""
+        saved = self._metadata(step)
+        old = {name: RENAMED[name] for name in fields if RENAMED.get(name) in saved}
+        return {old.get(name, name): value for name, value in fields.items()}
 
     def _set_aside(self) -> None:
         """Rename what looks like a step and is none: Orbax would take it for the latest."""

@@ -1,4 +1,4 @@
-"""The loop around the train step: resume, log, save, and stop cleanly when asked to."""
+"""The training loop around the step: resume, log, save, and stop cleanly on a signal."""
 
 import collections
 import contextlib
@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import logging
 import math
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,54 +14,39 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import optax
 from etils import epath
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxdiff.distributed.mesh import batch_ways, global_batch
-from jaxdiff.errors import require
+from jaxdiff.errors import UserError
 from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.training.ema import EmaProfile
 from jaxdiff.training.metrics import RunningMean, Writers, open_writers
+from jaxdiff.training.signals import Stopped, StopSignals
 from jaxdiff.training.snapshots import Snapshots
-from jaxdiff.training.step import (
-    Task,
-    TrainState,
-    abstract_state,
-    create_state,
-    jit_train_step,
-    make_train_step,
-)
+from jaxdiff.training.state import abstract_state, create_state
+from jaxdiff.training.step import Frozen, Task, TrainState, jit_train_step, make_train_step
 
 IN_FLIGHT = 2
-"""Steps handed to the device before the loop waits: enough to hide the host, and few batches in memory."""
+"""Steps dispatched before the loop waits: enough to hide the host's work, with few batches in memory."""
 
 PATIENCE = 10
-"""Fewest steps in a row without a finite loss before a run is given up."""
+"""Fewest consecutive steps without a finite loss before a run is given up."""
 
 _log = logging.getLogger(__name__)
 
 Batches = Callable[[int], Iterator[Any]]
-"""From a step on: for each step this process's part of its batch, numpy arrays with a leading batch axis.
+"""``batches(first_step)``: this process's rows of every batch from a step on, numpy arrays with a leading batch axis.
 
-The batch of a step must be a pure function of the step, or a resumed run is not the run that it resumes.
+The batch of a step must be a pure function of the step, or a resumed run differs from an uninterrupted one.
 """
 
 
-class Stopped(Exception):
-    """The run was asked to stop by the signal `signal_number`, and has saved its state at `step`."""
-
-    def __init__(self, signal_number: int, step: int = 0):
-        super().__init__(f"stopped by {signal.Signals(signal_number).name} at step {step}, which is saved")
-        self.signal_number = signal_number
-        self.step = step
-
-
 class Hook(NamedTuple):
-    """Something to do with the state every so many steps, and at the end: draw samples, evaluate.
+    """A function of the state, called every `every` steps and after the last: draw samples, evaluate.
 
-    `call(state, step)` may return scalars, and images (uint8 [height, width, channels]), to be written. It
-    must not keep the state, whose memory the next step takes over.
+    `call(state, step)` may return scalars and images (uint8 [height, width, channels]) to log. It must not keep the
+    state, whose memory the next step reuses.
     """
 
     every: int
@@ -71,14 +55,14 @@ class Hook(NamedTuple):
 
 @runtime_checkable
 class Settings(Protocol):
-    """How long a run is and how often it reports and saves, in optimizer steps; an `Experiment` has it all.
+    """Length of a run, and how often it reports and saves; an `Experiment` has all of these.
 
     Attributes:
-      steps: in all.
-      accumulation: into how many micro-batches each batch is cut.
+      steps: optimizer steps in total.
+      accumulation: micro-batches per step.
       log_every, checkpoint_every: in steps.
-      keep: how many checkpoints stay.
-      seed: of every draw.
+      keep: number of checkpoints to keep.
+      seed: of every random draw.
     """
 
     steps: int
@@ -98,6 +82,8 @@ def run(
     ema: EmaProfile,
     mesh: Mesh,
     workdir: epath.PathLike,
+    frozen: Frozen | None = None,
+    untrained: Sequence[str] = (),
     hooks: Sequence[Hook] = (),
 ) -> TrainState:
     """Train from the latest checkpoint in `workdir`, or from the start, to `settings.steps`.
@@ -105,25 +91,31 @@ def run(
     Called again after any interruption, it ends in the same state, bit for bit, as a run that was never
     interrupted.
 
+    Args:
+      frozen: arrays on the mesh that the task uses and that are not trained.
+      untrained: patterns of the task's own parameters that are not trained; `frozen.params` holds these.
+
     Raises:
-      Stopped: SIGTERM or SIGINT came; the state is saved, and the same call goes on from there.
-      RuntimeError: no step of a whole log window could be applied, for its loss or gradient was not finite;
-        or the last checkpoint could not be written.
+      Stopped: SIGTERM or SIGINT arrived; the state is saved, and the same call continues from there.
+      RuntimeError: every step of a log window was skipped, since its loss or gradient was not finite; or the last
+        checkpoint could not be written.
       UserError: the batch does not divide, or the checkpoint belongs to another config.
     """
     workdir = epath.Path(workdir).expanduser().resolve()
+    frozen = frozen or Frozen()
     with (
-        _Signals() as signals,
+        StopSignals() as signals,
         Checkpoints(workdir / "checkpoints", settings.keep) as checkpoints,
         Snapshots(workdir) if ema.snapshot_every else contextlib.nullcontext() as snapshots,
     ):
         if snapshots is not None:
             hooks = [Hook(ema.snapshot_every, snapshots.save), *hooks]
+        layout = (task, optimizer, mesh)
         extra_emas = len(ema.extra_emas())
-        abstract = abstract_state(task, optimizer, mesh, extra_emas)
+        abstract = abstract_state(*layout, extra_emas, untrained)
         start = checkpoints.latest()
         if start is None:
-            start, state = 0, create_state(task, optimizer, mesh, settings.seed, extra_emas)
+            start, state = 0, create_state(*layout, settings.seed, extra_emas, untrained)
         else:
             state = checkpoints.restore(start, abstract)
             _log.info("restored step %d of %s", start, checkpoints.directory)
@@ -131,11 +123,12 @@ def run(
             return state
         first, iterator = _peek(batches(start))
         size = _batch_size(first, settings.accumulation, mesh)
-        step_fn = make_train_step(task, optimizer, ema, settings.seed, settings.accumulation)
-        step_fn = jit_train_step(step_fn, abstract, mesh).lower(abstract, global_batch(first, mesh)).compile()
+        step = make_train_step(task, optimizer, ema, settings.seed, settings.accumulation)
+        jitted = jit_train_step(step, abstract, mesh, frozen)
+        compiled = jitted.lower(abstract, global_batch(first, mesh), frozen).compile()
         writers = open_writers(workdir, start)
         try:
-            return _Run(settings, step_fn, mesh, hooks, checkpoints, writers, signals, size).go(
+            return _Run(settings, compiled, frozen, mesh, hooks, checkpoints, writers, signals, size).go(
                 state, start, iterator
             )
         finally:
@@ -144,29 +137,30 @@ def run(
 
 @dataclasses.dataclass
 class _Run:
-    """The moving parts of `run`, once all is set up."""
+    """The moving parts of `run`, after setup."""
 
     settings: Settings
-    step_fn: Callable[[TrainState, Any], Any]
+    step: Callable[[TrainState, Any, Frozen], Any]
+    frozen: Frozen
     mesh: Mesh
     hooks: Sequence[Hook]
     checkpoints: Checkpoints
     writers: Writers
-    signals: "_Signals"
+    signals: StopSignals
     batch_size: int
-    barren: int = 0
+    skipped: int = 0
 
     def go(self, state: TrainState, start: int, iterator: Iterator[Any]) -> TrainState:
         steps, means, in_flight = self.settings.steps, RunningMean(), collections.deque()
         clock = _Clock()
-        # Collectives of several steps at once can starve the CPU's one pool of threads; there is nothing to hide there.
-        allowed = 0 if jax.default_backend() == "cpu" else IN_FLIGHT
+        # Collectives of several steps at once can starve the CPU's only thread pool, and there is nothing to hide.
+        allowed = 0 if self.mesh.devices.flat[0].platform == "cpu" else IN_FLIGHT
         hidden = None if jax.process_index() == 0 else True  # None: shown on a terminal only
         with tqdm(
             total=steps, initial=start, disable=hidden, file=sys.stderr, unit="step", smoothing=0.05
         ) as bar:
             for step in range(start + 1, steps + 1):
-                state, metrics = self.step_fn(state, global_batch(next(iterator), self.mesh))
+                state, metrics = self.step(state, global_batch(next(iterator), self.mesh), self.frozen)
                 means.add(metrics)
                 in_flight.append(metrics["loss"])
                 if len(in_flight) > allowed:
@@ -174,17 +168,20 @@ class _Run:
                 bar.update()
                 if step % self.settings.log_every == 0 or step == steps:
                     self._report(step, means, clock, bar)
-                stop = self.signals.caught(step)
-                if step % self.settings.checkpoint_every == 0 or step == steps or stop:
-                    with clock.paused():
-                        self._save(step, state, last=step == steps or bool(stop))
-                if stop:
-                    raise Stopped(stop, step)
                 with clock.paused():
-                    for hook in self.hooks:
-                        if step % hook.every == 0 or step == steps:
-                            self.writers.write(step, hook.call(state, step) or {})
+                    self._after(step, state)
         return state
+
+    def _after(self, step: int, state: TrainState) -> None:
+        """Save, stop, and call hooks, where they are due."""
+        last, stop = step == self.settings.steps, self.signals.caught(step)
+        if step % self.settings.checkpoint_every == 0 or last or stop:
+            self._save(step, state, last=last or bool(stop))
+        if stop:
+            raise Stopped(stop, step)
+        for hook in self.hooks:
+            if step % hook.every == 0 or last:
+                self.writers.write(step, hook.call(state, step) or {})
 
     def _report(self, step: int, means: RunningMean, clock: "_Clock", bar: Any) -> None:
         window = means.steps
@@ -192,15 +189,15 @@ class _Run:
         values["images_per_second"] = window * self.batch_size / clock.restart()
         self.writers.write(step, values)
         bar.set_postfix({"loss": f"{values['loss']:.4g}", "images/s": f"{values['images_per_second']:.4g}"})
-        self.barren = self.barren + window if math.isnan(values["loss"]) else 0
-        if self.barren >= max(self.settings.log_every, PATIENCE):
+        self.skipped = self.skipped + window if math.isnan(values["loss"]) else 0
+        if self.skipped >= max(self.settings.log_every, PATIENCE):
             raise RuntimeError(
-                f"step {step}: loss or gradient was not finite in any of the last {self.barren} steps. "
+                f"step {step}: loss or gradient was not finite in any of the last {self.skipped} steps. "
                 "Lower the learning rate, or check the data; the checkpoints are good"
             )
 
     def _save(self, step: int, state: TrainState, last: bool) -> None:
-        """Save; on the way a failure costs one checkpoint, at the end it is an error."""
+        """Save. A failure before the end costs one checkpoint; at the end it is an error."""
         try:
             self.checkpoints.save(step, state)
             if last:
@@ -211,43 +208,8 @@ class _Run:
             _log.warning("step %d: a checkpoint could not be saved, training goes on: %s", step, error)
 
 
-class _Signals:
-    """SIGTERM and SIGINT, kept until the end of a step; a second SIGINT acts at once.
-
-    In a run of several processes JAX itself watches for SIGTERM, and lets all of them stop at the same step.
-    """
-
-    def __init__(self):
-        self._caught = 0
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "_Signals":
-        if jax.process_count() == 1:
-            try:
-                for number in (signal.SIGTERM, signal.SIGINT):
-                    self._previous[number] = signal.signal(number, self._catch)
-            except ValueError:
-                _log.info("not in the main thread: signals are left alone")
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _catch(self, number: int, frame: Any) -> None:
-        if number == signal.SIGINT and self._caught:
-            raise KeyboardInterrupt
-        self._caught = number
-
-    def caught(self, step: int) -> int:
-        """The signal to stop for after `step`, or 0. All processes get the same answer."""
-        if jax.process_count() > 1:
-            return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else 0
-        return self._caught
-
-
 class _Clock:
-    """Seconds of training: what saving and hooks take is left out."""
+    """Seconds of training, without the time of saving and of hooks."""
 
     def __init__(self):
         self._begin, self._pause = time.perf_counter(), 0.0
@@ -268,18 +230,19 @@ class _Clock:
 
 
 def _peek(iterator: Iterator[Any]) -> tuple[Any, Iterator[Any]]:
-    """The first item, and an iterator that still has it."""
+    """The first item, and an iterator that still yields it."""
     first = next(iterator)
     return first, itertools.chain([first], iterator)
 
 
 def _batch_size(batch: Any, accumulation: int, mesh: Mesh) -> int:
-    """Examples in the batch of all processes, if they divide over the mesh and the micro-batches."""
+    """Examples in the global batch, if they divide over the mesh and the micro-batches."""
     size = len(jax.tree.leaves(batch)[0]) * jax.process_count()
-    unit = batch_ways(mesh) * accumulation
-    require(
-        size % unit == 0, "batch_size", size,
-        f"it does not divide into {batch_ways(mesh)} devices x {accumulation} micro-batches",
-        f"use {max(size // unit, 1) * unit} or {(size // unit + 1) * unit}",
-    )  # fmt: skip
+    ways = batch_ways(mesh)
+    unit = ways * accumulation
+    if size % unit:
+        raise UserError(
+            f"batch_size={size}: expected a multiple of {ways} devices x {accumulation} micro-batches, got {size}. "
+            f"Fix: use {max(size // unit, 1) * unit} or {(size // unit + 1) * unit}"
+        )
     return size

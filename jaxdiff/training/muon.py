@@ -8,7 +8,6 @@ import optax
 from optax import contrib
 
 from jaxdiff.errors import require
-from jaxdiff.training.finetune import freeze
 from jaxdiff.training.optimizer import Constant, Schedule
 from jaxdiff.typing import Params
 
@@ -73,7 +72,7 @@ class Muon:
         )
         clip = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
         whole = optax.chain(*clip, muon)
-        return freeze(whole, self.frozen) if self.frozen else whole
+        return whole
 
 
 def _matrices(params: Params) -> Any:

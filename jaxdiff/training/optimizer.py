@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import optax
 
 from jaxdiff.errors import require
-from jaxdiff.training.finetune import freeze
 from jaxdiff.typing import Params
 
 
@@ -110,7 +109,7 @@ class AdamW:
     ``"weight"`` for the layers of `jaxdiff.models.magnitude`, which is the forced weight normalisation of Karras et al.
     2024 ("EDM2"). None moves all parameters freely.
 
-    `frozen` are patterns of parameters that stay as they are, ``"network/encoder_*"``; see `jaxdiff.training.finetune`.
+    `frozen` are patterns of parameters that are not trained, ``"network/encoder_*"``; see `jaxdiff.training.partition`.
     """
 
     learning_rate: float = 1e-4
@@ -141,7 +140,7 @@ class AdamW:
         clip = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
         unit = [] if self.unit_weights is None else [keep_unit(self.unit_weights)]
         whole = optax.chain(*clip, adamw, *unit) if clip or unit else adamw
-        return freeze(whole, self.frozen) if self.frozen else whole
+        return whole
 
 
 def keep_unit(name: str) -> optax.GradientTransformation:

@@ -1,25 +1,19 @@
-"""Starting from the parameters of another run, and keeping some of them as they are.
+"""Fine-tuning: a run initialised from the parameters of another one.
 
-A parameter is named by its path, ``network/encoder_0_block_0/residual/conv_0/kernel``. A pattern of paths has * for
-anything, slashes included; one that names a module, ``network/encoder_0_block_0``, means all that is in it.
+Parameters are named as in `training.partition`.
 """
 
 import dataclasses
-import fnmatch
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import linen as nn
 
 from jaxdiff.errors import UserError, require
+from jaxdiff.training.partition import matches, paths, some_of
 from jaxdiff.typing import Params
-
-TRAINED, FROZEN = "trained", "frozen"
-SHOWN = 8  # paths that an error lists
 
 Layouts = tuple[Mapping[str, int], Mapping[str, int]]
 """What the input channels of the old and of the new network are, in their order: name -> how many."""
@@ -48,41 +42,6 @@ class InitFrom:
     packages: tuple[str, ...] = ()
 
 
-def paths(tree: Params) -> dict[str, Any]:
-    """The arrays of a tree of dicts by their paths."""
-    leaves = jax.tree.leaves_with_path(tree)
-    return {"/".join(str(key.key) for key in path if hasattr(key, "key")): leaf for path, leaf in leaves}
-
-
-def matches(path: str, patterns: Sequence[str]) -> bool:
-    """Whether a pattern names this parameter, or a module that it is in."""
-    return any(fnmatch.fnmatchcase(path, each) or fnmatch.fnmatchcase(path, f"{each}/*") for each in patterns)
-
-
-def freeze(optimizer: optax.GradientTransformation, frozen: Sequence[str]) -> optax.GradientTransformation:
-    """`optimizer` for all parameters but those that a pattern names, which stay bit for bit and have no state.
-
-    Neither the norm by which gradients are clipped nor weight decay sees them.
-
-    Raises:
-      UserError: at `init`, where a pattern names no parameter, or all are named.
-    """
-
-    def labels(params: Params) -> Params:
-        found = paths(params)
-        for pattern in frozen:
-            some = any(matches(path, (pattern,)) for path in found)
-            require(some, "optimizer.frozen", pattern, "it names no parameter", f"there are {_some(found)}")
-        everything = all(matches(path, frozen) for path in found)
-        require(not everything, "optimizer.frozen", tuple(frozen), "nothing is left to train", "name fewer")
-        kinds = iter(FROZEN if matches(path, frozen) else TRAINED for path in found)
-        # A box with the names of axes is masked as a whole, or the state would have empty boxes.
-        boxed = lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)  # noqa: E731
-        return jax.tree.map(lambda leaf: next(kinds), params, is_leaf=boxed)
-
-    return optax.multi_transform({TRAINED: optimizer, FROZEN: optax.set_to_zero()}, labels)
-
-
 def transfer_params(
     old: Params,
     new: Params,
@@ -109,14 +68,14 @@ def transfer_params(
     before, after = paths(old), paths(new)
     for pattern in fresh:
         some = any(matches(path, (pattern,)) for path in [*before, *after])
-        require(some, "init_from.fresh", pattern, "it names no parameter", f"there are {_some(after)}")
+        require(some, "init_from.fresh", pattern, "it names no parameter", f"there are {some_of(after)}")
     lost = [path for path in before if path not in after and not matches(path, fresh)]
     missing = [path for path in after if path not in before and not matches(path, (*added, *fresh))]
     fix = "change the config, or name them in init_from.fresh, with *"
     if lost:
-        raise UserError(f"init_from: only the other run has {_some(lost)}. Fix: {fix}")
+        raise UserError(f"init_from: only the other run has {some_of(lost)}. Fix: {fix}")
     if missing:
-        raise UserError(f"init_from: the other run lacks {_some(missing)}. Fix: {fix}")
+        raise UserError(f"init_from: the other run lacks {some_of(missing)}. Fix: {fix}")
     return jax.tree.unflatten(
         jax.tree.structure(new),
         [
@@ -158,9 +117,3 @@ def _widened(old: Any, shape: tuple[int, ...], layouts: Layouts) -> Any:
     starts = dict(zip(after, np.cumsum([0, *after.values()]), strict=False))
     places = np.concatenate([starts[name] + np.arange(count) for name, count in before.items()])
     return jnp.zeros(shape, old.dtype).at[..., places, :].set(old)
-
-
-def _some(names: Any) -> str:
-    listed = list(names)
-    rest = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
-    return ", ".join(listed[:SHOWN]) + rest

@@ -1,0 +1,160 @@
+"""A trained model, prepared for sampling: shapes, requests and batches of compiled calls."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import jax
+import numpy as np
+from flax.core import FrozenDict
+
+from jaxdiff.codecs.pixels import Pixels
+from jaxdiff.codecs.protocol import Codec
+from jaxdiff.denoiser import Denoiser
+from jaxdiff.distributed import partitioning
+from jaxdiff.errors import expect
+from jaxdiff.generation import checks, compiled, inputs
+from jaxdiff.generation.compiled import GenerationInputs, StaticArgs, Trees
+from jaxdiff.sampling.loop import ends, fold_in, noise_like
+from jaxdiff.sampling.recipe import PRIOR, Recipe
+from jaxdiff.typing import Params
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SampledModel:
+    """A trained denoiser with a recipe for sampling it.
+
+    Attributes:
+      denoiser, params: the model, with all parameters.
+      recipe: sampler, grid, steps and guidance.
+      image_shape: shape of a sample, (height, width, channels) for images; see `of_size` for other sizes.
+      mesh: the devices that share a batch.
+      batch_size: the largest number of samples that are generated at once.
+      guide: a guiding model, for `Autoguidance`; see `guided_by`.
+      codec: from diffused data to samples.
+      frozen: parameters of the codec's networks, by name.
+    """
+
+    denoiser: Denoiser
+    params: Params
+    recipe: Recipe
+    image_shape: tuple[int, ...]
+    mesh: jax.sharding.Mesh
+    batch_size: int = 256
+    guide: "SampledModel | None" = None
+    codec: Codec = Pixels()
+    frozen: Mapping[str, Params] = FrozenDict()
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        """The shape of one diffused example."""
+        return self.codec.data_shape(self.image_shape)
+
+    def of_size(self, height: int, width: int) -> Self:
+        """The same generator for images of another size, which most convolutional networks can generate.
+
+        Raises:
+          UserError: a network or a condition cannot take this size; nothing is compiled to find out.
+        """
+        shape = (height, width, *self.image_shape[2:])
+        if shape == self.image_shape:
+            return self
+        for model in self._models:
+            data_shape = model.codec.data_shape(shape)
+            checks.check_shape(model.denoiser, model.params, data_shape, model.data_shape)
+        return dataclasses.replace(self, image_shape=shape)
+
+    def check(self) -> None:
+        """Raise `UserError` where the recipe lacks something, such as a guiding model; before anything is compiled."""
+        checks.check_guidance(self.recipe, self._denoisers)
+
+    def _first_level(self) -> np.float32:
+        """``sigma / alpha`` at the first time of the recipe's grid."""
+        process = self.denoiser.process_of(self.params)
+        alpha, sigma = process.signal(ends(self.recipe.grid(process, self.recipe.steps))[0])
+        return np.float32(sigma / alpha)
+
+    def _noise(self, n: int, seed: int) -> np.ndarray:
+        """The initial noise of the first n samples of a seed."""
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(n, dtype=np.uint32))
+        return np.asarray(noise_like(fold_in(keys, PRIOR), jax.numpy.zeros((n, *self.data_shape))))
+
+    def _encoded(self, images: np.ndarray, n: int, seed: int) -> np.ndarray:
+        """The diffused data of stored images."""
+        make = functools.partial(compiled.encode, self._static, self._trees)
+        return self._in_batches(make, GenerationInputs({}, {}, {}, {}, images=images), n, seed)
+
+    def _in_batches(self, make: Callable, request: GenerationInputs, n: int, seed: int) -> np.ndarray:
+        expect(0 <= seed < 2**32, "seed", seed, "a 32-bit number", "give 0 to 4294967295")
+        size = self._rows(n)
+        batches = []
+        for first in range(0, n, size):
+            index = np.arange(first, first + size, dtype=np.uint32)
+            used = np.minimum(index, n - 1)  # the last batch is padded with copies, which are cut off again
+            chosen = jax.tree.map(lambda value, used=used: value[used], request)
+            batches.append(np.asarray(make(chosen, index, np.uint32(seed)))[: n - first])
+        return np.concatenate(batches)
+
+    def _sized(self, size: tuple[int, int] | None, conditions: Mapping[str, Any]) -> Self:
+        if len(self.image_shape) != 3:
+            expect(size is None, "image_size", size, "None for samples that are not images", "leave it out")
+            return self
+        return self.of_size(*inputs.size(self.denoiser.conditioner, conditions, self.image_shape, size))
+
+    def _recipe(
+        self, guidance: float | Mapping[str, float] | None, negative: Mapping[str, Any] | None
+    ) -> Recipe:
+        rule = self.recipe.guidance
+        if isinstance(guidance, Mapping):
+            rule = checks.per_condition(rule, guidance, self.denoiser.conditioner)
+        elif guidance is not None:
+            rule = rule.with_scale(float(guidance))
+        expect(not negative or rule.scale != 1, "negative", negative,
+               "no negative conditions where guidance is off (scale 1)", "give another guidance scale")  # fmt: skip
+        recipe = dataclasses.replace(self.recipe, guidance=rule)
+        checks.check_guidance(recipe, self._denoisers)
+        return recipe
+
+    def _request(
+        self, n: int | None, conditions: Mapping, negative: Mapping | None, otherwise: int = 1
+    ) -> tuple[GenerationInputs, int]:
+        """Conditions as arrays with one row for each sample, and the number of samples."""
+        conditioners: list[Any] = [model.denoiser.conditioner for model in self._models]
+        first, shape = conditioners[0], self.data_shape
+        fields, absent, n = inputs.fields(conditioners, n, conditions, shape, otherwise)
+        other = {name: None for name in first.conditions if first.has_null(name)}
+        other |= {name: value for name, value in conditions.items() if name not in other} | dict(
+            negative or {}
+        )
+        instead, no_negative, _ = inputs.fields(conditioners, n, other, shape)
+        known, mask = inputs.known(first.conditions, fields, absent, self.image_shape)
+        return GenerationInputs(fields, absent, instead, no_negative, known=known, mask=mask), n
+
+    def _rows(self, n: int) -> int:
+        """Rows of a compiled batch: a power of two, for few compilations, rounded up to divide over the devices."""
+        ways = math.prod(self.mesh.shape[axis] for axis in partitioning.BATCH_AXES)
+        size = min(self.batch_size, 1 << (n - 1).bit_length())
+        return -(-size // ways) * ways
+
+    @property
+    def _rank(self) -> int:
+        """Axes of a batch of samples."""
+        return 1 + len(self.image_shape)
+
+    @property
+    def _models(self) -> "list[SampledModel]":
+        return [self] if self.guide is None else [self, self.guide]
+
+    @property
+    def _denoisers(self) -> tuple[Denoiser, ...]:
+        return tuple(model.denoiser for model in self._models)
+
+    @property
+    def _trees(self) -> Trees:
+        return Trees(tuple(model.params for model in self._models), self.frozen)
+
+    @property
+    def _static(self) -> StaticArgs:
+        return StaticArgs(self._denoisers, self.codec, self.data_shape, self.mesh)

@@ -1,0 +1,152 @@
+"""Weights of networks that are used and not trained: their origins, their hashes, and their place on the mesh."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from flax import linen as nn
+
+from jaxdiff import config as configs
+from jaxdiff.distributed import partitioning
+from jaxdiff.errors import UserError, expect
+from jaxdiff.interop.tensors import read_tensors
+from jaxdiff.runs.restore import restore_params
+from jaxdiff.runs.workdir import read_config
+from jaxdiff.training.partition import some_of
+from jaxdiff.typing import Params, Weights
+
+RECORD = "frozen.json"
+"""The file in a run's folder that names the origin and the hash of every network that is not trained."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunWeights:
+    """The parameters of another run of jaxdiff, or of one of its modules.
+
+    Attributes:
+      workdir: the other run's folder.
+      step: of its checkpoint; the latest if None. Give it where the other run may still be trained.
+      ema: take the EMA rather than the parameters after the last step.
+      module: path of the module whose parameters are used, such as ``network``; all if empty.
+      packages: packages besides jaxdiff whose classes the other run's config may build.
+    """
+
+    workdir: str
+    step: int | None = None
+    ema: bool = True
+    module: str = ""
+    packages: tuple[str, ...] = ()
+
+    def read(self) -> Params:
+        other: Any = configs.build(read_config(self.workdir), packages=("jaxdiff", *self.packages))
+        mesh = dataclasses.replace(other.mesh, data=1, fsdp=1, tensor=1).make(jax.local_devices()[:1])
+        field = "ema" if self.ema else "params"
+        params = restore_params(other, self.workdir, mesh, self.step, field, flag="workdir")
+        return _module(jax.tree.map(np.asarray, params), self.module)
+
+    def describe(self) -> str:
+        step = "latest step" if self.step is None else f"step {self.step}"
+        return f"{self.workdir} ({step}, {'EMA' if self.ema else 'parameters'}) {self.module}".rstrip()
+
+
+@dataclasses.dataclass(frozen=True)
+class FileWeights:
+    """The parameters in a file of tensors (.safetensors, or PyTorch's) named by our own paths, ``block_0/conv/kernel``.
+
+    Attributes:
+      path: of the file. No code in it is run.
+      module: path of the module whose parameters are used; all if empty.
+    """
+
+    path: str
+    module: str = ""
+
+    def read(self) -> Params:
+        tree: dict[str, Any] = {}
+        for name, tensor in read_tensors(self.path, None).tensors.items():
+            *parents, last = name.replace(".", "/").split("/")
+            branch = tree
+            for parent in parents:
+                branch = branch.setdefault(parent, {})
+            branch[last] = np.asarray(tensor)
+        return _module(tree, self.module)
+
+    def describe(self) -> str:
+        return f"{self.path} {self.module}".rstrip()
+
+
+def load(
+    weights: Mapping[str, Weights], mesh: jax.sharding.Mesh, workdir: epath.PathLike | None = None
+) -> dict[str, Params]:
+    """The networks' parameters on `mesh`, each sharded by the names of its axes or by its size.
+
+    Args:
+      weights: origins by name, as in `Task.frozen`.
+      workdir: the run's folder. Its record of origins and hashes is written if there is none, and is compared if
+        there is.
+
+    Raises:
+      UserError: an origin cannot be read, or its parameters are not the recorded ones.
+    """
+    read = {name: origin.read() for name, origin in weights.items()}
+    if workdir is not None and weights:
+        _record(
+            weights,
+            {name: fingerprint(nn.meta.unbox(tree)) for name, tree in read.items()},
+            epath.Path(workdir),
+        )
+    return {name: _placed(tree, mesh) for name, tree in read.items()}
+
+
+def fingerprint(tree: Params) -> str:
+    """SHA-256 over the paths, types, shapes and bytes of all arrays."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(jax.tree.leaves_with_path(tree), key=lambda pair: jax.tree_util.keystr(pair[0])):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _record(weights: Mapping[str, Weights], hashes: Mapping[str, str], workdir: epath.Path) -> None:
+    file = workdir / RECORD
+    found = {name: {"from": weights[name].describe(), "sha256": digest} for name, digest in hashes.items()}
+    if not file.exists():
+        if jax.process_index() == 0:
+            partial = workdir / f".{RECORD}.partial"
+            partial.write_text(json.dumps(found, indent=1) + "\n")
+            partial.replace(file)
+        return
+    known = json.loads(file.read_text())
+    for name, digest in hashes.items():
+        stored = known.get(name, {}).get("sha256")
+        expect(
+            stored == digest, f"config.task.frozen.{name}", weights[name].describe(),
+            f"the weights that the run started with (sha256 {str(stored)[:16]})",
+            "restore these weights, or start a new run in another --workdir", f"sha256 {digest[:16]}",
+        )  # fmt: skip
+
+
+def _placed(tree: Params, mesh: jax.sharding.Mesh) -> Params:
+    shardings = partitioning.shardings(tree, mesh)
+
+    def place(leaf: np.ndarray, sharding: Any) -> jax.Array:
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+    return jax.tree.map(place, nn.meta.unbox(tree), shardings)
+
+
+def _module(tree: Params, path: str) -> Params:
+    for name in filter(None, path.split("/")):
+        if not isinstance(tree, Mapping) or name not in tree:
+            known = some_of(tree) if isinstance(tree, Mapping) else "no modules"
+            raise UserError(
+                f"module={path!r}: expected the path of a module, got no {name!r}. Fix: use one of {known}"
+            )
+        tree = tree[name]
+    return tree

@@ -1,0 +1,55 @@
+"""What generation, evaluation and cost estimates need of a task that makes samples."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from jaxdiff.codecs.protocol import Codec, Shape
+from jaxdiff.denoiser import Denoiser
+from jaxdiff.typing import Array, Float, Key, Params, Times, Weights
+
+
+@runtime_checkable
+class Sampleable(Protocol):
+    """A task whose trained denoiser is sampled.
+
+    Attributes:
+      denoiser: network, conditioner, process and parameterization.
+      codec: from stored examples to diffused data and back.
+      image_shape, data_shape: the shapes of a stored and of a diffused example.
+      data_field: the field of the data that holds the stored examples.
+      frozen: networks that are used and not trained, by name.
+    """
+
+    @property
+    def denoiser(self) -> Denoiser: ...
+
+    @property
+    def codec(self) -> Codec: ...
+
+    @property
+    def image_shape(self) -> Shape: ...
+
+    @property
+    def data_shape(self) -> Shape: ...
+
+    @property
+    def data_field(self) -> str: ...
+
+    @property
+    def frozen(self) -> Mapping[str, Weights]: ...
+
+    def full_params(self, params: Params, frozen: Mapping[str, Params]) -> Params:
+        """All parameters of the denoiser, from the trained ones and the trees of `frozen`."""
+        ...
+
+    def evaluation_loss(
+        self,
+        params: Params,
+        frozen: Mapping[str, Params],
+        stored: Array,
+        fields: Mapping[str, Any],
+        t: Times,
+        key: Key[Array, ""],
+    ) -> Float[Array, "batch"]:
+        """The held-out loss of stored examples [batch, *image_shape] at times t [batch], from all parameters."""
+        ...

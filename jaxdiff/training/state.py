@@ -1,0 +1,101 @@
+"""The state of training at step 0, concrete or as shapes, laid out on a mesh."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from jaxdiff.distributed import partitioning
+from jaxdiff.training.partition import split
+from jaxdiff.training.step import Task, TrainState
+from jaxdiff.typing import Params
+
+INITIAL = 2**32 - 1
+"""The step whose key initialises the parameters: one that no run reaches."""
+
+
+def init_params(task: Task, seed: int) -> Params:
+    """Initial parameters of a run with this seed, boxed as the task boxes them, untrained ones included."""
+    return task.init(jax.random.fold_in(jax.random.key(seed), INITIAL))
+
+
+def create_state(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    seed: int,
+    extra_emas: int = 0,
+    untrained: Sequence[str] = (),
+) -> TrainState:
+    """The state at step 0, created sharded: no device ever holds all of a sharded state.
+
+    Args:
+      extra_emas: EMAs besides the one that samples are drawn with.
+      untrained: patterns of parameters that are not trained, which the state leaves out.
+    """
+    abstract = abstract_state(task, optimizer, mesh, extra_emas, untrained)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+    def make() -> TrainState:
+        trained, _ = split(init_params(task, seed), untrained)
+        return nn.meta.unbox(begin(task, optimizer, trained, extra_emas))
+
+    return jax.jit(make, out_shardings=shardings)()
+
+
+def untrained_params(task: Task, mesh: Mesh, seed: int, untrained: Sequence[str]) -> Params:
+    """The initial values of the parameters that are not trained, on the mesh; an empty dict for none."""
+    if not untrained:
+        return {}
+    abstract = abstract_params(task, mesh, untrained)[1]
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    make = lambda: nn.meta.unbox(split(init_params(task, seed), untrained)[1])  # noqa: E731
+    return jax.jit(make, out_shardings=shardings)()
+
+
+def abstract_state(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    extra_emas: int = 0,
+    untrained: Sequence[str] = (),
+) -> TrainState:
+    """The shapes, types and shardings of the state, as `jax.ShapeDtypeStruct`s; nothing is computed."""
+
+    def make() -> TrainState:
+        trained, _ = split(init_params(task, 0), untrained)
+        return begin(task, optimizer, trained, extra_emas)
+
+    boxed = jax.eval_shape(make)
+    everywhere = jax.tree.map(lambda leaf: partitioning.replicated(mesh), boxed.task_state)
+    shardings = partitioning.shardings(boxed, mesh).replace(task_state=everywhere)
+    return _abstract(boxed, shardings)
+
+
+def abstract_params(task: Task, mesh: Mesh, untrained: Sequence[str] = ()) -> tuple[Params, Params]:
+    """The shapes, types and shardings of the trained and of the untrained parameters."""
+    parts = split(jax.eval_shape(lambda: init_params(task, 0)), untrained)
+    trained, rest = (_abstract(part, partitioning.shardings(part, mesh)) for part in parts)
+    return trained, rest
+
+
+def begin(
+    task: Task, optimizer: optax.GradientTransformation, params: Params, extra_emas: int = 0
+) -> TrainState:
+    """The state at step 0 of a run that starts from these trained parameters."""
+    # EMAs start as copies, since the step donates every array of the state.
+    ema, *more = (jax.tree.map(jnp.copy, params) for _ in range(1 + extra_emas))
+    step = jnp.zeros((), jnp.int32)
+    return TrainState(step, params, ema, optimizer.init(params), task.init_task_state(), tuple(more))
+
+
+def _abstract(boxed: Any, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        nn.meta.unbox(boxed),
+        shardings,
+    )

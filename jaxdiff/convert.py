@@ -61,23 +61,25 @@ def convert(
     from jaxdiff.interop.tensors import read_tensors
     from jaxdiff.runs.workdir import init_workdir
     from jaxdiff.training.checkpoint import Checkpoints
-    from jaxdiff.training.step import abstract_state, begin
+    from jaxdiff.training.state import abstract_state, begin
 
     experiment = configs.build(config)
     task, mesh = experiment.task, experiment.mesh.make()
-    optimizer, others = experiment.optimizer.make(experiment.steps), len(experiment.ema.others())
+    optimizer, extra_emas = experiment.optimizer.make(experiment.steps), len(experiment.ema.extra_emas())
     folder = pathlib.Path(workdir).expanduser() / "checkpoints"
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"--workdir={workdir}: there are checkpoints already. Fix: give another folder")
     checkpoint = read_tensors(source, ema)
     mapping = families.entries(checkpoint.tensors, task.denoiser, task.image_shape[0], attention_order)
-    abstract = abstract_state(task, optimizer, mesh, others)
+    abstract = abstract_state(task, optimizer, mesh, extra_emas)
     params = to_params(mapping, checkpoint.tensors, abstract.params, edm.BUFFERS)
 
     run = init_workdir(config, workdir)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     placed = jax.tree.map(jax.device_put, params, shardings.params)
-    state = jax.jit(lambda params: begin(task, optimizer, params, others), out_shardings=shardings)(placed)
+    state = jax.jit(lambda params: begin(task, optimizer, params, extra_emas), out_shardings=shardings)(
+        placed
+    )
     with Checkpoints(run / "checkpoints", experiment.keep) as checkpoints:
         checkpoints.save(0, state)
         checkpoints.wait()

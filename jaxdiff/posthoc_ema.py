@@ -49,15 +49,15 @@ def main(argv: Sequence[str]) -> None:
     from jaxdiff.training import snapshots
     from jaxdiff.training.checkpoint import Checkpoints
     from jaxdiff.training.power_ema import PowerEma
-    from jaxdiff.training.step import TrainState, abstract_state
+    from jaxdiff.training.state import abstract_params
+    from jaxdiff.training.step import TrainState
 
     packages = [name for name in flags.packages.split(",") if name]
     experiment = configs.build(config, packages=("jaxdiff", *packages))
     kind = type(experiment.ema).__name__
     require(isinstance(experiment.ema, PowerEma), "--workdir", flags.workdir, f"the run tracked an {kind}",
             "train with ema=PowerEma(snapshot_every=...)")  # fmt: skip
-    optimizer = experiment.optimizer.make(experiment.steps)
-    abstract = abstract_state(experiment.task, optimizer, experiment.mesh.make()).ema
+    abstract = abstract_params(experiment.task, experiment.mesh.make(), experiment.optimizer.frozen)[0]
     average, step = snapshots.reconstruct(flags.workdir, experiment.ema, abstract, flags.std, flags.step)
 
     partial = out.with_name(f"{out.name}.new")

@@ -3,24 +3,41 @@
 python -m jaxdiff.train --config configs/digits.py
 python -m jaxdiff.train --config configs/digits.py --workdir runs/wide --config.optimizer.learning_rate=3e-4
 python -m jaxdiff.train --config configs/digits.py --workdir runs/tuned --from-workdir runs/digits
+
+From Python, on arrays in memory::
+
+    from jaxdiff.config import load
+    from jaxdiff.data.arrays import Arrays
+    from jaxdiff.train import train
+
+    generator = train(load("configs/digits.py"), "runs/mine", source=Arrays(image=images, label=labels))
 """
 
+import dataclasses
 import pathlib
 import signal
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from jaxdiff.cli import app as command
+from jaxdiff.cli import app
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from jaxdiff.data.pipeline import Source
+    from jaxdiff.experiment import Experiment
+    from jaxdiff.generation.generator import Generator
 
 DESCRIPTION = "Train a model; the same command again continues an interrupted run."
 EPILOG = """\
 --config.PATH=VALUE changes any field of the config, --config.sampling.steps=20 for example.
-exit status: 0 finished, 2 a mistake in what was asked, 75 stopped by SIGTERM with all saved, 130 the same by Ctrl-C."""
+exit status: 0 finished, 2 a user error, 75 stopped by SIGTERM with all saved, 130 the same by Ctrl-C."""
 
 
-def parser() -> command.Parser:
-    flags = command.Parser(description=DESCRIPTION, epilog=EPILOG)
+def parser() -> app.Parser:
+    flags = app.Parser(description=DESCRIPTION, epilog=EPILOG)
     flags.add_argument("--config", help="a config file, configs/x.py or configs/x.py:variant")
-    flags.add_argument("--workdir", help="where the run lives (default: runs/NAME_OF_CONFIG)")
+    flags.add_argument("--workdir", help="the run's folder (default: runs/NAME_OF_CONFIG)")
     flags.add_argument(
         "--from-workdir", default=None, metavar="FOLDER[:STEP]", help="start from the parameters of this run"
     )
@@ -29,80 +46,136 @@ def parser() -> command.Parser:
 
 def main(argv: Sequence[str]) -> None:
     flags, overrides = parser().parse(argv)
-    config = command.load_config(flags.config, [*start(flags.from_workdir), *overrides])
+    config = app.load_config(flags.config, [*init_from(flags.from_workdir), *overrides])
 
-    from jaxdiff import config as configs
+    from jaxdiff.config import build
+    from jaxdiff.distributed import runtime
     from jaxdiff.runs.workdir import init_workdir
+    from jaxdiff.training.signals import Stopped
 
-    experiment = configs.build(config)
+    experiment = build(config)
     name = pathlib.Path(flags.config.partition(":")[0]).stem
     variant = flags.config.partition(":")[2]
     workdir = init_workdir(config, flags.workdir or f"runs/{name}{'_' + variant if variant else ''}")
-
-    from jaxdiff.distributed import runtime
-
     runtime.start()
-    train(experiment, workdir)
+    try:
+        _train(experiment, workdir)
+    except Stopped as stop:
+        code = 130 if stop.signal_number == signal.SIGINT else 75
+        raise app.Interrupted(code, f"{stop}; run the same command to go on") from None
 
 
-def start(folder: str | None) -> list[tuple[str, str]]:
-    """The override that lets a run start from another one, whose folder and perhaps step are given."""
+def init_from(folder: str | None) -> list[tuple[str, str]]:
+    """The override that lets a run start from another one, given as ``folder`` or ``folder:step``."""
     if folder is None:
         return []
-    run = command.guide_run(folder)
+    run = app.guide_run(folder)
     workdir, step = run if isinstance(run, tuple) else (run, None)
-    return [("init_from", f"jaxdiff.training.finetune:InitFrom(workdir={workdir!r}, step={step})")]
+    return [("init_from", f"jaxdiff.training.transfer:InitFrom(workdir={workdir!r}, step={step})")]
 
 
-def train(experiment, workdir) -> None:
-    """Train `experiment` to its end in `workdir`, then judge it if it says how."""
+def train(
+    experiment: "ConfigDict | Experiment",
+    workdir: str,
+    *,
+    source: "Source | None" = None,
+    test_source: "Source | None" = None,
+) -> "Generator | None":
+    """Train to the end, then evaluate if the experiment has an evaluation.
+
+    The same call again continues an interrupted run, exactly.
+
+    Args:
+      experiment: a config, as `jaxdiff.config.load` returns it, or an `Experiment`.
+      workdir: the run's folder.
+      source: training examples instead of the experiment's, such as `Arrays` in memory. Arrays are not stored: the
+        run's config keeps their hash, and a run is only continued with the same arrays.
+      test_source: held-out examples instead of the experiment's.
+
+    Returns:
+      A generator with the EMA of the parameters; None for a task that makes no samples.
+
+    Raises:
+      UserError: the experiment, its data and its devices do not fit each other; the folder holds another run.
+      Stopped: SIGTERM or SIGINT arrived, and the state is saved.
+    """
+    from jaxdiff.config import build, describe
+    from jaxdiff.runs.workdir import init_workdir
+
+    built: Any = experiment if dataclasses.is_dataclass(experiment) else build(experiment)
+    if source is not None:
+        built = dataclasses.replace(built, data=dataclasses.replace(built.data, source=source))
+    if test_source is not None:
+        pipeline = built.test_data or built.data
+        built = dataclasses.replace(built, test_data=dataclasses.replace(pipeline, source=test_source))
+    return _train(built, init_workdir(describe(_recorded(built)), workdir))
+
+
+def _recorded(experiment: "Experiment") -> "Experiment":
+    """The experiment with a record of arrays in memory in place of the arrays, which no config can hold."""
+    from jaxdiff.data.arrays import Arrays
+
+    changed = {}
+    for name in ("data", "test_data"):
+        pipeline = getattr(experiment, name)
+        if pipeline is not None and isinstance(pipeline.source, Arrays):
+            changed[name] = dataclasses.replace(pipeline, source=pipeline.source.recorded())
+    return dataclasses.replace(experiment, **changed)
+
+
+def _train(experiment: "Experiment", workdir: Any) -> "Generator | None":
     import jax
 
     from jaxdiff.evaluate import evaluate
-    from jaxdiff.generation import preview as sample_grid
+    from jaxdiff.generation import preview
     from jaxdiff.generation.generator import Generator
-    from jaxdiff.runs import init_from as starting
+    from jaxdiff.runs.start import prepare
     from jaxdiff.training import loop
+    from jaxdiff.training.partition import merge
 
     mesh = experiment.mesh.make()
     experiment.check(mesh.devices.size)
-    Generator.of(experiment, None, mesh).check()
+    if experiment.sampling is not None:
+        Generator.of(experiment, None, mesh).check()
+    conditions = None
+    if experiment.sample_every:  # looked up now, so that a missing condition is an error before training
+        conditioner = experiment.sampled.denoiser.conditioner
+        conditions = preview.conditions(conditioner, experiment.data, experiment.test_data, experiment.seed)
+    frozen = prepare(experiment, workdir, mesh)
 
-    given = None
-    if experiment.sample_every:  # looked for now: what is missing is told before the training, not in it
-        conditioner = experiment.task.denoiser.conditioner
-        given = sample_grid.conditions(conditioner, experiment.data, experiment.test_data, experiment.seed)
+    def generator(state: Any) -> Generator:
+        return Generator.of(experiment, merge(state.ema, frozen.params), mesh, frozen.networks)
 
-    def draw_samples(state, step: int) -> dict:
-        """A picture of what the averaged model makes."""
-        return {"samples": sample_grid.sample_grid(Generator.of(experiment, state.ema, mesh), given)}
+    def draw_samples(state: Any, step: int) -> dict:
+        """A figure of samples drawn with the EMA."""
+        return {"samples": preview.sample_grid(generator(state), conditions)}
 
-    starting.prepare(experiment, workdir, mesh)
-
-    def batches(first_step: int):
+    def batches(first_step: int) -> Any:
         return experiment.data.batches(
             experiment.batch_size, experiment.seed, first_step, jax.process_index(), jax.process_count()
         )
 
-    try:
-        state = loop.run(
-            experiment.task,
-            batches,
-            experiment,
-            optimizer=experiment.optimizer.make(experiment.steps),
-            ema=experiment.ema,
-            mesh=mesh,
-            workdir=workdir,
-            hooks=[loop.Hook(experiment.sample_every, draw_samples)] if experiment.sample_every else [],
-        )
-    except loop.Stopped as stop:
-        code = 130 if stop.signal_number == signal.SIGINT else 75
-        raise command.Interrupted(code, f"{stop}; run the same command to go on") from None
+    state = loop.run(
+        experiment.task,
+        batches,
+        experiment,
+        optimizer=experiment.optimizer.make(experiment.steps),
+        ema=experiment.ema,
+        mesh=mesh,
+        workdir=workdir,
+        frozen=frozen,
+        untrained=experiment.optimizer.frozen,
+        hooks=[loop.Hook(experiment.sample_every, draw_samples)] if experiment.sample_every else [],
+    )
+    if experiment.sampling is None:
+        return None
+    trained = generator(state)
     if experiment.evaluation is not None:
-        table = evaluate(experiment, Generator.of(experiment, state.ema, mesh), workdir)
+        table = evaluate(experiment, trained, workdir)
         if jax.process_index() == 0:
             print(table)
+    return trained
 
 
 if __name__ == "__main__":
-    command.run(main)
+    app.run(main)

@@ -238,7 +238,7 @@ def test_config_fits_together_in_shape_on_a_mesh(name):
     experiment = configs.build(load(name))
     task, rows = experiment.task, 16
     mesh = MeshShape(data=2, fsdp=2, tensor=2).make()
-    optimizer, others = experiment.optimizer.make(experiment.steps), len(experiment.ema.others())
+    optimizer, others = experiment.optimizer.make(experiment.steps), len(experiment.ema.extra_emas())
     state = training_step.abstract_state(task, optimizer, mesh, others)
     for leaf in jax.tree.leaves(state):
         leaf.sharding.shard_shape(leaf.shape)  # raises unless it divides

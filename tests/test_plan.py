@@ -21,7 +21,8 @@ from jaxdiff.distributed.mesh import MeshShape
 from jaxdiff.embeddings import Embeddings
 from jaxdiff.errors import UserError
 from jaxdiff.models.unet import Level, UNet
-from jaxdiff.training.step import abstract_state, jit_train_step, make_train_step
+from jaxdiff.training.state import abstract_state
+from jaxdiff.training.step import jit_train_step, make_train_step
 from tests.commands import DIGITS, TINY
 
 ROOT = pathlib.Path(__file__).parent.parent

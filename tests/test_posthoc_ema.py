@@ -15,7 +15,8 @@ from jaxdiff.runs import workdir as workdirs
 from jaxdiff.training.ema import Ema
 from jaxdiff.training.power_ema import PowerEma, exponent
 from jaxdiff.training.snapshots import Snapshots
-from jaxdiff.training.step import TrainState, abstract_state
+from jaxdiff.training.state import abstract_state
+from jaxdiff.training.step import TrainState
 from tests.commands import DIGITS, TINY
 
 STDS = (0.05, 0.1)

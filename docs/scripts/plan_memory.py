@@ -66,7 +66,8 @@ def compare(file, overrides, devices) -> tuple[int, int, int]:
     from jaxdiff import config as configs
     from jaxdiff.config.overrides import override
     from jaxdiff.cost.estimate import estimate, mesh_of
-    from jaxdiff.training.step import abstract_state, jit_train_step, make_train_step
+    from jaxdiff.training.state import abstract_state
+    from jaxdiff.training.step import jit_train_step, make_train_step
 
     config = configs.load(file)
     for text in overrides:
@@ -80,7 +81,7 @@ def compare(file, overrides, devices) -> tuple[int, int, int]:
     some = np.array(devices[: shape.size]).reshape(shape.axis_sizes)
     mesh = Mesh(some, shape.axis_names, axis_types=(AxisType.Auto,) * some.ndim)
     task, optimizer = experiment.task, experiment.optimizer.make(experiment.steps)
-    abstract = abstract_state(task, optimizer, mesh, len(experiment.ema.others()))
+    abstract = abstract_state(task, optimizer, mesh, len(experiment.ema.extra_emas()))
     step = make_train_step(task, optimizer, experiment.ema, experiment.seed, experiment.accumulation)
     size, images = experiment.batch_size, task.image_shape
     fields = jax.eval_shape(lambda: task.denoiser.conditioner.example(size, images))

@@ -23,6 +23,9 @@ class Identity:
         expect(len(stored_shape) > 0, "image_shape", stored_shape, "at least one axis", fix)
         return stored_shape
 
+    def example(self, batch: int, stored_shape: Shape) -> np.ndarray:
+        return np.zeros((batch, *stored_shape), np.float32)
+
     def encode(self, frozen: Mapping[str, Params], stored: Array, key: Key[Array, ""]) -> Array:
         return stored.astype(np.float32)
 

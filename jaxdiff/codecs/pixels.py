@@ -25,6 +25,9 @@ class Pixels:
         expect(len(stored_shape) == 3, "image_shape", stored_shape, "three numbers", fix)
         return stored_shape
 
+    def example(self, batch: int, stored_shape: Shape) -> np.ndarray:
+        return np.zeros((batch, *stored_shape), np.uint8)
+
     def encode(self, frozen: Mapping[str, Params], stored: Array, key: Key[Array, ""]) -> Array:
         if jnp.issubdtype(stored.dtype, jnp.floating):
             return stored

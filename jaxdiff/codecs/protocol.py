@@ -33,6 +33,10 @@ class Codec(Protocol):
         """
         ...
 
+    def example(self, batch: int, stored_shape: Shape) -> np.ndarray:
+        """Placeholder stored examples [batch, *stored_shape], zeros of the stored type."""
+        ...
+
     def encode(self, frozen: Mapping[str, Params], stored: Array, key: Key[Array, ""]) -> Array:
         """Float32 data [batch, *data_shape] of stored examples [batch, *stored_shape].
 

@@ -25,7 +25,9 @@ from jaxdiff.distributed.mesh import REST, MeshShape, batch_ways
 from jaxdiff.errors import require
 from jaxdiff.experiment import Experiment
 from jaxdiff.sampling.loop import Encoded
-from jaxdiff.training.step import abstract_state
+from jaxdiff.training.partition import merge
+from jaxdiff.training.state import abstract_params, abstract_state
+from jaxdiff.training.step import Context, Frozen
 
 
 def estimate(
@@ -42,22 +44,24 @@ def estimate(
     Raises:
       UserError: an unknown chip, a share that is none, or sizes that do not divide.
     """
-    has, task = chip_of(chip), experiment.task
+    has, task = chip_of(chip), experiment.sampled
     in_range, fix = 0 < utilisation <= 1, "give more than 0 and at most 1"
     require(in_range, "--utilisation", utilisation, "it is a share of the peak", fix)
     mesh = mesh_of(experiment.mesh, devices)
     rows = _rows(experiment, mesh)
-    optimizer, others = experiment.optimizer.make(experiment.steps), len(experiment.ema.others())
-    state: Any = abstract_state(task, optimizer, mesh, others)
-    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state.params)
+    optimizer, untrained = experiment.optimizer.make(experiment.steps), experiment.optimizer.frozen
+    state: Any = abstract_state(task, optimizer, mesh, len(experiment.ema.extra_emas()), untrained)
+    trained, rest = _shapes(abstract_params(task, mesh, untrained))
+    frozen = Frozen(_shapes({name: origin.read() for name, origin in task.frozen.items()}), rest)
+    params = task.full_params(merge(trained, rest), frozen.networks)
 
     encode, denoise, conditions = _forward(task, params)
-    backward, examples = _training(task, params, rows)
+    backward, examples = _training(task, trained, frozen, rows)
     # Channels and heads, and so the activations, are split over the tensor axis; what XLA gathers is not seen.
     activations = memory.live_bytes(backward) // mesh.shape["tensor"]
     kept = memory.of_step(state, experiment.accumulation * examples, activations, experiment.accumulation)
     training = count(backward)
-    drawing = evaluations(experiment.sampling, _process(task.denoiser), task.image_shape, conditions)
+    drawing = evaluations(experiment.sampling, _process(task.denoiser), task.data_shape, conditions)
     sampling = _sum(
         (2, encode),  # each condition and its null
         (drawing.calls * drawing.model, denoise),
@@ -140,7 +144,7 @@ def _forward(task: Any, params: Any) -> tuple[Operations, Operations, Callable[[
     denoiser = task.denoiser
     fields = jax.eval_shape(lambda: denoiser.conditioner.example(1, task.image_shape))
     drop = jax.eval_shape(lambda: denoiser.conditioner.none_dropped(1))
-    x, t = jax.ShapeDtypeStruct((1, *task.image_shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
+    x, t = jax.ShapeDtypeStruct((1, *task.data_shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
     trees = []  # embeddings hold arrays, not shapes: between traces they are taken apart
 
     def encode(params: Any, fields: Any, drop: Any) -> list[Any]:
@@ -166,18 +170,26 @@ def _forward(task: Any, params: Any) -> tuple[Operations, Operations, Callable[[
     return count(encoding), count(denoising), conditions
 
 
-def _training(task: Any, params: Any, rows: int) -> tuple[ClosedJaxpr, int]:
-    """The program of a micro-batch of so many rows, forward and backward, and the bytes of its examples."""
-    fields = jax.eval_shape(lambda: task.denoiser.conditioner.example(rows, task.image_shape))
-    batch = {**fields, "image": jax.ShapeDtypeStruct((rows, *task.image_shape), jnp.float32)}
+def _training(task: Any, params: Any, frozen: Frozen, rows: int) -> tuple[ClosedJaxpr, int]:
+    """The program of a micro-batch of `rows` examples, forward and backward, and the bytes of its examples."""
+    conditioner = task.denoiser.conditioner
+    fields = jax.eval_shape(lambda: conditioner.example(rows, task.data_shape))
+    stored = jax.eval_shape(lambda: task.codec.example(rows, tuple(task.image_shape)))
+    batch = {**fields, task.data_field: stored}
     key = jax.eval_shape(lambda: jax.random.key(0))
-    examples = jax.eval_shape(task.draw, batch, jax.eval_shape(task.init_task_state), key)
+    context = Context(jax.eval_shape(lambda: jnp.int32(0)), merge(params, frozen.params), frozen.networks,
+                      jax.eval_shape(task.init_task_state))  # fmt: skip
+    examples = jax.eval_shape(task.draw, batch, context, key)
 
-    def mean(params: Any, examples: Any, key: Any) -> Any:
-        return jnp.mean(task.loss(params, examples, key=key, train=True)[0])
+    def mean(params: Any, context: Context, rest: Any, examples: Any, key: Any) -> Any:
+        return jnp.mean(task.loss(merge(params, rest), context, examples, key=key, train=True)[0])
 
-    program = jax.make_jaxpr(jax.grad(mean))(params, examples, key)
+    program = jax.make_jaxpr(jax.grad(mean))(params, context, frozen.params, examples, key)
     return program, sum(map(memory.array_bytes, jax.tree.leaves((batch, examples))))
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
 def _process(denoiser: Any) -> Any:

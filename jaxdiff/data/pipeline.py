@@ -10,16 +10,20 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from jaxdiff.data import images
 from jaxdiff.data.sources import Example
 from jaxdiff.errors import UserError, expect
 
 
 @runtime_checkable
 class Examples(Protocol):
-    """Random-access examples: each has `image`, `index` and optionally `label`, see `sources.Example`."""
+    """Random-access examples, see `sources.Example`.
 
-    image_shape: tuple[int | None, ...]
+    Attributes:
+      image_shape: shape of the field `image`, with None for a size that varies; None without such a field.
+      num_classes: number of values of the field `label`; None if unknown, or without such a field.
+    """
+
+    image_shape: tuple[int | None, ...] | None
     num_classes: int | None
 
     def __len__(self) -> int: ...
@@ -29,9 +33,15 @@ class Examples(Protocol):
 
 @runtime_checkable
 class Source(Protocol):
-    """Config block of a data set; `open` returns its examples."""
+    """Config block of a data set."""
 
-    def open(self) -> Examples: ...
+    def open(self) -> Examples:
+        """The examples, ready to be read."""
+        ...
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the examples are, for logs and reports: name, version or hash, split, length."""
+        ...
 
 
 @runtime_checkable
@@ -88,7 +98,8 @@ class Pipeline:
           process_count: number of processes.
 
         Yields:
-          image float32 [rows, height, width, channels] in [-1, 1]; index and label int32 [rows].
+          Every field as it is stored, [rows, ...]: images are uint8 [rows, height, width, channels], index and label
+          int32 [rows].
 
         Raises:
           UserError: an argument is out of range or does not divide; while iterating, an image or a label does
@@ -111,12 +122,12 @@ class Pipeline:
         return self._iterate(dataset[process_index + start_step * process_count :: process_count])
 
     def epoch(self, batch_size: int) -> Iterator[Example]:
-        """Every example once, in stored order, image uint8, with `conditions`; the last batch may be smaller."""
+        """Every example once, in stored order, with `conditions`; the last batch may be smaller."""
         expect(batch_size > 0, "batch_size", batch_size, "a number of examples > 0", "give at least 1")
         return self._in_order(self._open(), batch_size)
 
     def all(self) -> Example:
-        """All examples as one batch, in stored order, image uint8, with `conditions`."""
+        """All examples as one batch, in stored order, with `conditions`."""
         examples = self._open()
         return next(self._in_order(examples, len(examples)))
 
@@ -153,11 +164,10 @@ class Pipeline:
             dataset = dataset.random_map(transform)
         changed = bool(self.transforms or self.conditions)
 
-        def finish(chosen: Sequence[Example]) -> Example:
-            batch = _collate(chosen, None if changed else examples.image_shape, examples.num_classes)
-            return {**batch, "image": images.to_float(batch["image"])}
+        def stack(chosen: Sequence[Example]) -> Example:
+            return _collate(chosen, None if changed else examples.image_shape, examples.num_classes)
 
-        return dataset.batch(rows, drop_remainder=True, batch_fn=finish)
+        return dataset.batch(rows, drop_remainder=True, batch_fn=stack)
 
     def _in_order(self, examples: Examples, batch_size: int) -> Iterator[Example]:
         shape = None if self.conditions else examples.image_shape
@@ -188,7 +198,9 @@ class _Cached:
         self.image_shape, self.num_classes = examples.image_shape, examples.num_classes
         self._examples = [examples[i] for i in range(len(examples))]
         for example in self._examples:
-            example["image"].flags.writeable = False  # an in-place write would corrupt later epochs
+            for value in example.values():
+                if isinstance(value, np.ndarray):
+                    value.flags.writeable = False  # an in-place write would corrupt later epochs
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -201,16 +213,8 @@ def _collate(
     examples: Sequence[Example], image_shape: tuple[int | None, ...] | None, num_classes: int | None
 ) -> Example:
     """Check shapes and labels, then stack examples into a batch; without `image_shape`, the first one sets it."""
-    expected = image_shape or examples[0]["image"].shape
-    if None in expected:
-        expected = examples[0]["image"].shape
-    for example in examples:
-        image = example["image"]
-        if image.shape != expected or image.dtype != np.uint8:
-            raise UserError(
-                f"index={example['index']}: expected an image of uint8 {expected}, got {image.dtype} "
-                f"{image.shape}. Fix: use a data set of one image size, or a transform that crops or resizes"
-            )
+    if "image" in examples[0]:
+        _check_images(examples, image_shape)
     batch = {name: _stack(name, examples) for name in examples[0]}
     if num_classes is not None:
         bad = np.flatnonzero((batch["label"] < 0) | (batch["label"] >= num_classes))
@@ -220,6 +224,18 @@ def _collate(
                 f"{batch['label'][bad[0]]}. Fix: use a split with labels, or label_key=None"
             )
     return batch
+
+
+def _check_images(examples: Sequence[Example], image_shape: tuple[int | None, ...] | None) -> None:
+    first = examples[0]["image"]
+    expected = first.shape if image_shape is None or None in image_shape else image_shape
+    for example in examples:
+        image = example["image"]
+        if image.shape != expected or image.dtype != first.dtype:
+            raise UserError(
+                f"index={example['index']}: expected an image of {first.dtype} {expected}, got {image.dtype} "
+                f"{image.shape}. Fix: use a data set of one image size, or a transform that crops or resizes"
+            )
 
 
 def _stack(name: str, examples: Sequence[Example]) -> np.ndarray:

@@ -62,10 +62,10 @@ class Context:
       task_state: what the task keeps from step to step.
     """
 
-    step: Any
-    ema: Any
-    frozen: Any
-    task_state: Any
+    step: Any = 0
+    ema: Any = None
+    frozen: Any = struct.field(default_factory=dict)
+    task_state: Any = ()
 
 
 @runtime_checkable

@@ -23,6 +23,7 @@ from jaxdiff.process.gaussian import RectifiedFlow
 from jaxdiff.process.prediction import Velocity
 from jaxdiff.process.time_sampling import Uniform
 from jaxdiff.tasks.denoising import DenoisingTask
+from jaxdiff.training.step import Context
 
 SHAPE, BATCH, WIDTH, WAVES, TOKEN = (4, 4, 1), 3, 16, 4, 8
 LEARNED = {"null": "learned", "drop_rate": 0.1}
@@ -204,14 +205,14 @@ TASK = DenoisingTask(DENOISER.clone(network=Reader()), Uniform(), SHAPE)
 def learn(params, examples):
     """The loss, and its gradient to all parameters."""
     key = jax.random.key(3)
-    return jax.value_and_grad(lambda params: jnp.mean(TASK.loss(params, examples, key, train=True)[0]))(
+    return jax.value_and_grad(lambda params: jnp.mean(TASK.loss(params, Context(), examples, key, train=True)[0]))(
         params
     )
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
 def _draw(task, batch):
-    return task.draw(batch, (), jax.random.key(2, impl="rbg"))
+    return task.draw(batch, Context(), jax.random.key(2, impl="rbg"))
 
 
 def drawn(rate, seed):

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from jaxdiff.cost import memory
-from jaxdiff.training.step import abstract_state, create_state
+from jaxdiff.training.state import abstract_state, create_state
 from tests.training import toy
 
 N = 1000
@@ -92,7 +92,7 @@ def test_a_branch_a_loop_and_a_call_hold_what_is_inside_them():
 @pytest.mark.parametrize("shape", [{}, {"fsdp": 8}, {"fsdp": 2, "tensor": 2}])
 def test_the_state_is_what_the_devices_really_hold(shape):
     mesh = toy.mesh(8, **shape)
-    state = create_state(toy.WIDE, toy.ADAM, mesh, 0, others=1)
+    state = create_state(toy.WIDE, toy.ADAM, mesh, 0, extra_emas=1)
     kept = memory.of_step(abstract_state(toy.WIDE, toy.ADAM, mesh, 1), 7, 1000, 1)
 
     def held(tree):

@@ -18,6 +18,7 @@ from jaxdiff.process.prediction import Edm, Noise, Score
 from jaxdiff.process.time_sampling import LogNormalSigma, LogUniformSigma, Uniform
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.tasks.objectives import WeightedError
+from jaxdiff.training.step import Context
 from tests.interop.test_published_networks import VE, VP, golden, load_small_song, nhwc, small_song
 
 QUICK = {"xla_backend_optimization_level": 0}
@@ -70,7 +71,7 @@ def examples(task, stored, uniform, augmented):
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def loss(task, params, examples):
-    return task.loss(params, examples, jax.random.key(0), train=True)
+    return task.loss(params, Context(), examples, jax.random.key(0), train=True)
 
 
 @pytest.mark.parametrize("name", LOSSES)

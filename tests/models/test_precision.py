@@ -22,6 +22,7 @@ from jaxdiff.process.schedule import Cosine
 from jaxdiff.process.time_sampling import Uniform
 from jaxdiff.sampling.loop import noise_like
 from jaxdiff.tasks.denoising import DenoisingTask
+from jaxdiff.training.step import Context
 
 QUICK = {"xla_backend_optimization_level": 0}
 NETWORK = UNet(
@@ -131,10 +132,10 @@ def test_a_model_in_bfloat16_draws_learns_and_keeps_float32():
     key = jax.random.key(0)
     params = nn.meta.unbox(jax.eval_shape(task.init, key))
     x, *_ = inputs()
-    examples = task.draw({"image": x, "label": jnp.array([0, 1, 2])}, (), key)
+    examples = task.draw({"image": x, "label": jnp.array([0, 1, 2])}, Context(), key)
 
     def learn(params, examples):
-        return jax.value_and_grad(lambda params: jnp.mean(task.loss(params, examples, key, True)[0]))(params)
+        return jax.value_and_grad(lambda params: jnp.mean(task.loss(params, Context(), examples, key, True)[0]))(params)
 
     def predict(params, examples):
         x, t, fields, drop = (examples[name] for name in ("x_0", "u", "fields", "drop"))

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tests.commands import DIGITS, TINY
 from flax import linen as nn
 
 from jaxdiff import config as configs
@@ -31,8 +30,9 @@ from jaxdiff.runs.workdir import init_workdir
 from jaxdiff.training import step
 from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.training.ema import Ema
-from jaxdiff.training.finetune import InitFrom
 from jaxdiff.training.optimizer import AdamW
+from jaxdiff.training.transfer import InitFrom
+from tests.commands import DIGITS, TINY
 
 WIDTH = 32
 SIZES = spec(Continuous, size=2, width=WIDTH, frequencies=4, null="learned", drop_rate=0.1)
@@ -158,11 +158,11 @@ def test_new_conditions_of_every_kind_say_nothing_yet_and_can_learn_to(old):
 
     optimizer = new.optimizer.make(10)
     batch = {"image": jnp.asarray(images["a_map"][..., :1]), **values, "z_noisy": values["z_noisy"]["value"]}
-    draws = new.task.draw(batch, (), jax.random.key(0))
+    draws = new.task.draw(batch, step.Context(), jax.random.key(0))
 
     @jax.jit
     def move(params, opt_state):
-        grads = jax.grad(lambda tree: jnp.mean(new.task.loss(tree, draws, jax.random.key(1), True)[0]))(
+        grads = jax.grad(lambda tree: jnp.mean(new.task.loss(tree, step.Context(), draws, jax.random.key(1), True)[0]))(
             params
         )
         updates, opt_state = optimizer.update(grads, opt_state, params)
@@ -296,7 +296,7 @@ def test_a_run_from_before_there_was_a_start_goes_on_but_not_from_another_start(
     (tmp_path / "config.json").write_text(json.dumps(stored))
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     init_workdir(config, str(tmp_path))
-    command.override(config, "init_from", "jaxdiff.training.finetune:InitFrom(workdir='x')")
+    command.override(config, "init_from", "jaxdiff.training.transfer:InitFrom(workdir='x')")
     with pytest.raises(UserError, match=r"a run with another config lives there .*init_from"):
         init_workdir(config, str(tmp_path))
 

@@ -15,6 +15,7 @@ from jaxdiff.process.labels import Time
 from jaxdiff.process.prediction import Data
 from jaxdiff.process.time_sampling import UniformSteps
 from jaxdiff.tasks.denoising import DenoisingTask
+from jaxdiff.training.step import Context
 
 MEAN, STD = 0.3, 0.7
 STEPS = 5
@@ -108,4 +109,4 @@ def quadrature(u):
 @functools.partial(jax.jit, static_argnums=0)
 def losses_of(task, params, examples):
     """The loss of each example, and the metrics; without dropout there is nothing for the key to do."""
-    return task.loss(params, examples, jax.random.key(0), train=True)
+    return task.loss(params, Context(), examples, jax.random.key(0), train=True)

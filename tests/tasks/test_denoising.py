@@ -22,7 +22,7 @@ from jaxdiff.process.time_sampling import History, Importance, UniformSteps
 from jaxdiff.tasks.augmentation import GeometricAugmentation
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.tasks.objectives import WeightedError
-from jaxdiff.training.step import Task
+from jaxdiff.training.step import Context, Task
 from tests.tasks import models
 
 VP = VariancePreserving(Cosine(-6.0, 6.0))
@@ -38,9 +38,9 @@ def test_noise_differs_per_sample_step_and_shard(float32):
     mesh = MeshShape().make(jax.devices())
     images = {"image": jnp.zeros((16, 1, 1, 1))}
     shared = jax.device_put(images, partitioning.batch_sharding(mesh))
-    draw = jax.jit(lambda batch, step: task.draw(batch, (), jax.random.fold_in(jax.random.key(0), step)))
+    draw = jax.jit(lambda batch, step: task.draw(batch, Context(), jax.random.fold_in(jax.random.key(0), step)))
     spread = jax.jit(
-        lambda batch, step: task.draw(batch, (), jax.random.fold_in(jax.random.key(0), step)),
+        lambda batch, step: task.draw(batch, Context(), jax.random.fold_in(jax.random.key(0), step)),
         out_shardings=partitioning.batch_sharding(mesh),
     )
     steps = [draw(images, step) for step in range(3)]
@@ -57,7 +57,7 @@ def test_law_of_times_is_told_the_losses_before_they_are_weighted():
     task = models.affine_task(VP, WeightedError(weighting.Snr()), times=law)
     plain = models.affine_task(VP, WeightedError(weighting.Snr()))
     memory = History(jnp.asarray([[8.0, 8], [4, 4], [2, 2], [1, 1], [1, 1]]), jnp.full(5, 2, jnp.int32))
-    examples = jax.jit(task.draw)({"image": jnp.ones((400, 1, 1, 1))}, memory, jax.random.key(0))
+    examples = jax.jit(task.draw)({"image": jnp.ones((400, 1, 1, 1))}, Context(task_state=memory), jax.random.key(0))
     p = law.probabilities(memory)
     bins = np.floor(np.asarray(examples["u"]) * 5).astype(int)
     np.testing.assert_allclose(np.bincount(bins) / 400, p, atol=1 / 400)
@@ -160,6 +160,6 @@ def test_conditions_are_noisy_in_training_and_at_their_own_level_when_errors_are
     assert abs(errors.mean() - 0.09) < 4 * 0.09 * np.sqrt(2 / 16 / 500)
     fields = {"low": batch["low"], "text": batch["low"]}
     with pytest.raises(UserError, match="text=: the model has no such condition"):
-        task.error_at(params, batch["image"], fields, jnp.full(500, 0.5), jax.random.key(2))
+        task.evaluation_loss(params, {}, batch["image"], fields, jnp.full(500, 0.5), jax.random.key(2))
     with pytest.raises(UserError, match="low=: the model has this condition, the batch lacks it"):
-        task.draw({"image": batch["image"]}, (), jax.random.key(0))
+        task.draw({"image": batch["image"]}, Context(), jax.random.key(0))

@@ -11,7 +11,8 @@ import pytest
 from jaxdiff.errors import UserError
 from jaxdiff.process.time_sampling import Importance
 from jaxdiff.training.checkpoint import Checkpoints
-from jaxdiff.training.step import TrainState, abstract_state
+from jaxdiff.training.state import abstract_state
+from jaxdiff.training.step import TrainState
 from tests.training import toy
 
 

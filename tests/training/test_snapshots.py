@@ -12,7 +12,7 @@ from jaxdiff.training import loop
 from jaxdiff.training.ema import Ema
 from jaxdiff.training.power_ema import PowerEma
 from jaxdiff.training.snapshots import Snapshots, reconstruct
-from jaxdiff.training.step import abstract_state
+from jaxdiff.training.state import abstract_state
 from tests.training import toy
 
 KEPT = PowerEma((0.1, 0.05), snapshot_every=10)

@@ -5,7 +5,8 @@ import optax
 import pytest
 
 from jaxdiff.training.ema import Ema
-from jaxdiff.training.step import Task, abstract_state, accumulate, create_state, make_train_step
+from jaxdiff.training.state import abstract_state, create_state
+from jaxdiff.training.step import Context, Task, accumulate, make_train_step
 from tests.training import toy
 
 
@@ -126,7 +127,9 @@ def test_memory_takes_the_losses_of_all_examples_in_the_order_of_the_batch(accum
     after, history = toy.train(2, mesh=mesh, task=toy.RECALLING, accumulation=accumulation)
     params, memory, batch = (jax.device_get(x) for x in (before.params, before.task_state, toy.batch(1)))
     draw_key, _ = jax.random.split(jax.random.fold_in(jax.random.key(0), 1))
-    losses, _ = toy.RECALLING.loss(params, toy.RECALLING.draw(batch, memory, draw_key), None, train=True)
+    losses, _ = toy.RECALLING.loss(
+        params, Context(), toy.RECALLING.draw(batch, Context(task_state=memory), draw_key), None, train=True
+    )
     np.testing.assert_allclose(after.task_state["losses"], losses, rtol=1e-5)
     np.testing.assert_array_equal(after.task_state["x"], batch["x"][:, 0])
     np.testing.assert_allclose(

@@ -12,7 +12,8 @@ from flax import linen as nn
 
 from jaxdiff.distributed.mesh import MeshShape
 from jaxdiff.training.ema import Ema
-from jaxdiff.training.step import create_state, jit_train_step, make_train_step
+from jaxdiff.training.state import create_state
+from jaxdiff.training.step import Frozen, jit_train_step, make_train_step
 
 SIZE = 8
 COUNT = 16
@@ -21,8 +22,13 @@ COUNT = 16
 class Linear:
     """y = x W + b, from x with a little noise, which is drawn for the whole batch."""
 
+    frozen: dict = {}  # noqa: RUF012
+
     def __init__(self, size=SIZE, dropout=False):
         self.size, self.dropout = size, dropout
+
+    def check(self, example, num_classes):
+        pass
 
     def init(self, key):
         kernel = jax.random.normal(key, (self.size, self.size)) / self.size
@@ -34,13 +40,13 @@ class Linear:
     def init_task_state(self):
         return ()
 
-    def draw(self, batch, task_state, key):
+    def draw(self, batch, context, key):
         return {**batch, "noise": 0.1 * jax.random.normal(key, batch["x"].shape)}
 
     def update_task_state(self, task_state, examples, losses):
         return task_state
 
-    def loss(self, params, examples, key, train):
+    def loss(self, params, context, examples, key, train):
         assert train
         x = examples["x"] + examples["noise"]
         if self.dropout:
@@ -55,9 +61,9 @@ class Recalling(Linear):
     def init_task_state(self):
         return {"losses": jnp.zeros((COUNT,)), "x": jnp.zeros((COUNT,)), "total": jnp.zeros(())}
 
-    def draw(self, batch, task_state, key):
-        examples = super().draw(batch, task_state, key)
-        return {**examples, "noise": examples["noise"] * (1 + jnp.mean(task_state["losses"]))}
+    def draw(self, batch, context, key):
+        examples = super().draw(batch, context, key)
+        return {**examples, "noise": examples["noise"] * (1 + jnp.mean(context.task_state["losses"]))}
 
     def update_task_state(self, task_state, examples, losses):
         return {"losses": losses, "x": examples["x"][:, 0], "total": task_state["total"] + jnp.sum(losses)}
@@ -100,7 +106,7 @@ def train(steps, *, mesh, optimizer=ADAM, accumulation=1, task=LINEAR, **options
     state = jax.tree.map(lambda x, where: jax.device_put(x, where, may_alias=False), initial, shardings)
     history = []
     for step in range(steps):
-        state, metrics = step_fn(state, batch(step, size=task.size, **options))
+        state, metrics = step_fn(state, batch(step, size=task.size, **options), Frozen())
         history.append(jax.device_get(metrics))
     return state, history
 

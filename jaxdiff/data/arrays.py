@@ -1,0 +1,106 @@
+"""Examples from arrays in memory, for notebooks and scripts: ``train(config, source=Arrays(image=x, label=y))``."""
+
+import dataclasses
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from jaxdiff.data.sources import Example
+from jaxdiff.errors import UserError, expect
+
+NAME = "arrays in memory"
+
+
+class Arrays:
+    """A source of examples from arrays in memory; also its own opened examples.
+
+    Args:
+      num_classes: number of values of `label`; one more than the largest label if None.
+      **fields: arrays [examples, ...] of equal length, such as ``image`` (uint8 [examples, height, width, channels])
+        and ``label`` (integers [examples]). Texts are lists of str.
+
+    Raises:
+      UserError: no fields, lengths that differ, or labels that are not whole numbers >= 0.
+    """
+
+    def __init__(self, *, num_classes: int | None = None, **fields: Any):
+        expect(
+            bool(fields),
+            "fields",
+            sorted(fields),
+            "at least one array",
+            "give image=..., for example",
+            "none",
+        )
+        expect("index" not in fields, "fields", sorted(fields), "other names than index", "rename the field")
+        self.fields = {name: np.asarray(values) for name, values in fields.items()}
+        lengths = {name: len(values) if values.ndim else 0 for name, values in self.fields.items()}
+        equal = len(set(lengths.values())) == 1 and min(lengths.values()) > 0
+        expect(
+            equal,
+            "fields",
+            sorted(fields),
+            "arrays of one length > 0",
+            "give a row for each example",
+            str(lengths),
+        )
+        image = self.fields.get("image")
+        self.image_shape = None if image is None else tuple(image.shape[1:])
+        self.num_classes = num_classes
+        if "label" in self.fields:
+            self._check_labels()
+
+    def open(self) -> "Arrays":
+        return self
+
+    def __len__(self) -> int:
+        return len(next(iter(self.fields.values())))
+
+    def __getitem__(self, index: int) -> Example:
+        return {name: values[index] for name, values in self.fields.items()} | {"index": np.int32(index)}
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Length, and SHA-256 over the names, types, shapes and bytes of all arrays."""
+        return dataclasses.asdict(self.recorded()) | {"name": NAME}
+
+    def recorded(self) -> "RecordedArrays":
+        """What a run's config keeps of these examples."""
+        digest = hashlib.sha256()
+        for name, values in sorted(self.fields.items()):
+            digest.update(f"{name} {values.dtype} {values.shape}\n".encode())
+            digest.update(np.ascontiguousarray(values).tobytes())
+        return RecordedArrays(tuple(sorted(self.fields)), len(self), digest.hexdigest())
+
+    def _check_labels(self) -> None:
+        labels = self.fields["label"]
+        whole = labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer) and bool(np.all(labels >= 0))
+        given = f"{labels.dtype}{list(labels.shape)}"
+        expect(whole, "label", given, "whole numbers >= 0, one for each example", "give such an array")
+        self.fields["label"] = labels.astype(np.int32)
+        if self.num_classes is None:
+            self.num_classes = int(labels.max()) + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordedArrays:
+    """The record of examples that were arrays in memory; it cannot be opened.
+
+    Attributes:
+      fields: names of the arrays.
+      length: number of examples.
+      sha256: hash of the arrays, see `Arrays.fingerprint`. A run is only continued with the same arrays.
+    """
+
+    fields: tuple[str, ...]
+    length: int
+    sha256: str
+
+    def open(self) -> Arrays:
+        raise UserError(
+            f"config.data.source=RecordedArrays: expected a source that can be read, got a record of {self.length} "
+            f"examples that were {NAME}. Fix: call jaxdiff.train.train with source=Arrays(...)"
+        )
+
+    def fingerprint(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"name": NAME}

@@ -18,8 +18,9 @@ from jaxdiff.data import images
 from jaxdiff.data.sources import Tfds
 from jaxdiff.distributed.mesh import MeshShape
 from jaxdiff.errors import UserError
-from jaxdiff.generation.compiled import GenerationInputs, StaticArgs, generate
+from jaxdiff.generation.compiled import GenerationInputs, StaticArgs, Trees, generate
 from jaxdiff.training import step as training_step
+from jaxdiff.training.state import abstract_state
 
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"
 OF_WEIGHTS = {"diffusers"}  # their variants are folders: see tests/test_convert.py
@@ -239,25 +240,29 @@ def test_config_fits_together_in_shape_on_a_mesh(name):
     task, rows = experiment.task, 16
     mesh = MeshShape(data=2, fsdp=2, tensor=2).make()
     optimizer, others = experiment.optimizer.make(experiment.steps), len(experiment.ema.extra_emas())
-    state = training_step.abstract_state(task, optimizer, mesh, others)
+    state = abstract_state(task, optimizer, mesh, others)
     for leaf in jax.tree.leaves(state):
         leaf.sharding.shard_shape(leaf.shape)  # raises unless it divides
     split = [leaf for leaf in jax.tree.leaves(state.params) if not leaf.sharding.is_fully_replicated]
     assert sum(leaf.size for leaf in split) > 0.8 * size(state.params)
 
-    image = jax.ShapeDtypeStruct((rows, *task.image_shape), jnp.float32)
+    image = jax.ShapeDtypeStruct((rows, *task.image_shape), jnp.uint8)
     fields = jax.eval_shape(lambda: task.denoiser.conditioner.example(rows, task.image_shape))
     step = training_step.make_train_step(task, optimizer, experiment.ema, 0, experiment.accumulation)
-    traced = training_step.jit_train_step(step, state, mesh).trace(state, {"image": image, **fields})
+    traced = training_step.jit_train_step(step, state, mesh).trace(
+        state, {"image": image, **fields}, training_step.Frozen()
+    )
     after, metrics = traced.out_info
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
     assert metrics["loss"].shape == ()
 
     absent = {name: jax.ShapeDtypeStruct((rows,), bool) for name in fields}
-    program = StaticArgs((task.denoiser,), task.image_shape, mesh)
+    program = StaticArgs((task.denoiser,), task.codec, task.data_shape, mesh)
     index, seed = jax.ShapeDtypeStruct((rows,), jnp.uint32), jax.ShapeDtypeStruct((), jnp.uint32)
     drawn = GenerationInputs(fields, absent, fields, absent)
-    made = generate.trace(program, experiment.sampling, (state.params,), drawn, index, seed).out_info
+    made = generate.trace(
+        program, experiment.sampling, Trees((state.params,), {}), drawn, index, seed
+    ).out_info
     assert (made.shape, made.dtype) == ((rows, *task.image_shape), jnp.float32)
 
 

@@ -67,7 +67,7 @@ def compare(file, overrides, devices) -> tuple[int, int, int]:
     from jaxdiff.config.overrides import override
     from jaxdiff.cost.estimate import estimate, mesh_of
     from jaxdiff.training.state import abstract_state
-    from jaxdiff.training.step import jit_train_step, make_train_step
+    from jaxdiff.training.step import Frozen, jit_train_step, make_train_step
 
     config = configs.load(file)
     for text in overrides:
@@ -86,7 +86,7 @@ def compare(file, overrides, devices) -> tuple[int, int, int]:
     size, images = experiment.batch_size, task.image_shape
     fields = jax.eval_shape(lambda: task.denoiser.conditioner.example(size, images))
     batch = {**fields, "image": jax.ShapeDtypeStruct((size, *images), jnp.float32)}
-    program = jit_train_step(step, abstract, mesh).lower(abstract, batch).compile()
+    program = jit_train_step(step, abstract, mesh).lower(abstract, batch, Frozen()).compile()
     return state, planned, program.memory_analysis().temp_size_in_bytes
 
 

@@ -70,7 +70,7 @@ def _errors_at(task: DenoisingTask, mesh, params, pixels, fields, first):
 
     def error(log_snr):
         times = jnp.full(pixels.shape[0], process.time(log_snr))
-        return task.error_at(params, pixels, fields, times, key)
+        return task.evaluation_loss(params, {}, pixels, fields, times, key)
 
     return _whole(mesh, jax.lax.map(error, jnp.asarray(LOG_SNRS)))
 

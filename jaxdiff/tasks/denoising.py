@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from jaxdiff.tasks.objectives import LossInputs, Objective, WeightedError
 from jaxdiff.typing import Array, Batch, Data, Float, Key, Metrics, Params, Times, Weights
 
 
+@runtime_checkable
 class TaskContext(Protocol):
     """What the engine lends to a task besides the parameters that are trained, see `training.step.Context`."""
 

@@ -37,7 +37,7 @@ class LossInputs:
     x_0: Data
     noise: Data
     x_t: Data
-    output: Data
+    output: Float[Array, "batch *output"]
     log_variance: Times | None = None
 
     def error(self, space: Parameterization | None = None) -> Data:

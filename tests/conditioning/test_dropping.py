@@ -205,9 +205,9 @@ TASK = DenoisingTask(DENOISER.clone(network=Reader()), Uniform(), SHAPE)
 def learn(params, examples):
     """The loss, and its gradient to all parameters."""
     key = jax.random.key(3)
-    return jax.value_and_grad(lambda params: jnp.mean(TASK.loss(params, Context(), examples, key, train=True)[0]))(
-        params
-    )
+    return jax.value_and_grad(
+        lambda params: jnp.mean(TASK.loss(params, Context(), examples, key, train=True)[0])
+    )(params)
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})

@@ -135,7 +135,9 @@ def test_a_model_in_bfloat16_draws_learns_and_keeps_float32():
     examples = task.draw({"image": x, "label": jnp.array([0, 1, 2])}, Context(), key)
 
     def learn(params, examples):
-        return jax.value_and_grad(lambda params: jnp.mean(task.loss(params, Context(), examples, key, True)[0]))(params)
+        return jax.value_and_grad(
+            lambda params: jnp.mean(task.loss(params, Context(), examples, key, True)[0])
+        )(params)
 
     def predict(params, examples):
         x, t, fields, drop = (examples[name] for name in ("x_0", "u", "fields", "drop"))

@@ -162,9 +162,9 @@ def test_new_conditions_of_every_kind_say_nothing_yet_and_can_learn_to(old):
 
     @jax.jit
     def move(params, opt_state):
-        grads = jax.grad(lambda tree: jnp.mean(new.task.loss(tree, step.Context(), draws, jax.random.key(1), True)[0]))(
-            params
-        )
+        grads = jax.grad(
+            lambda tree: jnp.mean(new.task.loss(tree, step.Context(), draws, jax.random.key(1), True)[0])
+        )(params)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 

@@ -258,9 +258,9 @@ def test_an_objective_comes_back_from_json_as_it_was(objective):
 def test_what_cannot_be_is_refused():
     process = VariancePreserving(Cosine())
     for objective in (Vlb(), Hybrid()):
-        with pytest.raises(UserError, match=r"times=Uniform.*UniformSteps"):
-            models.affine_task(process, objective, times=Uniform())
-    with pytest.raises(UserError, match=r"times=UniformSteps.*Uniform"):
+        with pytest.raises(UserError, match=r"time_sampler=Uniform.*UniformSteps"):
+            models.affine_task(process, objective, time_sampler=Uniform())
+    with pytest.raises(UserError, match=r"time_sampler=UniformSteps.*Uniform"):
         models.affine_task(process, ContinuousVlb())
     with pytest.raises(UserError, match="weight=0"):
         Hybrid(weight=0.0)

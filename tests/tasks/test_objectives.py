@@ -22,7 +22,7 @@ from jaxdiff.process.time_sampling import LogNormalSigma, LogUniformSigma, Unifo
 from jaxdiff.tasks.distances import PseudoHuber, Squared
 from jaxdiff.tasks.objectives import LossInputs, UncertaintyWeighted, WeightedError
 from jaxdiff.training.ema import Ema
-from jaxdiff.training.step import TrainState, make_train_step
+from jaxdiff.training.step import Frozen, TrainState, make_train_step
 from tests.tasks import models
 from tests.tasks.models import MEAN, STD, STEPS
 
@@ -104,7 +104,7 @@ def train(task, params, steps, batch_size):
 
     def go(state, index):
         pixels = jax.random.normal(jax.random.fold_in(jax.random.key(1), index), (batch_size, 1, 1, 1))
-        return step(state, {"image": MEAN + STD * pixels})
+        return step(state, {"image": MEAN + STD * pixels}, Frozen())
 
     state = TrainState(jnp.int32(0), params, params, optimizer.init(params), task.init_task_state())
     return jax.jit(lambda state: jax.lax.scan(go, state, jnp.arange(steps)))(state)[0]

@@ -45,7 +45,7 @@ def test_restore_is_the_inverse_of_save_and_the_latest_are_kept(checkpoints):
     saved(checkpoints, 1, 2, 3)
     assert checkpoints.steps() == [2, 3]
     assert toy.sha(checkpoints.restore(3, abstract(state(0)))) == toy.sha(state(3))
-    assert toy.sha(checkpoints.restore_ema(2, abstract(state(0).ema))) == toy.sha(state(2).ema)
+    assert toy.sha(checkpoints.restore_part(2, "ema", abstract(state(0).ema))) == toy.sha(state(2).ema)
     assert toy.sha(checkpoints.restore_part(2, "params", abstract(state(0).ema))) == toy.sha(state(2).params)
 
 
@@ -169,7 +169,7 @@ def test_a_field_that_is_empty_may_be_newer_than_the_checkpoint(checkpoints):
 
 def test_missing_step_is_named_with_those_there_are(checkpoints):
     with pytest.raises(UserError, match=r"step=7: .* choose from: 1, 2"):
-        saved(checkpoints, 1, 2).restore_ema(7, abstract(state(0).ema))
+        saved(checkpoints, 1, 2).restore_part(7, "ema", abstract(state(0).ema))
 
 
 def test_orbax_is_quiet(tmp_path, caplog, capfd):

@@ -19,7 +19,13 @@ def positive(part: object, *fields: str) -> None:
 
 
 def between(
-    part: object, field: str, low: float, high: float, *, open_low: bool = False, open_high: bool = False
+    part: object,
+    field: str,
+    low: float | int,
+    high: float | int,
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
 ) -> None:
     """Raise a `UserError` unless ``low <= field <= high``; an open end excludes its bound. None passes."""
     value = getattr(part, field)

@@ -20,6 +20,8 @@ from jaxdiff.config.values import BLOCK, PLAIN, is_plain, short, typed
 from jaxdiff.errors import UserError
 
 TARGET = "target"
+UNWRITTEN = object()
+"""Stands for a default that configs leave out, since it is neither plain nor a part."""
 LINEN_FIELDS = {"parent", "name"}
 """Fields of every Linen module that belong to Linen."""
 
@@ -42,11 +44,17 @@ def spec(cls: type, **arguments: Any) -> ConfigDict:
             block[name] = typed(path, owned(arguments[name], path), field.annotation)
         elif field.default is inspect.Parameter.empty:
             raise UserError(f"{path}: it has no default and was not given. Fix: pass {name}=...")
-        elif is_plain(field.default):
-            block[name] = field.default
-        elif dataclasses.is_dataclass(field.default):  # a part that is a default can be changed by path too
-            block[name] = describe(field.default)
+        elif (default := written_default(field)) is not UNWRITTEN:
+            block[name] = default
     return ConfigDict(block, type_safe=False)
+
+
+def written_default(field: inspect.Parameter) -> Any:
+    """The default of a field as a config holds it, or `UNWRITTEN`. Parts that are defaults can be overridden by path."""
+    if is_plain(field.default):
+        return field.default
+    part = dataclasses.is_dataclass(field.default) or isinstance(field.default, Mapping)
+    return describe(field.default) if part else UNWRITTEN
 
 
 def describe(part: Any) -> Any:

@@ -9,7 +9,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxdiff.config.blocks import TARGET, fields_of, resolve, spec
+from jaxdiff.config.blocks import TARGET, fields_of, resolve, spec, written_default
+from jaxdiff.config.files import differences
 from jaxdiff.config.renamed import current_field
 from jaxdiff.config.suggestions import suggest
 from jaxdiff.config.values import BLOCK, is_object, kinds_of, typed
@@ -36,6 +37,16 @@ def override(config: ConfigDict, path: str, text: str, packages: tuple[str, ...]
         if field is not None and field.annotation is not Any:
             annotation = field.annotation
     _assign(config, keys, _parse(flag, text, annotation))
+
+
+def is_default(config: ConfigDict, path: str) -> bool:
+    """Whether the field at `path` has its default value."""
+    keys = _keys(path)
+    parent, value = _get(config, keys[:-1]), _get(config, keys)
+    if not isinstance(parent, BLOCK) or TARGET not in parent:
+        return False
+    field = fields_of(resolve(parent[TARGET]))[str(keys[-1])]
+    return not differences(written_default(field), value)
 
 
 def leaves(config: Any, prefix: str = "") -> Iterator[str]:

@@ -39,8 +39,13 @@ class Source(Protocol):
         """The examples, ready to be read."""
         ...
 
+
+@runtime_checkable
+class Fingerprinted(Protocol):
+    """A source that states what its examples are."""
+
     def fingerprint(self) -> dict[str, Any]:
-        """What the examples are, for logs and reports: name, version or hash, split, length."""
+        """Name, version or hash, split and length, for logs and reports."""
         ...
 
 
@@ -137,6 +142,12 @@ class Pipeline:
         for position, transform in enumerate((*self.transforms, *self.conditions)):
             found = transform(found, np.random.default_rng(position))
         return found
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the examples are, for logs and reports; at least a name and the length."""
+        if isinstance(self.source, Fingerprinted):
+            return self.source.fingerprint()
+        return {"name": type(self.source).__name__, "length": len(self._open())}
 
     def _open(self) -> Examples:
         examples = self.source.open()

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -20,6 +20,8 @@ from jaxdiff.generation.compiled import GenerationInputs, StaticArgs, Trees
 from jaxdiff.sampling.loop import ends, fold_in, noise_like
 from jaxdiff.sampling.recipe import PRIOR, Recipe
 from jaxdiff.typing import Params
+
+Self = TypeVar("Self", bound="SampledModel")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,7 +54,7 @@ class SampledModel:
         """The shape of one diffused example."""
         return self.codec.data_shape(self.image_shape)
 
-    def of_size(self, height: int, width: int) -> Self:
+    def of_size(self: Self, height: int, width: int) -> Self:
         """The same generator for images of another size, which most convolutional networks can generate.
 
         Raises:
@@ -97,7 +99,7 @@ class SampledModel:
             batches.append(np.asarray(make(chosen, index, np.uint32(seed)))[: n - first])
         return np.concatenate(batches)
 
-    def _sized(self, size: tuple[int, int] | None, conditions: Mapping[str, Any]) -> Self:
+    def _sized(self: Self, size: tuple[int, int] | None, conditions: Mapping[str, Any]) -> Self:
         if len(self.image_shape) != 3:
             expect(size is None, "image_size", size, "None for samples that are not images", "leave it out")
             return self

@@ -22,6 +22,8 @@ def prepare(experiment: Experiment, workdir: epath.PathLike, mesh: jax.sharding.
     """
     folder = epath.Path(workdir).expanduser()
     networks = weights.load(experiment.task.frozen, mesh, folder)
+    if experiment.init_from is None and not experiment.optimizer.frozen:
+        return Frozen(networks)
     with Checkpoints(folder / "checkpoints", experiment.keep) as checkpoints:
         started = checkpoints.latest() is not None
         if not started and experiment.init_from is not None:

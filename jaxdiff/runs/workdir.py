@@ -6,6 +6,7 @@ from typing import Any
 from etils import epath
 
 from jaxdiff import config as configs
+from jaxdiff.config.overrides import is_default
 from jaxdiff.config.renamed import upgrade
 from jaxdiff.errors import UserError
 
@@ -40,8 +41,8 @@ def init_workdir(config: Any, workdir: str) -> epath.Path:
             fixed = {
                 name: (old, new)
                 for name, (old, new) in changed.items()
-                # A field that is younger than the run, and says nothing, changes nothing.
-                if name.partition(".")[0] not in FREE and not (old == "absent" and new in (None, []))
+                # A field that is younger than the run changes nothing while it has its default.
+                if name.partition(".")[0] not in FREE and not (old == "absent" and is_default(config, name))
             }
             if fixed:
                 listed = "; ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in fixed.items())

@@ -127,12 +127,12 @@ def test_negative_conditions_stand_in_for_none():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"negative": {"label": 3}, "guidance": 1.0}, "negative=.*never looks at it"),
+        ({"negative": {"label": 3}, "guidance": 1.0}, "negative=.*no negative conditions"),
         ({"negative": {"label": 7}}, "label=7: classes are 0 to 4"),
         ({"negative": {"text": "x"}}, "text='x': the model has no such condition"),
         ({"negative": {"label": [1, 2, 3]}}, "label: 3 values for 2 images"),
-        ({"known": np.zeros(SHAPE, np.uint8)}, "mask=None.*belong together"),
-        ({"mask": np.ones(SHAPE, bool)}, "known=None.*belong together"),
+        ({"known": np.zeros(SHAPE, np.uint8)}, "mask=None.*together with a mask"),
+        ({"mask": np.ones(SHAPE, bool)}, "known=None.*together with a mask"),
         ({"known": np.zeros((3, *SHAPE), np.uint8), "mask": np.ones((2, 3), bool)}, r"known=uint8\[3, 2, 3, 1\]"),
         ({"known": np.zeros(SHAPE), "mask": np.ones((2, 3), bool)}, r"known=float64.*as uint8"),
         ({"known": np.zeros(SHAPE, np.uint8), "mask": np.ones((3, 2), bool)}, r"mask='bool\[3, 2, 1\]'"),

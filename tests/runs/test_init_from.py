@@ -26,17 +26,21 @@ from jaxdiff.models.transformer import TransformerLevel
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import RectifiedFlow
 from jaxdiff.runs import init_from as starting
+from jaxdiff.runs.start import prepare
 from jaxdiff.runs.workdir import init_workdir
 from jaxdiff.training import step
 from jaxdiff.training.checkpoint import Checkpoints
-from jaxdiff.training.ema import Ema
-from jaxdiff.training.optimizer import AdamW
+from jaxdiff.training.state import abstract_state, create_state
 from jaxdiff.training.transfer import InitFrom
 from tests.commands import DIGITS, TINY
 
 WIDTH = 32
 SIZES = spec(Continuous, size=2, width=WIDTH, frequencies=4, null="learned", drop_rate=0.1)
 CLASSES = spec(ClassLabel, num_classes=10, width=WIDTH)
+
+
+def first_state(experiment, mesh):
+    return starting.first_state(experiment, mesh, {})[0]
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +84,7 @@ def trained(abstract, seed):
 def store(config, folder):
     """A trained run with this config: the parameters of step 3, and the average, also of step 7."""
     experiment, mesh = configs.build(config), a_mesh()
-    abstract = step.abstract_state(experiment.task, experiment.optimizer.make(10), mesh).params
+    abstract = abstract_state(experiment.task, experiment.optimizer.make(10), mesh).params
     (folder / "config.json").write_text(configs.to_json(config))
     with Checkpoints(folder / "checkpoints") as checkpoints:
         params, ema = trained(abstract, 0), trained(abstract, 1)
@@ -105,12 +109,12 @@ def same(one, other):
 
 def test_the_same_model_starts_with_all_that_was_learned(old):
     folder, _, params, ema = old
-    state = starting.first_state(build(a_config(MAP), folder), a_mesh())
+    state = first_state(build(a_config(MAP), folder), a_mesh())
     same(state.params, ema)
     same(state.ema, ema)
     assert int(state.step) == 0
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
-    first = starting.first_state(build(a_config(MAP), folder, ema=False, step=3), a_mesh())
+    first = first_state(build(a_config(MAP), folder, ema=False, step=3), a_mesh())
     same(first.params, params)
 
 
@@ -140,7 +144,7 @@ def test_new_conditions_of_every_kind_say_nothing_yet_and_can_learn_to(old):
     )
     command.override(config, "task.denoiser.network.levels[0].cross_attention", "True")
     new = build(config, folder)
-    state = starting.first_state(new, a_mesh())
+    state = first_state(new, a_mesh())
     rng = np.random.default_rng(1)
     images = {name: rng.normal(size=(3, 8, 8, channels)).astype(np.float32) for name, channels in
               (("map", 2), ("a_map", 3), ("z_noisy", 1))}  # fmt: skip
@@ -200,7 +204,7 @@ def test_conditions_before_the_mapping_and_tokens_for_the_middle_say_nothing_yet
     experiment, _, ema = store(with_transformer({}, False), tmp_path)
     features = spec(Continuous, size=9, width=2 * (WIDTH // 8), default=0.0, before_mapping=True)
     new = build(with_transformer({"augment": features, "text": SEQUENCE}, True), tmp_path)
-    state = starting.first_state(new, a_mesh())
+    state = first_state(new, a_mesh())
     rng = np.random.default_rng(3)
     values = {"label": jnp.array([1, 2, 3]), "augment": jnp.asarray(rng.normal(size=(3, 9)), jnp.float32),
               "text": jnp.asarray(rng.normal(size=(3, 5, 6)), jnp.float32)}  # fmt: skip
@@ -220,8 +224,8 @@ def test_more_tokens_beside_old_ones_are_told_if_they_change_the_model(tmp_path)
         return config
 
     store(a_reader("text"), tmp_path)
-    with pytest.raises(UserError, match="the model is another one at step 0"):
-        starting.first_state(build(a_reader("text", "tags"), tmp_path), a_mesh())
+    with pytest.raises(UserError, match="expected the same model at step 0"):
+        first_state(build(a_reader("text", "tags"), tmp_path), a_mesh())
 
 
 @pytest.mark.parametrize(
@@ -233,7 +237,7 @@ def test_more_tokens_beside_old_ones_are_told_if_they_change_the_model(tmp_path)
          "the other run lacks network/decoder_0_block_2/"),
         ({}, {}, {}, r"init_from: network/stem/kernel is \[3, 3, 3, 16\] there and \[3, 3, 1, 16\] here"),
         (MAP | {"label": spec(Continuous, size=1, width=WIDTH)}, {}, {}, "only the other run has .*parts_label/table"),
-        (MAP, {"task__denoiser__parameterization": "jaxdiff.process.prediction:V"}, {}, "another one at step 0"),
+        (MAP, {"task__denoiser__parameterization": "jaxdiff.process.prediction:V"}, {}, "the same model at step 0"),
         (MAP, {}, {"step": 5}, "step=5: it is not in .*choose from: 3, 7"),
         (MAP, {}, {"fresh": ("network/stemm",)}, r"init_from.fresh='network/stemm': it names no parameter"),
     ],
@@ -242,26 +246,26 @@ def test_what_does_not_fit_is_named(old, parts, changes, options, message):
     if "kind" in parts:
         pytest.importorskip("flax")
     with pytest.raises(UserError, match=message):
-        starting.first_state(build(a_config(parts, **changes), old[0], **options), a_mesh())
+        first_state(build(a_config(parts, **changes), old[0], **options), a_mesh())
 
 
 def test_a_folder_without_a_run_is_told(tmp_path):
     with pytest.raises(UserError, match=r"init_from.workdir=.*there is no config.json"):
-        starting.first_state(build(a_config(), tmp_path), a_mesh())
+        first_state(build(a_config(), tmp_path), a_mesh())
     (tmp_path / "config.json").write_text(configs.to_json(a_config()))
-    with pytest.raises(UserError, match="there is no checkpoint"):
-        starting.first_state(build(a_config(), tmp_path), a_mesh())
+    with pytest.raises(UserError, match="expected a checkpoint"):
+        first_state(build(a_config(), tmp_path), a_mesh())
 
 
 def test_what_is_named_fresh_starts_anew(old):
     folder, _, _, ema = old
     more = MAP | {"label": spec(ClassLabel, num_classes=12, width=WIDTH)}
     with pytest.raises(UserError, match=r"parts_label/table is \[10, 32\] there and \[12, 32\] here"):
-        starting.first_state(build(a_config(more), folder), a_mesh())
+        first_state(build(a_config(more), folder), a_mesh())
     new = build(a_config(more), folder, fresh=("conditioner/parts_label",))
     state, plain = (
-        starting.first_state(new, a_mesh()),
-        step.create_state(new.task, new.optimizer.make(9), a_mesh(), 0),
+        first_state(new, a_mesh()),
+        create_state(new.task, new.optimizer.make(9), a_mesh(), 0),
     )
     same(state.params["conditioner"]["parts_label"], plain.params["conditioner"]["parts_label"])
     same(state.params["network"], ema["network"])
@@ -270,22 +274,22 @@ def test_what_is_named_fresh_starts_anew(old):
         without.task, denoiser=without.task.denoiser.clone(
             conditioner=without.task.denoiser.conditioner.clone(
                 conditions={"map": without.task.denoiser.conditioner.conditions["map"]}))))  # fmt: skip
-    assert "parts_label" not in starting.first_state(without, a_mesh()).params["conditioner"]
+    assert "parts_label" not in first_state(without, a_mesh()).params["conditioner"]
 
 
 def test_a_run_keeps_its_own_start_and_goes_on_from_it(old, tmp_path):
     folder, _, _, ema = old
     experiment, mesh = build(a_config(MAP), folder), a_mesh()
-    starting.prepare(experiment, tmp_path, mesh)
-    starting.prepare(dataclasses.replace(experiment, init_from=InitFrom("/nowhere")), tmp_path, mesh)
+    prepare(experiment, tmp_path, mesh)
+    prepare(dataclasses.replace(experiment, init_from=InitFrom("/nowhere")), tmp_path, mesh)
     with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.latest() == 0
         optimizer = experiment.optimizer.make(experiment.steps)
         extra_emas = len(experiment.ema.extra_emas())
-        state = checkpoints.restore(0, step.abstract_state(experiment.task, optimizer, mesh, extra_emas))
+        state = checkpoints.restore(0, abstract_state(experiment.task, optimizer, mesh, extra_emas))
     same(state.params, ema)
     assert int(state.step) == 0
-    starting.prepare(dataclasses.replace(experiment, init_from=None), tmp_path / "none", mesh)
+    prepare(dataclasses.replace(experiment, init_from=None), tmp_path / "none", mesh)
     assert not (tmp_path / "none").exists()
 
 
@@ -302,92 +306,10 @@ def test_a_run_from_before_there_was_a_start_goes_on_but_not_from_another_start(
 
 
 def test_a_flag_of_the_command_is_a_field_of_the_config():
-    assert train.start(None) == []
-    config = command.load_config(DIGITS, train.start("runs/base:500"))
+    assert train.init_from(None) == []
+    config = command.load_config(DIGITS, train.init_from("runs/base:500"))
     assert configs.build(config).init_from == InitFrom("runs/base", step=500)
-    assert configs.build(command.load_config(DIGITS, train.start("a b"))).init_from == InitFrom("a b")
-
-
-PARAMS = {
-    "network": {
-        "encoder_0": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)},
-        "head": {"kernel": jnp.ones((2, 2))},
-    },
-    "conditioner": {"table": jnp.ones((4, 2))},
-}
-
-
-@pytest.mark.parametrize("patterns", [("network/encoder_*", "conditioner"), ("network/encoder_0", "*/table")])
-def test_frozen_parameters_stay_bit_for_bit_and_have_no_state(patterns):
-    optimizer = AdamW(0.1, weight_decay=0.1, clip_norm=1.0, frozen=patterns).make(10)
-    params, state = PARAMS, optimizer.init(PARAMS)
-    assert (
-        sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim) == 2 * 4
-    )  # Adam's moments of the head
-    for _ in range(3):
-        grads = jax.tree.map(jnp.ones_like, params)
-        updates, state = optimizer.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
-    same(params["network"]["encoder_0"], PARAMS["network"]["encoder_0"])
-    same(params["conditioner"], PARAMS["conditioner"])
-    alone = AdamW(0.1, weight_decay=0.1, clip_norm=1.0).make(10)
-    head, state = {"kernel": jnp.ones((2, 2))}, alone.init({"kernel": jnp.ones((2, 2))})
-    for _ in range(3):
-        updates, state = alone.update(jax.tree.map(jnp.ones_like, head), state, head)
-        head = optax.apply_updates(head, updates)
-    same(params["network"]["head"], head)  # neither clipped nor decayed by what is frozen
-
-
-def test_patterns_that_freeze_nothing_or_everything_are_refused():
-    for patterns, message in {
-        (
-            "network/encoder_1",
-        ): r"frozen='network/encoder_1': it names no parameter. Fix: there are conditioner/table",
-        ("network", "*/table"): "nothing is left to train",
-        ("encoder_0",): "it names no parameter",
-    }.items():
-        with pytest.raises(UserError, match=message):
-            AdamW(frozen=patterns).make(10).init(PARAMS)
-
-
-@dataclasses.dataclass(frozen=True)
-class Line:
-    """A task with named axes: two layers that are to give zeros."""
-
-    def init(self, key):
-        names = nn.with_logical_partitioning(nn.initializers.ones, ("channels_in", "channels_out"))
-        return {name: {"kernel": names(key, (8, 8))} for name in ("encoder_0", "head")}
-
-    def init_task_state(self):
-        return ()
-
-    def draw(self, batch, memory, key):
-        return batch
-
-    def loss(self, params, examples, key, train):
-        made = examples["x"] @ params["encoder_0"]["kernel"] @ params["head"]["kernel"]
-        return jnp.mean(made**2, axis=1), {}
-
-    def update_task_state(self, task_state, examples, losses):
-        return memory
-
-
-def test_a_frozen_run_trains_sharded_as_its_state_says():
-    """With named axes, on eight devices: the state that is made is the one that the step expects and gives back."""
-    optimizer, task = AdamW(0.1, frozen=("encoder_*",)).make(5), Line()
-    types = (jax.sharding.AxisType.Auto,) * 3
-    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=types)
-    state = step.create_state(task, optimizer, mesh, 0)
-    before = jax.tree.map(np.asarray, state.params)
-    abstract = step.abstract_state(task, optimizer, mesh)
-    assert jax.tree.structure(abstract) == jax.tree.structure(state)
-    move = step.jit_train_step(step.make_train_step(task, optimizer, Ema(), 0), abstract, mesh)
-    for _ in range(2):
-        state, _ = move(state, {"x": np.ones((8, 8), np.float32)})
-    same(state.params["encoder_0"], before["encoder_0"])
-    same(state.ema["encoder_0"], before["encoder_0"])
-    assert np.all(state.params["head"]["kernel"] != before["head"]["kernel"])
-    assert "encoder" not in str(jax.tree.leaves_with_path(state.opt_state))
+    assert configs.build(command.load_config(DIGITS, train.init_from("a b"))).init_from == InitFrom("a b")
 
 
 class Pair(nn.Module):

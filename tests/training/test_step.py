@@ -178,7 +178,9 @@ def test_update_that_overflows_is_skipped():
 def test_step_draws_by_its_number():
     state = create_state(toy.LINEAR, toy.ADAM, toy.mesh(), 0)
     step = jax.jit(make_train_step(toy.LINEAR, toy.ADAM, Ema(), 0))
-    at_0, again, at_1 = (step(state.replace(step=jnp.int32(n)), toy.batch(0), Frozen())[1]["loss"] for n in (0, 0, 1))
+    at_0, again, at_1 = (
+        step(state.replace(step=jnp.int32(n)), toy.batch(0), Frozen())[1]["loss"] for n in (0, 0, 1)
+    )
     assert at_0 == again
     assert at_0 != at_1
 

@@ -16,7 +16,9 @@ from jaxdiff.typing import Array, Key, Params, Weights
 class Identity:
     """Floating-point examples of any rank, unscaled."""
 
-    frozen: Mapping[str, Weights] = dataclasses.field(default=FrozenDict(), init=False, repr=False)
+    @property
+    def frozen(self) -> Mapping[str, Weights]:
+        return FrozenDict()
 
     def data_shape(self, stored_shape: Shape) -> Shape:
         fix = "give the axes of one example"
@@ -34,9 +36,10 @@ class Identity:
 
     def checked(self, name: str, stored: Any) -> np.ndarray:
         array = np.asarray(stored)
-        floats = np.issubdtype(array.dtype, np.floating)
-        fix = "give float32 examples, or the codec Pixels for images"
-        expect(floats, name, f"{array.dtype}{list(array.shape)}", "floats", fix, str(array.dtype))
+        if not np.issubdtype(array.dtype, np.floating):
+            given = f"{name}={array.dtype}{list(array.shape)}"
+            fix = "give float32 examples, or the codec Pixels for images"
+            raise UserError(f"{given}: expected floats, got {array.dtype}. Fix: {fix}")
         return array
 
     def stored(self, decoded: np.ndarray) -> np.ndarray:

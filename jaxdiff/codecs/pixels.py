@@ -10,7 +10,7 @@ from flax.core import FrozenDict
 
 from jaxdiff.codecs.protocol import Shape
 from jaxdiff.data.images import to_uint8
-from jaxdiff.errors import expect
+from jaxdiff.errors import UserError, expect
 from jaxdiff.typing import Array, Key, Params, Weights
 
 
@@ -18,7 +18,9 @@ from jaxdiff.typing import Array, Key, Params, Weights
 class Pixels:
     """Linear scaling: 0..255 to -1..1, and back by rounding and clipping (Ho et al. 2020, section 3.3)."""
 
-    frozen: Mapping[str, Weights] = dataclasses.field(default=FrozenDict(), init=False, repr=False)
+    @property
+    def frozen(self) -> Mapping[str, Weights]:
+        return FrozenDict()
 
     def data_shape(self, stored_shape: Shape) -> Shape:
         fix = "give (height, width, channels), or another codec, such as Identity"
@@ -38,10 +40,9 @@ class Pixels:
 
     def checked(self, name: str, stored: Any) -> np.ndarray:
         array = np.asarray(stored)
-        fix = "give uint8 images"
-        expect(
-            array.dtype == np.uint8, name, f"{array.dtype}{list(array.shape)}", "uint8", fix, str(array.dtype)
-        )
+        if array.dtype != np.uint8:
+            given = f"{name}={array.dtype}{list(array.shape)}"
+            raise UserError(f"{given}: expected uint8, got {array.dtype}. Fix: give uint8 images")
         return array
 
     def stored(self, decoded: np.ndarray) -> np.ndarray:

@@ -50,7 +50,7 @@ def spec(cls: type, **arguments: Any) -> ConfigDict:
 
 
 def written_default(field: inspect.Parameter) -> Any:
-    """The default of a field as a config holds it, or `UNWRITTEN`. Parts that are defaults can be overridden by path."""
+    """The default of a field as a config holds it, or `UNWRITTEN`. A part can be overridden by path."""
     if is_plain(field.default):
         return field.default
     part = dataclasses.is_dataclass(field.default) or isinstance(field.default, Mapping)

@@ -58,7 +58,9 @@ class Arrays:
         return len(next(iter(self.fields.values())))
 
     def __getitem__(self, index: int) -> Example:
-        return {name: values[index] for name, values in self.fields.items()} | {"index": np.int32(index)}
+        return {name: np.asarray(values[index]) for name, values in self.fields.items()} | {
+            "index": np.asarray(index, np.int32)
+        }
 
     def fingerprint(self) -> dict[str, Any]:
         """Length, and SHA-256 over the names, types, shapes and bytes of all arrays."""
@@ -74,9 +76,12 @@ class Arrays:
 
     def _check_labels(self) -> None:
         labels = self.fields["label"]
-        whole = labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer) and bool(np.all(labels >= 0))
-        given = f"{labels.dtype}{list(labels.shape)}"
-        expect(whole, "label", given, "whole numbers >= 0, one for each example", "give such an array")
+        if labels.ndim != 1 or labels.dtype.kind not in "iu" or np.any(labels < 0):
+            given = f"{labels.dtype}{list(labels.shape)}"
+            raise UserError(
+                f"label={given}: expected whole numbers >= 0, one for each example, got {labels.flat[0]!r}, .... "
+                "Fix: give such an array"
+            )
         self.fields["label"] = labels.astype(np.int32)
         if self.num_classes is None:
             self.num_classes = int(labels.max()) + 1

@@ -1,0 +1,55 @@
+"""Codecs: encode and decode are inverses, and what they cannot take is named."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff.codecs.identity import Identity
+from jaxdiff.codecs.pixels import Pixels
+from jaxdiff.codecs.protocol import Codec
+from jaxdiff.data.images import to_float
+from jaxdiff.errors import UserError
+
+LEVELS = np.arange(256, dtype=np.uint8).reshape(4, 8, 8, 1)
+VECTORS = np.random.default_rng(0).standard_normal((5, 7)).astype(np.float32)
+KEY = jax.random.key(0)
+
+
+@pytest.mark.parametrize("codec", [Pixels(), Identity()])
+def test_they_are_codecs(codec):
+    assert isinstance(codec, Codec)
+    assert not codec.frozen
+
+
+@pytest.mark.parametrize(("codec", "stored"), [(Pixels(), LEVELS), (Identity(), VECTORS)])
+def test_what_is_stored_comes_back_to_the_bit(codec, stored):
+    x_0 = jax.jit(codec.encode)({}, codec.checked("x", stored), KEY)
+    assert x_0.dtype == jnp.float32
+    assert x_0.shape[1:] == codec.data_shape(stored.shape[1:])
+    found = codec.stored(np.asarray(jax.jit(codec.decode)({}, x_0)))
+    np.testing.assert_array_equal(found, stored)
+    assert found.dtype == stored.dtype
+    example = codec.example(3, stored.shape[1:])
+    assert (example.shape, example.dtype) == ((3, *stored.shape[1:]), stored.dtype)
+
+
+def test_pixels_on_the_device_are_those_on_the_host_up_to_rounding():
+    on_device = jax.jit(Pixels().encode)({}, LEVELS, KEY)
+    np.testing.assert_allclose(on_device, to_float(LEVELS), atol=1.2e-7)
+    np.testing.assert_array_equal(Pixels().encode({}, on_device, KEY), on_device)  # floats are data already
+
+
+def test_what_cannot_be_coded_is_named():
+    with pytest.raises(UserError, match=r"config.data.image=float32\[5, 7\]: expected uint8, got float32"):
+        Pixels().checked("config.data.image", VECTORS)
+    with pytest.raises(UserError, match=r"x=uint8\[4, 8, 8, 1\]: expected floats, got uint8"):
+        Identity().checked("x", LEVELS)
+    with pytest.raises(UserError, match=r"image_shape=\(7,\): expected three numbers"):
+        Pixels().data_shape((7,))
+    with pytest.raises(UserError, match=r"image_shape=\(\): expected at least one axis"):
+        Identity().data_shape(())
+    bad = VECTORS.copy()
+    bad[3, 2] = np.nan
+    with pytest.raises(UserError, match=r"examples\[3\]: expected finite numbers"):
+        Identity().stored(bad)

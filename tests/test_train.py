@@ -1,0 +1,170 @@
+"""Training as a user calls it: any task by the command, and arrays in memory from Python."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from jaxdiff import config as configs
+from jaxdiff.cli import app
+from jaxdiff.config.overrides import override
+from jaxdiff.data.arrays import Arrays
+from jaxdiff.data.pipeline import Pipeline
+from jaxdiff.errors import UserError
+from jaxdiff.runs.workdir import read_config
+from jaxdiff.train import train
+from jaxdiff.training.state import create_state
+from tests import commands
+from tests.commands import DIGITS, TINY
+
+CLASSIFIER = """
+from jaxdiff.config import spec
+from jaxdiff.data.pipeline import Pipeline
+from jaxdiff.data.sources import Tfds
+from jaxdiff.experiment import Experiment
+from jaxdiff.training.ema import Ema
+from jaxdiff.training.optimizer import AdamW
+from tests.tasks.classification import Classification
+
+
+def get_config(keep="1.0"):
+    return spec(
+        Experiment,
+        task=spec(Classification, features=64, classes=10, keep=float(keep)),
+        optimizer=spec(AdamW, learning_rate=0.05),
+        ema=spec(Ema, decay=0.9),
+        data=spec(Pipeline, source=spec(Tfds, name="digits"), cache=True),
+        steps=60,
+        batch_size=64,
+        log_every=20,
+        sample_every=0,
+    )
+"""
+
+
+def test_a_task_that_is_no_denoiser_trains_by_the_command(tmp_path):
+    config = tmp_path / "classifier.py"
+    config.write_text(CLASSIFIER)
+    workdir = tmp_path / "run"
+    commands.run("train", "--config", str(config), "--workdir", str(workdir), PYTHONPATH=str(commands.ROOT))
+    rows = commands.metrics(workdir)
+    assert [row["step"] for row in rows] == [20, 40, 60]
+    assert rows[-1]["accuracy"] > 0.9
+    assert rows[-1]["loss"] < 0.5 < rows[0]["loss"]
+    request = ("--workdir", str(workdir), "--packages", "tests", "--out", str(tmp_path / "x.png"))
+    out, err = commands.run("sample", *request, code=2, PYTHONPATH=str(commands.ROOT))
+    assert "config.task='Classification': expected a task with samples" in err
+    assert out == ""
+
+
+def test_what_only_samples_need_is_refused_for_another_task():
+    scope = {}
+    exec(CLASSIFIER, scope)
+    experiment = configs.build(scope["get_config"]())
+    with pytest.raises(UserError, match="sample_every=10: expected a task with samples, got Classification"):
+        dataclasses.replace(experiment, sample_every=10)
+    with pytest.raises(UserError, match="classes=9: expected 10 classes"):
+        dataclasses.replace(experiment, task=dataclasses.replace(experiment.task, classes=9)).check(1)
+
+
+def tiny(steps):
+    words = [tuple(word.removeprefix("--config.").split("=")) for word in TINY]
+    changes = [
+        ("steps", str(steps)),
+        ("checkpoint_every", "3"),
+        ("evaluation", "None"),
+        ("test_data", "None"),
+    ]
+    return app.load_config(DIGITS, [*words, *changes])
+
+
+DIGIT_IMAGES = (load_digits().images[:200, ..., None] * 15.9).astype(np.uint8)
+LABELS = load_digits().target[:200]
+
+
+def test_arrays_in_memory_train_and_continue_exactly(tmp_path):
+    """Stopped after three steps and called again, it ends as if it had not been stopped."""
+    source = Arrays(image=DIGIT_IMAGES, label=LABELS)
+    once = train(tiny(6), str(tmp_path / "once"), source=source)
+    train(tiny(3), str(tmp_path / "twice"), source=source)
+    twice = train(
+        tiny(6), str(tmp_path / "twice"), source=Arrays(label=LABELS.copy(), image=DIGIT_IMAGES.copy())
+    )
+    jax.tree.map(np.testing.assert_array_equal, once.params, twice.params)
+    images = once(label=[3, 1])
+    np.testing.assert_array_equal(images, twice(label=[3, 1]))
+    assert images.shape == (2, 8, 8, 1)
+    stored = read_config(str(tmp_path / "once")).data.source
+    assert (stored.length, tuple(stored.fields)) == (200, ("image", "label"))
+    with pytest.raises(UserError, match=r"a run with another config lives there \(data.source.sha256"):
+        train(tiny(6), str(tmp_path / "once"), source=Arrays(image=DIGIT_IMAGES[::-1], label=LABELS))
+    with pytest.raises(UserError, match="expected a source that can be read, got a record of 200 examples"):
+        configs.build(read_config(str(tmp_path / "once"))).data.example()
+
+
+def test_arrays_have_the_order_and_the_batches_of_any_source():
+    class Listed:
+        """The same examples, one by one."""
+
+        image_shape, num_classes = (8, 8, 1), 10
+
+        def open(self):
+            return self
+
+        def __len__(self):
+            return 200
+
+        def __getitem__(self, index):
+            return {"image": DIGIT_IMAGES[index], "label": np.int32(LABELS[index]), "index": np.int32(index)}
+
+    both = (
+        Pipeline(source).batches(8, seed=1) for source in (Arrays(image=DIGIT_IMAGES, label=LABELS), Listed())
+    )
+    for first, second, _ in zip(*both, range(3), strict=False):
+        for name in ("image", "label", "index"):
+            np.testing.assert_array_equal(first[name], second[name])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "expected at least one array"),
+        ({"image": DIGIT_IMAGES, "label": LABELS[:3]}, r"expected arrays of one length > 0, got .*200.*3"),
+        ({"label": LABELS - 1}, "label=int64.*: expected whole numbers >= 0"),
+        ({"label": LABELS / 2}, "label=float64.*: expected whole numbers >= 0"),
+        ({"index": LABELS}, "expected other names than index"),
+    ],
+)
+def test_arrays_that_are_no_examples_are_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        Arrays(**fields)
+
+
+def test_arrays_that_do_not_fit_the_model_are_refused_before_anything_is_compiled(tmp_path):
+    with pytest.raises(
+        UserError, match=r"image_shape=\(8, 8, 1\): expected the shape of the examples, \(4, 4, 1\)"
+    ):
+        train(tiny(1), str(tmp_path / "a"), source=Arrays(image=DIGIT_IMAGES[:, :4, :4], label=LABELS))
+    with pytest.raises(UserError, match=r"image=float32.*: expected uint8, got float32"):
+        train(
+            tiny(1), str(tmp_path / "b"), source=Arrays(image=DIGIT_IMAGES.astype(np.float32), label=LABELS)
+        )
+    few = LABELS < 3
+    with pytest.raises(UserError, match="num_classes=10: expected the number of classes of the data, 3"):
+        train(tiny(1), str(tmp_path / "c"), source=Arrays(image=DIGIT_IMAGES[few], label=LABELS[few]))
+
+
+def test_an_experiment_object_trains_as_its_config_does(tmp_path):
+    config = tiny(3)
+    override(config, "batch_size", "16")
+    source = Arrays(image=DIGIT_IMAGES, label=LABELS)
+    by_config = train(config, str(tmp_path / "a"), source=source)
+    by_object = train(configs.build(config), str(tmp_path / "b"), source=source)
+    jax.tree.map(np.testing.assert_array_equal, by_config.params, by_object.params)
+    initial = create_state(
+        configs.build(config).task, configs.build(config).optimizer.make(3), by_config.mesh, 0
+    )
+    changed = jax.tree.map(lambda a, b: bool(np.any(np.asarray(a) != b)), by_config.params, initial.params)
+    assert any(jax.tree.leaves(changed))

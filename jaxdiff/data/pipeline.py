@@ -1,7 +1,7 @@
-"""From stored examples to batches, in an order that is a pure function of (seed, step).
+"""Input pipeline: turns stored examples into batches, in an order that is a pure function of (seed, step).
 
-The checkpoint stores the step and nothing of the loader, so a run continues, on any number of processes, with
-the batches that it would have seen. Grain is imported when batches are asked for.
+A checkpoint stores the step and no state of the loader. A resumed run therefore reads the same batches as an
+uninterrupted one, on any number of processes. Grain is imported on first use.
 """
 
 import dataclasses
@@ -12,12 +12,12 @@ import numpy as np
 
 from jaxdiff.data import images
 from jaxdiff.data.sources import Example
-from jaxdiff.errors import UserError, require
+from jaxdiff.errors import UserError, expect
 
 
 @runtime_checkable
 class Examples(Protocol):
-    """Examples that can be read at random: image, index and perhaps label, as `sources.Example` says."""
+    """Random-access examples: each has `image`, `index` and optionally `label`, see `sources.Example`."""
 
     image_shape: tuple[int | None, ...]
     num_classes: int | None
@@ -29,31 +29,32 @@ class Examples(Protocol):
 
 @runtime_checkable
 class Source(Protocol):
-    """The block of a config that says where examples come from."""
+    """Config block of a data set; `open` returns its examples."""
 
     def open(self) -> Examples: ...
 
 
 @runtime_checkable
 class Transform(Protocol):
-    """An augmentation: a new example, drawn with a generator that is this example's own."""
+    """Augmentation: returns a new example, drawn with a generator of this example's own."""
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """How examples become batches.
+    """Input pipeline: reads, augments and batches the examples of a source.
 
     Attributes:
-      source: where examples come from.
-      transforms: augmentations of training batches, in this order.
-      conditions: what follows them, and is no augmentation: fields made of the image, such as its low resolution,
-        and crops that are always made. They act in `epoch` and `all` too, with draws that follow from the index alone.
-      shuffle: a new order in every epoch.
-      cache: decode everything once and keep it in memory; for small data sets.
-      threads: that read and decode ahead; 0 reads in the caller's thread. Cached data need no more than 1.
-      prefetch: batches that are held ready.
+      source: the data set.
+      transforms: augmentations of training batches, applied in this order.
+      conditions: transforms that follow and apply everywhere: fields computed from the image, such as its low
+        resolution, and fixed crops. In `epoch` and `all` their draws depend on the index alone.
+      shuffle: whether each epoch has a new random order.
+      cache: decode all examples once and keep them in memory; for small data sets.
+      threads: number of threads that read and decode ahead; 0 reads in the caller's thread. Cached data need at
+        most 1.
+      prefetch: number of batches held ready.
     """
 
     source: Source
@@ -65,68 +66,81 @@ class Pipeline:
     prefetch: int = 4
 
     def __post_init__(self):
-        require(self.threads >= 0, "threads", self.threads, "it counts threads", "give 0 or more")
-        fix = f"give at least {max(1, self.threads)}"
-        require(self.prefetch >= max(1, self.threads), "prefetch", self.prefetch, "threads would idle", fix)
+        expect(self.threads >= 0, "threads", self.threads, "a number of threads >= 0", "give 0 or more")
+        least = max(1, self.threads)
+        expected = f"at least {least}, one batch per thread"
+        expect(self.prefetch >= least, "prefetch", self.prefetch, expected, f"give {least} or more")
 
     def batches(
         self, batch_size: int, seed: int, start_step: int = 0, process_index: int = 0, process_count: int = 1
     ) -> Iterator[Example]:
-        """This process's rows of the batches from `start_step` on, without end.
+        """Endless iterator over this process's rows of the batches from `start_step` on.
 
-        The processes' rows, one after the other, are the global batch: the same for every number of them.
-        Batches run over the end of an epoch, so that nothing is dropped, and one batch may be larger than the
-        data set (which then repeats in it).
+        The rows of all processes, concatenated in order, are the global batch: the same for any number of
+        processes. Batches cross the end of an epoch, so no example is dropped. A batch larger than the data set
+        repeats examples.
 
         Args:
           batch_size: rows of the global batch.
-          seed: of order and augmentations.
+          seed: seed of the order and the augmentations, 0 to 2**32 - 1.
+          start_step: step of the first batch, 0-based.
+          process_index: this process, 0-based.
+          process_count: number of processes.
 
         Yields:
-          image float32 [rows, height, width, channels] between -1 and 1; index and label int32 [rows].
+          image float32 [rows, height, width, channels] in [-1, 1]; index and label int32 [rows].
 
         Raises:
-          UserError: sizes that do not fit; later, a label or an image that is not as the data set promises.
+          UserError: an argument is out of range or does not divide; while iterating, an image or a label does
+            not match what the data set declares.
         """
-        require(batch_size > 0, "batch_size", batch_size, "a batch needs examples", "give at least 1")
-        require(0 <= seed < 2**32, "seed", seed, "it is not a 32-bit number", "give 0 to 4294967295")
-        require(start_step >= 0, "start_step", start_step, "steps count from 0", "give 0 or more")
+        expect(batch_size > 0, "batch_size", batch_size, "a number of examples > 0", "give at least 1")
+        expect(0 <= seed < 2**32, "seed", seed, "a 32-bit number", "give 0 to 4294967295")
+        expect(start_step >= 0, "start_step", start_step, "a step >= 0", "give 0 or more")
+        expected = f"0 <= process_index < {process_count}, the number of processes"
         fits = 0 <= process_index < process_count
-        require(fits, "process_index", process_index, f"there are {process_count}", "count them from 0")
+        expect(fits, "process_index", process_index, expected, "count processes from 0")
         if batch_size % process_count:
             below = batch_size // process_count * process_count
             nearest = f"{below} or {below + process_count}" if below else str(process_count)
             raise UserError(
-                f"batch_size={batch_size}: it does not divide over {process_count} processes. "
-                f"Fix: use {nearest}"
+                f"batch_size={batch_size}: expected a multiple of the {process_count} processes, "
+                f"got {batch_size}. Fix: use {nearest}"
             )
         dataset = self._repeated(seed, batch_size // process_count)
         return self._iterate(dataset[process_index + start_step * process_count :: process_count])
 
     def epoch(self, batch_size: int) -> Iterator[Example]:
-        """Every example once, as stored (image uint8), with `conditions`, in order; the last batch may be smaller."""
-        require(batch_size > 0, "batch_size", batch_size, "a batch needs examples", "give at least 1")
+        """Every example once, in stored order, image uint8, with `conditions`; the last batch may be smaller."""
+        expect(batch_size > 0, "batch_size", batch_size, "a number of examples > 0", "give at least 1")
         return self._in_order(self._open(), batch_size)
 
     def all(self) -> Example:
-        """Every example as it is stored (image uint8), with `conditions`, in one batch."""
+        """All examples as one batch, in stored order, image uint8, with `conditions`."""
         examples = self._open()
         return next(self._in_order(examples, len(examples)))
 
     def example(self) -> Example:
-        """The first example as a batch would have it, with `transforms` and `conditions`: for a look at its fields."""
+        """The first example with `transforms` and `conditions` applied: shows which fields a batch has."""
         found = self._open()[0]
-        for place, transform in enumerate((*self.transforms, *self.conditions)):
-            found = transform(found, np.random.default_rng(place))
+        for position, transform in enumerate((*self.transforms, *self.conditions)):
+            found = transform(found, np.random.default_rng(position))
         return found
 
     def _open(self) -> Examples:
         examples = self.source.open()
-        require(len(examples) > 0, "source", self.source, "it has no examples", "use another split")
+        expect(
+            len(examples) > 0,
+            "source",
+            self.source,
+            "at least one example",
+            "use another split",
+            "no examples",
+        )
         return examples
 
     def _repeated(self, seed: int, rows: int) -> Any:
-        """Grain's data set of all the batches of `rows` examples that there will ever be."""
+        """Grain's endless data set of batches of `rows` examples."""
         import grain
 
         examples = _Cached(self._open()) if self.cache else self._open()
@@ -135,7 +149,7 @@ class Pipeline:
             dataset = dataset.shuffle()
         dataset = dataset.repeat(None)
         for transform in (*self.transforms, *self.conditions):
-            # What it draws follows from seed, its place among them and the example's place in the order.
+            # Its draws follow from the seed, its position in the chain and the example's position in the order.
             dataset = dataset.random_map(transform)
         changed = bool(self.transforms or self.conditions)
 
@@ -152,8 +166,8 @@ class Pipeline:
             yield _collate([self._conditioned(examples[i], i) for i in rows], shape, examples.num_classes)
 
     def _conditioned(self, example: Example, index: int) -> Example:
-        for place, condition in enumerate(self.conditions):
-            example = condition(example, np.random.default_rng((place, index)))
+        for position, condition in enumerate(self.conditions):
+            example = condition(example, np.random.default_rng((position, index)))
         return example
 
     def _iterate(self, dataset: Any) -> Iterator[Example]:
@@ -164,17 +178,17 @@ class Pipeline:
         try:
             yield from iterator
         finally:
-            iterator.close()  # its threads would outlive an interrupted run
+            iterator.close()  # otherwise its threads outlive an interrupted run
 
 
 class _Cached:
-    """Examples, all decoded and held in memory."""
+    """Decoded examples, held in memory."""
 
     def __init__(self, examples: Examples):
         self.image_shape, self.num_classes = examples.image_shape, examples.num_classes
         self._examples = [examples[i] for i in range(len(examples))]
         for example in self._examples:
-            example["image"].flags.writeable = False  # a write in place would spoil later epochs
+            example["image"].flags.writeable = False  # an in-place write would corrupt later epochs
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -186,7 +200,7 @@ class _Cached:
 def _collate(
     examples: Sequence[Example], image_shape: tuple[int | None, ...] | None, num_classes: int | None
 ) -> Example:
-    """Examples as one batch, after a look at shapes and labels. `image_shape` None: that of the first."""
+    """Check shapes and labels, then stack examples into a batch; without `image_shape`, the first one sets it."""
     expected = image_shape or examples[0]["image"].shape
     if None in expected:
         expected = examples[0]["image"].shape
@@ -194,27 +208,27 @@ def _collate(
         image = example["image"]
         if image.shape != expected or image.dtype != np.uint8:
             raise UserError(
-                f"index={example['index']}: its image is {image.dtype} {image.shape}, expected uint8 "
-                f"{expected}. Fix: use a data set of one image size, or a transform that makes it one"
+                f"index={example['index']}: expected an image of uint8 {expected}, got {image.dtype} "
+                f"{image.shape}. Fix: use a data set of one image size, or a transform that crops or resizes"
             )
     batch = {name: _stack(name, examples) for name in examples[0]}
     if num_classes is not None:
         bad = np.flatnonzero((batch["label"] < 0) | (batch["label"] >= num_classes))
         if bad.size:
             raise UserError(
-                f"index={batch['index'][bad[0]]}: its label is {batch['label'][bad[0]]}, of {num_classes} "
-                "classes. Fix: use a split with labels, or label_key=None"
+                f"index={batch['index'][bad[0]]}: expected a label in [0, {num_classes - 1}], got "
+                f"{batch['label'][bad[0]]}. Fix: use a split with labels, or label_key=None"
             )
     return batch
 
 
 def _stack(name: str, examples: Sequence[Example]) -> np.ndarray:
-    """One field of all examples. Arrays of another type would be converted in silence, so they are refused."""
+    """One field of all examples. Differing shapes and dtypes are errors: NumPy would convert dtypes silently."""
     values = [np.asarray(example[name]) for example in examples]
     for example, value in zip(examples, values, strict=True):
         if (value.shape, value.dtype.type) != (values[0].shape, values[0].dtype.type):
             raise UserError(
-                f"{name}={value.dtype}{list(value.shape)}: it is that of example {example['index']}, while example "
-                f"{examples[0]['index']} has {values[0].dtype}{list(values[0].shape)}. Fix: make them alike"
+                f"{name}={value.dtype}{list(value.shape)}: expected {values[0].dtype}{list(values[0].shape)} as in "
+                f"example {examples[0]['index']}, got it in example {example['index']}. Fix: use one shape and dtype"
             )
     return np.stack(values)

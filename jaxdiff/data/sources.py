@@ -1,6 +1,6 @@
-"""Where examples come from: TFDS data sets in array_record files, read at random and without TensorFlow.
+"""TFDS data sets: read array_record files with random access and without TensorFlow.
 
-Nothing heavy is imported before a source is opened, for configs import this module.
+Configs import this module, so heavy imports wait until a source is opened.
 """
 
 import contextlib
@@ -9,40 +9,45 @@ import difflib
 import fcntl
 import importlib
 import io
+import logging
 import os
 import re
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from jaxdiff.errors import UserError, require
+from jaxdiff.errors import UserError, expect
 
 Example = dict[str, np.ndarray]
-"""image uint8 [height, width, channels], index int32, perhaps label int32 and others; or a batch of these."""
+"""One example, or a batch with a leading axis: image uint8 [height, width, channels], index int32, optionally label
+int32 and further fields."""
 
 EMBEDDED = {
     "digits": "jaxdiff.data.digits:Digits",
     "photos": "jaxdiff.data.photos:Photos",
     "scenes": "jaxdiff.data.scenes:Scenes",
 }
-"""Data sets that are made when they are first used, of what scikit-learn brings along."""
+"""Built-in data sets, prepared on first use from data that scikit-learn ships."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Tfds:
-    """A split of a TensorFlow data set.
+    """A split of a TFDS data set.
 
     Attributes:
-      name: ``digits``, ``photos/32``, ``photos/64`` or ``scenes``, which are made when they are first used; or any
-        prepared data set, ``cifar10``, ``imagenet_resized/64x64`` or the folder that holds its ``dataset_info.json``.
-      split: ``train``, ``train[:10%]``, ``train+test`` and the like.
-      data_dir: where data sets live; None for $TFDS_DATA_DIR, or else ~/tensorflow_datasets.
-      image_key, label_key: names of the features; label_key=None for images without labels.
-      text_key: the feature that becomes the field `text`, a str: ``caption``, or ``captions/text`` for one inside
-        another. Several captions are an array of them, of which `data.text.Tokenize` draws one.
-      fields: names of further features, which become fields of the same names: a mask, another image, attributes.
+      name: ``digits``, ``photos/32``, ``photos/64`` or ``scenes``, prepared on first use; or any prepared data set:
+        ``cifar10``, ``imagenet_resized/64x64``, or the folder that holds its ``dataset_info.json``.
+      split: a split in TFDS notation: ``train``, ``train[:10%]``, ``train+test``.
+      data_dir: folder of the data sets; None for $TFDS_DATA_DIR, or ~/tensorflow_datasets if that is unset.
+      image_key: feature of the image.
+      label_key: feature of the class label; None for images without labels.
+      text_key: feature that becomes the field `text`, a str: ``caption``, or ``captions/text`` for a nested one.
+        Several captions give an array, from which `data.text.Tokenize` draws one.
+      fields: further features, which become fields of the same names: a mask, another image, attributes.
     """
 
     name: str
@@ -54,19 +59,21 @@ class Tfds:
     fields: tuple[str, ...] = ()
 
     def __post_init__(self):
-        require(self.name != "", "name", self.name, "it names no data set", "give a name such as digits")
-        require(self.split != "", "split", self.split, "it names no split", "give a split such as train")
+        expect(self.name != "", "name", self.name, "the name of a data set", "give one such as digits")
+        expect(self.split != "", "split", self.split, "the name of a split", "give one such as train")
         taken = sorted({"image", "index", "label", "text"} & set(self.fields))
-        require(not taken, "fields", self.fields, f"{', '.join(taken)} would be overwritten", "use the keys")
+        fix = f"use image_key, label_key or text_key for {', '.join(taken)}"
+        expect(not taken, "fields", self.fields, "names other than image, index, label and text", fix)
 
     def open(self) -> "TfdsExamples":
-        """The examples, ready to be read.
+        """Open the split for random access; prepare a built-in data set first, if needed.
 
         Raises:
-          UserError: the data set is unknown or not prepared; it has no such split or feature.
+          UserError: the data set is unknown or not prepared, or has no such split or feature.
         """
         import tensorflow_datasets as tfds
 
+        logging.getLogger("absl").addFilter(_is_not_about_opencv)
         builder = self._builder()
         try:
             records = builder.as_data_source(self.split)
@@ -75,34 +82,52 @@ class Tfds:
         except ValueError as error:
             splits = ", ".join(builder.info.splits)
             raise UserError(
-                f"split={self.split!r}: {_first_line(error)}. "
-                f"Fix: use one of {splits}, or a part such as train[:10%]"
+                f"split={self.split!r}: expected a split of {self.name}, got {self.split!r} "
+                f"({_first_line(error)}). Fix: use one of {splits}, or a part such as train[:10%]"
             ) from None
         features = builder.info.features
         image = self._feature(features, "image_key", self.image_key)
         fits = len(image.shape or ()) == 3 and np.dtype(image.np_dtype) == np.uint8
-        require(fits, "image_key", self.image_key, "this feature is no uint8 image", "name another feature")
+        expected = "a feature of uint8 images [height, width, channels]"
+        expect(fits, "image_key", self.image_key, expected, "name another feature", type(image).__name__)
         num_classes = None
         if self.label_key is not None:
             label = self._feature(features, "label_key", self.label_key)
             fits = label.shape == () and np.issubdtype(label.np_dtype, np.integer)
-            require(fits, "label_key", self.label_key, "this feature is no class", "name another, or None")
+            fix = "name another feature, or None"
+            expect(
+                fits,
+                "label_key",
+                self.label_key,
+                "a feature of integer class labels",
+                fix,
+                type(label).__name__,
+            )
             num_classes = getattr(label, "num_classes", None)
         if self.text_key is not None:
             text = features
+            fix = "name another feature, or None"
             for key in self.text_key.split("/"):
-                inner = getattr(text, "feature", text)  # of a sequence
-                fix = "name another feature, or None"
-                require(hasattr(inner, "keys"), "text_key", self.text_key, "there is nothing inside", fix)
+                inner = getattr(text, "feature", text)  # the element of a sequence
+                nested = hasattr(inner, "keys")
+                expect(
+                    nested,
+                    "text_key",
+                    self.text_key,
+                    f"a nested feature before /{key}",
+                    fix,
+                    type(inner).__name__,
+                )
                 text = self._feature(inner, "text_key", key)
-            fits = isinstance(getattr(text, "feature", text), tfds.features.Text)
-            require(fits, "text_key", self.text_key, "this feature is no text", "name another, or None")
+            text = getattr(text, "feature", text)
+            fits = isinstance(text, tfds.features.Text)
+            expect(fits, "text_key", self.text_key, "a feature of text", fix, type(text).__name__)
         for field in self.fields:
             self._feature(features, "fields", field)
         return TfdsExamples(self, str(builder.version), records, tuple(image.shape), num_classes)
 
     def fingerprint(self) -> dict[str, str | int]:
-        """What was read, for logs and reports: name, version, split and length."""
+        """Identify the data for logs and reports: name, version, split and length."""
         examples = self.open()
         return {
             "name": self.name,
@@ -112,7 +137,7 @@ class Tfds:
         }
 
     def _builder(self) -> Any:
-        """TFDS's handle on the data set."""
+        """The data set's TFDS builder."""
         import tensorflow_datasets as tfds
 
         if self.name.partition("/")[0] in EMBEDDED:
@@ -121,8 +146,8 @@ class Tfds:
             return tfds.builder_from_directory(epath.Path(self.name).expanduser())
         if self.name.startswith(("/", ".", "~")) or "://" in self.name:
             raise UserError(
-                f"name={self.name!r}: this folder holds no data set. Fix: name the folder of a version, "
-                "with its dataset_info.json"
+                f"name={self.name!r}: expected a folder with a dataset_info.json, got none there. "
+                "Fix: name the folder of one version of the data set"
             )
         try:
             return tfds.builder(self.name, data_dir=self._data_dir)
@@ -130,28 +155,30 @@ class Tfds:
             known = [*re.findall(r"^\s*- (\S+)$", str(error), re.MULTILINE), *self._prepared()]
             close = difflib.get_close_matches(self.name, known, 1, 0.6)
             fix = f"did you mean {close[0]}?" if close else f"prepared are {', '.join(self._prepared())}"
-            raise UserError(f"name={self.name!r}: TFDS knows no such data set. Fix: {fix}") from None
-        except ImportError:  # the code of some data sets needs TensorFlow; prepared, they are read without it
+            expected = f"a data set of TFDS, got {self.name!r}"
+            raise UserError(f"name={self.name!r}: expected {expected}. Fix: {fix}") from None
+        except ImportError:  # the code of some data sets needs TensorFlow; once prepared, reading does not
             raise self._unprepared() from None
         except (ValueError, RuntimeError) as error:
-            raise UserError(f"name={self.name!r}: {_first_line(error)}. Fix: see tfds's catalog") from None
+            expected = f"a data set of TFDS, got {self.name!r} ({_first_line(error)})"
+            raise UserError(f"name={self.name!r}: expected {expected}. Fix: see TFDS's catalog") from None
 
     @property
     def _data_dir(self) -> epath.Path:
-        # TFDS reads the variable once, at its import; a path that is always given does not depend on when.
+        # TFDS reads the variable once, at import; passing the path always makes the time of import irrelevant.
         default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
         return epath.Path(self.data_dir or default).expanduser()
 
     def _prepared(self) -> list[str]:
-        """Names in the data folder, and those that are there for the asking."""
+        """Names of the data sets in the data folder and of the built-in ones."""
         folders = self._data_dir.iterdir() if self._data_dir.exists() else ()
         names = {path.name for path in folders if path.is_dir() and path.name.isidentifier()}
         return sorted(names - {"downloads"} | set(EMBEDDED))
 
     def _unprepared(self) -> UserError:
         return UserError(
-            f"name={self.name!r}: it is not prepared as array_record in {self._data_dir}. "
-            "Fix: once, in a throw-away environment, "
+            f"name={self.name!r}: expected array_record files in {self._data_dir}, got none. "
+            "Fix: prepare them once, in a temporary environment: "
             "pip install tensorflow-cpu tensorflow-datasets importlib_resources && "
             f"tfds build {self.name} --file_format=array_record --data_dir={self._data_dir}"
         )
@@ -160,7 +187,7 @@ class Tfds:
         fix = f"use one of {', '.join(features)}" + (
             ", or None" if field in ("label_key", "text_key") else ""
         )
-        require(key in features, field, key, f"{self.name} has no such feature", fix)
+        expect(key in features, field, key, f"a feature of {self.name}", fix)
         return features[key]
 
 
@@ -169,11 +196,11 @@ class TfdsExamples:
     """The opened examples of a `Tfds` block.
 
     Attributes:
-      source: the block.
-      version: of the data set.
+      source: the config block.
+      version: version of the data set.
       records: TFDS's random-access source.
-      image_shape: (height, width, channels); a size that varies is None.
-      num_classes: how many labels there are; None where that is not known or there are none.
+      image_shape: (height, width, channels); None for a size that varies.
+      num_classes: number of classes; None if unknown or without labels.
     """
 
     source: Tfds
@@ -201,7 +228,7 @@ class TfdsExamples:
 
 
 def _text(record: Any, key: str) -> np.ndarray:
-    """The text at a path of names, 0-d, or all texts where there are several [n]; as str."""
+    """The text at a path of feature names, as str: 0-d for one text, [n] for several."""
     for name in key.split("/"):
         record = record[name]
     if isinstance(record, bytes | str):
@@ -214,42 +241,73 @@ def _decoded(text: bytes | str) -> str:
 
 
 def _embedded(name: str, data_dir: epath.Path) -> Any:
-    """The builder of one of `EMBEDDED`, prepared by the one process that comes first."""
+    """The builder of one of `EMBEDDED`; the first of several processes prepares the data."""
     name, _, config = name.partition("/")
     module, _, builder_class = EMBEDDED[name].partition(":")
     cls = getattr(importlib.import_module(module), builder_class)
     configs = [known.name for known in cls.BUILDER_CONFIGS]
     if config and config not in configs:
         choices = ", ".join(f"{name}/{known}" for known in configs) or name
-        raise UserError(f"name={f'{name}/{config}'!r}: there is no such variant. Fix: use {choices}")
+        given = f"{name}/{config}"
+        raise UserError(f"name={given!r}: expected {choices}, got {given!r}. Fix: choose one of these")
     arguments = {"data_dir": data_dir, "file_format": "array_record", "config": config or None}
     builder = cls(**arguments)
-    if builder.is_prepared():
+    if _is_prepared(builder):
         return builder
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         with _lock(data_dir / f".{name}.lock"):
             builder = cls(**arguments)
-            # It takes seconds and does nothing if another process was first: not worth TFDS's progress bars.
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                builder.download_and_prepare()
+            if not _is_prepared(builder):  # else another process was first
+                print(f"preparing {builder.info.full_name} in {data_dir} (once)", file=sys.stderr, flush=True)
+                _prepare(builder)
     except OSError as error:
         raise UserError(
-            f"data_dir={str(data_dir)!r}: {name} cannot be written there: {error.strerror or error}. "
-            "Fix: set TFDS_DATA_DIR or data_dir to a folder that can be written"
+            f"data_dir={str(data_dir)!r}: expected a folder that can be written, got {error.strerror or error}. "
+            "Fix: set TFDS_DATA_DIR or data_dir to another folder"
         ) from None
     return builder
 
 
+def _is_prepared(builder: Any) -> bool:
+    # TFDS's `is_prepared` logs a warning if not. The folder appears under its name once it is complete.
+    return (epath.Path(builder.data_dir) / "dataset_info.json").exists()
+
+
+def _prepare(builder: Any) -> None:
+    """Write the data set: takes seconds, so without TFDS's progress bars, and downloads nothing."""
+    with (
+        tempfile.TemporaryDirectory() as downloads,  # TFDS makes this folder and leaves it empty
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        builder.download_and_prepare(download_dir=downloads)
+
+
+def _is_not_about_opencv(record: logging.LogRecord) -> bool:
+    """False for TFDS's advice to install OpenCV, which it logs whenever Pillow decodes the images."""
+    return not record.getMessage().startswith("OpenCV is not installed")
+
+
 @contextlib.contextmanager
 def _lock(path: epath.Path) -> Iterator[None]:
-    """Hold a file's lock. Buckets have none: there TFDS's own rename, at the end of preparation, must do."""
+    """Hold the lock of a file, and remove the file afterwards.
+
+    Buckets have no locks: there TFDS's own rename, at the end of preparation, has to suffice.
+    """
     if "://" in str(path):
         yield
         return
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, even by a crash
-        yield
+    while True:
+        with open(path, "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, even by a crash
+            if not (path.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(path))):
+                continue  # its holder has removed this file; another process may hold a new one
+            try:
+                yield
+            finally:
+                path.unlink()
+            return
 
 
 def _first_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ from jaxdiff.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Toy:
-    """`n` random images with labels; a source as a user would write one."""
+    """`n` random images with labels: a source as a user would write one."""
 
     n: int = 30
     labels: int = 3
@@ -43,7 +43,7 @@ class ToyExamples:
 
 @dataclasses.dataclass(frozen=True)
 class Noisy:
-    """An augmentation that draws a lot, so that two equal results mean two equal generators."""
+    """An augmentation that replaces every pixel, so that equal results mean equal generators."""
 
     def __call__(self, example, rng):
         return {**example, "image": rng.integers(0, 256, example["image"].shape, np.uint8)}
@@ -65,7 +65,7 @@ def assert_same(one, other):
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_together_read_the_one_global_batch(processes, cache):
     pipeline = Pipeline(Toy(), transforms=(Noisy(),), cache=cache)
-    steps = 9  # of 8 examples: 2.4 epochs of 30
+    steps = 9  # batches of 8 examples: 2.4 epochs of 30
     alone = take(pipeline.batches(8, seed=1), steps)
     parts = [take(pipeline.batches(8, 1, 0, i, processes), steps) for i in range(processes)]
     joined = {name: np.concatenate([part[name] for part in parts], axis=1) for name in alone}
@@ -74,7 +74,7 @@ def test_processes_together_read_the_one_global_batch(processes, cache):
 
 def test_processes_read_the_one_global_batch_of_digits():
     pipeline = Pipeline(Tfds("digits", split="test"), transforms=(HorizontalFlip(),), cache=True)
-    steps = 10  # of 64: 2.2 epochs
+    steps = 10  # batches of 64: 2.2 epochs
     alone = take(pipeline.batches(64, seed=0), steps)
     for processes in (2, 4):
         parts = [take(pipeline.batches(64, 0, 0, i, processes), steps) for i in range(processes)]
@@ -132,15 +132,15 @@ def test_a_batch_is_float32_between_minus_one_and_one():
 
 
 def test_draws_differ_between_examples_epochs_transforms_and_seeds():
-    def pictures(seed, *transforms):
+    def draw(seed, *transforms):
         return take(Pipeline(Toy(4), transforms=transforms).batches(4, seed), 5)["image"].reshape(20, -1)
 
-    runs = [pictures(0, Noisy()), pictures(1, Noisy()), pictures(0, Noisy(), Noisy())]
+    runs = [draw(0, Noisy()), draw(1, Noisy()), draw(0, Noisy(), Noisy())]
     assert len({row.tobytes() for run in runs for row in run}) == 60
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
-def test_flip_mirrors_left_and_right_as_often_as_asked(probability):
+def test_flip_mirrors_left_and_right_with_its_probability(probability):
     stored = Pipeline(Toy()).all()["image"]
     pipeline = Pipeline(Toy(), transforms=(HorizontalFlip(probability),), cache=True, threads=0)
     batch = take(pipeline.batches(500, seed=0), 1)
@@ -176,7 +176,7 @@ def test_a_batch_may_be_larger_than_the_data_set():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "phrases"),
     [
         ((10, 0, 0, 0, 4), ("batch_size=10", "8 or 12")),
         ((3, 0, 0, 0, 4), ("batch_size=3", "use 4")),
@@ -186,21 +186,25 @@ def test_a_batch_may_be_larger_than_the_data_set():
         ((8, 0, 0, 2, 2), ("process_index",)),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused_before_the_first_batch(arguments, words):
+def test_sizes_that_do_not_fit_are_refused_before_the_first_batch(arguments, phrases):
     with pytest.raises(UserError) as error:
         Pipeline(Toy()).batches(*arguments)
-    for word in words:
-        assert word in str(error.value)
+    for phrase in phrases:
+        assert phrase in str(error.value)
 
 
 @pytest.mark.parametrize("threads", [0, 1])
 @pytest.mark.parametrize(
-    ("source", "word"), [(Toy(labels=5), "label is [34], of 3"), (Toy(sizes=2), r"\(5, 5, 1\)|\(4, 4, 1\)")]
+    ("source", "found"),
+    [
+        (Toy(labels=5), r"expected a label in \[0, 2\], got [34]"),
+        (Toy(sizes=2), r"expected an image of uint8 .*, got uint8 (\(5, 5, 1\)|\(4, 4, 1\))"),
+    ],
 )
-def test_data_that_break_their_promise_name_the_record(source, word, threads):
-    with pytest.raises(UserError, match=rf"index=\d+.*({word})"):
+def test_an_example_unlike_the_declared_ones_is_named(source, found, threads):
+    with pytest.raises(UserError, match=rf"index=\d+: {found}"):
         next(Pipeline(source, threads=threads).batches(30, seed=0))
-    with pytest.raises(UserError, match=rf"index=\d+.*({word})"):
+    with pytest.raises(UserError, match=rf"index=\d+: {found}"):
         Pipeline(source).all()
 
 
@@ -209,7 +213,7 @@ def test_no_examples_is_an_error():
         Pipeline(Toy(0)).batches(8, seed=0)
 
 
-def test_a_transform_cannot_spoil_the_cache():
+def test_a_transform_cannot_change_the_cache():
     class Careless:
         def __call__(self, example, rng):
             example["image"][:] = 0

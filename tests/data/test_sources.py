@@ -1,8 +1,8 @@
-"""Sources read what was stored, and say what is there when something is not."""
+"""Sources return the stored examples; errors name what exists instead of what is missing."""
 
 import importlib.util
 import io
-
+import logging
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -16,7 +16,7 @@ from jaxdiff.data.transforms import HorizontalFlip
 from jaxdiff.errors import UserError
 
 
-def test_opened_examples_know_their_shape_and_classes():
+def test_opened_examples_have_their_shape_and_classes():
     examples = Tfds("digits", split="test").open()
     assert len(examples) == 297
     assert examples.image_shape == (8, 8, 1)
@@ -48,7 +48,7 @@ def test_labels_may_be_left_out():
 
 
 class Captioned(tfds.core.GeneratorBasedBuilder):
-    """Images with captions in all the ways in which data sets have them, and a mask."""
+    """Images with a mask, and with captions in each form that TFDS data sets use."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -90,7 +90,7 @@ def captioned(tmp_path_factory):
     return str(builder.data_path)
 
 
-def test_captions_are_str_and_of_several_all_are_there(captioned):
+def test_captions_are_str_and_several_captions_are_all_returned(captioned):
     examples = Tfds(captioned, label_key=None, text_key="title").open()
     assert [str(examples[i]["text"]) for i in range(3)] == ["é0", "é1", "é2"]
     for key, expected in (("captions/text", ["é20", "é21"]), ("titles", ["a", "a"])):
@@ -113,27 +113,45 @@ def test_further_features_keep_their_names(captioned):
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "phrases"),
     [
         ({"text_key": "caption"}, ("text_key='caption'", "captions", "or None")),
         ({"text_key": "captions/txt"}, ("text_key='txt'", "text", "or None")),
-        ({"text_key": "mask"}, ("no text",)),
-        ({"text_key": "captions"}, ("no text",)),
-        ({"text_key": "captions/id"}, ("no text",)),
+        ({"text_key": "mask"}, ("expected a feature of text, got Image",)),
+        ({"text_key": "captions"}, ("expected a feature of text", "FeaturesDict")),
+        ({"text_key": "captions/id"}, ("expected a feature of text", "got Tensor")),
+        ({"text_key": "title/text"}, ("expected a nested feature before /text, got Text",)),
         ({"fields": ("masks",)}, ("fields='masks'", "mask")),
     ],
     ids=str,
 )
-def test_features_that_are_not_there_are_told(captioned, fields, words):
+def test_a_missing_feature_is_named_with_the_present_ones(captioned, fields, phrases):
     with pytest.raises(UserError) as error:
         Tfds(captioned, label_key=None, **fields).open()
-    for word in words:
-        assert word in str(error.value)
+    for phrase in phrases:
+        assert phrase in str(error.value)
 
 
 def test_a_field_cannot_have_the_name_of_another():
     with pytest.raises(UserError, match="image, text"):
         Tfds("digits", fields=("text", "image"))
+
+
+def test_preparing_a_built_in_data_set_leaves_only_the_data_set_and_one_line(tmp_path, capfd, caplog):
+    with caplog.at_level(logging.WARNING):
+        Tfds("digits", data_dir=str(tmp_path)).open()[0]
+        first = capfd.readouterr()
+        Tfds("digits", data_dir=str(tmp_path)).open()[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["digits"]
+    assert (first.out, first.err) == ("", f"preparing digits/1.0.0 in {tmp_path} (once)\n")
+    assert capfd.readouterr() == ("", "")
+    assert caplog.messages == []
+
+
+def test_other_messages_of_absl_still_come_through(caplog):
+    Tfds("digits").open()
+    logging.getLogger("absl").warning("another")
+    assert caplog.messages == ["another"]
 
 
 def test_fingerprint_names_what_was_read():
@@ -153,7 +171,7 @@ def test_stock_data_sets_read_through_the_same_block():
 
 
 @pytest.mark.parametrize(
-    ("block", "words"),
+    ("block", "phrases"),
     [
         (
             Tfds("cifar10"),
@@ -164,31 +182,31 @@ def test_stock_data_sets_read_through_the_same_block():
         (Tfds("digit"), ("did you mean digits",)),
         (Tfds("qqqqqqqq"), ("prepared are digits, photos, scenes",)),
         (Tfds("photos/33"), ("photos/33", "photos/32, photos/64")),
-        (Tfds("scenes/32"), ("scenes/32", "use scenes")),
+        (Tfds("scenes/32"), ("scenes/32", "expected scenes, got")),
         (Tfds("not a name"), ("not a name",)),
         (Tfds("imagenet_resized/11x11"), ("11x11",)),
         (Tfds("/no/such/folder"), ("/no/such/folder", "dataset_info.json")),
         (Tfds("digits", split="validation"), ("validation", "train", "test")),
         (Tfds("digits", split="train[:"), ("train[:",)),
         (Tfds("digits", image_key="picture"), ("picture", "image, label")),
-        (Tfds("digits", image_key="label"), ("image_key", "no uint8 image")),
+        (Tfds("digits", image_key="label"), ("image_key", "uint8 images", "got ClassLabel")),
         (Tfds("digits", label_key="class"), ("class", "image, label", "None")),
-        (Tfds("digits", label_key="image"), ("label_key", "no class")),
+        (Tfds("digits", label_key="image"), ("label_key", "class labels", "got Image")),
         (Tfds("digits", data_dir="/proc/nowhere"), ("/proc/nowhere", "TFDS_DATA_DIR")),
     ],
     ids=str,
 )
-def test_what_is_not_there_is_told_with_what_is(block, words):
+def test_an_unknown_name_is_an_error_with_the_known_ones(block, phrases):
     with pytest.raises(UserError) as error:
         block.open()
     assert "Fix: " in str(error.value)
     assert len(str(error.value).splitlines()) == 1
-    for word in words:
-        assert word in str(error.value)
+    for phrase in phrases:
+        assert phrase in str(error.value)
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("tensorflow") is not None, reason="asks what happens without TensorFlow"
+    importlib.util.find_spec("tensorflow") is not None, reason="shows what happens without TensorFlow"
 )
 def test_a_data_set_whose_code_needs_tensorflow_gets_the_recipe():
     with pytest.raises(UserError, match="tfds build coco_captions/2014"):

@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import logging
+
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds

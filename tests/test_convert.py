@@ -1,4 +1,4 @@
-"""Published weights into a run that all commands open, and a run as a folder of diffusers."""
+"""Published weights become a run that all commands open, and a run becomes a folder of diffusers."""
 
 import functools
 import os
@@ -62,7 +62,7 @@ def into(folder, *more):
     return workdir
 
 
-def test_in_trained_sampled_and_out_again(folder, capsys):
+def test_converted_weights_can_be_trained_sampled_and_converted_back(folder, capsys):
     workdir = into(folder)
     assert "parameters of" in capsys.readouterr().out
     generator = Generator.load(str(workdir))
@@ -83,10 +83,10 @@ def test_in_trained_sampled_and_out_again(folder, capsys):
     sample.main(["--workdir", str(workdir), "--n", "2", "--out", str(folder.parent / "grid.png")])
     after = Generator.load(str(workdir)).params["network"]["stem"]["kernel"]
     before = generator.params["network"]["stem"]["kernel"]
-    assert 0 < np.abs(after - before).max() < 1e-3  # it went on from the weights that came in
+    assert 0 < np.abs(after - before).max() < 1e-3  # training started from the converted weights
 
 
-def test_another_network_leaves_nothing_behind(folder):
+def test_a_network_that_does_not_fit_writes_nothing(folder):
     config = configs.load(f"{folder.parent}/config.py:{folder}")
     config.task.denoiser.network.levels = tuple(
         {**level.to_dict(), "width": 2 * level.width} for level in config.task.denoiser.network.levels
@@ -98,9 +98,9 @@ def test_another_network_leaves_nothing_behind(folder):
     assert not (folder.parent / "run").exists()
 
 
-def test_a_workdir_with_checkpoints_is_left_alone(folder):
+def test_a_workdir_with_checkpoints_is_not_changed(folder):
     into(folder)
-    with pytest.raises(UserError, match="there are checkpoints already"):
+    with pytest.raises(UserError, match="expected a folder without checkpoints"):
         into(folder)
 
 

@@ -4,6 +4,7 @@ import functools
 import os
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -31,6 +32,14 @@ def get_config(variant):
     config.sampling.steps = 2
     return config
 '''
+
+
+@pytest.fixture(autouse=True)
+def fast_compilation():
+    """Each program runs only a few times: compiling without optimizations is faster."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @functools.cache
@@ -70,7 +79,8 @@ def test_converted_weights_can_be_trained_sampled_and_converted_back(folder, cap
     with torch.no_grad():
         expected = peer()(torch.tensor(x.transpose(0, 3, 1, 2)), torch.tensor(steps)).sample.numpy()
     t = (jnp.asarray(steps, jnp.float32) + 1) / 1000
-    found = generator.denoiser.apply({"params": generator.params}, jnp.asarray(x), t, {}, {}, train=False)
+    apply = jax.jit(functools.partial(generator.denoiser.apply, train=False))
+    found = apply({"params": generator.params}, jnp.asarray(x), t, {}, {})
     np.testing.assert_allclose(np.asarray(found).transpose(0, 3, 1, 2), expected, atol=2e-5)
 
     out = folder.parent / "out"

@@ -44,8 +44,8 @@ class RandomCrop:
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         height, width = _one_size(example, self.size)
-        top, left = rng.integers(height - self.size + 1), rng.integers(width - self.size + 1)
-        return _each_image(example, lambda image: image[top : top + self.size, left : left + self.size])
+        top, left = (int(rng.integers(side - self.size + 1)) for side in (height, width))
+        return _cut(example, top, left, self.size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class CentreCrop:
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         height, width = _one_size(example, self.size)
         top, left = (height - self.size) // 2, (width - self.size) // 2
-        return _each_image(example, lambda image: image[top : top + self.size, left : left + self.size])
+        return _cut(example, top, left, self.size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +84,10 @@ class Resize:
 
 def _each_image(example: Example, change: Callable[[np.ndarray], np.ndarray]) -> Example:
     return {name: change(value) if np.ndim(value) == 3 else value for name, value in example.items()}
+
+
+def _cut(example: Example, top: int, left: int, size: int) -> Example:
+    return _each_image(example, lambda image: image[top : top + size, left : left + size])
 
 
 def _one_size(example: Example, crop: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from jaxdiff import config as configs
 from jaxdiff.cli import app as command
 from jaxdiff.errors import UserError, expect
 
-DESCRIPTION = "Reconstruct an average (EMA) of another length from the snapshots of a run with PowerEma(snapshot_every=...)."
+DESCRIPTION = "Reconstruct an average (EMA) of another length from a run with PowerEma(snapshot_every=...)."
 
 
 def parser() -> command.Parser:

@@ -1,4 +1,4 @@
-"""Published weights into a run's folder, which sample, evaluate and train open; and a run as a folder of diffusers.
+"""Convert published weights into a run's folder for sample, evaluate and train, or a run into a folder of diffusers.
 
 python -m jaxdiff.convert --from 64x64_diffusion.pt --config configs/adm.py:imagenet64 --workdir runs/adm64
 python -m jaxdiff.convert --workdir runs/ddpm_cifar10 --to ddpm_cifar10_diffusers
@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from jaxdiff.cli import app as command
 from jaxdiff.errors import UserError
 
-DESCRIPTION = "Published weights into a run's folder, or a run into a folder of diffusers."
+DESCRIPTION = "Convert published weights into a run's folder, or a run into a folder of diffusers."
 EPILOG = """\
-Files: guided-diffusion's .pt, EDM's and EDM2's .pkl, diffusers' UNet2DModel folders, safetensors. No code of theirs
-is run. Where a file has averaged weights, those are taken. Nothing is written unless every tensor fits the network."""
+Files: guided-diffusion's .pt, EDM's and EDM2's .pkl, diffusers' UNet2DModel folders, safetensors. No code from a file
+is run. Averaged weights are preferred if a file has them. Nothing is written unless every tensor fits the network."""
 
 
 def parser() -> command.Parser:
@@ -23,11 +23,11 @@ def parser() -> command.Parser:
     flags.add_argument("--config", help="the config of their network, configs/x.py:variant")
     flags.add_argument("--workdir", help="the run's folder: written with --from, read with --to")
     flags.add_argument(
-        "--weights", choices=("averaged", "trained"), help="which to take from a file that has both"
+        "--weights", choices=("averaged", "trained"), help="weights to read from a file that has both"
     )
     flags.add_argument(
         "--attention-order", choices=("new", "legacy"),
-        help="of guided-diffusion's queries, keys and values (default: as published, new for 64x64 images)",
+        help="order of guided-diffusion's queries, keys and values (default: as published, new for 64x64 images)",
     )  # fmt: skip
     flags.add_argument(
         "--to", metavar="FOLDER", help="write the run's averaged weights in the layout of diffusers"
@@ -38,9 +38,10 @@ def parser() -> command.Parser:
 def main(argv: Sequence[str]) -> None:
     flags, overrides = parser().parse(argv)
     if (flags.source is None) == (flags.to is None):
-        raise UserError("--from: give either --from or --to, for the way in or the way out. Fix: see --help")
+        got = "none of them" if flags.to is None else "both"
+        raise UserError(f"--from: expected either --from or --to, got {got}. Fix: see --help")
     if flags.workdir is None:
-        raise UserError("--workdir=: a run's folder is needed. Fix: give --workdir runs/NAME")
+        raise UserError("--workdir=: expected a run's folder, got none. Fix: give --workdir runs/NAME")
     if flags.to is not None:
         print(write_diffusers(flags.workdir, flags.to))
         return
@@ -52,7 +53,21 @@ def main(argv: Sequence[str]) -> None:
 def convert(
     source: str, config, workdir: str, ema: bool | None = None, attention_order: str | None = None
 ) -> str:
-    """Make `workdir` a run of `config` whose checkpoint 0 has the weights of `source`; returns what was done."""
+    """Make `workdir` a run of `config` whose checkpoint 0 has the weights of `source`.
+
+    Args:
+      source: a file or folder of published weights.
+      config: config of the network, an experiment.
+      workdir: folder of the run, without checkpoints.
+      ema: weights to read, as in `read_tensors`.
+      attention_order: order of guided-diffusion's attention, "new" or "legacy"; None for the published one.
+
+    Returns:
+      A one-line summary for the user.
+
+    Raises:
+      UserError: the file cannot be read, a tensor does not fit the network, or `workdir` has checkpoints.
+    """
     import jax
 
     from jaxdiff import config as configs
@@ -68,7 +83,8 @@ def convert(
     optimizer, extra_emas = experiment.optimizer.make(experiment.steps), len(experiment.ema.extra_emas())
     folder = pathlib.Path(workdir).expanduser() / "checkpoints"
     if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"--workdir={workdir}: there are checkpoints already. Fix: give another folder")
+        expected = "expected a folder without checkpoints, got existing ones"
+        raise UserError(f"--workdir={workdir}: {expected}. Fix: give another folder")
     checkpoint = read_tensors(source, ema)
     mapping = families.entries(checkpoint.tensors, task.denoiser, task.image_shape[0], attention_order)
     abstract = abstract_state(task, optimizer, mesh, extra_emas)
@@ -77,19 +93,17 @@ def convert(
     run = init_workdir(config, workdir)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     placed = jax.tree.map(jax.device_put, params, shardings.params)
-    state = jax.jit(lambda params: begin(task, optimizer, params, extra_emas), out_shardings=shardings)(
-        placed
-    )
+    make_state = jax.jit(lambda params: begin(task, optimizer, params, extra_emas), out_shardings=shardings)
     with Checkpoints(run / "checkpoints", experiment.keep) as checkpoints:
-        checkpoints.save(0, state)
+        checkpoints.save(0, make_state(placed))
         checkpoints.wait()
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    which = f" ({checkpoint.tree})" if checkpoint.tree else ""
-    return f"{count:,} parameters of {source}{which} are checkpoint 0 of {run}"
+    tree = f" ({checkpoint.tree})" if checkpoint.tree else ""
+    return f"wrote {count:,} parameters of {source}{tree} as checkpoint 0 of {run}"
 
 
 def write_diffusers(workdir: str, folder: str) -> str:
-    """Write the averaged weights of a run as a `UNet2DModel`; returns what was done."""
+    """Write the averaged weights of a run as a diffusers `UNet2DModel`; returns a one-line summary."""
     from jaxdiff.generation.generator import Generator
     from jaxdiff.interop import diffusers
     from jaxdiff.interop.mapping import to_tensors
@@ -105,9 +119,9 @@ def write_diffusers(workdir: str, folder: str) -> str:
         (path / "config.json").write_text(json.dumps(config, indent=2))
     except OSError as error:
         raise UserError(
-            f"--to={folder}: {error.strerror or error}. Fix: give a folder that can be written"
+            f"--to={folder}: expected a writable folder, got {error.strerror or error}. Fix: give another folder"
         ) from None
-    return f"{len(tensors)} tensors of {workdir} are in {folder}"
+    return f"wrote {len(tensors)} tensors of {workdir} to {folder}"
 
 
 if __name__ == "__main__":

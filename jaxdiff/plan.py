@@ -1,4 +1,4 @@
-"""What a config will cost, before anything runs: parameters, multiply-adds, memory and time.
+"""Estimate the cost of a config before running it: parameters, multiply-adds, memory and time.
 
 python -m jaxdiff.plan --config configs/digits.py
 python -m jaxdiff.plan --config configs/digits.py --chip tpu-v4 --devices 32 --config.mesh.fsdp=8 --json
@@ -11,10 +11,10 @@ from typing import Any
 from jaxdiff.cli import app as command
 from jaxdiff.cost.chips import CHIPS, chip_of
 
-DESCRIPTION = "What a config will cost, before anything runs: parameters, multiply-adds, memory and time."
+DESCRIPTION = "Estimate the cost of a config before running it: parameters, multiply-adds, memory and time."
 EPILOG = """\
-Everything follows from shapes: no accelerator is used, no data are read, nothing is compiled. docs/plan.md says what is
-exact and what is estimated. --config.PATH=VALUE changes any field of the config."""
+Everything follows from shapes: no accelerator is used, no data are read, nothing is compiled. docs/plan.md describes
+which figures are exact and which are estimates. --config.PATH=VALUE changes any field of the config."""
 
 
 def parser() -> command.Parser:
@@ -22,11 +22,14 @@ def parser() -> command.Parser:
     flags.add_argument("--config", help="a config file, configs/x.py or configs/x.py:variant")
     flags.add_argument("--chip", default="h200", help=f"one of {', '.join(CHIPS)} (default: %(default)s)")
     flags.add_argument(
-        "--devices", type=int, default=None, help="how many (default: the fewest that the mesh allows)"
+        "--devices",
+        type=int,
+        default=None,
+        help="number of devices (default: the fewest that the mesh allows)",
     )
-    of_peak = "of the chip's peak that is reached (default: %(default)s)"
-    flags.add_argument("--utilisation", type=float, default=0.4, metavar="SHARE", help=of_peak)
-    flags.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    of_peak = "fraction of the chip's peak rate that is reached (default: %(default)s)"
+    flags.add_argument("--utilisation", type=float, default=0.4, metavar="FRACTION", help=of_peak)
+    flags.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     return flags
 
 
@@ -37,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
 
     import jax
 
-    jax.config.update("jax_platforms", "cpu")  # whatever runs on this machine's accelerators is left alone
+    jax.config.update("jax_platforms", "cpu")  # leave this machine's accelerators to other processes
 
     from jaxdiff import config as configs
     from jaxdiff.cost.estimate import estimate
@@ -47,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def table(plan: Mapping[str, Any]) -> str:
-    """A plan for a terminal."""
+    """A plan as an aligned table for a terminal."""
     rows = list(_rows(plan))
     names, values = (max(len(row[i]) for row in rows) for i in (0, 1))
     lines = [f"{name.ljust(names)}  {value.rjust(values)}  {note}".rstrip() for name, value, note in rows]
@@ -60,12 +63,12 @@ def _rows(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield f"  {name}", _si(number), ""
     yield "multiply-adds per image", "", "one is 2 FLOP"
     forward, training, drawing = plan["multiply_adds"], plan["training_multiply_adds"], plan["sampling"]
-    shares = {name: number / max(forward, 1) for name, number in plan["multiply_adds_by_type"].items()}
-    yield "  forward", _si(forward), ", ".join(f"{share:.0%} {name}" for name, share in shares.items())
+    fractions = {name: number / max(forward, 1) for name, number in plan["multiply_adds_by_type"].items()}
+    yield "  forward", _si(forward), ", ".join(f"{part:.0%} {name}" for name, part in fractions.items())
     yield "  training", _si(training), f"{training / max(forward, 1):.2f} x forward"
     note = f"{drawing['calls']} calls, {drawing['evaluations']:.3g} x forward each"
-    if drawing["guide_evaluations"]:
-        note += f", and {drawing['guide_evaluations']:.3g} x a guide's, which is not counted"
+    if drawing["guiding_model_evaluations"]:
+        note += f", and {drawing['guiding_model_evaluations']:.3g} of a guiding model, not counted"
     yield "  sampling", _si(plan["sampling_multiply_adds"]), note
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
     yield "memory per device", f"{_si(plan['memory_bytes'])}B", f"mesh {mesh}"
@@ -77,11 +80,11 @@ def _rows(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     yield "time", _duration(3600 * plan["hours"]), steps
     on = f"{plan['devices']} x {plan['chip']} at {plan['utilisation']:.0%} of peak"
     yield "  device-hours", f"{plan['device_hours']:.3g}", on
-    yield "  one sample", _duration(plan["sampling_seconds"]), "on one device, among many"
+    yield "  one sample", _duration(plan["sampling_seconds"]), "on one device, in a large batch"
 
 
 def _si(number: int | float) -> str:
-    """Four digits and a prefix: 109.7 G."""
+    """Four digits and an SI prefix: 109.7 G."""
     for prefix in ("", "k", "M", "G", "T"):
         if abs(number) < 999.95:
             return f"{number:.4g} {prefix}"

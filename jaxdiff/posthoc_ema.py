@@ -1,4 +1,4 @@
-"""Make an average of another length of a finished run, as a folder that can be sampled from.
+"""Post-hoc EMA: reconstruct an average of any length from a run's snapshots, as a folder for sampling.
 
 python -m jaxdiff.posthoc_ema --workdir runs/digits --std 0.08 --out runs/digits-0.08
 python -m jaxdiff.sample --workdir runs/digits-0.08 --n 100 --label all --out digits.png
@@ -10,21 +10,24 @@ from collections.abc import Sequence
 
 from jaxdiff import config as configs
 from jaxdiff.cli import app as command
-from jaxdiff.errors import UserError, require
+from jaxdiff.errors import UserError, expect
 
-DESCRIPTION = (
-    "Make an average of another length of a run that has kept snapshots: PowerEma(snapshot_every=...)."
-)
+DESCRIPTION = "Reconstruct an average (EMA) of another length from a run with PowerEma(snapshot_every=...)."
 
 
 def parser() -> command.Parser:
     flags = command.Parser(description=DESCRIPTION)
     flags.add_argument("--workdir", required=True, help="folder of the training run")
     flags.add_argument(
-        "--std", type=float, required=True, help="length of the average, as a share of the training, as 0.08"
+        "--std",
+        type=float,
+        required=True,
+        help="length of the average as a fraction of training, such as 0.08",
     )
     flags.add_argument("--out", required=True, help="a new folder, for jaxdiff.sample and jaxdiff.evaluate")
-    flags.add_argument("--step", type=int, default=None, help="when it ends (default: the last snapshot)")
+    flags.add_argument(
+        "--step", type=int, default=None, help="last step of the average (default: the last snapshot)"
+    )
     flags.add_argument(
         "--packages", default="", help="comma-separated packages that the stored config may use"
     )
@@ -33,10 +36,12 @@ def parser() -> command.Parser:
 
 def main(argv: Sequence[str]) -> None:
     flags, overrides = parser().parse(argv)
-    require(not overrides, "--config", overrides, "the run has its config", "leave it out")
+    expect(not overrides, "--config", overrides, "no changes of the run's config", "omit them")
     out = pathlib.Path(flags.out).expanduser()
     if out.exists():
-        raise UserError(f"--out={flags.out}: it exists. Fix: choose another name")
+        raise UserError(
+            f"--out={flags.out}: expected a new folder, got an existing one. Fix: choose another name"
+        )
 
     from jaxdiff.distributed import runtime
     from jaxdiff.runs.workdir import CONFIG_FILE, read_config
@@ -54,10 +59,10 @@ def main(argv: Sequence[str]) -> None:
 
     packages = [name for name in flags.packages.split(",") if name]
     experiment = configs.build(config, packages=("jaxdiff", *packages))
-    kind = type(experiment.ema).__name__
-    require(isinstance(experiment.ema, PowerEma), "--workdir", flags.workdir, f"the run tracked an {kind}",
-            "train with ema=PowerEma(snapshot_every=...)")  # fmt: skip
-    abstract = abstract_params(experiment.task, experiment.mesh.make(), experiment.optimizer.frozen)[0]
+    kind, fix = type(experiment.ema).__name__, "train with ema=PowerEma(snapshot_every=...)"
+    fits = isinstance(experiment.ema, PowerEma)
+    expect(fits, "--workdir", flags.workdir, "a run with PowerEma", fix, f"one with {kind}")
+    abstract, _ = abstract_params(experiment.task, experiment.mesh.make(), experiment.optimizer.frozen)
     average, step = snapshots.reconstruct(flags.workdir, experiment.ema, abstract, flags.std, flags.step)
 
     partial = out.with_name(f"{out.name}.new")
@@ -66,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
         checkpoints.wait()
     shutil.copy(pathlib.Path(flags.workdir).expanduser() / CONFIG_FILE, partial / CONFIG_FILE)
     partial.rename(out)
-    print(f"the average of length {flags.std} at step {step} in {out}")
+    print(f"wrote the average of length {flags.std} at step {step} to {out}")
 
 
 if __name__ == "__main__":

@@ -3,16 +3,16 @@ set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-Train on a Cloud TPU slice of any size, and go on after preemptions until the run is finished.
+Train on a Cloud TPU slice of any size, and continue after preemptions until the run is finished.
 
   launch/tpu_pod.sh --name digits --project my-project --zone us-east5-a \
     --accelerator-type v6e-16 --runtime-version v2-alpha-tpuv6e --spot \
     --config configs/digits.py --workdir gs://my-bucket/digits -- --config.steps=2000
 
 Requests a queued resource, waits until it is ACTIVE, copies this checkout to every worker, installs it, and
-starts jaxdiff.train on all workers. When the slice is preempted it is deleted and requested anew, and the same
-command continues from the last checkpoint in --workdir. The slice is deleted when this script ends, however it
-ends. Needs gcloud, logged in; keep the script running (in tmux, or on a small VM).
+starts jaxdiff.train on all workers. A preempted slice is deleted and requested again, and the same command
+continues from the last checkpoint in --workdir. The slice is always deleted when this script ends. Needs gcloud,
+logged in; keep the script running (in tmux, or on a small VM).
 
   --name NAME                name of the queued resource and of its node
   --project PROJECT          Google Cloud project
@@ -20,14 +20,14 @@ ends. Needs gcloud, logged in; keep the script running (in tmux, or on a small V
   --accelerator-type TYPE    size of the slice, v6e-16 for example
   --runtime-version VERSION  TPU software version, v2-alpha-tpuv6e for example
   --config FILE              config of the run, a path in this repository
-  --workdir gs://...         where the run lives: a bucket, which outlives the slice
-  --spot                     cheaper capacity, which may be preempted
+  --workdir gs://...         folder of the run, in a bucket that outlives the slice
+  --spot                     use cheaper capacity, which may be preempted
   --env NAME=VALUE           a variable for the training command (repeatable), TFDS_DATA_DIR for example
   --max-restarts N           give up after N new slices (default: 20)
-  --poll SECONDS             how often to look at the queued resource (default: 30)
-  --keep                     do not delete the slice at the end (it goes on costing money)
+  --poll SECONDS             time between checks of the queued resource (default: 30)
+  --keep                     do not delete the slice at the end (it continues to cost money)
   --dry-run                  print the commands in order, and run none
-  --                         what follows is handed to jaxdiff.train
+  --                         pass all following arguments to jaxdiff.train
 
 Exit status: that of the training command; 2 for a mistake in these flags; 75 when --max-restarts is reached.
 TEXT
@@ -53,12 +53,12 @@ while (($#)); do
   case "$flag" in
     --name | --project | --zone | --accelerator-type | --runtime-version | --config | --workdir) ;;
     --env | --max-restarts | --poll) ;;
-    *) die "$1: there is no such flag. Fix: see --help; flags of jaxdiff.train stand after --" ;;
+    *) die "$1: expected a flag of this script, got $1. Fix: see --help; flags of jaxdiff.train come after --" ;;
   esac
   if [[ "$1" == *=* ]]; then
     value="${1#*=}" && shift
   else
-    (($# > 1)) || die "$flag: a value is missing. Fix: $flag VALUE"
+    (($# > 1)) || die "$flag: expected a value, got none. Fix: $flag VALUE"
     value="$2" && shift 2
   fi
   case "$flag" in
@@ -68,20 +68,20 @@ while (($#)); do
 done
 
 for variable in name project zone accelerator_type runtime_version config workdir; do
-  [[ -n "${!variable}" ]] || die "--${variable//_/-}=: it is needed. Fix: see --help"
+  [[ -n "${!variable}" ]] || die "--${variable//_/-}=: expected a value, got none. Fix: see --help"
 done
-[[ "$workdir" == gs://* ]] || die "--workdir=$workdir: it vanishes with the slice. Fix: give a gs:// folder"
-[[ "$max_restarts" =~ ^[0-9]+$ ]] || die "--max-restarts=$max_restarts: it counts restarts. Fix: give 0 or more"
-[[ "$poll" =~ ^[0-9]+$ ]] || die "--poll=$poll: it is a whole number of seconds. Fix: give 0 or more"
+[[ "$workdir" == gs://* ]] || die "--workdir=$workdir: expected a gs:// folder, which outlives the slice. Fix: give one"
+[[ "$max_restarts" =~ ^[0-9]+$ ]] || die "--max-restarts=$max_restarts: expected an integer >= 0. Fix: give one"
+[[ "$poll" =~ ^[0-9]+$ ]] || die "--poll=$poll: expected an integer number of seconds >= 0. Fix: give one"
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-[[ -f "$root/${config%%:*}" ]] || die "--config=$config: there is no such file in $root. Fix: check the path"
+[[ -f "$root/${config%%:*}" ]] || die "--config=$config: expected a file in $root, got none. Fix: check the path"
 
-quoted() { # the words as a shell reads them back; quotes only where they are needed
-  local word text="" quote="'\\''"
-  for word; do
-    case "$word" in
-      "" | *[!A-Za-z0-9_./:=@%+,-]*) text+="'${word//\'/$quote}' " ;;
-      *) text+="$word " ;;
+quoted() { # the arguments in shell syntax, with quotes only where needed
+  local argument text="" quote="'\\''"
+  for argument; do
+    case "$argument" in
+      "" | *[!A-Za-z0-9_./:=@%+,-]*) text+="'${argument//\'/$quote}' " ;;
+      *) text+="$argument " ;;
     esac
   done
   printf '%s' "${text% }"
@@ -113,11 +113,11 @@ delete() {
   fi
 }
 
-state() { # of the queued resource; GONE if it cannot be described
+state() { # state of the queued resource; GONE if it cannot be described
   run gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)' || echo GONE
 }
 
-wait_until_active() { # fails when the request can no longer be filled
+wait_until_active() { # fails if the request can no longer be fulfilled
   if $dry_run; then
     state
     return
@@ -175,8 +175,8 @@ for ((restarts = 0; restarts <= max_restarts; restarts++)); do
     status=0
     work || status=$?
     ((status != 0)) || exit 0
-    $dry_run || sleep "$poll" # a preemption shows in the state a little after the connection breaks
-    # 75: stopped cleanly and saved; 255: ssh lost its worker. Any other failure on a live slice is the run's own.
+    $dry_run || sleep "$poll" # the state shows a preemption shortly after the connection breaks
+    # 75: stopped and saved; 255: ssh lost its worker. Any other failure on a live slice is one of the run itself.
     if [[ "$status" != 75 && "$status" != 255 && "$(state)" == ACTIVE ]]; then
       die "the command failed with status $status on a live slice. Fix: see its output above" "$status"
     fi

@@ -86,10 +86,10 @@ def test_config_builds_and_survives_json(name):
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if variants(file) != [""]])
-def test_an_unknown_variant_is_told_which_there_are(file):
-    with pytest.raises(UserError, match=r"variant='nonsense': .* Fix: use one of ") as told:
+def test_an_unknown_variant_is_an_error_with_the_known_ones(file):
+    with pytest.raises(UserError, match=r"variant='nonsense': .* Fix: use one of ") as error:
         load(f"{file}:nonsense")
-    assert str(told.value).endswith(", ".join(variants(file)))
+    assert str(error.value).endswith(", ".join(variants(file)))
 
 
 def test_loading_reads_no_data():
@@ -99,7 +99,7 @@ def test_loading_reads_no_data():
         f"for file in {files!r}: config.build(config.load(file))\n"
         "assert not {'grain', 'tensorflow', 'tensorflow_datasets'} & set(sys.modules)"
     )
-    # No folder of data sets can be read, or made.
+    # No folder of data sets can be read or created.
     nowhere = {"TFDS_DATA_DIR": "/dev/null", "HOME": "/dev/null"}
     subprocess.run([sys.executable, "-c", code], check=True, env=nowhere)
 
@@ -154,7 +154,7 @@ def test_palette_is_adm_without_classes(variant):
     assert palette.conditioner.conditions.source.channels == 3
 
 
-def test_palette_is_the_papers_network_but_for_alpha_and_the_task():
+def test_palette_is_the_papers_network_plus_alpha_and_the_task():
     """That has three channels more than ADM's, and three out: 552.81 M. Alpha is one more, of 3 x 3 weights."""
     params = abstract(configs.build(load("palette:multi")))[0]
     task = size(params["conditioner"]["parts_task"])
@@ -163,8 +163,8 @@ def test_palette_is_the_papers_network_but_for_alpha_and_the_task():
 
 
 @pytest.mark.parametrize("variant", variants("palette"))
-def test_palettes_data_give_what_its_network_reads(variant):
-    """All fields are made of the image; where pixels are known, that is the image."""
+def test_palettes_data_have_the_fields_that_its_network_reads(variant):
+    """All fields are computed from the image; known pixels equal the image."""
     config = load(f"palette:{variant}")
     config.data.source = configs.spec(Tfds, name="photos/64", label_key=None)
     experiment = configs.build(config)
@@ -173,15 +173,15 @@ def test_palettes_data_give_what_its_network_reads(variant):
     conditioner.check({name: batch[name] for name in conditioner.conditions})
     known = batch["source"][..., 3] > 0
     np.testing.assert_array_equal(batch["source"][known][:, :3], images.to_float(batch["image"])[known])
-    share = known.mean(axis=(1, 2))
+    fraction = known.mean(axis=(1, 2))
     by_task = {"colorize": (0, 0), "inpaint": (0.3, 0.99), "uncrop": (0.4, 0.6), "jpeg": (0, 0)}
     tasks = [list(by_task)[task] for task in batch["task"]] if variant == "multi" else [variant] * 8
-    assert all(by_task[task][0] <= one <= by_task[task][1] for task, one in zip(tasks, share, strict=True))
+    assert all(by_task[task][0] <= one <= by_task[task][1] for task, one in zip(tasks, fraction, strict=True))
     assert len(set(tasks)) == (4 if variant == "multi" else 1)
 
 
 @pytest.mark.parametrize("name", ["adm:upsample256", "imagen:sr256", "imagen:sr1024", "sr3:16_to_128"])
-def test_upsamplers_make_their_condition_of_the_image(name):
+def test_upsamplers_compute_their_condition_from_the_image(name):
     config = load(name)
     config.data.source = configs.spec(Tfds, name="photos/64", label_key=None)
     experiment = configs.build(config)
@@ -191,7 +191,7 @@ def test_upsamplers_make_their_condition_of_the_image(name):
     assert example["low_res"].shape in [leaf.shape[1:] for leaf in expected]
 
 
-# Heads of the widest attention and epsilon of the norms: counts tell neither, and published weights need both.
+# Heads of the widest attention and epsilon of the norms: published weights need both, and counts show neither.
 UNCOUNTED = {
     "ddpm:cifar10": (1, 1e-6),
     "edm:cifar10": (1, 1e-6),
@@ -227,7 +227,7 @@ RUNS = {
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_runs_are_as_long_as_published(name):
+def test_runs_have_the_published_length(name):
     experiment, (calls, images) = configs.build(load(name)), RUNS[name]
     assert experiment.sampling.calls(experiment.task.denoiser.process) == calls
     if images is not None:
@@ -239,8 +239,8 @@ def test_config_fits_together_in_shape_on_a_mesh(name):
     experiment = configs.build(load(name))
     task, rows = experiment.task, 16
     mesh = MeshShape(data=2, fsdp=2, tensor=2).make()
-    optimizer, others = experiment.optimizer.make(experiment.steps), len(experiment.ema.extra_emas())
-    state = abstract_state(task, optimizer, mesh, others)
+    optimizer, extra_emas = experiment.optimizer.make(experiment.steps), len(experiment.ema.extra_emas())
+    state = abstract_state(task, optimizer, mesh, extra_emas)
     for leaf in jax.tree.leaves(state):
         leaf.sharding.shard_shape(leaf.shape)  # raises unless it divides
     split = [leaf for leaf in jax.tree.leaves(state.params) if not leaf.sharding.is_fully_replicated]
@@ -270,7 +270,7 @@ def test_config_fits_together_in_shape_on_a_mesh(name):
     ("field", "value"),
     [("log_every", 0), ("steps", 0), ("keep", -1), ("accumulation", 0), ("sample_every", -1), ("seed", -1)],
 )
-def test_a_number_that_cannot_be_is_named(field, value):
+def test_a_number_out_of_range_is_named(field, value):
     config = load("digits")
     config[field] = value
     with pytest.raises(UserError, match=rf"config\.{field}={value}: .* Fix: "):

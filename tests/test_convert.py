@@ -1,9 +1,10 @@
-"""Published weights into a run that all commands open, and a run as a folder of diffusers."""
+"""Published weights become a run that all commands open, and a run becomes a folder of diffusers."""
 
 import functools
 import os
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -31,6 +32,14 @@ def get_config(variant):
     config.sampling.steps = 2
     return config
 '''
+
+
+@pytest.fixture(autouse=True)
+def fast_compilation():
+    """Each program runs only a few times: compiling without optimizations is faster."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @functools.cache
@@ -62,7 +71,7 @@ def into(folder, *more):
     return workdir
 
 
-def test_in_trained_sampled_and_out_again(folder, capsys):
+def test_converted_weights_can_be_trained_sampled_and_converted_back(folder, capsys):
     workdir = into(folder)
     assert "parameters of" in capsys.readouterr().out
     generator = Generator.load(str(workdir))
@@ -70,7 +79,8 @@ def test_in_trained_sampled_and_out_again(folder, capsys):
     with torch.no_grad():
         expected = peer()(torch.tensor(x.transpose(0, 3, 1, 2)), torch.tensor(steps)).sample.numpy()
     t = (jnp.asarray(steps, jnp.float32) + 1) / 1000
-    found = generator.denoiser.apply({"params": generator.params}, jnp.asarray(x), t, {}, {}, train=False)
+    apply = jax.jit(functools.partial(generator.denoiser.apply, train=False))
+    found = apply({"params": generator.params}, jnp.asarray(x), t, {}, {})
     np.testing.assert_allclose(np.asarray(found).transpose(0, 3, 1, 2), expected, atol=2e-5)
 
     out = folder.parent / "out"
@@ -83,10 +93,10 @@ def test_in_trained_sampled_and_out_again(folder, capsys):
     sample.main(["--workdir", str(workdir), "--n", "2", "--out", str(folder.parent / "grid.png")])
     after = Generator.load(str(workdir)).params["network"]["stem"]["kernel"]
     before = generator.params["network"]["stem"]["kernel"]
-    assert 0 < np.abs(after - before).max() < 1e-3  # it went on from the weights that came in
+    assert 0 < np.abs(after - before).max() < 1e-3  # training started from the converted weights
 
 
-def test_another_network_leaves_nothing_behind(folder):
+def test_a_network_that_does_not_fit_writes_nothing(folder):
     config = configs.load(f"{folder.parent}/config.py:{folder}")
     config.task.denoiser.network.levels = tuple(
         {**level.to_dict(), "width": 2 * level.width} for level in config.task.denoiser.network.levels
@@ -98,9 +108,9 @@ def test_another_network_leaves_nothing_behind(folder):
     assert not (folder.parent / "run").exists()
 
 
-def test_a_workdir_with_checkpoints_is_left_alone(folder):
+def test_a_workdir_with_checkpoints_is_not_changed(folder):
     into(folder)
-    with pytest.raises(UserError, match="there are checkpoints already"):
+    with pytest.raises(UserError, match="expected a folder without checkpoints"):
         into(folder)
 
 

@@ -1,4 +1,4 @@
-"""The commands, as a user runs them, in processes of their own: train, kill, continue, sample, evaluate."""
+"""The commands as a user runs them, in separate processes: train, kill, resume, sample, evaluate."""
 
 import json
 import os
@@ -7,14 +7,21 @@ import signal
 import socket
 import time
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from jaxdiff import sample
+from jaxdiff.distributed import runtime
+from jaxdiff.errors import UserError
 from tests.commands import DIGITS, TINY, digest, metrics, run, start
 
-pytestmark = pytest.mark.xdist_group("end to end")  # one worker: they share a run, and want a core for it
+pytestmark = pytest.mark.xdist_group("end to end")  # one worker: the tests use one trained run
 STEPS = 12
+QUICK = {
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"
+}  # programs of a few steps: compiling takes longer than running
 TRAIN = (
     "--config",
     DIGITS,
@@ -25,20 +32,29 @@ TRAIN = (
 )
 
 
-def picture(path):
+def pixels(path):
     with Image.open(path) as opened:
         return np.asarray(opened)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A tiny run, never interrupted, with its evaluation."""
+    """A tiny uninterrupted run on one device, with its evaluation."""
     workdir = tmp_path_factory.mktemp("run")
-    out, _ = run("train", *TRAIN, "--workdir", str(workdir))
+    out, _ = run("train", *TRAIN, "--workdir", str(workdir), **QUICK)
     return workdir, out
 
 
-def test_training_leaves_what_it_promises(trained):
+@pytest.fixture
+def in_process(monkeypatch):
+    """JAX runs already, so `sample.main` can be called in this process; compilation is fast."""
+    monkeypatch.setattr(runtime, "start", lambda: None)
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def test_training_writes_config_metrics_and_evaluation(trained):
     workdir, out = trained
     config = json.loads((workdir / "config.json").read_text())
     assert config["steps"] == STEPS
@@ -47,13 +63,13 @@ def test_training_leaves_what_it_promises(trained):
     report = json.loads((workdir / "evaluation.json").read_text())
     assert report
     assert "coverage" in out
-    assert picture(workdir / "evaluation.png").shape[1] > 100
+    assert pixels(workdir / "evaluation.png").shape[1] > 100
 
 
 def test_killed_at_a_random_step_the_same_command_reaches_the_same_state(trained, tmp_path):
     workdir, _ = trained
     command = (*TRAIN, "--config.evaluation=None", "--workdir", str(tmp_path))
-    process = start("train", *command)
+    process = start("train", *command, **QUICK)
     kill_after = int(np.random.default_rng().integers(4, STEPS - 1))
     file = tmp_path / "metrics.jsonl"
     deadline = time.monotonic() + 200
@@ -63,7 +79,7 @@ def test_killed_at_a_random_step_the_same_command_reaches_the_same_state(trained
         time.sleep(0.002)
     process.communicate()
     assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
-    run("train", *command)
+    run("train", *command, **QUICK)
     assert digest(tmp_path, STEPS) == digest(workdir, STEPS)
     steps = [row["step"] for row in metrics(tmp_path) if "loss" in row]
     assert steps == list(range(1, STEPS + 1))
@@ -71,6 +87,7 @@ def test_killed_at_a_random_step_the_same_command_reaches_the_same_state(trained
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_the_same_command_goes_on(trained, tmp_path, number, status):
+    """The command is repeated after SIGTERM only: the saved state does not depend on the signal."""
     workdir, _ = trained
     command = (
         *TRAIN,
@@ -79,7 +96,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(trained, tmp_path, number, 
         "--workdir",
         str(tmp_path),
     )
-    process = start("train", *command)
+    process = start("train", *command, **QUICK)
     file = tmp_path / "metrics.jsonl"
     deadline = time.monotonic() + 200
     while process.poll() is None and time.monotonic() < deadline:
@@ -90,21 +107,23 @@ def test_a_signal_saves_and_the_same_command_goes_on(trained, tmp_path, number, 
     _, err = process.communicate(timeout=100)
     assert process.returncode == status, err
     assert "Traceback" not in err
-    run("train", *command)
-    assert digest(tmp_path, STEPS) == digest(workdir, STEPS)
+    (saved,) = (path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
+    assert 3 <= int(saved) < STEPS
+    assert f"step {saved}" in err
+    if number == signal.SIGTERM:
+        run("train", *command, **QUICK)
+        assert digest(tmp_path, STEPS) == digest(workdir, STEPS)
 
 
 def losses(workdir):
     return np.array([row["loss"] for row in metrics(workdir) if "loss" in row])
 
 
-def test_one_device_and_eight_train_alike(tmp_path):
-    command = (*TRAIN, "--config.steps=10", "--config.evaluation=None")
-    for devices in (1, 8):
-        run("train", *command, "--workdir", str(tmp_path / str(devices)), devices=devices)
-    one, eight = losses(tmp_path / "1"), losses(tmp_path / "8")
-    assert len(one) == 10
-    np.testing.assert_allclose(eight, one, rtol=1e-5, atol=1e-5)
+def test_one_device_and_four_train_alike(trained, tmp_path):
+    workdir, _ = trained
+    run("train", *TRAIN, "--config.evaluation=None", "--workdir", str(tmp_path), devices=4, **QUICK)
+    assert len(losses(workdir)) == STEPS
+    np.testing.assert_allclose(losses(tmp_path), losses(workdir), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -136,25 +155,25 @@ def test_another_config_in_the_same_workdir_is_refused_by_name(trained):
     assert (workdir / "config.json").read_bytes() == before
 
 
-def test_sampling_writes_the_form_that_the_name_asks_for(trained, tmp_path):
+def test_the_output_format_follows_from_the_name(trained, tmp_path, in_process):
     workdir, _ = trained
     common = ("--workdir", str(workdir), "--n", "7", "--label", "3,1", "--steps", "3", "--guidance", "2")
-    run("sample", *common, "--out", str(tmp_path / "x.npz"))
+    sample.main([*common, "--out", str(tmp_path / "x.npz")])
     with np.load(tmp_path / "x.npz") as stored:
         images = stored["images"]
         assert images.dtype == np.uint8
         assert images.shape == (7, 8, 8, 1)
         assert stored["label"].tolist() == [3, 1, 3, 1, 3, 1, 3]
-    run("sample", *common, "--out", str(tmp_path / "x"))
+    sample.main([*common, "--out", str(tmp_path / "x")])
     names = sorted(path.name for path in (tmp_path / "x").iterdir())
     assert names == [f"{i:06}.png" for i in range(7)]
     for name, image in zip(names, images, strict=True):
-        assert np.array_equal(picture(tmp_path / "x" / name), image[..., 0])
-    run("sample", *common, "--sampler", "heun", "--out", str(tmp_path / "x.png"))
-    assert picture(tmp_path / "x.png").shape[1] >= 3 * 8
+        assert np.array_equal(pixels(tmp_path / "x" / name), image[..., 0])
+    sample.main([*common, "--sampler", "heun", "--out", str(tmp_path / "x.png")])
+    assert pixels(tmp_path / "x.png").shape[1] >= 3 * 8
 
 
-def test_an_existing_output_is_not_overwritten_unless_asked(trained, tmp_path):
+def test_an_existing_output_is_overwritten_only_with_the_flag(trained, tmp_path):
     workdir, _ = trained
     out = tmp_path / "x.npz"
     out.write_text("precious")
@@ -162,13 +181,13 @@ def test_an_existing_output_is_not_overwritten_unless_asked(trained, tmp_path):
     _, err = run("sample", *command, code=2)
     assert "--overwrite" in err
     assert out.read_text() == "precious"
-    run("sample", *command, "--overwrite")
+    run("sample", *command, "--overwrite", **QUICK)
     with np.load(out) as stored:
         assert stored["images"].shape == (2, 8, 8, 1)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "phrases"),
     [
         (("--label", "11"), ("label", "11", "0 to 9")),
         (("--label", "three"), ("three",)),
@@ -179,18 +198,18 @@ def test_an_existing_output_is_not_overwritten_unless_asked(trained, tmp_path):
         (("--steps", "many"), ("many",)),
     ],
 )
-def test_sampling_mistakes_are_one_line(trained, tmp_path, arguments, words):
+def test_sampling_mistakes_are_one_line(trained, tmp_path, in_process, arguments, phrases):
     workdir, _ = trained
-    _, err = run("sample", "--workdir", str(workdir), "--out", str(tmp_path / "x.png"), *arguments, code=2)
-    lines = [line for line in err.splitlines() if line.strip()]
-    assert len(lines) == 1, err
-    assert lines[0].startswith("error: ")
-    assert "Fix: " in lines[0]
-    for word in words:
-        assert word in lines[0]
+    with pytest.raises(UserError) as error:
+        sample.main(["--workdir", str(workdir), "--out", str(tmp_path / "x.png"), *arguments])
+    message = str(error.value)
+    assert len(message.splitlines()) == 1
+    assert "Fix: " in message
+    for phrase in phrases:
+        assert phrase in message
 
 
-def test_a_stored_config_may_not_name_what_it_likes(trained, tmp_path):
+def test_a_stored_config_cannot_name_foreign_classes(trained, tmp_path):
     workdir, _ = trained
     stored = json.loads((workdir / "config.json").read_text())
     stored["sampling"]["sampler"] = {"target": "os:system", "command": f"touch {tmp_path}/owned"}
@@ -201,7 +220,7 @@ def test_a_stored_config_may_not_name_what_it_likes(trained, tmp_path):
     assert not os.path.exists(tmp_path / "owned")
 
 
-def test_image_i_depends_on_checkpoint_seed_and_i_only(trained):
+def test_image_i_depends_on_checkpoint_seed_and_i_only(trained, in_process):
     from jaxdiff.generation.generator import Generator
 
     workdir, _ = trained

@@ -1,4 +1,4 @@
-"""The launchers, with a `gcloud` of a few lines of shell: what they run, in which order, when they stop."""
+"""The launchers with a fake `gcloud`: which commands they run, in which order, and when they stop."""
 
 import os
 import pathlib
@@ -21,8 +21,8 @@ FLAGS = {
     "--workdir": "gs://bucket/digits",
 }
 
-# Writes down its arguments, one call a line. The n-th `describe` gives the n-th word of the file `states`,
-# and the n-th jaxdiff.train ends with the n-th word of `statuses`; the last word repeats.
+# Logs its arguments, one call a line. The n-th `describe` prints the n-th entry of the file `states`, and the
+# n-th jaxdiff.train exits with the n-th entry of `statuses`; the last entry repeats.
 GCLOUD = r"""#!/usr/bin/env bash
 echo "$*" >>"$FAKE/calls"
 nth() {
@@ -39,7 +39,7 @@ esac
 
 @pytest.fixture
 def launch(tmp_path):
-    """Runs tpu_pod.sh with the fake gcloud; gives the finished process and the calls it made."""
+    """A function that runs tpu_pod.sh with the fake gcloud; returns the process and its gcloud calls."""
     gcloud = tmp_path / "bin" / "gcloud"
     gcloud.parent.mkdir()
     gcloud.write_text(GCLOUD)
@@ -63,7 +63,7 @@ def launch(tmp_path):
 
 
 def verb(call: str) -> str:
-    """The one word that says what a gcloud command does."""
+    """The verb of a gcloud command."""
     for word, name in [("jaxdiff.train", "train"), ("pip install", "install"), (" scp ", "copy")]:
         if word in call:
             return name
@@ -93,7 +93,7 @@ def test_keep_leaves_the_slice(launch):
     assert calls == ONCE
 
 
-def test_the_slice_is_waited_for(launch):
+def test_the_script_waits_for_the_slice(launch):
     finished, calls = launch(states="WAITING_FOR_RESOURCES PROVISIONING ACTIVE")
     assert finished.returncode == 0
     assert calls == ["create", "describe", "describe", *ONCE[1:], "delete"]
@@ -117,7 +117,7 @@ def test_a_preempted_run_continues_on_a_new_slice(launch, states, statuses):
 
 
 @pytest.mark.parametrize("state", ["FAILED", "SUSPENDED"])
-def test_a_request_that_cannot_be_filled_is_made_anew(launch, state):
+def test_a_request_that_cannot_be_fulfilled_is_repeated(launch, state):
     finished, calls = launch(states=f"WAITING_FOR_RESOURCES {state} ACTIVE")
     assert finished.returncode == 0
     assert calls == ["create", "describe", "describe", "delete", *ONCE, "delete"]
@@ -135,7 +135,7 @@ def test_a_mistake_in_the_run_is_not_retried(launch):
     assert calls == [*ONCE, "describe", "delete"]
 
 
-def test_dry_run_prints_what_a_run_does_and_runs_nothing(launch):
+def test_dry_run_prints_the_commands_and_runs_none(launch):
     finished, calls = launch(
         "--dry-run", "--spot", "--env", "TFDS_DATA_DIR=gs://b/tfds", "--", "--config.x='a b'"
     )
@@ -154,7 +154,7 @@ def test_dry_run_prints_what_a_run_does_and_runs_nothing(launch):
 
 
 @pytest.mark.parametrize("flag", FLAGS)
-def test_each_needed_flag_is_asked_for(launch, flag):
+def test_each_required_flag_is_named(launch, flag):
     finished, calls = launch(**{flag.removeprefix("--").replace("-", "_"): None})
     assert finished.returncode == 2
     assert finished.stderr.startswith(f"error: {flag}=: ")
@@ -187,7 +187,7 @@ def test_help_names_every_flag(launch):
         assert flag in finished.stdout
 
 
-def test_local_hands_everything_to_train(tmp_path):
+def test_local_passes_all_arguments_to_train(tmp_path):
     python = tmp_path / "python"
     python.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
     python.chmod(0o755)

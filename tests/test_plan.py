@@ -1,4 +1,4 @@
-"""The plan of a config: counts against the model itself, bytes against XLA, hours against arithmetic."""
+"""The plan of a config: counts against the model, bytes against XLA, hours against arithmetic."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def small(*overrides, network=None, **unet):
-    """configs/digits.py with a network that is traced in no time, and fields of the config changed."""
+    """configs/digits.py with a network that traces quickly, and changed fields."""
     experiment = configs.build(command.load_config(DIGITS, [tuple(text.split("=", 1)) for text in overrides]))
     network = network or UNet(levels=(Level(32, blocks=1),), out_channels=1, middle_attention=False, **unet)
     denoiser = experiment.task.denoiser.clone(network=network)
@@ -52,7 +52,7 @@ def test_parameters_are_those_of_the_model(plain):
     assert plan["parts"]["network.stem"] == 9 * 32 + 32
 
 
-def test_parts_with_a_number_stand_together():
+def test_numbered_parts_are_summed():
     names = (
         "encoder_0_block_0",
         "encoder_0_block_1",
@@ -73,7 +73,7 @@ def test_parts_with_a_number_stand_together():
 
 
 class Counted(nn.Module):
-    """A network whose cost is known: a convolution of 3 x 3, a strided one and its transpose."""
+    """A network of known cost: a 3 x 3 convolution, a strided one, a transposed one and a 1 x 1 one."""
 
     width: int = 8
 
@@ -99,7 +99,7 @@ class Measured(nn.Module):
         return jnp.zeros((batch, 7))
 
 
-def test_multiply_adds_of_a_network_that_is_known_by_heart():
+def test_multiply_adds_of_a_network_of_known_cost():
     experiment = small(network=Counted())
     denoiser = experiment.task.denoiser
     both = denoiser.conditioner.clone(conditions={**denoiser.conditioner.conditions, "size": Measured()})
@@ -111,11 +111,11 @@ def test_multiply_adds_of_a_network_that_is_known_by_heart():
     assert plan["parameters"] == weights + 32 * 128 + 128 * 128 + 2 * 128 + 11 * 128 + 8 * 128
     network, size = first + down + up + head + noise, 7 * 128
     assert plan["multiply_adds"] == network + size
-    # Nobody asks for the gradients of the image, of the sinusoids and of the seven numbers.
+    # Training needs no gradients of the image, the sinusoids and the seven numbers.
     assert plan["training_multiply_adds"] == 3 * (network + size) - first - 2 * 16 * 128 - size
     calls = experiment.sampling.calls(denoiser.process)
-    assert plan["sampling"] == {"calls": calls, "evaluations": 2.0, "guide_evaluations": 0.0}
-    # The condition and its null are embedded once, and guidance shows the network both at every call.
+    assert plan["sampling"] == {"calls": calls, "evaluations": 2.0, "guiding_model_evaluations": 0.0}
+    # Conditional and unconditional embeddings are computed once; guidance evaluates the network on both.
     assert plan["sampling_multiply_adds"] == 2 * calls * network + 2 * size
 
 
@@ -138,7 +138,7 @@ def test_half_precision_runs_at_its_own_rate_and_keeps_less(plain):
     assert new["multiply_adds"] == plan["multiply_adds"] == sum(by_type.values())
     assert by_type["bfloat16"] > 0.9 * new["multiply_adds"]
     assert new["memory"]["activations"] < 0.8 * plan["memory"]["activations"]
-    # A V100 has no bfloat16: it is no faster than in float32.
+    # A V100 has no bfloat16 and runs at the float32 rate.
     assert old["step_seconds"] == pytest.approx(plan["step_seconds"] * 494.7 / 15.7)
     assert 156 / 15.7 < old["step_seconds"] / new["step_seconds"] < 312 / 15.7
 
@@ -151,24 +151,24 @@ def test_remat_pays_for_memory_with_multiply_adds(plain):
     assert remat["memory"]["activations"] < 0.75 * plan["memory"]["activations"]
 
 
-def test_devices_and_micro_batches_share_the_activations(plain):
+def test_devices_and_micro_batches_split_the_activations(plain):
     _, plan = plain
     for split in (estimate(small(), devices=4), estimate(small("accumulation=4"))):
-        share = split["memory"]["activations"] / plan["memory"]["activations"]
-        assert share == pytest.approx(1 / 4, rel=0.05)
+        fraction = split["memory"]["activations"] / plan["memory"]["activations"]
+        assert fraction == pytest.approx(1 / 4, rel=0.05)
         assert split["memory"]["batch"] == pytest.approx(plan["memory"]["batch"] / split["devices"], rel=0.01)
 
 
-def test_fsdp_splits_the_state_on_devices_that_are_not_there():
+def test_fsdp_splits_the_state_on_devices_that_need_not_exist():
     wide = UNet(levels=(Level(128, blocks=1),), out_channels=1, middle_attention=False)
-    whole, split = (
+    full, split = (
         estimate(small(f"mesh.fsdp={n}", "batch_size=256", network=wide), devices=256) for n in (1, 8)
     )
-    assert whole["mesh"] == {"data": 256, "fsdp": 1, "tensor": 1}
+    assert full["mesh"] == {"data": 256, "fsdp": 1, "tensor": 1}
     assert split["mesh"] == {"data": 32, "fsdp": 8, "tensor": 1}
-    for name in ("parameters", "average", "optimizer", "gradients"):
-        assert 1 / 8 < split["memory"][name] / whole["memory"][name] < 1 / 6  # small arrays stay whole
-    assert split["memory"]["activations"] == whole["memory"]["activations"]
+    for name in ("parameters", "ema", "optimizer", "gradients"):
+        assert 1 / 8 < split["memory"][name] / full["memory"][name] < 1 / 6  # small arrays are not split
+    assert split["memory"]["activations"] == full["memory"]["activations"]
 
 
 def test_a_tensor_axis_splits_state_and_activations_but_not_the_batch(plain):
@@ -181,15 +181,15 @@ def test_a_tensor_axis_splits_state_and_activations_but_not_the_batch(plain):
     assert split["step_seconds"] == pytest.approx(plan["step_seconds"] / 2)
 
 
-def test_no_array_of_the_size_of_the_model_is_made():
+def test_no_array_of_the_models_size_is_allocated():
     huge = UNet(levels=(Level(2**16, blocks=1),), out_channels=1, middle_attention=False, remat=True)
     plan = estimate(small(network=huge), "h200", 64)
     assert plan["parameters"] > 1e11
     assert not plan["fits"]
-    assert any(word.startswith("--config.mesh.fsdp=64 ") for word in plan["fix"])
+    assert any(fix.startswith("--config.mesh.fsdp=64 ") for fix in plan["fix"])
 
 
-def test_what_does_not_fit_is_told_what_would_help():
+def test_the_suggested_changes_make_a_plan_fit():
     plan = estimate(small("batch_size=1048576"), "v100")
     assert not plan["fits"]
     remat, accumulation = plan["fix"]
@@ -200,7 +200,7 @@ def test_what_does_not_fit_is_told_what_would_help():
     assert better["fix"] == []
 
 
-def test_the_compiled_step_holds_the_state_exactly_and_the_rest_within_the_band_of_the_guide():
+def test_the_state_has_the_bytes_of_the_compiled_step_and_the_rest_is_near():
     experiment = small("batch_size=256", network=Counted(32))
     plan, mesh = estimate(experiment), experiment.mesh.make(jax.devices()[:1])
     task, optimizer = experiment.task, experiment.optimizer.make(experiment.steps)
@@ -214,7 +214,7 @@ def test_the_compiled_step_holds_the_state_exactly_and_the_rest_within_the_band_
         jit_train_step(step, abstract, mesh).lower(abstract, batch, Frozen()).compile().memory_analysis()
     )
     kept = plan["memory"]
-    state = sum(kept[name] for name in ("parameters", "average", "optimizer"))
+    state = sum(kept[name] for name in ("parameters", "ema", "optimizer"))
     examples = experiment.batch_size * (8 * 8 + 4)
     assert compiled.argument_size_in_bytes == pytest.approx(state + examples, rel=1e-3)
     planned = plan["memory_bytes"] - state - kept["batch"]
@@ -226,7 +226,7 @@ def run(capsys, *flags):
     return capsys.readouterr().out
 
 
-def test_json_holds_what_the_guide_names(capsys):
+def test_json_has_the_fields_of_the_documentation(capsys):
     plan = json.loads(run(capsys, "--json", "--chip", "tpu-v4", "--devices", "4"))
     assert {"parameters", "multiply_adds", "memory_bytes", "hours"} <= set(plan)
     assert plan["memory_bytes"] <= sum(plan["memory"].values())
@@ -236,7 +236,7 @@ def test_json_holds_what_the_guide_names(capsys):
     assert named == set(plan)
 
 
-def test_the_table_says_the_same(plain):
+def test_the_table_shows_the_same_figures(plain):
     _, plan = plain
     text = planning.table(plan)
     assert re.search(rf"^parameters +{plan['parameters'] / 1e3:.1f} k ", text, re.MULTILINE)
@@ -245,29 +245,35 @@ def test_the_table_says_the_same(plain):
     assert "Fix: " not in text
 
 
-def test_a_table_is_what_one_gets(capsys):
+def test_the_default_output_is_a_table(capsys):
     text = run(capsys, "--config.batch_size=1000000", "--chip", "t4")
     assert "DOES NOT FIT" in text
     assert "\nFix: --config.task.denoiser.network.remat=true" in text
 
 
 MISTAKES = {
-    "chip": (["--chip", "h20"], r"--chip=h20: there is no such chip. Fix: use one of b200, h200, "),
-    "utilisation 0": (["--utilisation", "0"], r"--utilisation=0.0: it is a share of the peak"),
-    "utilisation 1.1": (["--utilisation", "1.1"], r"--utilisation=1.1: it is a share of the peak"),
-    "mesh": (["--devices", "12", "--config.mesh.fsdp=8"], r"config.mesh.fsdp=8: .* the 12 devices .* Fix: "),
-    "no device": (["--devices", "0"], r"--devices=0: something must do the work"),
+    "chip": (
+        ["--chip", "h20"],
+        r"--chip=h20: expected a known chip, got 'h20'. Fix: use one of b200, h200, ",
+    ),
+    "utilisation 0": (["--utilisation", "0"], r"--utilisation=0.0: expected a fraction of the peak"),
+    "utilisation 1.1": (["--utilisation", "1.1"], r"--utilisation=1.1: expected a fraction of the peak"),
+    "mesh": (
+        ["--devices", "12", "--config.mesh.fsdp=8"],
+        r"config.mesh.fsdp=8: .* 12 devices, got rest x 8 x 1. Fix: ",
+    ),
+    "no device": (["--devices", "0"], r"--devices=0: expected a number >= 1"),
     "batch": (
         ["--devices", "3"],
-        r"config.batch_size=32: it does not divide over 3 devices .* Fix: use 30 or 33",
+        r"config.batch_size=32: expected a multiple of 3 for 3 devices .* Fix: use 30 or 33",
     ),
-    "small batch": (["--devices", "64"], r"config.batch_size=32: it does not divide over 64 .* Fix: use 64"),
+    "small batch": (["--devices", "64"], r"config.batch_size=32: expected a multiple of 64 .* Fix: use 64"),
     "field": (["--config.batch_sise=3"], r"did you mean --config.batch_size"),
 }
 
 
 @pytest.mark.parametrize(("flags", "expected"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_told(capsys, flags, expected):
+def test_a_mistake_is_an_error(capsys, flags, expected):
     with pytest.raises(UserError, match=expected):
         run(capsys, *flags)
 
@@ -279,7 +285,7 @@ def test_the_mesh_may_be_larger_than_any_machine():
     assert mesh_of(MeshShape(data=2, fsdp=2, tensor=2)).size == 8
 
 
-def test_chips_are_what_they_are_known_for():
+def test_chips_have_plausible_figures():
     for name, chip in CHIPS.items():
         assert chip.memory >= 16e9
         assert chip.flops["float32"] <= max(chip.flops.values())

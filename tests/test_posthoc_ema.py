@@ -1,12 +1,11 @@
-"""The command that makes an average of another length, on snapshots whose averages are known."""
+"""The command for averages of another length, on snapshots with known averages."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import config
-from jaxdiff import posthoc_ema as reconstruct
+from jaxdiff import config, posthoc_ema
 from jaxdiff.cli import app as command
 from jaxdiff.distributed import runtime
 from jaxdiff.errors import UserError
@@ -32,8 +31,10 @@ def run_folder(workdir, ema):
     return config.build(stored)
 
 
-def parameters(made):
-    return abstract_state(made.task, made.optimizer.make(made.steps), made.mesh.make()).ema
+def parameters(experiment):
+    return abstract_state(
+        experiment.task, experiment.optimizer.make(experiment.steps), experiment.mesh.make()
+    ).ema
 
 
 def mean_of_time(steps, std):
@@ -49,10 +50,10 @@ def started(monkeypatch):
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
-    """A run whose parameters all are the number of the step, and its snapshots."""
+    """A run whose parameters all equal the step number, with its snapshots."""
     tmp_path = tmp_path_factory.mktemp("kept")
-    made = run_folder(tmp_path / "run", PowerEma(STDS, snapshot_every=400))
-    abstract = parameters(made)
+    experiment = run_folder(tmp_path / "run", PowerEma(STDS, snapshot_every=400))
+    abstract = parameters(experiment)
 
     def filled(value):
         return jax.tree.map(
@@ -62,30 +63,30 @@ def kept(tmp_path_factory):
     with Snapshots(tmp_path / "run") as snapshots:
         for step in STEPS:
             first, second = (filled(mean_of_time(step, std)) for std in STDS)
-            snapshots.save(TrainState(jnp.int32(step), (), first, (), others=(second,)), step)
+            snapshots.save(TrainState(jnp.int32(step), (), first, (), extra_emas=(second,)), step)
     return tmp_path
 
 
-def test_the_new_folder_holds_the_average_and_can_be_sampled_from(kept, capsys):
+def test_the_new_folder_has_the_average_and_can_be_sampled_from(kept, capsys):
     out = kept / "run-0.08"
-    reconstruct.main(["--workdir", str(kept / "run"), "--std", "0.08", "--out", str(out)])
+    posthoc_ema.main(["--workdir", str(kept / "run"), "--std", "0.08", "--out", str(out)])
     assert "step 1000" in capsys.readouterr().out
     generator = Generator.load(str(out))
     for leaf in jax.tree.leaves(generator.params):
         np.testing.assert_allclose(leaf, mean_of_time(1000, 0.08), rtol=8e-3)
-    with pytest.raises(UserError, match=r"--out=.*exists"):
-        reconstruct.main(["--workdir", str(kept / "run"), "--std", "0.08", "--out", str(out)])
+    with pytest.raises(UserError, match=r"--out=.*expected a new folder"):
+        posthoc_ema.main(["--workdir", str(kept / "run"), "--std", "0.08", "--out", str(out)])
 
 
-def test_what_cannot_be_is_named(kept):
+def test_mistakes_are_named(kept):
     out = str(kept / "out")
     with pytest.raises(UserError, match=r"std=0\.4"):
-        reconstruct.main(["--workdir", str(kept / "run"), "--std", "0.4", "--out", out])
+        posthoc_ema.main(["--workdir", str(kept / "run"), "--std", "0.4", "--out", out])
     with pytest.raises(UserError, match=r"step=20: .*no snapshot"):
-        reconstruct.main(["--workdir", str(kept / "run"), "--std", "0.08", "--step", "20", "--out", out])
-    with pytest.raises(UserError, match="the run has its config"):
-        reconstruct.main(["--workdir", str(kept / "run"), "--std", "0.08", "--out", out, "--config.steps=3"])
+        posthoc_ema.main(["--workdir", str(kept / "run"), "--std", "0.08", "--step", "20", "--out", out])
+    with pytest.raises(UserError, match="no changes of the run's config"):
+        posthoc_ema.main(["--workdir", str(kept / "run"), "--std", "0.08", "--out", out, "--config.steps=3"])
     run_folder(kept / "plain", Ema())
-    with pytest.raises(UserError, match="tracked an Ema"):
-        reconstruct.main(["--workdir", str(kept / "plain"), "--std", "0.08", "--out", out])
+    with pytest.raises(UserError, match="a run with PowerEma, got one with Ema"):
+        posthoc_ema.main(["--workdir", str(kept / "plain"), "--std", "0.08", "--out", out])
     assert not (kept / "out").exists()

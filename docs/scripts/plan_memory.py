@@ -74,7 +74,7 @@ def compare(file, overrides, devices) -> tuple[int, int, int]:
         override(config, *text.split("=", 1))
     experiment = configs.build(config)
     kept = estimate(experiment)["memory"]
-    state = sum(kept[name] for name in ("parameters", "average", "optimizer"))
+    state = sum(kept[name] for name in ("parameters", "ema", "optimizer"))
     planned = kept["gradients"] + max(kept["activations"] + kept["gathered"], kept["update"])
 
     shape = mesh_of(experiment.mesh)

@@ -1,4 +1,4 @@
-"""Configs: `spec` and `build`, and the files that hold them."""
+"""Configs: `spec` writes blocks, `build` makes their objects, and files store them."""
 
 from jaxdiff.config.blocks import build, describe, spec
 from jaxdiff.config.files import differences, from_json, load, to_json

@@ -1,4 +1,4 @@
-"""Config files and JSON: configs read from Python files, stored beside checkpoints, and compared."""
+"""Config files: reading Python files, storing configs as JSON next to checkpoints, and comparing them."""
 
 import difflib
 import glob
@@ -17,43 +17,49 @@ from jaxdiff.errors import UserError
 
 
 def load(path: str) -> ConfigDict:
-    """What the `get_config` of a file returns, ``configs/x.py`` or ``configs/x.py:variant``.
+    """Run the `get_config` of a file, ``configs/x.py`` or ``configs/x.py:variant``, and return its config.
 
     Raises:
-      UserError: one line that names the line of the file, whatever goes wrong in it.
+      UserError: the file cannot be read or fails; names the line of the file.
     """
     file, _, variant = path.partition(":")
     try:
         source = Path(file).read_bytes()
     except OSError as error:
-        raise UserError(f"--config={path}: {error.strerror}. Fix: {suggest_file(file)}") from None
+        expected = f"expected a config file, got {error.strerror}"
+        raise UserError(f"--config={path}: {expected}. Fix: {suggest_file(file)}") from None
     module = types.ModuleType("config")
     module.__file__ = file
     try:
-        exec(compile(source, file, "exec"), module.__dict__)  # the user asked to run this program
+        exec(compile(source, file, "exec"), module.__dict__)  # the user's own program
         get_config = module.__dict__.get("get_config")
         if not callable(get_config):
-            raise UserError("the file defines no get_config(). Fix: return spec(Experiment, ...) from it")
+            raise UserError(
+                "expected a function get_config(), got none. Fix: return spec(Experiment, ...) from it"
+            )
         config = get_config(variant) if variant else get_config()
         if not isinstance(config, ConfigDict):
-            raise UserError("get_config() returned no block. Fix: return spec(Experiment, ...) from it")
+            got = type(config).__name__
+            raise UserError(
+                f"expected a block from get_config(), got {got}. Fix: return spec(Experiment, ...) from it"
+            )
         return config
     except Exception as error:
         raise UserError(f"--config={path}: {_blame(error, file)}") from error
 
 
 def to_json(config: Any) -> str:
-    """A config as JSON text, the form that is kept beside a checkpoint."""
+    """A config as JSON text, the form stored next to a checkpoint."""
     return json.dumps(_plain(config), indent=1) + "\n"
 
 
 def from_json(text: str) -> ConfigDict:
-    """The inverse of `to_json`, with old names of classes and fields replaced: equal to the config for `build`."""
+    """The config of a JSON text: the inverse of `to_json`, with old names of classes and fields replaced."""
     return owned(upgrade(json.loads(text)))
 
 
 def differences(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
-    """The fields in which two configs differ: path -> (old, new)."""
+    """Fields in which two configs differ, path -> (old, new); "absent" stands for a missing field."""
     old, new = _plain(old), _plain(new)
     found: dict[str, tuple[Any, Any]] = {}
     if isinstance(old, dict) and isinstance(new, dict):
@@ -69,7 +75,7 @@ def differences(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]
 
 
 def suggest_file(file: str = "") -> str:
-    """The config files that the user may have meant."""
+    """A suggestion of config files with a name like `file`."""
     found = sorted(glob.glob("configs/*.py"))
     close = difflib.get_close_matches(file, found, 1, 0.6)
     if close:
@@ -78,7 +84,7 @@ def suggest_file(file: str = "") -> str:
 
 
 def _plain(config: Any) -> Any:
-    """Dictionaries, lists and plain values only, as in JSON."""
+    """The config as dictionaries, lists and plain values, as in JSON."""
     if isinstance(config, BLOCK):
         return {name: _plain(config[name]) for name in config}
     if isinstance(config, list | tuple):
@@ -87,12 +93,12 @@ def _plain(config: Any) -> Any:
 
 
 def _blame(error: Exception, file: str) -> str:
-    """An error of a config file in one line, with the line of the file that it came from."""
+    """An error of a config file as one line of text, with the line number in the file."""
     if isinstance(error, SyntaxError) and error.filename == file:
-        return f"line {error.lineno}: {error.msg}. Fix: mend the syntax there"
+        return f"line {error.lineno}: expected Python, got {error.msg}. Fix: correct the syntax"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     where = f"line {lines[-1]}: " if lines else ""
     if isinstance(error, UserError):
         return f"{where}{error}"
     text = " ".join(str(error).split())
-    return f"{where}{type(error).__name__}: {text}. Fix: mend the file, or see the traceback with --debug"
+    return f"{where}{type(error).__name__}: {text}. Fix: correct the file, or see the traceback with --debug"

@@ -1,4 +1,4 @@
-"""Overrides: fields of a config changed by path, as the command line writes them."""
+"""Overrides: change fields of a config by path, in the notation of the command line."""
 
 import ast
 import functools
@@ -18,11 +18,17 @@ from jaxdiff.errors import UserError
 
 
 def override(config: ConfigDict, path: str, text: str, packages: tuple[str, ...] | None = None) -> None:
-    """Set the field at `path` (``task.denoiser.network.levels[0].width``) to what `text` says.
+    """Set the field at `path` to the value that `text` denotes, checked against the field's type.
 
-    The value is checked against the field's type. A field that holds a block takes a class,
-    ``jaxdiff.sampling.samplers.heun:Heun`` or ``jaxdiff.sampling.samplers.ddim:Ddim(eta=0.5)``. `packages` are those of
-    `build`, for a config that came with a checkpoint.
+    Args:
+      config: the config, changed in place.
+      path: such as ``task.denoiser.network.levels[0].width``.
+      text: a plain value; for a field that holds a block, a class: ``jaxdiff.sampling.samplers.heun:Heun`` or
+        ``jaxdiff.sampling.samplers.ddim:Ddim(eta=0.5)``.
+      packages: as in `build`, for a config stored with a checkpoint.
+
+    Raises:
+      UserError: the field does not exist, or `text` is not a value of its type.
     """
     flag = f"--config.{path}"
     keys = _current(config, _keys(path))
@@ -30,7 +36,7 @@ def override(config: ConfigDict, path: str, text: str, packages: tuple[str, ...]
         parent, current = _get(config, keys[:-1]), _get(config, keys)
     except (LookupError, TypeError):
         fix = suggest(path, leaves(config), "--config.")
-        raise UserError(f"{flag}={text}: there is no such field. Fix: {fix}") from None
+        raise UserError(f"{flag}={text}: expected a field of the config, got {path!r}. Fix: {fix}") from None
     annotation = type(current)
     if isinstance(parent, BLOCK) and TARGET in parent:
         field = fields_of(resolve(parent[TARGET], packages, flag)).get(str(keys[-1]))
@@ -50,7 +56,7 @@ def is_default(config: ConfigDict, path: str) -> bool:
 
 
 def leaves(config: Any, prefix: str = "") -> Iterator[str]:
-    """The path of every value in a config."""
+    """The paths of all values in a config."""
     if isinstance(config, BLOCK):
         for name in config:
             if name != TARGET:
@@ -65,7 +71,7 @@ def leaves(config: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _parse(flag: str, text: str, annotation: Any) -> Any:
-    """What a word of the command line means where a value of type `annotation` is expected."""
+    """Parse the text of the command line as a value of type `annotation`."""
     kinds = kinds_of(annotation)
     if type(None) in kinds and text.lower() == "none":
         return None
@@ -73,7 +79,7 @@ def _parse(flag: str, text: str, annotation: Any) -> Any:
         return text
     if any(map(is_object, kinds)):
         if ":" not in text:
-            resolve(text, path=flag)  # raises, and says why this names no class
+            resolve(text, path=flag)  # raises an error with a suggestion
         return _parse_blocks(flag, text)
     if any(is_object(inner) for kind in kinds for inner in typing.get_args(kind)):
         parts = _parse_blocks(flag, text)
@@ -88,26 +94,27 @@ def _parse(flag: str, text: str, annotation: Any) -> Any:
 
 
 def _parse_blocks(flag: str, text: str) -> Any:
-    """``module:Class`` or ``module:Class(name=value)``, whose values may be blocks; with commas, a tuple."""
+    """Parse ``module:Class`` or ``module:Class(name=value)``, whose values may be blocks; commas make a tuple."""
     try:
         return _read_block(flag, ast.parse(re.sub(r"(?<=\w):(?=\w)", ".", text), mode="eval").body)
     except UserError:
         raise
     except (SyntaxError, ValueError):
-        raise UserError(f"{flag}={text}: cannot be read. Fix: write module:Class(name=value)") from None
+        fix = "write module:Class(name=value)"
+        raise UserError(f"{flag}={text}: expected a class with arguments, got {text!r}. Fix: {fix}") from None
 
 
 def _read_block(flag: str, node: ast.expr) -> Any:
-    """What an expression stands for, in which a class is written as an attribute of its module."""
+    """The block, tuple or value of an expression, in which a class is written as an attribute of its module."""
     if isinstance(node, ast.Tuple | ast.List):
         return tuple(_read_block(flag, item) for item in node.elts)
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
     if not isinstance(call.func, ast.Attribute | ast.Name):
         return ast.literal_eval(node)
     if call.args:
-        raise ValueError("arguments are given by name")
+        raise ValueError("positional arguments")
     module, _, name = ast.unparse(call.func).rpartition(".")
-    values = {str(word.arg): _read_block(flag, word.value) for word in call.keywords}
+    values = {str(keyword.arg): _read_block(flag, keyword.value) for keyword in call.keywords}
     return spec(resolve(f"{module}:{name}" if module else name, path=flag), **values)
 
 
@@ -117,16 +124,17 @@ def _keys(path: str) -> list[str | int]:
 
 
 def _current(config: Any, keys: list[str | int]) -> list[str | int]:
-    """The keys with old names of fields replaced, as far as the path exists."""
+    """The keys with old field names replaced, as far as the path exists."""
     found: list[str | int] = []
+    inner = config
     for key in keys:
-        if isinstance(config, BLOCK) and TARGET in config:
-            key = current_field(str(config[TARGET]), str(key))
+        if isinstance(inner, BLOCK) and TARGET in inner:
+            key = current_field(str(inner[TARGET]), str(key))
         found.append(key)
         try:
-            config = config[key]
+            inner = _get(inner, [key])
         except (LookupError, TypeError):
-            config = None
+            inner = None
     return found
 
 
@@ -135,7 +143,7 @@ def _get(config: Any, keys: list[str | int]) -> Any:
 
 
 def _assign(config: Any, keys: list[str | int], value: Any) -> None:
-    """Set the value at keys that exist; for an item of a tuple, make the tuple anew."""
+    """Set the value at existing keys; replaces a tuple to change one of its items."""
     *outer, last = keys
     owner = _get(config, outer)
     if isinstance(owner, tuple):

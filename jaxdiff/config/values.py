@@ -1,4 +1,4 @@
-"""Values of config fields: which kinds there are, and how a value is read as a field's type."""
+"""Values of config fields: their types, and the conversion of a value to a field's type."""
 
 import inspect
 import types
@@ -11,11 +11,12 @@ from ml_collections import ConfigDict
 from jaxdiff.errors import UserError
 
 PLAIN = (bool, int, float, str, type(None))
-BLOCK = (Mapping, ConfigDict)  # a ConfigDict is no Mapping by itself
-MISFIT = object()  # what `_fit` gives when a value cannot be read as the type
+BLOCK = (Mapping, ConfigDict)  # a ConfigDict is not a Mapping
+MISFIT = object()  # result of `_fit` for a value of another type
 
 
 def is_plain(value: Any) -> bool:
+    """Whether a value is a plain value or a tuple of these."""
     return isinstance(value, PLAIN) or (isinstance(value, tuple) and all(map(is_plain, value)))
 
 
@@ -26,17 +27,21 @@ def kinds_of(annotation: Any) -> tuple[Any, ...]:
 
 
 def typed(field: str, value: Any, annotation: Any) -> Any:
-    """`value` read as `annotation`: an int becomes a float where a float is meant, and 1e5 an int."""
+    """Convert `value` to the type `annotation`: an int becomes a float for a float field, and 1e5 an int.
+
+    Raises:
+      UserError: the value has another type.
+    """
     for kind in kinds_of(annotation):
         if (fitted := _fit(value, kind)) is not MISFIT:
             return fitted
     names = " or ".join(map(_kind_name, kinds_of(annotation)))
     given = _kind_name(type(value))
-    raise UserError(f"{field}={short(value)}: {names} is expected, not {given}. Fix: give {names}")
+    raise UserError(f"{field}={short(value)}: expected {names}, got {given}. Fix: give {names}")
 
 
 def _fit(value: Any, kind: Any) -> Any:
-    """`value` read as one alternative of a type, or `MISFIT`."""
+    """`value` converted to one alternative of a type, or `MISFIT`."""
     if kind is tuple or typing.get_origin(kind) is tuple:
         return _fit_tuple(value, typing.get_args(kind))
     if typing.get_origin(kind) is typing.Literal:
@@ -47,7 +52,7 @@ def _fit(value: Any, kind: Any) -> Any:
         return int(value)
     if kind in PLAIN:
         return value if type(value) is kind else MISFIT
-    # Only a block can become an object. Other annotations promise nothing that can be checked here.
+    # Only a block can become an object. Other annotations cannot be checked here.
     return MISFIT if is_object(kind) and is_plain(value) else value
 
 
@@ -66,7 +71,7 @@ def _fit_tuple(value: Any, kinds: tuple[Any, ...]) -> Any:
 
 
 def is_object(kind: Any) -> bool:
-    """Whether a type is a class or protocol of objects, which a config writes down as blocks."""
+    """Whether a type is a class or protocol of objects, which configs describe by blocks."""
     kind = typing.get_origin(kind) or kind
     return inspect.isclass(kind) and kind not in (*PLAIN, tuple, Sequence, Any)
 
@@ -80,5 +85,6 @@ def _kind_name(kind: Any) -> str:
 
 
 def short(value: Any) -> str:
+    """The repr of a value, at most 60 characters."""
     text = repr(value)
     return text if len(text) < 60 else f"{text[:57]}..."

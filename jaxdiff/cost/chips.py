@@ -1,4 +1,4 @@
-"""What accelerators can do, as their makers' data sheets say. Imports nothing: ``--help`` is instant."""
+"""Accelerators: memory and peak rates from the manufacturers' data sheets. No heavy imports: ``--help`` is instant."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,10 +11,10 @@ class Chip:
     """One JAX device.
 
     Attributes:
-      memory: bytes.
-      flops: peak floating-point operations a second by type, without sparsity. "float32" is what JAX makes of float32
-        matrix products by default: TF32 on NVIDIA's chips since Ampere, one pass of bfloat16 on TPUs. Types that are
-        not listed run at the float32 rate.
+      memory: device memory, bytes.
+      flops: peak rate by type, floating-point operations a second without sparsity. "float32" is JAX's default for
+        float32 matrix products: TF32 on NVIDIA's chips since Ampere, one pass of bfloat16 on TPUs. Types that are not
+        listed run at the float32 rate.
     """
 
     memory: int
@@ -29,7 +29,7 @@ def _chip(memory: float, float32: float, bfloat16: float | None = None, float16:
 GB, GiB = 1e9, 2.0**30
 
 CHIPS = {
-    # NVIDIA data sheets, SXM boards; where only rates with sparsity are printed, half of them.
+    # NVIDIA data sheets, SXM boards; half of the rate with sparsity where only that is printed.
     "b200": _chip(180 * GB, 1100.0, 2250.0, 2250.0),  # HGX B200
     "h200": _chip(141 * GB, 494.7, 989.4, 989.4),  # H200 Tensor Core GPU
     "h100": _chip(80 * GB, 494.7, 989.4, 989.4),  # H100 Tensor Core GPU
@@ -44,12 +44,14 @@ CHIPS = {
     "tpu-v5e": _chip(16 * GB, 197.0, 197.0),
     "tpu-v5p": _chip(95 * GB, 459.0, 459.0),
     "tpu-v6e": _chip(32 * GB, 918.0, 918.0),
-    # Two AVX-512 cores at 3 GHz, 32 multiply-adds a cycle each; no more than an order of magnitude.
+    # Two AVX-512 cores at 3 GHz, 32 multiply-adds a cycle each: an order of magnitude.
     "cpu": _chip(16 * GB, 0.384),
 }
 
 
 def chip_of(name: str) -> Chip:
+    """The chip of that name; a `UserError` if it is not one of `CHIPS`."""
     if name not in CHIPS:
-        raise UserError(f"--chip={name}: there is no such chip. Fix: use one of {', '.join(CHIPS)}")
+        known = ", ".join(CHIPS)
+        raise UserError(f"--chip={name}: expected a known chip, got {name!r}. Fix: use one of {known}")
     return CHIPS[name]

@@ -1,7 +1,7 @@
-"""What an experiment costs: parameters, multiply-adds, memory and time, from shapes alone.
+"""Cost of an experiment: parameters, multiply-adds, memory and time, from shapes alone.
 
-Nothing is compiled and no array of the model's size is made. The network is traced three times: to initialise it, to
-run it, and to train it.
+Nothing is compiled, and no array of the model's size is allocated. The network is traced three times: to initialise
+it, to run it, and to train it.
 """
 
 import collections
@@ -19,10 +19,11 @@ from jax.sharding import Mesh
 
 from jaxdiff.cost import memory
 from jaxdiff.cost.chips import Chip, chip_of
+from jaxdiff.cost.fixes import fixes
 from jaxdiff.cost.operations import Operations, count
 from jaxdiff.cost.sampling import evaluations
 from jaxdiff.distributed.mesh import REST, MeshShape, batch_ways
-from jaxdiff.errors import require
+from jaxdiff.errors import expect
 from jaxdiff.experiment import Experiment
 from jaxdiff.sampling.loop import Encoded
 from jaxdiff.training.partition import merge
@@ -33,20 +34,23 @@ from jaxdiff.training.step import Context, Frozen
 def estimate(
     experiment: Experiment, chip: str = "h200", devices: int | None = None, utilisation: float = 0.4
 ) -> dict[str, Any]:
-    """Everything that `jaxdiff.plan` says, as plain numbers; docs/plan.md names them.
+    """Estimate the cost of an experiment, the figures of `jaxdiff.plan`; docs/plan.md describes each.
 
     Args:
-      experiment: what is planned. Its data are not opened.
+      experiment: the experiment. Its data are not opened.
       chip: one of `jaxdiff.cost.chips.CHIPS`.
-      devices: how many of them; the fewest that the mesh allows if None.
-      utilisation: the share of the chip's peak that the matrix products reach, in (0, 1].
+      devices: number of devices; None for the fewest that the mesh allows.
+      utilisation: fraction of the chip's peak rate that matrix products reach, in (0, 1].
+
+    Returns:
+      Plain numbers, strings, lists and dicts, which JSON can hold.
 
     Raises:
-      UserError: an unknown chip, a share that is none, or sizes that do not divide.
+      UserError: the chip is unknown, `utilisation` is out of range, or sizes do not divide.
     """
     has, task = chip_of(chip), experiment.sampled
-    in_range, fix = 0 < utilisation <= 1, "give more than 0 and at most 1"
-    require(in_range, "--utilisation", utilisation, "it is a share of the peak", fix)
+    expected, fix = "a fraction of the peak in (0, 1]", "give one, such as 0.4"
+    expect(0 < utilisation <= 1, "--utilisation", utilisation, expected, fix)
     mesh = mesh_of(experiment.mesh, devices)
     rows = _rows(experiment, mesh)
     optimizer, untrained = experiment.optimizer.make(experiment.steps), experiment.optimizer.frozen
@@ -57,19 +61,19 @@ def estimate(
 
     encode, denoise, conditions = _forward(task, params)
     backward, examples = _training(task, trained, frozen, rows)
-    # Channels and heads, and so the activations, are split over the tensor axis; what XLA gathers is not seen.
+    # The tensor axis splits channels and heads, and so the activations; what XLA gathers is not counted.
     activations = memory.live_bytes(backward) // mesh.shape["tensor"]
     kept = memory.of_step(state, experiment.accumulation * examples, activations, experiment.accumulation)
     training = count(backward)
     drawing = evaluations(experiment.sampling, _process(task.denoiser), task.data_shape, conditions)
     sampling = _sum(
-        (2, encode),  # each condition and its null
+        (2, encode),  # the conditional and the unconditional embeddings
         (drawing.calls * drawing.model, denoise),
         (drawing.calls, drawing.other),
     )
     forward = _sum((1, encode), (1, denoise))
-    images = _seconds(training, has) / rows / utilisation  # seconds for an image on one device
-    step = images * experiment.batch_size / mesh.size
+    image = _seconds(training, has) / rows / utilisation  # seconds per image on one device
+    step = image * experiment.batch_size / mesh.size
     hours = step * experiment.steps / 3600
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     return {
@@ -97,28 +101,32 @@ def estimate(
         "sampling": {
             "calls": drawing.calls,
             "evaluations": drawing.model,
-            "guide_evaluations": drawing.guide,
+            "guiding_model_evaluations": drawing.guiding_model,
         },
         "memory": dataclasses.asdict(kept),
         "mesh": dict(mesh.shape),
-        "fix": [] if kept.total <= has.memory else _fixes(experiment, mesh, kept, has, rows),
+        "fix": [] if kept.total <= has.memory else fixes(experiment, mesh, kept, has.memory, rows),
     }
 
 
 def mesh_of(shape: MeshShape, devices: int | None = None) -> Mesh:
-    """The mesh of devices that need not be there; None for the fewest that it can have. Shapes can live on it.
+    """A mesh of devices that need not exist, for shapes only.
+
+    Args:
+      shape: sizes of the axes.
+      devices: number of devices; None for the fewest that `shape` allows.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices.
     """
     if devices is None:
         devices = math.prod(size for size in dataclasses.astuple(shape) if size != REST)
-    require(devices >= 1, "--devices", devices, "something must do the work", "give at least 1")
-    return shape.make(jax.devices("cpu")[:1] * devices)  # one device that stands in for all
+    expect(devices >= 1, "--devices", devices, "a number >= 1", "give at least 1")
+    return shape.make(jax.devices("cpu")[:1] * devices)  # one device stands in for all
 
 
 def parts(params: Any) -> dict[str, int]:
-    """Parameters by part: the modules of the denoiser, and within each its blocks, those with a number together."""
+    """Number of parameters by part: modules of the denoiser and their blocks; numbered blocks are summed."""
     found: collections.Counter[str] = collections.Counter()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         names = [str(getattr(key, "key", key)) for key in path]
@@ -131,21 +139,19 @@ def _rows(experiment: Experiment, mesh: Mesh) -> int:
     """Examples of a micro-batch on one device."""
     ways = batch_ways(mesh) * experiment.accumulation
     below, above = experiment.batch_size // ways * ways, -(-experiment.batch_size // ways) * ways
-    require(
-        below == above, "config.batch_size", experiment.batch_size,
-        f"it does not divide over {mesh.size} devices with accumulation={experiment.accumulation}",
-        f"use {below} or {above}" if below else f"use {above}",
-    )  # fmt: skip
+    expected = f"a multiple of {ways} for {mesh.size} devices with accumulation={experiment.accumulation}"
+    fix = f"use {below} or {above}" if below else f"use {above}"
+    expect(below == above, "config.batch_size", experiment.batch_size, expected, fix)
     return experiment.batch_size // ways
 
 
 def _forward(task: Any, params: Any) -> tuple[Operations, Operations, Callable[[], dict[str, Encoded]]]:
-    """Multiply-adds for one image of `encode` and of `predict_encoded`, and what makes its conditions in a trace."""
+    """Multiply-adds per image of `encode` and `predict_encoded`; a function that returns its conditions in a trace."""
     denoiser = task.denoiser
-    fields = jax.eval_shape(lambda: denoiser.conditioner.example(1, task.image_shape))
+    fields = jax.eval_shape(lambda: denoiser.conditioner.example(1, task.data_shape))
     drop = jax.eval_shape(lambda: denoiser.conditioner.none_dropped(1))
     x, t = jax.ShapeDtypeStruct((1, *task.data_shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
-    trees = []  # embeddings hold arrays, not shapes: between traces they are taken apart
+    trees = []  # embeddings hold arrays, not shapes: they are flattened between traces
 
     def encode(params: Any, fields: Any, drop: Any) -> list[Any]:
         leaves, tree = jax.tree.flatten(denoiser.apply({"params": params}, fields, drop, method="encode"))
@@ -193,7 +199,7 @@ def _shapes(tree: Any) -> Any:
 
 
 def _process(denoiser: Any) -> Any:
-    """The process, with initial parameters if it is learned."""
+    """The forward process, with initial parameters if it is learned."""
     process = denoiser.process
     return process.init_with_output(jax.random.key(0))[0] if isinstance(process, nn.Module) else process
 
@@ -206,25 +212,5 @@ def _sum(*terms: tuple[int | float, Operations]) -> Operations:
 
 
 def _seconds(operations: Operations, chip: Chip) -> float:
-    """On one device at its peak."""
+    """Seconds on one device at its peak rate."""
     return sum(2 * n / chip.flops.get(name, chip.flops["float32"]) for name, n in operations.by_dtype.items())
-
-
-def _fixes(experiment: Experiment, mesh: Mesh, kept: memory.Memory, chip: Chip, rows: int) -> list[str]:
-    """What would help, the cheapest first."""
-    network: Any = experiment.task.denoiser.network
-    words, sizes = [], dict(mesh.shape)
-    lasting = kept.total - max(kept.activations + kept.gathered, kept.update) + kept.update
-    if lasting > chip.memory / 2 and sizes["data"] > 1:
-        ways = next((n for n in range(2, sizes["data"] + 1) if sizes["data"] % n == 0
-                     and lasting / n < chip.memory / 2), sizes["data"])  # fmt: skip
-        words.append(f"--config.mesh.fsdp={sizes['fsdp'] * ways} splits parameters, optimizer and average")
-    if kept.activations > kept.update:
-        if getattr(network, "remat", None) is False:
-            words.append("--config.task.denoiser.network.remat=true recomputes what the backward pass needs")
-        room = max(chip.memory - lasting, 1)
-        split = next((n for n in range(2, rows + 1) if rows % n == 0 and kept.activations / n < room), rows)
-        if rows > 1:
-            parts = experiment.accumulation * split
-            words.append(f"--config.accumulation={parts} makes micro-batches smaller")
-    return words or ["take more devices, or a chip with more memory"]

@@ -1,4 +1,4 @@
-"""What a training step keeps in the memory of one device, from shapes alone."""
+"""Memory of a training step on one device, from shapes alone."""
 
 import dataclasses
 import math
@@ -16,16 +16,18 @@ class Memory:
     """Bytes on one device.
 
     Attributes:
-      parameters, average, optimizer: the state, exactly, as it is split over the mesh; all averages that are kept.
-      batch: the examples of a step and of the next, with what is drawn for them.
-      gradients: split as the parameters are; twice where micro-batches are summed.
-      activations: what one micro-batch keeps for its backward pass.
-      gathered: the largest weight made whole with its gradient, where FSDP splits weights.
-      update: new values that wait until all of them are known to be finite, when the activations are gone.
+      parameters: trained parameters, exactly, as split over the mesh.
+      ema: all averages of the parameters, exactly.
+      optimizer: optimizer state, step and task state, exactly.
+      batch: examples of this step and of the next, with their noise and times.
+      gradients: split like the parameters; counted twice with accumulation, where micro-batches are summed.
+      activations: values that one micro-batch keeps for its backward pass.
+      gathered: the largest weight, gathered, with its gradient; 0 unless FSDP splits weights.
+      update: new values that wait for the check that all are finite, after the activations are freed.
     """
 
     parameters: int
-    average: int
+    ema: int
     optimizer: int
     batch: int
     gradients: int
@@ -35,41 +37,45 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """At the peak: in the backward pass, or in the update after it."""
-        lasting = self.parameters + self.average + self.optimizer + self.batch + self.gradients
-        return lasting + max(self.activations + self.gathered, self.update)
+        """Bytes at the peak, in the backward pass or in the update after it."""
+        return self.lasting + max(self.activations + self.gathered, self.update)
+
+    @property
+    def lasting(self) -> int:
+        """Bytes that are held throughout a step."""
+        return self.parameters + self.ema + self.optimizer + self.batch + self.gradients
 
 
 def of_step(state: TrainState, examples: int, activations: int, accumulation: int) -> Memory:
     """The memory of a training step.
 
     Args:
-      state: `jax.ShapeDtypeStruct`s with the shardings of `abstract_state`.
+      state: `jax.ShapeDtypeStruct`s with shardings, as `abstract_state` returns.
       examples: bytes of the examples on a device.
       activations: `live_bytes` of a micro-batch on a device.
-      accumulation: micro-batches in a step.
+      accumulation: number of micro-batches in a step.
     """
     parameters = shard_bytes(state.params)
-    whole = max((array_bytes(leaf) for leaf in jax.tree.leaves(state.params)), default=0)
+    largest = max((array_bytes(leaf) for leaf in jax.tree.leaves(state.params)), default=0)
     split = parameters < sum(map(array_bytes, jax.tree.leaves(state.params)))
     return Memory(
         parameters=parameters,
-        average=shard_bytes((state.ema, state.others)),
-        optimizer=shard_bytes((state.opt_state, state.step, state.memory)),
+        ema=shard_bytes((state.ema, state.extra_emas)),
+        optimizer=shard_bytes((state.opt_state, state.step, state.task_state)),
         batch=examples,
         gradients=parameters * (2 if accumulation > 1 else 1),
         activations=activations,
-        gathered=2 * whole if split else 0,
-        # XLA keeps between none of the proposed state and all of it; docs/plan.md has the measurements.
+        gathered=2 * largest if split else 0,
+        # XLA keeps between none and all of the proposed state; docs/plan.md has the measurements.
         update=2 * parameters,
     )
 
 
 def live_bytes(program: ClosedJaxpr) -> int:
-    """The most bytes that are alive at once while a program runs, besides its inputs and outputs.
+    """Peak bytes of live intermediate arrays of a program, without its inputs and outputs.
 
-    Each array lives from the equation that makes it to the last that reads it, as `jax.make_jaxpr` orders them. XLA
-    fuses elementwise equations, and never stores much of what is counted here.
+    Each array lives from the equation that computes it to the last one that reads it, in the order of
+    `jax.make_jaxpr`. XLA fuses elementwise equations and never stores many of the arrays counted here.
     """
     jaxpr: Any = program.jaxpr
     return _peak(jaxpr, _arrays(jaxpr.outvars))
@@ -80,20 +86,20 @@ def array_bytes(array: Any) -> int:
 
 
 def shard_bytes(tree: Any) -> int:
-    """Bytes on one device of arrays, or shapes, with shardings."""
+    """Bytes on one device of arrays or shapes that have shardings."""
     leaves = jax.tree.leaves(tree)
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def _peak(jaxpr: Any, free: set[Any]) -> int:
-    """`free` are arrays that count nothing: someone else has counted them."""
+    """Peak bytes of a program; `free`: arrays already counted by the caller."""
     free = free | {*jaxpr.invars, *jaxpr.constvars}
     last = {atom: i for i, eqn in enumerate(jaxpr.eqns) for atom in _arrays(eqn.invars)}
     last |= dict.fromkeys(_arrays(jaxpr.outvars), len(jaxpr.eqns))
     live = peak = 0
     for i, eqn in enumerate(jaxpr.eqns):
         before, live = live, live + _bytes_of({*eqn.outvars} - free)
-        # A loop has room for all its results from the start; a call makes its results inside.
+        # A loop allocates all its results at the start; a call allocates them inside.
         around = live if eqn.primitive.name == "scan" else before
         inside = max((_peak(body, _free_inside(eqn, body, free)) for body in programs_in(eqn)), default=0)
         peak = max(peak, live, around + inside)
@@ -104,7 +110,7 @@ def _peak(jaxpr: Any, free: set[Any]) -> int:
 
 
 def _free_inside(eqn: Any, body: Any, free: set[Any]) -> set[Any]:
-    """The results of a body that are results of the equation, and free there."""
+    """Outputs of a body that are free outputs of the equation."""
     if len(body.outvars) != len(eqn.outvars):
         return set()
     pairs = zip(eqn.outvars, body.outvars, strict=True)

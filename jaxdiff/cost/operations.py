@@ -1,17 +1,17 @@
 """Multiply-adds of a traced program, from the shapes of its matrix products and convolutions alone.
 
-Conventions, those of published figures:
+Conventions, as in published figures:
 
-- one multiply-add is two floating-point operations; additions, norms, activations and softmax count nothing;
-- taps of a convolution that fall on padding count, taps that fall between dilated values do not. Two of tap, input and
-  output say which the third is, so that an axis of space costs the smallest product of two of their numbers. The
-  gradients of a convolution then cost exactly what it costs;
-- what is computed again (`remat`) counts again, a scan its length times, branches as much as the dearest of them, and a
-  loop of unknown length once;
-- a product of two matrices, one of which depends on no input, is none of the network's work: group norm folds channels
-  into groups that way. Such products are counted apart.
+- One multiply-add is two floating-point operations. Additions, norms, activations and softmax count 0.
+- Convolution taps on padding count; taps between dilated values do not. Any two of tap, input and output position
+  determine the third, so a spatial axis costs the smallest product of two of their sizes. Each gradient of a
+  convolution then costs as much as the convolution.
+- Recomputation (`remat`) counts again, a scan counts its length times, a conditional counts its most expensive branch,
+  and a loop of unknown length counts once.
+- A product of two matrices, one of which depends on no input, is counted separately: group norm folds channels into
+  groups that way, which is no work of the network.
 
-Kernels that hide their products (cuDNN's attention, Pallas) are not seen: trace for the CPU, where there are none.
+Kernels that hide their products (cuDNN's attention, Pallas) are not counted: trace for the CPU, which has none.
 """
 
 import collections
@@ -25,11 +25,11 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 @dataclasses.dataclass(frozen=True)
 class Operations:
-    """What a program multiplies and adds.
+    """Multiply-adds of a program.
 
     Attributes:
-      by_dtype: multiply-adds by the type of their operands.
-      constant: multiply-adds of matrices with constant ones, which `by_dtype` leaves out.
+      by_dtype: multiply-adds by the dtype of their operands.
+      constant: multiply-adds with constant matrices, which `by_dtype` does not include.
     """
 
     by_dtype: Mapping[str, int]
@@ -41,26 +41,26 @@ class Operations:
 
 
 def count(program: ClosedJaxpr) -> Operations:
-    """The multiply-adds of a program that `jax.make_jaxpr` has traced."""
+    """Count the multiply-adds of a program traced by `jax.make_jaxpr`."""
     tally: collections.Counter[str] = collections.Counter()
     jaxpr: Any = program.jaxpr
     _walk(jaxpr, [False] * len(jaxpr.invars), tally)
     return Operations({name: tally[name] for name in sorted(tally) if name}, tally[_CONSTANT])
 
 
-_CONSTANT = ""  # the name under which products with constant matrices are tallied
+_CONSTANT = ""  # key of products with constant matrices
 
 
 def _walk(jaxpr: Any, constant: Sequence[bool], tally: collections.Counter) -> list[bool]:
-    """Add to `tally`. `constant` says which inputs depend on nothing; returns the same of the outputs."""
+    """Add to `tally`. `constant` marks inputs that are constants; returns the same marks of the outputs."""
     fixed = dict(zip(jaxpr.invars, constant, strict=True))
 
     def is_constant(atom: Any) -> bool:
-        return isinstance(atom, Literal) or fixed.get(atom, True)  # what is closed over depends on nothing
+        return isinstance(atom, Literal) or fixed.get(atom, True)  # closed-over values are constants
 
     for eqn in jaxpr.eqns:
-        given = [is_constant(atom) for atom in eqn.invars]
-        fixed.update(zip(eqn.outvars, _equation(eqn, given, tally), strict=True))
+        marks = [is_constant(atom) for atom in eqn.invars]
+        fixed.update(zip(eqn.outvars, _equation(eqn, marks, tally), strict=True))
     return [is_constant(atom) for atom in jaxpr.outvars]
 
 
@@ -83,12 +83,12 @@ def _equation(eqn: Any, constant: list[bool], tally: collections.Counter) -> lis
     length = 1
     if eqn.primitive.name == "scan":
         length = eqn.params["length"]
-        constants = eqn.params["num_consts"]  # all else changes from step to step
+        constants = eqn.params["num_consts"]  # the other inputs change from step to step
         constant = [flag and i < constants for i, flag in enumerate(constant)]
     results = [False] * len(eqn.outvars)
     for body in bodies:
         inner: collections.Counter[str] = collections.Counter()
-        # Of a call, whose inputs are the equation's, and of a scan.
+        # In calls and scans, the inputs of the body are those of the equation.
         same = len(bodies) == 1 and len(body.invars) == len(constant)
         found = _walk(body, constant if same else [False] * len(body.invars), inner)
         tally.update({name: length * number for name, number in inner.items()})
@@ -98,7 +98,7 @@ def _equation(eqn: Any, constant: list[bool], tally: collections.Counter) -> lis
 
 
 def programs_in(eqn: Any) -> Iterator[Any]:
-    """The programs inside an equation: of a call, a loop or branches."""
+    """The programs inside an equation: the body of a call or loop, or branches."""
     for value in eqn.params.values():
         for item in value if isinstance(value, list | tuple) else (value,):
             if isinstance(item, ClosedJaxpr):
@@ -108,19 +108,19 @@ def programs_in(eqn: Any) -> Iterator[Any]:
 
 
 def _dot(eqn: Any) -> int:
-    """Every output is a sum over the contracted axes."""
+    """Each output element is a sum over the contracted axes."""
     (contracted, _), _ = eqn.params["dimension_numbers"]
     left = eqn.invars[0].aval.shape
     return math.prod(eqn.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
 
 
 def _convolution(eqn: Any) -> int:
-    # Each a list of axes: batch, channels, space; of the kernel outputs, inputs, space.
+    # Lists of axes: batch, channels, spatial axes; of the kernel: outputs, inputs, spatial axes.
     layout = eqn.params["dimension_numbers"]
     inputs, kernel = (atom.aval.shape for atom in eqn.invars)
     outputs = eqn.outvars[0].aval.shape
     space = zip(layout.lhs_spec[2:], layout.rhs_spec[2:], layout.out_spec[2:], strict=True)
     sizes = (sorted((inputs[i], kernel[k], outputs[o])) for i, k, o in space)
     products = math.prod(small * middle for small, middle, _ in sizes)
-    # The kernel's input channels are those of one group already.
+    # The kernel has the input channels of one group only.
     return outputs[layout.out_spec[0]] * outputs[layout.out_spec[1]] * kernel[layout.rhs_spec[1]] * products

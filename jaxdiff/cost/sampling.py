@@ -1,4 +1,4 @@
-"""How often one image runs the network: calls of the sampler, times what guidance makes of each."""
+"""Network evaluations per sampled image: calls of the sampler times evaluations per guided call."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,37 +18,38 @@ from jaxdiff.sampling.recipe import Recipe
 
 @dataclasses.dataclass(frozen=True)
 class Evaluations:
-    """What a recipe does for one image.
+    """Work of a recipe for one image.
 
     Attributes:
-      calls: of the sampler; the most there can be, where that depends on the data.
-      model: evaluations of the network per call; a fraction where guidance acts in an interval only.
-      guide: evaluations per call of another model (`Autoguidance`).
-      other: multiply-adds per call beside them, of a classifier for example.
+      calls: calls of the sampler; an upper bound if their number depends on the data.
+      model: evaluations of the network per call; a mean over the grid if guidance acts in an interval only.
+      guiding_model: evaluations of another model per call (`Autoguidance`).
+      other: further multiply-adds per call, for example of a classifier.
     """
 
     calls: int
     model: float
-    guide: float
+    guiding_model: float
     other: Operations
 
 
 def evaluations(
     recipe: Recipe, process: Process, shape: tuple[int, int, int], conditions: Callable[[], Conditions]
 ) -> Evaluations:
-    """Trace one guided call with a stand-in for the network, and see how many images the stand-in is shown.
+    """Count evaluations by tracing one guided call with a stand-in for the network.
 
     Args:
-      recipe, process: as for sampling; the times of the grid are computed.
+      recipe: the sampling recipe; the times of its grid are computed.
+      process: the forward process.
       shape: (height, width, channels) of an image.
-      conditions: makes the conditions of one image, as sampling has them; called while tracing.
+      conditions: returns the encoded conditions of one image; called while tracing.
     """
     x, t = jax.ShapeDtypeStruct((1, *shape), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
 
-    def trace(guide: Callable | None) -> Any:
+    def trace(guiding_model: Callable | None) -> Any:
         def guided(x: Any, t: Any, keys: Any) -> Any:
-            denoise = recipe.denoiser(_stand_in(_MODEL), process, conditions(), keys, guide)
+            denoise = recipe.denoiser(_stand_in(_MODEL), process, conditions(), keys, guiding_model)
             if isinstance(denoise, StatefulDenoiser):
                 return denoise.call(denoise.init(x), x, t)
             return denoise(x, t)
@@ -57,18 +58,18 @@ def evaluations(
 
     try:
         program = trace(None)
-    except UserError:  # it needs a guide, which those that need none refuse
-        program = trace(_stand_in(_GUIDE))
-    inside = _share_of_interval(recipe, process)
-    model, guide = (_images(program.jaxpr, name, inside) for name in (_MODEL, _GUIDE))
-    return Evaluations(recipe.calls(process), model, guide, count(program))
+    except UserError:  # this guidance needs a guiding model; the others refuse one
+        program = trace(_stand_in(_GUIDING_MODEL))
+    inside = _fraction_in_interval(recipe, process)
+    model, guiding_model = (_images(program.jaxpr, name, inside) for name in (_MODEL, _GUIDING_MODEL))
+    return Evaluations(recipe.calls(process), model, guiding_model, count(program))
 
 
-_MODEL, _GUIDE = "jaxdiff_model", "jaxdiff_guide"
+_MODEL, _GUIDING_MODEL = "jaxdiff_model", "jaxdiff_guiding_model"
 
 
 def _stand_in(name: str) -> Callable:
-    """A conditional denoiser that traces show as a call of this name."""
+    """A conditional denoiser that appears in traces as a call of this name."""
 
     def predict(x: Any, t: Any) -> Prediction:
         return Prediction(x * t, x + t)
@@ -79,7 +80,7 @@ def _stand_in(name: str) -> Callable:
 
 
 def _images(jaxpr: Any, name: str, inside: float) -> float:
-    """Images that calls of this name are shown; of two branches the dearer one is taken in a share `inside`."""
+    """Batch rows of the calls of this name; `inside`: weight of the more expensive of two branches."""
     total = 0.0
     for eqn in jaxpr.eqns:
         if eqn.params.get("name") == name:
@@ -93,8 +94,8 @@ def _images(jaxpr: Any, name: str, inside: float) -> float:
     return total
 
 
-def _share_of_interval(recipe: Recipe, process: Process) -> float:
-    """The share of the grid's times at which guidance acts; 1 where it knows no interval."""
+def _fraction_in_interval(recipe: Recipe, process: Process) -> float:
+    """The fraction of the grid's times at which guidance acts; 1 for guidance without an interval."""
     interval: Any = getattr(recipe.guidance, "interval", None)
     if interval is None:
         return 1.0

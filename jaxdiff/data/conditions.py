@@ -1,4 +1,4 @@
-"""Fields of an example that are made of its image: what conditions see. They follow crops and flips in a pipeline."""
+"""Condition fields computed from an example's image, such as its low resolution. They follow crops and flips."""
 
 import dataclasses
 
@@ -7,25 +7,25 @@ import numpy as np
 from jaxdiff.data import images
 from jaxdiff.data.degradations import Degradation
 from jaxdiff.data.sources import Example
-from jaxdiff.errors import require
+from jaxdiff.errors import expect
 
-OWN = ("image", "index", "label")
+RESERVED = ("image", "index", "label")
 
 
 @dataclasses.dataclass(frozen=True)
 class Degrade:
-    """A degraded image as a field: ``Degrade("low_res", Downsample(4))``.
+    """Stores a degraded copy of the image as a field: ``Degrade("low_res", Downsample(4))``.
 
     Attributes:
-      field: its name in the batch, that of the condition which reads it.
-      degradation: what happens to the image.
+      field: name of the field in the batch, which is the name of the condition that reads it.
+      degradation: the degradation of the image.
     """
 
     field: str
     degradation: Degradation
 
     def __post_init__(self):
-        require(self.field not in OWN, "field", self.field, "it would be overwritten", "use another name")
+        _check_name("field", self.field)
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         return {**example, self.field: self.degradation(example["image"], rng)}
@@ -33,13 +33,13 @@ class Degrade:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """One of several degradations as a field, drawn anew each time, and which one it was: one model for all tasks.
+    """Draws one of several degradations for each example, so that one model learns all of them.
 
     Attributes:
-      field: name of the degraded image, float32 between -1 and 1 whatever was drawn.
-      degradations: of which one is drawn; their results must have one shape.
-      weights: how often each is drawn, up to a factor; equally often by default.
-      task_field: name of the number of the degradation that was drawn, int32; None for not to tell.
+      field: field of the degraded image, float32 in [-1, 1] for every degradation.
+      degradations: degradations to draw from; their results must have one shape.
+      weights: relative frequency of each degradation; None for equal frequencies.
+      task_field: field of the drawn degradation's index, int32; None to omit it.
     """
 
     field: str
@@ -48,21 +48,28 @@ class Choice:
     task_field: str | None = "task"
 
     def __post_init__(self):
-        for name in ("field", "task_field"):
-            value = getattr(self, name)
-            require(value not in OWN, name, value, "it would be overwritten", "use another name")
-        fix = "use two names"
-        require(self.field != self.task_field, "task_field", self.task_field, "it is field as well", fix)
+        _check_name("field", self.field)
+        _check_name("task_field", self.task_field)
+        distinct = self.field != self.task_field
+        expect(
+            distinct, "task_field", self.task_field, f"a name other than field={self.field!r}", "rename one"
+        )
         count = len(self.degradations)
-        require(count > 0, "degradations", self.degradations, "there is no choice", "give at least one")
+        expect(count > 0, "degradations", self.degradations, "at least one degradation", "give one")
         fits = self.weights is None or (len(self.weights) == count and min(self.weights) > 0)
-        fix = "give a number > 0 for each, or None"
-        require(fits, "weights", self.weights, f"these are no weights of {count} degradations", fix)
+        expect(
+            fits, "weights", self.weights, f"{count} numbers > 0", "give one for each degradation, or None"
+        )
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         weights = np.ones(len(self.degradations)) if self.weights is None else np.asarray(self.weights)
         task = int(rng.choice(len(weights), p=weights / weights.sum()))
-        shown = self.degradations[task](example["image"], rng)
-        shown = images.to_float(shown) if shown.dtype == np.uint8 else shown
-        told: Example = {} if self.task_field is None else {self.task_field: np.array(task, np.int32)}
-        return {**example, self.field: shown, **told}
+        degraded = self.degradations[task](example["image"], rng)
+        degraded = images.to_float(degraded) if degraded.dtype == np.uint8 else degraded
+        index: Example = {} if self.task_field is None else {self.task_field: np.array(task, np.int32)}
+        return {**example, self.field: degraded, **index}
+
+
+def _check_name(field: str, name: str | None) -> None:
+    fix = "use another name: this field would be overwritten"
+    expect(name not in RESERVED, field, name, f"a name other than {', '.join(RESERVED)}", fix)

@@ -1,8 +1,8 @@
-"""Degradations: from an image to what a network is shown in its place, such as a small, blurred or grey one.
+"""Degradations: random functions of an image that make the input of restoration tasks, such as a blurred image.
 
-Each takes an image uint8 [height, width, channels] and the generator of its draws; `data/conditions.py` makes fields
-of examples with them, and `data/masks.py` has those that hide pixels. Ranges are (lowest, highest), and a strength is
-drawn uniformly between the two; give the same number twice to fix it.
+Each takes an image uint8 [height, width, channels] and the generator of its draws. `data/conditions.py` stores the
+results as fields of examples; `data/masks.py` has degradations that hide pixels. A strength is drawn uniformly from a
+range (lowest, highest); give the same number twice to fix it.
 """
 
 import dataclasses
@@ -13,57 +13,59 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 
 from jaxdiff.data import images
-from jaxdiff.errors import UserError, require
+from jaxdiff.errors import UserError, between, expect, positive
 
-Picture = UInt8[np.ndarray, "height width channels"]
-Changed = UInt8[np.ndarray, "new_height new_width new_channels"]
+ImageArray = UInt8[np.ndarray, "height width channels"]
+OutputArray = UInt8[np.ndarray, "new_height new_width new_channels"]
 LEVELS = 255
-TRUNCATE = 4.0  # Gaussian kernels end at so many standard deviations
+TRUNCATE = 4.0  # radius of Gaussian kernels, in standard deviations
 
 
 @runtime_checkable
 class Degradation(Protocol):
-    """A random function of one image; bytes stay bytes, floats that it returns are on the scale from -1 to 1."""
+    """Random function of one image uint8; returns uint8, or floats in [-1, 1]."""
 
     def __call__(
-        self, image: Picture, rng: np.random.Generator
+        self, image: ImageArray, rng: np.random.Generator
     ) -> Shaped[np.ndarray, "new_height new_width new_channels"]: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Downsample:
-    """An image at a whole fraction of its size: the condition of super-resolution.
+    """Shrinks an image by an integer factor: the condition of super-resolution.
 
     Attributes:
-      factor: how many times smaller each side becomes.
-      method: "area" takes means of squares; "bilinear", "bicubic" and "lanczos" are low-passed (`images.resize`);
-        "nearest" picks pixels and aliases.
+      factor: divisor of each side, an integer > 1.
+      method: "area" averages squares; "bilinear", "bicubic" and "lanczos" low-pass (`images.resize`); "nearest" picks
+        pixels and aliases.
     """
 
     factor: int = 4
     method: images.Resampling = "area"
 
     def __post_init__(self):
-        require(self.factor > 1, "factor", self.factor, "the image would not shrink", "give at least 2")
+        expect(
+            self.factor > 1, "factor", self.factor, "an integer > 1", "give at least 2, so that images shrink"
+        )
 
-    def __call__(self, image: Picture, rng: np.random.Generator) -> Changed:
+    def __call__(self, image: ImageArray, rng: np.random.Generator) -> OutputArray:
         height, width, _ = image.shape
         if height % self.factor or width % self.factor:
             raise UserError(
-                f"factor={self.factor}: it does not divide an image of {height} x {width} pixels. "
-                "Fix: use a divisor of both sides, or crop before"
+                f"factor={self.factor}: expected a divisor of both sides, got an image of {height} x {width} pixels. "
+                "Fix: use another factor, or crop first"
             )
         return images.resize(image, (height // self.factor, width // self.factor), self.method)
 
 
 @dataclasses.dataclass(frozen=True)
 class Blur:
-    """Gaussian blur; the image is mirrored at its edges.
+    """Gaussian blur, with the image mirrored at its edges.
 
     Attributes:
-      sigma: range of the standard deviation, in pixels; 0 leaves the image as it is.
-      probability: how often the image is blurred at all; Ho et al. 2022 ("Cascaded Diffusion Models", section 4.1)
-        blur the small image half of the time.
+      sigma: range of the standard deviation, in pixels; 0 leaves the image unchanged.
+      probability: fraction of images that are blurred. Ho et al. 2022 ("Cascaded Diffusion Models", section 4.1)
+        blur the low-resolution image with probability 0.5.
     """
 
     sigma: tuple[float, float] = (0.4, 0.6)
@@ -71,14 +73,13 @@ class Blur:
 
     def __post_init__(self):
         _check_range("sigma", self.sigma, 0.0, np.inf)
-        fits = 0 <= self.probability <= 1
-        require(fits, "probability", self.probability, "it is a probability", "give a number from 0 to 1")
+        between(self, "probability", 0.0, 1.0)
 
-    def __call__(self, image: Picture, rng: np.random.Generator) -> Picture:
+    def __call__(self, image: ImageArray, rng: np.random.Generator) -> ImageArray:
         from scipy import ndimage
 
-        strikes, sigma = rng.random() < self.probability, rng.uniform(*self.sigma)
-        if not strikes or sigma == 0:
+        blurred, sigma = rng.random() < self.probability, rng.uniform(*self.sigma)
+        if not blurred or sigma == 0:
             return image
         floats = image.astype(np.float32)
         return _bytes(ndimage.gaussian_filter(floats, (sigma, sigma, 0), mode="reflect", truncate=TRUNCATE))
@@ -86,7 +87,7 @@ class Blur:
 
 @dataclasses.dataclass(frozen=True)
 class GaussianNoise:
-    """White noise, independent in each channel, rounded and clipped.
+    """Additive white Gaussian noise, independent in each channel; the result is rounded and clipped.
 
     Attributes:
       std: range of the standard deviation, in levels of 0..255.
@@ -97,16 +98,16 @@ class GaussianNoise:
     def __post_init__(self):
         _check_range("std", self.std, 0.0, np.inf)
 
-    def __call__(self, image: Picture, rng: np.random.Generator) -> Picture:
+    def __call__(self, image: ImageArray, rng: np.random.Generator) -> ImageArray:
         return _bytes(image + rng.uniform(*self.std) * rng.standard_normal(image.shape))
 
 
 @dataclasses.dataclass(frozen=True)
 class Jpeg:
-    """What is left of an image, grey or colour, after JPEG (baseline, chroma at half the size).
+    """JPEG compression and decompression of a grey or RGB image (baseline, 4:2:0 chroma subsampling).
 
     Attributes:
-      quality: range of libjpeg's quality, whole numbers from 1 to 95, both ends included.
+      quality: range of libjpeg's quality, integers from 1 to 95, both ends included.
     """
 
     quality: tuple[int, int] = (30, 95)
@@ -114,10 +115,10 @@ class Jpeg:
     def __post_init__(self):
         _check_range("quality", self.quality, 1.0, 95.0)
 
-    def __call__(self, image: Picture, rng: np.random.Generator) -> Picture:
+    def __call__(self, image: ImageArray, rng: np.random.Generator) -> ImageArray:
         from PIL import Image
 
-        require(image.shape[2] in (1, 3), "image", image.shape, "JPEG has 1 or 3 channels", "pick channels")
+        expect(image.shape[2] in (1, 3), "image", image.shape, "1 or 3 channels for JPEG", "select channels")
         lowest, highest = self.quality
         file = io.BytesIO()
         quality = int(rng.integers(lowest, highest + 1))
@@ -129,12 +130,12 @@ class Jpeg:
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """Several degradations, one after the other."""
+    """Applies several degradations in order."""
 
     steps: tuple[Degradation, ...]
 
     def __call__(
-        self, image: Picture, rng: np.random.Generator
+        self, image: ImageArray, rng: np.random.Generator
     ) -> Shaped[np.ndarray, "new_height new_width new_channels"]:
         result = image
         for step in self.steps:
@@ -144,19 +145,19 @@ class Chain:
 
 @dataclasses.dataclass(frozen=True)
 class Bsr:
-    """Blur twice, shrink and add noise in a random order, then JPEG: in the manner of blind super-resolution.
+    """BSR degradation of blind super-resolution: two blurs, shrinking and noise in random order, then JPEG.
 
-    After Zhang et al. 2021, "Designing a Practical Degradation Model for Deep Blind Image Super-Resolution", section 3,
-    and simplified: both blurs are isotropic, noise is white (theirs can be grey or correlated between channels, and
-    imitates a camera's sensor), the image shrinks at most once, and JPEG strikes once, at the end. unCLIP's last
-    upsampler was trained on such images (Ramesh et al. 2022, section 2.3). Default ranges are from memory.
+    A simplification of Zhang et al. 2021, "Designing a Practical Degradation Model for Deep Blind Image
+    Super-Resolution", section 3. Here both blurs are isotropic and noise is white; theirs can also be grey, correlated
+    between channels, or imitate a camera's sensor. The image shrinks at most once, and JPEG comes once, at the end.
+    unCLIP's last upsampler was trained on such images (Ramesh et al. 2022, section 2.3). The default ranges were not
+    checked against the papers.
 
     Attributes:
-      factor: how many times smaller the image becomes, by a method drawn from area, bilinear and bicubic; 1 keeps the
-        size.
-      sigma: of each blur, see `Blur`.
-      std: of the noise, see `GaussianNoise`.
-      quality: see `Jpeg`.
+      factor: divisor of each side, by a method drawn from area, bilinear and bicubic; 1 keeps the size.
+      sigma: range of the standard deviation of each blur, see `Blur`.
+      std: range of the standard deviation of the noise, see `GaussianNoise`.
+      quality: range of JPEG's quality, see `Jpeg`.
     """
 
     factor: int = 1
@@ -165,12 +166,14 @@ class Bsr:
     quality: tuple[int, int] = (30, 95)
 
     def __post_init__(self):
-        require(self.factor >= 1, "factor", self.factor, "it would enlarge the image", "give 1 or more")
+        expect(
+            self.factor >= 1, "factor", self.factor, "an integer >= 1", "give 1 or more: images cannot grow"
+        )
         _check_range("sigma", self.sigma, 0.0, np.inf)
         _check_range("std", self.std, 0.0, np.inf)
         _check_range("quality", self.quality, 1.0, 95.0)
 
-    def __call__(self, image: Picture, rng: np.random.Generator) -> Changed:
+    def __call__(self, image: ImageArray, rng: np.random.Generator) -> OutputArray:
         blur = Blur(self.sigma)
         steps: list[Degradation] = [blur, blur, GaussianNoise(self.std)]
         if self.factor > 1:
@@ -182,30 +185,31 @@ class Bsr:
 
 @dataclasses.dataclass(frozen=True)
 class Grayscale:
-    """The luma of ITU-R BT.601, 0.299 R + 0.587 G + 0.114 B: the condition of colourisation.
+    """Luma of ITU-R BT.601, 0.299 R + 0.587 G + 0.114 B: the condition of colourisation.
 
     Attributes:
-      channels: 1, or 3 equal ones.
+      channels: 1, or 3 for three equal channels.
     """
 
     channels: Literal[1, 3] = 1
 
-    def __call__(self, image: Picture, rng: np.random.Generator) -> Changed:
+    def __call__(self, image: ImageArray, rng: np.random.Generator) -> OutputArray:
         return _luma(image)[..., None].repeat(self.channels, axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Edges:
-    """Lines along the edges of an image, white on black: the condition of sketch to image.
+    """Canny edges of an image, white lines on black: the condition of sketch to image.
 
-    Canny 1986, "A Computational Approach to Edge Detection": derivatives of a Gaussian of the luma, maxima along the
-    gradient (to the nearest of eight directions), and hysteresis. The gradient is scaled so that a long straight step
-    has its height, on the scale from 0 to 1.
+    Canny 1986, "A Computational Approach to Edge Detection": Gaussian derivatives of the luma, maxima along the
+    gradient (to the nearest of eight directions), then hysteresis. The gradient is scaled so that at a long straight
+    step it equals the step's height, on the scale 0 to 1.
 
     Attributes:
       sigma: standard deviation of the Gaussian, in pixels.
-      low, high: heights of a step: lines are where it is `low` or more, and somewhere along the line `high` or more.
-      channels: 1, or 3 equal ones.
+      low: least step height, 0 to 1, anywhere on a line.
+      high: least step height, 0 to 1, of the highest point of a line.
+      channels: 1, or 3 for three equal channels.
     """
 
     sigma: float = 1.0
@@ -214,11 +218,10 @@ class Edges:
     channels: Literal[1, 3] = 1
 
     def __post_init__(self):
-        require(self.sigma > 0, "sigma", self.sigma, "a derivative needs a width", "give a number > 0")
-        fits = 0 < self.low <= self.high
-        require(fits, "low", self.low, f"it is not between 0 and high={self.high}", "give 0 < low <= high")
+        positive(self, "sigma")
+        between(self, "low", 0.0, self.high, open_low=True)
 
-    def __call__(self, image: Picture, rng: np.random.Generator) -> Changed:
+    def __call__(self, image: ImageArray, rng: np.random.Generator) -> OutputArray:
         from scipy import ndimage
 
         grey = _luma(image).astype(np.float64) / LEVELS
@@ -235,7 +238,7 @@ class Edges:
         return (drawn[..., None] * np.uint8(LEVELS)).repeat(self.channels, axis=-1)
 
     def _derivative(self, grey: np.ndarray, axis: int) -> np.ndarray:
-        """Along one axis, of the image smoothed along both."""
+        """Derivative along one axis of the image, smoothed along both axes."""
         from scipy import ndimage
 
         for direction in (0, 1):
@@ -246,7 +249,7 @@ class Edges:
 
 
 def _is_ridge(height: np.ndarray, down: np.ndarray, across: np.ndarray) -> np.ndarray:
-    """Where `height` is the largest along its gradient; of two that are equal, the one that comes first."""
+    """Where `height` is largest along its gradient; of two equal neighbours, the first."""
     padded = np.pad(height, 1)
     rows, columns = height.shape
     octant = np.rint(np.arctan2(down, across) / (np.pi / 4)).astype(int) % 4
@@ -254,7 +257,7 @@ def _is_ridge(height: np.ndarray, down: np.ndarray, across: np.ndarray) -> np.nd
     for i, (dy, dx) in enumerate(((0, 1), (1, 1), (1, 0), (1, -1))):
         ahead = padded[1 + dy : 1 + dy + rows, 1 + dx : 1 + dx + columns]
         behind = padded[1 - dy : 1 - dy + rows, 1 - dx : 1 - dx + columns]
-        # Steps between two pixels give two slopes that are equal but for rounding.
+        # A step between two pixels gives two slopes that are equal up to rounding.
         ridge |= (octant == i) & (height >= ahead - 1e-9) & (height > behind + 1e-9)
     return ridge
 
@@ -262,7 +265,7 @@ def _is_ridge(height: np.ndarray, down: np.ndarray, across: np.ndarray) -> np.nd
 def _luma(image: np.ndarray) -> np.ndarray:
     from PIL import Image
 
-    require(image.shape[2] in (1, 3), "image", image.shape, "it is neither grey nor RGB", "pick channels")
+    expect(image.shape[2] in (1, 3), "image", image.shape, "a grey or RGB image", "select 1 or 3 channels")
     return image[..., 0] if image.shape[2] == 1 else np.asarray(Image.fromarray(image).convert("L"))
 
 
@@ -272,5 +275,5 @@ def _bytes(levels: np.ndarray) -> np.ndarray:
 
 def _check_range(field: str, value: tuple, least: float, most: float) -> None:
     fits = len(value) == 2 and least <= value[0] <= value[1] <= most
-    limits = f"from {least:g} up" if most == np.inf else f"from {least:g} to {most:g}"
-    require(fits, field, value, f"this is no range (lowest, highest) {limits}", "give two numbers in order")
+    expected = f"a range (lowest, highest) within [{least:g}, {most:g}]"
+    expect(fits, field, value, expected, "give two numbers in order")

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits as a TFDS data set. Importing this module imports TFDS."""
+"""Digits: scikit-learn's handwritten digits as a TFDS data set. Importing this module imports TFDS."""
 
 import io
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 TEST_SIZE = 297
-LEVELS = 16  # the scans count the ink of 4x4 binary pixels
+LEVELS = 16  # the scans count the black pixels of 4x4 blocks
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
@@ -50,22 +50,26 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         from PIL import Image
 
         for row in rows:
-            png = io.BytesIO()  # an encoded image: TFDS would encode an array with TensorFlow
+            png = io.BytesIO()  # encoded here, as TFDS would encode an array with TensorFlow
             Image.fromarray(images[row]).save(png, format="PNG")
             png.seek(0)
             yield int(row), {"image": png, "label": int(labels[row])}
 
 
 def stratified_split(labels: np.ndarray, test_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split rows so that each class gives its share, to within one, to the test rows; always the same.
+    """Deterministic stratified split: each class has the same fraction of test rows, up to one row.
 
-    The file is ordered by writer, so rows are shuffled first; then, sorted by class, evenly spaced ones are
-    taken for testing.
+    The file is ordered by writer, so rows are shuffled first. Then they are sorted by class, and evenly spaced rows
+    become the test rows.
+
+    Args:
+      labels: class of each row, [n].
+      test_size: number of test rows.
 
     Returns:
-      Row numbers of the training and of the test examples.
+      Row indices of the training and of the test examples.
     """
-    # RandomState's stream is frozen by NumPy (NEP 19); a Generator's may change with a version.
+    # NumPy freezes the stream of a RandomState (NEP 19); a Generator's may change with the version.
     order = np.random.RandomState(0).permutation(len(labels))
     by_class = order[np.argsort(labels[order], kind="stable")]
     is_test = np.zeros(len(labels), bool)

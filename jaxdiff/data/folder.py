@@ -1,4 +1,4 @@
-"""Folders of image files, with classes by subfolder and captions beside the images."""
+"""Image folders: PNG, JPEG and WebP files with classes by subfolder, and captions from text files or a table."""
 
 import csv
 import dataclasses
@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxdiff.data.decoding import FORMATS, Fit, read_image, square
 from jaxdiff.data.sources import Example
-from jaxdiff.errors import UserError, require
+from jaxdiff.errors import UserError, between, expect, positive
 
 Captions = Mapping[str, list[str]]
 TABLES = (".jsonl", ".csv")
@@ -22,34 +22,35 @@ TABLES = (".jsonl", ".csv")
 
 @dataclasses.dataclass(frozen=True)
 class ImageFolder:
-    """The PNG, JPEG and WebP files in a folder and its subfolders, as squares of one size, in the order of their names.
+    """The images in a folder and its subfolders, cut to squares of one size, in the order of their names.
 
-    Hidden files are left out. How files become pixels: `decoding.read_image` and `decoding.square`.
+    Hidden files are skipped. `decoding.read_image` and `decoding.square` turn a file into pixels.
 
     Attributes:
       path: the folder.
-      size: of the images, in pixels.
+      size: side of the square images, in pixels.
       channels: 3 for RGB or 1 for grey.
-      split: "train", "test" or "all". A file is for testing if the hash of its name says so: others that come or go
-        do not move it.
-      test_share: how many are, on average.
-      label: "folder" makes each subfolder a class, numbered in the order of the names; None has no labels.
-      captions: the field `text`. None; "txt", a file of the same name beside each image, with a caption a line; or the
-        name of a table in the folder, .jsonl or .csv with a header. A list in .jsonl, and several rows of one image,
-        are several captions: an array, of which `data.text.Tokenize` draws one.
-      file_column, text_column: names of the table's columns; files are named from the folder on.
-      fit: how pictures are resized, see `decoding.square`.
-      background: the colour under what is transparent.
-      broken: what to do about a file that cannot be read: "error", or "skip" to show the next one that can.
-      max_broken: the share of broken files above which to stop all the same.
-      max_pixels: of a picture as it is stored; a larger one counts as broken, and is not decoded.
+      split: "train", "test" or "all". The hash of a file's name assigns its split, so adding or removing other files
+        does not move it.
+      test_fraction: expected fraction of files in the test split.
+      label: "folder" makes each subfolder a class, numbered in the order of the names; None for no labels.
+      captions: source of the field `text`. None; "txt" for a .txt file of the same name next to each image, one caption
+        a line; or the name of a table in the folder, .jsonl or .csv with a header. A list in .jsonl, or several rows
+        of one image, give several captions: an array, from which `data.text.Tokenize` draws one.
+      file_column: column of the file's path, relative to the folder.
+      text_column: column of the caption.
+      fit: resizing method, see `decoding.square`.
+      background: colour behind transparent pixels, red, green and blue from 0 to 255.
+      broken: "error" to stop at an unreadable file, or "skip" to use the next readable one instead.
+      max_broken: fraction of unreadable files above which "skip" stops too.
+      max_pixels: most pixels of a stored image; a larger image counts as unreadable and is not decoded.
     """
 
     path: str
     size: int
     channels: Literal[1, 3] = 3
     split: Literal["train", "test", "all"] = "all"
-    test_share: float = 0.1
+    test_fraction: float = 0.1
     label: Literal["folder"] | None = "folder"
     captions: str | None = None
     file_column: str = "file_name"
@@ -61,51 +62,52 @@ class ImageFolder:
     max_pixels: int = 80_000_000
 
     def __post_init__(self):
-        require(self.size > 0, "size", self.size, "nothing would be left", "give at least 1")
-        for field in ("test_share", "max_broken"):
-            fits = 0 <= getattr(self, field) <= 1
-            require(fits, field, getattr(self, field), "it is a share", "give a number from 0 to 1")
+        positive(self, "size", "max_pixels")
+        between(self, "test_fraction", 0.0, 1.0)
+        between(self, "max_broken", 0.0, 1.0)
         fits = all(0 <= level <= 255 for level in self.background)
-        require(fits, "background", self.background, "it is no colour", "give red, green, blue from 0 to 255")
-        require(self.max_pixels > 0, "max_pixels", self.max_pixels, "nothing is so small", "give at least 1")
+        expect(
+            fits, "background", self.background, "red, green and blue in [0, 255]", "give three such numbers"
+        )
         fits = self.captions in (None, "txt") or str(self.captions).endswith(TABLES)
-        fix = "give txt, or the name of a .jsonl or .csv file in the folder"
-        require(fits, "captions", self.captions, "captions are read from no such file", fix)
+        fix = "name a .jsonl or .csv file in the folder"
+        expect(fits, "captions", self.captions, "None, 'txt', or a .jsonl or .csv file", fix)
 
     @property
     def name(self) -> str:
         return self.path
 
     def open(self) -> "FolderExamples":
-        """The examples, ready to be read.
+        """List the files of the split, their classes and captions.
 
         Raises:
-          UserError: there is no such folder or no image in it; an image has no class or no caption.
+          UserError: the folder is missing or has no images, or an image has no class or no caption.
         """
         root = Path(self.path).expanduser()
-        require(root.is_dir(), "path", self.path, "there is no such folder", "name a folder of images")
+        got = "a file" if root.exists() else "no such path"
+        expect(root.is_dir(), "path", self.path, "a folder of images", "check the path", got)
         paths = [path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in FORMATS]
         files = [path.as_posix() for path in sorted(paths) if not any(p.startswith(".") for p in path.parts)]
-        fix = f"put {', '.join(FORMATS)} files there"
-        require(bool(files), "path", self.path, "there is no image in this folder", fix)
+        expect(bool(files), "path", self.path, f"{', '.join(FORMATS)} files", "put images there", "none")
         classes = None
         if self.label == "folder":
             loose = [file for file in files if "/" not in file]
-            fix = "put it into the folder of its class, or use label=None"
-            require(not loose, "label", self.label, f"{', '.join(loose[:1])} is in no subfolder", fix)
-            # Of all splits: a number must not depend on which is read.
+            fix = "move it into the folder of its class, or use label=None"
+            got = f"{', '.join(loose[:1])} outside of them"
+            expect(not loose, "label", self.label, "all images in subfolders", fix, got)
+            # From the files of all splits, so that numbers do not depend on the split.
             classes = tuple(dict.fromkeys(file.split("/")[0] for file in files))
-        chosen = [file for file in files if self.split in ("all", _split(file, self.test_share))]
+        chosen = [file for file in files if self.split in ("all", _split(file, self.test_fraction))]
         captions = None if self.captions is None else _captions(self, root, files, chosen)
         return FolderExamples(self, root, tuple(chosen), classes, captions)
 
     def fingerprint(self) -> dict[str, str | int]:
-        """What was read: path, split, number of files, and a hash of their names and sizes in bytes."""
+        """Identify the data for logs and reports: path, split, number of files, hash of their names and sizes."""
         examples = self.open()
         digest = hashlib.sha256()
         for file in examples.files:
             path = examples.root / file
-            size = path.stat().st_size if path.exists() else -1  # a link to nowhere is a broken file as well
+            size = path.stat().st_size if path.exists() else -1  # a dangling link
             digest.update(_name_bytes(file) + f"\0{size}\0".encode())
         length = len(examples)
         return {"name": self.path, "split": self.split, "length": length, "sha256": digest.hexdigest()}
@@ -115,12 +117,13 @@ class FolderExamples:
     """The opened examples of an `ImageFolder`.
 
     Attributes:
-      source: the block.
+      source: the config block.
       root: the folder.
-      files: names relative to it, in order.
-      classes: names of the classes, in the order of their labels; None without.
-      image_shape, num_classes: as for every source.
-      broken: files that were skipped so far.
+      files: paths relative to `root`, in order.
+      classes: class names in the order of their labels; None without labels.
+      image_shape: (size, size, channels).
+      num_classes: number of classes; None without labels.
+      broken: files skipped so far.
     """
 
     def __init__(
@@ -136,13 +139,13 @@ class FolderExamples:
         self.num_classes = None if classes is None else len(classes)
         self.broken: set[str] = set()
         self._captions = captions
-        self._lock = threading.Lock()  # threads of a pipeline share the count
+        self._lock = threading.Lock()  # guards `broken`: threads of a pipeline share it
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Example:
-        """The example; if its file is broken and these are skipped, that of the next file in order."""
+        """The example at `index`; with ``broken="skip"``, that of the next readable file."""
         image = self._read(self.files[index])
         while image is None:
             index = (index + 1) % len(self.files)
@@ -160,16 +163,16 @@ class FolderExamples:
         return f"{self.source!r}.open()"
 
     def _read(self, file: str) -> np.ndarray | None:
-        """The image of a file, or None where it is skipped."""
-        how = self.source
+        """The image of a file, or None if it is skipped."""
+        source = self.source
         try:
-            picture = read_image(self.root / file, file, how.channels, how.background, how.max_pixels)
+            image = read_image(self.root / file, file, source.channels, source.background, source.max_pixels)
         except UserError as error:
-            if how.broken == "error":
+            if source.broken == "error":
                 raise UserError(f"{error}, or use broken='skip'") from None
             self._count(file)
             return None
-        return square(picture, how.size, how.fit)
+        return square(image, source.size, source.fit)
 
     def _count(self, file: str) -> None:
         with self._lock:
@@ -177,80 +180,101 @@ class FolderExamples:
             count, total = len(self.broken), len(self.files)
         if count == total or count > self.source.max_broken * total:
             raise UserError(
-                f"max_broken={self.source.max_broken}: {count} of {total} files cannot be read, such as {file}. "
-                "Fix: replace them, or raise the limit"
+                f"max_broken={self.source.max_broken}: expected a smaller fraction of unreadable files, got {count} "
+                f"of {total} files, such as {file}. Fix: replace them, or raise the limit"
             )
 
 
-def _split(file: str, test_share: float) -> str:
-    """Which split a name is in: its hash is a number that is uniform in [0, 1)."""
+def _split(file: str, test_fraction: float) -> str:
+    """The split of a file: the hash of its name is a uniform number in [0, 1)."""
     number = int.from_bytes(hashlib.sha256(_name_bytes(file)).digest()[:6], "big") / 2**48
-    return "test" if number < test_share else "train"
+    return "test" if number < test_fraction else "train"
 
 
 def _name_bytes(file: str) -> bytes:
-    """A name as it is stored, which need not be UTF-8."""
+    """The bytes of a stored name, which may not be UTF-8."""
     return file.encode(errors="surrogateescape")
 
 
 def _captions(source: ImageFolder, root: Path, files: list[str], chosen: list[str]) -> Captions:
-    """The captions of the chosen files, each of which has one at least."""
-    found: dict[str, list[str]] = {}
+    """The captions of the chosen files, at least one each."""
     if source.captions == "txt":
-        for file in chosen:
-            beside = (root / file).with_suffix(".txt")
-            lines = _lines(_text_of(beside)) if beside.exists() else ()
-            found[file] = [line.strip() for line in lines if line.strip()]
+        found = _captions_of_files(root, chosen)
     else:
-        known = set(files)
-        for place, row in _rows(root / str(source.captions)):
-            for column in (source.file_column, source.text_column):
-                fix = f"name one of {', '.join(map(str, row))}"
-                require(column in row, "captions", place, f"there is no column {column}", fix)
-            file, text = row[source.file_column], row[source.text_column]
-            exists = isinstance(file, str) and file in known
-            require(exists, "captions", place, f"there is no image {file!r}", "remove the row")
-            texts = text if isinstance(text, list) else [text]
-            fits = all(isinstance(one, str) and one.strip() for one in texts)
-            require(fits, "captions", place, "it has no caption", "give a text that is not empty")
-            found.setdefault(file, []).extend(texts)
+        found = _captions_of_table(source, root / str(source.captions), set(files))
     bare = [file for file in chosen if not found.get(file)]
-    why = f"{len(bare)} of {len(chosen)} images have no caption, such as {', '.join(bare[:1])}"
-    require(not bare, "captions", source.captions, why, "write one for each image, or move these away")
+    got = f"none for {len(bare)} of {len(chosen)}, such as {', '.join(bare[:1])}"
+    fix = "write one for each image, or move these images away"
+    expect(not bare, "captions", source.captions, "a caption for each image", fix, got)
+    return found
+
+
+def _captions_of_files(root: Path, chosen: list[str]) -> dict[str, list[str]]:
+    """Captions in .txt files next to the images, one a line."""
+    found: dict[str, list[str]] = {}
+    for file in chosen:
+        path = (root / file).with_suffix(".txt")
+        lines = _lines(_text_of(path)) if path.exists() else ()
+        found[file] = [line.strip() for line in lines if line.strip()]
+    return found
+
+
+def _captions_of_table(source: ImageFolder, table: Path, files: set[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for position, row in _rows(table):
+        for column in (source.file_column, source.text_column):
+            columns = ", ".join(map(str, row))
+            expect(
+                column in row, "captions", position, f"a column {column}", f"use one of {columns}", columns
+            )
+        file, text = row[source.file_column], row[source.text_column]
+        exists = isinstance(file, str) and file in files
+        expect(exists, "captions", position, "the path of an image", "remove the row", repr(file))
+        texts = text if isinstance(text, list) else [text]
+        fits = all(isinstance(one, str) and one.strip() for one in texts)
+        expect(fits, "captions", position, "a caption that is not empty", "write one", repr(text))
+        found.setdefault(file, []).extend(texts)
     return found
 
 
 def _rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a table, each with its place in words."""
-    require(table.exists(), "captions", table.name, "there is no such file in the folder", "name another")
+    """The rows of a table, each with its position, ``name:line``."""
+    expect(table.exists(), "captions", table.name, "a file in the folder", "name another", "no such file")
     text = _text_of(table)
     if table.suffix == ".csv":
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        try:
-            for row in reader:
-                place = f"{table.name}:{reader.line_num}"
-                fix = "put texts with commas into double quotes"
-                require(None not in row, "captions", place, "it has more fields than the header", fix)
-                yield place, row
-        except csv.Error as error:
-            place = f"{table.name}:{reader.line_num}"
-            raise UserError(
-                f"captions={place!r}: {error}. Fix: look for a quote that is not closed"
-            ) from None
+        yield from _csv_rows(table.name, text)
         return
     for number, line in enumerate(_lines(text), 1):
-        place = f"{table.name}:{number}"
+        position = f"{table.name}:{number}"
         if line.strip():
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise UserError(f"captions={place!r}: it is no JSON: {error}. Fix: mend the line") from None
-            require(isinstance(row, dict), "captions", place, "it is no object", "give one object a line")
-            yield place, row
+                message = f"captions={position!r}: expected JSON, got {error}. Fix: correct the line"
+                raise UserError(message) from None
+            fix = "write one object a line"
+            expect(isinstance(row, dict), "captions", position, "a JSON object", fix, type(row).__name__)
+            yield position, row
+
+
+def _csv_rows(name: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        for row in reader:
+            position = f"{name}:{reader.line_num}"
+            fix = "put texts with commas into double quotes"
+            fields = len(row) - 1 + len(row.get(None) or ())
+            expected = f"the {len(row) - 1} fields of the header"
+            expect(None not in row, "captions", position, expected, fix, f"{fields} fields")
+            yield position, row
+    except csv.Error as error:
+        position = f"{name}:{reader.line_num}"
+        message = f"captions={position!r}: expected CSV, got {error}. Fix: close all quotes"
+        raise UserError(message) from None
 
 
 def _lines(text: str) -> Iterator[str]:
-    """Ends of lines are those of files alone: `str.splitlines` would cut a caption at U+2028, too."""
+    """Split at line ends of files only: `str.splitlines` would cut a caption at U+2028, too."""
     return iter(io.StringIO(text, newline=None))
 
 
@@ -259,5 +283,5 @@ def _text_of(path: Path) -> str:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"captions={path.name!r}: at byte {error.start} it is no UTF-8. Fix: encode it as UTF-8"
+            f"captions={path.name!r}: expected UTF-8, got other bytes at byte {error.start}. Fix: encode it as UTF-8"
         ) from None

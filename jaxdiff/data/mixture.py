@@ -1,4 +1,4 @@
-"""Several sources as one, each with its share of what is seen."""
+"""Mixtures of data sources with fixed weights."""
 
 import dataclasses
 from typing import Any
@@ -7,20 +7,20 @@ import numpy as np
 
 from jaxdiff.data.pipeline import Examples, Source
 from jaxdiff.data.sources import Example
-from jaxdiff.errors import UserError, require
+from jaxdiff.errors import UserError, expect
 
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """Examples of several sources, evenly interleaved.
+    """Interleaves the examples of several sources evenly.
 
-    An epoch is as long as it takes to see every example of every source once; those of sources that are small for
-    their weight come several times in it. With `Pipeline(shuffle=True)` the shares hold in every epoch, exactly, and in
-    a batch on average.
+    An epoch is the shortest sequence with every example of every source; examples of a source that is small for its
+    weight repeat in it. With `Pipeline(shuffle=True)` the weights hold exactly in every epoch, and on average in a
+    batch.
 
     Attributes:
-      sources: whose examples have the same fields, and the same classes if any.
-      weights: how often each is seen, up to a factor; by default in proportion to its size.
+      sources: sources whose examples have the same fields and number of classes.
+      weights: relative frequency of each source; None for frequencies in proportion to their sizes.
     """
 
     sources: tuple[Source, ...]
@@ -28,38 +28,38 @@ class Mixture:
 
     def __post_init__(self):
         count = len(self.sources)
-        require(count > 0, "sources", self.sources, "there is nothing to mix", "give at least one")
+        expect(count > 0, "sources", self.sources, "at least one source", "give one")
         fits = self.weights is None or (len(self.weights) == count and min(self.weights) > 0)
-        fix = "give a number > 0 for each, or None"
-        require(fits, "weights", self.weights, f"these are no weights of {count} sources", fix)
+        expect(fits, "weights", self.weights, f"{count} numbers > 0", "give one for each source, or None")
 
     @property
     def name(self) -> str:
         return " + ".join(str(getattr(source, "name", source)) for source in self.sources)
 
     def open(self) -> "MixtureExamples":
-        """The examples, ready to be read.
+        """Open all sources.
 
         Raises:
-          UserError: a source cannot be opened, is empty, or has other fields or classes than the first.
+          UserError: a source cannot be opened, is empty, or differs from the first in fields or classes.
         """
         parts = [source.open() for source in self.sources]
         for i, part in enumerate(parts):
-            require(len(part) > 0, f"sources[{i}]", self.sources[i], "it has no examples", "leave it out")
-            for what, first, other in (
+            field, fix = f"sources[{i}]", "remove it"
+            expect(len(part) > 0, field, self.sources[i], "at least one example", fix, "no examples")
+            for kind, first, other in (
                 ("classes", parts[0].num_classes, part.num_classes),
                 ("fields", sorted(parts[0][0]), sorted(part[0])),
             ):
                 if first != other:
                     raise UserError(
-                        f"sources[{i}]={self.sources[i]!r}: it has other {what} than the first, {other} instead of "
-                        f"{first}. Fix: make them alike, for instance without labels"
+                        f"{field}={self.sources[i]!r}: expected the {kind} of the first source, {first}, got {other}. "
+                        "Fix: make the sources equal, for example without labels"
                     )
         weights = [float(len(part)) for part in parts] if self.weights is None else list(self.weights)
         return MixtureExamples(self, parts, weights)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What was read: the length and weights of the mixture, and the fingerprints of its sources."""
+        """Identify the data for logs and reports: length, weights, and the fingerprints of the sources."""
         return {
             "name": self.name,
             "length": len(self.open()),
@@ -69,11 +69,11 @@ class Mixture:
 
 
 class MixtureExamples:
-    """The opened examples of a `Mixture`; `index` is that of the mixture, and the field `origin` numbers the source.
+    """The opened examples of a `Mixture`; `index` counts in the mixture, and the field `origin` numbers the source.
 
     Attributes:
-      image_shape: that of the sources; a size in which they differ is None.
-      num_classes: that of each source.
+      image_shape: (height, width, channels) of all sources; None for a size in which they differ.
+      num_classes: number of classes of each source.
     """
 
     def __init__(self, source: Mixture, parts: list[Examples], weights: list[float]):
@@ -83,7 +83,7 @@ class MixtureExamples:
         )
         self.num_classes = parts[0].num_classes
         self._source, self._parts = source, parts
-        # The source that is largest for its weight is seen once, so that the others are seen at least once.
+        # The source that is largest for its weight is read once, so the others are read at least once.
         unit = max(len(part) / weight for part, weight in zip(parts, weights, strict=True))
         self._counts = [round(weight * unit) for weight in weights]
 
@@ -91,16 +91,16 @@ class MixtureExamples:
         return sum(self._counts)
 
     def __getitem__(self, index: int) -> Example:
-        origin, place = self._locate(index)
+        origin, position = self._locate(index)
         part = self._parts[origin]
-        example = part[place % len(part)]
+        example = part[position % len(part)]
         return {**example, "index": np.array(index, np.int32), "origin": np.array(origin, np.int32)}
 
     def _locate(self, index: int) -> tuple[int, int]:
-        """Which source an index is of, and how many of that source come before it.
+        """The source of an index, and the number of that source's examples before it.
 
-        The first source is spread evenly over all places, the second over those that are left, and so on. Grain's own
-        mixture does the same, but rounds weights to hundredths of the smallest: some examples would not be seen.
+        The first source is spread evenly over all positions, the second over the remaining ones, and so on. Grain's
+        own mixture does the same, but rounds weights to hundredths of the smallest, which would skip some examples.
         """
         left = len(self)
         for origin, count in enumerate(self._counts):

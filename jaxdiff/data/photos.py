@@ -1,4 +1,4 @@
-"""scikit-learn's two photographs, cut into small images, as a TFDS data set. Importing this module imports TFDS."""
+"""Photos: small crops of scikit-learn's two photographs, as a TFDS data set. Importing this module imports TFDS."""
 
 import dataclasses
 import io
@@ -10,24 +10,24 @@ import tensorflow_datasets as tfds
 
 NAMES = ("china", "flower")
 HEIGHT, WIDTH = 427, 640
-TEST_ROWS = (150, 278)  # the middle of the pagoda and of the blossom, and as much of what lies beside them
-SCALES = (1, 2)  # pixels of the photograph to a side of a pixel
-STRIDE = {"train": 1 / 4, "test": 1 / 2}  # between crops, in their sides
+TEST_ROWS = (150, 278)  # cross the middle of the pagoda and of the blossom
+SCALES = (1, 2)  # photograph pixels per side of an image pixel
+STRIDE = {"train": 1 / 4, "test": 1 / 2}  # distance between crops, in sides of a crop
 
 
 @dataclasses.dataclass(eq=False)
 class PhotosConfig(tfds.core.BuilderConfig):
-    """`size`: of the images, in pixels."""
+    """Variant of `Photos`; `size` is the side of the images, in pixels."""
 
     size: int = 32
 
 
 class Photos(tfds.core.GeneratorBasedBuilder):
-    """Crops of a pagoda and of a dahlia in natural colours, at full and at half resolution, and whose they are.
+    """RGB crops of a pagoda and of a dahlia, at full and at half resolution, labelled by photograph.
 
-    Training and testing share no pixel: a band of rows of either photograph is for testing only, and no crop
-    crosses its borders. The two scenes are those of training all the same, so that a test tells how well textures of
-    these photographs are restored, not how well those of others would be.
+    Training and test crops have no pixel in common: a band of rows of each photograph is for testing only, and no crop
+    crosses its borders. Both splits show the same two scenes. A test therefore measures how well textures of these
+    photographs are restored, not those of other photographs.
 
     Source: `sklearn.datasets.load_sample_images` (CC BY 2.0): china.jpg by danielbuechele, flower.jpg by vultilion.
     Nothing is downloaded.
@@ -49,7 +49,7 @@ class Photos(tfds.core.GeneratorBasedBuilder):
                 {
                     "image": image,
                     "label": tfds.features.ClassLabel(names=list(NAMES)),
-                    # Where in the photograph: top, left, bottom, right.
+                    # Position in the photograph: top, left, bottom, right.
                     "box": tfds.features.Tensor(shape=(4,), dtype=np.int32),
                 }
             ),
@@ -72,10 +72,10 @@ class Photos(tfds.core.GeneratorBasedBuilder):
         size = self._size
         for label, name in enumerate(NAMES):
             photograph = datasets.load_sample_image(f"{name}.jpg")
-            for top, left, scale in places(split, size):
+            for top, left, scale in crops(split, size):
                 side = scale * size
                 crop = photograph[top : top + side, left : left + side].reshape(size, scale, size, scale, 3)
-                # numpy's mean and rint, not PIL's: the same on every machine.
+                # NumPy's mean and rint, unlike Pillow's, are the same on every machine.
                 pixels = np.rint(crop.mean(axis=(1, 3))).astype(np.uint8)
                 png = io.BytesIO()
                 Image.fromarray(pixels).save(png, format="PNG")
@@ -84,8 +84,8 @@ class Photos(tfds.core.GeneratorBasedBuilder):
                 yield f"{name}-{scale}-{top}-{left}", {"image": png, "label": label, "box": box}
 
 
-def places(split: str, size: int) -> Iterator[tuple[int, int, int]]:
-    """(top, left, scale) of every crop of a split: the same in both photographs."""
+def crops(split: str, size: int) -> Iterator[tuple[int, int, int]]:
+    """(top, left, scale) of every crop of a split, the same in both photographs."""
     first, last = TEST_ROWS
     bands = [(first, last)] if split == "test" else [(0, first), (last, HEIGHT)]
     stride = int(size * STRIDE[split])

@@ -256,6 +256,7 @@ def _stack(name: str, examples: Sequence[Example]) -> np.ndarray:
         if (value.shape, value.dtype.type) != (values[0].shape, values[0].dtype.type):
             raise UserError(
                 f"{name}={value.dtype}{list(value.shape)}: expected {values[0].dtype}{list(values[0].shape)} as in "
-                f"example {examples[0]['index']}, got it in example {example['index']}. Fix: use one shape and dtype"
+                f"example {examples[0]['index']}, got {value.dtype}{list(value.shape)} in example {example['index']}. "
+                "Fix: use one shape and dtype"
             )
     return np.stack(values)

@@ -1,4 +1,4 @@
-"""Coloured handwritten digits beside and above each other, with captions, as a TFDS data set.
+"""Scenes: captioned images of coloured handwritten digits in spatial relations, as a TFDS data set.
 
 Importing this module imports TFDS.
 """
@@ -13,8 +13,8 @@ import tensorflow_datasets as tfds
 from jaxdiff.data.digits import LEVELS, TEST_SIZE, stratified_split
 
 SIZE = 24
-SIDE = 8  # of the scans, which are shown as they are
-MOST = SIZE // SIDE  # objects
+SIDE = 8  # of the scans, drawn at their own resolution
+MOST = SIZE // SIDE  # largest number of objects
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 COLOURS = {
     "red": (230, 40, 40),
@@ -25,21 +25,23 @@ COLOURS = {
     "white": (255, 255, 255),
 }
 RELATIONS = ("alone", "left of", "right of", "above", "below")
-WORDS = {"left of": "to the left of", "right of": "to the right of"}
+PHRASES = {"left of": "to the left of", "right of": "to the right of"}
 COUNTS = {"train": 16000, "test": 1000, "novel": 1000}
 MISSING = -1
 
 
 class Scenes(tfds.core.GeneratorBasedBuilder):
-    """One to three digits on black, each in a colour, and a caption: "a red three above a green seven".
+    """One to three digits on black, each in a colour, with a caption: "a red three above a green seven".
 
-    With three, the relation holds from each to the next. All attributes are stored: `digits`, `colours`, `boxes` (top,
-    left, bottom, right) and their `count`, in the order of the caption, -1 where there is none; and the `relation`.
+    With three digits, the relation holds from each to the next. All attributes are stored: the `relation`, the `count`
+    of digits, and per digit, in the order of the caption, `digits`, `colours` and `boxes` (top, left, bottom, right).
+    Missing digits are -1.
 
-    Splits: ``train``; ``test``, other scans in compositions like those of training; ``novel``, scans as in test, where
-    no (digit, colour, relation) occurs that training has shown, though it has shown each two of the three together.
+    Splits: ``train``; ``test``, with other scans but the compositions of training; ``novel``, with the scans of test
+    and only (digit, colour, relation) triples that training lacks. Training has every pair of such a triple.
 
-    Scans: `digits`, whose training scans make training scenes and whose test scans the others. Nothing is downloaded.
+    Scans: those of `digits`; its training scans make the training scenes, its test scans the others. Nothing is
+    downloaded.
     """
 
     VERSION = tfds.core.Version("2.0.0")
@@ -52,7 +54,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
         features = tfds.features
         return tfds.core.DatasetInfo(
             builder=self,
-            description=f"Handwritten digits in colours and places, {SIZE} x {SIZE} pixels, with captions.",
+            description=f"Coloured handwritten digits in spatial relations, {SIZE} x {SIZE} pixels, with captions.",
             features=features.FeaturesDict(
                 {
                     "image": features.Image(shape=(SIZE, SIZE, 3), dtype=np.uint8, encoding_format="png"),
@@ -62,7 +64,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
                     "digits": features.Tensor(shape=(MOST,), dtype=np.int32),
                     "colours": features.Tensor(shape=(MOST,), dtype=np.int32),
                     "boxes": features.Tensor(shape=(MOST, 4), dtype=np.int32),
-                    # Numbers of the scans in `load_digits`.
+                    # Indices of the scans in `load_digits`.
                     "scans": features.Tensor(shape=(MOST,), dtype=np.int32),
                 }
             ),
@@ -98,15 +100,15 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
 
 
 def is_novel(digit: int, colour: int, relation: int) -> bool:
-    """Whether a combination is kept from training: a fifth of all, so that each pair of attributes is left in it.
+    """Whether a combination is excluded from training: a fifth of all, so that training has each pair of attributes.
 
-    A Latin square: whatever two attributes are fixed, at least one value of the third is novel, and one is not.
+    A Latin square: for any two attributes, at least one value of the third is novel, and one is not.
     """
     return (digit + 2 * colour + 3 * relation) % len(RELATIONS) == 0
 
 
 def compose(rng: np.random.RandomState, by_digit: list[np.ndarray], novel: bool) -> dict[str, Any]:
-    """Draw a scene: the numbers of objects, and for each its scan, digit, colour and box."""
+    """Draw a scene: count, relation, and the scan, digit, colour and box of each object."""
     count = 1 + rng.choice(MOST, p=(0.2, 0.5, 0.3))
     relation = 0 if count == 1 else 1 + rng.randint(len(RELATIONS) - 1)
     objects = []
@@ -126,17 +128,17 @@ def compose(rng: np.random.RandomState, by_digit: list[np.ndarray], novel: bool)
 
 
 def caption(scene: dict[str, Any]) -> str:
-    """The scene in words."""
+    """The caption of a scene."""
     names = [
         f"a {list(COLOURS)[colour]} {DIGITS[digit]}"
         for digit, colour in zip(scene["digits"], scene["colours"], strict=True)
     ]
     relation = RELATIONS[scene["relation"]]
-    return f" {WORDS.get(relation, relation)} ".join(names)
+    return f" {PHRASES.get(relation, relation)} ".join(names)
 
 
 def render(scans: np.ndarray, scene: dict[str, Any]) -> np.ndarray:
-    """The scene as uint8 [24, 24, 3]: the ink of a scan mixes its colour with black."""
+    """Draw the scene as uint8 [24, 24, 3]: the ink of a scan mixes its colour with black."""
     canvas = np.zeros((SIZE, SIZE, 3))
     for scan, colour, box in zip(scene["scans"], scene["colours"], scene["boxes"], strict=True):
         top, left, bottom, right = box
@@ -145,14 +147,14 @@ def render(scans: np.ndarray, scene: dict[str, Any]) -> np.ndarray:
 
 
 def _boxes(rng: np.random.RandomState, count: int, relation: str) -> np.ndarray:
-    """Squares [count, 4] that stand as the relation says, each in a strip of the canvas of its own."""
+    """Boxes [count, 4] in the given relation, each in its own strip of the canvas."""
     room = SIZE - SIDE
     if count == 1:
         first, second = rng.randint(room + 1, size=(2, 1))
     else:
         strip = SIZE // count
         along = np.array([i * strip + rng.randint(strip - SIDE + 1) for i in range(count)])
-        # Across, all stand about one line, so that no other relation could be read from the scene.
+        # On the other axis all are near one line, so that no other relation fits the scene.
         across = np.clip(rng.randint(room + 1) + rng.randint(-2, 3, count), 0, room)
         if relation in ("right of", "below"):
             along, across = along[::-1], across[::-1]

@@ -1,4 +1,4 @@
-"""The devices of a run as a mesh of three axes, and how a batch gets onto it."""
+"""Device mesh with three axes, and the placement of batches on it."""
 
 import dataclasses
 import math
@@ -9,17 +9,21 @@ import jax
 from jax.sharding import AxisType, Mesh
 
 from jaxdiff.distributed.partitioning import BATCH_AXES, batch_sharding
-from jaxdiff.errors import require
+from jaxdiff.errors import expect
 
 REST = -1
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshShape:
-    """How many devices each axis of the mesh takes; -1 (for one axis) means all that remain.
+    """Number of devices along each axis of the mesh; -1 for one axis means all remaining devices.
 
-    `data` copies the parameters and splits the batch; `fsdp` splits both; `tensor` splits the parameters
-    alone. One device is the mesh (1, 1, 1): the same program.
+    One device is the mesh (1, 1, 1) and runs the same program.
+
+    Attributes:
+      data: devices that hold copies of the parameters and split the batch.
+      fsdp: devices that split both the parameters and the batch.
+      tensor: devices that split the parameters alone.
     """
 
     data: int = REST
@@ -28,14 +32,17 @@ class MeshShape:
 
     def __post_init__(self):
         for name, size in dataclasses.asdict(self).items():
-            require(size == REST or size >= 1, name, size, "an axis needs a device", "use at least 1, or -1")
+            fits = size == REST or size >= 1
+            expect(fits, name, size, "a number of devices >= 1, or -1", "use at least 1, or -1")
         rests = [name for name, size in dataclasses.asdict(self).items() if size == REST]
-        require(
-            len(rests) <= 1, " and ".join(rests), REST, "only one can be what remains", "leave -1 for one"
-        )
+        got = f"{len(rests)} axes"
+        expect(len(rests) <= 1, " and ".join(rests), REST, "-1 for at most one axis", "keep one -1", got)
 
     def make(self, devices: Sequence[Any] | None = None) -> Mesh:
-        """The mesh over `devices` (all there are, unless given), with axes that the compiler lays out (Auto).
+        """Make the mesh, with axes that the compiler lays out (`AxisType.Auto`).
+
+        Args:
+          devices: the devices; None for all.
 
         Raises:
           UserError: the sizes do not multiply to the number of devices.
@@ -45,30 +52,28 @@ class MeshShape:
         fixed = math.prod(size for size in sizes.values() if size != REST)
         name = max((axis for axis in sizes if sizes[axis] != REST), key=lambda axis: sizes[axis])
         fits = len(devices) % fixed == 0 if REST in sizes.values() else len(devices) == fixed
-        require(
-            fits, f"config.mesh.{name}", sizes[name],
-            f"data x fsdp x tensor cannot fill the {len(devices)} devices there are with "
-            + " x ".join("rest" if size == REST else str(size) for size in sizes.values()),
-            f"choose sizes that divide {len(devices)}, and -1 for one of them",
-        )  # fmt: skip
+        product = " x ".join("rest" if size == REST else str(size) for size in sizes.values())
+        expected = f"data x fsdp x tensor to equal the {len(devices)} devices"
+        fix = f"choose sizes that divide {len(devices)}, and -1 for one of them"
+        expect(fits, f"config.mesh.{name}", sizes[name], expected, fix, product)
         shape = tuple(len(devices) // fixed if size == REST else size for size in sizes.values())
         return jax.make_mesh(shape, tuple(sizes), axis_types=(AxisType.Auto,) * len(shape), devices=devices)
 
 
 def batch_ways(mesh: Mesh) -> int:
-    """Into how many parts a mesh splits a batch."""
+    """Number of parts into which a mesh splits a batch."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def global_batch(batch: Any, mesh: Mesh) -> Any:
-    """The batch of all processes, from the part that this process has read.
+    """Assemble the global batch from the part of each process.
 
     Args:
-      batch: a tree of numpy arrays with a leading batch axis, of equal size in every process.
-      mesh: its axes data and fsdp split the batch.
+      batch: a tree of NumPy arrays with a leading batch axis of equal size in every process.
+      mesh: the mesh, whose axes data and fsdp split the batch.
 
     Returns:
-      The tree of global arrays; their batch axis is the processes' parts, joined in order.
+      The tree of global arrays; their batch axis concatenates the parts in the order of the processes.
     """
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda part: jax.make_array_from_process_local_data(sharding, part), batch)

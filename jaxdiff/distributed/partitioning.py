@@ -1,8 +1,7 @@
-"""Where each array lives: logical axis names, which the layers give, become shardings over a mesh.
+"""Partitioning: turns the logical axis names of parameters into shardings over a mesh.
 
-Tensor parallelism follows the names (`AXIS_RULES`). Fully sharded data parallelism (FSDP, as ZeRO stage 3,
-Rajbhandari et al. 2020) needs no names: it splits every large array along its largest axis that divides
-evenly.
+Tensor parallelism follows the names (`AXIS_RULES`). Fully sharded data parallelism (FSDP, ZeRO stage 3, Rajbhandari
+et al. 2020) needs no names: it splits every large array along its largest axis that divides evenly.
 """
 
 import math
@@ -19,31 +18,30 @@ AXIS_RULES: dict[str, str] = {
     "channels_out": "tensor",
     "heads": "tensor",
 }
-"""Logical axis -> mesh axis. A name that is not here (``channels_in``, ``embed``) splits nothing."""
+"""Logical axis -> mesh axis. Other names (``channels_in``, ``embed``) split nothing."""
 
 FSDP_FLOOR = 2**14
-"""Arrays with fewer elements stay whole on every device: gathering them costs more than it saves."""
+"""Arrays with fewer elements are replicated: gathering them would cost more than it saves."""
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis split over `BATCH_AXES`."""
+    """Sharding that splits the leading axis over `BATCH_AXES`."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A copy on every device."""
+    """Sharding with a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def shardings(boxed: Any, mesh: Mesh, fsdp_floor: int = FSDP_FLOOR) -> Any:
-    """The sharding of every array of a tree.
+    """The shardings of all arrays of a tree.
 
     Args:
-      boxed: arrays or `jax.ShapeDtypeStruct`s, boxed in `nn.LogicallyPartitioned` where their axes have
-        names. An optimizer state made from boxed parameters carries their boxes, and is thereby split as they
-        are.
-      mesh: with the axes data, fsdp and tensor.
-      fsdp_floor: fewest elements of an array that FSDP splits.
+      boxed: arrays or `jax.ShapeDtypeStruct`s, boxed in `nn.LogicallyPartitioned` if their axes have names. An
+        optimizer state made from boxed parameters keeps their boxes, so it is split as the parameters are.
+      mesh: a mesh with the axes data, fsdp and tensor.
+      fsdp_floor: smallest number of elements that FSDP splits.
 
     Returns:
       `NamedSharding`s in the structure of the unboxed tree.
@@ -53,7 +51,7 @@ def shardings(boxed: Any, mesh: Mesh, fsdp_floor: int = FSDP_FLOOR) -> Any:
         names: tuple[str | None, ...] = ()
         if isinstance(leaf, nn.Partitioned):
             names, leaf = leaf.names, leaf.value
-        if not jax.tree.leaves(leaf):  # what an optimizer keeps of parameters that are another's
+        if not jax.tree.leaves(leaf):  # masked in the state of one of several optimizers
             return leaf
         return NamedSharding(mesh, partition(tuple(leaf.shape), names, dict(mesh.shape), fsdp_floor))
 
@@ -66,11 +64,18 @@ def partition(
     mesh_shape: dict[str, int],
     fsdp_floor: int = FSDP_FLOOR,
 ) -> PartitionSpec:
-    """The mesh axis that splits each axis of an array of `shape`, whose axes may have logical `names`."""
+    """The mesh axis, or None, that splits each axis of an array.
+
+    Args:
+      shape: shape of the array.
+      names: logical names of the axes; may be empty.
+      mesh_shape: number of devices by mesh axis.
+      fsdp_floor: smallest number of elements that FSDP splits.
+    """
     spec: list[str | None] = [None] * len(shape)
     for i, name in enumerate(names):
         axis = AXIS_RULES.get(name or "")
-        # an axis that does not divide (three colours over four devices) stays whole
+        # an axis that does not divide (three colours over four devices) is not split
         if axis and axis not in spec and mesh_shape[axis] > 1 and shape[i] % mesh_shape[axis] == 0:
             spec[i] = axis
     fsdp = mesh_shape["fsdp"]

@@ -1,4 +1,4 @@
-"""What has to be said to JAX before it first looks for devices."""
+"""Process start-up: settings that JAX needs before it initialises its devices."""
 
 import os
 import pathlib
@@ -6,33 +6,31 @@ import pathlib
 import jax
 import jaxlib
 
-from jaxdiff.errors import require
+from jaxdiff.errors import expect
 
 CACHE = "~/.cache/jaxdiff"
 AUTODETECT = "JAXDIFF_DISTRIBUTED"
 CONVOLUTIONS = "--xla_cpu_experimental_ynn_fusion_type"
 CONVOLUTIONS_KNOWN = ("0.10.2",)
-"""A flag of XLA:CPU, and the versions of jaxlib that know it: another one may abort at a flag that it does not know."""
+"""Versions of jaxlib that have the flag `CONVOLUTIONS` of XLA:CPU. Others may abort at an unknown flag."""
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 
 def start(cpu_devices: int | None = None, compile_cache: str | None = None) -> None:
-    """Prepare the process: CPU devices, the cache of compiled programs, and the other hosts, if any.
+    """Set up CPU devices, the compilation cache, and the connection to other processes.
 
-    The environment wins where JAX itself reads it (JAX_NUM_CPU_DEVICES, XLA_FLAGS,
-    JAX_COMPILATION_CACHE_DIR). Runs over several processes are asked for by JAX_COORDINATOR_ADDRESS,
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID together, or, where JAX can find these out by itself (TPU pods,
-    SLURM, MPI), by JAXDIFF_DISTRIBUTED=1.
+    Environment variables that JAX itself reads take precedence (JAX_NUM_CPU_DEVICES, XLA_FLAGS,
+    JAX_COMPILATION_CACHE_DIR). A run over several processes needs JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID together, or JAXDIFF_DISTRIBUTED=1 where JAX detects these itself (TPU pods, SLURM, MPI).
 
     Args:
-      cpu_devices: devices that the CPU shall act as; None leaves it at JAX's one. Two are a few per cent faster
-        on two cores, but XLA's collectives between CPU devices share one thread pool with the computation, and on a
-        busy machine they have been seen to starve each other and abort. Without effect on accelerators.
-      compile_cache: directory; None: ``~/.cache/jaxdiff``; empty: no cache.
+      cpu_devices: number of CPU devices; None for JAX's default of one. Two are a few per cent faster on two cores.
+        But XLA's collectives between CPU devices use the thread pool of the computation, and on a busy machine they
+        were observed to block each other and abort. No effect on accelerators.
+      compile_cache: directory of the compilation cache; None for ``~/.cache/jaxdiff``; empty for no cache.
 
     Raises:
-      UserError: some, but not all, of the three variables of a distributed run are set, or they are not
-        numbers.
+      UserError: only some of the three variables of a distributed run are set, or they are not numbers.
     """
     _choose_convolutions()
     _count_cpu_devices(cpu_devices)
@@ -41,7 +39,7 @@ def start(cpu_devices: int | None = None, compile_cache: str | None = None) -> N
 
 
 def _choose_convolutions() -> None:
-    """Let XLA:CPU use its own convolutions: a training step is a tenth to a fifth shorter (docs/performance.md)."""
+    """Make XLA:CPU use its own convolutions: a training step takes 10 to 20 % less time (docs/performance.md)."""
     flags = os.environ.get("XLA_FLAGS", "")
     if jaxlib.__version__ in CONVOLUTIONS_KNOWN and CONVOLUTIONS not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {CONVOLUTIONS}=-individual_convolution".strip()
@@ -68,14 +66,14 @@ def _join_processes() -> None:
     if os.environ.get(AUTODETECT, "0") not in ("", "0"):
         jax.distributed.initialize()
         return
-    given = {name: os.environ[name] for name in (ADDRESS, COUNT, INDEX) if os.environ.get(name)}
-    if not given:
+    found = {name: os.environ[name] for name in (ADDRESS, COUNT, INDEX) if os.environ.get(name)}
+    if not found:
         return
     for name in (ADDRESS, COUNT, INDEX):
-        fix = f"set {ADDRESS}, {COUNT} and {INDEX}, or {AUTODETECT}=1 to let JAX find them"
-        require(name in given, name, None, f"it is missing, and {', '.join(given)} is set", fix)
+        fix = f"set {ADDRESS}, {COUNT} and {INDEX}, or {AUTODETECT}=1 to let JAX detect them"
+        expect(name in found, name, None, f"a value, as {', '.join(found)} is set", fix)
     for name in (COUNT, INDEX):
-        require(given[name].isdigit(), name, given[name], "a whole number is expected", f"set {name} to one")
-    index, count = int(given[INDEX]), int(given[COUNT])
-    require(index < count, INDEX, index, f"{COUNT} is {count}", "number the processes from 0")
-    jax.distributed.initialize(given[ADDRESS], count, index)
+        expect(found[name].isdigit(), name, found[name], "an integer >= 0", f"set {name} to one")
+    index, count = int(found[INDEX]), int(found[COUNT])
+    expect(index < count, INDEX, index, f"less than {COUNT}={count}", "number the processes from 0")
+    jax.distributed.initialize(found[ADDRESS], count, index)

@@ -1,4 +1,4 @@
-"""What a file says beside its tensors, as plain data: numbers, text, lists and dicts."""
+"""Metadata of a weights file as plain data: numbers, text, lists and dicts."""
 
 import contextlib
 import re
@@ -15,15 +15,15 @@ _NUMPY_KIND = re.compile(r"[fiu][1248]|b1")
 
 
 class _TooMuch(Exception):
-    """An entry has more values than a description."""
+    """An entry has more values than metadata."""
 
 
 def describe(content: Any) -> dict[str, Any]:
-    """The entries of a dict that are plain data, or objects of it.
+    """The entries of a dict that are plain data, or objects that consist of plain data.
 
-    An object that was not made is told by its ``class_name``, its ``init_args`` and ``init_kwargs`` where the file
-    has them (EDM's do), and its ``attributes``. Names are text, arrays of numpy lists. Tensors, and entries of more
-    than ten thousand values (the state of an optimizer), are left out.
+    An inert object becomes a dict of its ``class_name``, its ``attributes``, and its ``init_args`` and ``init_kwargs``
+    if the file has them (EDM's do). Names become text, NumPy arrays become lists. Tensors are omitted, as are entries
+    with more than 10,000 values, such as the state of an optimizer.
     """
     found, room = {}, _MOST_IN_ALL
     for name, value in (content if isinstance(content, dict) else {"object": content}).items():
@@ -40,7 +40,7 @@ _NOTHING = object()
 
 
 class _Plain:
-    """Copies what is plain, and stops where it becomes too much."""
+    """Copies plain data; raises `_TooMuch` at the limit of `room` values."""
 
     def __init__(self, room: int):
         self.spent, self._room = 0, room
@@ -73,16 +73,16 @@ class _Plain:
             return self._numbers(value)
         state = value.state if isinstance(value.state, dict) else {}
         self._spend(len(state))
-        told = {"class_name": value.of.name}
+        found = {"class_name": value.of.name}
         for name in ("init_args", "init_kwargs"):
             if state.get(f"_{name}") is not None:
-                told[name] = self.of(state[f"_{name}"], level + 1)
+                found[name] = self.of(state[f"_{name}"], level + 1)
         public = {name: inner for name, inner in state.items() if isinstance(name, str) and name[:1] != "_"}
         attributes = self.of(public, level + 1)
-        return told | {"attributes": attributes} if public and attributes is not _NOTHING else told
+        return found | {"attributes": attributes} if public and attributes is not _NOTHING else found
 
     def _numbers(self, value: Inert) -> Any:
-        """An array or a number of numpy, from how numpy pickles them."""
+        """A NumPy array or scalar as a list or number, from its pickled form."""
         if value.of.name == "scalar":
             (kind, data), shape, fortran = value.args, (), False
         else:
@@ -94,9 +94,7 @@ class _Plain:
         ):
             return _NOTHING
         numbers = np.frombuffer(data, np.dtype(name))
-        self._spend(
-            numbers.size
-        )  # before the shape, which may be of a thousand million rows without an element
+        self._spend(numbers.size)  # before `reshape`, whose shape may be of a billion empty rows
         return numbers.reshape(shape, order="F" if fortran else "C").tolist() if numbers.size else []
 
     def _spend(self, count: int) -> None:

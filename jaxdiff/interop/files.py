@@ -1,4 +1,4 @@
-"""Files of others: opened without trust, mapped rather than read, and refused in one line."""
+"""Untrusted files: memory-mapped, checked, and refused with one-line errors."""
 
 import contextlib
 import json
@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 
 from jaxdiff.errors import UserError
 
-AGAIN = "download it again and compare its size and checksum with those that are published"
-"""What to do about a file that is not whole."""
+AGAIN = "download it again and compare its size and checksum with the published ones"
+"""Fix for a damaged or incomplete file."""
 
 _LONGEST_JSON = 1 << 23
 
@@ -33,11 +33,16 @@ _DAMAGE = (
     struct.error,
     zipfile.BadZipFile,
 )
-"""What Python and its libraries raise at bytes that make no sense."""
+"""Exceptions of Python and its libraries for malformed bytes."""
 
 
 class Unreadable(Exception):
-    """A file is refused. Says why and what to do; `reading` adds which file it is."""
+    """A file is refused; `reading` adds its path.
+
+    Attributes:
+      why: the reason, "expected X, got Y".
+      fix: what the user can do.
+    """
 
     def __init__(self, why: str, fix: str = AGAIN):
         super().__init__(why)
@@ -46,7 +51,7 @@ class Unreadable(Exception):
 
 @contextlib.contextmanager
 def reading(path: pathlib.Path) -> Iterator[None]:
-    """Turn whatever goes wrong with the file at `path` into a `UserError` that names it."""
+    """Turn every failure to read the file at `path` into a `UserError` with its path."""
     try:
         yield
     except UserError:
@@ -54,40 +59,43 @@ def reading(path: pathlib.Path) -> Iterator[None]:
     except Unreadable as error:
         raise UserError(f"path={str(path)!r}: {error.why}. Fix: {error.fix}") from error
     except OSError as error:
-        why = error.strerror or str(error)
-        raise UserError(f"path={str(path)!r}: {why}. Fix: name a file that exists and can be read") from error
+        got = error.strerror or str(error)
+        raise UserError(
+            f"path={str(path)!r}: expected a readable file, got {got}. Fix: name a file that exists"
+        ) from error
     except _DAMAGE as error:
         raise UserError(
-            f"path={str(path)!r}: damaged, or not what it claims to be ({error}). Fix: {AGAIN}"
+            f"path={str(path)!r}: expected an undamaged file, got malformed data ({error}). Fix: {AGAIN}"
         ) from error
 
 
 def mapped(path: pathlib.Path) -> memoryview:
-    """The bytes of a file, read by the system when they are looked at. Symbolic links are followed.
+    """Memory-map a file: its bytes are read on access. Symbolic links are followed.
 
-    Only regular files: a pipe or a device could wait, or go on, for ever.
+    Only regular files are allowed: a pipe or a device could block, or never end.
     """
     if not stat.S_ISREG(path.stat().st_mode):
-        raise Unreadable("not a regular file", "name a file of weights, or the folder of a diffusers model")
+        fix = "name a file of weights, or the folder of a diffusers model"
+        raise Unreadable("expected a regular file, got something else", fix)
     with path.open("rb") as file:
         if path.stat().st_size == 0:
-            raise Unreadable("the file is empty")
+            raise Unreadable("expected a file of weights, got an empty file")
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def checked(data: memoryview, checksum: int | None) -> memoryview:
-    """`data`, after a look at its CRC-32 where there is one."""
+    """`data`, if it has the given CRC-32; without a checksum, `data` unchecked."""
     if checksum is not None and zlib.crc32(data) != checksum:
-        raise Unreadable("a checksum inside it differs: bytes were changed or lost")
+        raise Unreadable("expected the checksum stored in it, got another: bytes were changed or lost")
     return data
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object. At most 8 MiB, many times more than any model's."""
+    """Read a JSON object of at most 8 MiB, which is many times the size of any model's config."""
     text = mapped(path)
     if len(text) > _LONGEST_JSON:
-        raise Unreadable(f"{path.name} has {len(text)} bytes, too many for a description of a model")
+        raise Unreadable(f"expected at most {_LONGEST_JSON} bytes of JSON in {path.name}, got {len(text)}")
     content = json.loads(bytes(text))
     if not isinstance(content, dict):
-        raise Unreadable(f"{path.name} holds no JSON object")
+        raise Unreadable(f"expected a JSON object in {path.name}, got another value")
     return content

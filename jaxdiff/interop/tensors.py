@@ -1,4 +1,4 @@
-"""Published weights, from whatever file they come in, as named arrays. No code of a file is run.
+"""Published weights of any supported file format as named arrays, read without running code of the file.
 
 >>> checkpoint = read_tensors("network-snapshot.pkl")
 >>> checkpoint.tree, checkpoint.averaged
@@ -22,7 +22,7 @@ from jaxdiff.interop.torch_files import is_legacy, read_legacy, read_pickle, rea
 
 
 class Tensors(Mapping[str, np.ndarray]):
-    """Named arrays of a file, each read when it is asked for. They keep the dtype that they are stored in."""
+    """Named arrays of a file, in their stored dtypes; each is read on access."""
 
     def __init__(self, path: pathlib.Path, readers: Mapping[str, Callable[[], np.ndarray]]):
         self._path, self._readers = path, readers
@@ -41,15 +41,15 @@ class Tensors(Mapping[str, np.ndarray]):
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """What a file of weights holds.
+    """Weights read from a file.
 
     Attributes:
-        tensors: by the names that their authors gave them.
-        metadata: what else there is, as plain data. Of an EDM snapshot, ``metadata["ema"]["init_kwargs"]`` are the
-            arguments that made the network; of a diffusers folder, "config" is its config.json.
-        tree: which of the file's sets of tensors this is: "ema", "state_dict", "model_ema"; "" if it has but one.
-        averaged: whether the file says that the set is averaged over training. A file may be averaged as a whole
-            without saying so.
+        tensors: arrays by the names in the file.
+        metadata: other content of the file as plain data. For an EDM snapshot, ``metadata["ema"]["init_kwargs"]`` are
+            the constructor arguments of the network; for a diffusers folder, "config" is its config.json.
+        tree: name of this set of tensors in the file: "ema", "state_dict", "model_ema"; "" for the only set.
+        averaged: whether the file marks the set as an average over training (EMA). Files with a single averaged set
+            often do not mark it.
     """
 
     tensors: Tensors
@@ -61,30 +61,31 @@ class Checkpoint:
 Readers = Mapping[str, Callable[[], np.ndarray]]
 
 _PICKLE = 0x80
-"""With this byte begins every pickle since Python 2.3."""
+"""First byte of every pickle since Python 2.3."""
 
 
 def read_tensors(path: str | os.PathLike, ema: bool | None = None) -> Checkpoint:
-    """Read a file or folder of weights. The format is known by content, whatever the name.
+    """Read a file or folder of weights. The format follows from the content, not from the name.
 
-    Safetensors files and their indices; folders of diffusers; what ``torch.save`` writes, today and before PyTorch
-    1.6; pickled snapshots of EDM and EDM2. A file is mapped, not loaded. Beside the tensors that are asked for, no file
-    takes more than 500 MiB of memory, whatever it claims.
+    Formats: safetensors files and their indices; folders of diffusers; files of ``torch.save``, current and before
+    PyTorch 1.6; pickled snapshots of EDM and EDM2. Files are memory-mapped. Apart from the tensors that are read, no
+    file takes more than 500 MiB of memory.
 
     Args:
         path: a file, or the folder of a diffusers model or pipeline (its ``unet``).
-        ema: which weights to take where there are two sets: averaged (True), as last trained (False), or the averaged
-            ones if there are any (None). True and False are errors where there are no such.
+        ema: weights to read from a file with two sets: averaged (True), last trained (False), or the averaged ones if
+            there are any (None).
 
     Raises:
-        UserError: saying what is wrong with the file. Also when a tensor is looked up, if its bytes are damaged.
+        UserError: the file is damaged, unsupported or without the weights that `ema` selects. Reading a tensor raises
+            it as well, if its bytes are damaged.
     """
     path = pathlib.Path(path)
     with reading(path):
         folder = folders.model_folder(path, ema) if path.is_dir() else path
         file = folders.weights_file(folder, ema) if path.is_dir() else path
         content, metadata = _content(file, ema)
-        sets = _told_apart(content)
+        sets = _separated(content)
         if path.is_dir():
             metadata |= folders.settings(folder, path)
         if trees.is_averaged(folder.name) and folder != path:
@@ -94,7 +95,7 @@ def read_tensors(path: str | os.PathLike, ema: bool | None = None) -> Checkpoint
 
 
 def _content(path: pathlib.Path, ema: bool | None) -> tuple[dict[str, Readers], dict[str, Any]]:
-    """The sets of tensors in a file by where they stand, and what else it says."""
+    """The sets of tensors in a file by their position in it, and its metadata."""
     data = mapped(path)
     start = bytes(data[:64])
     if is_safetensors(start):
@@ -109,15 +110,16 @@ def _content(path: pathlib.Path, ema: bool | None) -> tuple[dict[str, Readers], 
     elif start[0] == _PICKLE:
         content = read_pickle(data)
     else:
-        raise Unreadable(f"not a file of weights: {_what(start)}", AGAIN)
+        raise Unreadable(f"expected a file of weights, got {_what(start)}", AGAIN)
     if ema is not False and trees.has_nameless_averages(content):
         raise Unreadable(
-            "its averaged weights are a list without names (shadow_params)",
-            "ema=False takes the others; or copy the averages into the model in PyTorch, and save its state dict",
+            "expected names for its averaged weights, got a list without names (shadow_params)",
+            "use ema=False for the other weights; or copy the averages into the model in PyTorch, and save its "
+            "state dict",
         )
     found: dict[str, Readers] = {
-        place: {name: tensor.array for name, tensor in tree.items()}
-        for place, tree in trees.trees_in(content).items()
+        position: {name: tensor.array for name, tensor in tree.items()}
+        for position, tree in trees.trees_in(content).items()
     }
     return found, describe(content)
 
@@ -127,28 +129,30 @@ def _of_shards(index: pathlib.Path) -> Iterator[tuple[str, Callable[[], np.ndarr
         shard = index.with_name(name)
         with reading(shard):
             if bytes(mapped(shard)[:1]) == b"{":
-                raise Unreadable("an index within an index")
+                raise Unreadable("expected a file of weights in the index, got another index")
             found, _ = _content(shard, None)
             readers = found.get("", {})
             if missing := [key for key in keys if key not in readers]:
-                raise Unreadable(f"it lacks {missing[0][:200]!r}, which {index.name} says it has")
+                raise Unreadable(
+                    f"expected {missing[0][:200]!r} in it, as {index.name} lists, got no such tensor"
+                )
         yield from ((key, readers[key]) for key in keys)
 
 
-def _told_apart(found: dict[str, Readers]) -> dict[str, Readers]:
-    """The same, with sets that stand in one list of names told apart."""
+def _separated(found: dict[str, Readers]) -> dict[str, Readers]:
+    """The same sets, with those that differ only by a prefix of their names separated."""
     return {
-        "/".join(part for part in (place, prefix) if part): {
+        "/".join(part for part in (position, prefix) if part): {
             ours: readers[theirs] for ours, theirs in names.items()
         }
-        for place, readers in found.items()
+        for position, readers in found.items()
         for prefix, names in trees.split(readers).items()
     }
 
 
 def _what(start: bytes) -> str:
     if start.startswith(b"version https://git-lfs"):
-        return "a pointer of Git LFS, in the place of the file"
+        return "a Git LFS pointer to the file"
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "a web page, probably an answer of the server instead of the file"
-    return f"it begins with {start[:8]!r}"
+        return "a web page, probably an error page of the server"
+    return f"a file that starts with {start[:8]!r}"

@@ -1,10 +1,10 @@
-"""The three ways in which PyTorch's tensors come in files, read without PyTorch.
+"""PyTorch files in three formats, read without PyTorch.
 
-* ``torch.save`` since 1.6: a zip archive of one pickle and a plain file for each storage.
-* ``torch.save`` before: pickles in a row, the fourth of which is the object, and then the storages.
+* ``torch.save`` since 1.6: a zip archive with one pickle and a raw file for each storage.
+* ``torch.save`` before 1.6: a sequence of pickles, the fourth of which is the object, then the storages.
 * ``pickle.dump`` of modules (EDM, EDM2): one pickle, in which each storage is bytes of the second format.
 
-All give the object as `unpickling` sees it: plain containers, `Tensor`, `Inert`.
+The result is the object as `unpickling` reads it: plain containers, `Tensor`, `Inert`.
 """
 
 import functools
@@ -32,22 +32,23 @@ _ELSEWHERE = (
 
 
 def is_legacy(start: bytes) -> bool:
-    """Whether a file is of the second format. It begins with a number, which is pickled with or without a frame."""
+    """Whether a file has the second format: it starts with a magic number, pickled with or without a frame."""
     magic = b"\x8a\x0a" + _LEGACY.to_bytes(10, "little")
     return start.startswith(magic, 2) or start.startswith(magic, 11)
 
 
 def read_zip(path: pathlib.Path, data: memoryview) -> Any:
-    """The object of the first format. `data` are the bytes of the file at `path`."""
+    """Read the object of the first format; `data` are the bytes of the file at `path`."""
     entries = _entries(path, data)
     roots = [name.removesuffix("data.pkl") for name in entries if name.endswith("/data.pkl")]
     if len(roots) != 1:
         raise Unreadable(
-            "a zip archive, but none that torch.save makes (no single data.pkl)", "name a file of weights"
+            f"expected a zip archive of torch.save with one data.pkl, got {len(roots)}",
+            "name a file of weights",
         )
     files = {name.removeprefix(roots[0]): entry for name, entry in entries.items()}
     if checked(*files.get("byteorder", (_LITTLE, None))) != _LITTLE:
-        raise Unreadable("it was written on a machine of another byte order", _ELSEWHERE)
+        raise Unreadable("expected little-endian numbers, got another byte order", _ELSEWHERE)
     storages = {name.removeprefix("data/"): file for name, file in files.items() if name.startswith("data/")}
     return Unpickler(checked(*files["data.pkl"]), KNOWN, _Storages(storages)).load()
 
@@ -55,7 +56,7 @@ def read_zip(path: pathlib.Path, data: memoryview) -> Any:
 def read_legacy(
     data: memoryview, known: Mapping[tuple[str, str], Name] = KNOWN, budget: Budget | None = None
 ) -> Any:
-    """The object of the second format."""
+    """Read the object of the second format."""
     budget, storages = budget or Budget(), _Storages()
     parts, at = [], 0
     for persistent in (None, None, None, storages, None):
@@ -64,23 +65,23 @@ def read_legacy(
         at = part.at
     magic, _, system, content, names = parts
     if not (magic == _LEGACY and isinstance(system, dict) and isinstance(names, list)):
-        raise Unreadable("not what torch.save wrote before PyTorch 1.6, though it begins so")
+        raise Unreadable("expected the format of torch.save before PyTorch 1.6, got only its magic number")
     if system.get("little_endian") is not True:
-        raise Unreadable("it was written on a machine of another byte order", _ELSEWHERE)
+        raise Unreadable("expected little-endian numbers, got another byte order", _ELSEWHERE)
     for name in names:
         (length,) = struct.unpack_from("<q", data, at)
         storage = storages.made.get(name) if isinstance(name, str) else None
         if storage is None or length != storage.length:
-            raise Unreadable("its storages are not those that its pickle names")
+            raise Unreadable("expected the storages that its pickle names, got others")
         storage.data = data[at + 8 : at + 8 + storage.size]
         at += 8 + storage.size
     if at > len(data):
-        raise Unreadable("it ends in the middle of its storages")
+        raise Unreadable("expected all of its storages, got a truncated file")
     return content
 
 
 def read_pickle(data: memoryview) -> Any:
-    """The object of the third format."""
+    """Read the object of the third format."""
     budget = Budget()
     known = KNOWN | {_INLINE: Name(*_INLINE, functools.partial(_inline_storage, budget))}
     return Unpickler(data, known, budget=budget).load()
@@ -88,31 +89,37 @@ def read_pickle(data: memoryview) -> Any:
 
 def _inline_storage(budget: Budget, content: Any) -> Storage:
     if not isinstance(content, memoryview):
-        raise Unreadable("its pickle has a storage that is not bytes")
+        raise Unreadable("expected bytes for a storage in its pickle, got another object")
     storage = read_legacy(content, STORAGE_NAMES, budget)
     if not isinstance(storage, Storage):
-        raise Unreadable("its pickle has a storage that is something else")
+        raise Unreadable("expected a storage in its pickle, got another object")
     return storage
 
 
 class _Storages:
-    """Makes the storages that a pickle names by persistent ids, each once. `stored` are their bytes and checksums."""
+    """Makes the storages that a pickle names by persistent ids, each once.
+
+    Args:
+      stored: bytes and checksum of each storage by name; None if they follow later in the file.
+    """
 
     def __init__(self, stored: Mapping[str, tuple[memoryview, int]] | None = None):
         self.made: dict[str, Storage] = {}
         self._stored = stored
 
     def __call__(self, key: Any) -> Storage:
-        """The storage of ("storage", kind, name, device, length), with None as a sixth in the older format."""
+        """The storage of the id ("storage", kind, name, device, length); the older format appends None."""
         if not (
             isinstance(key, tuple) and len(key) in (5, 6) and isinstance(key[0], str) and key[0] == "storage"
         ):
-            raise Unreadable("its pickle refers to something that is no storage")
+            raise Unreadable("expected persistent ids of storages in its pickle, got another id")
         _, kind, name, _, length, *view = key
         if view not in ([], [None]):
-            raise Unreadable("it has storages within storages, as PyTorch before 0.4 wrote them", _ELSEWHERE)
+            raise Unreadable(
+                "expected plain storages, got views of storages (PyTorch before 0.4)", _ELSEWHERE
+            )
         if not isinstance(name, str) or (self._stored is not None and name not in self._stored):
-            raise Unreadable("it lacks a storage that its pickle names")
+            raise Unreadable("expected every storage that its pickle names, got one less")
         if name not in self.made:
             data, checksum = (None, None) if self._stored is None else self._stored[name]
             self.made[name] = storage_of(kind, length, data, checksum)
@@ -120,7 +127,7 @@ class _Storages:
 
 
 def _entries(path: pathlib.Path, data: memoryview) -> dict[str, tuple[memoryview, int]]:
-    """The bytes and checksum of each file in an archive. PyTorch compresses none: there is nothing to unpack."""
+    """The bytes and checksum of each file in an archive. PyTorch stores files uncompressed."""
     with _Directory(path) as file, zipfile.ZipFile(file) as archive:
         listed = sorted(archive.infolist(), key=lambda info: info.header_offset)
         end_of_data = archive.start_dir
@@ -131,7 +138,9 @@ def _entries(path: pathlib.Path, data: memoryview) -> dict[str, tuple[memoryview
             or info.file_size != info.compress_size
             or info.flag_bits & 1
         ):
-            raise Unreadable("a compressed or encrypted archive, which torch.save does not make", _ELSEWHERE)
+            raise Unreadable(
+                "expected an uncompressed archive, got a compressed or encrypted one", _ELSEWHERE
+            )
         signature, name, extra = _LOCAL_HEADER.unpack_from(data, info.header_offset)
         start = info.header_offset + _LOCAL_HEADER.size + name + extra
         end = start + info.file_size
@@ -141,17 +150,21 @@ def _entries(path: pathlib.Path, data: memoryview) -> dict[str, tuple[memoryview
             or end > end_of_data
             or info.filename in found
         ):
-            raise Unreadable("a zip archive whose files overlap, repeat, or lie outside of it")
+            raise Unreadable(
+                "expected separate files in the archive, got ones that overlap, repeat or exceed it"
+            )
         found[info.filename], free = (data[start:end], info.CRC), end
     return found
 
 
 class _Directory(io.FileIO):
-    """An archive as `zipfile` sees it. Refuses to read much at once: the list of a real one is far below 4 MiB."""
+    """An archive file for `zipfile` that refuses to read more than 4 MiB at once, far above any real directory."""
 
     def read(self, size: int | None = -1) -> bytes:
         rest = os.fstat(self.fileno()).st_size - self.tell()
         size = rest if size is None or size < 0 else min(size, rest)
         if size > _LARGEST_DIRECTORY:
-            raise Unreadable("a zip archive with a list of far too many files")
+            raise Unreadable(
+                f"expected an archive directory of at most {_LARGEST_DIRECTORY} bytes, got {size}"
+            )
         return super().read(size)

@@ -1,7 +1,7 @@
-"""What the names in PyTorch's files stand for: the whole list.
+"""Allow-list of the global names in PyTorch's files, with their meanings.
 
-A name comes onto it if published files of weights have it. Most stand for nothing but themselves (`Inert`); the few
-that make something make data, by the functions here. So the list is about clear errors as much as about safety.
+It contains the names that occur in published weights. Most become `Inert` objects; a few construct data, by the
+functions of this module. The list serves clear errors as much as safety.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ def _rebuild(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) ->
     """``torch._utils._rebuild_tensor`` and ``_v2``, whose `rest` is (requires_grad, hooks, flags)."""
     if any(isinstance(flags, dict) and (flags.get("conj") or flags.get("neg")) for flags in rest[2:3]):
         raise Unreadable(
-            "its pickle has a tensor that is a conjugate or negative view", "store it after `.clone()`"
+            "expected plain tensors, got a conjugate or negative view", "store the tensor after `.clone()`"
         )
     return tensor_of(storage, offset, shape, strides)
 
@@ -25,18 +25,18 @@ def _rebuild(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) ->
 def _rebuild_with_dtype(
     storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, dtype: Any
 ) -> Tensor:
-    """``torch._utils._rebuild_tensor_v3``, for the dtypes that have no storage class."""
+    """``torch._utils._rebuild_tensor_v3``, for dtypes without a storage class."""
     if not (isinstance(dtype, Name) and dtype.name in DTYPES):
-        raise Unreadable("its pickle has a tensor of an unknown dtype")
+        raise Unreadable("expected tensors of a known dtype, got another dtype")
     return tensor_of(storage, offset, shape, strides, np.dtype(DTYPES[dtype.name]))
 
 
-# Nothing here copies what it is given: a file could ask for it again and again, at three bytes a time.
+# None of these functions copies its argument: a file could repeat the call at a cost of three bytes each.
 
 
-def _same(given: Any, *_: Any) -> Any:
-    """A parameter is its tensor, a set the list of its elements, a ``torch.Size`` a tuple."""
-    return given
+def _same(value: Any, *_: Any) -> Any:
+    """A parameter becomes its tensor, a set the list of its elements, a ``torch.Size`` a tuple."""
+    return value
 
 
 def _dict() -> dict[Any, Any]:
@@ -48,13 +48,13 @@ def _default_dict(*_: Any) -> dict[Any, Any]:
 
 
 def _persistent_object(meta: Any) -> Inert:
-    """An object of EDM's persistence: the text of its source code stays text. Its class is known by name alone."""
+    """An object of EDM's persistence: only the name of its class and its state; its source code stays text."""
     if not (isinstance(meta, dict) and isinstance(meta.get("class_name"), str)):
         raise TypeError("a persistent object without a class")
     return Inert(Name("persistent", meta["class_name"]), (), meta.get("state"))
 
 
-_MADE = {
+_CONSTRUCTED = {
     ("collections", "OrderedDict"): _dict,
     ("collections", "defaultdict"): _default_dict,
     ("builtins", "set"): _same,
@@ -105,11 +105,11 @@ STORAGE_NAMES = {
     for module in ("torch", "torch.cuda", "torch.storage")
     for name in STORAGES
 }
-"""The classes of storages, which are all that a storage pickled by itself names."""
+"""Classes of storages, the only names in a separately pickled storage."""
 
 KNOWN = (
     {(module, name): Name(module, name) for module, names in _INERT.items() for name in names.split()}
     | STORAGE_NAMES
-    | {(module, name): Name(module, name, make) for (module, name), make in _MADE.items()}
+    | {(module, name): Name(module, name, make) for (module, name), make in _CONSTRUCTED.items()}
 )
-"""All names that a file may use."""
+"""All allowed names."""

@@ -1,4 +1,4 @@
-"""Storages and tensors of PyTorch, as numpy can see them. Whatever a file says of them is checked here."""
+"""PyTorch storages and tensors as NumPy arrays, with checks of all values from the file."""
 
 import dataclasses
 import math
@@ -51,7 +51,14 @@ STORAGES = {
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Storage:
-    """The numbers of one or more tensors, in a row. `data` is None until the file has come to them."""
+    """Contiguous numbers of one or more tensors.
+
+    Attributes:
+      dtype: type of the elements.
+      length: number of elements.
+      data: bytes of the elements; None until the file's reader reaches them.
+      checksum: CRC-32 of `data`, or None.
+    """
 
     dtype: np.dtype
     length: int
@@ -60,20 +67,21 @@ class Storage:
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Size in bytes."""
         return self.length * self.dtype.itemsize
 
     def read(self) -> memoryview:
-        """The bytes, compared with their checksum the first time."""
+        """The bytes, checked against the checksum on first use."""
         if self.data is None or len(self.data) != self.size:
-            raise Unreadable(f"it has not the {self.size} bytes that it promises for a storage")
+            got = 0 if self.data is None else len(self.data)
+            raise Unreadable(f"expected {self.size} bytes for a storage, got {got}")
         self.data, self.checksum = checked(self.data, self.checksum), None
         return self.data
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Tensor:
-    """A view of a storage, its offset and strides in elements. Made by `tensor_of`, which checks them."""
+    """A view of a storage, with offset and strides in elements; `tensor_of` checks them."""
 
     storage: Storage
     offset: int
@@ -82,7 +90,7 @@ class Tensor:
     dtype: np.dtype
 
     def array(self) -> np.ndarray:
-        """The numbers, as they lie in the file: read-only, and read from disk when they are looked at."""
+        """A read-only array over the mapped file, which is read from disk on access."""
         size = self.dtype.itemsize
         strides = tuple(stride * size for stride in self.strides)
         data = self.storage.read()
@@ -94,32 +102,33 @@ class Tensor:
 def storage_of(
     kind: Any, length: Any, data: memoryview | None = None, checksum: int | None = None
 ) -> Storage:
-    """A storage of `length` elements, by the name of its class (``torch.FloatStorage``)."""
+    """A storage of `length` elements of the class `kind`, such as ``torch.FloatStorage``."""
     if not (isinstance(kind, Name) and kind.name in STORAGES and _is_count(length)):
-        raise Unreadable("its pickle has a storage of an unknown kind or an impossible length")
+        raise Unreadable("expected storages of a known class and length, got others")
     return Storage(np.dtype(DTYPES[STORAGES[kind.name]]), length, data, checksum)
 
 
 def tensor_of(storage: Any, offset: Any, shape: Any, strides: Any, dtype: np.dtype | None = None) -> Tensor:
-    """A tensor, which must lie within its storage and have no more elements than that.
+    """A tensor, which must be within its storage and have at most as many elements.
 
-    The last is no rule of PyTorch, where a number can be repeated without being stored (``expand``). Weights are not
-    such, and a tensor of a few bytes must not become one of terabytes as soon as somebody copies it.
+    PyTorch allows more elements, by repeating numbers without storing them (``expand``). Weights do not need that, and
+    a copy of a tensor of a few bytes must not take terabytes.
     """
     if not isinstance(storage, Storage):
-        raise Unreadable("its pickle has a tensor without a storage")
+        raise Unreadable("expected tensors with storages, got one without")
     if not (
         isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides) <= _MOST_AXES
     ):
-        raise Unreadable("its pickle has a tensor whose shape and strides are not lists of the same length")
+        raise Unreadable("expected a shape and strides of equal lengths for a tensor, got others")
     if not all(_is_count(number) for number in (offset, *shape, *strides)):
-        raise Unreadable("its pickle has a tensor with an impossible number in its shape, strides or offset")
+        raise Unreadable("expected integers >= 0 in a tensor's shape, strides and offset, got others")
     dtype = storage.dtype if dtype is None else dtype
     room = storage.size // dtype.itemsize
     last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
     if 0 not in shape and (last >= room or math.prod(shape) > room):
         raise Unreadable(
-            f"a tensor of shape {shape}, strides {strides}, offset {offset} in a storage of {room} elements"
+            f"expected a tensor within its storage of {room} elements, got shape {shape}, strides {strides}, "
+            f"offset {offset}"
         )
     return Tensor(storage, offset, shape, strides, dtype)
 

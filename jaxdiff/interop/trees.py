@@ -1,4 +1,4 @@
-"""Which tensors of a file are the weights, and which of them are averaged over training (EMA)."""
+"""Sets of weights in a file: finding them, and choosing between trained and averaged (EMA) weights."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -12,7 +12,7 @@ _AVERAGED = re.compile(r"(^|[_./])ema([_./]|$)")
 _ORDINARY = (
     "state_dict", "model_state_dict", "model", "net", "network", "unet", "params", "weights", "module", "online_model",
 )  # fmt: skip
-"""Under which names weights stand that are not averaged. The first that a file has is taken."""
+"""Names of sets of weights that are not averaged, in order of preference."""
 
 _COUNTERS = {"model_ema.decay", "model_ema.num_updates"}
 _DEEPEST = 2
@@ -22,31 +22,31 @@ _MOST_ENTRIES = 300_000
 
 
 def trees_in(content: Any) -> dict[str, dict[str, Tensor]]:
-    """All sets of named tensors in an object, by where they stand in it: ``ema``, ``model/state_dict``.
+    """All sets of named tensors in an object, by their path: ``ema``, ``model/state_dict``.
 
-    A dict of tensors is a set, and so is a module. Dicts of such are searched two levels deep. Tensors that stand
-    beside sets (a count of steps) are not weights; without any set, the object itself is one, named "".
+    A dict of tensors is a set, and so is a module. Dicts of sets are searched two levels deep. Tensors next to sets (a
+    step counter) are not weights. Without any set, the object itself is one, named "".
     """
     found = dict(_sets(content, "", 0, set()))
     own = _direct(content)
     return found or ({"": own} if own else {})
 
 
-def _sets(content: Any, place: str, depth: int, seen: set[int]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    if id(content) in seen:  # a file can hold the same object under any number of names
+def _sets(content: Any, path: str, depth: int, seen: set[int]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    if id(content) in seen:  # a file can contain the same object under many names
         return
     seen.add(id(content))
     if _is_module(content):
-        yield place, dict(_of_module(content))
+        yield path, dict(_of_module(content))
     elif isinstance(content, dict):
         inside = False
         for name, inner in content.items() if depth < _DEEPEST else ():
             if isinstance(name, str) and len(name) < _LONGEST_NAME and isinstance(inner, dict | Inert):
-                for found in _sets(inner, f"{place}/{name}".removeprefix("/"), depth + 1, seen):
+                for found in _sets(inner, f"{path}/{name}".removeprefix("/"), depth + 1, seen):
                     inside = True
                     yield found
         if depth > 0 and not inside and (own := _direct(content)):
-            yield place, own
+            yield path, own
 
 
 def _direct(content: Any) -> dict[str, Tensor]:
@@ -60,17 +60,17 @@ def _is_module(content: Any) -> bool:
 
 
 def _of_module(module: Inert) -> Iterator[tuple[str, Tensor]]:
-    """What ``module.state_dict()`` would give."""
+    """The items of ``module.state_dict()``."""
     left, room = [("", module, 0)], _MOST_ENTRIES
     while left:
         prefix, module, level = left.pop()
         parts = [module.state.get(kind) for kind in ("_parameters", "_buffers", "_modules")]
         temporary = module.state.get("_non_persistent_buffers_set") or []
         if not (all(isinstance(part, dict) for part in parts) and isinstance(temporary, list | tuple)):
-            raise Unreadable("it has a module without parameters, buffers or modules")
+            raise Unreadable("expected modules with parameters, buffers and modules, got another object")
         room -= 1 + len(temporary) + sum(map(len, parts))
         if room < 0 or level > _MOST_LEVELS or len(prefix) > _LONGEST_NAME:
-            raise Unreadable("it has more modules within modules than any network")
+            raise Unreadable("expected a network of ordinary size, got too many nested modules")
         hidden = {name for name in temporary if isinstance(name, str)}
         parameters, buffers, modules = (
             [
@@ -90,11 +90,11 @@ def _of_module(module: Inert) -> Iterator[tuple[str, Tensor]]:
 
 
 def split(names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """The sets that stand in one list of names and differ by a prefix. For each, its names and those of the file.
+    """Separate sets in one list of names that differ by a prefix: {set: {its name: name in the file}}.
 
-    * ``ema_model.`` beside ``online_model.``, as wrappers of a whole model write them.
-    * ``model_ema.`` beside ``model.``, as latent diffusion does (Rombach et al. 2022). Its averages have names without
-      dots, and replace what they are averages of; the rest (text encoder, autoencoder) is common to both.
+    * ``ema_model.`` and ``online_model.``, written by wrappers of a model.
+    * ``model_ema.`` and ``model.``, written by latent diffusion (Rombach et al. 2022). Its averages have names without
+      dots and replace the tensors of those names; the others (text encoder, autoencoder) belong to both sets.
     """
     names = list(names)
     wrapped = {
@@ -110,38 +110,38 @@ def split(names: Iterable[str]) -> dict[str, dict[str, str]]:
     trained = [name for name in model if name.startswith("model.")]
     named = {"model_ema." + name.removeprefix("model.").replace(".", ""): name for name in trained}
     if len(named) < len(trained) or not averages <= named.keys():
-        raise Unreadable("its averaged weights (model_ema) do not tell what they are averages of")
+        raise Unreadable("expected averaged weights (model_ema) with the names of trained ones, got others")
     return {"model": model, "model_ema": model | {named[average]: average for average in averages}}
 
 
-def choose(places: Iterable[str], ema: bool | None) -> str:
-    """Where the weights stand that are meant: the averaged ones if `ema` is None and there are any."""
-    averaged = sorted(place for place in places if is_averaged(place))
-    others = sorted((place for place in places if not is_averaged(place)), key=_rank)
+def choose(paths: Iterable[str], ema: bool | None) -> str:
+    """The path of the set to read: averaged weights (True), trained ones (False), or averaged if any (None)."""
+    averaged = sorted(path for path in paths if is_averaged(path))
+    others = sorted((path for path in paths if not is_averaged(path)), key=_rank)
     if ema and not averaged:
         raise Unreadable(
-            "ema=True, but nothing in it says that it is averaged", "leave `ema` out to take what it has"
+            "expected averaged weights for ema=True, got none marked so", "omit `ema` to read its weights"
         )
     if ema is False and not others:
-        raise Unreadable("ema=False, but it has averaged weights only", "leave `ema` out to take those")
-    meant = averaged if averaged and ema is not False else others
-    known = meant is others and bool(others) and _rank(others[0]) < len(_ORDINARY)
-    if not meant:
-        raise Unreadable("it has no tensors under names", "name a file of weights")
-    if len(meant) > 1 and not known:
+        raise Unreadable("expected trained weights for ema=False, got averaged ones only", "omit `ema`")
+    chosen = averaged if averaged and ema is not False else others
+    known = chosen is others and bool(others) and _rank(others[0]) < len(_ORDINARY)
+    if not chosen:
+        raise Unreadable("expected named tensors, got none", "name a file of weights")
+    if len(chosen) > 1 and not known:
         raise Unreadable(
-            f"it has several sets of tensors: {meant[:10]}", "store the one that is meant by itself"
+            f"expected one set of tensors, got several: {chosen[:10]}", "store the intended one separately"
         )
-    return meant[0]
+    return chosen[0]
 
 
-def is_averaged(place: str) -> bool:
-    """Whether a place in a file or folder is by its name (``model_ema``, ``ema/net``) one of averaged weights."""
-    return _AVERAGED.search(place) is not None and not place.endswith("online_model")
+def is_averaged(path: str) -> bool:
+    """Whether a path in a file or folder (``model_ema``, ``ema/net``) names averaged weights."""
+    return _AVERAGED.search(path) is not None and not path.endswith("online_model")
 
 
 def has_nameless_averages(content: Any) -> bool:
-    """Whether averaged weights are a list, in an order that only the model's own code knows (``shadow_params``)."""
+    """Whether averaged weights are a list in the order of the model's own code (``shadow_params``)."""
     entries = content.items() if isinstance(content, dict) else ()
     return any(
         isinstance(name, str) and is_averaged(name) and isinstance(inner, dict) and "shadow_params" in inner
@@ -149,6 +149,6 @@ def has_nameless_averages(content: Any) -> bool:
     )
 
 
-def _rank(place: str) -> int:
-    name = place.rpartition("/")[2]
+def _rank(path: str) -> int:
+    name = path.rpartition("/")[2]
     return _ORDINARY.index(name) if name in _ORDINARY else len(_ORDINARY)

@@ -1,18 +1,18 @@
-"""A pickle read as data. Nothing of it is run, and nothing is imported for it.
+"""Safe unpickling: reads a pickle as data, without running or importing anything that it names.
 
-A pickle is a program for a small stack machine, and Python's own machine imports what a program names and calls
-it. This one knows only the operations that data needs:
+A pickle is a program for a small stack machine. Python's own machine imports the names in a program and calls them.
+This one supports only the operations that data needs:
 
-* A name is looked up in a table that the caller gives. A name that is not there is refused.
-* What a name stands for is called only if the table says by which function of ours; any other object becomes an
-  `Inert`, that is its name, its arguments and its state.
-* State is put into an `Inert` and nowhere else: no attribute is set, no ``__setstate__`` looked for.
-* Keys of dicts are text, whole numbers of 64 bits, None or names, so that hashing is cheap and never calls anything.
-* Bytes are views of the file. Everything else is paid from a `Budget`: at most a million operations, each of
-  which makes less than 200 bytes, and 32 MiB of text. So no file takes more than about 330 MB of memory
-  (a character becomes up to four bytes), and none more than seconds.
+* A name is looked up in the caller's table. Other names are refused.
+* A name is called only if the table has one of this package's functions for it. Any other object becomes an `Inert`:
+  its name, its arguments and its state.
+* State is stored in an `Inert` and nowhere else: no attribute is set, and no ``__setstate__`` is called.
+* Dict keys are text, 64-bit integers, None or names, so hashing is cheap and calls no foreign code.
+* Bytes are views of the file. Everything else is limited by a `Budget`: a million operations of less than 200 bytes
+  each, and 32 MiB of text. So no file takes more than about 330 MB of memory (a character can take four bytes), or
+  more than seconds.
 
-Protocols 2 to 5, which is what Python has written by default since version 3.0, and PyTorch always.
+Supports protocols 2 to 5: Python's defaults since 3.0, and all of PyTorch's files.
 """
 
 import dataclasses
@@ -29,7 +29,13 @@ _LONGEST_NUMBER = 16
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Name:
-    """A global name in a file. `make` is the function of ours that a call of it calls; without one it makes `Inert`."""
+    """A global name in a file.
+
+    Attributes:
+      module: module of the name.
+      name: qualified name in the module.
+      make: function of this package that replaces a call of the name; without one, a call makes an `Inert`.
+    """
 
     module: str
     name: str
@@ -38,7 +44,7 @@ class Name:
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Inert:
-    """An object that was not made: what it would have been, from which arguments, and in which state."""
+    """An object that was not constructed: its class or function, arguments and state."""
 
     of: Name
     args: tuple
@@ -47,7 +53,12 @@ class Inert:
 
 @dataclasses.dataclass
 class Budget:
-    """What may still be spent on a file, with everything that is nested in it."""
+    """Remaining resources for a file and all pickles nested in it.
+
+    Attributes:
+      operations: number of operations.
+      text: bytes of text.
+    """
 
     operations: int = 1_000_000
     text: int = 1 << 25
@@ -57,19 +68,19 @@ class Budget:
         self.text -= text
         if self.operations < 0 or self.text < 0:
             raise Unreadable(
-                "its pickle is larger than that of any model", "keep its tensors alone in a .safetensors"
+                "expected a pickle of ordinary size, got a larger one", "store its tensors as .safetensors"
             )
 
 
 class Unpickler:
-    """Reads one pickle that begins at byte `at` of `data`; afterwards `at` is where it ended.
+    """Reads one pickle that starts at byte `at` of `data`; afterwards `at` is the byte after its end.
 
     Args:
         data: the file, or a part of it.
-        known: what its names stand for.
-        persistent: gives the object that a persistent id names. Without it there must be none.
-        budget: shared by all pickles of a file.
-        at: where to begin.
+        known: the allowed names.
+        persistent: returns the object of a persistent id; without it, such ids are refused.
+        budget: limits, common to all pickles of a file.
+        at: first byte of the pickle.
     """
 
     def __init__(
@@ -86,14 +97,14 @@ class Unpickler:
         self._stack, self._marks, self._memo = [], [], {}
 
     def load(self) -> Any:
-        """What the pickle describes. Raises `Unreadable` for whatever this machine does not do."""
+        """The described object; raises `Unreadable` for malformed pickles and unsupported operations."""
         try:
             while (operation := bytes(self._take(1))) != op.STOP:
                 self._budget.spend(operations=1)
                 self._run(operation)
             return self._stack.pop()
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-            raise Unreadable(f"its pickle makes no sense at byte {self.at} ({error})") from error
+            raise Unreadable(f"expected a valid pickle, got {error} at byte {self.at}") from error
 
     def _run(self, operation: bytes) -> None:
         stack, memo = self._stack, self._memo
@@ -117,7 +128,7 @@ class Unpickler:
                 stack.append(self._text(self._number("<B")))
             case op.BINUNICODE:
                 stack.append(self._text(self._number("<I")))
-            case op.SHORT_BINSTRING:  # text of Python 2
+            case op.SHORT_BINSTRING:  # Python 2 text
                 stack.append(self._text(self._number("<B"), "latin-1"))
             case op.BINSTRING:
                 stack.append(self._text(self._number("<i"), "latin-1"))
@@ -127,7 +138,7 @@ class Unpickler:
                 stack.append(self._take(self._number("<I")))
             case op.BINBYTES8 | op.BYTEARRAY8:
                 stack.append(self._take(self._number("<Q")))
-            # Containers. A set is a list: nobody asks whether something is in it.
+            # Containers. A set becomes a list: membership is never tested.
             case op.EMPTY_LIST | op.EMPTY_SET:
                 stack.append([])
             case op.EMPTY_TUPLE:
@@ -147,7 +158,7 @@ class Unpickler:
                 self._update(self._pop_from(len(stack) - 2))
             case op.SETITEMS:
                 self._update(self._pop_from(self._marks.pop()))
-            # Names, and objects of them.
+            # Names and their objects.
             case op.GLOBAL:
                 stack.append(self._find(self._line(), self._line()))
             case op.STACK_GLOBAL:
@@ -177,47 +188,47 @@ class Unpickler:
                 self._pop_from(self._marks.pop())
             case op.PROTO:
                 self._take(1)
-            case op.FRAME:  # a hint of how much to read at once
+            case op.FRAME:  # a hint for buffered reading
                 self._take(8)
             case _:
-                raise Unreadable(f"its pickle has an operation {operation!r}, which no file of weights needs")
+                raise Unreadable(f"expected operations that weights need in its pickle, got {operation!r}")
 
     def _find(self, module: Any, name: Any) -> Name:
         if not (isinstance(module, str) and isinstance(name, str)):
             raise TypeError("a name that is not text")
         if (module, name) not in self._known:
             raise Unreadable(
-                f"it wants {f'{module}.{name}'[:_LONGEST_NAME]!r}, which reading weights does not need and which "
-                "might run code; nothing was run",
-                "get the weights as .safetensors, or keep the state dict alone in a file",
+                f"expected names that weights need, got {f'{module}.{name}'[:_LONGEST_NAME]!r}, which might run code; "
+                "nothing was run",
+                "get the weights as .safetensors, or store the state dict alone",
             )
         return self._known[module, name]
 
     def _call(self, of: Any, args: Any) -> Any:
         if not (isinstance(of, Name) and isinstance(args, tuple)):
-            raise TypeError("a call of what cannot be called")
+            raise TypeError("a call of an object that cannot be called")
         return of.make(*args) if of.make else Inert(of, args)
 
     def _build(self, state: Any) -> None:
         target = self._stack[-1]
         if isinstance(target, Inert):
             target.state = state
-        elif not isinstance(target, dict):  # the attributes of an OrderedDict are of no use
-            raise TypeError("state of what has none")
+        elif not isinstance(target, dict):  # the attributes of an OrderedDict are not needed
+            raise TypeError("state of an object without state")
 
     def _load_persistent(self, key: Any) -> Any:
         if self._persistent is None:
-            raise Unreadable("its pickle refers to something outside of it")
+            raise Unreadable("expected a self-contained pickle, got a reference to external data")
         return self._persistent(key)
 
     def _extend(self, items: tuple) -> None:
         if not isinstance(self._stack[-1], list):
-            raise TypeError("items for what is no list")
+            raise TypeError("items for an object that is not a list")
         self._stack[-1].extend(items)
 
     def _update(self, items: tuple) -> None:
         if not isinstance(self._stack[-1], dict):
-            raise TypeError("keys for what is no dict")
+            raise TypeError("keys for an object that is not a dict")
         if len(items) % 2:
             raise ValueError("a key without a value")
         for key, value in zip(items[::2], items[1::2], strict=True):
@@ -228,14 +239,14 @@ class Unpickler:
 
     def _pop_from(self, start: int) -> tuple:
         if not 0 <= start <= len(self._stack):
-            raise IndexError("it takes what is not there")
+            raise IndexError("more items taken than there are")
         items = tuple(self._stack[start:])
         del self._stack[start:]
         return items
 
     def _take(self, count: int) -> memoryview:
         if not 0 <= count <= len(self._data) - self.at:
-            raise Unreadable("it ends in the middle of its pickle")
+            raise Unreadable("expected a complete pickle, got a truncated one")
         self.at += count
         return self._data[self.at - count : self.at]
 

@@ -1,9 +1,10 @@
-"""What a run reports, and where: the console, ``metrics.jsonl`` and TensorBoard, all written by process 0."""
+"""Metrics of a run: means over log windows, and writers to console, ``metrics.jsonl``, TensorBoard and PNG files."""
 
 import json
 import math
 import os
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,7 +18,7 @@ from jaxdiff.data.images import save_png
 from jaxdiff.typing import Metrics
 
 Images = Mapping[str, np.ndarray]
-"""Pictures by name, uint8 [height, width, channels]."""
+"""Images by name, uint8 [height, width, channels]."""
 
 
 @jax.jit
@@ -30,35 +31,39 @@ def _add(totals: Metrics, metrics: Metrics) -> Metrics:
 
 
 class RunningMean:
-    """Means over a window of steps. They add up on the device, and reach the host only when asked for."""
+    """Means over a window of steps, accumulated on the device until `take` copies them to the host.
+
+    Attributes:
+      steps: number of steps in the window.
+    """
 
     def __init__(self):
         self._totals: Metrics | None = None
         self.steps = 0
 
     def add(self, metrics: Metrics) -> None:
-        """Count the metrics of one step, among them `skipped` (0 or 1)."""
+        """Add the metrics of one step, which include `skipped` (0 or 1)."""
         totals = jax.tree.map(jnp.zeros_like, metrics) if self._totals is None else self._totals
         self._totals = _add(totals, metrics)
         self.steps += 1
 
     def take(self) -> dict[str, float]:
-        """The means over the steps whose update was made (NaN if none was), and the number of the skipped.
+        """Means over the steps that were not skipped (NaN if all were), and the number of skipped steps.
 
-        Begins a new window.
+        Starts a new window.
         """
         assert self._totals is not None
         totals = {name: float(value) for name, value in jax.device_get(self._totals).items()}
         used = self.steps - round(totals["skipped"])
         means = {name: total / used if used else math.nan for name, total in totals.items()}
-        means = {"loss": means.pop("loss"), **means}  # what one looks at first
+        means = {"loss": means.pop("loss"), **means}  # the loss comes first in every output
         self.__init__()
         return means | {"skipped": totals["skipped"]}
 
 
 @runtime_checkable
 class Writer(Protocol):
-    """Takes what there is to say about a step."""
+    """Writes the scalars and images of a step."""
 
     def write(self, step: int, scalars: Mapping[str, float], images: Images) -> None: ...
 
@@ -66,20 +71,58 @@ class Writer(Protocol):
 
 
 class Console:
-    """One line for each step that has scalars, above the progress bar if there is one."""
+    """Standard output: one aligned line per step with scalars, above the progress bar if there is one.
+
+    Args:
+      start: step at which the run starts.
+      steps: last step of the run; None if unknown.
+    """
+
+    def __init__(self, start: int = 0, steps: int | None = None):
+        self._start, self._steps, self._began = start, steps, time.monotonic()
 
     def write(self, step: int, scalars: Mapping[str, float], images: Images) -> None:
         if scalars:
-            words = " ".join(f"{name}={value:.5g}" for name, value in scalars.items())
-            tqdm.write(f"step {step}: {words}", file=sys.stdout)
+            columns = [f"{LABELS.get(name, name)} {_figures(value):<8}" for name, value in _ordered(scalars)]
+            tqdm.write(
+                f"{self._position(step)}: {'  '.join(columns)}{self._left(step)}".rstrip(), file=sys.stdout
+            )
             sys.stdout.flush()
 
     def close(self) -> None:
         pass
 
+    def _position(self, step: int) -> str:
+        return (
+            f"step {step}" if self._steps is None else f"step {step:>{len(str(self._steps))}}/{self._steps}"
+        )
+
+    def _left(self, step: int) -> str:
+        """Remaining time, from the mean time of a step so far; includes checkpoints and hooks."""
+        if self._steps is None or not self._start < step < self._steps:
+            return ""
+        seconds = (time.monotonic() - self._began) / (step - self._start) * (self._steps - step)
+        return f"  {tqdm.format_interval(seconds)} left"
+
+
+LABELS = {"images_per_second": "images/s"}
+"""Names of scalars on the console, where they differ."""
+
+
+def _ordered(scalars: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Loss and speed first, then the others; `skipped` last, and only if steps were skipped."""
+    ends = {"loss": 0, "images_per_second": 1, "skipped": 3}
+    shown = [(name, value) for name, value in scalars.items() if name != "skipped" or value]
+    return sorted(shown, key=lambda pair: ends.get(pair[0], 2))
+
+
+def _figures(value: float) -> str:
+    """Four significant figures, with trailing zeros for alignment; whole numbers without a point."""
+    return f"{value:.0f}" if float(value).is_integer() or 1e3 <= abs(value) < 1e7 else f"{value:#.4g}"
+
 
 class JsonLines:
-    """One JSON object a line. A resumed run goes on after its checkpoint: rows of later steps are dropped first."""
+    """JSON Lines file, one object per step. A resumed run first removes the rows after its checkpoint."""
 
     def __init__(self, path: epath.Path, step: int):
         self._path = path
@@ -88,7 +131,7 @@ class JsonLines:
         draft = path.parent / f"{path.name}.tmp"
         draft.write_text(self._text)
         draft.replace(path)
-        # A bucket's files cannot be appended to: there the few rows are written anew each time.
+        # Files in a bucket cannot be appended to: there all rows are rewritten each time.
         self._file = path.open("a") if os.path.exists(path) else None
 
     def write(self, step: int, scalars: Mapping[str, float], images: Images) -> None:
@@ -108,8 +151,8 @@ class JsonLines:
             self._file.close()
 
 
-class Pictures:
-    """``<directory>/<name>/<step>.png`` for each image."""
+class PngFiles:
+    """PNG files, ``<directory>/<name>/<step>.png`` for each image."""
 
     def __init__(self, directory: epath.Path):
         self._directory = directory
@@ -125,10 +168,10 @@ class Pictures:
 
 
 class TensorBoard:
-    """Event files for TensorBoard. Events after the step at which a run resumes are marked as void."""
+    """TensorBoard event files. Events after the step at which a run resumes are marked as void."""
 
     def __init__(self, directory: epath.Path, step: int):
-        from tensorboardX import SummaryWriter  # slow to import, and for process 0 only
+        from tensorboardX import SummaryWriter  # slow to import, and only process 0 needs it
 
         self._writer = SummaryWriter(str(directory), purge_step=step + 1, flush_secs=10)
 
@@ -143,13 +186,13 @@ class TensorBoard:
 
 
 class Writers:
-    """All writers of a run. Scalars and images may come mixed, as hooks give them."""
+    """All writers of a run; separates the scalars and images that hooks return."""
 
     def __init__(self, *writers: Writer):
         self._writers = writers
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Numbers are scalars, arrays of three axes (uint8, height x width x channels) are images."""
+        """Write numbers as scalars, and arrays uint8 [height, width, channels] as images."""
         images = {name: np.asarray(value) for name, value in values.items() if np.ndim(value) == 3}
         scalars = {name: float(value) for name, value in values.items() if name not in images}
         for writer in self._writers:
@@ -160,18 +203,24 @@ class Writers:
             writer.close()
 
 
-def open_writers(workdir: epath.PathLike, step: int) -> Writers:
-    """The writers of a run that starts after `step`; none in any process but the first."""
+def open_writers(workdir: epath.PathLike, step: int, steps: int | None = None) -> Writers:
+    """The writers of a run, in process 0; other processes write nothing.
+
+    Args:
+      workdir: folder of the run.
+      step: step after which the run starts.
+      steps: last step of the run, for the console; None if unknown.
+    """
     if jax.process_index() != 0:
         return Writers()
     workdir = epath.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     jsonl, board = JsonLines(workdir / "metrics.jsonl", step), TensorBoard(workdir / "tensorboard", step)
-    return Writers(Console(), jsonl, board, Pictures(workdir))
+    return Writers(Console(step, steps), jsonl, board, PngFiles(workdir))
 
 
 def _step(row: str) -> int | float:
-    """The step of a row; infinity if a kill has cut the row short."""
+    """The step of a row; infinity if the row is truncated because the process was killed."""
     try:
         return json.loads(row)["step"]
     except (json.JSONDecodeError, KeyError, TypeError):

@@ -104,12 +104,12 @@ def test_debug_shows_where_it_was_found(folder, monkeypatch, argv, expected):
 
 
 BROKEN = {
-    "syntax": ("x = 1\nx = = 2\n", "line 2: invalid syntax"),
+    "syntax": ("x = 1\nx = = 2\n", "line 2: expected Python, got invalid syntax"),
     "import": ("\n\nimport absent_package\n", "line 3: ModuleNotFoundError: No module named"),
     "exception": ("def get_config():\n    return 1 / 0\n", "line 2: ZeroDivisionError: division by zero"),
     "assertion": ("assert 1 == 2, 'first\\nsecond'\n", "line 1: AssertionError: first second"),
-    "typo": (CONFIG.replace("denominator", "denominatr"), "line 8: denominatr=2: Fraction has no field"),
-    "nothing": ("", "the file defines no get_config()"),
+    "typo": (CONFIG.replace("denominator", "denominatr"), "line 8: denominatr=2: expected a field of Fraction"),
+    "nothing": ("", "expected a function get_config(), got none"),
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Multiply-adds against closed forms; what gradients and recomputation add to them."""
+"""Multiply-adds of layers, gradients and recomputation against closed forms."""
 
 import math
 
@@ -27,7 +27,7 @@ def conv(x, kernel, stride=1, padding=1, groups=1, dilation=1, stretch=1):
     )  # fmt: skip
 
 
-# Each with the arguments (x, kernel) and the multiply-adds that the textbook gives.
+# Layer, shapes of x and kernel, and the textbook's multiply-adds.
 LAYERS = {
     "dense": (lambda x, w: x @ w, (5, 7), (7, 11), 5 * 7 * 11),
     "dense of pixels": (lambda x, w: x @ w, (2, 6, 6, 3), (3, 4), 2 * 36 * 3 * 4),
@@ -39,14 +39,14 @@ LAYERS = {
     "grouped": (lambda x, w: conv(x, w, groups=2), (2, 8, 8, 6), (3, 3, 3, 4), 2 * 64 * 9 * 3 * 4),
     "depthwise": (lambda x, w: conv(x, w, groups=6), (2, 8, 8, 6), (3, 3, 1, 6), 2 * 64 * 9 * 6),
     "dilated": (lambda x, w: conv(x, w, padding=2, dilation=2), (2, 8, 8, 3), (3, 3, 3, 5), 2 * 64 * 9 * 15),
-    "small map": (conv, (2, 2, 2, 3), (3, 3, 3, 5), 2 * 16 * 3 * 5),  # of nine taps four find a pixel
-    # Every value is multiplied with every tap once: zeros between them cost nothing.
+    "small map": (conv, (2, 2, 2, 3), (3, 3, 3, 5), 2 * 16 * 3 * 5),  # four of nine taps are inside the image
+    # Every value meets every tap once: zeros between values cost nothing.
     "transposed": (lambda x, w: conv(x, w, padding=2, stretch=2), (2, 4, 4, 3), (4, 4, 3, 5), 2 * 16 * 16 * 15),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("layer", "x", "kernel", "expected"), LAYERS.values(), ids=LAYERS)
-def test_layers_cost_what_the_textbook_says(layer, x, kernel, expected):
+def test_layers_have_the_textbooks_multiply_adds(layer, x, kernel, expected):
     found = counted(layer, shape(*x), shape(*kernel))
     assert found.by_dtype == {"float32": expected}
     assert found.total == expected
@@ -54,7 +54,7 @@ def test_layers_cost_what_the_textbook_says(layer, x, kernel, expected):
 
 
 @pytest.mark.parametrize(("layer", "x", "kernel", "expected"), LAYERS.values(), ids=LAYERS)
-def test_a_gradient_costs_what_the_layer_costs_for_each_of_its_arguments(layer, x, kernel, expected):
+def test_the_gradient_of_each_argument_costs_as_much_as_the_layer(layer, x, kernel, expected):
     def pull(x, kernel, cotangent, wanted):
         _, back = jax.vjp(lambda *both: layer(*(both if wanted == "both" else (x, *both))),
                           *((x, kernel) if wanted == "both" else (kernel,)))  # fmt: skip
@@ -67,7 +67,7 @@ def test_a_gradient_costs_what_the_layer_costs_for_each_of_its_arguments(layer, 
 
 
 def network(kernels, x, act=lambda x: x):
-    """Convolutions, a strided and a grouped one among them, attention of pixels to each other, a dense layer."""
+    """A convolution, a strided one, a grouped one, and a dense layer."""
     first, second, third, dense = kernels
     x = act(conv(x, first))
     x = act(conv(x, second, stride=2))
@@ -89,7 +89,7 @@ def gradients(function):
     return counted(back, KERNELS, X, jax.eval_shape(function, KERNELS, X)).total
 
 
-def test_training_is_three_forwards_less_the_gradient_that_nobody_wants():
+def test_training_costs_three_forwards_minus_the_gradient_of_the_input():
     assert counted(network, KERNELS, X).total == FORWARD
     assert gradients(network) == 3 * FORWARD - FIRST
 
@@ -113,7 +113,7 @@ def test_attention():
 
 
 @pytest.mark.parametrize("features", [32, 96])
-def test_folding_channels_into_groups_is_counted_apart(features):
+def test_folding_channels_into_groups_is_counted_separately(features):
     batch = 3
     norm, x = GroupNorm(groups=8), shape(batch, 4, 4, features)
     params = jax.eval_shape(norm.init, jax.eval_shape(lambda: jax.random.key(0)), x)
@@ -128,7 +128,7 @@ def test_folding_channels_into_groups_is_counted_apart(features):
     assert counted(back, params, x, x).total == 0
 
 
-def test_a_product_of_inputs_is_never_called_constant():
+def test_a_product_of_inputs_is_not_constant():
     def scaled(x, w):
         return (jnp.eye(7) * jnp.sum(w)) @ (2 * w), jnp.ones((3, 5)) @ x
 
@@ -138,7 +138,7 @@ def test_a_product_of_inputs_is_never_called_constant():
     assert counted(lambda x: x @ np.ones((7, 2), np.float32), shape(5, 7)).constant == 5 * 7 * 2
 
 
-def test_what_a_scan_starts_from_may_be_constant_and_is_not_for_long():
+def test_a_scans_constant_initial_value_is_not_constant_inside():
     def powers(w):
         return jax.lax.scan(lambda x, _: (x @ w, None), jnp.ones((2, 6)), length=5)
 
@@ -150,7 +150,7 @@ def test_resizing_pixels_with_a_constant_matrix_is_work():
     assert found.total == 2 * 4 * 8 * 8 * 3
 
 
-def test_a_scan_counts_its_length_and_branches_their_dearest():
+def test_a_scan_counts_its_length_and_a_conditional_its_most_expensive_branch():
     w, x = shape(6, 6), shape(2, 6)
     step = 2 * 6 * 6
 
@@ -172,7 +172,7 @@ def test_a_scan_counts_its_length_and_branches_their_dearest():
     assert counted(loop, x, w).total == step
 
 
-def test_calls_of_any_kind_are_looked_into():
+def test_calls_of_every_kind_are_counted():
     @jax.custom_vjp
     def own(x, w):
         return x @ w
@@ -191,7 +191,7 @@ def test_calls_of_any_kind_are_looked_into():
     assert counted(mapped, shape(4, 2, 6), shape(4, 6, 6)).total == 4 * 2 * 6 * 6
 
 
-def test_products_are_told_apart_by_the_type_of_their_operands():
+def test_products_are_counted_by_the_dtype_of_their_operands():
     def mixed(x, w):
         half = x.astype(jnp.bfloat16) @ w.astype(jnp.bfloat16)
         return half.astype(jnp.float32) @ w

@@ -1,4 +1,4 @@
-"""What one image costs to sample, against recipes that really run with a denoiser that counts."""
+"""Planned evaluations per image against runs of the recipes with a counting denoiser."""
 
 import dataclasses
 
@@ -62,47 +62,47 @@ def conditions():
     return {name: Encoded([vector], [vector], jnp.zeros(1, int), jnp.zeros(1, bool)) for name in NAMES}
 
 
-def found(made):
-    return evaluations(made, VE, SHAPE, conditions)
+def planned(one):
+    return evaluations(one, VE, SHAPE, conditions)
 
 
-def shown(made):
-    """Images that a denoiser is shown while one is sampled."""
+def counted(one):
+    """Batch rows that the denoiser receives while one image is sampled."""
     rows = []
 
     def denoise(x, t, conditions, drop):
         rows.append(x.shape[0])
         return Prediction(x / 2, x / 2)
 
-    with jax.disable_jit():  # loops and branches then run as they are written
-        made(denoise, VE, conditions(), SHAPE, jax.random.split(jax.random.key(0), 1))
+    with jax.disable_jit():  # loops and branches then run in Python
+        one(denoise, VE, conditions(), SHAPE, jax.random.split(jax.random.key(0), 1))
     return sum(rows)
 
 
 @pytest.mark.parametrize(("changes", "expected"), CASES.values(), ids=CASES)
-def test_as_many_evaluations_as_a_run_makes(changes, expected):
-    made = recipe(**changes)
-    plan = found(made)
-    assert plan.calls * plan.model == pytest.approx(shown(made))
+def test_planned_evaluations_are_those_of_a_run(changes, expected):
+    one = recipe(**changes)
+    plan = planned(one)
+    assert plan.calls * plan.model == pytest.approx(counted(one))
     assert expected is None or plan.model == expected
-    assert plan.guide == 0
+    assert plan.guiding_model == 0
 
 
-def test_a_guide_is_counted_apart():
-    plan = found(recipe(guidance=Autoguidance(2.0)))
-    assert (plan.model, plan.guide) == (1.0, 1.0)
-    assert found(recipe(guidance=Autoguidance(1.0))).guide == 0
+def test_a_guiding_model_is_counted_separately():
+    plan = planned(recipe(guidance=Autoguidance(2.0)))
+    assert (plan.model, plan.guiding_model) == (1.0, 1.0)
+    assert planned(recipe(guidance=Autoguidance(1.0))).guiding_model == 0
 
 
 def test_a_classifier_and_its_gradient_are_counted():
-    plan = found(recipe(modifiers=(ClassifierGuidance(Classifier()),)))
+    plan = planned(recipe(modifiers=(ClassifierGuidance(Classifier()),)))
     assert plan.model == 1.0
     assert plan.other.total == 2 * 16 * 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Thrice:
-    """A modifier that asks three times."""
+    """A modifier with three calls."""
 
     def __call__(self, denoise, process, conditions, keys):
         def call(x, t):
@@ -111,12 +111,12 @@ class Thrice:
         return call
 
 
-def test_guidance_that_remembers_costs_the_same():
+def test_guidance_with_state_costs_the_same():
     assert (
-        found(recipe(guidance=ClassifierFree(2.0, rule=Projected(momentum=-0.5)), sampler=Ddim())).model
+        planned(recipe(guidance=ClassifierFree(2.0, rule=Projected(momentum=-0.5)), sampler=Ddim())).model
         == 2.0
     )
 
 
-def test_a_modifier_that_asks_in_a_loop_is_counted_as_often():
-    assert found(recipe(guidance=ClassifierFree(2.0), modifiers=(Thrice(),))).model == 6.0
+def test_calls_in_a_modifiers_loop_are_counted():
+    assert planned(recipe(guidance=ClassifierFree(2.0), modifiers=(Thrice(),))).model == 6.0

@@ -1,12 +1,16 @@
-"""Data sets of these tests live in a folder of their own."""
+"""The data sets of these tests are in a folder of their own, which all workers of a test run use."""
+
+import os
 
 import pytest
 
 
 @pytest.fixture(scope="session", autouse=True)
 def data_dir(tmp_path_factory):
-    """The folder that TFDS_DATA_DIR names, also for the processes that tests start."""
-    folder = tmp_path_factory.mktemp("tfds")
+    """The folder in TFDS_DATA_DIR, also for processes that tests start; the first user prepares a data set in it."""
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "tfds"
+    folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFDS_DATA_DIR", str(folder))
         yield folder

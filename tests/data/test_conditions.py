@@ -1,4 +1,4 @@
-"""Fields that are made of an image follow it through crops and flips, in training and in testing."""
+"""Fields computed from an image follow it through crops and flips, in training and in testing."""
 
 import itertools
 
@@ -40,7 +40,7 @@ def test_the_low_resolution_is_that_of_the_cropped_and_mirrored_image():
     assert np.abs(images.to_float(batch["low_res"]) - means).max() < 2 * 1.01 / 127.5
 
 
-def test_tests_have_conditions_too_and_always_the_same():
+def test_test_data_have_conditions_with_the_same_draws_each_time():
     conditions = CentreCrop(6), Degrade("noisy", GaussianNoise()), Degrade("shown", Masked(BoxMask()))
     pipeline = Pipeline(Tfds("digits", "test"), transforms=(RandomCrop(2),), conditions=conditions)
     whole = pipeline.all()
@@ -65,7 +65,7 @@ def test_draws_of_a_batch_do_not_depend_on_the_number_of_processes():
         assert np.array_equal(np.concatenate([part[name] for part in parts]), value), name
 
 
-def test_a_choice_draws_by_weight_and_says_what_it_drew():
+def test_a_choice_draws_by_weight_and_stores_what_it_drew():
     degradations = Grayscale(3), Masked(BoxMask(), channel=False), Blur((1.0, 1.0))
     choice = Choice("source", degradations, weights=(1.0, 2.0, 1.0))
     drawn = [choice(example(), np.random.default_rng(i)) for i in range(400)]
@@ -82,8 +82,8 @@ def test_a_choice_draws_by_weight_and_says_what_it_drew():
     }  # fmt: skip
 
 
-def test_hints_and_gaps_are_one_field_of_many_tasks():
-    """Where alpha says so, the field is the image that is to be made, after crops and flips."""
+def test_hints_and_masked_images_share_one_field():
+    """Where alpha is 1, the field equals the target image after crops and flips."""
     tasks = (Hint(Grayscale()), Masked(BoxMask(), fill=0.0), Masked(Uncrop(), fill=0.0), Hint(Edges()))
     pipeline = Pipeline(
         Tfds("photos/64"), (RandomCrop(32), HorizontalFlip()), conditions=(Choice("source", tasks),)
@@ -104,19 +104,19 @@ def test_choices_of_different_shapes_are_refused_by_name():
         list(itertools.islice(pipeline.batches(16, seed=0), 1))
 
 
-def test_bytes_and_floats_are_not_mixed_in_silence():
+def test_bytes_and_floats_are_not_mixed():
     class Undecided:
         def __call__(self, image, rng):
             return image if rng.random() < 0.5 else images.to_float(image)
 
     with pytest.raises(
-        UserError, match=r"low_res=(uint8|float32)\[8, 8, 1\]: .*has (uint8|float32)\[8, 8, 1\]"
+        UserError, match=r"low_res=.*expected (uint8|float32)\[8, 8, 1\].*, got (uint8|float32)\[8, 8, 1\] in"
     ):
         Pipeline(Tfds("digits"), conditions=(Degrade("low_res", Undecided()),)).all()
 
 
 @pytest.mark.parametrize(
-    ("make", "word"),
+    ("make", "message"),
     [
         (lambda: Degrade("image", Grayscale()), "field='image'"),
         (lambda: Choice("label", (Grayscale(),)), "field='label'"),
@@ -127,8 +127,8 @@ def test_bytes_and_floats_are_not_mixed_in_silence():
         (lambda: Choice("x", (Grayscale(),), weights=(0.0,)), "weights"),
     ],
 )
-def test_what_cannot_be_is_refused(make, word):
-    with pytest.raises(UserError, match=word):
+def test_impossible_values_are_refused(make, message):
+    with pytest.raises(UserError, match=message):
         make()
 
 

@@ -1,4 +1,4 @@
-"""With all that a pipeline can have, batches are the same for any number of processes, and from any step."""
+"""A pipeline with all features reads the same batches with any number of processes, and from any step."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ BATCH, STEPS = 8, 7  # 2.5 epochs of the mixture
 
 @dataclasses.dataclass(frozen=True)
 class Captioned:
-    """Pictures with three captions each."""
+    """Images with three captions each."""
 
     n: int
     first: int
@@ -58,7 +58,7 @@ def take(start=0, index=0, count=1, steps=STEPS, **options):
 
 @pytest.fixture(scope="module")
 def alone():
-    """The batches of one process that was never interrupted."""
+    """The batches of one uninterrupted process."""
     found = take()
     assert sorted(found) == [
         "bsr", "image", "index", "low_res", "noisy", "origin", "shown", "task", "text",
@@ -74,34 +74,33 @@ def assert_same(found, expected):
 
 @pytest.mark.parametrize("cache", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_all_processes_together_see_the_batches_of_one(alone, count, cache):
+def test_all_processes_together_read_the_batches_of_one(alone, count, cache):
     parts = [take(0, i, count, cache=cache) for i in range(count)]
     assert_same({name: np.concatenate([part[name] for part in parts], axis=1) for name in alone}, alone)
 
 
 @pytest.mark.parametrize(("start", "count", "threads"), [(1, 4, 1), (3, 2, 0), (5, 1, 3), (6, 4, 2)])
-def test_a_run_goes_on_with_the_batches_that_it_would_have_seen(alone, start, count, threads):
+def test_a_resumed_run_reads_the_batches_of_an_uninterrupted_one(alone, start, count, threads):
     parts = [take(start, i, count, STEPS - start, threads=threads) for i in range(count)]
     together = {name: np.concatenate([part[name] for part in parts], axis=1) for name in alone}
     assert_same(together, {name: value[start:] for name, value in alone.items()})
 
 
-def test_every_draw_is_an_examples_own_and_new_each_time(alone):
-    """Of the same picture in another epoch another crop is taken, another noise and another caption."""
+def test_draws_differ_between_examples_and_epochs(alone):
+    """In another epoch the same image has another crop, other noise and another caption."""
     seen = alone["index"].reshape(-1)
     again = [np.flatnonzero(seen == index) for index in np.unique(seen)]
     assert max(map(len, again)) > 1
     levels = alone["noisy"].astype(np.float32) - (alone["image"] + 1) * 127.5
-    for draws, share in ((levels, 1.0), (alone["image"], 0.8)):  # of crops there are but 18
+    for draws, least in ((levels, 1.0), (alone["image"], 0.8)):  # only 18 different crops exist
         rows = draws.reshape(BATCH * STEPS, -1)
-        kinds = [len({bytes(rows[place]) for place in places}) for places in again]
+        kinds = [len({bytes(rows[position]) for position in positions}) for positions in again]
         differ = [
-            count == len(places) if share == 1 else count > 1
-            for count, places in zip(kinds, again, strict=True)
+            count == len(positions) if least == 1 else count > 1
+            for count, positions in zip(kinds, again, strict=True)
         ]
-        assert np.mean(differ) >= share
-    letters = [set(alone["text"].reshape(BATCH * STEPS, -1)[places].max(axis=1)) for places in again]
+        assert np.mean(differ) >= least
+    letters = [set(alone["text"].reshape(BATCH * STEPS, -1)[positions].max(axis=1)) for positions in again]
     assert max(map(len, letters)) > 1
     assert set(alone["task"].reshape(-1)) == {0, 1, 2}
-    share = np.mean(alone["origin"])
-    assert 0.2 < share < 0.6
+    assert 0.2 < np.mean(alone["origin"]) < 0.6

@@ -1,4 +1,4 @@
-"""Each degradation is what its name says: a closed form, Pillow's own, or JAX's."""
+"""Each degradation equals its closed form, or the result of Pillow, SciPy or JAX."""
 
 import io
 
@@ -79,7 +79,7 @@ def test_blur_of_a_point_is_the_gaussian(sigma):
     assert np.abs(blurred - 255 * kernel / kernel.sum()).max() <= 0.51
 
 
-def test_blur_draws_its_width_uniformly_and_how_often_it_strikes():
+def test_blur_draws_sigma_uniformly_and_acts_with_its_probability():
     image = np.zeros((21, 21, 1), np.uint8)
     image[10, 10] = 255
     peaks = np.array([Blur((0.5, 1.5), 0.7)(image, rng(i))[10, 10, 0] for i in range(600)], float)
@@ -149,15 +149,15 @@ def test_a_chain_is_its_steps_with_one_generator():
 def test_bsr_draws_orders_and_ends_in_jpeg():
     assert Bsr(4)(noise(), rng()).shape == (8, 6, 3)
     assert Bsr()(noise(), rng()).shape == (32, 24, 3)
-    # Blur after noise removes it: what is left of strong noise tells which came first.
+    # Blur after noise removes it: the remaining noise shows which came first.
     flat = np.full((96, 96, 1), 128, np.uint8)
     bsr = Bsr(sigma=(2.0, 2.0), std=(40.0, 40.0), quality=(95, 95))
     left = np.array([np.std(bsr(flat, rng(i)).astype(float)) for i in range(60)])
     assert abs((left > 30).mean() - 1 / 3) < 0.2, "noise comes last in a third of all orders"
-    # A blur leaves 40 / (2 sqrt(pi) sigma) = 5.6 of it, and two in turn 4.0.
+    # One blur leaves 40 / (2 sqrt(pi) sigma) = 5.6 of it, two blurs 4.0.
     assert abs((left < 4.8).mean() - 1 / 3) < 0.15
     assert abs((left < 10).mean() - 2 / 3) < 0.2
-    # With nothing else to do, it is JPEG.
+    # Without blur and noise, it is JPEG.
     only_jpeg = Bsr(sigma=(0.0, 0.0), std=(0.0, 0.0), quality=(20, 20))
     assert np.array_equal(only_jpeg(smooth(), rng()), Jpeg((20, 20))(smooth(), rng()))
 
@@ -256,7 +256,7 @@ def test_draws_follow_from_the_generator_and_nothing_is_written_into_the_image(d
 
 
 @pytest.mark.parametrize(
-    ("make", "word"),
+    ("make", "message"),
     [
         (lambda: Downsample(1), "factor=1"),
         (lambda: Blur((2.0, 1.0)), "sigma"),
@@ -272,11 +272,11 @@ def test_draws_follow_from_the_generator_and_nothing_is_written_into_the_image(d
         (lambda: Edges(sigma=0.0), "sigma"),
         (lambda: Edges(low=0.3, high=0.2), "low"),
         (lambda: Jpeg()(noise(channels=2), rng()), "1 or 3"),
-        (lambda: Grayscale()(noise(channels=4), rng()), "grey nor RGB"),
+        (lambda: Grayscale()(noise(channels=4), rng()), "grey or RGB"),
     ],
 )
-def test_what_cannot_be_is_refused(make, word):
-    with pytest.raises(UserError, match=word):
+def test_impossible_values_are_refused(make, message):
+    with pytest.raises(UserError, match=message):
         make()
 
 

@@ -1,4 +1,4 @@
-"""The digits data set is scikit-learn's, split fairly, and made without TensorFlow."""
+"""The digits data set is scikit-learn's, stratified, and prepared without TensorFlow."""
 
 import os
 import pathlib
@@ -45,7 +45,7 @@ def test_levels_use_the_full_range_of_bytes(splits):
     assert set(np.unique(image)) == {round(level * 255 / 16) for level in range(17)}
 
 
-def test_split_has_exact_sizes_and_each_class_its_share(splits):
+def test_splits_have_exact_sizes_and_equal_fractions_of_each_class(splits):
     train, test = (np.bincount(splits[name]["label"], minlength=10) for name in ("train", "test"))
     assert (train.sum(), test.sum()) == (1500, 297)
     assert np.abs(test - (train + test) * 297 / 1797).max() < 1
@@ -57,8 +57,8 @@ def test_stratified_split_is_a_partition(test_size):
     train, test = stratified_split(labels, test_size)
     assert len(test) == test_size
     assert sorted([*train, *test]) == list(range(100))
-    share = np.bincount(labels, minlength=4) * test_size / 100
-    assert np.abs(np.bincount(labels[test], minlength=4) - share).max() < 1
+    expected = np.bincount(labels, minlength=4) * test_size / 100
+    assert np.abs(np.bincount(labels[test], minlength=4) - expected).max() < 1
 
 
 def test_both_splits_mix_the_beginning_and_the_end_of_the_file():

@@ -1,4 +1,4 @@
-"""Folders of files of all kinds: what is shown is what a viewer shows, and what cannot be shown is named."""
+"""Image folders return the pixels that an image viewer shows; errors name unreadable files."""
 
 import io
 import json
@@ -60,7 +60,7 @@ def test_without_classes_there_are_no_labels_and_files_may_lie_anywhere(folder):
     examples = ImageFolder(str(folder), 8, label=None).open()
     assert len(examples) == 9
     assert set(examples[0]) == {"image", "index"}
-    with pytest.raises(UserError, match=r"loose\.PNG is in no subfolder"):
+    with pytest.raises(UserError, match=r"got loose\.PNG outside of them"):
         ImageFolder(str(folder), 8).open()
 
 
@@ -70,7 +70,8 @@ def test_splits_are_a_partition_that_new_files_do_not_disturb(folder):
     for i in range(300):
         Image.new("L", (1, 1)).save(folder / "cat" / f"x{i}.png")
     block = {
-        split: ImageFolder(str(folder), 8, split=split, test_share=0.3) for split in ("train", "test", "all")
+        split: ImageFolder(str(folder), 8, split=split, test_fraction=0.3)
+        for split in ("train", "test", "all")
     }
     before = {split: one.open() for split, one in block.items()}
     train, test = set(before["train"].files), set(before["test"].files)
@@ -86,7 +87,7 @@ def test_splits_are_a_partition_that_new_files_do_not_disturb(folder):
     assert before["train"].classes == before["test"].classes == ("cat", "cat.2", "dog")
 
 
-def test_fingerprint_tells_names_and_sizes(folder):
+def test_fingerprint_depends_on_names_and_sizes(folder):
     def found():
         return ImageFolder(str(folder), 8).fingerprint()["sha256"]
 
@@ -103,29 +104,29 @@ def test_fingerprint_tells_names_and_sizes(folder):
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (40, 90), (90, 40), (16, 16), (9, 20), (4, 4)])
 @pytest.mark.parametrize("fit", ["halving", "area", "bicubic"])
 def test_a_linear_ramp_stays_itself_in_the_middle(height, width, fit):
-    # What is linear is kept by every low-pass: the centre stays in the centre, and the slope grows as pixels do.
+    # Every low-pass filter keeps a linear ramp: its centre stays, and its slope grows with the pixels.
     y, x = np.mgrid[:height, :width] + 0.5
     slope = 200 / max(height, width)
     ramp = np.stack([128 + slope * (x - width / 2), 128 + slope * (y - height / 2)] * 2, axis=-1)[..., :3]
-    picture = square(np.rint(ramp).astype(np.uint8), 8, fit)
+    image = square(np.rint(ramp).astype(np.uint8), 8, fit)
     v, u = (np.mgrid[:8, :8] - 3.5) * slope * min(height, width) / 8
     middle = slice(2, 6) if fit != "area" or height > 16 else slice(3, 5)
-    off = np.stack([u, v, u], axis=-1)[middle, middle] + 128 - picture[middle, middle]
-    assert picture.shape == (8, 8, 3)
+    off = np.stack([u, v, u], axis=-1)[middle, middle] + 128 - image[middle, middle]
+    assert image.shape == (8, 8, 3)
     assert np.abs(off).max() < 2 + slope * min(height, width) / 16
 
 
 def test_halving_is_means_of_squares():
-    picture = noise(32, 32)
-    first = np.rint(picture.reshape(16, 2, 16, 2, 3).mean(axis=(1, 3)))
+    image = noise(32, 32)
+    first = np.rint(image.reshape(16, 2, 16, 2, 3).mean(axis=(1, 3)))
     second = np.rint(first.reshape(8, 2, 8, 2, 3).mean(axis=(1, 3)))
-    assert np.array_equal(square(picture, 8, "halving"), second)
+    assert np.array_equal(square(image, 8, "halving"), second)
 
 
-def test_what_has_the_size_is_not_touched_and_the_middle_is_cut():
-    picture = noise(8, 14)
-    assert np.array_equal(square(picture, 8, "halving"), picture[:, 3:11])
-    assert np.array_equal(square(picture.transpose(1, 0, 2), 8, "area"), picture.transpose(1, 0, 2)[3:11])
+def test_an_image_of_the_target_size_is_only_cropped_to_its_middle():
+    image = noise(8, 14)
+    assert np.array_equal(square(image, 8, "halving"), image[:, 3:11])
+    assert np.array_equal(square(image.transpose(1, 0, 2), 8, "area"), image.transpose(1, 0, 2)[3:11])
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -153,8 +154,8 @@ def test_every_mode_of_png_has_its_colours(tmp_path, mode, channels):
         if mode == "RGBA":
             image.putalpha(Image.fromarray(alpha))
     if mode in ("LA", "RGBA"):
-        share = alpha[..., None] / 255
-        expected = share * expected + (1 - share) * np.array((10, 200, 90))
+        opacity = alpha[..., None] / 255
+        expected = opacity * expected + (1 - opacity) * np.array((10, 200, 90))
     image.save(tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as written:
         assert written.mode == mode
@@ -176,9 +177,9 @@ def test_a_palette_may_have_a_transparent_entry(tmp_path):
 @pytest.mark.parametrize("name", ["a.jpg", "a.JPEG", "a.webp"])
 def test_other_formats_are_read(tmp_path, name):
     y, x = np.mgrid[:16, :16] * 8
-    picture = np.stack([x + 60, y + 60, 200 - x], axis=-1).astype(np.uint8)
-    Image.fromarray(picture).save(tmp_path / name, quality=95)
-    assert np.abs(read(tmp_path, 16).astype(int) - picture).mean() < 6
+    image = np.stack([x + 60, y + 60, 200 - x], axis=-1).astype(np.uint8)
+    Image.fromarray(image).save(tmp_path / name, quality=95)
+    assert np.abs(read(tmp_path, 16).astype(int) - image).mean() < 6
 
 
 def test_cmyk_becomes_rgb(tmp_path):
@@ -187,10 +188,10 @@ def test_cmyk_becomes_rgb(tmp_path):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_stand_upright(tmp_path, orientation):
+def test_images_are_upright(tmp_path, orientation):
     upright = np.zeros((8, 8, 3), np.uint8)
     upright[:4, :4], upright[:4, 4:], upright[4:, :4] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-    # What a camera stores so that turning it as EXIF says gives the upright picture.
+    # The stored image of each EXIF orientation; applying the orientation gives the upright image.
     stored = {
         1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
         5: upright.transpose(1, 0, 2), 6: np.rot90(upright), 7: np.rot90(upright, 2).transpose(1, 0, 2),
@@ -203,7 +204,7 @@ def test_pictures_stand_upright(tmp_path, orientation):
 
 
 def bomb(width, height):
-    """A PNG of a few bytes that promises many pixels."""
+    """A PNG of a few bytes whose header declares many pixels."""
 
     def chunk(kind, data):
         crc = zlib.crc32(kind + data).to_bytes(4, "big")
@@ -213,10 +214,10 @@ def bomb(width, height):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
 
-def cut(share, kind):
+def cut(fraction, kind):
     file = io.BytesIO()
     Image.fromarray(noise(64, 64)).save(file, kind)
-    return file.getvalue()[: int(len(file.getvalue()) * share)]
+    return file.getvalue()[: int(len(file.getvalue()) * fraction)]
 
 
 BROKEN = {
@@ -241,20 +242,22 @@ def test_a_broken_file_is_named_or_skipped_and_counted(folder, content):
     assert len(str(error.value).splitlines()) == 1
     skipping = ImageFolder(str(folder), 8, broken="skip", max_broken=0.2).open()
     assert np.array_equal(skipping[1]["image"], examples[2]["image"])
-    assert skipping[1]["index"] == 2, "the index names what is shown"
+    assert skipping[1]["index"] == 2, "the index is that of the returned file"
     assert skipping.broken == {"cat/1.png"}
-    with pytest.raises(UserError, match=r"max_broken=0\.1: 1 of 8 files.*cat/1\.png"):
+    with pytest.raises(UserError, match=r"max_broken=0\.1: .*got 1 of 8 files.*cat/1\.png"):
         ImageFolder(str(folder), 8, broken="skip", max_broken=0.1).open()[1]
 
 
-def test_the_limit_of_pixels_is_one_of_the_stored_picture(tmp_path):
+def test_max_pixels_limits_the_stored_image(tmp_path):
     Image.new("RGB", (9, 10)).save(tmp_path / "a.png")
     assert read(tmp_path, max_pixels=90).shape == (8, 8, 3)
-    with pytest.raises(UserError, match=r"a\.png='9x10': more than max_pixels=89.*raise the limit"):
+    with pytest.raises(
+        UserError, match=r"a\.png='9x10': .*at most max_pixels=89 pixels, got 90.*raise the limit"
+    ):
         read(tmp_path, max_pixels=89)
 
 
-def test_if_all_are_broken_it_ends(tmp_path):
+def test_an_error_if_all_files_are_unreadable(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     (tmp_path / "b.png").write_bytes(b"")
     with pytest.raises(UserError, match="2 of 2 files"):
@@ -285,7 +288,7 @@ def test_captions_of_a_table(folder, name):
     assert examples[0]["text"].tolist() == ["a cat, 7 \u4e09", "another"]
 
 
-def test_captions_beside_images_become_ids(folder):
+def test_captions_in_text_files_become_ids(folder):
     for file in ImageFolder(str(folder), 8).open().files:
         (folder / file).with_suffix(".txt").write_text(f"{file[4:6]}\n\n  second \n")
     source = ImageFolder(str(folder), 8, captions="txt")
@@ -302,41 +305,47 @@ def test_lists_in_a_table_are_several_captions(folder):
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
-        ('{"file_name": "cat/0.png", "text": "a"}\n', "7 of 8 images have no caption, such as cat/1.png"),
+        (
+            '{"file_name": "cat/0.png", "text": "a"}\n',
+            "got none for 7 of 8, such as cat/1.png",
+        ),
         (
             '\n{"file_name": "cat/0.png"}\n',
-            "'x.jsonl:2': there is no column text. Fix: name one of file_name",
+            "'x.jsonl:2': expected a column text, got file_name. Fix: use one of file_name",
         ),
-        ('{"file_name": "../secret.png", "text": "a"}', "there is no image '../secret.png'"),
-        ('{"file_name": "cat/0.png", "text": " "}', "'x.jsonl:1': it has no caption"),
-        ('{"file_name": "cat/0.png", "text": 3}', "it has no caption"),
-        ('{"file_name": ', "'x.jsonl:1': it is no JSON"),
-        ("[]", "it is no object"),
-        (b'{"text": "\xff"}', "at byte 10 it is no UTF-8"),
-        (None, "there is no such file"),
+        ('{"file_name": "../secret.png", "text": "a"}', "expected the path of an image, got '../secret.png'"),
+        (
+            '{"file_name": "cat/0.png", "text": " "}',
+            "'x.jsonl:1': expected a caption that is not empty, got ' '",
+        ),
+        ('{"file_name": "cat/0.png", "text": 3}', "got 3"),
+        ('{"file_name": ', "'x.jsonl:1': expected JSON"),
+        ("[]", "expected a JSON object, got list"),
+        (b'{"text": "\xff"}', "expected UTF-8, got other bytes at byte 10"),
+        (None, "got no such file"),
     ],
 )
-def test_captions_that_are_not_there_are_told(folder, content, words):
+def test_missing_captions_are_named(folder, content, message):
     if content is not None:
         (folder / "x.jsonl").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError) as error:
         ImageFolder(str(folder), 8, captions="x.jsonl").open()
-    assert words in str(error.value)
+    assert message in str(error.value)
 
 
-def test_folders_that_are_not_there_are_told(tmp_path):
-    with pytest.raises(UserError, match="no such folder"):
+def test_missing_folders_are_named(tmp_path):
+    with pytest.raises(UserError, match="expected a folder of images, got no such path"):
         ImageFolder(str(tmp_path / "x"), 8).open()
-    with pytest.raises(UserError, match="no image"):
+    with pytest.raises(UserError, match=r"expected .png, .*, got none"):
         ImageFolder(str(tmp_path), 8).open()
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("size", 0), ("test_share", 1.5), ("max_broken", -0.1), ("background", (0, 0, 256)), ("max_pixels", 0),
+        ("size", 0), ("test_fraction", 1.5), ("max_broken", -0.1), ("background", (0, 0, 256)), ("max_pixels", 0),
         ("captions", "captions.xml"),
     ],
 )  # fmt: skip

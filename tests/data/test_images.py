@@ -1,4 +1,4 @@
-"""Bytes and floats are inverse to each other, grids put images where they belong."""
+"""uint8 and float conversions are inverse; grids place images in reading order."""
 
 import numpy as np
 import pytest
@@ -22,9 +22,9 @@ def test_all_256_levels_survive_the_round_trip():
 
 def test_bytes_are_the_nearest_level_and_clipped():
     assert images.to_uint8(np.float32([[-9, -1, 0.0039, 1, 9]])).tolist() == [[0, 0, 128, 255, 255]]
-    wished = np.linspace(-1, 1, 1001, dtype=np.float32)[None]
-    back = images.to_float(images.to_uint8(wished))
-    assert np.abs(back - wished).max() <= 1 / 255 + 1e-6
+    values = np.linspace(-1, 1, 1001, dtype=np.float32)[None]
+    back = images.to_float(images.to_uint8(values))
+    assert np.abs(back - values).max() <= 1 / 255 + 1e-6
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -36,56 +36,56 @@ def test_an_image_that_is_not_finite_is_named(bad):
 
 
 def test_grid_holds_every_image_in_reading_order():
-    made = noise(5, 4, 6, 3)
-    picture = images.grid(made, columns=3, scale=1)
-    assert picture.shape == (2 * 4 + 1, 3 * 6 + 2, 3)
-    for i, image in enumerate(made):
+    pixels = noise(5, 4, 6, 3)
+    result = images.grid(pixels, columns=3, scale=1)
+    assert result.shape == (2 * 4 + 1, 3 * 6 + 2, 3)
+    for i, image in enumerate(pixels):
         y, x = i // 3 * 5, i % 3 * 7
-        assert np.array_equal(picture[y : y + 4, x : x + 6], image)
-    assert (picture[5:, 14:] == 255).all(), "the place of a sixth image is blank"
+        assert np.array_equal(result[y : y + 4, x : x + 6], image)
+    assert (result[5:, 14:] == 255).all(), "the sixth cell is blank"
 
 
 def test_scale_repeats_pixels():
-    made = noise(1, 3, 5, 1)
-    picture = images.grid(made, columns=1, scale=4)
-    assert np.array_equal(picture[::4, ::4], made[0])
-    assert np.array_equal(picture, np.kron(made[0, :, :, 0], np.ones((4, 4), np.uint8))[..., None])
+    pixels = noise(1, 3, 5, 1)
+    result = images.grid(pixels, columns=1, scale=4)
+    assert np.array_equal(result[::4, ::4], pixels[0])
+    assert np.array_equal(result, np.kron(pixels[0, :, :, 0], np.ones((4, 4), np.uint8))[..., None])
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_labels_stand_beside_and_above_and_change_no_image(channels):
-    made = noise(6, 8, 8, channels)
-    plain = images.grid(made, columns=3)
-    labelled = images.grid(made, 3, row_labels=["cats", "dogs"], column_labels=["a", "b", "c"])
+def test_labels_are_left_and_above_and_change_no_image(channels):
+    pixels = noise(6, 8, 8, channels)
+    plain = images.grid(pixels, columns=3)
+    labelled = images.grid(pixels, 3, row_labels=["cats", "dogs"], column_labels=["a", "b", "c"])
     height, width = plain.shape[:2]
     assert np.array_equal(labelled[-height:, -width:], plain)
     left, top = labelled[-height:, :-width], labelled[:-height, -width:]
-    assert left[: height // 2].min() < 128 < left.mean(), "ink beside the first row"
-    assert left[height // 2 :].min() < 128, "ink beside the second row"
+    assert left[: height // 2].min() < 128 < left.mean(), "ink left of the first row"
+    assert left[height // 2 :].min() < 128, "ink left of the second row"
     for i in range(3):
         assert top[:, i * width // 3 : (i + 1) * width // 3].min() < 128, "ink above each column"
     assert labelled.shape[-1] == channels
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_png_gives_back_every_pixel_whatever_the_name(tmp_path, channels):
-    picture = noise(1, 7, 9, channels)[0]
-    images.save_png(tmp_path / ".x.png.partial", picture)
+def test_png_keeps_every_pixel_for_any_file_name(tmp_path, channels):
+    result = noise(1, 7, 9, channels)[0]
+    images.save_png(tmp_path / ".x.png.partial", result)
     read = np.asarray(Image.open(tmp_path / ".x.png.partial"))
-    assert np.array_equal(read.reshape(picture.shape), picture)
+    assert np.array_equal(read.reshape(result.shape), result)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "word"),
+    ("arguments", "message"),
     [
         ({"images": noise(4, 8, 8, 1), "columns": 0}, "columns"),
         ({"images": noise(4, 8, 8, 2), "columns": 2}, "channels"),
-        ({"images": noise(4, 8, 8, 1)[:0], "columns": 2}, "no image"),
+        ({"images": noise(4, 8, 8, 1)[:0], "columns": 2}, "at least one image"),
         ({"images": noise(4, 8, 8, 1), "columns": 2, "row_labels": ["one"]}, "row_labels"),
         ({"images": noise(4, 8, 8, 1), "columns": 2, "column_labels": ["1", "2", "3"]}, "column_labels"),
         ({"images": noise(4, 8, 8, 1), "columns": 2, "scale": -1}, "scale"),
     ],
 )
-def test_what_cannot_be_laid_out_is_refused(arguments, word):
-    with pytest.raises(UserError, match=word):
+def test_impossible_grids_are_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
         images.grid(**arguments)

@@ -1,4 +1,4 @@
-"""Masks hide what they say, and what they leave is the image."""
+"""Masks hide pixels with the stated distribution; the known pixels are the image."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def is_rectangle(hidden):
     return hidden.sum() == len(rows) * len(columns) == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
 
 
-def test_a_box_is_a_rectangle_of_the_sides_asked_for_anywhere():
+def test_a_box_is_a_rectangle_with_sides_in_the_range_anywhere():
     masks = np.stack([BoxMask((0.25, 0.5))(32, 48, rng(i)) for i in range(400)])
     assert all(is_rectangle(hidden) for hidden in masks)
     rows, columns = masks.any(axis=2).sum(axis=1), masks.any(axis=1).sum(axis=1)
@@ -29,11 +29,11 @@ def test_a_box_is_a_rectangle_of_the_sides_asked_for_anywhere():
     assert masks.any(axis=0).mean() > 0.98, "each pixel can be hidden"
 
 
-def test_the_whole_image_can_be_a_box():
+def test_a_box_can_hide_the_full_image():
     assert BoxMask((1.0, 1.0))(8, 8, rng()).all()
 
 
-def test_strokes_are_as_many_and_as_wide_as_was_asked():
+def test_strokes_have_the_given_number_and_width():
     for seed in range(20):
         hidden = FreeFormMask(strokes=(1, 1), brush=(0.1, 0.1))(100, 80, rng(seed))
         assert hidden.shape == (100, 80)
@@ -48,26 +48,26 @@ def test_strokes_are_as_many_and_as_wide_as_was_asked():
     assert max(pieces) >= 3
 
 
-def test_strokes_hide_all_of_the_image_alike():
-    share = np.mean([FreeFormMask()(32, 32, rng(i)) for i in range(600)], axis=0)
-    assert 0.05 < share.mean() < 0.4
-    assert share.min() > 0.02
-    left, right, top, bottom = share[:, :16], share[:, 16:], share[:16], share[16:]
+def test_strokes_hide_all_regions_equally_often():
+    hidden = np.mean([FreeFormMask()(32, 32, rng(i)) for i in range(600)], axis=0)
+    assert 0.05 < hidden.mean() < 0.4
+    assert hidden.min() > 0.02
+    left, right, top, bottom = hidden[:, :16], hidden[:, 16:], hidden[:16], hidden[16:]
     assert abs(left.mean() / right.mean() - 1) < 0.15
     assert abs(top.mean() / bottom.mean() - 1) < 0.15
 
 
-@pytest.mark.parametrize("share", [0.25, 0.5])
-def test_uncrop_hides_its_share_of_one_side_or_of_all_four(share):
-    masks = np.stack([Uncrop(share)(32, 32, rng(i)) for i in range(400)])
+@pytest.mark.parametrize("fraction", [0.25, 0.5])
+def test_uncrop_hides_its_fraction_on_one_side_or_on_all_four(fraction):
+    masks = np.stack([Uncrop(fraction)(32, 32, rng(i)) for i in range(400)])
     around = masks[:, 0].all(axis=1) & masks[:, -1].all(axis=1) & masks[:, :, 0].all(axis=1)
     assert abs(around.mean() - 0.5) < 0.1
     assert all(is_rectangle(~hidden) for hidden in masks)
     middle = np.mean(np.argwhere(~masks[around][0]), axis=0)
-    assert np.abs(middle - 15.5).max() <= 0.5, "what is known is in the middle"
-    assert np.abs(masks[around].mean(axis=(1, 2)) - share).max() < 0.06
+    assert np.abs(middle - 15.5).max() <= 0.5, "the known part is in the middle"
+    assert np.abs(masks[around].mean(axis=(1, 2)) - fraction).max() < 0.06
     one = masks[~around]
-    assert np.abs(one.mean(axis=(1, 2)) - share).max() < 0.02
+    assert np.abs(one.mean(axis=(1, 2)) - fraction).max() < 0.02
     ends = [
         one[:, 0].all(axis=1),
         one[:, -1].all(axis=1),
@@ -81,7 +81,7 @@ def test_uncrop_hides_its_share_of_one_side_or_of_all_four(share):
 
 @pytest.mark.parametrize("fill", ["noise", -0.5])
 @pytest.mark.parametrize("channel", [True, False])
-def test_what_is_known_is_the_image_and_the_rest_tells_nothing(fill, channel):
+def test_known_pixels_are_the_image_and_hidden_ones_do_not_depend_on_it(fill, channel):
     image = rng(1).integers(0, 256, (64, 64, 3), np.uint8)
     mask = BoxMask((0.5, 0.5))
     shown = Masked(mask, fill, channel)(image, rng(7))
@@ -101,20 +101,20 @@ def test_what_is_known_is_the_image_and_the_rest_tells_nothing(fill, channel):
 
 def test_one_of_several_masks_is_drawn_each_equally_often():
     kinds = OneOf((BoxMask((1.0, 1.0)), BoxMask((0.5, 0.5)), Uncrop(0.25, four_sides=0.0)))
-    shares = [round(kinds(8, 8, rng(seed)).mean(), 2) for seed in range(600)]
-    assert set(shares) == {1.0, 0.25}, "a box of half the sides is a quarter"
-    assert abs(np.mean(np.equal(shares, 1.0)) - 1 / 3) < 0.06
+    fractions = [round(kinds(8, 8, rng(seed)).mean(), 2) for seed in range(600)]
+    assert set(fractions) == {1.0, 0.25}, "a box of half the sides is a quarter"
+    assert abs(np.mean(np.equal(fractions, 1.0)) - 1 / 3) < 0.06
 
 
 class Smooth:
-    """Floats, as a degradation may give them."""
+    """A degradation that returns floats."""
 
     def __call__(self, image, rng):
         return images.to_float(image) / 2 + rng.standard_normal()
 
 
 @pytest.mark.parametrize("degradation", [Grayscale(), Grayscale(3), Edges(), Jpeg((5, 5)), Smooth()])
-def test_a_hint_is_what_a_degradation_leaves_and_nothing_of_it_is_known(degradation):
+def test_a_hint_is_the_degraded_image_with_no_known_pixel(degradation):
     image = rng(1).integers(0, 256, (16, 24, 3), np.uint8)
     hint = Hint(degradation)(image, rng(3))
     assert (hint.shape, hint.dtype) == ((16, 24, 4), np.float32)
@@ -125,14 +125,18 @@ def test_a_hint_is_what_a_degradation_leaves_and_nothing_of_it_is_known(degradat
 
 
 def test_a_hint_of_another_size_is_refused():
-    with pytest.raises(UserError, match=r"degradation=Downsample.*\[8, 8, 3\] of \[16, 16, 3\]. Fix"):
+    with pytest.raises(
+        UserError, match=r"degradation=Down.*\[16, 16, 3\] or a single channel, got \[8, 8, 3\]. Fix"
+    ):
         Hint(Downsample(2))(np.zeros((16, 16, 3), np.uint8), rng())
-    with pytest.raises(UserError, match=r"degradation=Grayscale.*\[16, 16, 3\] of \[16, 16, 1\]"):
+    with pytest.raises(
+        UserError, match=r"degradation=Grayscale.*\[16, 16, 1\] or a single channel, got \[16, 16, 3\]"
+    ):
         Hint(Grayscale(3))(np.zeros((16, 16, 1), np.uint8), rng())
 
 
 @pytest.mark.parametrize(
-    ("make", "word"),
+    ("make", "message"),
     [
         (lambda: BoxMask((0.0, 0.5)), "side"),
         (lambda: BoxMask((0.6, 0.5)), "side"),
@@ -141,11 +145,11 @@ def test_a_hint_of_another_size_is_refused():
         (lambda: FreeFormMask(vertices=(3, 2)), "vertices"),
         (lambda: FreeFormMask(length=(0.0, 0.1)), "length"),
         (lambda: FreeFormMask(brush=(0.2, 0.1)), "brush"),
-        (lambda: Uncrop(1.0), "share"),
+        (lambda: Uncrop(1.0), "fraction"),
         (lambda: Uncrop(four_sides=2.0), "four_sides"),
         (lambda: OneOf(()), "masks"),
     ],
 )
-def test_what_cannot_be_is_refused(make, word):
-    with pytest.raises(UserError, match=word):
+def test_impossible_values_are_refused(make, message):
+    with pytest.raises(UserError, match=message):
         make()

@@ -1,4 +1,4 @@
-"""A mixture has each source's share, sees every example, and is read in an order that is a function of (seed, step)."""
+"""A mixture keeps the weights of its sources, has every example, and its order is a function of (seed, step)."""
 
 import dataclasses
 import itertools
@@ -15,7 +15,7 @@ from jaxdiff.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Levels:
-    """`n` images of one pixel, whose grey levels are `first` and up."""
+    """`n` images of one pixel, with grey levels `first`, `first` + 1, ...; the extra field counts them."""
 
     first: int
     n: int
@@ -39,8 +39,8 @@ class LevelExamples:
         return self.block.n
 
     def __getitem__(self, index):
-        image = np.full((1, self.block.width, 1), self.block.first + index, np.uint8)
-        return {"image": image, "index": np.int32(index), self.block.field: np.int32(0)}
+        image = np.full((1, self.block.width, 1), (self.block.first + index) % 256, np.uint8)
+        return {"image": image, "index": np.int32(index), self.block.field: np.int32(index)}
 
 
 def levels(examples):
@@ -48,12 +48,12 @@ def levels(examples):
 
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (3.0, 1.0), (0.2, 0.8), (0.31, 0.69)])
-def test_an_epoch_has_the_shares_everywhere_and_every_example(weights):
+def test_an_epoch_keeps_the_weights_throughout_and_has_every_example(weights):
     seen = levels(Mixture((Levels(0, 10), Levels(100, 37)), weights).open())
     assert set(seen) == {*range(10), *range(100, 137)}
-    share = weights[0] / sum(weights)
+    fraction = weights[0] / sum(weights)
     first = np.cumsum(seen < 100)
-    assert np.abs(first - share * np.arange(1, len(seen) + 1)).max() < 1.5
+    assert np.abs(first - fraction * np.arange(1, len(seen) + 1)).max() < 1.5
     shorter = len(seen) - 2
     counts = [(seen[:shorter] < 100).sum() / 10, (seen[:shorter] >= 100).sum() / 37]
     assert min(counts) <= 1, "an epoch is no longer than it must be"
@@ -73,7 +73,9 @@ def test_no_example_is_lost_where_sizes_are_not_round():
     sizes = 12_345, 1_001, 77
     examples = Mixture(tuple(Levels(0, n) for n in sizes)).open()
     assert len(examples) == sum(sizes)
-    found = [examples._locate(i) for i in range(len(examples))]
+    found = [
+        (int(one["origin"]), int(one["extra"])) for one in map(examples.__getitem__, range(len(examples)))
+    ]
     assert sorted(found) == [(origin, i) for origin, n in enumerate(sizes) for i in range(n)]
 
 
@@ -102,11 +104,11 @@ def test_order_is_a_function_of_seed_and_step_for_any_number_of_processes(start)
     assert not np.array_equal(epochs[0], epochs[1])
 
 
-def test_what_differs_between_sources_is_unknown_or_refused():
+def test_sources_may_differ_in_size_but_not_in_classes_or_fields():
     assert Mixture((Levels(0, 3), Levels(0, 3, width=2))).open().image_shape == (1, None, 1)
-    with pytest.raises(UserError, match=r"sources\[1\].*other classes.*4 instead of 3"):
+    with pytest.raises(UserError, match=r"sources\[1\].*the classes of the first source, 3, got 4"):
         Mixture((Levels(0, 3, num_classes=3), Levels(0, 3, num_classes=4))).open()
-    with pytest.raises(UserError, match=r"sources\[1\].*other fields"):
+    with pytest.raises(UserError, match=r"sources\[1\].*the fields of the first source"):
         Mixture((Levels(0, 3), Levels(0, 3, field="text"))).open()
     with pytest.raises(UserError, match=r"sources\[1\].*no examples"):
         Mixture((Levels(0, 3), Levels(0, 0))).open()

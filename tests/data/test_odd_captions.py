@@ -71,14 +71,14 @@ def test_csv_keeps_every_character(images, quoting, encoding, end):
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 @pytest.mark.parametrize("end", ["", "\n", "\r\n", "\n\n \n"])
-def test_a_file_beside_an_image_keeps_every_character_of_a_line(images, encoding, end):
+def test_a_text_file_keeps_every_character_of_a_line(images, encoding, end):
     for key, file in FILES.items():
         text = ODD.get(key, "plain")
         (images / file).with_suffix(".txt").write_bytes((text + end).encode(encoding))
     assert captions(images, "txt") == {file: ODD.get(key, "plain") for key, file in FILES.items()}
 
 
-def test_several_lines_beside_an_image_are_several_captions(images):
+def test_several_lines_of_a_text_file_are_several_captions(images):
     for file in FILES.values():
         (images / file).with_suffix(".txt").write_bytes("\ufeff one \r\n\r\ntwo\u2028half\nthree".encode())
     examples = ImageFolder(str(images), 2, label=None, captions="txt").open()
@@ -110,52 +110,55 @@ def table(folder, name, content):
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "phrases"),
     [
-        ("file_name,text\n00.png,a cat, sitting\n", ("x.csv:2", "more fields than the header", "quotes")),
-        ("file_name,text\n00.png\n", ("x.csv:2", "it has no caption")),
-        ('file_name,text\n00.png,""\n', ("x.csv:2", "it has no caption")),
-        ("file_name,text\n00.png, \u3000\u2028\n", ("x.csv:2", "it has no caption")),
-        ("00.png,a cat\n01.png,a dog\n", ("x.csv:2", "there is no column file_name", "00.png, a cat")),
-        ("file_name;text\n00.png;a cat\n", ("x.csv:2", "there is no column file_name", "file_name;text")),
+        (
+            "file_name,text\n00.png,a cat, sitting\n",
+            ("x.csv:2", "the 2 fields of the header, got 3 fields", "quotes"),
+        ),
+        ("file_name,text\n00.png\n", ("x.csv:2", "expected a caption that is not empty")),
+        ('file_name,text\n00.png,""\n', ("x.csv:2", "expected a caption that is not empty")),
+        ("file_name,text\n00.png, \u3000\u2028\n", ("x.csv:2", "expected a caption that is not empty")),
+        ("00.png,a cat\n01.png,a dog\n", ("x.csv:2", "expected a column file_name", "00.png, a cat")),
+        ("file_name;text\n00.png;a cat\n", ("x.csv:2", "expected a column file_name", "file_name;text")),
         ('file_name,text\n00.png,"never closed\n' + "x" * 140_000, ("x.csv:", "field limit", "quote")),
-        ("file_name,text\nabsent.png,a\n", ("x.csv:2", "there is no image 'absent.png'")),
-        ("file_name,text\n\n\n", ("12 of 12 images have no caption",)),
-        ("", ("12 of 12 images have no caption",)),
-        ("file_name,text\n00.png,caf\u00e9\n".encode("latin-1"), ("x.csv", "no UTF-8")),
-        ("file_name,text\n00.png,a\n".encode("utf-16"), ("x.csv", "at byte 0 it is no UTF-8")),
+        ("file_name,text\nabsent.png,a\n", ("x.csv:2", "expected the path of an image, got 'absent.png'")),
+        ("file_name,text\n\n\n", ("none for 12 of 12",)),
+        ("", ("none for 12 of 12",)),
+        ("file_name,text\n00.png,caf\u00e9\n".encode("latin-1"), ("x.csv", "expected UTF-8")),
+        ("file_name,text\n00.png,a\n".encode("utf-16"), ("x.csv", "other bytes at byte 0")),
     ],
 )
-def test_a_csv_that_says_too_much_or_too_little_is_told(images, content, words):
+def test_an_invalid_csv_is_refused_with_its_line(images, content, phrases):
     with pytest.raises(UserError) as error:
         table(images, "x.csv", content)
-    for word in words:
-        assert word in str(error.value)
+    for phrase in phrases:
+        assert phrase in str(error.value)
     assert len(str(error.value)) < 400
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "message"),
     [
-        ('{"file_name": "00.png", "text": "cut off', "it is no JSON"),
-        ('{"file_name": "00.png", "text": "a\tb"}', "it is no JSON"),
-        ("[" * 100_000, "it is no JSON"),
-        ("null", "it is no object"),
-        ('{"file_name": "00.png", "text": ""}', "it has no caption"),
-        ('{"file_name": "00.png", "text": null}', "it has no caption"),
-        ('{"file_name": "00.png", "text": ["a", ""]}', "it has no caption"),
-        ('{"file_name": "00.png", "text": [["a"]]}', "it has no caption"),
-        ('{"file_name": ["00.png"], "text": "a"}', "there is no image ['00.png']"),
-        ('{"file_name": null, "text": "a"}', "there is no image None"),
+        ('{"file_name": "00.png", "text": "cut off', "expected JSON"),
+        ('{"file_name": "00.png", "text": "a\tb"}', "expected JSON"),
+        ("[" * 100_000, "expected JSON"),
+        ("null", "expected a JSON object, got NoneType"),
+        ('{"file_name": "00.png", "text": ""}', "expected a caption that is not empty"),
+        ('{"file_name": "00.png", "text": null}', "expected a caption that is not empty"),
+        ('{"file_name": "00.png", "text": ["a", ""]}', "expected a caption that is not empty"),
+        ('{"file_name": "00.png", "text": [["a"]]}', "expected a caption that is not empty"),
+        ('{"file_name": ["00.png"], "text": "a"}', "expected the path of an image, got ['00.png']"),
+        ('{"file_name": null, "text": "a"}', "expected the path of an image, got None"),
     ],
 )
-def test_a_bad_line_is_named_by_its_number(images, line, words):
-    """A caption with what some take for the end of a line comes before it."""
+def test_a_bad_line_is_named_by_its_number(images, line, message):
+    """The caption before it has characters that `str.splitlines` takes for line ends."""
     good = json.dumps({"file_name": "00.png", "text": "a\u2028b\u0085c"}, ensure_ascii=False)
     with pytest.raises(UserError) as error:
         table(images, "x.jsonl", f"{good}\n\n{line}\n")
     assert "'x.jsonl:3'" in str(error.value)
-    assert words in str(error.value)
+    assert message in str(error.value)
 
 
 def test_half_of_a_character_is_told_with_its_example(images):

@@ -24,7 +24,7 @@ def seen(part, label):
 
 
 @pytest.mark.parametrize("label", [0, 1])
-def test_training_and_testing_share_no_pixel_and_leave_few(splits, label):
+def test_training_and_test_crops_are_disjoint_and_cover_most_pixels(splits, label):
     train, test = (seen(splits[split], label) > 0 for split in ("train", "test"))
     assert not (train & test).any()
     assert (train | test).mean() > 0.9
@@ -47,7 +47,7 @@ def test_crops_are_means_of_the_photographs_pixels(splits):
     assert scales == {1, 2}
 
 
-def test_each_crop_is_another_and_both_photographs_have_as_many(splits):
+def test_crops_are_distinct_and_equally_many_of_both_photographs(splits):
     for part in splits.values():
         assert len(np.unique(np.column_stack([part["box"], part["label"]]), axis=0)) == len(part["box"])
         counts = np.bincount(part["label"])
@@ -55,6 +55,6 @@ def test_each_crop_is_another_and_both_photographs_have_as_many(splits):
     assert len(splits["train"]["image"]) > 5 * len(splits["test"]["image"])
 
 
-def test_without_a_variant_the_small_ones_are_read():
+def test_the_default_variant_is_32_pixels():
     assert Tfds("photos").open().image_shape == (32, 32, 3)
     assert Tfds("photos").open().num_classes == 2

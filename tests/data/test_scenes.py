@@ -1,4 +1,4 @@
-"""Scenes show what their captions say, of the right scans, and novel ones combine what training never did."""
+"""Scenes match their captions and scans; novel scenes have combinations that training lacks."""
 
 import itertools
 
@@ -12,7 +12,7 @@ from jaxdiff.data.scenes import COLOURS, DIGITS, RELATIONS, is_novel
 from jaxdiff.data.sources import Tfds
 
 FIELDS = ("relation", "count", "digits", "colours", "boxes", "scans")
-WORDS = {"to the left of": "left of", "to the right of": "right of", "above": "above", "below": "below"}
+PHRASES = {"to the left of": "left of", "to the right of": "right of", "above": "above", "below": "below"}
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +36,16 @@ def triples(part):
 
 
 def parse(text):
-    """A caption's objects and relation, read by other means than those that wrote it."""
-    relation = next((name for words, name in WORDS.items() if words in text), "alone")
-    for words in WORDS:
-        text = text.replace(words, "|")
+    """A caption's objects and relation, parsed independently of the code that wrote it."""
+    relation = next((name for phrase, name in PHRASES.items() if phrase in text), "alone")
+    for phrase in PHRASES:
+        text = text.replace(phrase, "|")
     objects = [part.split() for part in text.split("|")]
     assert all(words[0] == "a" and len(words) == 3 for words in objects)
     return [(DIGITS.index(digit), list(COLOURS).index(colour)) for _, colour, digit in objects], relation
 
 
-def test_captions_say_what_is_stored(splits):
+def test_captions_match_the_stored_attributes(splits):
     for part in splits.values():
         for scene in scenes(part):
             objects, relation = parse(str(scene["text"]))
@@ -57,7 +57,7 @@ def test_captions_say_what_is_stored(splits):
                 assert (scene[name][count:] == -1).all()
 
 
-def test_objects_stand_as_the_relation_says_and_as_no_other(splits):
+def test_objects_are_in_the_stored_relation_and_in_no_other(splits):
     for scene in scenes(splits["train"])[:2000] + scenes(splits["novel"]):
         top, left, bottom, right = scene["boxes"][: scene["count"]].T
         assert top.min() >= 0
@@ -79,7 +79,7 @@ def test_objects_stand_as_the_relation_says_and_as_no_other(splits):
                 assert not pairs.size or not pairs.any()
 
 
-def test_pictures_are_the_scans_in_their_colours_and_places_on_black(splits):
+def test_images_are_the_scans_in_their_colours_and_boxes_on_black(splits):
     ink = load_digits().images / 16
     for scene in scenes(splits["train"])[:300]:
         count = scene["count"]
@@ -123,8 +123,8 @@ def test_novel_combinations_are_unseen_but_each_two_of_their_attributes_are_seen
 
 def test_there_are_one_to_three_objects_and_all_relations(splits):
     for part in splits.values():
-        shares = np.bincount(part["count"], minlength=4) / len(part["count"])
-        assert np.abs(shares - (0, 0.2, 0.5, 0.3)).max() < 0.05
+        counts = np.bincount(part["count"], minlength=4) / len(part["count"])
+        assert np.abs(counts - (0, 0.2, 0.5, 0.3)).max() < 0.05
         relations = np.bincount(part["relation"], minlength=5) / len(part["count"])
         assert np.abs(relations - 0.2).max() < 0.05
 

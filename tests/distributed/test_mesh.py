@@ -19,12 +19,12 @@ def test_axes_are_laid_out_by_the_compiler():
 
 
 @pytest.mark.parametrize("shape", [{"fsdp": 3}, {"data": 2, "fsdp": 3}, {"data": 1, "fsdp": 3}, {"fsdp": 16}])
-def test_sizes_that_do_not_fit_are_named(shape):
+def test_sizes_that_do_not_divide_are_named(shape):
     with pytest.raises(UserError, match=rf"^config\.mesh\.fsdp={shape['fsdp']}: .*8 devices"):
         MeshShape(**shape).make()
 
 
-def test_only_one_axis_is_the_rest_and_none_is_empty():
+def test_at_most_one_axis_is_the_rest_and_none_is_empty():
     with pytest.raises(UserError, match="data and fsdp"):
         MeshShape(data=-1, fsdp=-1)
     with pytest.raises(UserError, match="tensor=0"):
@@ -35,7 +35,7 @@ def test_global_batch_is_the_batch_split_over_data_and_fsdp():
     mesh = MeshShape(data=2, fsdp=2, tensor=2).make()
     assert batch_ways(mesh) == 4
     batch = {"image": np.arange(96.0, dtype=np.float32).reshape(8, 2, 2, 3), "label": np.arange(8)}
-    whole = global_batch(batch, mesh)
+    joined = global_batch(batch, mesh)
     for name, array in batch.items():
-        assert np.array_equal(whole[name], array)
-        assert {shard.data.shape[0] for shard in whole[name].addressable_shards} == {2}
+        assert np.array_equal(joined[name], array)
+        assert {shard.data.shape[0] for shard in joined[name].addressable_shards} == {2}

@@ -26,11 +26,11 @@ EACH = {"data": 2, "fsdp": 2, "tensor": 2}
         ((), (), ()),
     ],
 )
-def test_each_axis_goes_where_the_rules_say(shape, names, spec):
+def test_each_axis_is_split_by_the_rules(shape, names, spec):
     assert partition(shape, names, EACH) == PartitionSpec(*spec)
 
 
-def test_mesh_axes_of_one_device_split_nothing():
+def test_mesh_axes_of_size_one_split_nothing():
     alone = {"data": 8, "fsdp": 1, "tensor": 1}
     assert partition((512, 512), ("channels_in", "channels_out"), alone) == PartitionSpec(None, None)
 

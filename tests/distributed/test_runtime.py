@@ -14,7 +14,7 @@ NAMES = ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")
 
 
 def fresh(code, **variables):
-    """What a new process prints that runs `code` after `start`."""
+    """Run `code` in a new process; returns the words it prints."""
     environment = {name: value for name, value in os.environ.items() if name not in NAMES}
     text = f"from jaxdiff.distributed import runtime; import jax; {code}"
     done = subprocess.run([sys.executable, "-c", text], env=environment | variables, cwd=ROOT,
@@ -25,21 +25,21 @@ def fresh(code, **variables):
 SHOW = "print(len(jax.devices('cpu')), jax.config.jax_compilation_cache_dir)"
 
 
-def test_one_cpu_device_and_a_cache_unless_said_otherwise(tmp_path):
+def test_the_default_is_one_cpu_device_and_a_cache(tmp_path):
     found = fresh(f"runtime.start(); {SHOW}", HOME=str(tmp_path))
     assert found == ["1", str(tmp_path / ".cache" / "jaxdiff")]
 
 
-def test_cpu_devices_as_asked_for(tmp_path):
+def test_the_number_of_cpu_devices_is_configurable(tmp_path):
     assert fresh(f"runtime.start(4); {SHOW}", HOME=str(tmp_path))[0] == "4"
 
 
-def test_environment_wins(tmp_path):
+def test_environment_variables_take_precedence(tmp_path):
     variables = {"JAX_NUM_CPU_DEVICES": "3", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "mine")}
     assert fresh(f"runtime.start(5); {SHOW}", **variables) == ["3", str(tmp_path / "mine")]
 
 
-def test_a_flag_is_given_to_versions_that_know_it_and_to_those_alone(monkeypatch):
+def test_the_convolution_flag_is_set_only_for_versions_that_have_it(monkeypatch):
     for flags, version, expected in (
         ("", "0.10.2", "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"),
         ("--a=1", "0.10.2", "--a=1 --xla_cpu_experimental_ynn_fusion_type=-individual_convolution"),
@@ -81,11 +81,11 @@ def test_two_processes_find_each_other_and_share_a_batch():
     assert [line.split() for line in last] == [["2", "4", str(sum(i * i for i in range(8)))]] * 2
 
 
-def test_half_a_description_of_the_processes_is_an_error(monkeypatch):
+def test_incomplete_variables_of_a_distributed_run_are_an_error(monkeypatch):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1234")
     with pytest.raises(UserError, match="JAX_NUM_PROCESSES"):
-        runtime._join_processes()
+        runtime.start(compile_cache="")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     monkeypatch.setenv("JAX_PROCESS_ID", "2")
     with pytest.raises(UserError, match="JAX_PROCESS_ID=2"):
-        runtime._join_processes()
+        runtime.start(compile_cache="")

@@ -1,4 +1,4 @@
-"""Code that reads hostile files is also tried as it runs without the tests' type checks."""
+"""Fixtures for hostile files: without the tests' type checks, and with a watch for foreign code."""
 
 import jaxtyping
 import pytest
@@ -10,7 +10,7 @@ from tests.interop.published import archive, mapping, tensor, text
 
 @pytest.fixture
 def untyped():
-    """No checks of types at calls: they would refuse what the code must refuse itself, and hide it if it does not."""
+    """Disables type checks at calls: they would refuse values that the code itself must refuse."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -18,7 +18,7 @@ def untyped():
 
 @pytest.fixture
 def nothing_runs(tmp_path):
-    """Python reports whatever it imports, compiles, executes or opens for writing. In no test is there any."""
+    """Fails if Python imports, compiles or executes anything, or opens a file for writing, during the test."""
     (tmp_path / "warm").write_bytes(archive(mapping(text("w"), tensor())))
     dict(read_tensors(tmp_path / "warm").tensors)
     hostile.seen.clear()

@@ -23,7 +23,7 @@ sys.addaudithook(watch)
 
 
 def attempt(path, ema=None):
-    """The weights, all looked at; or None if the file is refused as it should be."""
+    """The weights, all read; or None if the file is refused with a proper error."""
     global watching
     watching = True
     try:
@@ -42,6 +42,6 @@ def attempt(path, ema=None):
 
 
 def refused(path, why="Fix: "):
-    assert attempt(path) is None  # first: a module is imported but once
+    assert attempt(path) is None  # first, since a module is imported only once
     with pytest.raises(UserError, match=why):
         dict(read_tensors(path).tensors)

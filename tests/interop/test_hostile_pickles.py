@@ -68,7 +68,7 @@ def test_a_real_exploit_is_named(protocol, tmp_path):
             return os.system, ("touch /tmp/owned",)
 
     (tmp_path / "a").write_bytes(pickle.dumps({"ema": Exploit()}, protocol))
-    refused(tmp_path / "a", "wants 'posix.system'.*nothing was run")
+    refused(tmp_path / "a", "got 'posix.system'.*nothing was run")
 
 
 LOAD = ("torch.storage", "_load_from_bytes")
@@ -106,10 +106,10 @@ def test_storages_within_storages(tmp_path):
         (tmp_path / "a").write_bytes(inline(content))
         assert attempt(tmp_path / "a") is None, case
     (tmp_path / "a").write_bytes(inline(bad["an object"]))
-    refused(tmp_path / "a", "wants 'argparse.Namespace'")
+    refused(tmp_path / "a", "got 'argparse.Namespace'")
 
 
-def test_one_storage_read_again_and_again_is_paid_each_time(tmp_path, monkeypatch):
+def test_reading_one_storage_repeatedly_is_limited(tmp_path, monkeypatch):
     monkeypatch.setattr(torch_files, "Budget", functools.partial(Budget, operations=20_000))
     inner = legacy(storage(), struct.pack("<q", 6) + SIX)
     data = (
@@ -123,7 +123,7 @@ def test_one_storage_read_again_and_again_is_paid_each_time(tmp_path, monkeypatc
     )
     again = found(*LOAD) + pickle.BINGET + b"\0" + pickle.REDUCE + pickle.POP
     (tmp_path / "a").write_bytes(program(data + again * 1000 + pickle.NONE))
-    refused(tmp_path / "a", "larger than that of any model")
+    refused(tmp_path / "a", "expected a pickle of ordinary size")
 
 
 SHAPES = {
@@ -181,7 +181,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("case", SHAPES)
-def test_tensors_that_cannot_be(case, tmp_path):
+def test_impossible_tensors(case, tmp_path):
     (tmp_path / "a").write_bytes(archive(mapping(text("w"), SHAPES[case])))
     refused(tmp_path / "a")
     (tmp_path / "a").write_bytes(legacy(mapping(text("w"), SHAPES[case]), struct.pack("<q", 6) + SIX))
@@ -191,7 +191,7 @@ def test_tensors_that_cannot_be(case, tmp_path):
 @pytest.mark.parametrize("case", ["beyond the end", "by its strides", "by its offset", "repeated a little"])
 def test_a_tensor_must_lie_in_its_storage(case, tmp_path):
     (tmp_path / "a").write_bytes(archive(mapping(text("w"), SHAPES[case])))
-    refused(tmp_path / "a", "in a storage of 6 elements")
+    refused(tmp_path / "a", "its storage of 6 elements")
 
 
 def module(parameters=b"}", modules=b"}", more=b""):
@@ -227,12 +227,12 @@ TREES = {
 
 
 @pytest.mark.parametrize("case", TREES)
-def test_trees_that_never_end(case, tmp_path):
+def test_endless_trees(case, tmp_path):
     (tmp_path / "a").write_bytes(archive(TREES[case]))
     refused(tmp_path / "a")
 
 
-def test_descriptions_that_never_end_are_left_out(tmp_path):
+def test_endless_metadata_is_omitted(tmp_path):
     wide = pickle.EMPTY_LIST + pickle.BINPUT + b"\0" + pickle.POP
     unfolding = (
         number(1)

@@ -72,7 +72,7 @@ def test_a_snapshot_of_edm_in_each_protocol_of_python_3(protocol, tmp_path):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_all_that_torch_stores_today(zipped, tmp_path):
+def test_all_dtypes_of_torch(zipped, tmp_path):
     torch = pytest.importorskip("torch")
     kinds = ["float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2", "complex64", "bool"]
     kinds += ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
@@ -92,7 +92,7 @@ def test_all_that_torch_stores_today(zipped, tmp_path):
         )
 
 
-def test_nothing_is_loaded_before_it_is_looked_at(tmp_path):
+def test_tensors_are_read_on_access(tmp_path):
     """Tensors are views of the file: as many as one likes cost nothing."""
     (tmp_path / "a.pt").write_bytes(archive(mapping(text("a"), tensor(), text("b"), tensor())))
     tensors = read_tensors(tmp_path / "a.pt").tensors
@@ -104,7 +104,7 @@ def test_nothing_is_loaded_before_it_is_looked_at(tmp_path):
 
 
 def test_torch_is_not_imported():
-    """In a process of its own, since other tests do import it."""
+    """In a separate process, since other tests import it."""
     code = f"from jaxdiff.interop.tensors import read_tensors; read_tensors({str(GOLDENS / 'interop_edm.pkl')!r})"
     code += "; import sys; sys.exit(bool({'torch', 'jax', 'pickletools'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -160,7 +160,7 @@ def two_sets(first, second):
         ),
     ],
 )  # fmt: skip
-def test_averaged_weights_are_taken_and_it_is_said(body, ema, tree, arrays, tmp_path):
+def test_averaged_weights_are_preferred_and_marked(body, ema, tree, arrays, tmp_path):
     (tmp_path / "a.pt").write_bytes(archive(body))
     checkpoint = read_tensors(tmp_path / "a.pt", ema)
     assert (checkpoint.tree, checkpoint.averaged) == (tree, "ema" in tree and "online" not in tree)
@@ -170,7 +170,7 @@ def test_averaged_weights_are_taken_and_it_is_said(body, ema, tree, arrays, tmp_
 @pytest.mark.parametrize(
     ("ema", "tree", "averaged"), [(None, "model_ema", 1), (True, "model_ema", 1), (False, "model", 0)]
 )
-def test_latent_diffusion_keeps_averages_under_names_without_dots(ema, tree, averaged, tmp_path):
+def test_averages_of_latent_diffusion_have_names_without_dots(ema, tree, averaged, tmp_path):
     tensors = {"model.diffusion_model.out.0.weight": A, "first_stage_model.w": A, "betas": A}
     averages = {
         "model_ema.diffusion_modelout0weight": B,
@@ -186,24 +186,24 @@ def test_latent_diffusion_keeps_averages_under_names_without_dots(ema, tree, ave
 @pytest.mark.parametrize(
     ("body", "ema", "why"),
     [
-        (mapping(text("w"), FIRST), True, "nothing in it says that it is averaged"),
-        (mapping(text("ema"), mapping(text("w"), FIRST)), False, "averaged weights only"),
-        (two_sets("a", "b"), None, "several sets"),
-        (two_sets("a_ema", "b_ema"), None, "several sets"),
-        (mapping(text("step"), number(3)), None, "no tensors"),
-        (number(3), None, "no tensors"),
-        (mapping(text("ema"), mapping(text("shadow_params"), several(FIRST))), None, "ema=False takes the others"),
-        (mapping(text("model_ema.x"), FIRST, text("model.y"), FIRST), None, "averages of"),
-        (mapping(text("model_ema.ab"), FIRST, text("model.a.b"), FIRST, text("model.ab"), FIRST), None, "averages of"),
+        (mapping(text("w"), FIRST), True, "got none marked so"),
+        (mapping(text("ema"), mapping(text("w"), FIRST)), False, "averaged ones only"),
+        (two_sets("a", "b"), None, "got several"),
+        (two_sets("a_ema", "b_ema"), None, "got several"),
+        (mapping(text("step"), number(3)), None, "expected named tensors, got none"),
+        (number(3), None, "expected named tensors, got none"),
+        (mapping(text("ema"), mapping(text("shadow_params"), several(FIRST))), None, "use ema=False"),
+        (mapping(text("model_ema.x"), FIRST, text("model.y"), FIRST), None, "names of trained ones"),
+        (mapping(text("model_ema.ab"), FIRST, text("model.a.b"), FIRST, text("model.ab"), FIRST), None, "of trained"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_chosen_is_said(body, ema, why, tmp_path):
+def test_missing_or_ambiguous_sets_are_named(body, ema, why, tmp_path):
     (tmp_path / "a.pt").write_bytes(archive(body))
     with pytest.raises(UserError, match=why):
         read_tensors(tmp_path / "a.pt", ema)
 
 
-def test_averages_without_names_do_not_hinder_those_who_want_the_others(tmp_path):
+def test_nameless_averages_do_not_prevent_reading_the_trained_weights(tmp_path):
     body = mapping(
         text("ema"), mapping(text("shadow_params"), several(FIRST)), text("model"), mapping(text("w"), FIRST)
     )
@@ -259,7 +259,7 @@ def test_symbolic_links_are_followed_as_caches_need_it(tmp_path):
     same(read_tensors(tmp_path / "snapshot").tensors, {"w": A})
 
 
-def test_what_was_written_is_read(tmp_path):
+def test_a_written_file_is_read_back(tmp_path):
     arrays = {
         "turned": np.arange(6.0).reshape(2, 3).T,
         "strided": np.arange(9)[::2],
@@ -299,13 +299,13 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_else(tmp_p
         ({"w": np.array([None])}, r"tensors\['w'\]='object"),
     ],
 )
-def test_what_the_format_cannot_hold(tensors, field, tmp_path):
+def test_unsupported_dtypes_are_refused(tensors, field, tmp_path):
     with pytest.raises(UserError, match=field):
         write_safetensors(tmp_path / "a.safetensors", tensors)
     assert not list(tmp_path.iterdir())
 
 
-def test_the_samples_are_what_torch_writes_today():
+def test_the_stored_samples_equal_what_torch_writes():
     """The stored samples were made by `published.py`; PyTorch still means the same by them."""
     torch = pytest.importorskip("torch")
     for name in ("interop_zip.pt", "interop_legacy.pt"):

@@ -148,7 +148,7 @@ def test_other_weights_are_refused_when_a_run_continues(tmp_path):
         lambda: Generator.load(str(tmp_path / "run"), packages=("tests",)),
     ):
         with pytest.raises(
-            UserError, match=r"config.task.frozen.basis=.*expected the weights that the run started with"
+            UserError, match=r"task.frozen.basis=.*expected the weights that the run started with"
         ):
             call()
 

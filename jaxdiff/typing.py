@@ -6,8 +6,11 @@ from typing import Any
 from jaxtyping import Array, Bool, Float, Key, Shaped, UInt8
 from numpy import ndarray
 
+Data = Float[Array, "batch *data"]
+"""What is diffused: images, latents or feature vectors, of any rank behind the batch axis. Scale near [-1, 1]."""
+
 Images = Float[Array, "batch height width channels"]
-"""Images between -1 and 1 (or anything that lives on a grid of pixels), channels last."""
+"""Images in [-1, 1], channels last."""
 
 Features = Float[Array, "batch out_height out_width out_channels"]
 """What comes of `Images` by a layer or network that may change their size and channels."""
@@ -38,6 +41,7 @@ __all__ = [
     "Batch",
     "Bool",
     "Bytes",
+    "Data",
     "Drops",
     "Features",
     "Fields",

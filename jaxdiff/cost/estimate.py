@@ -24,7 +24,7 @@ from jaxdiff.cost.sampling import evaluations
 from jaxdiff.distributed.mesh import REST, MeshShape, batch_ways
 from jaxdiff.errors import require
 from jaxdiff.experiment import Experiment
-from jaxdiff.sampling.loop import Encoded
+from jaxdiff.sampling.protocols import Encoded
 from jaxdiff.training.step import abstract_state
 
 

@@ -14,7 +14,8 @@ from jaxdiff.process.conversion import adapt
 from jaxdiff.process.gaussian import Process
 from jaxdiff.process.prediction import Prediction
 from jaxdiff.sampling.inversion import invert
-from jaxdiff.sampling.loop import ConditionalDenoise, Encoded, Known, TimePath, fold_in
+from jaxdiff.sampling.noise import fold_in
+from jaxdiff.sampling.protocols import ConditionalDenoise, Encoded, KnownData, TimePath
 from jaxdiff.sampling.recipe import Recipe
 
 CONDITION = (
@@ -68,7 +69,7 @@ def generate(program: StaticArgs, recipe: Recipe, params, rows: GenerationInputs
     denoise, process, conditions, keys, guide = _models(program, params, rows, index, seed)
     noise, images, mask = _split(program, (rows.noise, rows.known, rows.mask))
     noise = None if noise is None else noise.astype(jnp.float32)
-    known = None if images is None else Known(images, mask)
+    known = None if images is None else KnownData(images, mask)
     made = recipe(denoise, process, conditions, program.image_shape, keys, guide, noise, known)
     return jax.lax.with_sharding_constraint(made, partitioning.replicated(program.mesh))
 
@@ -146,7 +147,7 @@ def _shown(condition: Encoded, drop, number: int) -> Any:
     def choose(given, null):
         return jnp.where(drop.reshape(-1, *(1,) * (given.ndim - 1)), null, given)
 
-    return jax.tree.map(choose, condition.given[number], condition.null[number])
+    return jax.tree.map(choose, condition.cond[number], condition.uncond[number])
 
 
 def _split(program: StaticArgs, tree: Any) -> Any:

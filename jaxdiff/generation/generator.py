@@ -29,8 +29,9 @@ from jaxdiff.generation.compiled import GenerationInputs, StaticArgs
 from jaxdiff.runs.restore import parameters_of
 from jaxdiff.runs.workdir import CONFIG_FILE, read_config
 from jaxdiff.sampling.grids.truncated import Truncated
-from jaxdiff.sampling.loop import ends, fold_in, noise_like
+from jaxdiff.sampling.loop import ends
 from jaxdiff.sampling.modifiers.inpainting import Replacement
+from jaxdiff.sampling.noise import fold_in, noise_like
 from jaxdiff.sampling.recipe import PRIOR, Recipe
 from jaxdiff.typing import Params
 

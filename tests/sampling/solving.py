@@ -16,6 +16,7 @@ from jaxdiff.process.prediction import Prediction
 from jaxdiff.process.schedule import Cosine, LogLinear
 from jaxdiff.sampling.grids import continuous as grids
 from jaxdiff.sampling.loop import integrate
+from jaxdiff.sampling.protocols import stateless
 from tests.oracles import Gaussian, Mixture
 
 VE = VarianceExploding()
@@ -131,11 +132,11 @@ class Draws:
 
 def walk(sampler, denoise, process, times, x, noise=(), state=None) -> list[np.ndarray]:
     """The images at every one of the times, when the draws are the given ones, in this order."""
-    keys = jax.random.split(jax.random.key(0), x.shape[0])
+    keys, call = jax.random.split(jax.random.key(0), x.shape[0]), stateless(denoise).call
     state = sampler.init(jnp.asarray(x)) if state is None else state
     seen = [np.asarray(state.x)]
     with Draws(noise):
         for t, t_next in itertools.pairwise(jnp.asarray(times)):
-            state = sampler.step(denoise, process, state, t, t_next, keys)
+            state = sampler.step(call, process, state, t, t_next, keys)
             seen.append(np.asarray(state.x))
     return seen

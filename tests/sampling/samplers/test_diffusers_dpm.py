@@ -11,7 +11,7 @@ import pytest
 
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding
 from jaxdiff.process.prediction import Prediction
-from jaxdiff.sampling.loop import SamplerState
+from jaxdiff.sampling.protocols import SamplerState
 from jaxdiff.sampling.samplers.ancestral import Ancestral
 from jaxdiff.sampling.samplers.ddim import Ddim, EulerAncestral
 from jaxdiff.sampling.samplers.dpm_solver import DpmSolver1, DpmSolver2M, DpmSolver3M

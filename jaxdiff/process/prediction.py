@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jaxdiff.errors import positive
 from jaxdiff.process.gaussian import Process, expand
 from jaxdiff.process.labels import LogSigma, NoiseLabel, Time
-from jaxdiff.typing import Array, Data, Float, Output, Times
+from jaxdiff.typing import Array, Float, Output, Times
+from jaxdiff.typing import Data as DataArray
 
 
 class Prediction(NamedTuple):
@@ -30,9 +31,9 @@ class Prediction(NamedTuple):
         A fraction, since the bounds depend on the step that a sampler takes. None without a learned variance.
     """
 
-    x_0: Data
-    noise: Data
-    variance_fraction: Data | None = None
+    x_0: DataArray
+    noise: DataArray
+    variance_fraction: DataArray | None = None
 
 
 @runtime_checkable
@@ -48,11 +49,11 @@ class Parameterization(Protocol):
         self, process: Process, t: Float[Array, "*shape"]
     ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]: ...
 
-    def network_input(self, process: Process, x_t: Data, t: Times) -> tuple[Data, Times]:
+    def network_input(self, process: Process, x_t: DataArray, t: Times) -> tuple[DataArray, Times]:
         """The network's inputs: scaled noisy data, and the noise label."""
         return x_t, self.label(process, t)
 
-    def split(self, output: Output) -> tuple[Data, Data | None]:
+    def split(self, output: Output) -> tuple[DataArray, DataArray | None]:
         """A network's output as the target and, if the network predicts it, `Prediction.variance_fraction`."""
         return output, None
 
@@ -151,7 +152,7 @@ class Edm(Parameterization):
         scale = self._scale(process, t)
         return sigma / (self.sigma_data * scale), -self.sigma_data * alpha / scale
 
-    def network_input(self, process: Process, x_t: Data, t: Times) -> tuple[Data, Times]:
+    def network_input(self, process: Process, x_t: DataArray, t: Times) -> tuple[DataArray, Times]:
         """``c_in x_t / alpha``, and ``c_noise = log(sigma / alpha) / 4`` unless another label is given."""
         return x_t / expand(self._scale(process, t), x_t), self.label(process, t)
 
@@ -182,17 +183,21 @@ class LearnedVariance(Parameterization):
     ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
         return self.mean.row(process, t)
 
-    def network_input(self, process: Process, x_t: Data, t: Times) -> tuple[Data, Times]:
+    def network_input(self, process: Process, x_t: DataArray, t: Times) -> tuple[DataArray, Times]:
         return self.mean.network_input(process, x_t, t)
 
-    def split(self, output: Output) -> tuple[Data, Data | None]:
+    def split(self, output: Output) -> tuple[DataArray, DataArray | None]:
         value, v = jnp.split(output, 2, axis=-1)
         return value, (v + 1) / 2
 
 
 def target(
-    parameterization: Parameterization, process: Process, t: Float[Array, "..."], x_0: Data, noise: Data
-) -> Data:
+    parameterization: Parameterization,
+    process: Process,
+    t: Float[Array, "..."],
+    x_0: DataArray,
+    noise: DataArray,
+) -> DataArray:
     """``F = a x_0 + b noise``: the training target of the network for this pair at this time."""
     a, b = parameterization.row(process, t)
     return expand(a, x_0) * x_0 + expand(b, x_0) * noise
@@ -202,7 +207,7 @@ def decode(
     parameterization: Parameterization,
     process: Process,
     t: Float[Array, "..."],
-    x_t: Data,
+    x_t: DataArray,
     output: Output,
 ) -> Prediction:
     """The prediction that a network's output represents; the inverse of `target`. Computed in float32 at least.

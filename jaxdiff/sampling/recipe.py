@@ -41,9 +41,9 @@ class Recipe:
       modifiers: changes to the guided prediction, in this order.
       inpainting: how partially known data are completed.
       t_end: time at which sampling ends, by a last step of the sampler; the result keeps the noise of that level. None
-        ends with the predicted x_0. For a model of T steps ``1 / T`` is its first step: diffusers'
-        ``final_sigmas_type="sigma_min"`` (but not on its Karras grid, which repeats the last level), and
-        ``set_alpha_to_one=False`` of DDIM and PNDM.
+        ends with the predicted x_0. For a model of T steps ``1 / T`` is its first step: ``set_alpha_to_one=False`` of
+        DDIM and PNDM, and ``final_sigmas_type="sigma_min"`` on grids of the model's steps. 0 is a step to clean data:
+        ``set_alpha_to_one=True`` of PNDM.
       lower_order_final: bound the order of multistep samplers by the number of steps left. diffusers does so by
         default; for DPM-Solver and DEIS only below 15 steps.
       euler_at_final: take the last step of a multistep sampler at first order. Without `t_end` it always is.

@@ -1,22 +1,25 @@
-"""Names for the arrays that travel through the library. Shapes are checked by the tests only."""
+"""Aliases of the array types in public signatures. Only the tests check shapes."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Array, Bool, Float, Key, Shaped, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt8
 from numpy import ndarray
 
 Data = Float[Array, "batch *data"]
 """What is diffused: images, latents or feature vectors, of any rank behind the batch axis. Scale near [-1, 1]."""
 
+Output = Float[Array, "batch ..."]
+"""The output of a network for `Data` of the same rank; it may have more channels."""
+
 Images = Float[Array, "batch height width channels"]
 """Images in [-1, 1], channels last."""
 
 Features = Float[Array, "batch out_height out_width out_channels"]
-"""What comes of `Images` by a layer or network that may change their size and channels."""
+"""Images or feature maps after a layer that may change their size and channels."""
 
 Bytes = UInt8[ndarray, "batch height width channels"]
-"""Images as they are stored and shown: 0 to 255, on the host."""
+"""Stored images: 0 to 255, on the host."""
 
 Times = Float[Array, "batch"]
 """Diffusion time of each example: 0 is data, 1 is noise."""
@@ -24,13 +27,13 @@ Times = Float[Array, "batch"]
 Scalar = Float[Array, ""]
 
 Keys = Key[Array, "batch"]
-"""One random key for each image, so that an image does not depend on its neighbours in the batch."""
+"""One random key per example, so that a sample does not depend on its neighbours in the batch."""
 
 Drops = Mapping[str, Bool[Array, "batch"]]
-"""For each condition: which examples of the batch are to see its null instead."""
+"""For each condition, True for the examples whose condition is replaced by its null."""
 
 Fields = Mapping[str, Any]
-"""The conditions of a batch by name, each with a leading batch axis."""
+"""Values of the conditions of a batch by name, each with a leading batch axis."""
 
 Batch = Mapping[str, Shaped[Array, "batch ..."]]
 Params = Any
@@ -66,9 +69,11 @@ __all__ = [
     "Fields",
     "Float",
     "Images",
+    "Int",
     "Key",
     "Keys",
     "Metrics",
+    "Output",
     "Params",
     "Scalar",
     "Times",

@@ -1,4 +1,4 @@
-"""Measure every sampler on data whose exact denoiser is known, and write the tables and the plot of docs/samplers.md.
+"""Measure every sampler on data with an exact denoiser, and write the tables and the plot of docs/samplers.md.
 
 pip install -e '.[test,docs]' && python docs/scripts/samplers.py
 """
@@ -11,12 +11,8 @@ import jax
 import numpy as np
 
 DOCS = pathlib.Path(__file__).parent.parent
-sys.path[:0] = [str(DOCS.parent / "tests"), str(DOCS.parent / "tests" / "sampling")]
+sys.path.insert(0, str(DOCS.parent))
 jax.config.update("jax_enable_x64", True)
-
-from laws import VP, misses  # noqa: E402
-from oracles import Counting  # noqa: E402  (the paths above)
-from solving import GRIDS, VE, denoiser, errors, orders, start, truth  # noqa: E402
 
 from jaxdiff.sampling.loop import integrate  # noqa: E402
 from jaxdiff.sampling.samplers.adams import AdamsBashforth, Deis, Lms  # noqa: E402
@@ -29,12 +25,15 @@ from jaxdiff.sampling.samplers.heun import Euler, Heun  # noqa: E402
 from jaxdiff.sampling.samplers.pndm import Plms, Pndm  # noqa: E402
 from jaxdiff.sampling.samplers.sa_solver import SaSolver  # noqa: E402
 from jaxdiff.sampling.samplers.unipc import UniPc  # noqa: E402
+from tests.oracles import Counting  # noqa: E402  (the path above)
+from tests.sampling.laws import VP, misses  # noqa: E402
+from tests.sampling.solving import GRIDS, VE, denoiser, errors, orders, start, truth  # noqa: E402
 
 BUDGETS = (5, 10, 20, 50)
 TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-6)
 
 DETERMINISTIC = {
-    # sampler: its order, as stated where it is defined
+    # sampler: its theoretical order
     Ddim(): 1,
     Euler(): 1,
     DpmSolver1(integrand="noise"): 1,
@@ -61,7 +60,7 @@ DETERMINISTIC = {
 }
 
 STOCHASTIC = {
-    # sampler: (draws in a step, eta of the SDE that it solves)
+    # sampler: (draws per step, eta of the SDE that it solves)
     Ancestral("small"): (1, 1.0),
     Ancestral("large"): (1, 1.0),
     EulerAncestral(): (1, 1.0),
@@ -134,7 +133,7 @@ def plot() -> None:
         steps = [_steps(sampler, budget) for budget in calls]
         points = [(sampler.calls(n), errors(sampler, n)[0, 1]) for n in dict.fromkeys(steps) if n]
         axes.loglog(*zip(*points, strict=True), styles[i % 3], color=f"C{i % 10}", label=_name(sampler))
-    axes.set_xlabel("calls of the denoiser")
+    axes.set_xlabel("function evaluations")
     axes.set_ylabel("error (root mean square)")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8)
@@ -143,12 +142,12 @@ def plot() -> None:
 
 
 def _steps(sampler, budget: int) -> int:
-    """The most steps that so many calls allow."""
+    """The largest number of steps within a budget of calls."""
     return max((n for n in range(budget + 1) if n == 0 or sampler.calls(n) <= budget), default=0)
 
 
 def _adaptive(tolerance: float) -> tuple[int, float]:
-    """Calls that were made, and the error on the mixture."""
+    """The number of calls, and the error on the mixture."""
     sampler, x = Rk45(rtol=tolerance, atol=tolerance), start()
     keys, times = jax.random.split(jax.random.key(0), len(x)), GRIDS[0](VE, 2)
     counting = Counting(denoiser(VE))
@@ -161,19 +160,19 @@ def _adaptive(tolerance: float) -> tuple[int, float]:
 def _name(sampler) -> str:
     """The class with its order and the fields that differ from their defaults."""
     default = type(sampler)()
-    told = [
+    arguments = [
         f"{name}={value!r}"
         for name, value in vars(sampler).items()
         if name == "order" or value != getattr(default, name)
     ]
-    return f"{type(sampler).__name__}({', '.join(told)})" if told else type(sampler).__name__
+    return f"{type(sampler).__name__}({', '.join(arguments)})" if arguments else type(sampler).__name__
 
 
 def _calls(sampler) -> str:
-    """Calls per step, and what the first steps take besides."""
+    """Calls per step, and additional calls of the first steps."""
     each = sampler.calls(21) - sampler.calls(20)
     extra = sampler.calls(20) - 20 * each
-    return f"{each} a step" + (f", and {extra}" if extra else "")
+    return f"{each} per step" + (f", and {extra}" if extra else "")
 
 
 def _row(*cells: str) -> str:

@@ -69,6 +69,8 @@ CLASSES = {
 FIELDS = {
     "jaxdiff.conditioning.conditioner:Conditioner": {"parts": "conditions"},
     "jaxdiff.experiment:Experiment": {"start_from": "init_from"},
+    "jaxdiff.likelihood.flow:Hutchinson": {"law": "distribution"},
+    "jaxdiff.sampling.grids.truncated:Truncated": {"share": "fraction"},
     "jaxdiff.tasks.denoising:DenoisingTask": {"times": "time_sampler"},
 }
 """``"module:Class"`` of today -> {old field: new field}."""

@@ -12,7 +12,8 @@ from jaxdiff.cost.operations import Operations, count, programs_in
 from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import Process
 from jaxdiff.process.prediction import Prediction
-from jaxdiff.sampling.loop import Conditions, StatefulDenoiser, as_path
+from jaxdiff.sampling.loop import as_path
+from jaxdiff.sampling.protocols import Conditions
 from jaxdiff.sampling.recipe import Recipe
 
 
@@ -50,9 +51,7 @@ def evaluations(
     def trace(guiding_model: Callable | None) -> Any:
         def guided(x: Any, t: Any, keys: Any) -> Any:
             denoise = recipe.denoiser(_stand_in(_MODEL), process, conditions(), keys, guiding_model)
-            if isinstance(denoise, StatefulDenoiser):
-                return denoise.call(denoise.init(x), x, t)
-            return denoise(x, t)
+            return denoise.call(x, t, denoise.init(x))
 
         return jax.make_jaxpr(guided)(x, t, keys)
 
@@ -99,6 +98,6 @@ def _fraction_in_interval(recipe: Recipe, process: Process) -> float:
     interval: Any = getattr(recipe.guidance, "interval", None)
     if interval is None:
         return 1.0
-    path = as_path(recipe.grid(process, recipe.steps))
-    times = jnp.append(path.start, path.end[-1:])
+    path = as_path(recipe.times(process))
+    times = path.start if recipe.t_end is not None else jnp.append(path.start, path.end[-1:])
     return float(np.mean(jax.vmap(lambda t: interval.contains(process, t))(times)))

@@ -16,7 +16,8 @@ from jaxdiff.process.conversion import adapt
 from jaxdiff.process.gaussian import Process
 from jaxdiff.process.prediction import Prediction
 from jaxdiff.sampling.inversion import invert
-from jaxdiff.sampling.loop import ConditionalDenoise, Encoded, Known, TimePath, fold_in
+from jaxdiff.sampling.noise import fold_in
+from jaxdiff.sampling.protocols import ConditionalDenoise, Encoded, KnownData, TimePath
 from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.typing import Params
 
@@ -87,7 +88,7 @@ def generate(static: StaticArgs, recipe: Recipe, trees: Trees, inputs: Generatio
     noise = None if noise is None else noise.astype(jnp.float32)
     known = None
     if stored is not None:
-        known = Known(_encoded(static, trees, stored, seed), data_mask(mask, static.data_shape))
+        known = KnownData(_encoded(static, trees, stored, seed), data_mask(mask, static.data_shape))
     x_0 = recipe(denoise, process, conditions, static.data_shape, keys, guiding_model, noise, known)
     return _replicated(static, static.codec.decode(trees.frozen, x_0))
 
@@ -170,7 +171,7 @@ def _shown(condition: Encoded, drop, number: int) -> Any:
     def choose(cond, uncond):
         return jnp.where(drop.reshape(-1, *(1,) * (cond.ndim - 1)), uncond, cond)
 
-    return jax.tree.map(choose, condition.given[number], condition.null[number])
+    return jax.tree.map(choose, condition.cond[number], condition.uncond[number])
 
 
 def _encoded(static: StaticArgs, trees: Trees, stored, seed):

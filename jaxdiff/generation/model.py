@@ -17,7 +17,8 @@ from jaxdiff.distributed import partitioning
 from jaxdiff.errors import expect
 from jaxdiff.generation import checks, compiled, inputs
 from jaxdiff.generation.compiled import GenerationInputs, StaticArgs, Trees
-from jaxdiff.sampling.loop import ends, fold_in, noise_like
+from jaxdiff.sampling.loop import ends
+from jaxdiff.sampling.noise import fold_in, noise_like
 from jaxdiff.sampling.recipe import PRIOR, Recipe
 from jaxdiff.typing import Params
 

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.process.schedule import LogLinear, Schedule
-from jaxdiff.typing import Array, Float, Images
+from jaxdiff.typing import Array, Data, Float
 
 
 class Signal(NamedTuple):
-    """What is left of the image, `alpha`, and how much noise there is, `sigma`, at some times."""
+    """The factors of clean data, `alpha`, and of noise, `sigma`, at some times."""
 
     alpha: Float[Array, "..."]
     sigma: Float[Array, "..."]
@@ -30,7 +30,7 @@ class Process(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class VariancePreserving:
-    """``alpha^2 + sigma^2 = 1`` (DDPM, improved DDPM, Imagen): data of unit variance keep it."""
+    """Variance preserving: ``alpha^2 + sigma^2 = 1`` (DDPM, improved DDPM, Imagen); unit variance is kept."""
 
     schedule: Schedule
 
@@ -48,10 +48,10 @@ class VariancePreserving:
 
 @dataclasses.dataclass(frozen=True)
 class VarianceExploding:
-    """``alpha = 1``: noise of growing size on the untouched image (Song et al. 2021; Karras et al. 2022).
+    """Variance exploding: ``alpha = 1``, growing noise on unscaled data (Song et al. 2021; Karras et al. 2022).
 
-    Sigma is geometric in time. Training times and sampling grids name noise levels, not times, so this choice
-    shows nowhere else; levels outside [sigma_min, sigma_max] have times outside [0, 1].
+    Sigma is geometric in time. Training times and sampling grids are given as noise levels, so this choice has no
+    other effect; levels outside [sigma_min, sigma_max] have times outside [0, 1].
     """
 
     sigma_min: float = 0.002
@@ -75,10 +75,10 @@ class VarianceExploding:
 
 @dataclasses.dataclass(frozen=True)
 class RectifiedFlow:
-    """``alpha = 1 - t, sigma = t``: straight from image to noise (Liu et al. 2022; Lipman et al. 2022).
+    """Rectified flow: ``alpha = 1 - t, sigma = t``, straight from data to noise (Liu et al. 2022; Lipman et al. 2022).
 
     Both ends are exact: pure data at t = 0 (log-SNR +inf), pure noise at t = 1 (-inf). The "shift" of Stable
-    Diffusion 3 moves the times that are visited, and no time's alpha and sigma: see `Shifted` among the grids.
+    Diffusion 3 changes the times that are visited, not alpha and sigma at a time: see the grid `Shifted`.
     """
 
     def signal(self, t: Float[Array, "*shape"]) -> Signal:
@@ -91,12 +91,12 @@ class RectifiedFlow:
         return jax.nn.sigmoid(-log_snr / 2)
 
 
-def diffuse(process: Process, x_0: Images, noise: Images, t: Float[Array, "..."]) -> Images:
-    """``x_t = alpha x_0 + sigma noise`` at one time for each image, or at one time for all."""
+def diffuse(process: Process, x_0: Data, noise: Data, t: Float[Array, "..."]) -> Data:
+    """``x_t = alpha x_0 + sigma noise`` at one time for each example, or at one time for all."""
     alpha, sigma = process.signal(t)
     return expand(alpha, x_0) * x_0 + expand(sigma, x_0) * noise
 
 
 def expand(values: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Append axes of length 1 to per-image values until they broadcast against images."""
+    """Append axes of length 1 to per-example values until they broadcast against x."""
     return values.reshape(values.shape + (1,) * (x.ndim - values.ndim))

@@ -1,4 +1,4 @@
-"""Noise labels: the number by which a network is told how noisy its image is."""
+"""Noise labels: the number that tells a network the noise level of its input."""
 
 import dataclasses
 from typing import Protocol, runtime_checkable
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxdiff.process.gaussian import Process
 from jaxdiff.typing import Array, Float
 
-MAX_LOG_SNR = 40.0  # labels stay finite at both ends of time; float32 images cannot tell more apart
+MAX_LOG_SNR = 40.0  # labels stay finite at both ends of time; float32 data cannot resolve more
 
 
 @runtime_checkable
@@ -30,12 +30,20 @@ class Time:
 
 @dataclasses.dataclass(frozen=True)
 class StepIndex:
-    """The index 0 to ``steps - 1`` of a discrete model's step (Ho et al. 2020): step i is time ``(i + 1) / steps``."""
+    """The index 0 to ``steps - 1`` of a discrete model's step (Ho et al. 2020): step i is time ``(i + 1) / steps``.
+
+    Attributes:
+      steps: number of steps of the model.
+      rounded: whether a time between two steps has the label of the one whose noise level is nearer, as in EDM's
+        preconditioning of iDDPM networks (`round_sigma`; Karras et al. 2022, appendix C.3). Otherwise labels are
+        fractions there.
+    """
 
     steps: int = 1000
+    rounded: bool = False
 
     def __call__(self, process: Process, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        return self.steps * t - 1
+        return nearest_step(process, t, self.steps) - 1 if self.rounded else self.steps * t - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,3 +60,19 @@ class LogSigma:
     def __call__(self, process: Process, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         log_sigma = -jnp.clip(process.log_snr(t), -MAX_LOG_SNR, MAX_LOG_SNR) / 2
         return self.scale * log_sigma + self.offset
+
+
+def nearest_step(process: Process, t: Float[Array, "*shape"], steps: int) -> Float[Array, "*shape"]:
+    """The multiple of ``1 / steps`` nearest to t in the noise level ``sigma / alpha``, times `steps`.
+
+    Times outside of [0, 1] give 0 and `steps`.
+    """
+    position = jnp.clip(steps * t, 0, steps)
+    below, above = jnp.floor(position), jnp.ceil(position)
+
+    def level(time: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return jnp.exp(-process.log_snr(time) / 2)
+
+    distance_below = level(position / steps) - level(below / steps)
+    distance_above = level(above / steps) - level(position / steps)
+    return jnp.where(distance_above < distance_below, above, below)

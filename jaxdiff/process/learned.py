@@ -1,4 +1,4 @@
-"""A schedule that is learned with the model: the monotone network of variational diffusion models."""
+"""Learned noise schedule: the monotone network of variational diffusion models."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdiff.errors import require
+from jaxdiff.errors import expect
 from jaxdiff.process.gaussian import VariancePreserving
 from jaxdiff.typing import Array, Float, Scalar
 
@@ -14,15 +14,15 @@ from jaxdiff.typing import Array, Float, Scalar
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MonotoneSchedule:
-    """``log-SNR = -gamma(t)`` with a network gamma that rises strictly (Kingma et al. 2021, appendix H).
+    """``log-SNR = -gamma(t)`` with a strictly increasing network gamma (Kingma et al. 2021, appendix H).
 
     ``g(t) = slope t + sum_k height_k sigmoid(steepness_k t + offset_k)``, all of them positive but the offsets; gamma
-    is g brought to run from gamma_0 to gamma_1. A tree of arrays, and a pure function of them.
+    is g rescaled to run from gamma_0 to gamma_1. A tree of arrays, and a pure function of them.
 
     Attributes:
       gamma_0, gamma_1: the negative log-SNR at t = 0 and at t = 1.
-      slope: of the straight part.
-      steepness, offset, height: of the sigmoids.
+      slope: of the linear term.
+      steepness, offset, height: parameters of the sigmoids.
     """
 
     gamma_0: Scalar
@@ -40,7 +40,7 @@ class MonotoneSchedule:
         return _time(self, log_snr)
 
     def _raw(self, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        # A sum of products and no matrix product, which accelerators would round to bfloat16.
+        # A sum of products, since accelerators would compute a matrix product in bfloat16.
         inner = t.reshape(-1, 1) * self.steepness[None] + self.offset[None]
         bent = jnp.sum(self.height[None] * jax.nn.sigmoid(inner), axis=-1)
         return self.slope * t + bent.reshape(t.shape)
@@ -49,20 +49,20 @@ class MonotoneSchedule:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LearnedProcess(VariancePreserving):
-    """A variance preserving process that is a tree of arrays: it can cross `jax.jit` and be differentiated."""
+    """A variance preserving process that is a tree of arrays: it can be passed to `jax.jit` and differentiated."""
 
     schedule: MonotoneSchedule
 
 
 class LearnedVariancePreserving(nn.Module):
-    """The module of a variance preserving process whose schedule is learned: ``() -> LearnedProcess``.
+    """Module of a variance preserving process with a learned schedule: ``() -> LearnedProcess``.
 
-    It takes the place of a `Process` in a `Denoiser`. The ends are learned too, from where these numbers put them. At
-    first the log-SNR falls almost linearly.
+    It replaces the `Process` of a `Denoiser`. The ends are learned too. Initially the log-SNR is almost linear in time,
+    between the two values below.
 
     Attributes:
-      log_snr_min, log_snr_max: the first log-SNR at t = 1 and at t = 0.
-      width: of the hidden layer.
+      log_snr_min, log_snr_max: the initial log-SNR at t = 1 and at t = 0.
+      width: number of sigmoids.
     """
 
     log_snr_min: float = -5.0
@@ -71,9 +71,9 @@ class LearnedVariancePreserving(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        require(
+        expect(
             self.log_snr_max > self.log_snr_min, "log_snr_max", self.log_snr_max,
-            f"it is not above log_snr_min={self.log_snr_min}", "give a larger number",
+            f"a number > log_snr_min={self.log_snr_min}", "give a larger number",
         )  # fmt: skip
 
     @nn.compact
@@ -83,7 +83,7 @@ class LearnedVariancePreserving(nn.Module):
             return jax.nn.softplus(self.param(name, nn.initializers.constant(raw), shape))
 
         gamma_0 = self.param("gamma_0", nn.initializers.constant(-self.log_snr_max), ())
-        # Sigmoids of equal height, centred all over [0, 1], are together almost a straight line.
+        # Sigmoids of equal height with centres spread over [0, 1] add up to almost a straight line.
         offset = self.param("offset", lambda key: -8 * jax.random.uniform(key, (self.width,)))
         return LearnedProcess(
             MonotoneSchedule(
@@ -99,15 +99,15 @@ class LearnedVariancePreserving(nn.Module):
 
 @jax.custom_jvp
 def _time(schedule: MonotoneSchedule, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """The root of ``schedule.log_snr(t) = log_snr``, by bisection down to the last bits."""
+    """The root of ``schedule.log_snr(t) = log_snr``, by bisection to machine precision."""
     first, last = schedule._raw(jnp.zeros_like(log_snr)), schedule._raw(jnp.ones_like(log_snr))
-    share = (-log_snr - schedule.gamma_0) / (schedule.gamma_1 - schedule.gamma_0)
-    goal = first + share * (last - first)
+    fraction = (-log_snr - schedule.gamma_0) / (schedule.gamma_1 - schedule.gamma_0)
+    goal = first + fraction * (last - first)
     # The sigmoids add between 0 and the sum of their heights, which bounds the time of any log-SNR.
     low = jnp.where(
-        share < 0, (goal - jnp.sum(schedule.height)) / schedule.slope, jnp.where(share > 1, 1.0, 0.0)
+        fraction < 0, (goal - jnp.sum(schedule.height)) / schedule.slope, jnp.where(fraction > 1, 1.0, 0.0)
     )
-    high = jnp.where(share > 1, goal / schedule.slope, jnp.where(share < 0, 0.0, 1.0))
+    high = jnp.where(fraction > 1, goal / schedule.slope, jnp.where(fraction < 0, 0.0, 1.0))
 
     def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds

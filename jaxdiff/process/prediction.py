@@ -1,11 +1,11 @@
-"""What networks are trained to output, and the one currency it is turned into: `Prediction`.
+"""Parameterizations: targets of networks, and their conversion to a `Prediction` of x_0 and noise.
 
 A network's target is a row of two numbers, ``F = a x_0 + b noise``. With ``x_t = alpha x_0 + sigma noise``
 this is a 2 x 2 linear system of determinant ``D = a sigma - b alpha``, so every conversion is one formula:
 
     x_0 = (sigma F - b x_t) / D          noise = (a x_t - alpha F) / D
 
-Everything after the denoiser sees the pair and need not know what the network was trained on.
+Everything after the denoiser sees the pair and does not depend on the parameterization.
 """
 
 import dataclasses
@@ -14,50 +14,53 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from jaxdiff.errors import require
+from jaxdiff.errors import positive
 from jaxdiff.process.gaussian import Process, expand
 from jaxdiff.process.labels import LogSigma, NoiseLabel, Time
-from jaxdiff.typing import Array, Features, Float, Images, Times
+from jaxdiff.typing import Array, Float, Output, Times
+from jaxdiff.typing import Data as DataArray
 
 
 class Prediction(NamedTuple):
-    """The clean image and the noise that together make ``x_t``; a learned variance where there is one.
+    """The predicted clean data and noise, which together make up ``x_t``; and a learned variance, if there is one.
 
-    `variance_fraction` says where the log-variance of a reverse step lies between its two bounds: 0 is the variance of
-    the posterior ``q(x_s | x_t, x_0)``, 1 that of the forward step from s to t (Nichol & Dhariwal 2021, equation 15).
-    It is a fraction, and no variance, since the bounds depend on the step that a sampler takes.
+    Attributes:
+      x_0, noise: the pair.
+      variance_fraction: where the log-variance of a reverse step lies between its two bounds. 0 is the variance of the
+        posterior ``q(x_s | x_t, x_0)``, 1 that of the forward step from s to t (Nichol & Dhariwal 2021, equation 15).
+        A fraction, since the bounds depend on the step that a sampler takes. None without a learned variance.
     """
 
-    x_0: Images
-    noise: Images
-    variance_fraction: Images | None = None
+    x_0: DataArray
+    noise: DataArray
+    variance_fraction: DataArray | None = None
 
 
 @runtime_checkable
 class Parameterization(Protocol):
-    """The row (a, b) of a network's target, and the form in which the network wants to see ``x_t`` and t."""
+    """The row (a, b) of a network's target, and the preconditioning of its inputs ``x_t`` and t."""
 
     @property
     def label(self) -> NoiseLabel:
-        """How the network is told the time."""
+        """The noise label, the network's input for the time."""
         ...
 
     def row(
         self, process: Process, t: Float[Array, "*shape"]
     ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]: ...
 
-    def network_input(self, process: Process, x_t: Images, t: Times) -> tuple[Images, Times]:
-        """The images as the network wants to see them, and the noise label."""
+    def network_input(self, process: Process, x_t: DataArray, t: Times) -> tuple[DataArray, Times]:
+        """The network's inputs: scaled noisy data, and the noise label."""
         return x_t, self.label(process, t)
 
-    def split(self, output: Features) -> tuple[Images, Images | None]:
-        """A network's output as the target and, where the network says so much, `Prediction.variance_fraction`."""
+    def split(self, output: Output) -> tuple[DataArray, DataArray | None]:
+        """A network's output as the target and, if the network predicts it, `Prediction.variance_fraction`."""
         return output, None
 
 
 @dataclasses.dataclass(frozen=True)
 class Noise(Parameterization):
-    """The noise, "epsilon" (Ho et al. 2020). Says nothing about the image where alpha = 0."""
+    """Noise prediction, "epsilon" (Ho et al. 2020). It does not determine x_0 where alpha = 0."""
 
     label: NoiseLabel = Time()
 
@@ -69,7 +72,7 @@ class Noise(Parameterization):
 
 @dataclasses.dataclass(frozen=True)
 class Data(Parameterization):
-    """The clean image. Says nothing about the noise where sigma = 0."""
+    """Data prediction, "x_0" or "sample". It does not determine the noise where sigma = 0."""
 
     label: NoiseLabel = Time()
 
@@ -81,7 +84,7 @@ class Data(Parameterization):
 
 @dataclasses.dataclass(frozen=True)
 class V(Parameterization):
-    """``v = alpha noise - sigma x_0`` (Salimans & Ho 2022, "Progressive Distillation", appendix D)."""
+    """v-prediction: ``v = alpha noise - sigma x_0`` (Salimans & Ho 2022, "Progressive Distillation", appendix D)."""
 
     label: NoiseLabel = Time()
 
@@ -94,7 +97,7 @@ class V(Parameterization):
 
 @dataclasses.dataclass(frozen=True)
 class Velocity(Parameterization):
-    """``d x_t / dt`` from image to noise (flow matching): ``noise - x_0`` for a rectified flow."""
+    """Velocity prediction: ``d x_t / dt`` from data to noise (flow matching); ``noise - x_0`` for a rectified flow."""
 
     label: NoiseLabel = Time()
 
@@ -107,11 +110,11 @@ class Velocity(Parameterization):
 
 @dataclasses.dataclass(frozen=True)
 class Score(Parameterization):
-    """``grad log p(x_t) = -noise / sigma`` (Song et al. 2021). Infinite where sigma = 0; 0 stands for it there.
+    """Score prediction: ``grad log p(x_t) = -noise / sigma`` (Song et al. 2021). Infinite where sigma = 0; 0 there.
 
     Attributes:
-      scaled: the network gives it times sigma, which is finite everywhere: NCSN++ divides its output by sigma (Song et
-        al. 2021, appendix H; the VE column of Karras et al. 2022, table 1).
+      scaled: whether the network predicts sigma times the score, which is finite everywhere. NCSN++ divides its output
+        by sigma (Song et al. 2021, appendix H; the VE column of Karras et al. 2022, table 1).
     """
 
     label: NoiseLabel = Time()
@@ -126,17 +129,21 @@ class Score(Parameterization):
 
 @dataclasses.dataclass(frozen=True)
 class Edm(Parameterization):
-    """The preconditioning of Karras et al. 2022 (table 1): input and target of unit variance at every level.
+    """EDM preconditioning (Karras et al. 2022, table 1): input and target of unit variance at every noise level.
 
     ``x_0 = c_skip x + c_out F(c_in x)`` is stated there for alpha = 1. Any process is brought to it by
-    dividing by alpha; written out, alpha divides nothing, so that both ends of time are regular.
+    dividing by alpha; in the formulas below no alpha is left in a denominator, so both ends of time are regular.
+
+    Attributes:
+      sigma_data: standard deviation of the data.
+      label: noise label.
     """
 
     sigma_data: float = 0.5
     label: NoiseLabel = LogSigma()
 
     def __post_init__(self):
-        require(self.sigma_data > 0, "sigma_data", self.sigma_data, "it is a standard deviation", "try 0.5")
+        positive(self, "sigma_data")
 
     def row(
         self, process: Process, t: Float[Array, "*shape"]
@@ -145,7 +152,7 @@ class Edm(Parameterization):
         scale = self._scale(process, t)
         return sigma / (self.sigma_data * scale), -self.sigma_data * alpha / scale
 
-    def network_input(self, process: Process, x_t: Images, t: Times) -> tuple[Images, Times]:
+    def network_input(self, process: Process, x_t: DataArray, t: Times) -> tuple[DataArray, Times]:
         """``c_in x_t / alpha``, and ``c_noise = log(sigma / alpha) / 4`` unless another label is given."""
         return x_t / expand(self._scale(process, t), x_t), self.label(process, t)
 
@@ -157,9 +164,12 @@ class Edm(Parameterization):
 
 @dataclasses.dataclass(frozen=True)
 class LearnedVariance(Parameterization):
-    """A network with twice the channels: the target of `mean`, and v, which tells `Prediction.variance_fraction`.
+    """Learned variance: a network with twice the channels, the target of `mean` and v of the variance.
 
-    The fraction is ``(v + 1) / 2``, not bounded (Nichol & Dhariwal 2021, equation 15; ADM's networks).
+    `Prediction.variance_fraction` is ``(v + 1) / 2``, unbounded (Nichol & Dhariwal 2021, equation 15; ADM's networks).
+
+    Attributes:
+      mean: the parameterization of the first half of the channels.
     """
 
     mean: Parameterization = Noise()
@@ -173,18 +183,22 @@ class LearnedVariance(Parameterization):
     ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
         return self.mean.row(process, t)
 
-    def network_input(self, process: Process, x_t: Images, t: Times) -> tuple[Images, Times]:
+    def network_input(self, process: Process, x_t: DataArray, t: Times) -> tuple[DataArray, Times]:
         return self.mean.network_input(process, x_t, t)
 
-    def split(self, output: Features) -> tuple[Images, Images | None]:
+    def split(self, output: Output) -> tuple[DataArray, DataArray | None]:
         value, v = jnp.split(output, 2, axis=-1)
         return value, (v + 1) / 2
 
 
 def target(
-    parameterization: Parameterization, process: Process, t: Float[Array, "..."], x_0: Images, noise: Images
-) -> Images:
-    """``F = a x_0 + b noise``: what the network is to output for this pair at this time."""
+    parameterization: Parameterization,
+    process: Process,
+    t: Float[Array, "..."],
+    x_0: DataArray,
+    noise: DataArray,
+) -> DataArray:
+    """``F = a x_0 + b noise``: the training target of the network for this pair at this time."""
     a, b = parameterization.row(process, t)
     return expand(a, x_0) * x_0 + expand(b, x_0) * noise
 
@@ -193,13 +207,13 @@ def decode(
     parameterization: Parameterization,
     process: Process,
     t: Float[Array, "..."],
-    x_t: Images,
-    output: Features,
+    x_t: DataArray,
+    output: Output,
 ) -> Prediction:
-    """The pair that a network's output stands for; the inverse of `target`. Computed in float32 at least.
+    """The prediction that a network's output represents; the inverse of `target`. Computed in float32 at least.
 
-    Without noise (sigma = 0) the image is read off ``x_t``, and without image (alpha = 0) the noise is. What
-    neither ``x_t`` nor the output determines there is 0, its mean; nothing is ever NaN.
+    Without noise (sigma = 0) x_0 is read off ``x_t``, and without data (alpha = 0) the noise is. What neither
+    ``x_t`` nor the output determines there is 0, its mean; nothing is ever NaN.
     """
     x_t, output = (value.astype(jnp.promote_types(value.dtype, jnp.float32)) for value in (x_t, output))
     output, variance_fraction = parameterization.split(output)
@@ -224,7 +238,7 @@ def decode(
 def error_ratio(
     space: Parameterization, parameterization: Parameterization, process: Process, t: Float[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
-    """How many times larger an error of the network's output is in the target of `space`.
+    """The factor by which an error of the network's output is larger in the target of `space`.
 
     With ``x_t`` fixed, an error e moves ``x_0`` by ``sigma e / D`` and the noise by ``-alpha e / D``, hence
     the target ``a' x_0 + b' noise`` by ``e D' / D``. It is 0 where the output determines nothing (D = 0).
@@ -241,6 +255,6 @@ def _determinant(
 
 
 def _ratio(numerator: Float[Array, "..."] | float, denominator: Float[Array, "..."]) -> Float[Array, "..."]:
-    """A quotient that is 0, with gradient 0, where it has no value."""
+    """A quotient that is 0, with gradient 0, where it is undefined."""
     fine = jnp.isfinite(denominator) & (denominator != 0)
     return jnp.where(fine, numerator, 0.0) / jnp.where(fine, denominator, 1.0)

@@ -1,7 +1,7 @@
-"""Noise schedules: how the log-SNR falls as time runs from data (t = 0) to noise (t = 1).
+"""Noise schedules: the log-SNR as a function of time, from data (t = 0) to noise (t = 1).
 
-The log-SNR ``2 log(alpha / sigma)`` is the coordinate that matters: two schedules differ only in how they
-spread time over it (Kingma et al. 2021, "Variational Diffusion Models", section 3.2). Every schedule is
+The log-SNR ``2 log(alpha / sigma)`` determines the noise level of every process: two schedules differ only in
+how they spread time over it (Kingma et al. 2021, "Variational Diffusion Models", section 3.2). Every schedule is
 strictly decreasing, and `time` is the exact inverse of `log_snr`, also outside [0, 1] as far as the formula
 goes. Schedules of discrete models are in `jaxdiff.process.table`.
 """
@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from jaxdiff.errors import require
+from jaxdiff.errors import expect, positive
 from jaxdiff.typing import Array, Float, Scalar
 
 
@@ -39,7 +39,7 @@ class Linear:
     beta_max: float = 20.0
 
     def __post_init__(self):
-        _require_rates(self.beta_min, self.beta_max)
+        _expect_rates(self.beta_min, self.beta_max)
 
     def log_snr(self, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         return _log_snr(self.beta_min * t + (self.beta_max - self.beta_min) * jnp.square(t) / 2)
@@ -55,15 +55,15 @@ class Linear:
 class ScaledLinear:
     """Noise is added at a rate beta(t) whose square root grows linearly in time (Rombach et al. 2022).
 
-    The limit of Stable Diffusion's betas, of which its defaults are 1000 times the first and the last. The
-    log-SNR at t = 0 is infinite.
+    The limit of Stable Diffusion's betas; the defaults are 1000 times the first and the last of them. The log-SNR at
+    t = 0 is infinite.
     """
 
     beta_min: float = 0.85
     beta_max: float = 12.0
 
     def __post_init__(self):
-        _require_rates(self.beta_min, self.beta_max)
+        _expect_rates(self.beta_min, self.beta_max)
 
     def log_snr(self, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         first, growth = self._root()
@@ -77,23 +77,23 @@ class ScaledLinear:
         return 3 * integral / (jnp.square(root) + root * first + first**2)
 
     def _root(self) -> tuple[float, float]:
-        """``sqrt(beta)`` at t = 0, and by how much it grows until t = 1."""
+        """``sqrt(beta)`` at t = 0, and its growth until t = 1."""
         return math.sqrt(self.beta_min), math.sqrt(self.beta_max) - math.sqrt(self.beta_min)
 
 
 class _Bounded(Protocol):
-    """A curve of the log-SNR, cut off where it passes two bounds; time runs evenly over what is left.
+    """A curve of the log-SNR, cut off at two bounds; time is linear in the curve's parameter between them.
 
-    Both ends of time are so finite, and the inverse is exact (Hoogeboom et al. 2023, "simple diffusion",
-    appendix A). The curve is given from both ends, because a small distance from noise is lost in a large
-    one from data.
+    Both ends of time are finite, and the inverse is exact (Hoogeboom et al. 2023, "simple diffusion",
+    appendix A). The curve is given from both ends, because a small distance from noise would be lost to rounding in a
+    large one from data.
     """
 
     log_snr_min: float
     log_snr_max: float
 
     def __post_init__(self):
-        _require_order("log_snr_max", self.log_snr_min, self.log_snr_max)
+        _expect_order("log_snr_max", self.log_snr_min, self.log_snr_max)
 
     def log_snr(self, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         first, last, span = self._ends(t.dtype)
@@ -104,23 +104,23 @@ class _Bounded(Protocol):
 
     def time(self, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         first, last, span = self._ends(log_snr.dtype)
-        early = (self._place(log_snr) - first) / span
+        early = (self._position(log_snr) - first) / span
         late = 1 - (self._distance_to_noise(log_snr) - last) / span
         return jnp.where(early < 0.5, early, late)
 
     def _ends(self, dtype: jnp.dtype) -> tuple[Scalar, Scalar, Scalar]:
-        """What is cut off at the data, and at the noise, and what lies between."""
-        first = self._place(jnp.asarray(self.log_snr_max, dtype))
+        """The lengths cut off at the data and at the noise, and the length between them."""
+        first = self._position(jnp.asarray(self.log_snr_max, dtype))
         last = self._distance_to_noise(jnp.asarray(self.log_snr_min, dtype))
         return first, last, self._length() - last - first
 
     def _length(self) -> float: ...
 
-    def _at(self, place: Float[Array, "*shape"]) -> Float[Array, "*shape"]: ...
+    def _at(self, position: Float[Array, "*shape"]) -> Float[Array, "*shape"]: ...
 
     def _before_noise(self, distance: Float[Array, "*shape"]) -> Float[Array, "*shape"]: ...
 
-    def _place(self, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]: ...
+    def _position(self, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]: ...
 
     def _distance_to_noise(self, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]: ...
 
@@ -138,13 +138,13 @@ class Cosine(_Bounded):
     def _length(self) -> float:
         return math.pi / 2
 
-    def _at(self, place: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        return -2 * jnp.log(jnp.tan(place))
+    def _at(self, position: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return -2 * jnp.log(jnp.tan(position))
 
     def _before_noise(self, distance: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         return 2 * jnp.log(jnp.tan(distance))
 
-    def _place(self, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def _position(self, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         return jnp.arctan(jnp.exp(-log_snr / 2))
 
     def _distance_to_noise(self, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -153,10 +153,10 @@ class Cosine(_Bounded):
 
 @dataclasses.dataclass(frozen=True)
 class Sigmoid(_Bounded):
-    """``alpha^2`` falls along a sigmoid from `start` to `end` of temperature `tau` (Jabri et al. 2022, section 3.3).
+    """``alpha^2`` falls along a sigmoid from `start` to `end` with temperature `tau` (Jabri et al. 2022, section 3.3).
 
     With z linear in time, ``alpha^2 = (v(end) - v(z)) / (v(end) - v(start))`` where ``v(z) = sigmoid(z / tau)``.
-    The paper clips alpha^2; here, where that would have no inverse, time is stretched between two bounds.
+    The paper clips alpha^2, which has no inverse; here time is stretched between two bounds.
     """
 
     start: float = -3.0
@@ -167,11 +167,11 @@ class Sigmoid(_Bounded):
 
     def __post_init__(self):
         super().__post_init__()
-        _require_order("end", self.start, self.end)
-        require(self.tau > 0, "tau", self.tau, "it is a temperature", "try 1.0")
+        _expect_order("end", self.start, self.end)
+        positive(self, "tau")
 
     # A difference of sigmoids is sinh((z - z') / 2) / (2 cosh(z / 2) cosh(z' / 2)), so that the log-SNR at a
-    # place w = (z - start) / 2 tau is log sinh(length - w) - log sinh w - tilt, which has a closed inverse.
+    # position w = (z - start) / 2 tau is log sinh(length - w) - log sinh w - tilt, which has a closed inverse.
 
     def _length(self) -> float:
         return (self.end - self.start) / (2 * self.tau)
@@ -179,13 +179,13 @@ class Sigmoid(_Bounded):
     def _tilt(self) -> float:
         return math.log(math.cosh(self.end / self.tau / 2) / math.cosh(self.start / self.tau / 2))
 
-    def _at(self, place: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        return jnp.log(jnp.sinh(self._length() - place) / jnp.sinh(place)) - self._tilt()
+    def _at(self, position: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return jnp.log(jnp.sinh(self._length() - position) / jnp.sinh(position)) - self._tilt()
 
     def _before_noise(self, distance: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         return jnp.log(jnp.sinh(distance) / jnp.sinh(self._length() - distance)) - self._tilt()
 
-    def _place(self, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def _position(self, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         return self._solve(log_snr + self._tilt())
 
     def _distance_to_noise(self, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -199,7 +199,7 @@ class Sigmoid(_Bounded):
 
 @dataclasses.dataclass(frozen=True)
 class Laplace(_Bounded):
-    """Uniform times have log-SNRs of the Laplace law of mean `mu` and scale `b` (Hang et al. 2024, table 1).
+    """Uniform times have Laplace-distributed log-SNRs of mean `mu` and scale `b` (Hang et al. 2024, table 1).
 
     ``log-SNR = mu - b sign(1/2 - t) log(1 - 2 |t - 1/2|)`` is infinite at both ends: time is stretched between
     two bounds, which may be infinite. In float32 the times of ``log-SNR < mu - 16 b`` are 1.
@@ -212,45 +212,43 @@ class Laplace(_Bounded):
 
     def __post_init__(self):
         super().__post_init__()
-        require(self.b > 0, "b", self.b, "it is a scale", "try 0.5")
+        positive(self, "b")
 
     def _length(self) -> float:
         return 1.0
 
-    def _at(self, place: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        # Of the two logarithms one is 0: which one, says the half.
+    def _at(self, position: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        # One of the two logarithms is 0, depending on the half.
         return self.mu + self.b * (
-            jnp.log(2 * jnp.minimum(1 - place, 0.5)) - jnp.log(2 * jnp.minimum(place, 0.5))
+            jnp.log(2 * jnp.minimum(1 - position, 0.5)) - jnp.log(2 * jnp.minimum(position, 0.5))
         )
 
     def _before_noise(self, distance: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         return 2 * self.mu - self._at(distance)
 
-    def _place(self, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def _position(self, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         above = log_snr > self.mu
         away = jnp.where(above, log_snr - self.mu, self.mu - log_snr)
         tail = jnp.exp(-away / self.b) / 2
         return jnp.where(above, tail, 1 - tail)
 
     def _distance_to_noise(self, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        return self._place(2 * self.mu - log_snr)
+        return self._position(2 * self.mu - log_snr)
 
 
 @dataclasses.dataclass(frozen=True)
 class LogLinear:
-    """The log-SNR falls linearly: ``sigma / alpha`` runs geometrically from sigma_min to sigma_max.
+    """Linear log-SNR: ``sigma / alpha`` grows geometrically from sigma_min to sigma_max.
 
-    Continues beyond [0, 1], so that any noise level has a time.
+    It continues beyond [0, 1], so that any noise level has a time.
     """
 
     sigma_min: float
     sigma_max: float
 
     def __post_init__(self):
-        require(
-            self.sigma_min > 0, "sigma_min", self.sigma_min, "a geometric range starts above 0", "try 0.002"
-        )
-        _require_order("sigma_max", self.sigma_min, self.sigma_max)
+        positive(self, "sigma_min")
+        _expect_order("sigma_max", self.sigma_min, self.sigma_max)
 
     def log_snr(self, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         return -2 * (math.log(self.sigma_min) + t * math.log(self.sigma_max / self.sigma_min))
@@ -261,7 +259,7 @@ class LogLinear:
 
 @dataclasses.dataclass(frozen=True)
 class Shifted:
-    """A schedule with `shift` added to its log-SNR: larger images need more noise, a shift below 0."""
+    """A schedule with `shift` added to its log-SNR. Larger images need more noise, a negative shift."""
 
     schedule: Schedule
     shift: float
@@ -287,12 +285,12 @@ def _log_snr(integral: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return -integral - jnp.log(-jnp.expm1(-integral))
 
 
-def _require_rates(beta_min: float, beta_max: float) -> None:
-    require(beta_min > 0, "beta_min", beta_min, "noise must be added from the start", "give a number > 0")
-    require(
-        beta_max >= beta_min, "beta_max", beta_max, f"it is below beta_min={beta_min}", "give a larger number"
+def _expect_rates(beta_min: float, beta_max: float) -> None:
+    expect(beta_min > 0, "beta_min", beta_min, "a rate > 0", "give a number > 0")
+    expect(
+        beta_max >= beta_min, "beta_max", beta_max, f"a rate >= beta_min={beta_min}", "give a larger number"
     )
 
 
-def _require_order(field: str, low: float, high: float) -> None:
-    require(high > low, field, high, f"it is not above the lower bound {low}", "give a larger number")
+def _expect_order(field: str, low: float, high: float) -> None:
+    expect(high > low, field, high, f"a number > the lower bound {low}", "give a larger number")

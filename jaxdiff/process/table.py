@@ -1,7 +1,7 @@
-"""Schedules of discrete models: a list of betas, one for each step (Ho et al. 2020, equation 2).
+"""Discrete schedules: a list of betas, one per step (Ho et al. 2020, equation 2).
 
-Step i of T, counted from 0, is time ``(i + 1) / T``; t = 0 is clean data. A list is given by the few numbers of its
-family, so that configs stay readable, or as it is.
+Step i of T, counted from 0, is time ``(i + 1) / T``; t = 0 is clean data. A list is given by the parameters of its
+family, so that configs stay readable, or value by value.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.errors import require
+from jaxdiff.errors import expect
 from jaxdiff.typing import Array, Float
 
 
@@ -31,7 +31,7 @@ class LinearBetas:
     steps: int = 1000
 
     def __post_init__(self):
-        _require_range(self.first, self.last)
+        _expect_range(self.first, self.last)
 
     def array(self) -> Float[np.ndarray, "steps"]:
         return np.linspace(self.first, self.last, self.steps)
@@ -46,7 +46,7 @@ class ScaledLinearBetas:
     steps: int = 1000
 
     def __post_init__(self):
-        _require_range(self.first, self.last)
+        _expect_range(self.first, self.last)
 
     def array(self) -> Float[np.ndarray, "steps"]:
         return np.square(np.linspace(np.sqrt(self.first), np.sqrt(self.last), self.steps))
@@ -64,8 +64,8 @@ class CosineBetas:
     max_beta: float = 0.999
 
     def __post_init__(self):
-        require(self.s >= 0, "s", self.s, "the cosine would begin before its top", "try 0.008")
-        _require_beta("max_beta", self.max_beta)
+        expect(self.s >= 0, "s", self.s, "an offset >= 0", "try 0.008")
+        _expect_beta("max_beta", self.max_beta)
 
     def array(self) -> Float[np.ndarray, "steps"]:
         t = np.arange(self.steps + 1) / self.steps
@@ -83,22 +83,22 @@ class SigmoidBetas:
     span: float = 6.0
 
     def __post_init__(self):
-        _require_range(self.first, self.last)
+        _expect_range(self.first, self.last)
 
     def array(self) -> Float[np.ndarray, "steps"]:
-        share = 1 / (1 + np.exp(-np.linspace(-self.span, self.span, self.steps)))
-        return self.first + (self.last - self.first) * share
+        fraction = 1 / (1 + np.exp(-np.linspace(-self.span, self.span, self.steps)))
+        return self.first + (self.last - self.first) * fraction
 
 
 @dataclasses.dataclass(frozen=True)
 class Betas:
-    """Any list."""
+    """Any list of betas."""
 
     values: tuple[float, ...]
 
     def __post_init__(self):
         for i, value in enumerate(self.values):
-            _require_beta(f"values[{i}]", value)
+            _expect_beta(f"values[{i}]", value)
 
     def array(self) -> Float[np.ndarray, "steps"]:
         return np.asarray(self.values, np.float64)
@@ -108,15 +108,15 @@ class Betas:
 class Table:
     """The schedule of a discrete model: exact at its steps, and strictly falling and invertible between them.
 
-    Between two steps the log-SNR is linear in time, as other libraries interpolate ``log(sigma / alpha)``. Where an
-    end is infinite no line leads there: from clean data to the first step ``sigma / alpha`` is linear, and with zero
-    terminal SNR ``alpha / sigma`` is, from the last step but one to pure noise. Without, the last line is continued
-    beyond t = 1, so that higher levels have a time too.
+    Between two steps the log-SNR is linear in time, as other libraries interpolate ``log(sigma / alpha)``. Infinite
+    ends are excepted: from clean data to the first step ``sigma / alpha`` is linear, and with zero terminal SNR
+    ``alpha / sigma`` is, from the last step but one to pure noise. Without it, the last line continues beyond t = 1, so
+    that higher noise levels have a time too.
 
     Attributes:
       betas: the betas of the steps.
-      zero_terminal_snr: whether alpha is shifted and scaled so that nothing of the image is left at the last step
-        (Lin et al. 2023, algorithm 1). A network of the noise then says nothing there: let it predict v.
+      zero_terminal_snr: whether alpha is shifted and scaled so that the last step is pure noise (Lin et al. 2023,
+        algorithm 1). Noise prediction does not determine x_0 there: use `V`.
     """
 
     betas: BetaSequence
@@ -124,7 +124,7 @@ class Table:
 
     def __post_init__(self):
         steps = len(self.betas.array())
-        require(steps >= 3, "steps", steps, "there is nothing to interpolate", "give 3 steps or more")
+        expect(steps >= 3, "steps", steps, "at least 3 steps to interpolate between", "give 3 or more")
 
     @property
     def steps(self) -> int:
@@ -132,12 +132,12 @@ class Table:
 
     def log_snr(self, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         knots = jnp.asarray(_knots(self), t.dtype)
-        # Knot i is at place i + 1. Late places are counted from the end, where they are small and keep their digits.
-        place, left_over = t * self.steps, self.steps * (1 - t)
-        left = jnp.clip(place.astype(int), 1, len(knots) - 1)
-        fraction = jnp.where(t < 0.5, place - left, (self.steps - left) - left_over)
+        # Knot i is at position i + 1. Late positions are counted from the end, where they are small and keep precision.
+        position, left_over = t * self.steps, self.steps * (1 - t)
+        left = jnp.clip(position.astype(int), 1, len(knots) - 1)
+        fraction = jnp.where(t < 0.5, position - left, (self.steps - left) - left_over)
         inside = knots[left - 1] + fraction * (knots[left] - knots[left - 1])
-        log_snr = jnp.where(place < 1, knots[0] - 2 * jnp.log(jnp.minimum(place, 1.0)), inside)
+        log_snr = jnp.where(position < 1, knots[0] - 2 * jnp.log(jnp.minimum(position, 1.0)), inside)
         if self.zero_terminal_snr:
             near_noise = knots[-1] + 2 * jnp.log(jnp.minimum(left_over, 1.0))
             log_snr = jnp.where(left_over < 1, near_noise, log_snr)
@@ -166,10 +166,10 @@ def _knots(table: Table) -> Float[np.ndarray, "knots"]:
     return 2 * np.log(alpha) - np.log1p(-np.square(alpha))
 
 
-def _require_range(first: float, last: float) -> None:
-    _require_beta("first", first)
-    _require_beta("last", last)
+def _expect_range(first: float, last: float) -> None:
+    _expect_beta("first", first)
+    _expect_beta("last", last)
 
 
-def _require_beta(field: str, beta: float) -> None:
-    require(0 < beta < 1, field, beta, "it is a share of the variance", "give a number between 0 and 1")
+def _expect_beta(field: str, beta: float) -> None:
+    expect(0 < beta < 1, field, beta, "a fraction of the variance in (0, 1)", "choose one there")

@@ -1,7 +1,7 @@
-"""Laws of training times: which noise levels a network practises, and how often.
+"""Time samplers: the distribution of diffusion times in training.
 
-A law is given by its quantile function, which maps uniform numbers to times. That makes low-discrepancy
-draws, exact tests and plots of any law one-liners, and lets a process that is learned have a say in its times.
+A distribution is given by its quantile function, which maps uniform numbers to times. That makes low-discrepancy
+draws, exact tests and plots of any distribution one-liners. Gradients of a learned process pass through its times.
 """
 
 import dataclasses
@@ -13,47 +13,47 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtri
 from jaxtyping import Int
 
-from jaxdiff.errors import require
+from jaxdiff.errors import between, expect, positive
 from jaxdiff.process.gaussian import Process
 from jaxdiff.typing import Array, Float, Key, Times
 
 
 @runtime_checkable
 class TimeSampler(Protocol):
-    """A distribution of times, as the quantile function that turns uniform numbers in [0, 1] into times.
+    """A distribution of times, as the quantile function from uniform numbers in [0, 1] to times.
 
-    A law that adapts to the losses overrides `history`, `choose` and `remember` too.
+    A distribution that adapts to the losses also overrides `init_history`, `choose` and `update_history`.
     """
 
     def quantile(self, u: Float[Array, "*shape"], process: Process) -> Float[Array, "*shape"]: ...
 
     @property
     def steps(self) -> int | None:
-        """T, where every time is a multiple of 1 / T."""
+        """T, if every time is a multiple of 1 / T."""
         return None
 
     def init_history(self) -> Any:
-        """What is remembered of losses before there are any: a tree of arrays."""
+        """The initial loss history: a tree of arrays."""
         return ()
 
     def choose(self, history: Any, u: Times) -> tuple[Times, Times]:
-        """Uniform numbers as `quantile` is to take them, and the weights that undo the preference among them."""
+        """Uniform numbers, resampled by importance for `quantile`, and weights that keep the loss unbiased."""
         return u, jnp.ones_like(u)
 
     def update_history(self, history: Any, u: Times, losses: Times) -> Any:
-        """The history after a step that took `u` and found these losses, not weighted by what `choose` says."""
+        """The history after a step with these `u` and their losses, before the weights of `choose`."""
         return history
 
 
 @dataclasses.dataclass(frozen=True)
 class Uniform(TimeSampler):
-    """Every time between t_min and t_max equally often."""
+    """Uniform times between t_min and t_max."""
 
     t_min: float = 0.0
     t_max: float = 1.0
 
     def __post_init__(self):
-        _require_order("t_max", self.t_min, self.t_max)
+        _expect_order("t_max", self.t_min, self.t_max)
 
     def quantile(self, u: Float[Array, "*shape"], process: Process) -> Float[Array, "*shape"]:
         return self.t_min + (self.t_max - self.t_min) * u
@@ -61,12 +61,12 @@ class Uniform(TimeSampler):
 
 @dataclasses.dataclass(frozen=True)
 class UniformSteps(TimeSampler):
-    """The times ``1 / T, 2 / T, ..., 1`` of a model with T steps equally often (Ho et al. 2020, algorithm 1)."""
+    """The times ``1 / T, 2 / T, ..., 1`` of a model with T steps, uniformly (Ho et al. 2020, algorithm 1)."""
 
     steps: int = 1000
 
     def __post_init__(self):
-        require(self.steps > 0, "steps", self.steps, "a model has at least one step", "try 1000")
+        positive(self, "steps")
 
     def quantile(self, u: Float[Array, "*shape"], process: Process) -> Float[Array, "*shape"]:
         return (jnp.minimum(jnp.floor(self.steps * u), self.steps - 1) + 1) / self.steps
@@ -74,13 +74,13 @@ class UniformSteps(TimeSampler):
 
 @dataclasses.dataclass(frozen=True)
 class UniformLogSnr(TimeSampler):
-    """Every log-SNR between two bounds equally often, whatever the schedule (Kingma & Gao 2023)."""
+    """Uniform log-SNR between two bounds, whatever the schedule (Kingma & Gao 2023)."""
 
     log_snr_min: float = -15.0
     log_snr_max: float = 15.0
 
     def __post_init__(self):
-        _require_order("log_snr_max", self.log_snr_min, self.log_snr_max)
+        _expect_order("log_snr_max", self.log_snr_min, self.log_snr_max)
 
     def quantile(self, u: Float[Array, "*shape"], process: Process) -> Float[Array, "*shape"]:
         return process.time(self.log_snr_max + (self.log_snr_min - self.log_snr_max) * u)
@@ -94,8 +94,8 @@ class LogUniformSigma(TimeSampler):
     sigma_max: float = 100.0
 
     def __post_init__(self):
-        require(self.sigma_min > 0, "sigma_min", self.sigma_min, "it has no logarithm", "try 0.02")
-        _require_order("sigma_max", self.sigma_min, self.sigma_max)
+        positive(self, "sigma_min")
+        _expect_order("sigma_max", self.sigma_min, self.sigma_max)
 
     def quantile(self, u: Float[Array, "*shape"], process: Process) -> Float[Array, "*shape"]:
         low, high = math.log(self.sigma_min), math.log(self.sigma_max)
@@ -104,13 +104,13 @@ class LogUniformSigma(TimeSampler):
 
 @dataclasses.dataclass(frozen=True)
 class LogitNormal(TimeSampler):
-    """``logit t ~ N(mean, std^2)``: mostly the middle of time (Esser et al. 2024, section 3.1)."""
+    """Logit-normal times: ``logit t ~ N(mean, std^2)``, mostly in the middle (Esser et al. 2024, section 3.1)."""
 
     mean: float = 0.0
     std: float = 1.0
 
     def __post_init__(self):
-        _require_std(self.std)
+        positive(self, "std")
 
     def quantile(self, u: Float[Array, "*shape"], process: Process) -> Float[Array, "*shape"]:
         return jax.nn.sigmoid(self.mean + self.std * _normal_quantile(u))
@@ -118,20 +118,20 @@ class LogitNormal(TimeSampler):
 
 @dataclasses.dataclass(frozen=True)
 class LogNormalSigma(TimeSampler):
-    """``log(sigma / alpha) ~ N(mean, std^2)`` (Karras et al. 2022, table 1)."""
+    """Log-normal noise levels: ``log(sigma / alpha) ~ N(mean, std^2)`` (Karras et al. 2022, table 1)."""
 
     mean: float = -1.2
     std: float = 1.2
 
     def __post_init__(self):
-        _require_std(self.std)
+        positive(self, "std")
 
     def quantile(self, u: Float[Array, "*shape"], process: Process) -> Float[Array, "*shape"]:
         return process.time(-2 * (self.mean + self.std * _normal_quantile(u)))
 
 
 class History(NamedTuple):
-    """The last losses in each bin, as a ring, and how many there have been."""
+    """The last losses of each bin, as a ring buffer, and the number of losses so far."""
 
     losses: Float[Array, "bins history"]
     counts: Int[Array, "bins"]
@@ -139,17 +139,17 @@ class History(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Importance(TimeSampler):
-    """Times of `base` in proportion to the size of their losses (Nichol & Dhariwal 2021, section 3.3, equation 18).
+    """Importance sampling: times of `base` in proportion to their losses (Nichol & Dhariwal 2021, equation 18).
 
     The uniform numbers of `base` fall into equal bins. Once every bin has `history` losses, bin b is chosen with
-    probability ``p_b ~ sqrt(mean of its last losses^2)``, mixed with a little of the uniform law, and weights
+    probability ``p_b ~ sqrt(mean of its last losses^2)``, mixed with a small uniform part, and weights
     ``1 / (p_b bins)`` keep the expected loss what it was.
 
     Attributes:
-      base: the law whose times these are.
-      bins: how many; the steps of a model with steps, in the paper.
-      history: losses that are remembered in each.
-      uniform: the share of the uniform law.
+      base: the distribution that is resampled.
+      bins: number of bins; in the paper the steps of the model.
+      history: number of last losses that are kept per bin.
+      uniform: fraction of the uniform part.
     """
 
     base: TimeSampler = UniformSteps()
@@ -158,15 +158,8 @@ class Importance(TimeSampler):
     uniform: float = 0.001
 
     def __post_init__(self):
-        require(self.bins > 0, "bins", self.bins, "there would be nothing to choose from", "try 1000")
-        require(self.history > 0, "history", self.history, "nothing would be remembered", "try 10")
-        require(
-            0 < self.uniform <= 1,
-            "uniform",
-            self.uniform,
-            "each bin must stay possible",
-            "choose from (0, 1]",
-        )
+        positive(self, "bins", "history")
+        between(self, "uniform", 0.0, 1.0, open_low=True)
 
     def quantile(self, u: Float[Array, "*shape"], process: Process) -> Float[Array, "*shape"]:
         return self.base.quantile(u, process)
@@ -179,7 +172,7 @@ class Importance(TimeSampler):
         return History(jnp.zeros((self.bins, self.history)), jnp.zeros((self.bins,), jnp.int32))
 
     def probabilities(self, history: History) -> Float[Array, "bins"]:
-        """How often each bin is chosen: equally, until all are known."""
+        """The probability of each bin: uniform until all have enough losses."""
         size = jnp.sqrt(jnp.mean(jnp.square(history.losses), axis=1))
         size = jnp.where(jnp.all(history.counts >= self.history), size, 1.0)
         return (1 - self.uniform) * size / jnp.sum(size) + self.uniform / self.bins
@@ -189,7 +182,7 @@ class Importance(TimeSampler):
         below = jnp.cumsum(p)
         bin_ = jnp.minimum(jnp.searchsorted(below, u, side="right"), self.bins - 1)
         within = (u - (below - p)[bin_]) / p[bin_]
-        # Rounding must not carry a number over the edge of its bin, whose weight it has.
+        # Rounding must not move a number out of the bin whose weight it has.
         edge = self.bins * jnp.finfo(u.dtype).eps
         return (bin_ + jnp.clip(within, edge, 1 - edge)) / self.bins, 1 / (p[bin_] * self.bins)
 
@@ -200,15 +193,15 @@ class Importance(TimeSampler):
         bin_, losses = bin_[order], losses[order]
         new = jnp.zeros_like(history.counts).at[bin_].add(1)
         rank = jnp.arange(len(bin_)) - jnp.searchsorted(bin_, bin_, side="left")
-        place = (history.counts[bin_] + rank) % self.history
-        # Of more losses than a ring holds only the last may write: scattering has no order.
+        slot = (history.counts[bin_] + rank) % self.history
+        # Of more losses than the buffer holds only the last may write: scattering has no order.
         last = rank >= new[bin_] - self.history
-        kept = history.losses.at[jnp.where(last, bin_, self.bins), place].set(losses, mode="drop")
+        kept = history.losses.at[jnp.where(last, bin_, self.bins), slot].set(losses, mode="drop")
         return History(kept, history.counts + new)
 
 
 def uniforms(key: Key[Array, ""], batch_size: int, stratified: bool = True) -> Times:
-    """Uniform numbers in [0, 1) for a batch. Each has the law; stratified, together they also cover it evenly.
+    """Uniform numbers in [0, 1) for a batch; stratified, they also cover the interval evenly.
 
     A stratified batch is one random offset plus multiples of 1 / batch_size, wrapped to [0, 1), which lowers
     the variance of the loss (Kingma et al. 2021, appendix I.1). Neighbours in the batch have neighbouring
@@ -220,14 +213,10 @@ def uniforms(key: Key[Array, ""], batch_size: int, stratified: bool = True) -> T
 
 
 def _normal_quantile(u: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """The normal quantile, less the outermost 1e-7, because uniform numbers can be exactly 0."""
+    """The normal quantile without the outermost 1e-7, because uniform numbers can be exactly 0."""
     tail = 1.2e-7
     return ndtri(jnp.clip(u, tail, 1 - tail))
 
 
-def _require_order(field: str, low: float, high: float) -> None:
-    require(high > low, field, high, f"it is not above the lower bound {low}", "give a larger number")
-
-
-def _require_std(std: float) -> None:
-    require(std > 0, "std", std, "it is a standard deviation", "give a number > 0")
+def _expect_order(field: str, low: float, high: float) -> None:
+    expect(high > low, field, high, f"a number > the lower bound {low}", "give a larger number")

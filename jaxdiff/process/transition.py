@@ -1,9 +1,9 @@
-"""What a process does between two times: the step up from s to t > s, and its exact reverse when ``x_0`` is known."""
+"""Transitions between two times: the forward step from s to t > s, and its exact reverse given ``x_0``."""
 
 import jax.numpy as jnp
 
 from jaxdiff.process.gaussian import Process, Signal, expand
-from jaxdiff.typing import Array, Float, Images
+from jaxdiff.typing import Array, Data, Float
 
 
 def forward(process: Process, s: Float[Array, "..."], t: Float[Array, "..."]) -> Signal:
@@ -19,11 +19,11 @@ def posterior_std(process: Process, s: Float[Array, "..."], t: Float[Array, "...
 
 
 def posterior_mean(
-    process: Process, s: Float[Array, "..."], t: Float[Array, "..."], x_0: Images, noise: Images
-) -> Images:
-    """The mean of ``q(x_s | x_t, x_0)``, from the pair that makes ``x_t`` (Ho et al. 2020, equation 7).
+    process: Process, s: Float[Array, "..."], t: Float[Array, "..."], x_0: Data, noise: Data
+) -> Data:
+    """The mean of ``q(x_s | x_t, x_0)``, from the pair that makes up ``x_t`` (Ho et al. 2020, equation 7).
 
-    In the pair it needs no ``x_t``: ``alpha_s x_0`` and as much of the noise as keeps the variance at ``sigma_s^2``.
+    With the pair it needs no ``x_t``: ``alpha_s x_0`` plus the noise, scaled to keep the variance at ``sigma_s^2``.
     """
     alpha_s, sigma_s = process.signal(s)
     kept = sigma_s * jnp.sqrt(1 - _lost(process, s, t))
@@ -35,7 +35,7 @@ def reverse_log_variance(
 ) -> Float[Array, "..."]:
     """The log-variance of a reverse step from t to s > 0, between its two bounds (Nichol & Dhariwal 2021, equation 15).
 
-    `fraction` 0 is the posterior's, DDPM's smaller choice, and 1 that of the forward step, its larger one.
+    `fraction` 0 is the posterior's variance, DDPM's smaller choice, and 1 that of the forward step, its larger one.
     """
     low, high = 2 * jnp.log(posterior_std(process, s, t)), 2 * jnp.log(forward(process, s, t).sigma)
     return expand(low, fraction) + fraction * expand(high - low, fraction)

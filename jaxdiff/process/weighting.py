@@ -1,14 +1,14 @@
-"""Loss weights: how much each noise level counts, and in which quantity its error is measured.
+"""Loss weighting: the weight of each noise level, and the target in which its error is measured.
 
-A weighting names a `space`, the target in which squared errors are taken, and gives a weight for each
-log-SNR. So one weighting means the same whatever the network outputs: an error e of the output counts
+A weighting has a `space`, the target in which squared errors are taken, and a weight for each log-SNR. So a weighting
+means the same whatever the network outputs: an error e of the output contributes
 ``weighting(log_snr) * (error_ratio * e)^2``, with `jaxdiff.process.prediction.error_ratio`.
 
-A weight stands beside the law of training times and is not divided by its density. What Kingma & Gao 2023
+A weight multiplies the density of the training times and is not divided by it. What Kingma & Gao 2023
 ("Understanding Diffusion Objectives as the ELBO with Simple Data Augmentation", section 3) call w(log-SNR), the
 weight of the noise error per unit of log-SNR, is the weight here (in the space of the noise) times the density of the
-log-SNR under the law. With `time_sampling.UniformLogSnr` the two are the same up to a constant; under a law of times
-the density is ``p(t) / |d log-SNR / dt|``, and the same weighting stresses other levels for another schedule.
+log-SNR in training. With `time_sampling.UniformLogSnr` the two are the same up to a constant. With a distribution of
+times the density is ``p(t) / |d log-SNR / dt|``, so that the effect of a weighting depends on the schedule.
 """
 
 import dataclasses
@@ -18,11 +18,11 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from jaxdiff.errors import require
+from jaxdiff.errors import expect, positive
 from jaxdiff.process import prediction
 from jaxdiff.typing import Array, Float
 
-MAX_LOG_SNR = 80.0  # exp() of more is infinite in float32, and infinity times an error of zero is NaN
+MAX_LOG_SNR = 80.0  # exp() of more overflows in float32, and infinity times an error of zero is NaN
 
 
 @runtime_checkable
@@ -37,10 +37,10 @@ class Weighting(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Flat(Weighting):
-    """1, whatever the noise level: the plain squared error in any target.
+    """Weight 1 at every noise level: the plain squared error in any target.
 
-    Without a `space` that is the network's own output (DDPM's "simple" loss, flow matching). ``Flat(space=V())`` is
-    "SNR + 1" weighting (Salimans & Ho 2022, section 4), ``Flat(space=prediction.Edm())`` is the weighting `Edm`.
+    Without a `space` the target is the network's own output (DDPM's "simple" loss, flow matching). ``Flat(space=V())``
+    is "SNR + 1" weighting (Salimans & Ho 2022, section 4), ``Flat(space=prediction.Edm())`` is the weighting `Edm`.
     """
 
     space: prediction.Parameterization | None = None
@@ -50,7 +50,7 @@ class Flat(Weighting):
 
 
 class _OfData(Weighting):
-    """A weight of the error of the image."""
+    """A weight of the error of x_0."""
 
     @property
     def space(self) -> prediction.Parameterization | None:
@@ -67,7 +67,7 @@ class _OfNoise(Weighting):
 
 @dataclasses.dataclass(frozen=True)
 class Snr(_OfData):
-    """SNR on the error of the image: the plain error of the noise (Salimans & Ho 2022, section 4).
+    """SNR on the error of x_0: the plain error of the noise (Salimans & Ho 2022, section 4).
 
     EDM's loss for its VP and VE columns, ``1 / sigma^2`` where alpha = 1 (Karras et al. 2022, table 1).
     """
@@ -78,7 +78,7 @@ class Snr(_OfData):
 
 @dataclasses.dataclass(frozen=True)
 class TruncatedSnr(_OfData):
-    """``max(SNR, 1)`` on the error of the image (Salimans & Ho 2022, section 4): pure noise counts too."""
+    """``max(SNR, 1)`` on the error of x_0 (Salimans & Ho 2022, section 4), above 0 at pure noise too."""
 
     def __call__(self, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         return jnp.maximum(_snr(log_snr), 1.0)
@@ -86,12 +86,12 @@ class TruncatedSnr(_OfData):
 
 @dataclasses.dataclass(frozen=True)
 class MinSnr(_OfData):
-    """``min(SNR, gamma)`` on the error of the image (Hang et al. 2023, equation 7)."""
+    """``min(SNR, gamma)`` on the error of x_0 (Hang et al. 2023, equation 7)."""
 
     gamma: float = 5.0
 
     def __post_init__(self):
-        require(self.gamma > 0, "gamma", self.gamma, "the weight would vanish", "try 5.0")
+        positive(self, "gamma")
 
     def __call__(self, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         return jnp.exp(jnp.minimum(log_snr, math.log(self.gamma)))
@@ -99,7 +99,7 @@ class MinSnr(_OfData):
 
 @dataclasses.dataclass(frozen=True)
 class SoftMinSnr(_OfData):
-    """``gamma SNR / (SNR + gamma)`` on the error of the image: `MinSnr` without its corner (Crowson et al. 2024).
+    """``gamma SNR / (SNR + gamma)`` on the error of x_0: `MinSnr` without its corner (Crowson et al. 2024).
 
     k-diffusion's weighting "soft-min-snr" with ``gamma = 1 / sigma_data^2``.
     """
@@ -107,7 +107,7 @@ class SoftMinSnr(_OfData):
     gamma: float = 4.0
 
     def __post_init__(self):
-        require(self.gamma > 0, "gamma", self.gamma, "the weight would vanish", "try 4.0")
+        positive(self, "gamma")
 
     def __call__(self, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         return self.gamma * jax.nn.sigmoid(log_snr - math.log(self.gamma))
@@ -115,7 +115,7 @@ class SoftMinSnr(_OfData):
 
 @dataclasses.dataclass(frozen=True)
 class Debiased(_OfData):
-    """``sqrt(SNR)`` on the error of the image, ``1 / sqrt(SNR)`` on that of the noise (Yu et al. 2024)."""
+    """``sqrt(SNR)`` on the error of x_0, ``1 / sqrt(SNR)`` on the error of the noise (Yu et al. 2024)."""
 
     def __call__(self, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         return jnp.sqrt(_snr(log_snr))
@@ -129,8 +129,8 @@ class P2(_OfNoise):
     gamma: float = 1.0
 
     def __post_init__(self):
-        require(self.k > 0, "k", self.k, "the weight of pure noise would be infinite", "try 1.0")
-        require(self.gamma >= 0, "gamma", self.gamma, "the weight would grow with the SNR", "try 0.5 or 1.0")
+        positive(self, "k")
+        expect(self.gamma >= 0, "gamma", self.gamma, "a power >= 0", "try 0.5 or 1.0")
 
     def __call__(self, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         return (self.k + _snr(log_snr)) ** -self.gamma
@@ -138,7 +138,7 @@ class P2(_OfNoise):
 
 @dataclasses.dataclass(frozen=True)
 class Edm(_OfData):
-    """``(s^2 + sigma_data^2) / (s sigma_data)^2`` on the error of the image, ``s = sigma / alpha``.
+    """``(s^2 + sigma_data^2) / (s sigma_data)^2`` on the error of x_0, ``s = sigma / alpha``.
 
     Equals a plain squared error of the output of `prediction.Edm` (Karras et al. 2022, table 1 and equation
     8).
@@ -147,7 +147,7 @@ class Edm(_OfData):
     sigma_data: float = 0.5
 
     def __post_init__(self):
-        require(self.sigma_data > 0, "sigma_data", self.sigma_data, "it is a standard deviation", "try 0.5")
+        positive(self, "sigma_data")
 
     def __call__(self, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         return self.sigma_data**-2 + _snr(log_snr)

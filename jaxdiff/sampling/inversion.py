@@ -1,57 +1,60 @@
-"""Inversion: the noise that a deterministic sampler would make given images from."""
+"""DDIM inversion: the noise from which a deterministic sampler generates given data."""
 
 import dataclasses
+from typing import Any
 
-from jaxdiff.errors import require
+from jaxdiff.errors import expect
 from jaxdiff.process.gaussian import Process
-from jaxdiff.sampling.loop import DenoiseFn, SamplerState, StatefulDenoiser, integrate
-from jaxdiff.typing import Array, Float, Images, Keys, Scalar
+from jaxdiff.process.prediction import Prediction
+from jaxdiff.sampling.base import FixedCalls
+from jaxdiff.sampling.loop import integrate
+from jaxdiff.sampling.protocols import Denoise, DenoiseFn, GuidedDenoiser, SamplerState
+from jaxdiff.typing import Array, Data, Float, Keys, Scalar
 
 
 def invert(
-    denoise: DenoiseFn | StatefulDenoiser,
+    denoise: DenoiseFn | GuidedDenoiser,
     process: Process,
     times: Float[Array, "times"],
-    x: Images,
+    x: Data,
     keys: Keys,
     iterations: int = 0,
-) -> Images:
-    """Noisy images at ``times[0]`` from which `Ddim` comes to x at ``times[-1]`` (Song et al. 2021, section 4.3).
-
-    `times` is a grid as samplers use it, falling. Clean images stand for those at its last time where that is nearly
-    free of noise; multiply them with its alpha.
+) -> Data:
+    """Noisy data at ``times[0]`` from which `Ddim` reaches x at ``times[-1]`` (Song et al. 2021, section 4.3).
 
     Args:
-      iterations: 0 asks for the noise where a step begins, and the way up and down again errs in first order of the
-        step. Each iteration asks again where the step ends, one call more and one order better; it converges to the
-        exact inverse of `Ddim` (Pan et al. 2023, "AIDI").
+      denoise, process: the model and its noise process.
+      times: a sampler's grid, decreasing.
+      x: data at ``times[-1]``. Where that time is nearly free of noise, clean data times its alpha can be used.
+      keys: one per example.
+      iterations: fixed-point iterations per step. With 0 the noise is predicted where a step begins, and the error of
+        the round trip is of first order in the step size. Each iteration predicts it again where the step ends, at one
+        more call and one more order; it converges to the exact inverse of `Ddim` (Pan et al. 2023, "AIDI").
     """
-    require(iterations >= 0, "iterations", iterations, "it is a count", "give 0 or more")
+    expect(iterations >= 0, "iterations", iterations, "a count >= 0", "give 0 or more")
     return integrate(_Upwards(iterations), denoise, process, times[::-1], x, keys)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Upwards:
-    """The step from t up to t_next, which `Ddim` undoes: ``x_next = DDIM^-1(x)``, by fixed-point iteration."""
+class _Upwards(FixedCalls):
+    """The step from t up to t_next that `Ddim` inverts: ``x_next = DDIM^-1(x)``, by fixed-point iteration."""
 
     iterations: int
 
     def calls(self, steps: int) -> int:
         return (1 + self.iterations) * steps
 
-    def init(self, x: Images) -> SamplerState:
-        return SamplerState(x)
-
     def step(
-        self, denoise: DenoiseFn, process: Process, state: SamplerState, t: Scalar, t_next: Scalar, keys: Keys
+        self, denoise: Denoise, process: Process, state: SamplerState, t: Scalar, t_next: Scalar, keys: Keys
     ) -> SamplerState:
         (alpha, sigma), (alpha_next, sigma_next) = process.signal(t), process.signal(t_next)
-        grow = alpha_next / alpha
+        growth = alpha_next / alpha
 
-        def up(noise: Images) -> Images:
-            return grow * state.x + (sigma_next - grow * sigma) * noise
+        def up(called: tuple[Prediction, Any]) -> tuple[Data, Any]:
+            prediction, guidance = called
+            return growth * state.x + (sigma_next - growth * sigma) * prediction.noise, guidance
 
-        x = up(denoise(state.x, t).noise)
+        x, guidance = up(denoise(state.x, t, state.guidance))
         for _ in range(self.iterations):
-            x = up(denoise(x, t_next).noise)
-        return SamplerState(x)
+            x, guidance = up(denoise(x, t_next, guidance))
+        return SamplerState(x, guidance=guidance)

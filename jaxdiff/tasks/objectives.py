@@ -13,7 +13,7 @@ from jaxdiff.process.prediction import Parameterization, Prediction
 from jaxdiff.process.time_sampling import TimeSampler
 from jaxdiff.process.weighting import Flat, Weighting
 from jaxdiff.tasks.distances import Distance, Squared
-from jaxdiff.typing import Array, Data, Float, Metrics, Times
+from jaxdiff.typing import Array, Data, Float, Metrics, Output, Times
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class LossInputs:
     x_0: Data
     noise: Data
     x_t: Data
-    output: Float[Array, "batch *output"]
+    output: Output
     log_variance: Times | None = None
 
     def error(self, space: Parameterization | None = None) -> Data:

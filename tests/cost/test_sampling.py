@@ -16,7 +16,7 @@ from jaxdiff.sampling.guidance.classifier import ClassifierGuidance
 from jaxdiff.sampling.guidance.classifier_free import ClassifierFree, Interval
 from jaxdiff.sampling.guidance.per_condition import PerCondition
 from jaxdiff.sampling.guidance.rules import Projected
-from jaxdiff.sampling.loop import Encoded
+from jaxdiff.sampling.protocols import Encoded
 from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.sampling.samplers.ddim import Ddim
 from jaxdiff.sampling.samplers.dpm_solver import DpmSolver2M

@@ -17,7 +17,7 @@ from jaxdiff.likelihood.variational import NormalDecoder, TanhDecoder, bound, no
 from jaxdiff.process.gaussian import RectifiedFlow, Signal, VarianceExploding, VariancePreserving, diffuse
 from jaxdiff.process.prediction import LearnedVariance, Prediction, decode
 from jaxdiff.process.schedule import Cosine
-from jaxdiff.sampling.loop import noise_like
+from jaxdiff.sampling.noise import noise_like
 from tests.oracles import Gaussian, Mixture
 
 GOLDENS = np.load(pathlib.Path(__file__).parents[1] / "goldens" / "likelihood.npz")

@@ -20,7 +20,7 @@ from jaxdiff.process.gaussian import VariancePreserving
 from jaxdiff.process.prediction import V
 from jaxdiff.process.schedule import Cosine
 from jaxdiff.process.time_sampling import Uniform
-from jaxdiff.sampling.loop import noise_like
+from jaxdiff.sampling.noise import noise_like
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.training.step import Context
 

@@ -1,3 +1,5 @@
+import pathlib
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,7 +10,16 @@ from jaxdiff.process.labels import LogSigma, StepIndex, Time
 from jaxdiff.process.schedule import Linear
 from jaxdiff.process.table import CosineBetas, ScaledLinearBetas, Table
 
-LABELS = [Time(), Time(999.0), StepIndex(), LogSigma(), LogSigma(1.0, -float(np.log(2)))]
+STORED = np.load(pathlib.Path(__file__).parents[1] / "goldens" / "edm_adm_iddpm.npz")
+IDDPM = VariancePreserving(Table(CosineBetas()))
+LABELS = [
+    Time(),
+    Time(999.0),
+    StepIndex(),
+    StepIndex(4, rounded=True),
+    LogSigma(),
+    LogSigma(1.0, -float(np.log(2))),
+]
 PROCESSES = [
     VariancePreserving(Linear()),
     VariancePreserving(Table(ScaledLinearBetas(), zero_terminal_snr=True)),
@@ -19,7 +30,8 @@ PROCESSES = [
 
 def levels(process, t):
     alpha, sigma = map(np.asarray, process.signal(t))
-    return sigma / alpha
+    with np.errstate(divide="ignore"):  # pure noise
+        return sigma / alpha
 
 
 def test_vp_is_edms_time_of_the_level():
@@ -67,3 +79,27 @@ def test_labels_are_finite_at_both_ends_and_rise_with_the_noise(label, process, 
 def test_configs_build_the_same_label(label):
     block = describe(label)
     assert build(block) == build(from_json(to_json(block))) == label
+
+
+def test_rounded_labels_are_those_of_edms_round_sigma():
+    """The peer's index counts from the noisiest step; 1000 is clean data."""
+    t = IDDPM.time(-2 * jnp.log(jnp.asarray(STORED["in/round_sigma_in"], jnp.float64)))
+    index = STORED["out/iDDPMPrecond/round_sigma_index_exact"].ravel()
+    np.testing.assert_array_equal(StepIndex(rounded=True)(IDDPM, t), 999 - index)
+
+
+@pytest.mark.parametrize("process", [IDDPM, *PROCESSES], ids=str)
+def test_a_rounded_label_is_the_step_of_the_nearest_noise_level(process):
+    steps, t = 20, np.linspace(0.03, 0.97, 200)
+    u = levels(process, jnp.arange(1, steps + 1) / steps)
+    found = np.asarray(StepIndex(steps, rounded=True)(process, jnp.asarray(t)))
+    nearest = np.abs(levels(process, jnp.asarray(t))[:, None] - u[None, :])
+    inside = t > 1 / steps  # below lies clean data, which is no step of this list
+    np.testing.assert_array_equal(found[inside], np.argmin(nearest, axis=1)[inside])
+
+
+def test_at_its_steps_a_rounded_label_is_the_index_also_in_float32(float32):
+    t = jnp.arange(1, 1001, dtype=jnp.float32) / 1000
+    np.testing.assert_array_equal(StepIndex(rounded=True)(IDDPM, t), np.arange(1000))
+    log_snr = IDDPM.log_snr(t)
+    np.testing.assert_array_equal(StepIndex(rounded=True)(IDDPM, IDDPM.time(log_snr)), np.arange(1000))

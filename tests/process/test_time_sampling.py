@@ -78,13 +78,13 @@ def test_uniform_log_snr(process):
 
 
 @pytest.mark.parametrize(
-    "law",
+    "sampler",
     [Uniform(), UniformLogSnr(-9.0, 9.0), LogitNormal(), LogNormalSigma(), LogUniformSigma()],
     ids=str,
 )
-def test_more_u_is_more_noise_and_no_u_is_infinite(law, float32):
+def test_more_u_is_more_noise_and_no_u_is_infinite(sampler, float32):
     for process in PROCESSES:
-        t = law.quantile(jnp.asarray(np.linspace(0, 1, 201), jnp.float32), process)
+        t = sampler.quantile(jnp.asarray(np.linspace(0, 1, 201), jnp.float32), process)
         assert np.all(np.isfinite(t))
         assert np.all(np.diff(t) > 0)
 
@@ -95,7 +95,7 @@ def test_a_stratified_batch_has_one_number_in_every_stratum():
 
 
 @pytest.mark.parametrize("stratified", [True, False])
-def test_each_place_of_the_batch_has_the_law(stratified):
+def test_each_position_of_the_batch_has_the_distribution(stratified):
     keys = jax.random.split(jax.random.key(1), 1000)
     one = jax.vmap(lambda key: uniforms(key, 4, stratified)[2])(keys)
     assert stats.kstest(np.asarray(one), "uniform").pvalue > 0.01
@@ -106,7 +106,7 @@ def test_independent_numbers_are_not_stratified():
     assert len(set(np.floor(np.asarray(u) * 4096).astype(int))) < 0.7 * 4096  # 1 - 1/e of the strata are hit
 
 
-def test_a_law_that_does_not_adapt_takes_numbers_as_they_are():
+def test_a_sampler_that_does_not_adapt_takes_numbers_as_they_are():
     u = jnp.array(U)
     chosen, weights = Uniform().choose(Uniform().init_history(), u)
     np.testing.assert_array_equal(chosen, u)
@@ -117,39 +117,45 @@ def test_a_law_that_does_not_adapt_takes_numbers_as_they_are():
 class Rule:
     """Nichol & Dhariwal's rule in plain Python: the last losses of each bin, one after the other."""
 
-    def __init__(self, law):
-        self.law = law
-        self.losses = [collections.deque(maxlen=law.history) for _ in range(law.bins)]
+    def __init__(self, sampler):
+        self.sampler = sampler
+        self.losses = [collections.deque(maxlen=sampler.history) for _ in range(sampler.bins)]
 
     def update_history(self, bins, losses):
         for b, loss in zip(bins, losses, strict=True):
             self.losses[b].append(loss)
 
     def probabilities(self):
-        if any(len(losses) < self.law.history for losses in self.losses):
-            return np.full(self.law.bins, 1 / self.law.bins)
+        if any(len(losses) < self.sampler.history for losses in self.losses):
+            return np.full(self.sampler.bins, 1 / self.sampler.bins)
         size = np.array([np.sqrt(np.mean(np.square(losses))) for losses in self.losses])
-        return (1 - self.law.uniform) * size / size.sum() + self.law.uniform / self.law.bins
+        return (1 - self.sampler.uniform) * size / size.sum() + self.sampler.uniform / self.sampler.bins
 
 
-def bins_of(law, u):
-    return np.floor(np.asarray(u) * law.bins).astype(int)
+def bins_of(sampler, u):
+    return np.floor(np.asarray(u) * sampler.bins).astype(int)
 
 
-@pytest.mark.parametrize("law", [Importance(Uniform(), 5, 3, 0.01), Importance(UniformSteps(2), 2, 4, 0.3)])
-def test_importance_is_the_rule_of_the_paper_on_random_losses(law):
+@pytest.mark.parametrize(
+    "sampler", [Importance(Uniform(), 5, 3, 0.01), Importance(UniformSteps(2), 2, 4, 0.3)]
+)
+def test_importance_is_the_rule_of_the_paper_on_random_losses(sampler):
     """Batches of 17 over 5 bins of 3: often more losses in a bin than it can hold."""
-    random, rule, history = np.random.default_rng(0), Rule(law), law.init_history()
-    choose, remember, law_of = jax.jit(law.choose), jax.jit(law.remember), jax.jit(law.probabilities)
+    random, rule, history = np.random.default_rng(0), Rule(sampler), sampler.init_history()
+    choose, update, probabilities = (
+        jax.jit(sampler.choose),
+        jax.jit(sampler.update_history),
+        jax.jit(sampler.probabilities),
+    )
     warm = 0
     for _ in range(30):
         u, weights = choose(history, jnp.asarray(random.random(17)))
         p = rule.probabilities()
-        np.testing.assert_allclose(law_of(history), p, rtol=1e-12)
-        np.testing.assert_allclose(weights, 1 / (p[bins_of(law, u)] * law.bins), rtol=1e-12)
+        np.testing.assert_allclose(probabilities(history), p, rtol=1e-12)
+        np.testing.assert_allclose(weights, 1 / (p[bins_of(sampler, u)] * sampler.bins), rtol=1e-12)
         losses = random.lognormal(size=17)
-        history = remember(history, u, jnp.asarray(losses))
-        rule.update_history(bins_of(law, u), losses)
+        history = update(history, u, jnp.asarray(losses))
+        rule.update_history(bins_of(sampler, u), losses)
         for kept, expected in zip(np.asarray(history.losses), rule.losses, strict=True):
             np.testing.assert_array_equal(np.sort(kept[kept > 0]), np.sort(expected))
         warm += not np.allclose(p, p[0])
@@ -157,41 +163,44 @@ def test_importance_is_the_rule_of_the_paper_on_random_losses(law):
 
 
 def test_importance_waits_for_every_bin():
-    law = Importance(Uniform(), bins=3, history=2)
+    sampler = Importance(Uniform(), bins=3, history=2)
     history = History(jnp.array([[9.0, 9.0], [1.0, 1.0], [4.0, 0.0]]), jnp.array([2, 7, 1], jnp.int32))
-    np.testing.assert_allclose(law.probabilities(history), 1 / 3)
-    history = law.update_history(history, jnp.array([0.9]), jnp.array([4.0]))
+    np.testing.assert_allclose(sampler.probabilities(history), 1 / 3)
+    history = sampler.update_history(history, jnp.array([0.9]), jnp.array([4.0]))
     expected = 0.999 * np.array([9, 1, 4]) / 14 + 0.001 / 3
-    np.testing.assert_allclose(law.probabilities(history), expected, rtol=1e-12)
+    np.testing.assert_allclose(sampler.probabilities(history), expected, rtol=1e-12)
 
 
 def test_importance_finds_the_root_mean_square_of_a_known_loss():
     """The optimal proposal of an estimator of a mean (Nichol & Dhariwal 2021, equation 18)."""
-    law, random = Importance(UniformSteps(4), bins=4, history=400, uniform=0.001), np.random.default_rng(1)
+    sampler, random = (
+        Importance(UniformSteps(4), bins=4, history=400, uniform=0.001),
+        np.random.default_rng(1),
+    )
     mean, spread = np.array([3.0, 1.0, 0.2, 0.05]), np.array([0.1, 2.0, 0.2, 0.0])
-    history, remember, choose = law.init_history(), jax.jit(law.remember), jax.jit(law.choose)
+    history, update, choose = sampler.init_history(), jax.jit(sampler.update_history), jax.jit(sampler.choose)
     for i in range(40):
         u, _ = choose(history, uniforms(jax.random.key(i), 256))
-        b = bins_of(law, u)
-        history = remember(history, u, jnp.asarray(mean[b] + spread[b] * random.choice([-1.0, 1.0], 256)))
+        b = bins_of(sampler, u)
+        history = update(history, u, jnp.asarray(mean[b] + spread[b] * random.choice([-1.0, 1.0], 256)))
     size = np.hypot(mean, spread)
     expected = 0.999 * size / size.sum() + 0.001 / 4
-    np.testing.assert_allclose(law.probabilities(history), expected, rtol=0.03)
+    np.testing.assert_allclose(sampler.probabilities(history), expected, rtol=0.03)
 
 
 def test_importance_leaves_every_mean_as_it_is():
-    """Exactly: the chance of each bin times its weight is the uniform law, and within a bin nothing is preferred."""
-    law = Importance(Uniform(), bins=6, history=1, uniform=0.1)
+    """Exactly: the probability of each bin times its weight is uniform, and so is the distribution within a bin."""
+    sampler = Importance(Uniform(), bins=6, history=1, uniform=0.1)
     history = History(jnp.array([[5.0], [1.0], [0.01], [2.0], [0.3], [1.0]]), jnp.ones(6, jnp.int32))
-    p, n = law.probabilities(history), 120_000
-    fine, weights = law.choose(history, jnp.asarray((np.arange(n) + 0.5) / n))
-    counts = np.bincount(bins_of(law, fine), minlength=6)
+    p, n = sampler.probabilities(history), 120_000
+    fine, weights = sampler.choose(history, jnp.asarray((np.arange(n) + 0.5) / n))
+    counts = np.bincount(bins_of(sampler, fine), minlength=6)
     np.testing.assert_allclose(counts / n, p, atol=1.1 / n)
     for b in range(6):
-        inside = np.asarray(fine)[bins_of(law, fine) == b]
+        inside = np.asarray(fine)[bins_of(sampler, fine) == b]
         np.testing.assert_allclose(np.diff(inside), 1 / (6 * counts[b]), rtol=1e-3)
     np.testing.assert_allclose(
-        p * np.asarray(law.choose(history, jnp.cumsum(p) - p / 2)[1]), 1 / 6, rtol=1e-12
+        p * np.asarray(sampler.choose(history, jnp.cumsum(p) - p / 2)[1]), 1 / 6, rtol=1e-12
     )
     for function in (np.sin, np.exp, np.square):
         found = np.mean(np.asarray(weights) * function(np.asarray(fine)))
@@ -199,32 +208,32 @@ def test_importance_leaves_every_mean_as_it_is():
 
 
 def test_no_number_leaves_its_bin_by_rounding(float32):
-    """The weight that a number was given is that of the bin in which its loss is remembered, on all edges."""
-    law = Importance(UniformSteps(1000), bins=1000, history=1)
+    """The weight that a number was given is that of the bin in which its loss is kept, on all edges."""
+    sampler = Importance(UniformSteps(1000), bins=1000, history=1)
     losses = np.random.default_rng(2).lognormal(0, 2, (1000, 1)).astype(np.float32)
     history = History(jnp.asarray(losses), jnp.ones(1000, jnp.int32))
-    p = law.probabilities(history)
+    p = sampler.probabilities(history)
     edges = jnp.cumsum(p)
     near = [jnp.nextafter(edges, jnp.float32(0)), edges, jnp.nextafter(edges, jnp.float32(2))]
-    u, weights = law.choose(history, jnp.clip(jnp.concatenate([*near, jnp.linspace(0, 1, 5001)]), 0, 1))
-    after = law.update_history(history, u, jnp.ones_like(u))
+    u, weights = sampler.choose(history, jnp.clip(jnp.concatenate([*near, jnp.linspace(0, 1, 5001)]), 0, 1))
+    after = sampler.update_history(history, u, jnp.ones_like(u))
     counted = np.asarray(after.counts) - 1
-    np.testing.assert_allclose(weights, 1 / (1000 * np.asarray(p)[bins_of(law, u)]), rtol=1e-6)
-    np.testing.assert_array_equal(counted, np.bincount(bins_of(law, u), minlength=1000))
-    steps = np.round(np.asarray(law.quantile(u, RectifiedFlow())) * 1000).astype(int)
-    np.testing.assert_array_equal(steps, bins_of(law, u) + 1)
+    np.testing.assert_allclose(weights, 1 / (1000 * np.asarray(p)[bins_of(sampler, u)]), rtol=1e-6)
+    np.testing.assert_array_equal(counted, np.bincount(bins_of(sampler, u), minlength=1000))
+    steps = np.round(np.asarray(sampler.quantile(u, RectifiedFlow())) * 1000).astype(int)
+    np.testing.assert_array_equal(steps, bins_of(sampler, u) + 1)
 
 
 def test_importance_does_not_depend_on_the_number_of_devices():
-    law, random = Importance(Uniform(), 8, 2), np.random.default_rng(3)
+    sampler, random = Importance(Uniform(), 8, 2), np.random.default_rng(3)
     u, losses = jnp.asarray(random.random(64)), jnp.asarray(random.lognormal(size=64))
     mesh = MeshShape().make(jax.devices())
     shared = partitioning.batch_sharding(mesh)
 
     def twice(u, losses):
-        history = law.update_history(law.init_history(), u, losses)
-        chosen, weights = law.choose(history, u)
-        return law.update_history(history, chosen, losses * weights), chosen
+        history = sampler.update_history(sampler.init_history(), u, losses)
+        chosen, weights = sampler.choose(history, u)
+        return sampler.update_history(history, chosen, losses * weights), chosen
 
     one = jax.jit(twice)(u, losses)
     eight = jax.jit(twice)(*jax.device_put((u, losses), shared))
@@ -233,7 +242,7 @@ def test_importance_does_not_depend_on_the_number_of_devices():
 
 
 @pytest.mark.parametrize(
-    "law",
+    "sampler",
     [
         UniformSteps(50),
         LogUniformSigma(0.1, 9.0),
@@ -242,9 +251,9 @@ def test_importance_does_not_depend_on_the_number_of_devices():
     ],
     ids=str,
 )
-def test_a_law_comes_back_from_json_as_it_was(law):
-    block = configs.from_json(configs.to_json(configs.describe(law)))
-    assert configs.build(block, packages=("jaxdiff",)) == law
+def test_a_sampler_comes_back_from_json_as_it_was(sampler):
+    block = configs.from_json(configs.to_json(configs.describe(sampler)))
+    assert configs.build(block, packages=("jaxdiff",)) == sampler
 
 
 @pytest.mark.parametrize(
@@ -263,14 +272,14 @@ def test_a_law_comes_back_from_json_as_it_was(law):
         lambda: Importance(uniform=1.1),
     ],
 )
-def test_impossible_laws_are_refused(make):
+def test_impossible_settings_are_refused(make):
     with pytest.raises(UserError, match="Fix"):
         make()
 
 
 def test_no_number_leaves_the_last_bin_by_rounding(float32):
     """In single precision the probabilities of 700 bins add up to less than the largest uniform number."""
-    law = Importance(bins=700)
-    assert jnp.cumsum(law.probabilities(law.init_history()))[-1] < 1
-    u, _ = law.choose(law.init_history(), jnp.nextafter(jnp.ones(1), jnp.zeros(1)))
-    assert 1 - 1 / law.bins < u[0] < 1
+    sampler = Importance(bins=700)
+    assert jnp.cumsum(sampler.probabilities(sampler.init_history()))[-1] < 1
+    u, _ = sampler.choose(sampler.init_history(), jnp.nextafter(jnp.ones(1), jnp.zeros(1)))
+    assert 1 - 1 / sampler.bins < u[0] < 1

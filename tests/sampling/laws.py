@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxdiff.process.gaussian import VariancePreserving
 from jaxdiff.process.schedule import Cosine
+from jaxdiff.sampling.protocols import stateless
 from tests.oracles import Gaussian
 from tests.sampling.solving import GRIDS, QUICK, Draws
 
@@ -37,7 +38,9 @@ def law(sampler, process, times, steps, draws: int, start):
 
     def step(k, state):
         with Draws([jnp.zeros_like(x).at[2 + k * draws + j].set(1.0) for j in range(draws)]):
-            return sampler.step(data().denoiser(process), process, state, times[k], times[k + 1], keys)
+            return sampler.step(
+                stateless(data().denoiser(process)).call, process, state, times[k], times[k + 1], keys
+            )
 
     state = jax.lax.fori_loop(0, steps, step, sampler.init(x))
     offset, moved = state.x[0, 0, 0, 0], state.x[1:, 0, 0, 0]

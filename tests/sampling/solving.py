@@ -16,6 +16,7 @@ from jaxdiff.process.prediction import Prediction
 from jaxdiff.process.schedule import Cosine, LogLinear
 from jaxdiff.sampling.grids import continuous as grids
 from jaxdiff.sampling.loop import integrate
+from jaxdiff.sampling.protocols import stateless
 from tests.oracles import Gaussian, Mixture
 
 VE = VarianceExploding()
@@ -129,13 +130,15 @@ class Draws:
         self.patch.undo()
 
 
-def walk(sampler, denoise, process, times, x, noise=(), state=None) -> list[np.ndarray]:
-    """The images at every one of the times, when the draws are the given ones, in this order."""
-    keys = jax.random.split(jax.random.key(0), x.shape[0])
+def walk(sampler, denoise, process, times, x, noise=(), state=None, max_orders=None) -> list[np.ndarray]:
+    """The data at each of the times, with the given draws in this order and bounds on the orders of the steps."""
+    keys, call = jax.random.split(jax.random.key(0), x.shape[0]), stateless(denoise).call
     state = sampler.init(jnp.asarray(x)) if state is None else state
     seen = [np.asarray(state.x)]
     with Draws(noise):
-        for t, t_next in itertools.pairwise(jnp.asarray(times)):
-            state = sampler.step(denoise, process, state, t, t_next, keys)
+        for k, (t, t_next) in enumerate(itertools.pairwise(jnp.asarray(times))):
+            if max_orders is not None:
+                state = state._replace(max_order=max_orders[k])
+            state = sampler.step(call, process, state, t, t_next, keys)
             seen.append(np.asarray(state.x))
     return seen

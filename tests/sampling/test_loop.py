@@ -1,4 +1,4 @@
-"""The loop carries what samplers and denoisers remember, and raises images to where a step begins."""
+"""The loop carries the sampler's history and the guidance state, and returns data to noise where a path does."""
 
 import dataclasses
 
@@ -10,104 +10,98 @@ import pytest
 from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding
 from jaxdiff.process.prediction import Prediction
-from jaxdiff.sampling.grids.continuous import Uniform
+from jaxdiff.sampling.grids.continuous import LogSnrUniform, Uniform
 from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
 from jaxdiff.sampling.guidance.rules import Projected
-from jaxdiff.sampling.loop import (
-    SamplerState,
-    StatefulDenoiser,
-    TimePath,
-    integrate,
-    modify,
-    noise_like,
-    sample,
-)
+from jaxdiff.sampling.inversion import invert
+from jaxdiff.sampling.loop import integrate, sample
+from jaxdiff.sampling.noise import noise_like
+from jaxdiff.sampling.protocols import GuidedDenoiser, SamplerState, TimePath, stateless
 from jaxdiff.sampling.recipe import PRIOR, Recipe
-from jaxdiff.sampling.samplers.ddim import Ddim
-from jaxdiff.sampling.samplers.dpm_solver import DpmSolver2M
-from jaxdiff.sampling.samplers.heun import Heun
+from jaxdiff.sampling.samplers.adams import AdamsBashforth, Deis, Lms
+from jaxdiff.sampling.samplers.adaptive import Rk45, RungeKutta4
+from jaxdiff.sampling.samplers.ancestral import Ancestral
+from jaxdiff.sampling.samplers.ddim import Ddim, EulerAncestral
+from jaxdiff.sampling.samplers.dpm_solver import DpmSolver1, DpmSolver2M, DpmSolver3M
+from jaxdiff.sampling.samplers.dpm_solver_single import DpmSolver2, DpmSolver2S, DpmSolver3, DpmSolverSde
+from jaxdiff.sampling.samplers.heun import Euler, Heun
+from jaxdiff.sampling.samplers.pndm import Plms, Pndm
+from jaxdiff.sampling.samplers.sa_solver import SaSolver
+from jaxdiff.sampling.samplers.unipc import UniPc
 from tests.oracles import Gaussian
 
 FLOW = RectifiedFlow()
 KEYS = jax.random.split(jax.random.key(0), 2)
 SHAPE = (2, 1, 1, 1)
+SAMPLERS = [
+    AdamsBashforth(), Deis(), Lms(), RungeKutta4(), Ancestral(), Ddim(), Ddim(1.0), EulerAncestral(), DpmSolver1(),
+    DpmSolver2M(), DpmSolver3M(), DpmSolver2(), DpmSolver2S(), DpmSolver3(), DpmSolverSde(), DpmSolverSde(eta=0.0),
+    Euler(), Euler(churn=0.2), Heun(), Heun(churn=0.2), Plms(), Pndm(), SaSolver(), UniPc(),
+]  # fmt: skip
 
 
-def counting(weight=1.0):
-    """A denoiser that predicts how often it has been called."""
+def counting():
+    """A denoiser that predicts the number of calls so far as x_0, and keeps that number as its state."""
 
-    def call(history, x, t):
-        history = history + weight
-        return Prediction(history + 0 * x, 0 * x), history
+    def call(x, t, count):
+        return Prediction(count + 1 + 0 * x, 0 * x), count + 1
 
-    return StatefulDenoiser(call, lambda x: jnp.zeros((), x.dtype))
+    return GuidedDenoiser(call, lambda x: jnp.zeros((), x.dtype))
 
 
-@pytest.mark.parametrize(("sampler", "calls"), [(Ddim(), 4), (Heun(), 7), (DpmSolver2M(), 4)], ids=str)
-def test_a_denoiser_remembers_through_all_calls_of_all_steps(sampler, calls):
-    times = jnp.asarray([1.0, 0.7, 0.5, 0.2])
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
+def test_the_guidance_state_passes_through_all_calls_of_all_steps(sampler):
+    times = jnp.asarray([0.99, 0.8, 0.7, 0.5, 0.4, 0.2])
     found = sample(sampler, counting(), FLOW, times, jnp.zeros(SHAPE), KEYS)
-    np.testing.assert_array_equal(found, calls)
+    np.testing.assert_array_equal(found, sampler.calls(5) + 1)
 
 
-def test_a_modifier_of_a_denoiser_that_remembers_remembers():
-    def twice(denoise):
-        return lambda x, t: jax.tree.map(jnp.add, denoise(x, t), denoise(x, t))
+@pytest.mark.parametrize("iterations", [0, 2])
+def test_the_guidance_state_passes_through_an_inversion(iterations):
+    """x_0 counts the calls, and the noise is 0: each step divides by alpha and multiplies by the next one."""
 
-    modified = modify(counting(), twice)
-    times = jnp.asarray([0.7, 0.5])
-    np.testing.assert_array_equal(sample(Ddim(), modified, FLOW, times, jnp.zeros(SHAPE), KEYS), 3 + 4)
-    plain = modify(lambda x, t: Prediction(x, x), twice)
-    np.testing.assert_array_equal(plain(jnp.ones(SHAPE), jnp.asarray(0.5)).x_0, 2.0)
+    def call(x, t, count):
+        return Prediction(x, count + 1 + 0 * x), count + 1
 
-
-@dataclasses.dataclass(frozen=True)
-class Inside:
-    """A sampler that calls the denoiser within a loop, branch or gradient of its own."""
-
-    kind: str
-
-    def calls(self, steps):
-        return steps
-
-    def init(self, x):
-        return SamplerState(x)
-
-    def step(self, denoise, process, state, t, t_next, keys):
-        def call(x):
-            return denoise(x, t).x_0
-
-        if self.kind == "while":
-            return SamplerState(jax.lax.fori_loop(0, 2, lambda i, x: call(x), state.x))
-        if self.kind == "cond":
-            return SamplerState(jax.lax.cond(t > 0.5, call, lambda x: x, state.x))
-        return SamplerState(jax.grad(lambda x: jnp.sum(call(x)))(state.x))
+    denoise = GuidedDenoiser(call, lambda x: jnp.zeros((), x.dtype))
+    found = invert(
+        denoise, VarianceExploding(), jnp.asarray([0.6, 0.5, 0.4]), jnp.zeros(SHAPE), KEYS, iterations
+    )
+    sigma = np.asarray(VarianceExploding().signal(jnp.asarray([0.4, 0.5, 0.6])).sigma)
+    calls = 1 + iterations  # per step; the last one gives the step
+    np.testing.assert_allclose(found, calls * (sigma[1] - sigma[0]) + 2 * calls * (sigma[2] - sigma[1]))
 
 
-@pytest.mark.parametrize("kind", ["while", "cond", "grad"])
-def test_a_memory_that_would_be_lost_is_refused_before_compiling(kind):
-    times, x = jnp.asarray([0.7, 0.6, 0.5]), jnp.zeros(SHAPE)
-    with pytest.raises(UserError, match=r"sampling.guidance=: it remembers"):
-        sample(Inside(kind), counting(), FLOW, times, x, KEYS)
-    gaussian = Gaussian(jnp.asarray(0.0), jnp.asarray(1.0)).denoiser(FLOW)
-    assert np.all(np.isfinite(sample(Inside(kind), gaussian, FLOW, times, x, KEYS)))
-
-
-def test_guidance_with_momentum_meets_such_a_sampler_readably():
+def test_adaptive_steps_refuse_guidance_with_state_before_compiling():
     def model(x, t, conditions, drop):
         return Prediction(0 * x, x)
 
     for momentum, fits in ((-0.5, False), (0.0, True)):
-        recipe = Recipe(Inside("while"), Uniform(), ClassifierFree(2.0, Projected(momentum=momentum)), 3)
+        guidance = ClassifierFree(2.0, Projected(momentum=momentum))
+        recipe = Recipe(Rk45(), LogSnrUniform(-5.0, 5.0), guidance, 3)
         if fits:
             recipe(model, FLOW, {"c": jnp.zeros(2)}, SHAPE[1:], KEYS)
             continue
-        with pytest.raises(UserError, match="without a history"):
+        with pytest.raises(UserError, match=r"^sampling\.guidance=.*without momentum"):
             recipe(model, FLOW, {"c": jnp.zeros(2)}, SHAPE[1:], KEYS)
 
 
-def test_a_path_that_rises_diffuses_the_images_and_forgets():
-    """A sampler that only remembers: after a rise it starts anew, and images have the variance of their level."""
+def test_a_changed_denoiser_keeps_its_state():
+    changed = counting().then(lambda found, x, t: found._replace(x_0=10 * found.x_0))
+    times = jnp.asarray([0.7, 0.5])
+    np.testing.assert_array_equal(sample(Ddim(), changed, FLOW, times, jnp.zeros(SHAPE), KEYS), 20)
+
+
+def test_a_plain_function_is_a_denoiser_without_state():
+    denoise = stateless(lambda x, t: Prediction(x, t * x))
+    x, t = jnp.ones(SHAPE), jnp.asarray(0.5)
+    assert denoise.init(x) == ()
+    np.testing.assert_array_equal(denoise(x, t).noise, 0.5)
+    assert stateless(denoise) is denoise
+
+
+def test_a_path_that_returns_to_noise_diffuses_the_data_and_resets_the_history():
+    """A sampler that counts its steps; afterwards the data have the variance of their noise level."""
 
     @dataclasses.dataclass(frozen=True)
     class Tally:
@@ -131,30 +125,31 @@ def test_a_path_that_rises_diffuses_the_images_and_forgets():
     assert abs(np.var(x) / variance - 1) < 4 * np.sqrt(2 / 20000)
 
 
-def test_given_noise_takes_the_place_of_the_images_own():
+def test_returning_to_noise_does_not_reset_the_guidance_state():
+    path = TimePath(jnp.asarray([0.9, 0.5, 0.6]), jnp.asarray([0.5, 0.2, 0.3]))
+    np.testing.assert_array_equal(sample(Heun(), counting(), FLOW, path, jnp.zeros(SHAPE), KEYS), 7)
+
+
+def test_given_noise_replaces_the_noise_of_the_keys():
     recipe = Recipe(Ddim(), Uniform(), ClassifierFree(), 5)
     model = Gaussian(jnp.asarray(0.5), jnp.asarray(0.3)).denoiser(FLOW)
 
-    def make(noise=None):
+    def draw(noise=None):
         return recipe(lambda x, t, c, drop: model(x, t), FLOW, {}, SHAPE[1:], KEYS, noise=noise)
 
     own = noise_like(jax.vmap(lambda key: jax.random.fold_in(key, PRIOR))(KEYS), jnp.zeros(SHAPE))
-    np.testing.assert_array_equal(make(own), make())
-    assert np.all(make(-own) != make())
+    np.testing.assert_array_equal(draw(own), draw())
+    assert np.all(draw(-own) != draw())
 
 
-def test_modifiers_act_in_their_order_on_what_is_guided():
+def test_modifiers_act_in_their_order_on_the_guided_prediction():
     @dataclasses.dataclass(frozen=True)
     class Affine:
         factor: float
         shift: float
 
         def __call__(self, denoise, process, conditions, keys):
-            def modified(x, t):
-                found = denoise(x, t)
-                return found._replace(x_0=self.factor * found.x_0 + self.shift)
-
-            return modified
+            return denoise.then(lambda found, x, t: found._replace(x_0=self.factor * found.x_0 + self.shift))
 
     def model(x, t, conditions, drop):
         return Prediction(jnp.where(drop["c"], 0.0, 1.0)[:, None, None, None] + 0 * x, x)

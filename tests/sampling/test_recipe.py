@@ -12,7 +12,7 @@ from jaxdiff.process.prediction import Prediction
 from jaxdiff.process.schedule import Linear
 from jaxdiff.sampling.grids import continuous as grids
 from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
-from jaxdiff.sampling.loop import noise_like
+from jaxdiff.sampling.noise import noise_like
 from jaxdiff.sampling.recipe import PRIOR, Recipe
 from jaxdiff.sampling.samplers.ddim import Ddim
 from jaxdiff.sampling.samplers.dpm_solver import DpmSolver2M

@@ -23,7 +23,7 @@ from jaxdiff.likelihood.flow import (
 from jaxdiff.likelihood.variational import Decoder, NormalDecoder
 from jaxdiff.process.gaussian import Process
 from jaxdiff.sampling.grids.continuous import LogSnrUniform
-from jaxdiff.sampling.loop import DenoiseFn, Grid, TimePath
+from jaxdiff.sampling.protocols import DenoiseFn, Grid, TimePath
 from jaxdiff.typing import Array, Float, Keys
 
 

@@ -1,8 +1,8 @@
-"""Time grids: which noise levels a sampler visits.
+"""Time grids: the noise levels that a sampler visits.
 
-Each gives `steps` times that fall from noise; the jump from the last of them to clean data is the final step. The steps
-of discrete models are in `discrete_grids`, published lists of levels in `align_your_steps`, and grids that return to
-noise in between in `revisiting_grids`.
+A grid gives `steps` times that decrease from noise; the jump from the last of them to clean data is the final step.
+Grids of discrete models are in `discrete`, published lists of levels in `align_your_steps`, and grids that return to
+noise in `restart`.
 """
 
 import dataclasses
@@ -10,9 +10,9 @@ import math
 
 import jax.numpy as jnp
 
-from jaxdiff.errors import UserError, require
+from jaxdiff.errors import UserError, expect, positive
 from jaxdiff.process.gaussian import Process
-from jaxdiff.sampling.loop import Grid, TimePath
+from jaxdiff.sampling.protocols import Grid, TimePath
 from jaxdiff.typing import Array, Float
 
 
@@ -23,7 +23,7 @@ class Uniform:
     t_max: float = 1.0
 
     def __post_init__(self):
-        require(self.t_max > 0, "t_max", self.t_max, "sampling runs down to time 0", "give a time above 0")
+        positive(self, "t_max")
 
     def __call__(self, process: Process, steps: int) -> Float[Array, "steps"]:
         return jnp.linspace(self.t_max, 0.0, steps + 1)[:-1]
@@ -40,8 +40,8 @@ class UniformBetween:
     t_min: float = 1e-3
 
     def __post_init__(self):
-        require(self.t_min > 0, "t_min", self.t_min, "the grid ends above clean data", "try 1e-3")
-        _require_above("t_max", self.t_max, "t_min", self.t_min)
+        positive(self, "t_min")
+        _expect_above("t_max", self.t_max, "t_min", self.t_min)
 
     def __call__(self, process: Process, steps: int) -> Float[Array, "steps"]:
         return jnp.linspace(self.t_max, self.t_min, steps)
@@ -56,7 +56,8 @@ class Karras:
     rho: float = 7.0
 
     def __post_init__(self):
-        _require_levels(self.sigma_min, self.sigma_max, self.rho)
+        positive(self, "sigma_min", "rho")
+        _expect_above("sigma_max", self.sigma_max, "sigma_min", self.sigma_min)
 
     def __call__(self, process: Process, steps: int) -> Float[Array, "steps"]:
         first, last = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
@@ -67,8 +68,8 @@ class Karras:
 class Exponential:
     """Geometric noise levels ``sigma / alpha``: equal steps of their logarithm, to the power `rho`.
 
-    ``log s_i = log sigma_min + (1 - i / (N - 1))^rho log(sigma_max / sigma_min)``. With rho = 1 it is `LogSnrUniform`
-    in other words, and the "VE" column of Karras et al. 2022, table 1, at levels 0.02 and 100; with another rho the
+    ``log s_i = log sigma_min + (1 - i / (N - 1))^rho log(sigma_max / sigma_min)``. With rho = 1 it equals
+    `LogSnrUniform`, and the "VE" column of Karras et al. 2022, table 1, at levels 0.02 and 100; with another rho the
     "polyexponential" grid of k-diffusion.
     """
 
@@ -77,7 +78,8 @@ class Exponential:
     rho: float = 1.0
 
     def __post_init__(self):
-        _require_levels(self.sigma_min, self.sigma_max, self.rho)
+        positive(self, "sigma_min", "rho")
+        _expect_above("sigma_max", self.sigma_max, "sigma_min", self.sigma_min)
 
     def __call__(self, process: Process, steps: int) -> Float[Array, "steps"]:
         ramp = jnp.linspace(1.0, 0.0, steps) ** self.rho
@@ -94,7 +96,7 @@ class LogSnrUniform:
     log_snr_max: float = 10.0
 
     def __post_init__(self):
-        _require_above("log_snr_max", self.log_snr_max, "log_snr_min", self.log_snr_min)
+        _expect_above("log_snr_max", self.log_snr_max, "log_snr_min", self.log_snr_min)
 
     def __call__(self, process: Process, steps: int) -> Float[Array, "steps"]:
         return process.time(jnp.linspace(self.log_snr_min, self.log_snr_max, steps))
@@ -111,7 +113,7 @@ class Shifted:
     shift: float = 3.0
 
     def __post_init__(self):
-        require(self.shift > 0, "shift", self.shift, "noise levels are multiplied by it", "try 3.0")
+        positive(self, "shift")
 
     def __call__(self, process: Process, steps: int) -> Float[Array, "steps"]:
         times = falling(self.grid, process, steps)
@@ -122,15 +124,12 @@ def falling(grid: Grid, process: Process, steps: int) -> Float[Array, "times"]:
     """The times of a grid that another one changes, which must not return to noise itself."""
     times = grid(process, steps)
     if isinstance(times, TimePath):
-        raise UserError(f"grid={grid!r}: it returns to noise itself. Fix: give a falling grid")
+        raise UserError(
+            f"grid={grid!r}: expected a grid that only decreases, got one that returns to noise. "
+            "Fix: choose another, such as Uniform"
+        )
     return times
 
 
-def _require_levels(sigma_min: float, sigma_max: float, rho: float) -> None:
-    require(sigma_min > 0, "sigma_min", sigma_min, "the grid ends above clean data", "try 0.002")
-    _require_above("sigma_max", sigma_max, "sigma_min", sigma_min)
-    require(rho > 0, "rho", rho, "it is the power of a falling ramp", "give a number > 0")
-
-
-def _require_above(field: str, high: float, low_field: str, low: float) -> None:
-    require(high > low, field, high, f"it is not above {low_field}={low}", "give a larger number")
+def _expect_above(field: str, high: float, low_field: str, low: float) -> None:
+    expect(high > low, field, high, f"a number > {low_field}={low}", "give a larger number")

@@ -1,4 +1,4 @@
-"""Which of a discrete model's steps a sampler visits.
+"""Grids of discrete models: the model's steps that a sampler visits.
 
 A model of T steps, a `Table` or its continuous limit, has step i (from 0 to T - 1) at time ``(i + 1) / T``. Each step
 of a sampler leads to the next visited step, whatever the spacing, and the last to clean data.
@@ -10,21 +10,27 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from jaxdiff.errors import require
+from jaxdiff.errors import between, expect
 from jaxdiff.process.gaussian import Process
+from jaxdiff.process.labels import nearest_step
+from jaxdiff.sampling.grids.continuous import falling
+from jaxdiff.sampling.protocols import Grid
 from jaxdiff.typing import Array, Float
 
 
 class _Discrete:
-    """Falling indices of steps as times."""
+    """A grid given by decreasing indices of the model's steps."""
 
     train_steps: int
 
     def __call__(self, process: Process, steps: int) -> Float[Array, "steps"]:
-        require(
-            steps <= self.train_steps, "steps", steps,
-            f"the model has only {self.train_steps} to visit", "ask for fewer",
-        )  # fmt: skip
+        expect(
+            steps <= self.train_steps,
+            "steps",
+            steps,
+            f"at most the model's {self.train_steps}",
+            "choose fewer",
+        )
         return jnp.asarray((self.indices(steps) + 1) / self.train_steps)
 
     def indices(self, steps: int) -> Int[np.ndarray, "steps"]:
@@ -37,8 +43,8 @@ class Leading(_Discrete):
     """``i floor(T / N) + offset``: misses the noisiest steps (Lin et al. 2023, table 2; DDIM's linear spacing).
 
     Attributes:
-      train_steps: T, the steps of the model.
-      offset: added to each index; 1 for Stable Diffusion.
+      train_steps: T, number of steps of the model.
+      offset: added to each index, `steps_offset` in diffusers; 1 for Stable Diffusion.
       drop_last: whether the last of N + 1 such steps is left out, as multistep solvers of diffusers do, so that the
         grid ends above the first steps.
     """
@@ -50,22 +56,26 @@ class Leading(_Discrete):
     def indices(self, steps: int) -> Int[np.ndarray, "steps"]:
         stride = self.train_steps // (steps + self.drop_last)
         found = np.arange(steps + self.drop_last)[::-1][:steps] * stride + self.offset
-        require(
+        expect(
             stride > 0 and int(found[0]) < self.train_steps, "offset", self.offset,
-            f"{steps} steps would leave the model's {self.train_steps}", "lower it, or ask for fewer steps",
+            f"{steps} steps within the model's {self.train_steps}", "lower it, or choose fewer steps",
         )  # fmt: skip
         return found
 
 
 @dataclasses.dataclass(frozen=True)
 class Trailing(_Discrete):
-    """``round(T - i T / N) - 1``: from the noisiest step on, which it always visits (Lin et al. 2023, table 2)."""
+    """``round(T - i T / N) - 1``: starts at the noisiest step, always (Lin et al. 2023, table 2).
+
+    Attributes:
+      train_steps: T, number of steps of the model.
+    """
 
     train_steps: int = 1000
 
     def indices(self, steps: int) -> Int[np.ndarray, "steps"]:
-        places = np.arange(self.train_steps, 0, -self.train_steps / steps)[:steps]
-        return np.round(places).astype(int) - 1
+        positions = np.arange(self.train_steps, 0, -self.train_steps / steps)[:steps]
+        return np.round(positions).astype(int) - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +83,8 @@ class Linspace(_Discrete):
     """N evenly spaced steps from the noisiest to the first (Lin et al. 2023, table 2), rounded.
 
     Attributes:
-      train_steps: T, the steps of the model.
-      skip: how many of the noisiest steps to leave out. 8 of 1000 is the "iDDPM" column of Karras et al. 2022, table 1.
+      train_steps: T, number of steps of the model.
+      skip: number of the noisiest steps to leave out. 8 of 1000 is the "iDDPM" column of Karras et al. 2022, table 1.
       drop_last: as for `Leading`.
     """
 
@@ -84,9 +94,9 @@ class Linspace(_Discrete):
 
     def indices(self, steps: int) -> Int[np.ndarray, "steps"]:
         last = self.train_steps - 1 - self.skip
-        require(
+        expect(
             0 <= self.skip <= self.train_steps - steps, "skip", self.skip,
-            f"too few of {self.train_steps} are left for {steps} steps", "skip fewer",
+            f"a count in [0, {self.train_steps - steps}], to leave {steps} steps", "skip fewer",
         )  # fmt: skip
         if steps == 1:
             return np.array([last])
@@ -102,16 +112,16 @@ class Strided(_Discrete):
     def indices(self, steps: int) -> Int[np.ndarray, "steps"]:
         stride = -(-self.train_steps // steps)
         found = np.arange(0, self.train_steps, stride)[::-1]
-        require(
+        expect(
             len(found) == steps, "steps", steps,
-            f"no stride over {self.train_steps} steps makes so many", f"ask for {len(found)}",
+            f"a count that some stride over {self.train_steps} steps gives", f"choose {len(found)}",
         )  # fmt: skip
         return found
 
 
 @dataclasses.dataclass(frozen=True)
 class Quadratic(_Discrete):
-    """``floor(c i^2)`` up to `last` of the model's steps (Song et al. 2021, "DDIM", appendix D.2).
+    """``floor(c i^2)`` up to a fraction `last` of the model's steps (Song et al. 2021, "DDIM", appendix D.2).
 
     Near data, where the paper's steps repeat each other, each is at least one above the one before.
     """
@@ -120,26 +130,25 @@ class Quadratic(_Discrete):
     last: float = 0.8
 
     def __post_init__(self):
-        require(0 < self.last < 1, "last", self.last, "it is a share of the steps", "try 0.8")
+        between(self, "last", 0.0, 1.0, open_low=True, open_high=True)
 
     def indices(self, steps: int) -> Int[np.ndarray, "steps"]:
         top = self.last * self.train_steps
-        require(steps <= top, "steps", steps, f"only {int(top)} are below last={self.last}", "ask for fewer")
+        expect(steps <= top, "steps", steps, f"at most the {int(top)} below last={self.last}", "choose fewer")
         squares = np.linspace(0, np.sqrt(top), steps + (steps == 1)) ** 2
         return np.maximum(squares.astype(int), np.arange(len(squares)))[::-1][:steps]
 
 
 @dataclasses.dataclass(frozen=True)
 class Respaced(_Discrete):
-    """So many steps of each of several equal sections of the model's steps, evenly spaced within each.
+    """Improved DDPM's spacing: evenly spaced steps within each of several equal sections of the model's steps.
 
-    Improved DDPM's spacing (Nichol & Dhariwal 2021): the first and the last step of every section are visited, one
-    step alone is its first.
+    Nichol & Dhariwal 2021. The first and the last step of every section are visited; a single step is its first.
 
     Attributes:
-      train_steps: T, the steps of the model.
-      sections: how many steps in each section, from data to noise; together as many as are asked for. Empty is one
-        section.
+      train_steps: T, number of steps of the model.
+      sections: number of steps in each section, from data to noise; their sum is the number of sampling steps. Empty
+        is one section.
     """
 
     train_steps: int = 1000
@@ -147,17 +156,40 @@ class Respaced(_Discrete):
 
     def indices(self, steps: int) -> Int[np.ndarray, "steps"]:
         counts = self.sections or (steps,)
-        require(sum(counts) == steps, "sections", counts, f"they do not make {steps} steps", "let them agree")
+        expect(
+            sum(counts) == steps,
+            "sections",
+            counts,
+            f"numbers whose sum is steps={steps}",
+            "change one of them",
+        )
         size, rest = divmod(self.train_steps, len(counts))
         found, start = [], 0
         for i, count in enumerate(counts):
             length = size + (i < rest)
-            require(
-                1 <= count <= length, f"sections[{i}]", count, f"the section has {length} steps", "mend it"
+            expect(
+                1 <= count <= length, f"sections[{i}]", count, f"1 to {length} steps", "choose a number there"
             )
             # Summed up and not multiplied, as the spacings of published models were: a half may round either way.
             stride = (length - 1) / max(count - 1, 1)
-            places = np.cumsum([0.0, *[stride] * (count - 1)])
-            found.append(start + np.round(places).astype(int))
+            positions = np.cumsum([0.0, *[stride] * (count - 1)])
+            found.append(start + np.round(positions).astype(int))
             start += length
         return np.concatenate(found)[::-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounded:
+    """Another grid with each time rounded to the model's step of the nearest noise level: EDM's `round_sigma`.
+
+    Attributes:
+      grid: a grid that only decreases, such as `Karras`.
+      train_steps: T, number of steps of the model.
+    """
+
+    grid: Grid
+    train_steps: int = 1000
+
+    def __call__(self, process: Process, steps: int) -> Float[Array, "times"]:
+        times = falling(self.grid, process, steps)
+        return nearest_step(process, times, self.train_steps) / self.train_steps

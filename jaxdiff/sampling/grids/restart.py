@@ -1,28 +1,28 @@
-"""Grids that return to noise: parts of another grid are gone through again, each time with fresh noise."""
+"""Grids that return to noise: parts of another grid are repeated, each time with fresh noise."""
 
 import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.errors import require
+from jaxdiff.errors import expect, positive
 from jaxdiff.process.gaussian import Process
 from jaxdiff.sampling.grids.continuous import falling
-from jaxdiff.sampling.loop import Grid, TimePath
+from jaxdiff.sampling.protocols import Grid, TimePath
 
 
 @dataclasses.dataclass(frozen=True)
 class Restart:
-    """Down to s_min, then again and again up to s_max and down (Xu et al. 2023, "Restart Sampling", algorithm 1).
+    """Restart sampling: down to s_min, then repeatedly up to s_max and down again (Xu et al. 2023, algorithm 1).
 
-    The noise of each restart makes the errors of the steps before it forgotten.
+    The noise of each restart contracts the errors of the steps before it.
 
     Attributes:
-      base: the grid that is interrupted, at its noise level nearest to s_min (of those below s_max).
+      base: the grid that is interrupted, at its noise level nearest to s_min (among those below s_max).
       s_min, s_max: the interval of noise levels ``sigma / alpha``.
       repeats: K, the number of restarts.
       steps: the steps of each restart, spaced as those of `Karras`.
-      rho: of that spacing.
+      rho: exponent of that spacing.
     """
 
     base: Grid
@@ -33,14 +33,16 @@ class Restart:
     rho: float = 7.0
 
     def __post_init__(self):
-        require(self.s_min > 0, "s_min", self.s_min, "a restart ends above clean data", "try 0.06")
-        require(
-            self.s_max > self.s_min, "s_max", self.s_max,
-            f"it is not above s_min={self.s_min}", "give a larger number",
-        )  # fmt: skip
-        require(self.repeats >= 0, "repeats", self.repeats, "it is a count", "give 0 or more")
-        require(self.steps >= 1, "steps", self.steps, "a restart takes a step down", "give 1 or more")
-        require(self.rho > 0, "rho", self.rho, "it is the root that is taken", "try 7.0")
+        positive(self, "s_min", "rho")
+        expect(
+            self.s_max > self.s_min,
+            "s_max",
+            self.s_max,
+            f"a number > s_min={self.s_min}",
+            "give a larger number",
+        )
+        expect(self.repeats >= 0, "repeats", self.repeats, "a count >= 0", "give 0 or more")
+        expect(self.steps >= 1, "steps", self.steps, "a count >= 1", "give 1 or more")
 
     def __call__(self, process: Process, steps: int) -> TimePath:
         times = falling(self.base, process, steps)
@@ -48,10 +50,10 @@ class Restart:
         below = log_s < np.log(self.s_max)
         turn = jnp.argmin(jnp.where(below, jnp.abs(log_s - np.log(self.s_min)), jnp.inf))
         root = jnp.linspace(self.s_max ** (1 / self.rho), jnp.exp(log_s[turn] / self.rho), self.steps + 1)
-        # The very time at which the base goes on, since a step that began above it would be a rise.
+        # Exactly the time at which the base continues: a step that began above it would add noise.
         again = process.time(-2 * self.rho * jnp.log(root)).at[-1].set(times[turn])
-        # Step j is one of the base before the turn, then one of a restart, then one of the base again. Where the
-        # turn is may depend on parameters that are learned, so it is no Python number.
+        # Step j is one of the base before the turn, then one of a restart, then one of the base again. The turn may
+        # depend on learned parameters, so it is no Python number.
         extra = self.repeats * self.steps
         j = jnp.arange(steps - 1 + extra)
         restarting = (j >= turn) & (j < turn + extra)
@@ -65,14 +67,13 @@ class Restart:
 
 @dataclasses.dataclass(frozen=True)
 class RePaint:
-    """After every `jump_length` steps back by as many, `repeats` times in all (Lugmayr et al. 2022, appendix B).
+    """RePaint: after every `jump_length` steps back by as many, `repeats` times (Lugmayr et al. 2022, appendix B).
 
-    For inpainting, where what is known of the image is put into every step: going through the steps again lets the
-    rest agree with it.
+    For inpainting, where known data replace a part of every step: repeating the steps harmonises the rest with it.
 
     Attributes:
       base: the grid whose steps are repeated.
-      jump_length: j, the steps between two turns.
+      jump_length: j, the number of steps between two turns.
       repeats: r, how often they are taken.
     """
 
@@ -81,8 +82,8 @@ class RePaint:
     repeats: int = 10
 
     def __post_init__(self):
-        require(self.jump_length >= 1, "jump_length", self.jump_length, "no step is repeated", "try 10")
-        require(self.repeats >= 1, "repeats", self.repeats, "no step is taken", "give 1 or more")
+        expect(self.jump_length >= 1, "jump_length", self.jump_length, "a count >= 1", "try 10")
+        expect(self.repeats >= 1, "repeats", self.repeats, "a count >= 1", "give 1 or more")
 
     def __call__(self, process: Process, steps: int) -> TimePath:
         times = falling(self.base, process, steps)
@@ -90,7 +91,7 @@ class RePaint:
         return TimePath(times[start], times[start + 1])
 
     def _walk(self, steps: int) -> np.ndarray:
-        """Where each step begins, counted from the last time of the base, which is 0."""
+        """The position where each step begins, counted from the last time of the base, which is 0."""
         jump = self.jump_length
         turns = range(0, steps - jump, jump)
         if not turns:

@@ -1,31 +1,29 @@
-"""The end of another grid: where sampling starts that begins with an image, not with noise."""
+"""Truncated grids: the last part of another grid, for sampling that starts from a given image."""
 
 import dataclasses
 
-from jaxdiff.errors import UserError, require
+from jaxdiff.errors import between
 from jaxdiff.process.gaussian import Process
-from jaxdiff.sampling.loop import Grid, TimePath
+from jaxdiff.sampling.grids.continuous import falling
+from jaxdiff.sampling.protocols import Grid
 from jaxdiff.typing import Array, Float
 
 
 @dataclasses.dataclass(frozen=True)
 class Truncated:
-    """The last times of a grid: so many steps of it are taken, and the others are not.
+    """The last times of a grid; its first steps are skipped (SDEdit, Meng et al. 2022).
 
     Attributes:
-      grid: one that only falls.
-      share: of its times, above 0 and up to 1; at least one is left.
+      grid: a grid that only decreases.
+      fraction: of its times, in (0, 1]; at least one is kept.
     """
 
     grid: Grid
-    share: float
+    fraction: float
 
     def __post_init__(self):
-        require(0 < self.share <= 1, "share", self.share, "it is a share of the steps", "give 0 < share <= 1")
+        between(self, "fraction", 0.0, 1.0, open_low=True)
 
     def __call__(self, process: Process, steps: int) -> Float[Array, "times"]:
-        times = self.grid(process, steps)
-        if isinstance(times, TimePath):
-            fix = "choose one that only falls, such as Uniform"
-            raise UserError(f"sampling.grid={self.grid!r}: it has no single end. Fix: {fix}")
-        return times[-max(1, round(self.share * len(times))) :]
+        times = falling(self.grid, process, steps)
+        return times[-max(1, round(self.fraction * len(times))) :]

@@ -1,28 +1,28 @@
-"""Guidance by a worse model of the same thing."""
+"""Autoguidance: guidance by a weaker version of the model."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from jaxdiff.errors import UserError
-from jaxdiff.process.gaussian import Process
 from jaxdiff.process.prediction import Prediction
-from jaxdiff.sampling.guidance.classifier_free import Interval, combine, predict, within
+from jaxdiff.sampling.guidance.classifier_free import Interval, IntervalGuidance, Models, combine, predict
 from jaxdiff.sampling.guidance.rules import Extrapolate, Rule
-from jaxdiff.sampling.loop import ConditionalDenoise, Conditions, DenoiseFn, StatefulDenoiser
-from jaxdiff.typing import Images, Keys, Scalar
+from jaxdiff.sampling.protocols import GuidedDenoiser
+from jaxdiff.typing import Data, Scalar
 
 
 @dataclasses.dataclass(frozen=True)
-class Autoguidance:
-    """``main + (scale - 1) (main - guide)`` of Karras et al. 2024,
+class Autoguidance(IntervalGuidance):
+    """Autoguidance: ``main + (scale - 1) (main - guiding)`` of Karras et al. 2024,
     "Guiding a Diffusion Model with a Bad Version of Itself".
 
-    The guide is a smaller or less trained model, handed over when images are made, and sees the same conditions. Two
-    models that err alike err further apart where the data are thin, so that away from the guide is towards the data,
-    without the loss of variety that `ClassifierFree` pays with.
+    The guiding model is smaller or less trained, is given at sampling time, and sees the same conditions. Two models
+    with similar errors differ most where the data are rare, so that moving away from the weaker one is moving towards
+    the data, without the loss of diversity of `ClassifierFree`.
 
     Attributes:
-      scale: 1 is off, and calls no guide.
-      rule: how the two predictions become one, if not by the formula above.
+      scale: guidance scale; 1 is off, and calls the main model only.
+      rule: how the two predictions are combined, if not by the formula above.
       interval: the noise levels at which guidance acts; None for all.
     """
 
@@ -33,27 +33,20 @@ class Autoguidance:
     def __post_init__(self):
         self.rule.check(self.scale)
 
-    def __call__(
-        self,
-        denoise: ConditionalDenoise,
-        process: Process,
-        conditions: Conditions,
-        keys: Keys,
-        guide: ConditionalDenoise | None = None,
-    ) -> DenoiseFn | StatefulDenoiser:
-        def main(x: Images, t: Scalar) -> Prediction:
-            return predict(denoise, conditions, [()], x, t)[0]
-
+    def guided(self, models: Models) -> GuidedDenoiser | None:
         if self.rule.alone(self.scale) == 0:
-            return main
-        if guide is None:
-            fix = "give one (--guide, or Generator.load(..., guide=...)), or guidance scale 1"
-            raise UserError(f"guide=None: autoguidance needs another model. Fix: {fix}")
-        guided = combine(
-            self.rule, self.scale, process,
-            lambda x, t: (main(x, t), predict(guide, conditions, [()], x, t)[0]),
-        )  # fmt: skip
-        return within(self.interval, process, guided, main)
+            return None
+        guiding = models.guiding_model
+        if guiding is None:
+            raise UserError(
+                "guide=None: expected a guiding model for autoguidance, got None. "
+                "Fix: give one (--guide, or Generator.load(..., guide=...)), or guidance scale 1"
+            )
+
+        def both(x: Data, t: Scalar) -> Sequence[Prediction]:
+            return models.conditional(x, t), predict(guiding, models.conditions, [()], x, t)[0]
+
+        return combine(self.rule, self.scale, models.process, both)
 
     def with_scale(self, scale: float) -> "Autoguidance":
         return dataclasses.replace(self, scale=scale)

@@ -1,18 +1,19 @@
-"""Classifier-free guidance, and what it shares with other guidance by two predictions."""
+"""Classifier-free guidance, and the base of other guidance that combines predictions."""
 
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxdiff.errors import UserError, require
+from jaxdiff.errors import UserError, expect
 from jaxdiff.process.gaussian import Process
 from jaxdiff.process.prediction import Prediction
 from jaxdiff.sampling.guidance.rules import Extrapolate, Rule
-from jaxdiff.sampling.loop import ConditionalDenoise, Conditions, DenoiseFn, StatefulDenoiser
-from jaxdiff.typing import Array, Bool, Images, Keys, Scalar
+from jaxdiff.sampling.protocols import ConditionalDenoise, Conditions, GuidedDenoiser, stateless
+from jaxdiff.typing import Array, Bool, Data, Keys, Scalar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,26 +27,68 @@ class Interval:
     sigma_max: float = math.inf
 
     def __post_init__(self):
-        require(
+        expect(
             0 <= self.sigma_min < self.sigma_max, "sigma_max", self.sigma_max,
-            f"no noise level lies above sigma_min={self.sigma_min}", "give 0 <= sigma_min < sigma_max",
+            f"a noise level > sigma_min={self.sigma_min} >= 0", "give 0 <= sigma_min < sigma_max",
         )  # fmt: skip
 
     def contains(self, process: Process, t: Scalar) -> Bool[Array, ""]:
+        """Whether the noise level of time t lies in the interval."""
         level = jnp.exp(-process.log_snr(t) / 2)
         return (self.sigma_min < level) & (level <= self.sigma_max)
 
 
+class Models(NamedTuple):
+    """What guidance receives in one call; see `jaxdiff.sampling.protocols.Guidance`."""
+
+    denoise: ConditionalDenoise
+    process: Process
+    conditions: Conditions
+    guiding_model: ConditionalDenoise | None
+
+    def conditional(self, x: Data, t: Scalar) -> Prediction:
+        """The prediction with all conditions."""
+        return predict(self.denoise, self.conditions, [()], x, t)[0]
+
+
+class IntervalGuidance:
+    """Guidance within an interval of noise levels; elsewhere the conditional model is used alone.
+
+    Attributes:
+      interval: the noise levels; None for all.
+    """
+
+    interval: Interval | None
+
+    def __call__(
+        self,
+        denoise: ConditionalDenoise,
+        process: Process,
+        conditions: Conditions,
+        keys: Keys,
+        guiding_model: ConditionalDenoise | None = None,
+    ) -> GuidedDenoiser:
+        models = Models(denoise, process, conditions, guiding_model)
+        inside, outside = self.guided(models), stateless(models.conditional)
+        if inside is None:
+            return outside
+        return inside if self.interval is None else _within(self.interval, process, inside, outside)
+
+    def guided(self, models: Models) -> GuidedDenoiser | None:
+        """The guided denoiser; None if it is the conditional model at every noise level."""
+        raise NotImplementedError
+
+
 @dataclasses.dataclass(frozen=True)
-class ClassifierFree:
-    """``null + scale (conditional - null)`` (Ho & Salimans 2022, whose w is ``scale - 1``).
+class ClassifierFree(IntervalGuidance):
+    """Classifier-free guidance: ``uncond + scale (cond - uncond)`` (Ho & Salimans 2022, whose w is ``scale - 1``).
 
     Scale 1 is the conditional model and 0 the model without conditions, at the cost of one call; any other
     scale runs both in one call on a doubled batch.
 
     Attributes:
-      scale: 1 is off.
-      rule: how the two predictions become one, if not by the formula above.
+      scale: guidance scale; 1 is off.
+      rule: how the two predictions are combined, if not by the formula above.
       interval: the noise levels at which guidance acts; at the others the conditional model is used alone. None means
         all levels.
     """
@@ -57,32 +100,21 @@ class ClassifierFree:
     def __post_init__(self):
         self.rule.check(self.scale)
 
-    def __call__(
-        self,
-        denoise: ConditionalDenoise,
-        process: Process,
-        conditions: Conditions,
-        keys: Keys,
-        guide: ConditionalDenoise | None = None,
-    ) -> DenoiseFn | StatefulDenoiser:
-        refuse_guide(guide)
+    def guided(self, models: Models) -> GuidedDenoiser | None:
+        refuse_guiding_model(models.guiding_model)
         alone = self.rule.alone(self.scale)
-        if alone != 0:
-            require_conditions(self.scale, conditions)
-        shown = ((), tuple(conditions))  # what is dropped in the conditional branch, and in the other
-
-        def branches(*which: int) -> Callable[[Images, Scalar], list[Prediction]]:
-            return lambda x, t: predict(denoise, conditions, [shown[i] for i in which], x, t)
-
-        def conditional(x: Images, t: Scalar) -> Prediction:
-            return branches(0)(x, t)[0]
-
         if alone == 0:
-            return conditional
+            return None
+        _require_conditions(self.scale, models.conditions)
+        dropped = ((), tuple(models.conditions))  # in the conditional branch, and in the unconditional one
+
+        def branches(x: Data, t: Scalar) -> list[Prediction]:
+            shown = dropped if alone is None else dropped[alone : alone + 1]
+            return predict(models.denoise, models.conditions, shown, x, t)
+
         if alone == 1:
-            return within(self.interval, process, lambda x, t: branches(1)(x, t)[0], conditional)
-        guided = combine(self.rule, self.scale, process, branches(0, 1))
-        return within(self.interval, process, guided, conditional)
+            return stateless(lambda x, t: branches(x, t)[0])
+        return combine(self.rule, self.scale, models.process, branches)
 
     def with_scale(self, scale: float) -> "ClassifierFree":
         return dataclasses.replace(self, scale=scale)
@@ -92,12 +124,12 @@ def predict(
     denoise: ConditionalDenoise,
     conditions: Conditions,
     dropped: Sequence[Collection[str]],
-    x: Images,
+    x: Data,
     t: Scalar,
 ) -> list[Prediction]:
-    """One prediction for each item of `dropped`, the names of conditions that are not to be seen; in one call."""
+    """One prediction for each item of `dropped`, the names of conditions to ignore; all in one call."""
     branches, batch = len(dropped), x.shape[0]
-    # Each image stands beside its copies, so that a batch split over devices stays where it is.
+    # Each example stands beside its copies, so that a batch split over devices stays where it is.
     x, conditions = jax.tree.map(lambda value: jnp.repeat(value, branches, axis=0), (x, conditions))
     drop = {name: jnp.tile(jnp.array([name in names for names in dropped]), batch) for name in conditions}
     together = denoise(x, t, conditions, drop)
@@ -105,46 +137,42 @@ def predict(
 
 
 def combine(
-    rule: Rule, scale: float, process: Process, both: Callable[[Images, Scalar], Sequence[Prediction]]
-) -> DenoiseFn | StatefulDenoiser:
-    """The denoiser that `rule` makes of two predictions: the one wanted, and the one to get away from."""
+    rule: Rule, scale: float, process: Process, both: Callable[[Data, Scalar], Sequence[Prediction]]
+) -> GuidedDenoiser:
+    """The denoiser that combines two predictions by `rule`: the desired one first, then the one to move away from."""
 
-    def call(history: object, x: Images, t: Scalar) -> tuple[Prediction, object]:
-        given, null = both(x, t)
-        guided, history = rule(history, scale, given, null, process.signal(t))
-        # The spread of the conditional model: there is nothing to extrapolate.
-        return guided._replace(variance_fraction=given.variance_fraction), history
+    def call(x: Data, t: Scalar, state: Any) -> tuple[Prediction, Any]:
+        cond, uncond = both(x, t)
+        guided, state = rule(state, scale, cond, uncond, process.signal(t))
+        # The variance is that of the conditional model: it is not extrapolated.
+        return guided._replace(variance_fraction=cond.variance_fraction), state
 
-    return StatefulDenoiser(call, rule.init) if rule.remembers else lambda x, t: call((), x, t)[0]
-
-
-def within(
-    interval: Interval | None, process: Process, inside: DenoiseFn | StatefulDenoiser, outside: DenoiseFn
-) -> DenoiseFn | StatefulDenoiser:
-    """`inside` in the interval and `outside` elsewhere, where nothing is learned either."""
-    if interval is None:
-        return inside
-
-    def choose(guided: Callable, plain: Callable) -> Callable:
-        return lambda *state: jax.lax.cond(interval.contains(process, state[-1]), guided, plain, *state)
-
-    if isinstance(inside, StatefulDenoiser):
-        return StatefulDenoiser(
-            choose(inside.call, lambda history, x, t: (outside(x, t), history)), inside.init
-        )
-    return choose(inside, outside)
+    return GuidedDenoiser(call, rule.init)
 
 
-def refuse_guide(guide: ConditionalDenoise | None) -> None:
-    require(
-        guide is None, "guide", guide, "this recipe's guidance has no use for another model",
-        "leave it out, or take Autoguidance",
-    )  # fmt: skip
-
-
-def require_conditions(scale: object, conditions: Conditions) -> None:
-    if not conditions:
-        fix = "use 1 (off), or a model with conditions"
+def refuse_guiding_model(guiding_model: ConditionalDenoise | None) -> None:
+    """Raise a `UserError` where a second model is given to guidance that uses none."""
+    if guiding_model is not None:
         raise UserError(
-            f"sampling.guidance.scale={scale!r}: there is no condition to be guided by. Fix: {fix}"
+            "guide=given: expected no second model with this recipe's guidance, got one. "
+            "Fix: leave it out, or use Autoguidance"
+        )
+
+
+def _within(
+    interval: Interval, process: Process, inside: GuidedDenoiser, outside: GuidedDenoiser
+) -> GuidedDenoiser:
+    """`inside` in the interval, and `outside` elsewhere, where the guidance state is unchanged."""
+
+    def call(x: Data, t: Scalar, state: Any) -> tuple[Prediction, Any]:
+        return jax.lax.cond(interval.contains(process, t), inside.call, outside.call, x, t, state)
+
+    return GuidedDenoiser(call, inside.init)
+
+
+def _require_conditions(scale: float, conditions: Conditions) -> None:
+    if not conditions:
+        raise UserError(
+            f"sampling.guidance.scale={scale!r}: expected a model with conditions, got one without. "
+            "Fix: use 1 (off), or a model with conditions"
         )

@@ -3,27 +3,32 @@
 import dataclasses
 from collections.abc import Sequence
 
-from jaxdiff.errors import UserError, require
-from jaxdiff.process.gaussian import Process
+from jaxdiff.errors import UserError, expect
 from jaxdiff.process.prediction import Prediction
-from jaxdiff.sampling.guidance.classifier_free import Interval, predict, refuse_guide, within
-from jaxdiff.sampling.loop import ConditionalDenoise, Conditions, DenoiseFn, StatefulDenoiser
-from jaxdiff.typing import Images, Keys, Scalar
+from jaxdiff.sampling.guidance.classifier_free import (
+    Interval,
+    IntervalGuidance,
+    Models,
+    predict,
+    refuse_guiding_model,
+)
+from jaxdiff.sampling.protocols import Conditions, GuidedDenoiser, stateless
+from jaxdiff.typing import Data, Scalar
 
 
 @dataclasses.dataclass(frozen=True)
-class PerCondition:
-    """A sum of differences between predictions that see more and that see less, each with its own scale.
+class PerCondition(IntervalGuidance):
+    """Guidance per condition: a weighted sum of differences between predictions with more and fewer conditions.
 
-    Chained, a condition counts given those before it (Brooks et al. 2023, "InstructPix2Pix", equation 3): for image
-    and text ``p() + s_image (p(image) - p()) + s_text (p(image, text) - p(image))``, with null for what is not named.
-    Otherwise each counts by itself (Liu et al. 2022, "Composable Diffusion", equation 11):
+    Chained, a condition acts given those before it (Brooks et al. 2023, "InstructPix2Pix", equation 3): for image and
+    text ``p() + s_image (p(image) - p()) + s_text (p(image, text) - p(image))``, where a condition that is not named
+    is dropped. Otherwise each acts by itself (Liu et al. 2022, "Composable Diffusion", equation 11):
     ``p() + s_image (p(image) - p()) + s_text (p(text) - p())``.
 
-    All predictions come of one call on a larger batch, without those whose factor is 0.
+    All predictions are computed in one call on a larger batch, without those of factor 0.
 
     Attributes:
-      conditions: names, in the order of the chain. Conditions that are not named are always shown.
+      conditions: names, in the order of the chain. Conditions that are not listed are never dropped.
       scales: one for each of them; all 1 in a chain is the conditional model.
       chained: see above.
       interval: the noise levels at which guidance acts, as for `ClassifierFree`.
@@ -36,52 +41,51 @@ class PerCondition:
 
     def __post_init__(self):
         names = self.conditions
-        require(len(set(names)) == len(names) > 0, "conditions", names, "each is named once", "name them")
-        require(
-            len(self.scales) == len(names), "scales", self.scales,
-            f"there are {len(names)} conditions", "give one scale for each",
+        expect(
+            len(set(names)) == len(names) > 0,
+            "conditions",
+            names,
+            "at least one name, each once",
+            "list each once",
+        )
+        expect(
+            len(self.scales) == len(names), "scales", self.scales, f"{len(names)} scales, one per condition",
+            "give one scale for each",
         )  # fmt: skip
 
-    def __call__(
-        self,
-        denoise: ConditionalDenoise,
-        process: Process,
-        conditions: Conditions,
-        keys: Keys,
-        guide: ConditionalDenoise | None = None,
-    ) -> DenoiseFn | StatefulDenoiser:
-        refuse_guide(guide)
-        for name in self.conditions:
-            if name not in conditions:
-                fix = f"name one of {', '.join(conditions) or 'none'}"
-                raise UserError(
-                    f"sampling.guidance.conditions={name!r}: the model has no such condition. Fix: {fix}"
-                )
+    def guided(self, models: Models) -> GuidedDenoiser:
+        refuse_guiding_model(models.guiding_model)
+        self._check_names(models.conditions)
         terms = [(dropped, factor) for dropped, factor in self._terms() if factor != 0]
+        factors = [factor for _, factor in terms]
 
-        def guided(x: Images, t: Scalar) -> Prediction:
-            found = predict(denoise, conditions, [dropped for dropped, _ in terms], x, t)
-            factors = [factor for _, factor in terms]
+        def weighted(x: Data, t: Scalar) -> Prediction:
+            found = predict(models.denoise, models.conditions, [dropped for dropped, _ in terms], x, t)
             x_0 = _weighted(factors, [pair.x_0 for pair in found])
             noise = _weighted(factors, [pair.noise for pair in found])
             return Prediction(x_0, noise, found[-1].variance_fraction)
 
-        def conditional(x: Images, t: Scalar) -> Prediction:
-            return predict(denoise, conditions, [()], x, t)[0]
-
-        return within(self.interval, process, guided, conditional)
+        return stateless(weighted)
 
     @property
     def scale(self) -> float:
-        """The largest."""
+        """The largest scale."""
         return max(self.scales)
 
     def with_scale(self, scale: float) -> "PerCondition":
         """The same scale for all: in a chain, classifier-free guidance of all of them together."""
         return dataclasses.replace(self, scales=(scale,) * len(self.scales))
 
+    def _check_names(self, conditions: Conditions) -> None:
+        for name in self.conditions:
+            if name not in conditions:
+                raise UserError(
+                    f"sampling.guidance.conditions={name!r}: expected conditions of the model, got {name!r}. "
+                    f"Fix: name one of {', '.join(conditions) or 'none'}"
+                )
+
     def _terms(self) -> list[tuple[frozenset[str], float]]:
-        """For each prediction, the conditions that it does not see, and its factor. The factors add up to 1."""
+        """For each prediction, the conditions that are dropped, and its factor. The factors add up to 1."""
         names = self.conditions
         if self.chained:
             dropped = [frozenset(names[i:]) for i in range(len(names) + 1)]
@@ -91,6 +95,6 @@ class PerCondition:
         return [(frozenset(names), 1.0 - sum(self.scales)), *alone]
 
 
-def _weighted(factors: Sequence[float], values: Sequence[Images]) -> Images:
+def _weighted(factors: Sequence[float], values: Sequence[Data]) -> Data:
     products = [factor * value for factor, value in zip(factors, values, strict=True)]
     return sum(products[1:], products[0])

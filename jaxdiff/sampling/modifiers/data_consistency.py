@@ -1,4 +1,4 @@
-"""Images that agree with a smaller one exactly."""
+"""Data consistency: samples that agree exactly with a given low-resolution image."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,55 +6,64 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxdiff.errors import UserError, require
+from jaxdiff.errors import UserError, expect
 from jaxdiff.process.gaussian import Process
 from jaxdiff.process.prediction import Prediction
-from jaxdiff.sampling.loop import Conditions, DenoiseFn
-from jaxdiff.sampling.modifiers.thresholding import with_image
-from jaxdiff.typing import Array, Float, Images, Keys, Scalar
+from jaxdiff.sampling.modifiers.thresholding import with_x_0
+from jaxdiff.sampling.protocols import Conditions, GuidedDenoiser
+from jaxdiff.typing import Array, Data, Float, Keys, Scalar
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConsistency:
-    """The predicted image with the means over squares that a given small image has.
+    """DDNM: gives the predicted image the local means of a low-resolution image.
 
-    ``x_0 + U (y - D x_0)``: D takes means over squares, as `Downsample(factor, "area")` does, and U, which repeats
-    pixels, is its pseudo-inverse. So the model decides only what D does not see ("DDNM", Wang, Yu & Zhang 2023,
-    "Zero-Shot Image Restoration Using Denoising Diffusion Null-Space Model", equation 9). For small images that are as
-    they should be, not for those that another model has made, or that are noisy.
+    ``x_0 + U (y - D x_0)``: D averages over squares, as `Downsample(factor, "area")` does, and U, which repeats
+    pixels, is its pseudo-inverse. So the model decides only what is in the null space of D (Wang, Yu & Zhang 2023,
+    "Zero-Shot Image Restoration Using Denoising Diffusion Null-Space Model", equation 9). It suits clean low-resolution
+    images, not noisy ones or those that another model has generated.
 
     Attributes:
-      condition: the name of the small image among the conditions; an image without it stays as the model makes it.
+      condition: name of the low-resolution image among the conditions; samples without it are unchanged.
     """
 
     condition: str = "low_res"
 
-    def __call__(self, denoise: DenoiseFn, process: Process, conditions: Conditions, keys: Keys) -> DenoiseFn:
+    def __call__(
+        self, denoise: GuidedDenoiser, process: Process, conditions: Conditions, keys: Keys
+    ) -> GuidedDenoiser:
         names = ", ".join(conditions) or "none"
-        require(self.condition in conditions, "sampling.modifiers.condition", self.condition,
-                "the model has no such condition", f"it has: {names}")  # fmt: skip
-        given = conditions[self.condition]
-        value: Any = given.value["value"] if isinstance(given.value, Mapping) else given.value
+        expect(
+            self.condition in conditions, "sampling.modifiers.condition", self.condition,
+            "a condition of the model", f"name one of: {names}",
+        )  # fmt: skip
+        low_res = conditions[self.condition]
+        value: Any = low_res.value["value"] if isinstance(low_res.value, Mapping) else low_res.value
         small = value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(jnp.float32) / 127.5 - 1
 
-        def matched(x: Images, t: Scalar) -> Prediction:
-            found = denoise(x, t)
-            lacking = small - _means(found.x_0, small)
-            lacking = jnp.where(given.absent.reshape(-1, 1, 1, 1), 0.0, lacking)
+        def consistent(prediction: Prediction, x: Data, t: Scalar) -> Prediction:
+            residual = small - _means(prediction.x_0, small)
+            residual = jnp.where(low_res.absent.reshape(-1, 1, 1, 1), 0.0, residual)
             factor = x.shape[1] // small.shape[1]
-            x_0 = found.x_0 + jnp.repeat(jnp.repeat(lacking, factor, axis=1), factor, axis=2)
-            return with_image(found, x_0, process.signal(t))
+            x_0 = prediction.x_0 + jnp.repeat(jnp.repeat(residual, factor, axis=1), factor, axis=2)
+            return with_x_0(prediction, x_0, process.signal(t))
 
-        return matched
+        return denoise.then(consistent)
 
 
-def _means(images: Images, small: Float[Array, "batch rows columns depth"]) -> Array:
-    """Over the squares of an image that the pixels of a smaller one stand for."""
-    (_, height, width, channels), (_, rows, columns, depth) = images.shape, small.shape
+def _means(images: Data, small: Float[Array, "batch rows columns depth"]) -> Array:
+    """Means over the squares of an image that correspond to the pixels of a smaller one."""
+    rows, columns, depth = small.shape[1:]
+    if images.ndim != 4:
+        raise UserError(
+            "sampling.modifiers=DataConsistency: expected images [height, width, channels], got data of shape "
+            f"{images.shape[1:]}. Fix: leave it out"
+        )
+    height, width, channels = images.shape[1:]
     factor = height // rows
     if (rows * factor, columns * factor, depth) != (height, width, channels):
         raise UserError(
-            f"sampling.modifiers.condition: an image of {rows}x{columns}x{depth} is no whole fraction of "
-            f"{height}x{width}x{channels}. Fix: leave DataConsistency out, or give one that is"
+            f"sampling.modifiers.condition: expected an image whose size divides {height}x{width}x{channels}, "
+            f"got {rows}x{columns}x{depth}. Fix: leave DataConsistency out, or give one that does"
         )
     return images.reshape(-1, rows, factor, columns, factor, channels).mean(axis=(2, 4))

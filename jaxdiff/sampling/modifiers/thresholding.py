@@ -1,73 +1,67 @@
-"""Modifiers that keep the predicted image in the range of images."""
+"""Thresholding: keeps the predicted x_0 in the range of images."""
 
 import dataclasses
 
 import jax.numpy as jnp
 
-from jaxdiff.errors import require
+from jaxdiff.errors import between, positive
 from jaxdiff.process.gaussian import Process, Signal
+from jaxdiff.process.per_example import data_axes
 from jaxdiff.process.prediction import Prediction
-from jaxdiff.sampling.loop import Conditions, DenoiseFn
-from jaxdiff.typing import Images, Keys, Scalar
+from jaxdiff.sampling.protocols import Conditions, GuidedDenoiser
+from jaxdiff.typing import Data, Keys, Scalar
 
 
 @dataclasses.dataclass(frozen=True)
 class StaticThreshold:
-    """The predicted image clipped to [-limit, limit] (Ho et al. 2020; "static thresholding" in Saharia et al. 2022)."""
+    """Static thresholding: clips the predicted x_0 to [-limit, limit] (Ho et al. 2020; Saharia et al. 2022)."""
 
     limit: float = 1.0
 
     def __post_init__(self):
-        _require_limit(self.limit)
+        positive(self, "limit")
 
-    def __call__(self, denoise: DenoiseFn, process: Process, conditions: Conditions, keys: Keys) -> DenoiseFn:
-        def clipped(x: Images, t: Scalar) -> Prediction:
-            found = denoise(x, t)
-            return with_image(found, jnp.clip(found.x_0, -self.limit, self.limit), process.signal(t))
+    def __call__(
+        self, denoise: GuidedDenoiser, process: Process, conditions: Conditions, keys: Keys
+    ) -> GuidedDenoiser:
+        def clipped(prediction: Prediction, x: Data, t: Scalar) -> Prediction:
+            x_0 = jnp.clip(prediction.x_0, -self.limit, self.limit)
+            return with_x_0(prediction, x_0, process.signal(t))
 
-        return clipped
+        return denoise.then(clipped)
 
 
 @dataclasses.dataclass(frozen=True)
 class DynamicThreshold:
-    """The predicted image clipped to [-s, s] and divided by s / limit (Saharia et al. 2022, "Imagen", section 2.3).
+    """Dynamic thresholding: clips x_0 to [-s, s] and divides by s / limit (Saharia et al. 2022, "Imagen", section 2.3).
 
-    s is this percentile of the image's absolute values, of each image on its own, but never less than the limit: an
-    image in range stays as it is.
+    s is a percentile of the absolute values of each example, but at least the limit: data in range are unchanged.
 
     Attributes:
-      percentile: as a share.
-      limit: of the values of images.
+      percentile: as a fraction in (0, 1].
+      limit: bound of the values of clean data.
     """
 
     percentile: float = 0.995
     limit: float = 1.0
 
     def __post_init__(self):
-        require(
-            0 < self.percentile <= 1,
-            "percentile",
-            self.percentile,
-            "it is a share of the pixels",
-            "try 0.995",
-        )
-        _require_limit(self.limit)
+        between(self, "percentile", 0.0, 1.0, open_low=True)
+        positive(self, "limit")
 
-    def __call__(self, denoise: DenoiseFn, process: Process, conditions: Conditions, keys: Keys) -> DenoiseFn:
-        def clipped(x: Images, t: Scalar) -> Prediction:
-            found = denoise(x, t)
-            s = jnp.quantile(jnp.abs(found.x_0), self.percentile, axis=(1, 2, 3), keepdims=True)
+    def __call__(
+        self, denoise: GuidedDenoiser, process: Process, conditions: Conditions, keys: Keys
+    ) -> GuidedDenoiser:
+        def clipped(prediction: Prediction, x: Data, t: Scalar) -> Prediction:
+            x_0 = prediction.x_0
+            s = jnp.quantile(jnp.abs(x_0), self.percentile, axis=data_axes(x_0), keepdims=True)
             s = jnp.maximum(s, self.limit)
-            return with_image(found, jnp.clip(found.x_0, -s, s) * (self.limit / s), process.signal(t))
+            return with_x_0(prediction, jnp.clip(x_0, -s, s) * (self.limit / s), process.signal(t))
 
-        return clipped
+        return denoise.then(clipped)
 
 
-def with_image(prediction: Prediction, x_0: Images, signal: Signal) -> Prediction:
-    """The prediction with another image, and with the noise that makes up for it in ``alpha x_0 + sigma noise``."""
+def with_x_0(prediction: Prediction, x_0: Data, signal: Signal) -> Prediction:
+    """The prediction with another x_0, and with the noise that keeps ``x_t = alpha x_0 + sigma noise``."""
     noise = prediction.noise + signal.alpha / signal.sigma * (prediction.x_0 - x_0)
     return prediction._replace(x_0=x_0, noise=noise)
-
-
-def _require_limit(limit: float) -> None:
-    require(limit > 0, "limit", limit, "no image would be left", "give 1.0 for images between -1 and 1")

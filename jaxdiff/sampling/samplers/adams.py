@@ -1,8 +1,8 @@
 """Adams methods: the predicted noise as a polynomial through this prediction and the last ones, integrated exactly.
 
 In ``x / alpha`` and ``s = sigma / alpha`` the probability flow is ``d(x / alpha) / ds = noise`` for every process. The
-methods here differ in the coordinate in which the noise is taken to be a polynomial. Each step is one call. The first
-steps are of lower orders; that of the first one leaves the whole at second order, with the small error of one step.
+methods differ in the coordinate in which the noise is taken to be a polynomial. Each step is one call. The first steps
+are of lower orders; that of the first one reduces the global order to two, with the small error of one step.
 """
 
 import dataclasses
@@ -11,61 +11,64 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.errors import require
+from jaxdiff.errors import one_of
 from jaxdiff.process.gaussian import Process
-from jaxdiff.sampling.loop import DenoiseFn, SamplerState
+from jaxdiff.process.prediction import Prediction
+from jaxdiff.sampling.base import SingleCall
+from jaxdiff.sampling.protocols import SamplerState
 from jaxdiff.sampling.samplers.exponential import finite, length
 from jaxdiff.sampling.samplers.multistep import (
     Past,
     combine,
+    empty,
     exponential_moments,
     integrals,
-    nothing,
     reciprocals,
 )
-from jaxdiff.typing import Array, Float, Images, Keys, Scalar
+from jaxdiff.typing import Array, Data, Float, Keys, Scalar
 
 COORDINATES = ("log_rho", "t")
 QUADRATURE = 20  # points, for float64 on steps to a tenth of the noise level
 
 
 @dataclasses.dataclass(frozen=True)
-class _Adams:
-    """What they share.
+class _Adams(SingleCall):
+    """The step of all Adams methods.
 
     Attributes:
-      order: the predictions that the polynomial goes through.
+      order: number of predictions that the polynomial goes through, 1 to 4.
     """
 
     order: int = 4
 
     def __post_init__(self):
-        require(
-            1 <= self.order <= 4, "order", self.order, "no polynomial of this size is of use",
-            "give a number from 1 to 4",
-        )  # fmt: skip
+        one_of(self, "order", (1, 2, 3, 4))
 
-    def calls(self, steps: int) -> int:
-        return steps
+    def init(self, x: Data) -> SamplerState:
+        return SamplerState(x, empty(x, self.order - 1))
 
-    def init(self, x: Images) -> SamplerState:
-        return SamplerState(x, nothing(x, self.order - 1))
-
-    def step(
-        self, denoise: DenoiseFn, process: Process, state: SamplerState, t: Scalar, t_next: Scalar, keys: Keys
+    def update(
+        self,
+        prediction: Prediction,
+        process: Process,
+        state: SamplerState,
+        t: Scalar,
+        t_next: Scalar,
+        keys: Keys,
     ) -> SamplerState:
-        x_0, noise, _ = denoise(state.x, t)
+        x_0, noise, _ = prediction
         alpha, sigma = process.signal(t_next)
-        x = alpha * x_0 + sigma * noise + self._change(process, t, t_next, state.history, noise)
+        past = state.history.limited(state.max_order)
+        x = alpha * x_0 + sigma * noise + self._change(process, t, t_next, past, noise)
         return SamplerState(x, state.history.and_now(noise, self._length(process, t, t_next)))
 
-    def _change(self, process: Process, t: Scalar, t_next: Scalar, past: Past, noise: Images) -> Images:
-        """What earlier predictions add to the first-order step."""
+    def _change(self, process: Process, t: Scalar, t_next: Scalar, past: Past, noise: Data) -> Data:
+        """The contribution of earlier predictions to the first-order step."""
         r = reciprocals(self._length(process, t, t_next), past.lengths)
         return combine(integrals(r, self._moments(process, t, t_next)), past.values, noise)
 
     def _length(self, process: Process, t: Scalar, t_next: Scalar) -> Scalar:
-        """Of a step, in the coordinate of the polynomial."""
+        """The length of a step in the coordinate of the polynomial."""
         raise NotImplementedError
 
     def _moments(self, process: Process, t: Scalar, t_next: Scalar) -> list[Scalar]:
@@ -75,7 +78,7 @@ class _Adams:
 
 @dataclasses.dataclass(frozen=True)
 class Lms(_Adams):
-    """A polynomial in the noise level s: k-diffusion's `lms`, and "rhoAB-DEIS" of Zhang & Chen 2023."""
+    """LMS: a polynomial in the noise level s. k-diffusion's `lms`, and "rhoAB-DEIS" of Zhang & Chen 2023."""
 
     def _length(self, process: Process, t: Scalar, t_next: Scalar) -> Scalar:
         return level(process, t) - level(process, t_next)
@@ -86,28 +89,28 @@ class Lms(_Adams):
 
 @dataclasses.dataclass(frozen=True)
 class AdamsBashforth(_Adams):
-    """The same as if all steps had one length: the fixed coefficients 3/2, -1/2 and so on ("iPNDM").
+    """iPNDM: fixed coefficients 3/2, -1/2 and so on, as if all steps had one length.
 
-    PNDM without its own first steps, as Zhang & Chen 2023 compare with. Where the steps do change from
-    one to the next it is of second order, whatever its `order`. A prediction from pure noise counts like any other.
+    PNDM without its own first steps, as Zhang & Chen 2023 compare with. Where the step length changes it is of second
+    order, whatever its `order`. A prediction from pure noise counts like any other.
     """
 
     def _length(self, process: Process, t: Scalar, t_next: Scalar) -> Scalar:
         return jnp.ones_like(t)
 
-    def _change(self, process: Process, t: Scalar, t_next: Scalar, past: Past, noise: Images) -> Images:
+    def _change(self, process: Process, t: Scalar, t_next: Scalar, past: Past, noise: Data) -> Data:
         return stretch(process, t, t_next) * mean_change(past, noise)
 
 
 @dataclasses.dataclass(frozen=True)
 class Deis(_Adams):
-    """A polynomial in the log-SNR or in time: DEIS.
+    """DEIS: a polynomial in the log-SNR or in time.
 
     Zhang & Chen 2023, "Fast Sampling of Diffusion Models with Exponential Integrator", there "AB-DEIS".
 
     Attributes:
-      coordinate: "log_rho", the logarithm of s, as in diffusers; or "t", the process's own time, "tAB-DEIS", whose
-        steps alone depend on how the process runs through its noise levels. A polynomial in s itself is `Lms`.
+      coordinate: "log_rho", the logarithm of s, as in diffusers; or "t", the process's own time, "tAB-DEIS". Only the
+        latter depends on how the process spreads time over noise levels. A polynomial in s itself is `Lms`.
     """
 
     order: int = 3
@@ -115,10 +118,7 @@ class Deis(_Adams):
 
     def __post_init__(self):
         super().__post_init__()
-        require(
-            self.coordinate in COORDINATES, "coordinate", self.coordinate, "no such coordinate",
-            "give 'log_rho' or 't'",
-        )  # fmt: skip
+        one_of(self, "coordinate", COORDINATES)
 
     def _length(self, process: Process, t: Scalar, t_next: Scalar) -> Scalar:
         return t - t_next if self.coordinate == "t" else length(process, t, t_next)
@@ -134,20 +134,20 @@ class Deis(_Adams):
         return [jnp.sum(ds * tau**k) for k in range(self.order)]
 
 
-def mean_change(past: Past, noise: Images) -> Images:
-    """By how much the mean of the polynomial on a step differs from the noise at its start, if steps have length 1."""
+def mean_change(past: Past, noise: Data) -> Data:
+    """The mean of the polynomial over a step minus the noise at its start, for steps of length 1."""
     r = reciprocals(jnp.ones((), noise.dtype), past.lengths)
     moments = [jnp.asarray(1 / (k + 1), noise.dtype) for k in range(len(r) + 1)]
     return combine(integrals(r, moments), past.values, noise)
 
 
 def level(process: Process, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """s, infinite at pure noise."""
+    """The noise level s, infinite at pure noise."""
     return jnp.exp(-process.log_snr(t) / 2)
 
 
 def stretch(process: Process, t: Scalar, t_next: Scalar) -> Scalar:
-    """``alpha_next (s_next - s)``: how far a step follows the noise; from pure noise it counts as 0."""
+    """``alpha_next (s_next - s)``: the factor of the noise in a step; 0 from pure noise."""
     return -process.signal(t_next).alpha * finite(level(process, t) - level(process, t_next))
 
 

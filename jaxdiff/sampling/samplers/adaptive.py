@@ -1,4 +1,4 @@
-"""Solvers of Runge-Kutta type for the probability flow as one curve, with fixed and with adaptive steps.
+"""Runge-Kutta solvers of the probability flow as one curve, with fixed and with adaptive steps.
 
 The curve is followed in the angle ``phi = arctan(sigma / alpha)``, in ``z = x_t / sqrt(alpha^2 + sigma^2)``, where its
 slope is the velocity of Salimans & Ho 2022 (their appendix D) and every process looks the same:
@@ -11,17 +11,19 @@ tolerance means the same at all noise levels.
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxdiff.errors import require
+from jaxdiff.errors import UserError, expect, positive
 from jaxdiff.process.gaussian import Process
-from jaxdiff.sampling.loop import DenoiseFn, SamplerState
-from jaxdiff.typing import Array, Bool, Images, Keys, Scalar
+from jaxdiff.process.per_example import mean_per_example
+from jaxdiff.sampling.base import FixedCalls
+from jaxdiff.sampling.protocols import Denoise, SamplerState
+from jaxdiff.typing import Array, Bool, Data, Keys, Scalar
 
-Slope = Callable[[Scalar, Images], Images]
+Slope = Callable[[Scalar, Data], Data]
 """(phi, z) -> dz / dphi."""
 
 # Dormand & Prince 1980, RK5(4)7M: rows of stages, the last of which is the solution of fifth order, and its
@@ -39,34 +41,33 @@ SAFETY, SHRINK, GROW = 0.9, 0.2, 5.0
 
 
 @dataclasses.dataclass(frozen=True)
-class RungeKutta4:
-    """The classical method with fixed steps: fourth order, four calls a step."""
+class RungeKutta4(FixedCalls):
+    """The classical Runge-Kutta method with fixed steps: fourth order, four calls per step."""
 
-    def calls(self, steps: int) -> int:
-        return 4 * steps
-
-    def init(self, x: Images) -> SamplerState:
-        return SamplerState(x)
+    calls_per_step: ClassVar[int] = 4
 
     def step(
-        self, denoise: DenoiseFn, process: Process, state: SamplerState, t: Scalar, t_next: Scalar, keys: Keys
+        self, denoise: Denoise, process: Process, state: SamplerState, t: Scalar, t_next: Scalar, keys: Keys
     ) -> SamplerState:
-        slope = _slope(denoise, process)
+        def slope(phi: Scalar, z: Data, guidance: Any) -> tuple[Data, Any]:
+            return _velocity(denoise, process, phi, z, _time(process, phi), guidance)
+
         phi, z = _angle(process, t), state.x / _norm(process, t)
         h = _angle(process, t_next) - phi
-        v_1 = _velocity(denoise, process, phi, z, t)
-        v_2 = slope(phi + h / 2, z + h / 2 * v_1)
-        v_3 = slope(phi + h / 2, z + h / 2 * v_2)
-        v_4 = slope(phi + h, z + h * v_3)
-        return SamplerState(_norm(process, t_next) * (z + h / 6 * (v_1 + 2 * v_2 + 2 * v_3 + v_4)))
+        v_1, guidance = _velocity(denoise, process, phi, z, t, state.guidance)
+        v_2, guidance = slope(phi + h / 2, z + h / 2 * v_1, guidance)
+        v_3, guidance = slope(phi + h / 2, z + h / 2 * v_2, guidance)
+        v_4, guidance = slope(phi + h, z + h * v_3, guidance)
+        x = _norm(process, t_next) * (z + h / 6 * (v_1 + 2 * v_2 + 2 * v_3 + v_4))
+        return SamplerState(x, guidance=guidance)
 
 
 class Walk(NamedTuple):
-    """Where an adaptive solver is. `h` is the length of the step that it is about to try."""
+    """The state of an adaptive solver within a step of the grid; `h` is the length of the step to try next."""
 
     phi: Scalar
-    z: Images
-    velocity: Images
+    z: Data
+    velocity: Data
     h: Scalar
     tries: Array
     rejected: Bool[Array, ""]
@@ -74,22 +75,23 @@ class Walk(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Rk45:
-    """Adaptive steps of fifth order (Dormand & Prince 1980), as many as the tolerance asks for.
+    """RK45: adaptive steps of fifth order (Dormand & Prince 1980), as many as the tolerance requires.
 
-    A step of the grid is here a way that is gone in steps of the solver's own: a grid of two times leaves all of it to
-    the tolerance. Each try takes six calls, since an accepted one ends with the slope with which the next begins.
+    A step of the grid is a range that the solver covers in steps of its own: a grid of two times leaves the choice to
+    the tolerance alone. Each try takes six calls, since an accepted one ends with the slope with which the next begins.
 
-    The denoiser has one time for the whole batch, so the images share their steps. A step is accepted when each image
-    on its own is within the tolerance, so what an image's neighbours change is within the tolerance too; but the last
-    digits of an image depend on them.
+    The denoiser has one time for the whole batch, so the examples share their steps. A step is accepted when each
+    example is within the tolerance, so the influence of its neighbours is within the tolerance too; but the last
+    digits of an example depend on them.
 
-    Guidance that remembers from call to call is refused, since calls are made in a loop of the sampler's own.
+    Guidance with state (momentum) is refused: its predictions are no function of (x, t), so that there is no
+    differential equation whose error could be estimated.
 
     Attributes:
-      rtol, atol: an error of ``atol + rtol |z|`` is allowed in a step, as the root mean square over each image. z is
-        the image scaled to unit variance, see above.
-      max_calls: of the denoiser, for one step of the grid. When they do not suffice the images are NaN, which whoever
-        saves or shows images reports; a result that stops short of its end would look like any other.
+      rtol, atol: allowed error of a step, ``atol + rtol |z|``, as the root mean square over each example. z has unit
+        variance, see above.
+      max_calls: of the denoiser, for one step of the grid. When they do not suffice the result is NaN, which is
+        reported wherever samples are saved or shown; a result that stops short of its end would look like any other.
     """
 
     rtol: float = 1e-3
@@ -97,22 +99,27 @@ class Rk45:
     max_calls: int = 1000
 
     def __post_init__(self):
-        require(self.rtol >= 0, "rtol", self.rtol, "it is a tolerance", "try 1e-3")
-        require(self.atol > 0, "atol", self.atol, "it is a tolerance, also where an image is 0", "try 1e-3")
-        require(self.max_calls >= 7, "max_calls", self.max_calls, "a step takes seven", "try 1000")
+        expect(self.rtol >= 0, "rtol", self.rtol, "a tolerance >= 0", "try 1e-3")
+        positive(self, "atol")
+        expect(self.max_calls >= 7, "max_calls", self.max_calls, "at least the 7 calls of a step", "try 1000")
 
     def calls(self, steps: int) -> int:
         return (1 + 6 * self._tries()) * steps
 
-    def init(self, x: Images) -> SamplerState:
+    def init(self, x: Data) -> SamplerState:
         return SamplerState(x, history=jnp.zeros((), x.dtype))
 
     def step(
-        self, denoise: DenoiseFn, process: Process, state: SamplerState, t: Scalar, t_next: Scalar, keys: Keys
+        self, denoise: Denoise, process: Process, state: SamplerState, t: Scalar, t_next: Scalar, keys: Keys
     ) -> SamplerState:
-        slope, end = _slope(denoise, process), _angle(process, t_next)
+        _refuse_state(state.guidance)
+
+        def slope(phi: Scalar, z: Data) -> Data:
+            return _velocity(denoise, process, phi, z, _time(process, phi), state.guidance)[0]
+
+        end = _angle(process, t_next)
         phi, z = _angle(process, t), state.x / _norm(process, t)
-        velocity = _velocity(denoise, process, phi, z, t)
+        velocity, _ = _velocity(denoise, process, phi, z, t, state.guidance)
         h = jnp.where(state.history > 0, state.history, self._first(z, velocity))
         walk = Walk(phi, z, velocity, h, jnp.zeros((), jnp.int32), jnp.array(False))
         walk = jax.lax.while_loop(
@@ -121,12 +128,12 @@ class Rk45:
             walk,
         )
         x = jnp.where(walk.phi > end, jnp.nan, _norm(process, t_next) * walk.z)
-        return SamplerState(x, history=walk.h)
+        return SamplerState(x, history=walk.h, guidance=state.guidance)
 
     def _tries(self) -> int:
         return (self.max_calls - 1) // 6
 
-    def _first(self, z: Images, velocity: Images) -> Scalar:
+    def _first(self, z: Data, velocity: Data) -> Scalar:
         """A careful first step (Hairer, Norsett & Wanner 1993, section II.4)."""
         allowed = self.atol + self.rtol * jnp.abs(z)
         size, speed = _worst(z / allowed), _worst(velocity / allowed)
@@ -141,7 +148,7 @@ class Rk45:
             velocities.append(slope(walk.phi - h * sum(row), z))
         allowed = self.atol + self.rtol * jnp.maximum(jnp.abs(walk.z), jnp.abs(z))
         error = _worst(h * _sum(ERROR, velocities) / allowed)
-        # Not "error <= 1", which would try again and again where the denoiser says NaN.
+        # Not "error <= 1", which would try again and again where the denoiser returns NaN.
         rejected = error > 1
         most = jnp.where(walk.rejected | rejected, 1.0, GROW)
         factor = jnp.clip(SAFETY * jnp.maximum(error, 1e-10) ** -0.2, SHRINK, most)
@@ -152,16 +159,23 @@ class Rk45:
         return jax.tree.map(lambda new, old: jnp.where(rejected, old, new), accepted, again)
 
 
-def _slope(denoise: DenoiseFn, process: Process) -> Slope:
-    def slope(phi: Scalar, z: Images) -> Images:
-        return _velocity(denoise, process, phi, z, process.time(-2 * jnp.log(jnp.tan(phi))))
+def _refuse_state(guidance: Any) -> None:
+    if jax.tree.leaves(guidance):
+        raise UserError(
+            "sampling.guidance=momentum: expected guidance without state for adaptive steps, got one that keeps state "
+            "from call to call. Fix: choose another sampler, or guidance without momentum"
+        )
 
-    return slope
+
+def _velocity(
+    denoise: Denoise, process: Process, phi: Scalar, z: Data, t: Scalar, guidance: Any
+) -> tuple[Data, Any]:
+    (x_0, noise, _), guidance = denoise(_norm(process, t) * z, t, guidance)
+    return jnp.cos(phi) * noise - jnp.sin(phi) * x_0, guidance
 
 
-def _velocity(denoise: DenoiseFn, process: Process, phi: Scalar, z: Images, t: Scalar) -> Images:
-    x_0, noise, _ = denoise(_norm(process, t) * z, t)
-    return jnp.cos(phi) * noise - jnp.sin(phi) * x_0
+def _time(process: Process, phi: Scalar) -> Scalar:
+    return process.time(-2 * jnp.log(jnp.tan(phi)))
 
 
 def _angle(process: Process, t: Scalar) -> Scalar:
@@ -173,13 +187,13 @@ def _norm(process: Process, t: Scalar) -> Scalar:
     return jnp.hypot(*process.signal(t))
 
 
-def _sum(row: tuple[float, ...], velocities: list[Images]) -> Images:
+def _sum(row: tuple[float, ...], velocities: list[Data]) -> Data:
     total = jnp.zeros_like(velocities[0])
     for weight, velocity in zip(row, velocities, strict=True):
         total = total + weight * velocity
     return total
 
 
-def _worst(values: Images) -> Scalar:
-    """The largest root mean square of an image."""
-    return jnp.max(jnp.sqrt(jnp.mean(jnp.square(values), axis=(1, 2, 3))))
+def _worst(values: Data) -> Scalar:
+    """The largest root mean square of an example."""
+    return jnp.max(jnp.sqrt(mean_per_example(jnp.square(values))))

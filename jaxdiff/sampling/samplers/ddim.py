@@ -2,68 +2,71 @@
 
 import dataclasses
 
+from jaxdiff.errors import between
 from jaxdiff.process.gaussian import Process
-from jaxdiff.sampling.loop import DenoiseFn, SamplerState, noise_like
-from jaxdiff.sampling.samplers.exponential import renew, require_share
-from jaxdiff.typing import Images, Keys, Scalar
+from jaxdiff.process.prediction import Prediction
+from jaxdiff.sampling.base import SingleCall
+from jaxdiff.sampling.noise import noise_like
+from jaxdiff.sampling.protocols import SamplerState
+from jaxdiff.sampling.samplers.exponential import renew
+from jaxdiff.typing import Keys, Scalar
 
 
 @dataclasses.dataclass(frozen=True)
-class Ddim:
-    """Denoise, then diffuse the predicted pair again to the next noise level (Song et al. 2021, equation 12).
+class Ddim(SingleCall):
+    """DDIM: diffuses the predicted pair again to the next noise level (Song et al. 2021, equation 12).
 
     Attributes:
-      eta: how much of the noise is fresh. 0 is deterministic; 1 draws from the posterior of ``x_next`` given
-        ``x_t`` and the predicted image: DDPM's ancestral sampling with the smaller variance.
+      eta: fraction of fresh noise. 0 is deterministic; 1 draws from the posterior of ``x_next`` given ``x_t`` and the
+        predicted x_0: DDPM's ancestral sampling with the smaller variance.
     """
 
     eta: float = 0.0
 
     def __post_init__(self):
-        require_share("eta", self.eta)
+        between(self, "eta", 0.0, 1.0)
 
-    def calls(self, steps: int) -> int:
-        return steps
-
-    def init(self, x: Images) -> SamplerState:
-        return SamplerState(x)
-
-    def step(
-        self, denoise: DenoiseFn, process: Process, state: SamplerState, t: Scalar, t_next: Scalar, keys: Keys
+    def update(
+        self,
+        prediction: Prediction,
+        process: Process,
+        state: SamplerState,
+        t: Scalar,
+        t_next: Scalar,
+        keys: Keys,
     ) -> SamplerState:
-        x_0, noise, _ = denoise(state.x, t)
         (alpha, sigma), _, fresh = renew(process, t, t_next, self.eta)
-        x = alpha * x_0 + sigma * noise
+        x = alpha * prediction.x_0 + sigma * prediction.noise
         return SamplerState(x + fresh * noise_like(keys, x) if self.eta > 0 else x)
 
 
 @dataclasses.dataclass(frozen=True)
-class EulerAncestral:
-    """An Euler step to below the next noise level, and fresh noise up to it: `Ddim` under k-diffusion's name.
+class EulerAncestral(SingleCall):
+    """Euler ancestral: an Euler step to below the next noise level, and fresh noise up to it (k-diffusion).
+
+    The same step as `Ddim`.
 
     Attributes:
-      eta: the share of the noise that is fresh.
-      noise_scale: standard deviation of the fresh noise; away from 1 the noise level is no longer the one that the
-        denoiser is told.
+      eta: fraction of fresh noise.
+      noise_scale: standard deviation of the fresh noise. Away from 1 the noise level is no longer the one that the
+        denoiser is called with.
     """
 
     eta: float = 1.0
     noise_scale: float = 1.0
 
     def __post_init__(self):
-        require_share("eta", self.eta)
+        between(self, "eta", 0.0, 1.0)
 
-    def calls(self, steps: int) -> int:
-        return steps
-
-    def init(self, x: Images) -> SamplerState:
-        return SamplerState(x)
-
-    def step(
-        self, denoise: DenoiseFn, process: Process, state: SamplerState, t: Scalar, t_next: Scalar, keys: Keys
+    def update(
+        self,
+        prediction: Prediction,
+        process: Process,
+        state: SamplerState,
+        t: Scalar,
+        t_next: Scalar,
+        keys: Keys,
     ) -> SamplerState:
-        x_0, noise, _ = denoise(state.x, t)
         (alpha, sigma), _, fresh = renew(process, t, t_next, self.eta)
-        return SamplerState(
-            alpha * x_0 + sigma * noise + self.noise_scale * fresh * noise_like(keys, state.x)
-        )
+        x = alpha * prediction.x_0 + sigma * prediction.noise
+        return SamplerState(x + self.noise_scale * fresh * noise_like(keys, state.x))

@@ -1,48 +1,53 @@
-"""The multistep solvers of the DPM-Solver family: one call per step, by remembering earlier ones."""
+"""The multistep solvers of the DPM-Solver family: one call per step, with a history of earlier predictions."""
 
 import dataclasses
 
 import jax.numpy as jnp
 
-from jaxdiff.errors import require
+from jaxdiff.errors import expect, one_of
 from jaxdiff.process.gaussian import Process
 from jaxdiff.process.prediction import Prediction
-from jaxdiff.sampling.loop import DenoiseFn, SamplerState, noise_like
-from jaxdiff.sampling.samplers.exponential import finite, length, moved, require_integrand, weights
-from jaxdiff.typing import Images, Keys, Scalar
+from jaxdiff.sampling.base import SingleCall
+from jaxdiff.sampling.noise import noise_like
+from jaxdiff.sampling.protocols import SamplerState
+from jaxdiff.sampling.samplers.exponential import INTEGRANDS, finite, length, moved, weights
+from jaxdiff.sampling.samplers.multistep import if_allowed
+from jaxdiff.typing import Data, Keys, Scalar
+
+RULES = ("midpoint", "heun")
 
 
 @dataclasses.dataclass(frozen=True)
-class DpmSolver1:
-    """The first-order step. Without noise it is `Ddim`, whatever the integrand.
+class DpmSolver1(SingleCall):
+    """DPM-Solver-1: the first-order step. Without noise it is `Ddim`, whatever the integrand.
 
     Attributes:
-      eta: how much noise is added on the way. 0 solves the probability flow, 1 the reverse SDE (Lu et al. 2022,
-        "DPM-Solver++", section 5), and between or above them a mixture.
-      integrand: what is interpolated, "x_0" as in DPM-Solver++ or "noise" as in DPM-Solver.
+      eta: amount of added noise. 0 solves the probability flow, 1 the reverse SDE (Lu et al. 2022, "DPM-Solver++",
+        section 5); other values are mixtures.
+      integrand: the interpolated quantity, "x_0" as in DPM-Solver++ or "noise" as in DPM-Solver.
     """
 
     eta: float = 0.0
     integrand: str = "x_0"
 
     def __post_init__(self):
-        require(self.eta >= 0, "eta", self.eta, "it is an amount of noise", "give a number from 0 up")
-        require_integrand(self.integrand)
+        expect(self.eta >= 0, "eta", self.eta, "an amount of noise >= 0", "give a number from 0 up")
+        one_of(self, "integrand", INTEGRANDS)
 
-    def calls(self, steps: int) -> int:
-        return steps
-
-    def init(self, x: Images) -> SamplerState:
-        return SamplerState(x)
-
-    def step(
-        self, denoise: DenoiseFn, process: Process, state: SamplerState, t: Scalar, t_next: Scalar, keys: Keys
+    def update(
+        self,
+        prediction: Prediction,
+        process: Process,
+        state: SamplerState,
+        t: Scalar,
+        t_next: Scalar,
+        keys: Keys,
     ) -> SamplerState:
-        return SamplerState(self._first_order(denoise(state.x, t), process, t, t_next, keys))
+        return SamplerState(self._first_order(prediction, process, t, t_next, keys))
 
     def _first_order(
         self, prediction: Prediction, process: Process, t: Scalar, t_next: Scalar, keys: Keys
-    ) -> Images:
+    ) -> Data:
         x_0, noise, _ = prediction
         alpha, sigma = process.signal(t_next)
         if self.eta == 0:
@@ -65,10 +70,10 @@ class DpmSolver1:
 
 @dataclasses.dataclass(frozen=True)
 class DpmSolver2M(DpmSolver1):
-    """Second order: a line through this prediction and the last. DPM-Solver++(2M) (Lu et al. 2022, algorithm 2).
+    """DPM-Solver++(2M): a line through this prediction and the last (Lu et al. 2022, algorithm 2). Second order.
 
     With ``eta=1`` it is SDE-DPM-Solver++(2M). The first step, and the one after a step from pure noise (alpha = 0),
-    are of first order, which keeps the order of the whole.
+    are of first order, which preserves the global order.
 
     Attributes:
       rule: "midpoint" takes the line's value at the middle of the step, "heun" its exact integral.
@@ -78,20 +83,24 @@ class DpmSolver2M(DpmSolver1):
 
     def __post_init__(self):
         super().__post_init__()
-        require(
-            self.rule in ("midpoint", "heun"), "rule", self.rule, "no such rule", "give 'midpoint' or 'heun'"
-        )
+        one_of(self, "rule", RULES)
 
-    def init(self, x: Images) -> SamplerState:
+    def init(self, x: Data) -> SamplerState:
         return SamplerState(x, history=(jnp.zeros_like(x), jnp.array(jnp.inf, x.dtype)))
 
-    def step(
-        self, denoise: DenoiseFn, process: Process, state: SamplerState, t: Scalar, t_next: Scalar, keys: Keys
+    def update(
+        self,
+        prediction: Prediction,
+        process: Process,
+        state: SamplerState,
+        t: Scalar,
+        t_next: Scalar,
+        keys: Keys,
     ) -> SamplerState:
         previous, previous_h = state.history
-        prediction = denoise(state.x, t)
+        previous_h = if_allowed(2, previous_h, state.max_order)
         value, h = getattr(prediction, self.integrand), length(process, t, t_next)
-        # A last prediction from infinitely far away tells no slope.
+        # A previous prediction that lies infinitely far away gives slope 0.
         slope = finite(h) / previous_h * (value - previous)
         first, second, _ = self._weights(process, t_next, finite(h))
         x = self._first_order(prediction, process, t, t_next, keys)
@@ -101,39 +110,55 @@ class DpmSolver2M(DpmSolver1):
 
 @dataclasses.dataclass(frozen=True)
 class DpmSolver3M(DpmSolver1):
-    """Third order: a parabola through this prediction and the last two (Lu et al. 2022, "DPM-Solver++", appendix).
+    """DPM-Solver++(3M): a parabola through this prediction and the last two (Lu et al. 2022, appendix). Third order.
 
-    The first step is of first order and would leave the whole at second. The second step therefore begins by mending
-    it, with the slope that is then known, at no further call (as the corrector of Zhao et al. 2023, "UniPC").
+    The first step is of first order, and its error would reduce the global order to two. The second step therefore
+    begins by correcting it with the slope that is known by then, at no further call (as the corrector of Zhao et al.
+    2023, "UniPC").
 
     Attributes:
-      compat: the step of diffusers and k-diffusion, without this and with half the last term. Their
+      compat: the step of diffusers and k-diffusion, without this correction and with half the last term. Their
         ``phi_3 D_2`` takes a second divided difference for a second derivative, which is twice as large; it is of
         second order.
+      rule: of steps with one earlier prediction only, as for `DpmSolver2M`. diffusers' default is "midpoint".
     """
 
     compat: bool = False
+    rule: str = "heun"
 
-    def init(self, x: Images) -> SamplerState:
+    def __post_init__(self):
+        super().__post_init__()
+        one_of(self, "rule", RULES)
+
+    def init(self, x: Data) -> SamplerState:
         nothing, far = jnp.zeros_like(x), jnp.array(jnp.inf, x.dtype)
         return SamplerState(x, history=(nothing, nothing, far, far))
 
-    def step(
-        self, denoise: DenoiseFn, process: Process, state: SamplerState, t: Scalar, t_next: Scalar, keys: Keys
+    def update(
+        self,
+        prediction: Prediction,
+        process: Process,
+        state: SamplerState,
+        t: Scalar,
+        t_next: Scalar,
+        keys: Keys,
     ) -> SamplerState:
         last, before, last_h, before_h = state.history
-        prediction = denoise(state.x, t)
         value, h = getattr(prediction, self.integrand), length(process, t, t_next)
         if not self.compat:
-            unmended = jnp.isinf(before_h)
-            mend = jnp.where(unmended, self._weights(process, t, finite(last_h))[1], 0.0) * (value - last)
-            prediction = moved(prediction, process.signal(t), self.integrand, mend)
+            uncorrected = jnp.isinf(before_h)
+            change = jnp.where(uncorrected, self._weights(process, t, finite(last_h))[1], 0.0)
+            prediction = moved(prediction, process.signal(t), self.integrand, change * (value - last))
+        history = (value, last, h, last_h)
+        last_h, before_h = (if_allowed(k, x, state.max_order) for k, x in ((2, last_h), (3, before_h)))
         # Divided differences; those that reach infinitely far back are 0.
         near, far = finite(h) / last_h * (value - last), finite(h) / before_h * (last - before)
-        share = jnp.where(jnp.isinf(last_h), 0.0, last_h / (last_h + before_h))
-        slope = near + share * (near - far)
+        fraction = jnp.where(jnp.isinf(last_h), 0.0, last_h / (last_h + before_h))
+        slope = near + fraction * (near - far)
         bend = finite(h) / (last_h + before_h) * (near - far)
-        _, second, third = self._weights(process, t_next, finite(h))
+        first, second, third = self._weights(process, t_next, finite(h))
+        if self.rule == "midpoint":
+            second = jnp.where(jnp.isinf(before_h), first / 2, second)
         x = self._first_order(prediction, process, t, t_next, keys)
         x = x + second * slope + (1 if self.compat else 2) * third * bend
-        return SamplerState(x, history=(value, last, h, last_h))
+        return SamplerState(x, history=history)

@@ -1,4 +1,4 @@
-"""The stochastic Adams method, a predictor and a corrector at one call a step."""
+"""SA-Solver, the stochastic Adams method: a predictor and a corrector at one call per step."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,47 +6,55 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from jaxdiff.errors import require
+from jaxdiff.errors import expect, one_of
 from jaxdiff.process.gaussian import Process, Signal
 from jaxdiff.process.prediction import Prediction
-from jaxdiff.sampling.loop import DenoiseFn, SamplerState, noise_like
-from jaxdiff.sampling.samplers.exponential import finite, length, moved, require_integrand
+from jaxdiff.sampling.base import SingleCall
+from jaxdiff.sampling.noise import noise_like
+from jaxdiff.sampling.protocols import SamplerState
+from jaxdiff.sampling.samplers.exponential import INTEGRANDS, finite, length, moved
 from jaxdiff.sampling.samplers.multistep import (
     Past,
     combine,
+    empty,
     exponential_moments,
     integrals,
-    nothing,
     reciprocals,
 )
-from jaxdiff.typing import Images, Keys, Scalar
+from jaxdiff.typing import Data, Keys, Scalar
 
 RULES = ("exact", "bh1", "bh2")
 
 
-class Memory(NamedTuple):
-    """Earlier predictions; what they added to the last step, with its strength of the drift, ``1 + tau^2``."""
+class History(NamedTuple):
+    """The history of `SaSolver`.
+
+    Attributes:
+      past: earlier predictions.
+      added: their contribution to the last step.
+      drift: strength of its drift, ``1 + tau^2``.
+    """
 
     past: Past
-    added: Images
+    added: Data
     drift: Scalar
 
 
 @dataclasses.dataclass(frozen=True)
-class SaSolver:
+class SaSolver(SingleCall):
     """SA-Solver (Xue et al. 2023, "SA-Solver: Stochastic Adams Solver for Fast Sampling of Diffusion Models").
 
-    A step goes on with a polynomial through `predictor_order` predictions. The next one begins by mending it, since now
-    there is a prediction at its end: with the polynomial through `corrector_order` of them, the new one included, and
-    the noise that was drawn. Where the last step ends is not mended, for what that call predicts is the result.
+    A step continues a polynomial through `predictor_order` predictions. The next one begins by correcting it, since
+    now there is a prediction at its end: with the polynomial through `corrector_order` of them, the new one included,
+    and the noise that was drawn. The end of the last step is not corrected, since the call there gives the result.
 
     Attributes:
       predictor_order: from 1 to 4.
-      corrector_order: from 2 to 4; 0 is no corrector. With p + 1 the whole is of one order more than the predictor p,
-        without noise.
-      tau: how much noise is added. 0 solves the probability flow, 1 the reverse SDE.
+      corrector_order: from 2 to 4; 0 is no corrector. With p + 1 the global order is one more than that of the
+        predictor p, without noise.
+      tau: amount of added noise. 0 solves the probability flow, 1 the reverse SDE.
       tau_min, tau_max: the noise levels ``sigma / alpha`` between which steps that add noise begin.
-      integrand: what is interpolated, the predicted "x_0" or "noise".
+      integrand: the interpolated quantity, "x_0" or "noise".
       rule: how a polynomial through two predictions is integrated. "exact" is exact. The others take half of its rise
         over the step, times B(h): with "bh1" that is ``h (1 + tau^2)``, with "bh2" the exact integral of 1. The
         released code has "bh1" for x_0, for better images in few steps.
@@ -61,46 +69,46 @@ class SaSolver:
     rule: str = "exact"
 
     def __post_init__(self):
-        require(
-            1 <= self.predictor_order <= 4, "predictor_order", self.predictor_order,
-            "it counts the predictions of a polynomial", "give a number from 1 to 4",
-        )  # fmt: skip
-        require(
-            self.corrector_order in (0, 2, 3, 4), "corrector_order", self.corrector_order,
-            "it counts the predictions of a polynomial, both ends of the step included",
-            "give 2, 3 or 4, or 0 for none",
-        )  # fmt: skip
-        require(self.tau >= 0, "tau", self.tau, "it is an amount of noise", "give a number from 0 up")
-        require(
-            self.tau_max > self.tau_min, "tau_max", self.tau_max, f"it is not above tau_min={self.tau_min}",
-            "give a larger number",
-        )  # fmt: skip
-        require_integrand(self.integrand)
-        require(self.rule in RULES, "rule", self.rule, "no such rule", "give 'exact', 'bh1' or 'bh2'")
+        one_of(self, "predictor_order", (1, 2, 3, 4))
+        one_of(self, "corrector_order", (0, 2, 3, 4))
+        expect(self.tau >= 0, "tau", self.tau, "an amount of noise >= 0", "give a number from 0 up")
+        expect(
+            self.tau_max > self.tau_min,
+            "tau_max",
+            self.tau_max,
+            f"a number > tau_min={self.tau_min}",
+            "raise it",
+        )
+        one_of(self, "integrand", INTEGRANDS)
+        one_of(self, "rule", RULES)
 
-    def calls(self, steps: int) -> int:
-        return steps
+    def init(self, x: Data) -> SamplerState:
+        past = empty(x, max(self.predictor_order, self.corrector_order) - 1)
+        return SamplerState(x, History(past, jnp.zeros_like(x), jnp.ones((), x.dtype)))
 
-    def init(self, x: Images) -> SamplerState:
-        past = nothing(x, max(self.predictor_order, self.corrector_order) - 1)
-        return SamplerState(x, Memory(past, jnp.zeros_like(x), jnp.ones((), x.dtype)))
-
-    def step(
-        self, denoise: DenoiseFn, process: Process, state: SamplerState, t: Scalar, t_next: Scalar, keys: Keys
+    def update(
+        self,
+        prediction: Prediction,
+        process: Process,
+        state: SamplerState,
+        t: Scalar,
+        t_next: Scalar,
+        keys: Keys,
     ) -> SamplerState:
-        prediction, history = denoise(state.x, t), state.history
+        history = state.history
         value, h = getattr(prediction, self.integrand), length(process, t, t_next)
         if self.corrector_order > 0:
-            mend = self._mended(history, value, process, t) - history.added
-            prediction = moved(prediction, process.signal(t), self.integrand, mend)
+            correction = self._corrected(history, value, process, t) - history.added
+            prediction = moved(prediction, process.signal(t), self.integrand, correction)
+        past = history.past.limited(state.max_order)
         tau_squared, signal = self._tau_squared(process, t), process.signal(t_next)
-        r = reciprocals(h, history.past.lengths[: self.predictor_order - 1])
-        added = self._added(signal, finite(h), 1 + tau_squared, r, history.past.values[: len(r)], value)
+        r = reciprocals(h, past.lengths[: self.predictor_order - 1])
+        added = self._added(signal, finite(h), 1 + tau_squared, r, past.values[: len(r)], value)
         x = self._first_order(prediction, signal, h, tau_squared, keys) + added
-        return SamplerState(x, Memory(history.past.and_now(value, h), added, 1 + tau_squared))
+        return SamplerState(x, History(past.and_now(value, h), added, 1 + tau_squared))
 
-    def _mended(self, history: Memory, value: Images, process: Process, t: Scalar) -> Images:
-        """What the last step should have added, now that there is a prediction, `value`, at its end."""
+    def _corrected(self, history: History, value: Data, process: Process, t: Scalar) -> Data:
+        """The contribution that the last step should have had, given the prediction `value` at its end."""
         last, *before = history.past.values[: self.corrector_order - 1]
         h, *lengths = history.past.lengths[: self.corrector_order - 1]
         r = [jnp.ones_like(h), *reciprocals(h, lengths)]
@@ -112,10 +120,10 @@ class SaSolver:
         h: Scalar,
         drift: Scalar,
         r: Sequence[Scalar],
-        values: Sequence[Images],
-        value: Images,
-    ) -> Images:
-        """What the polynomial through `value` and others adds to a step of first order that ends at `signal`."""
+        values: Sequence[Data],
+        value: Data,
+    ) -> Data:
+        """What the polynomial through `value` and `values` adds to a step of first order that ends at `signal`."""
         count = len(r) + 1
         if self.integrand == "x_0":
             moments = exponential_moments("x_0", signal, drift * h, count)
@@ -129,12 +137,12 @@ class SaSolver:
         return combine(weights, values, value)
 
     def _kernel(self, signal: Signal, drift: Scalar) -> Scalar:
-        """The weight of the integrand at the end of a step, for a unit of h."""
+        """The weight of the integrand at the end of a step, per unit of h."""
         return drift * (signal.alpha if self.integrand == "x_0" else -signal.sigma)
 
     def _first_order(
         self, prediction: Prediction, signal: Signal, h: Scalar, tau_squared: Scalar, keys: Keys
-    ) -> Images:
+    ) -> Data:
         x_0, noise, _ = prediction
         alpha, sigma = signal
         if self.tau == 0:

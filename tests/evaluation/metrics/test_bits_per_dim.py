@@ -21,7 +21,7 @@ from jaxdiff.evaluation.reports.files import table
 from jaxdiff.likelihood.flow import ExactDivergence, Heun, Hutchinson
 from jaxdiff.likelihood.variational import TanhDecoder, bound
 from jaxdiff.process.gaussian import VarianceExploding
-from jaxdiff.sampling.loop import TimePath
+from jaxdiff.sampling.protocols import TimePath
 from tests.oracles import Gaussian
 
 PROCESS = VarianceExploding()

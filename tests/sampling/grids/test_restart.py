@@ -17,7 +17,7 @@ from jaxdiff.sampling import loop
 from jaxdiff.sampling.grids.continuous import Karras, LogSnrUniform, Uniform
 from jaxdiff.sampling.grids.restart import RePaint, Restart
 from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
-from jaxdiff.sampling.loop import SamplerState
+from jaxdiff.sampling.protocols import SamplerState
 from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.sampling.samplers.heun import Euler, Heun
 from jaxdiff.sampling.samplers.pndm import Pndm

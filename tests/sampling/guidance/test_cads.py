@@ -10,8 +10,8 @@ from jaxdiff.sampling.grids.continuous import Uniform
 from jaxdiff.sampling.guidance.cads import Cads
 from jaxdiff.sampling.guidance.classifier_free import ClassifierFree, Interval
 from jaxdiff.sampling.guidance.rules import Projected
-from jaxdiff.sampling.loop import Encoded, StatefulDenoiser
 from jaxdiff.sampling.modifiers.thresholding import DynamicThreshold
+from jaxdiff.sampling.protocols import Encoded
 from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.sampling.samplers.ddim import Ddim
 
@@ -30,8 +30,8 @@ def conditions():
 def shows_the_condition(x, t, conditions, drop):
     """A model whose image is the condition that it sees."""
     encoded = conditions["c"]
-    assert encoded.given["mask"].dtype == bool
-    seen = jnp.where(drop["c"][:, None], encoded.null["vector"], encoded.given["vector"])
+    assert encoded.cond["mask"].dtype == bool
+    seen = jnp.where(drop["c"][:, None], encoded.uncond["vector"], encoded.cond["vector"])
     return Prediction(seen[:, None, :, None], 0 * x)
 
 
@@ -80,7 +80,7 @@ def test_each_part_of_a_condition_has_noise_of_its_own_and_a_flat_one_stays_fini
     flat = jnp.zeros((BATCH, WIDTH))
 
     def model(x, t, conditions, drop):
-        return Prediction((conditions["a"].given - conditions["b"].given)[:, None, :, None], 0 * x)
+        return Prediction((conditions["a"].cond - conditions["b"].cond)[:, None, :, None], 0 * x)
 
     guided = Cads(ClassifierFree(), 0.1, 0.2, 1.0, rescale=0.0)(
         model, FLOW, {name: Encoded(flat, flat) for name in "ab"}, KEYS
@@ -99,20 +99,18 @@ def test_the_null_stays_clean_and_the_guidance_inside_guides():
     np.testing.assert_array_equal(seen(Cads(ClassifierFree(0.0), **arguments), 0.7), 0.0)
 
 
-def test_without_noise_it_is_the_guidance_inside_with_a_memory_too():
+def test_without_noise_it_is_the_guidance_inside_with_its_state():
     rule = Projected(0.0, 2.0, -0.5)
     plain, cads = (
         guidance(shows_the_condition, FLOW, conditions(), KEYS)
         for guidance in (ClassifierFree(3.0, rule), Cads(ClassifierFree(3.0, rule), 0.5, 0.9))
     )
-    assert isinstance(plain, StatefulDenoiser)
-    assert isinstance(cads, StatefulDenoiser)
     x, t = jnp.asarray(X), jnp.asarray(0.4)
-    memories = plain.init(x), cads.init(x)
+    states = plain.init(x), cads.init(x)
     for _ in range(2):
-        expected, first = plain.call(memories[0], x, t)
-        found, second = cads.call(memories[1], x, t)
-        memories = first, second
+        expected, first = plain.call(x, t, states[0])
+        found, second = cads.call(x, t, states[1])
+        states = first, second
         np.testing.assert_allclose(found.x_0, expected.x_0, rtol=1e-12)
         np.testing.assert_allclose(second, first, rtol=1e-12)
 

@@ -13,6 +13,7 @@ from jaxdiff.process.prediction import Prediction
 from jaxdiff.process.schedule import Cosine
 from jaxdiff.sampling.guidance.classifier import ClassifierGuidance
 from jaxdiff.sampling.modifiers.thresholding import StaticThreshold
+from jaxdiff.sampling.protocols import stateless
 from jaxdiff.sampling.samplers.ancestral import Ancestral
 from jaxdiff.sampling.samplers.ddim import Ddim
 from tests.oracles import Gaussian, predict_from_data
@@ -57,7 +58,7 @@ def test_with_the_true_density_it_is_the_conditional_denoiser(process):
     unconditional = Gaussian(jnp.asarray(0.0), jnp.asarray(1.0)).denoiser(process)
     mean = MEAN * signs["sign"][:, None, None, None]
     expected = Gaussian(mean, jnp.asarray(STD)).denoiser(process)(x, t)
-    found = ClassifierGuidance(Likelihood(process))(unconditional, process, signs, KEYS)(x, t)
+    found = ClassifierGuidance(Likelihood(process))(stateless(unconditional), process, signs, KEYS)(x, t)
     np.testing.assert_allclose(found.x_0, expected.x_0, rtol=1e-9)
     np.testing.assert_allclose(found.noise, expected.noise, rtol=1e-9)
 
@@ -68,7 +69,7 @@ def test_the_gradient_moves_each_image_by_its_scale_and_keeps_the_noisy_image():
     def denoise(x, t):
         return predict_from_data(process, x, t, 0.5 * x)._replace(variance_fraction=jnp.ones_like(x))
 
-    found = ClassifierGuidance(Constant(), 3.0)(denoise, process, {}, KEYS)(x, t)
+    found = ClassifierGuidance(Constant(), 3.0)(stateless(denoise), process, {}, KEYS)(x, t)
     np.testing.assert_allclose(found.noise, denoise(x, t).noise - 3 * 0.6, rtol=1e-9)
     np.testing.assert_allclose(0.4 * found.x_0 + 0.6 * found.noise, x, rtol=1e-9)
     np.testing.assert_array_equal(found.variance_fraction, 1.0)
@@ -76,7 +77,9 @@ def test_the_gradient_moves_each_image_by_its_scale_and_keeps_the_noisy_image():
 
 def test_at_pure_noise_there_is_nothing_to_be_guided_by():
     x = jnp.ones((3, 2, 2, 1))
-    guided = ClassifierGuidance(Constant(), 3.0)(lambda x, t: Prediction(0 * x, x), RectifiedFlow(), {}, KEYS)
+    guided = ClassifierGuidance(Constant(), 3.0)(
+        stateless(lambda x, t: Prediction(0 * x, x)), RectifiedFlow(), {}, KEYS
+    )
     found = guided(x, jnp.asarray(1.0))
     np.testing.assert_array_equal(found.x_0, 0.0)
     np.testing.assert_array_equal(found.noise, x)
@@ -109,12 +112,12 @@ def step_of(sampler, table, row, guided):
         noise, v = output[..., :3], output[..., 3:]
         return Prediction((x - sigma * noise) / alpha, noise, (v + 1) / 2)
 
-    denoise = StaticThreshold()(denoise, process, {}, KEYS[:1])
+    denoise = StaticThreshold()(stateless(denoise), process, {}, KEYS[:1])
     if guided:
         density = Stored(jnp.asarray(channels_last["cond_grad"]))
         denoise = ClassifierGuidance(density)(denoise, process, {}, KEYS[:1])
     with Draws([jnp.asarray(channels_last["noise2"])]):
-        found = sampler.step(denoise, process, sampler.init(x), t, t_next, KEYS[:1]).x
+        found = sampler.step(denoise.call, process, sampler.init(x), t, t_next, KEYS[:1]).x
     beta = 1 - alpha_bars[0] / alpha_bars[1]
     fraction = (channels_last["model_out"][..., 3:] + 1) / 2
     variance = np.exp(transition.reverse_log_variance(process, t_next, t, jnp.asarray(fraction)))

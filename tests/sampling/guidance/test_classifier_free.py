@@ -203,9 +203,9 @@ def test_an_empty_interval_is_refused(ends):
 
 def test_what_guidance_cannot_use_or_lacks_is_said_before_any_call():
     _, fields, _ = a_batch()
-    with pytest.raises(UserError, match=r"guide=.*no use"):
+    with pytest.raises(UserError, match=r"guide=.*expected no second model"):
         ClassifierFree(1.0)(model, FLOW, fields, KEYS, model)
-    with pytest.raises(UserError, match=r"scale=2.0: there is no condition"):
+    with pytest.raises(UserError, match=r"scale=2.0: expected a model with conditions"):
         ClassifierFree(2.0)(model, FLOW, {}, KEYS)
 
 
@@ -324,10 +324,10 @@ def test_scales_that_fit_no_condition_are_refused():
     for wrong in ({"conditions": ("a", "a"), "scales": (1.0, 2.0)}, {"conditions": (), "scales": ()}):
         with pytest.raises(UserError, match="conditions"):
             PerCondition(**wrong)
-    with pytest.raises(UserError, match="there are 2 conditions"):
+    with pytest.raises(UserError, match="expected 2 scales"):
         PerCondition(("a", "b"), (1.0,))
     _, fields, _ = a_batch()
-    with pytest.raises(UserError, match=r"'text': the model has no such condition. Fix: name one of mean"):
+    with pytest.raises(UserError, match=r"'text': expected conditions of the model.*Fix: name one of mean"):
         PerCondition(("text",), (2.0,))(model, FLOW, fields, KEYS)
     with pytest.raises(UserError, match="guide"):
         PerCondition(("mean",), (2.0,))(model, FLOW, fields, KEYS, model)
@@ -362,7 +362,7 @@ def test_autoguidance_calls_the_guide_where_it_counts_only():
             np.testing.assert_array_equal(found.x_0, plain.x_0)
     found = Autoguidance(1.0)(model, FLOW, fields, KEYS)(x, t)
     np.testing.assert_array_equal(found.x_0, plain.x_0)
-    with pytest.raises(UserError, match=r"guide=None: autoguidance needs another model"):
+    with pytest.raises(UserError, match=r"guide=None: expected a guiding model"):
         Autoguidance(2.0)(model, FLOW, fields, KEYS)
 
 

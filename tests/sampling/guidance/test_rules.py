@@ -10,25 +10,25 @@ from jaxdiff.process.gaussian import RectifiedFlow
 from jaxdiff.process.prediction import Prediction
 from jaxdiff.sampling.guidance.classifier_free import ClassifierFree, Interval
 from jaxdiff.sampling.guidance.rules import CfgPlusPlus, Extrapolate, Projected, Rescale
-from jaxdiff.sampling.loop import StatefulDenoiser, sample
+from jaxdiff.sampling.loop import sample
 from jaxdiff.sampling.samplers.ddim import Ddim
 from tests.oracles import predict_from_data
 
 FLOW, T = RectifiedFlow(), 0.6
 SHAPE = (3, 2, 2, 2)
-X, GIVEN, NULL = np.random.default_rng(0).normal(size=(3, *SHAPE)) * [[[[[1.0, 3.0]]]]]
+X, COND, UNCOND = np.random.default_rng(0).normal(size=(3, *SHAPE)) * [[[[[1.0, 3.0]]]]]
 KEYS = jax.random.split(jax.random.key(0), 3)
-REMEMBERING = Projected(0.3, 2.0, -0.5)
-RULES = [Extrapolate(), Rescale(0.4), CfgPlusPlus(), Projected(0.3, 2.0), REMEMBERING]
+MOMENTUM = Projected(0.3, 2.0, -0.5)
+RULES = [Extrapolate(), Rescale(0.4), CfgPlusPlus(), Projected(0.3, 2.0), MOMENTUM]
 
 
 def pair(x_0):
     return predict_from_data(FLOW, jnp.asarray(X), jnp.asarray(T), jnp.asarray(x_0))
 
 
-def apply(rule, scale, given=GIVEN, null=NULL, history=None):
-    history = rule.init(jnp.asarray(X)) if history is None else history
-    return rule(history, scale, pair(given), pair(null), FLOW.signal(jnp.asarray(T)))
+def apply(rule, scale, cond=COND, uncond=UNCOND, state=None):
+    state = rule.init(jnp.asarray(X)) if state is None else state
+    return rule(state, scale, pair(cond), pair(uncond), FLOW.signal(jnp.asarray(T)))
 
 
 def norm(x):
@@ -41,13 +41,11 @@ def makes_x(found):
 
 @pytest.mark.parametrize("phi", [0.0, 0.7, 1.0])
 def test_rescaling_brings_the_contrast_of_each_image_back(phi):
-    given, null = 0.05 * GIVEN, 0.05 * NULL
-    found, _ = apply(Rescale(phi), 4.0, given, null)
-    guided = null + 4.0 * (given - null)
-    std, std_given = (np.std(x, axis=(1, 2, 3)) for x in (guided, given))
-    np.testing.assert_allclose(
-        np.std(found.x_0, axis=(1, 2, 3)), phi * std_given + (1 - phi) * std, rtol=1e-9
-    )
+    cond, uncond = 0.05 * COND, 0.05 * UNCOND
+    found, _ = apply(Rescale(phi), 4.0, cond, uncond)
+    guided = uncond + 4.0 * (cond - uncond)
+    std, std_cond = (np.std(x, axis=(1, 2, 3)) for x in (guided, cond))
+    np.testing.assert_allclose(np.std(found.x_0, axis=(1, 2, 3)), phi * std_cond + (1 - phi) * std, rtol=1e-9)
     ratio = np.asarray(found.x_0) / guided  # one factor for each image: the picture itself stays as it is
     np.testing.assert_allclose(ratio, np.broadcast_to(ratio[:, :1, :1, :1], SHAPE), rtol=1e-9)
     makes_x(found)
@@ -59,46 +57,46 @@ def test_an_image_of_one_colour_has_no_contrast_to_rescale():
 
 
 def test_projection_is_algorithm_1_of_the_paper_call_after_call():
-    rule, history, running = Projected(0.3, 2.0, -0.5), None, 0.0
+    rule, state, running = Projected(0.3, 2.0, -0.5), None, 0.0
     rng = np.random.default_rng(1)
     for factor in (1.0, 0.1, 3.0):  # differences above and below the norm
-        given, null = (factor * rng.normal(size=SHAPE) for _ in range(2))
-        found, history = apply(rule, 4.0, jnp.asarray(given), jnp.asarray(null), history)
-        running = (given - null) + -0.5 * running
+        cond, uncond = (factor * rng.normal(size=SHAPE) for _ in range(2))
+        found, state = apply(rule, 4.0, jnp.asarray(cond), jnp.asarray(uncond), state)
+        running = (cond - uncond) + -0.5 * running
         away = running * np.minimum(1.0, 2.0 / norm(running))
-        unit = given / norm(given)
+        unit = cond / norm(cond)
         parallel = np.sum(away * unit, axis=(1, 2, 3), keepdims=True) * unit
-        np.testing.assert_allclose(found.x_0, given + 3.0 * (away - parallel + 0.3 * parallel), rtol=1e-9)
+        np.testing.assert_allclose(found.x_0, cond + 3.0 * (away - parallel + 0.3 * parallel), rtol=1e-9)
         makes_x(found)
 
 
 def test_without_its_three_parts_projection_is_extrapolation():
     found, _ = apply(Projected(eta=1.0), 4.0)
-    np.testing.assert_allclose(found.x_0, NULL + 4.0 * (GIVEN - NULL), rtol=1e-9)
+    np.testing.assert_allclose(found.x_0, UNCOND + 4.0 * (COND - UNCOND), rtol=1e-9)
     found, _ = apply(Projected(eta=0.0), 4.0)
-    change = np.sum((found.x_0 - GIVEN) * GIVEN, axis=(1, 2, 3))
+    change = np.sum((found.x_0 - COND) * COND, axis=(1, 2, 3))
     np.testing.assert_allclose(change, 0.0, atol=1e-9)
 
 
 def test_no_difference_and_no_image_are_no_nan():
-    for rule in (Projected(0.0, 2.0), REMEMBERING):
+    for rule in (Projected(0.0, 2.0), MOMENTUM):
         found, _ = apply(rule, 4.0, jnp.zeros(SHAPE), jnp.zeros(SHAPE))
         np.testing.assert_array_equal(found.x_0, 0.0)
 
 
 def test_cfg_plus_plus_is_the_guided_image_with_the_noise_of_the_unconditional_model():
     found, _ = apply(CfgPlusPlus(), 0.6)
-    np.testing.assert_allclose(found.x_0, NULL + 0.6 * (GIVEN - NULL), rtol=1e-9)
-    np.testing.assert_array_equal(found.noise, pair(NULL).noise)
+    np.testing.assert_allclose(found.x_0, UNCOND + 0.6 * (COND - UNCOND), rtol=1e-9)
+    np.testing.assert_array_equal(found.noise, pair(UNCOND).noise)
     for wrong in (-0.1, 1.1):
-        with pytest.raises(UserError, match=r"scale=.*interpolates"):
+        with pytest.raises(UserError, match=r"scale=.*CFG"):
             ClassifierFree(wrong, CfgPlusPlus())
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_a_rule_gives_each_image_what_it_gives_it_alone(rule):
     together, _ = apply(rule, 0.8)
-    one = [jax.tree.map(lambda value: value[1:2], pair(x)) for x in (GIVEN, NULL)]
+    one = [jax.tree.map(lambda value: value[1:2], pair(x)) for x in (COND, UNCOND)]
     alone, _ = rule(rule.init(jnp.asarray(X[1:2])), 0.8, *one, FLOW.signal(jnp.asarray(T)))
     np.testing.assert_allclose(together.x_0[1:2], alone.x_0, rtol=1e-12)
     np.testing.assert_allclose(together.noise[1:2], alone.noise, rtol=1e-12)
@@ -108,7 +106,7 @@ def model(calls):
     def denoise(x, t, conditions, drop):
         calls.append([int(value) for value in drop["c"]])
         return Prediction(*jax.tree.map(lambda a, b: jnp.where(drop["c"][:, None, None, None], a, b),
-                                        *(_rows(pair(x_0), x.shape[0]) for x_0 in (NULL, GIVEN))))  # fmt: skip
+                                        *(_rows(pair(x_0), x.shape[0]) for x_0 in (UNCOND, COND))))  # fmt: skip
 
     return denoise
 
@@ -124,7 +122,7 @@ def test_a_rule_is_called_with_what_it_needs_and_no_more(rule, scale):
     calls = []
     guided = ClassifierFree(scale, rule)(model(calls), FLOW, {"c": jnp.zeros(3)}, KEYS)
     x, t = jnp.asarray(X), jnp.asarray(T)
-    found = guided.call(guided.init(x), x, t)[0] if isinstance(guided, StatefulDenoiser) else guided(x, t)
+    found = guided(x, t)
     expected, _ = apply(rule, scale)
     np.testing.assert_allclose(found.x_0, expected.x_0, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(found.noise, expected.noise, rtol=1e-9, atol=1e-12)

@@ -10,8 +10,9 @@ from jaxdiff.data.images import to_float
 from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import RectifiedFlow
 from jaxdiff.sampling.grids.continuous import Uniform
-from jaxdiff.sampling.loop import Encoded, sample
+from jaxdiff.sampling.loop import sample
 from jaxdiff.sampling.modifiers.data_consistency import DataConsistency
+from jaxdiff.sampling.protocols import Encoded, stateless
 from jaxdiff.sampling.samplers.ddim import Ddim
 from tests.oracles import predict_from_data
 
@@ -32,7 +33,9 @@ def condition(value, absent=(False, False, False)):
 
 
 def matched(value, absent=(False, False, False)):
-    return DataConsistency()(denoise, FLOW, condition(value, absent), KEYS)(jnp.asarray(X), jnp.asarray(T))
+    return DataConsistency()(stateless(denoise), FLOW, condition(value, absent), KEYS)(
+        jnp.asarray(X), jnp.asarray(T)
+    )
 
 
 def means(images):
@@ -64,17 +67,17 @@ def test_an_image_without_the_condition_is_left_alone():
 def test_bytes_come_out_to_a_level():
     image = RNG.integers(60, 190, (8, 12, 2)).astype(np.uint8)
     small = Downsample(4)(image, RNG)
-    denoiser = DataConsistency()(denoise, FLOW, condition(small[None].repeat(3, 0)), KEYS)
+    denoiser = DataConsistency()(stateless(denoise), FLOW, condition(small[None].repeat(3, 0)), KEYS)
     x_0 = sample(Ddim(), denoiser, FLOW, Uniform()(FLOW, 4), jnp.asarray(X), KEYS)
     np.testing.assert_allclose(means(x_0), np.broadcast_to(to_float(small), (3, 2, 3, 2)), atol=1e-6)
 
 
 def test_what_cannot_be_matched_is_told():
     with pytest.raises(
-        UserError, match=r"condition='source': the model has no such condition.*it has: low_res"
+        UserError, match=r"condition='source': expected a condition of the model.*name one of: low_res"
     ):
-        DataConsistency("source")(denoise, FLOW, condition(SMALL), KEYS)
-    with pytest.raises(UserError, match="3x3x2 is no whole fraction of 8x12x2"):
-        DataConsistency()(denoise, FLOW, condition(np.zeros((3, 3, 3, 2))), KEYS)(
+        DataConsistency("source")(stateless(denoise), FLOW, condition(SMALL), KEYS)
+    with pytest.raises(UserError, match="size divides 8x12x2, got 3x3x2"):
+        DataConsistency()(stateless(denoise), FLOW, condition(np.zeros((3, 3, 3, 2))), KEYS)(
             jnp.asarray(X), jnp.asarray(T)
         )

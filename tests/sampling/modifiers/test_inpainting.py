@@ -17,8 +17,9 @@ from jaxdiff.process.schedule import Cosine
 from jaxdiff.sampling.grids.continuous import Karras, Uniform
 from jaxdiff.sampling.grids.restart import RePaint
 from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
-from jaxdiff.sampling.loop import Known, integrate
+from jaxdiff.sampling.loop import integrate
 from jaxdiff.sampling.modifiers.inpainting import Replacement
+from jaxdiff.sampling.protocols import KnownData, stateless
 from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.sampling.samplers.ancestral import Ancestral
 from jaxdiff.sampling.samplers.ddim import Ddim
@@ -46,7 +47,7 @@ def correlated(process):
 
 def first_pixel_known(batch):
     images = jnp.broadcast_to(jnp.asarray([KNOWN, 7.0]).reshape(1, 1, 2, 1), (batch, 1, 2, 1))
-    return Known(images, jnp.broadcast_to(jnp.asarray([False, True]).reshape(1, 1, 2, 1), images.shape))
+    return KnownData(images, jnp.broadcast_to(jnp.asarray([False, True]).reshape(1, 1, 2, 1), images.shape))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
@@ -57,11 +58,11 @@ def values(sampler, process, base, steps, repeats):
     """
     x = jnp.asarray([[0.0, 0], [1, 0], [0, 1], [0, 0], [0, 0]]).reshape(5, 1, 2, 1)
     noise = jnp.asarray([[0.0, 0], [0, 0], [0, 0], [1, 0], [0, 1]]).reshape(5, 1, 2, 1)
-    denoise = Replacement()(correlated(process), process, first_pixel_known(5))
+    denoise = Replacement()(stateless(correlated(process)), process, first_pixel_known(5))
 
     def step(t, t_next):
         with Draws([noise]):
-            return sampler.step(denoise, process, sampler.init(x), t, t_next, KEYS).x.reshape(5, 2)
+            return sampler.step(denoise.call, process, sampler.init(x), t, t_next, KEYS).x.reshape(5, 2)
 
     times = base(process, steps)
     path = RePaint(base, jump_length=1, repeats=repeats)(process, steps)
@@ -119,7 +120,7 @@ def test_what_is_known_of_noisy_images_is_the_known_image_diffused(sampler):
 
     @jax.jit
     def run(x):
-        denoise = Replacement()(correlated(FLOW), FLOW, first_pixel_known(4000))
+        denoise = Replacement()(stateless(correlated(FLOW)), FLOW, first_pixel_known(4000))
         return integrate(sampler, denoise, FLOW, times, x, keys)
 
     x = run(jax.random.normal(jax.random.key(2), (4000, 1, 2, 1)))[:, 0, 0, 0]
@@ -133,7 +134,7 @@ def test_the_pair_makes_the_noisy_image_and_a_learned_variance_is_the_posteriors
     def denoise(x, t):
         return correlated(FLOW)(x, t)._replace(variance_fraction=jnp.full_like(x, 0.7))
 
-    found = Replacement()(denoise, FLOW, first_pixel_known(5))(x, t)
+    found = Replacement()(stateless(denoise), FLOW, first_pixel_known(5))(x, t)
     np.testing.assert_allclose(0.4 * found.x_0 + 0.6 * found.noise, x, rtol=1e-9)
     np.testing.assert_array_equal(found.x_0[:, 0, 1], denoise(x, t).x_0[:, 0, 1])
     np.testing.assert_array_equal(found.variance_fraction[:, 0, :, 0], [[0.0, 0.7]] * 5)
@@ -144,8 +145,8 @@ def test_known_pixels_come_out_to_the_bit(grid, float32):
     known = first_pixel_known(5)
     recipe = Recipe(Ddim(1.0), grid, ClassifierFree(), 4, inpainting=Replacement())
     made = recipe(conditional(correlated(FLOW)), FLOW, {}, (1, 2, 1), KEYS, known=known)
-    np.testing.assert_array_equal(made[:, 0, 0], known.images[:, 0, 0])
-    assert np.all(made[:, 0, 1] != known.images[:, 0, 1])
+    np.testing.assert_array_equal(made[:, 0, 0], known.values[:, 0, 0])
+    assert np.all(made[:, 0, 1] != known.values[:, 0, 1])
 
 
 def conditional(denoise):

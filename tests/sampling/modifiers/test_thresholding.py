@@ -7,6 +7,7 @@ from jaxdiff.config import build, describe, from_json, to_json
 from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding
 from jaxdiff.sampling.modifiers.thresholding import DynamicThreshold, StaticThreshold
+from jaxdiff.sampling.protocols import stateless
 from tests.oracles import predict_from_data
 
 FLOW = RectifiedFlow()
@@ -21,7 +22,7 @@ def modified(modifier, process=FLOW, x_0=X_0):
         found = predict_from_data(process, x, t, jnp.asarray(x_0[: x.shape[0]]))
         return found._replace(variance_fraction=jnp.ones_like(x))
 
-    found = modifier(denoise, process, {}, KEYS)(jnp.asarray(X[: len(x_0)]), jnp.asarray(T))
+    found = modifier(stateless(denoise), process, {}, KEYS)(jnp.asarray(X[: len(x_0)]), jnp.asarray(T))
     alpha, sigma = process.signal(jnp.asarray(T))
     np.testing.assert_allclose(alpha * found.x_0 + sigma * found.noise, X[: len(x_0)], rtol=1e-9, atol=1e-9)
     np.testing.assert_array_equal(found.variance_fraction, 1.0)

@@ -12,7 +12,7 @@ from scipy.integrate import solve_ivp
 from jaxdiff.process.gaussian import RectifiedFlow, VariancePreserving
 from jaxdiff.process.prediction import Prediction
 from jaxdiff.process.schedule import Cosine
-from jaxdiff.sampling.loop import SamplerState
+from jaxdiff.sampling.protocols import SamplerState, stateless
 from jaxdiff.sampling.samplers.adams import AdamsBashforth, Deis, Lms, level, stretch
 from jaxdiff.sampling.samplers.ddim import Ddim
 from tests.oracles import predict_from_data
@@ -50,12 +50,17 @@ def solve_from(sampler, times, exact):
         state = sampler.init(exact[0])
         for k in range(len(exact) - 1):
             stepped = sampler.step(
-                denoiser(VE), VE, SamplerState(exact[k], state.history), times[k], times[k + 1], keys
+                stateless(denoiser(VE)).call,
+                VE,
+                SamplerState(exact[k], state.history),
+                times[k],
+                times[k + 1],
+                keys,
             )
             state = SamplerState(exact[k + 1], stepped.history)
 
         def step(state, ends):
-            return sampler.step(denoiser(VE), VE, state, *ends, keys), None
+            return sampler.step(stateless(denoiser(VE)).call, VE, state, *ends, keys), None
 
         return jax.lax.scan(step, state, (times[len(exact) - 1 : -1], times[len(exact) :]))[0].x
 

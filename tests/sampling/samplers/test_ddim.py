@@ -7,7 +7,8 @@ from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving
 from jaxdiff.process.prediction import Prediction
 from jaxdiff.process.schedule import Cosine, Linear
-from jaxdiff.sampling.loop import noise_like
+from jaxdiff.sampling.noise import noise_like
+from jaxdiff.sampling.protocols import stateless
 from jaxdiff.sampling.samplers.ddim import Ddim
 from jaxdiff.sampling.samplers.dpm_solver import DpmSolver1, DpmSolver2M
 from jaxdiff.sampling.samplers.heun import Euler
@@ -31,7 +32,7 @@ def a_step(sampler, process, t=0.7, t_next=0.4):
     def denoise(x, t):
         return Prediction(x_0, (x_t - alpha * x_0) / sigma)
 
-    x_next = sampler.step(denoise, process, sampler.init(x_t), t, t_next, keys).x
+    x_next = sampler.step(stateless(denoise).call, process, sampler.init(x_t), t, t_next, keys).x
     return tuple(map(np.asarray, (x_t, x_0, x_next, noise_like(keys, x_t))))
 
 

@@ -7,7 +7,8 @@ from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving
 from jaxdiff.process.prediction import Prediction
 from jaxdiff.process.schedule import Linear
-from jaxdiff.sampling.loop import noise_like
+from jaxdiff.sampling.noise import noise_like
+from jaxdiff.sampling.protocols import stateless
 from jaxdiff.sampling.samplers.heun import MAX_CHURN, Euler, Heun
 from tests.oracles import Gaussian
 
@@ -24,7 +25,12 @@ def first_call(sampler, process, t):
         return Prediction(x, x)
 
     sampler.step(
-        denoise, process, sampler.init(x), jnp.asarray(t, x.dtype), jnp.asarray(t / 2, x.dtype), keys
+        stateless(denoise).call,
+        process,
+        sampler.init(x),
+        jnp.asarray(t, x.dtype),
+        jnp.asarray(t / 2, x.dtype),
+        keys,
     )
     assert len(seen) == sampler.calls(1)
     return np.asarray(x), keys, *seen[0]
@@ -64,7 +70,9 @@ def test_from_pure_noise_the_step_is_eulers():
     denoise = Gaussian(jnp.asarray(0.3), jnp.asarray(0.5)).denoiser(flow)
     keys = jax.random.split(jax.random.key(3), 3)
     t, t_next = jnp.asarray(1.0, x.dtype), jnp.asarray(0.7, x.dtype)
-    found, expected = (one.step(denoise, flow, one.init(x), t, t_next, keys).x for one in (Heun(), Euler()))
+    found, expected = (
+        one.step(stateless(denoise).call, flow, one.init(x), t, t_next, keys).x for one in (Heun(), Euler())
+    )
     np.testing.assert_array_equal(found, expected)
 
 

@@ -12,7 +12,8 @@ from jaxdiff.config import build, describe, from_json, to_json
 from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import RectifiedFlow, Signal
 from jaxdiff.sampling.grids import continuous as grids
-from jaxdiff.sampling.loop import SamplerState, StatefulDenoiser, integrate, sample
+from jaxdiff.sampling.loop import integrate, sample
+from jaxdiff.sampling.protocols import SamplerState, stateless
 from jaxdiff.sampling.samplers.adams import AdamsBashforth, Deis, Lms
 from jaxdiff.sampling.samplers.adaptive import Rk45, RungeKutta4
 from jaxdiff.sampling.samplers.ddim import Ddim
@@ -144,14 +145,14 @@ def test_calls_are_counted(sampler):
 @each_sampler
 def test_what_was_before_a_rise_is_forgotten(sampler):
     """The loop makes a new history there, with which a step is a first step."""
-    denoise, x, times = gaussian().denoiser(VE), start()[:POINTS], GRIDS[0](VE, 5)
+    denoise, x, times = stateless(gaussian().denoiser(VE)), start()[:POINTS], GRIDS[0](VE, 5)
     fresh = go(sampler, denoise, VE, times[3:], x)[-1]
     with jax.disable_jit(isinstance(sampler, Pndm)):
         state = sampler.init(3 * x)
         for k in range(3):
-            state = sampler.step(denoise, VE, state, times[k], times[k + 1], keys())
+            state = sampler.step(denoise.call, VE, state, times[k], times[k + 1], keys())
         found = [
-            sampler.step(denoise, VE, SamplerState(x, history), times[3], times[4], keys()).x
+            sampler.step(denoise.call, VE, SamplerState(x, history), times[3], times[4], keys()).x
             for history in (sampler.init(x).history, state.history)
         ]
     np.testing.assert_array_equal(found[0], fresh)
@@ -209,12 +210,3 @@ def test_a_config_gives_the_same_sampler(sampler):
 def test_impossible_settings_are_named(make, field):
     with pytest.raises(UserError, match=f"^{field}="):
         make()
-
-
-@pytest.mark.parametrize("sampler", [Pndm(), Plms(), Rk45()], ids=str)
-def test_guidance_that_remembers_is_refused_where_calls_are_in_a_branch_or_loop(sampler):
-    denoise = StatefulDenoiser(
-        lambda history, x, t: (gaussian().denoiser(VE)(x, t), history + 1), lambda x: jnp.zeros(())
-    )
-    with pytest.raises(UserError, match=r"^sampling\.guidance="):
-        integrate(sampler, denoise, VE, GRIDS[0](VE, 3), start()[:POINTS], keys())

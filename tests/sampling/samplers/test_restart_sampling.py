@@ -12,7 +12,8 @@ from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VarianceP
 from jaxdiff.process.schedule import Cosine
 from jaxdiff.sampling.grids import continuous as grids
 from jaxdiff.sampling.grids.restart import Restart
-from jaxdiff.sampling.loop import SamplerState, integrate
+from jaxdiff.sampling.loop import integrate
+from jaxdiff.sampling.protocols import SamplerState
 from jaxdiff.sampling.samplers.heun import Heun
 from tests.oracles import Gaussian
 from tests.sampling.solving import Draws

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxdiff.process.gaussian import RectifiedFlow
+from jaxdiff.sampling.protocols import stateless
 from jaxdiff.sampling.samplers.dpm_solver import DpmSolver1, DpmSolver2M
 from jaxdiff.sampling.samplers.sa_solver import SaSolver
 from tests.sampling.laws import MOST, VP, data, misses
@@ -68,7 +69,7 @@ def test_noise_is_added_where_it_is_asked_for():
     with Draws(DRAWN):
         for k in range(6):
             noisy = SaSolver(tau=0.8, tau_max=math.inf) if 2 <= k <= 4 else SaSolver(tau=0.8, tau_max=1e-3)
-            state = noisy.step(denoiser(VE), VE, state, times[k], times[k + 1], keys)
+            state = noisy.step(stateless(denoiser(VE)).call, VE, state, times[k], times[k + 1], keys)
             expected.append(state.x)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
     still = walk(SaSolver(tau=0.8, tau_max=1e-3), denoiser(VE), VE, times, start(), DRAWN)

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff.sampling.loop import SamplerState
+from jaxdiff.sampling.protocols import SamplerState, stateless
 from jaxdiff.sampling.samplers.ddim import Ddim
 from jaxdiff.sampling.samplers.dpm_solver import DpmSolver2M
 from jaxdiff.sampling.samplers.exponential import length
 from jaxdiff.sampling.samplers.multistep import Past
-from jaxdiff.sampling.samplers.sa_solver import Memory, SaSolver
+from jaxdiff.sampling.samplers.sa_solver import History, SaSolver
 from jaxdiff.sampling.samplers.unipc import UniPc
 from tests.sampling.solving import GRIDS, QUICK, VE, denoiser, errors, flow, orders, start, truth, walk
 
@@ -60,10 +60,10 @@ def test_fourth_order_from_exact_starting_values(integrand, rule):
         signal = VE.signal(times[3])
         first_order = signal.alpha * predictions[-1].x_0 + signal.sigma * predictions[-1].noise
         past = Past(values[::-1], tuple(lengths[::-1]))
-        history = Memory(past, known[3] - first_order, jnp.ones(()))
+        history = History(past, known[3] - first_order, jnp.ones(()))
 
         def step(state, pair):
-            return sampler.step(denoiser(VE), VE, state, *pair, keys), None
+            return sampler.step(stateless(denoiser(VE)).call, VE, state, *pair, keys), None
 
         return jax.lax.scan(step, SamplerState(known[3], history), (times[3:-1], times[4:]))[0].x
 
@@ -109,7 +109,7 @@ def test_b_of_h_makes_a_difference_between_two_predictions_only(integrand):
     )
     keys, state = jax.random.split(jax.random.key(0), len(x)), one.init(x)
     for k in range(3):
-        state = one.step(denoiser(VE), VE, state, times[k], times[k + 1], keys)
+        state = one.step(stateless(denoiser(VE)).call, VE, state, times[k], times[k + 1], keys)
     later, whole = (
         [walk(sampler, denoiser(VE), VE, *run)[-1] for sampler in (one, *others)]
         for run in ((times[3:], x, (), state), (times, x))
@@ -136,7 +136,7 @@ def test_a_correction_is_what_an_exact_integral_asks_for():
     state = solver.init(x)
     corrected = []
     for k in range(4):
-        after = solver.step(denoise, VE, state, times[k], times[k + 1], keys)
+        after = solver.step(stateless(denoise).call, VE, state, times[k], times[k + 1], keys)
         # Without what the predictor added, the step is that of first order from the corrected images.
         first_order = after.x - after.history.added
         sigma, sigma_next = np.exp(-lam[k]), np.exp(-lam[k + 1])

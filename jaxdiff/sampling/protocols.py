@@ -1,0 +1,183 @@
+"""Protocols of sampling: denoisers, samplers, time grids, guidance and modifiers.
+
+A sampler is one step, and a grid lists the times that the steps visit. Guidance turns a conditional denoiser into a
+denoiser, and modifiers change its predictions. All of them are stateless objects that receive each other as arguments;
+what changes from step to step is a `SamplerState`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from jaxdiff.process.gaussian import Process
+from jaxdiff.process.prediction import Prediction
+from jaxdiff.typing import Array, Bool, Data, Drops, Float, Int, Keys, Scalar
+
+DenoiseFn = Callable[[Data, Scalar], Prediction]
+"""``(x_t, t) -> prediction``, with one time for the whole batch."""
+
+Denoise = Callable[[Data, Scalar, Any], tuple[Prediction, Any]]
+"""``(x_t, t, guidance state) -> (prediction, new guidance state)``: the denoiser as samplers see it. Pure."""
+
+Conditions = Mapping[str, Any]
+"""Conditions by name, each a tree of arrays with a leading batch axis. Only the conditional denoiser reads them."""
+
+ConditionalDenoise = Callable[[Data, Scalar, Conditions, Drops], Prediction]
+"""``(x_t, t, conditions, drop) -> prediction``; ``drop[name]`` is True for the examples that ignore a condition."""
+
+
+class Encoded(NamedTuple):
+    """A condition after embedding, with its unconditional counterpart.
+
+    Attributes:
+      cond: the embedded condition.
+      uncond: the embedding that replaces it where the condition is dropped: the null, or a negative condition.
+      value: the condition before embedding, for code that reads it directly, such as a classifier.
+      absent: [batch], True for the examples whose user has given no condition; their `value` is meaningless.
+    """
+
+    cond: Any
+    uncond: Any
+    value: Any = None
+    absent: Any = None
+
+
+class KnownData(NamedTuple):
+    """Partially known data, for inpainting.
+
+    Attributes:
+      values: clean data [batch, ...]; arbitrary where unknown.
+      mask: True where the value is unknown and to be generated; broadcasts against `values`.
+    """
+
+    values: Data
+    mask: Bool[Array, "batch ..."]
+
+
+@dataclasses.dataclass(frozen=True)
+class GuidedDenoiser:
+    """A denoiser with explicit guidance state, as guidance returns it.
+
+    Attributes:
+      call: ``(x_t, t, state) -> (prediction, new state)``.
+      init: ``x -> state`` before the first call; ``()`` for guidance that keeps no state.
+    """
+
+    call: Denoise
+    init: Callable[[Data], Any]
+
+    def __call__(self, x: Data, t: Scalar) -> Prediction:
+        """The prediction of a first call."""
+        return self.call(x, t, self.init(x))[0]
+
+    def then(self, change: Callable[[Prediction, Data, Scalar], Prediction]) -> "GuidedDenoiser":
+        """The denoiser whose predictions are ``change(prediction, x_t, t)``; the state passes through."""
+
+        def call(x: Data, t: Scalar, state: Any) -> tuple[Prediction, Any]:
+            prediction, state = self.call(x, t, state)
+            return change(prediction, x, t), state
+
+        return GuidedDenoiser(call, self.init)
+
+
+def stateless(denoise: DenoiseFn) -> GuidedDenoiser:
+    """A plain function as a denoiser without guidance state; a `GuidedDenoiser` is returned as it is."""
+    if isinstance(denoise, GuidedDenoiser):
+        return denoise
+    return GuidedDenoiser(lambda x, t, state: (denoise(x, t), state), lambda x: ())
+
+
+class SamplerState(NamedTuple):
+    """The state of sampling between two steps.
+
+    Attributes:
+      x: noisy data at the current time.
+      history: what the sampler keeps of earlier steps, for multistep methods.
+      guidance: state of the guidance. A sampler passes it to each call of the denoiser and returns the last one.
+      max_order: bound on the order of the next step, set by the loop; None for no bound. Multistep samplers follow it.
+    """
+
+    x: Data
+    history: Any = ()
+    guidance: Any = ()
+    max_order: Int[Array, ""] | None = None
+
+
+class TimePath(NamedTuple):
+    """The steps of a sampler, each from time `start` down to `end`.
+
+    Where a step starts above the end of the one before, the data are first diffused up to there with fresh noise, and
+    the sampler's history is reset.
+    """
+
+    start: Float[Array, "steps"]
+    end: Float[Array, "steps"]
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """One step from time t to t_next < t; at t_next there still is noise."""
+
+    def calls(self, steps: int) -> int:
+        """Number of function evaluations (NFE) of `steps` consecutive steps; an upper bound for adaptive solvers."""
+        ...
+
+    def init(self, x: Data) -> SamplerState:
+        """The state before the first step."""
+        ...
+
+    def step(
+        self, denoise: Denoise, process: Process, state: SamplerState, t: Scalar, t_next: Scalar, keys: Keys
+    ) -> SamplerState:
+        """The state at t_next. `keys` has one key per example, for samplers that add noise."""
+        ...
+
+
+@runtime_checkable
+class Grid(Protocol):
+    """The times that a sampler visits, decreasing from noise. The end, clean data, is not among them."""
+
+    def __call__(self, process: Process, steps: int) -> Float[Array, "times"] | TimePath: ...
+
+
+@runtime_checkable
+class Guidance(Protocol):
+    """Turns a conditional denoiser and the conditions of a batch into a denoiser.
+
+    `keys`, one per example, serve guidance that draws random numbers. `guiding_model` is a second model, which sees the
+    same noisy data and times.
+    """
+
+    def __call__(
+        self,
+        denoise: ConditionalDenoise,
+        process: Process,
+        conditions: Conditions,
+        keys: Keys,
+        guiding_model: ConditionalDenoise | None = None,
+    ) -> GuidedDenoiser: ...
+
+    @property
+    def scale(self) -> float:
+        """The guidance scale."""
+        ...
+
+    def with_scale(self, scale: float) -> "Guidance":
+        """The same guidance at another scale; 1 is the conditional model."""
+        ...
+
+
+@runtime_checkable
+class Modifier(Protocol):
+    """Changes the predictions of a denoiser, or wraps it."""
+
+    def __call__(
+        self, denoise: GuidedDenoiser, process: Process, conditions: Conditions, keys: Keys
+    ) -> GuidedDenoiser: ...
+
+
+@runtime_checkable
+class Inpainting(Protocol):
+    """Wraps a denoiser so that samples agree with the known part of the data."""
+
+    def __call__(self, denoise: GuidedDenoiser, process: Process, known: KnownData) -> GuidedDenoiser: ...

@@ -109,11 +109,12 @@ def _current(config: Any, keys: list[str | int]) -> list[str | int]:
     """The keys with old names of fields replaced, as far as the path exists."""
     found: list[str | int] = []
     for key in keys:
+        path: list[str | int] = [key]
         if isinstance(config, BLOCK) and TARGET in config:
-            key = current_field(str(config[TARGET]), str(key))
-        found.append(key)
+            path = list(current_field(str(config[TARGET]), str(key)).split("."))
+        found += path
         try:
-            config = config[key]
+            config = _get(config, path)
         except (LookupError, TypeError):
             config = None
     return found

@@ -1,10 +1,11 @@
-"""Dot-product attention. Which kernel runs is decided in one function, `kernel_for`."""
+"""Dot-product attention: which kernel runs where, and how channels are split into heads."""
 
-from typing import Literal
+from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 
+from jaxdiff.errors import expect, positive
 from jaxdiff.typing import Array, Bool, Float
 
 
@@ -16,7 +17,7 @@ def attend(
 ) -> Float[Array, "batch length heads head_dim"]:
     """``softmax(query key^T / sqrt(head_dim)) value`` (Vaswani et al. 2017, eq. 1), the softmax in float32.
 
-    Tokens whose `mask` is False are not there; where no token is, the output is 0.
+    Tokens whose `mask` is False are ignored; the output of an example without any token is 0.
     """
     kernel = kernel_for(jax.default_backend(), query.dtype, query.shape[-1])
     where = None if mask is None else mask[:, None, None, :]
@@ -30,3 +31,41 @@ def kernel_for(platform: str, dtype: jnp.dtype, head_dim: int) -> Literal["cudnn
     """The attention kernel for a platform: cuDNN's where it can, else XLA's."""
     half = dtype in (jnp.bfloat16, jnp.float16)
     return "cudnn" if platform == "gpu" and half and head_dim % 8 == 0 and head_dim <= 128 else "xla"
+
+
+class Heads(Protocol):
+    """A part that fixes either the number of its attention heads or their size."""
+
+    @property
+    def heads(self) -> int | None: ...
+
+    @property
+    def head_dim(self) -> int | None: ...
+
+
+def head_count(width: int, heads: int | None, head_dim: int | None) -> int:
+    """The number of attention heads over `width` channels."""
+    return heads or width // (head_dim or width)
+
+
+def check_heads(part: Heads) -> None:
+    """Raise a `UserError` unless exactly one of `heads` and `head_dim` is given."""
+    positive(part, "heads", "head_dim")
+    expect(
+        (part.head_dim is None) != (part.heads is None),
+        "heads",
+        part.heads,
+        f"either heads or head_dim, with head_dim={part.head_dim}",
+        "give one of them, and None for the other",
+    )
+
+
+def check_width(part: Heads, width: int, field: str) -> None:
+    """Raise a `UserError` about `field` unless `width` channels split into whole heads."""
+    expect(
+        width % (part.heads or part.head_dim or 1) == 0,
+        field,
+        width,
+        f"channels that split into attention heads (head_dim={part.head_dim}, heads={part.heads})",
+        "use a multiple of head_dim or heads, or change those",
+    )

@@ -12,22 +12,24 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdiff.errors import require
+from jaxdiff.errors import expect
 from jaxdiff.typing import Array, Features, Float, Images
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+Axes = int | tuple[int, ...]
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
 def check_dtype(dtype: str) -> None:
-    """Raise `UserError` unless layers can compute in `dtype`."""
-    require(
-        dtype in DTYPES, "dtype", dtype, "it is no floating-point type here", f"use {' or '.join(DTYPES)}"
-    )
+    """Raise a `UserError` unless layers can compute in `dtype`."""
+    expect(dtype in DTYPES, "dtype", dtype, "a floating-point type", f"use {' or '.join(DTYPES)}")
 
 
 def kernel_init(
-    zero: bool, in_axis: int = -2, out_axis: int | tuple[int, ...] = -1, batch_axis: tuple[int, ...] = ()
+    zero: bool,
+    in_axis: Axes = -2,
+    out_axis: Axes = -1,
+    batch_axis: tuple[int, ...] = (),
 ) -> Callable:
     """Uniform with variance 2 / (fan in + fan out), or zero (Ho et al. 2020, after Glorot & Bengio 2010)."""
     if zero:
@@ -95,6 +97,7 @@ class ToHeads(nn.Module):
     heads: int
     head_dim: int
     dtype: str = "float32"
+    bias: bool = True
 
     @nn.compact
     def __call__(
@@ -104,23 +107,27 @@ class ToHeads(nn.Module):
         names = (None, "heads", None)
         init = nn.with_logical_partitioning(kernel_init(False, 0, (2, 3), (1,)), ("channels_in", *names))
         kernel = self.param("kernel", init, (x.shape[-1], *shape))
-        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, names), shape)
         x = x.astype(self.dtype) @ kernel.astype(self.dtype).reshape(x.shape[-1], -1)
-        x = x.reshape(*x.shape[:-1], *shape) + bias.astype(self.dtype)[None, None]
+        x = x.reshape(*x.shape[:-1], *shape)
+        if self.bias:
+            bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, names), shape)
+            x = x + bias.astype(self.dtype)[None, None]
         return [x[..., i, :, :] for i in range(self.count)]
 
 
 class FromHeads(nn.Module):
-    """The inverse of `ToHeads`: heads to channels. Starts at zero: attention starts as the identity."""
+    """Projection of attention heads to channels; zero at first by default: attention starts as the identity."""
 
     features: int
     dtype: str = "float32"
+    zero: bool = True
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch length heads head_dim"]
     ) -> Float[Array, "batch length channels"]:
-        init = nn.with_logical_partitioning(nn.initializers.zeros, ("heads", None, "channels_out"))
+        init = kernel_init(self.zero, (0, 1), 2)
+        init = nn.with_logical_partitioning(init, ("heads", None, "channels_out"))
         kernel = self.param("kernel", init, (*x.shape[-2:], self.features)).astype(self.dtype)
         x = x.astype(self.dtype).reshape(*x.shape[:-2], -1) @ kernel.reshape(-1, self.features)
         return x + _bias(self, x.ndim)
@@ -264,6 +271,11 @@ def _group_mean(sums: Float[Array, "batch channels"], groups: int) -> Float[Arra
 
 def _statistics_dtype(x: Float[Array, "..."]) -> jnp.dtype:
     return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def scaled(x: Float[Array, "*shape"], scale: float) -> Float[Array, "*shape"]:
+    """``scale x``; a scale of 1 costs nothing."""
+    return x if scale == 1 else x * jnp.asarray(scale, x.dtype)
 
 
 def _bias(module: nn.Module, ndim: int) -> Float[Array, "..."]:

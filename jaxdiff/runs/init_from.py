@@ -53,7 +53,9 @@ def first_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> training_ste
     other, old = _other_run(start, mesh)
     before, after = other.task.denoiser, experiment.task.denoiser
     new_parts = [name for name in after.conditioner.conditions if name not in before.conditioner.conditions]
-    zero_initialised = [path for name in new_parts for path in zero_initialised_in(after, name, experiment.task.image_shape)]
+    zero_initialised = [
+        path for name in new_parts for path in zero_initialised_in(after, name, experiment.task.image_shape)
+    ]
     added = [f"conditioner/parts_{name}" for name in new_parts]
     shape = experiment.task.image_shape
     if any("tokens" in _channels(after.conditioner, name, shape) for name in new_parts):

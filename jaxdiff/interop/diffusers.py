@@ -9,10 +9,14 @@ from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.conditioning.vector import ClassLabel, NoiseLevel
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import UserError, require
-from jaxdiff.interop import folders
+from jaxdiff.interop import folders, spatial_transformer
 from jaxdiff.interop.files import Unreadable, reading
 from jaxdiff.interop.mapping import SAME, Entry, conv, dense, from_heads, norm, separate_heads
-from jaxdiff.interop.structure import places
+from jaxdiff.interop.structure import modules
+from jaxdiff.models.blocks import ResidualMiddle
+from jaxdiff.models.interface import BlockOptions
+from jaxdiff.models.pixel_attention import PixelAttention
+from jaxdiff.models.spatial_transformer import SpatialTransformer
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import VariancePreserving
 from jaxdiff.process.labels import StepIndex
@@ -53,6 +57,15 @@ FIXED = {
 SCHEDULES: dict[str, type] = {
     "linear": LinearBetas, "scaled_linear": ScaledLinearBetas, "sigmoid": SigmoidBetas,
 }  # fmt: skip
+_FIXED_FIELDS = (
+    "patch",
+    "coordinates",
+    "stem_width",
+    "resampled_skips",
+    "decoder_attention",
+    "input_path",
+    "output_path",
+)
 PREDICTIONS: dict[str, type] = {"epsilon": Noise, "sample": Data, "v_prediction": V}
 
 
@@ -111,7 +124,8 @@ def model_config(denoiser: Denoiser, image_size: int) -> dict[str, Any]:
         raise _not_there("conditioner", type(conditioner).__name__)
     _require_known(network, conditioner)
     noise, label = conditioner.noise, conditioner.conditions.get("label")
-    levels, residual = network.levels, network.residual_resampling
+    levels, residual = network.levels, network.resampling == "residual"
+    options, attention = network.block, _attention_of(network)
     kind = "resnet" if residual else "conv"
     return {
         "_class_name": "UNet2DModel", "sample_size": image_size, "out_channels": network.out_channels,
@@ -121,10 +135,10 @@ def model_config(denoiser: Denoiser, image_size: int) -> dict[str, Any]:
         "down_block_types": [_block_type("Down", level, residual) for level in levels],
         "up_block_types": [_block_type("Up", level, residual) for level in reversed(levels)],
         "downsample_padding": 0 if network.pad_end else 1, "downsample_type": kind, "upsample_type": kind,
-        "dropout": levels[0].dropout, "norm_num_groups": network.groups,
-        "norm_eps": network.eps, "attn_norm_num_groups": network.groups,
-        "attention_head_dim": network.head_dim, "add_attention": network.middle_attention,
-        "resnet_time_scale_shift": "scale_shift" if network.modulation == "scale_shift" else "default",
+        "dropout": levels[0].dropout, "norm_num_groups": options.groups,
+        "norm_eps": options.eps, "attn_norm_num_groups": options.groups,
+        "attention_head_dim": attention.head_dim, "add_attention": network.middle != ResidualMiddle(None),
+        "resnet_time_scale_shift": "scale_shift" if options.modulation == "scale_shift" else "default",
         "num_class_embeds": None if label is None else label.num_classes,
     }  # fmt: skip
 
@@ -142,23 +156,27 @@ def entries(network: UNet) -> Iterator[Entry]:
     yield from dense("conditioner/noise/dense_1", "time_embedding.linear_2")
     yield Entry("conditioner/parts_label/table", ("class_embedding.weight",), SAME)
     last = len(network.levels) - 1
-    for place in places(network):
-        ours, block, i = f"network/{place.name}", f"down_blocks.{place.level}", place.index
-        if place.kind in ("decoder", "up"):
-            block = f"up_blocks.{last - place.level}"
-        if place.kind == "stem":
+    for module in modules(network):
+        ours, block, i = f"network/{module.name}", f"down_blocks.{module.level}", module.index
+        if module.kind in ("decoder", "up"):
+            block = f"up_blocks.{last - module.level}"
+        if module.kind == "stem":
             yield from conv(ours, "conv_in")
-        elif place.kind == "head":
+        elif module.kind == "head":
             yield from norm("network/head_norm", "conv_norm_out")
             yield from conv("network/head", "conv_out")
-        elif place.kind in ("down", "up"):
-            theirs = f"{block}.{place.kind}samplers.0"
+        elif module.kind in ("down", "up"):
+            theirs = f"{block}.{module.kind}samplers.0"
             yield from conv(f"{ours}/conv", f"{theirs}.conv")
             yield from _residual(ours, theirs)
         else:
-            block = "mid_block" if place.kind == "middle" else block
+            block = "mid_block" if module.kind == "middle" else block
             yield from _residual(ours, f"{block}.resnets.{i}")
-            yield from _attention(ours, f"{block}.attentions.{i}")
+            if isinstance(module.attention, SpatialTransformer):
+                theirs = f"{block}.attentions.{i}"
+                yield from spatial_transformer.entries(f"{ours}/transformer", theirs, module.attention)
+            else:
+                yield from _attention(ours, f"{block}.attentions.{i}")
 
 
 def _residual(ours: str, theirs: str) -> Iterator[Entry]:
@@ -204,17 +222,25 @@ def _network(given: Mapping[str, Any]) -> UNet:
     require(groups in known, "attn_norm_num_groups", groups, "UNet has as many groups in every norm",
             f"use a model with {known[-1]}")  # fmt: skip
     head_dim = given["attention_head_dim"]
+    attention = PixelAttention(head_dim=head_dim, heads=None if head_dim else 1)
     levels = tuple(
-        Level(width, given["layers_per_block"], self_attention=attention, dropout=float(given["dropout"]))
-        for width, attention in zip(given["block_out_channels"], attends, strict=True)
+        Level(width, given["layers_per_block"], attention if attending else None, float(given["dropout"]))
+        for width, attending in zip(given["block_out_channels"], attends, strict=True)
+    )
+    options = BlockOptions(
+        groups=given["norm_num_groups"],
+        min_group_size=1,
+        eps=given["norm_eps"],
+        modulation="shift" if given["resnet_time_scale_shift"] == "default" else "scale_shift",
     )
     return UNet(
-        levels, given["out_channels"], head_dim=head_dim, heads=None if head_dim else 1,
-        groups=given["norm_num_groups"], min_group_size=1, eps=given["norm_eps"],
-        modulation="shift" if given["resnet_time_scale_shift"] == "default" else "scale_shift",
-        residual_resampling=True in kinds, pad_end=given["downsample_padding"] == 0,
-        middle_attention=bool(given["add_attention"]),
-    )  # fmt: skip
+        levels,
+        given["out_channels"],
+        block=options,
+        middle=ResidualMiddle(attention if given["add_attention"] else None),
+        resampling="residual" if True in kinds else "conv",
+        pad_end=given["downsample_padding"] == 0,
+    )
 
 
 def _resamples(own: bool | None, kind: str | None) -> bool:
@@ -245,30 +271,36 @@ def _diffusion(
 
 
 def _block_type(way: str, level: Level, residual: bool) -> str:
-    if level.self_attention:
+    if level.attention is not None:
         return f"Attn{way}Block2D"
     return f"Resnet{way}sampleBlock2D" if residual else f"{way}Block2D"
 
 
 def _require_known(network: UNet, conditioner: Conditioner) -> None:
     """Raise `UserError` for what `UNet2DModel` has not."""
-    defaults = {field.name: field.default for field in dataclasses.fields(UNet)}
-    for name in ("patch", "coordinates", "stem_width", "middle", "skip_scale", "resample_taps", "project_resampled",
-                 "resampled_skips", "decoder_attention", "residual_input"):  # fmt: skip
-        if getattr(network, name) != defaults[name]:
-            raise _not_there(f"network.{name}", getattr(network, name))
-    levels = network.levels
+    for part, cls, path, names in (
+        (network, UNet, "network", _FIXED_FIELDS),
+        (network.block, BlockOptions, "network.block", ("skip_scale", "resample_taps", "project_resampled")),
+    ):
+        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+        for name in names:
+            if getattr(part, name) != defaults[name]:
+                raise _not_there(f"{path}.{name}", getattr(part, name))
+    if network.resampling == "plain":
+        raise _not_there("network.resampling", network.resampling)
+    if not isinstance(network.middle, ResidualMiddle):
+        raise _not_there("network.middle", type(network.middle).__name__)
+    levels, options = network.levels, network.block
     for i, level in enumerate(levels):
         for name in ("blocks", "dropout"):
             if getattr(level, name) != getattr(levels[0], name):
                 raise _not_there(f"network.levels[{i}].{name}", getattr(level, name))
-        if level.cross_attention:
-            raise _not_there(f"network.levels[{i}].cross_attention", True)
         # One group more or less would be another network.
-        if level.width % network.groups or level.width < network.groups * network.min_group_size:
-            raise _not_there("network.min_group_size", network.min_group_size)
-    if network.heads not in (None, 1):
-        raise _not_there("network.heads", network.heads)
+        if level.width % options.groups or level.width < options.groups * options.min_group_size:
+            raise _not_there("network.block.min_group_size", options.min_group_size)
+    attention = _attention_of(network)
+    if attention.heads not in (None, 1):
+        raise _not_there("attention.heads", attention.heads)
     noise, label = conditioner.noise, conditioner.conditions.get("label")
     if type(noise) is not NoiseLevel or noise.random_scale is not None or noise.max_period != 10000.0:
         raise _not_there("conditioner.noise", type(noise).__name__)
@@ -277,6 +309,19 @@ def _require_known(network: UNet, conditioner: Conditioner) -> None:
     for name, part in conditioner.conditions.items():
         if part is not label or type(part) is not ClassLabel or part.before_mapping or part.null != "zero":
             raise _not_there(f"conditioner.conditions.{name}", type(part).__name__)
+
+
+def _attention_of(network: UNet) -> PixelAttention:
+    """The attention of all levels and of the middle; `PixelAttention()` if there is none anywhere."""
+    found = {f"network.levels[{i}].attention": level.attention for i, level in enumerate(network.levels)}
+    found["network.middle.attention"] = getattr(network.middle, "attention", None)
+    given = {field: part for field, part in found.items() if part is not None}
+    first = next(iter(given.values()), PixelAttention())
+    for field, part in given.items():
+        if not isinstance(part, PixelAttention) or part.cross_attention or part != first:
+            raise _not_there(field, part)
+    assert isinstance(first, PixelAttention)
+    return first
 
 
 def _not_there(field: str, value: object) -> UserError:

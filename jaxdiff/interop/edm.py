@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from jaxdiff.interop.mapping import DENSE, SAME, Entry, conv, dense, from_heads, heads, norm
-from jaxdiff.interop.structure import places
+from jaxdiff.interop.structure import modules
 from jaxdiff.models.unet import UNet
 
 BUFFERS = ("resample_filter", "u")
@@ -34,24 +34,24 @@ def entries(
     yield Entry(f"conditioner/parts_{label}/bias", ("model.map_label.bias",), SAME)
     yield Entry(f"conditioner/parts_{augmentation}/kernel", ("model.map_augment.weight",), DENSE)
 
-    for place in places(network):
-        ours, size = f"network/{place.name}", image_size >> place.level
-        if place.kind == "stem":
+    for module in modules(network):
+        ours, size = f"network/{module.name}", image_size >> module.level
+        if module.kind == "stem":
             yield from conv(ours, f"model.enc.{size}x{size}_conv")
-        elif place.kind == "head":
+        elif module.kind == "head":
             theirs = f"dec.{size}x{size}_aux" if song else "out"
-            yield from norm("network/head_norm", f"model.{theirs}_norm")
-            yield from conv("network/head", f"model.{theirs}_conv")
-        elif place.kind == "input":
-            yield from conv(f"{ours}/conv", f"model.enc.{size // 2}x{size // 2}_aux_residual")
+            yield from norm(ours.replace("head", "head_norm"), f"model.{theirs}_norm")
+            yield from conv(ours, f"model.{theirs}_conv")
+        elif module.kind == "input":
+            yield from conv(f"{ours}/conv", f"model.enc.{size // 2}x{size // 2}_aux_{network.input_path}")
         else:
             theirs = {
-                "encoder": f"enc.{size}x{size}_block{place.index}",
+                "encoder": f"enc.{size}x{size}_block{module.index}",
                 "down": f"enc.{size // 2}x{size // 2}_down",
-                "middle": f"dec.{size}x{size}_in{place.index}",
-                "decoder": f"dec.{size}x{size}_block{place.index}",
+                "middle": f"dec.{size}x{size}_in{module.index}",
+                "decoder": f"dec.{size}x{size}_block{module.index}",
                 "up": f"dec.{2 * size}x{2 * size}_up",
-            }[place.kind]
+            }[module.kind]
             yield from _block(ours, f"model.{theirs}")
 
 

@@ -1,6 +1,7 @@
 """Dot-product attention: which kernel runs where, and how channels are split into heads."""
 
-from typing import Literal, Protocol
+import functools
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,22 +18,69 @@ def attend(
 ) -> Float[Array, "batch length heads head_dim"]:
     """``softmax(query key^T / sqrt(head_dim)) value`` (Vaswani et al. 2017, eq. 1), the softmax in float32.
 
-    Tokens whose `mask` is False are ignored; the output of an example without any token is 0.
+    Tokens whose `mask` is False are ignored; the output of an example without any token is 0. A program for CUDA uses
+    cuDNN's fused kernel if it takes the dtype and head size. The platform is that of the compiled program, not that of
+    the process.
     """
-    kernel = kernel_for(jax.default_backend(), query.dtype, query.shape[-1])
+    if not (fused_kernel_takes(query.dtype, query.shape[-1]) and cudnn_available()):
+        return _attend_xla(query, key, value, mask)
+    return jax.lax.platform_dependent(query, key, value, mask, cuda=_attend_cudnn, default=_attend_xla)
+
+
+def fused_kernel_takes(dtype: jnp.dtype, head_dim: int) -> bool:
+    """Whether cuDNN's fused attention supports a dtype and a head size on every GPU that has the kernel."""
+    return dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= 128
+
+
+@functools.cache
+def cudnn_available() -> bool:
+    """Whether this process can build programs that call cuDNN; it needs JAX's CUDA plugin, but no GPU."""
+    array = jax.ShapeDtypeStruct((1, 2, 1, 8), jnp.bfloat16)
+    try:
+        jax.eval_shape(functools.partial(jax.nn.dot_product_attention, implementation="cudnn"), *(array,) * 3)
+    except RuntimeError:  # "cuDNN is not detected."
+        return False
+    return True
+
+
+def _attend_xla(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
     where = None if mask is None else mask[:, None, None, :]
-    out = jax.nn.dot_product_attention(query, key, value, mask=where, implementation=kernel)
-    if mask is None:
-        return out
-    return jnp.where(jnp.any(mask, axis=1)[:, None, None, None], out, 0)
+    out = jax.nn.dot_product_attention(query, key, value, mask=where, implementation="xla")
+    return _zero_without_tokens(out, mask)
 
 
-def kernel_for(platform: str, dtype: jnp.dtype, head_dim: int) -> Literal["cudnn", "xla"]:
-    """The attention kernel for a platform: cuDNN's where it can, else XLA's."""
-    half = dtype in (jnp.bfloat16, jnp.float16)
-    return "cudnn" if platform == "gpu" and half and head_dim % 8 == 0 and head_dim <= 128 else "xla"
+def _attend_cudnn(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
+    """cuDNN's kernel, which takes the number of tokens of each example rather than a mask, and even lengths only.
+
+    The tokens that the mask keeps are moved to the front: attention does not depend on the order of tokens.
+    """
+    batch, length, tokens = query.shape[0], query.shape[1], key.shape[1]
+    counts = None
+    if mask is not None:
+        order = jnp.argsort(~mask, axis=1, stable=True)[:, :, None, None]
+        key, value = (jnp.take_along_axis(x, order, axis=1) for x in (key, value))
+        counts = jnp.maximum(jnp.sum(mask, axis=1), 1).astype(
+            jnp.int32
+        )  # a softmax over nothing would be NaN
+    elif tokens % 2:
+        counts = jnp.full((batch,), tokens, jnp.int32)
+    query, key, value = map(_even, (query, key, value))
+    out = jax.nn.dot_product_attention(
+        query, key, value, key_value_seq_lengths=counts, implementation="cudnn"
+    )
+    return _zero_without_tokens(out[:, :length], mask)
 
 
+def _even(x: Array) -> Array:
+    """A sequence padded with a zero to an even length."""
+    return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
+
+
+def _zero_without_tokens(out: Array, mask: Array | None) -> Array:
+    return out if mask is None else jnp.where(jnp.any(mask, axis=1)[:, None, None, None], out, 0)
+
+
+@runtime_checkable
 class Heads(Protocol):
     """A part that fixes either the number of its attention heads or their size."""
 

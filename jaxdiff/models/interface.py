@@ -1,7 +1,7 @@
 """What the parts of a U-Net share: options of its blocks, inputs of a forward pass, and the interface of a part."""
 
 import dataclasses
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import flax.struct
 
@@ -12,6 +12,9 @@ from jaxdiff.models.resampling import check_taps
 from jaxdiff.typing import Array, Features, Float, Images
 
 Modulation = Literal["scale_shift", "shift"]
+
+Grid = Float[Array, "batch _ _ _"]
+"""Features on a grid of pixels, of any resolution and width."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +73,7 @@ class BlockInputs:
     dtype: str = flax.struct.field(pytree_node=False, default="float32")
 
 
+@runtime_checkable
 class Part(Protocol):
     """A part of a U-Net that keeps the shape of its features: the attention of a level, or the middle.
 

@@ -36,7 +36,7 @@ class MagnitudeLevel:
     def __post_init__(self):
         positive(self, "width")
         expect(self.blocks >= 0, "blocks", self.blocks, "a number of blocks >= 0", "give at least 0")
-        between(self, "dropout", 0, 1, open_high=True)
+        between(self, "dropout", 0.0, 1.0, open_high=True)
 
 
 class MagnitudeBlock(nn.Module):
@@ -141,7 +141,7 @@ class MagnitudeUNet(nn.Module):
         expect(len(self.levels) > 0, "levels", self.levels, "at least one level", "give at least one level")
         positive(self, "out_channels", "head_dim", "clip")
         for name in ("residual_balance", "attention_balance", "concat_balance"):
-            between(self, name, 0, 1, open_low=True, open_high=True)
+            between(self, name, 0.0, 1.0, open_low=True, open_high=True)
         check_taps(self.resample_taps)
         check_dtype(self.dtype)
         for i, level in enumerate(self.levels):

@@ -4,6 +4,7 @@ from typing import Literal
 
 import flax.linen as nn
 
+from jaxdiff.models.interface import Grid
 from jaxdiff.models.layers import Conv
 from jaxdiff.models.resampling import border, decimate, resample
 from jaxdiff.typing import Features, Images
@@ -38,7 +39,7 @@ class InputSkip(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: Images) -> tuple[Images, Features]:
+    def __call__(self, x: Images) -> tuple[Grid, Grid]:
         """The image for the next level, and its features."""
         x = resample(x, "down", self.taps)
         return x, Conv(self.width, size=1, dtype=self.dtype, name="conv")(x)

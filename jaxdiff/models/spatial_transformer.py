@@ -45,7 +45,7 @@ class SpatialTransformer:
 
     def __post_init__(self):
         positive(self, "depth", "expansion", "groups", "eps")
-        between(self, "dropout", 0, 1, open_high=True)
+        between(self, "dropout", 0.0, 1.0, open_high=True)
         check_heads(self)
 
     @property

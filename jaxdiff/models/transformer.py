@@ -47,7 +47,7 @@ class TransformerMiddle:
             f"a multiple of head_dim={self.head_dim}",
             "use a multiple",
         )
-        between(self, "dropout", 0, 1, open_high=True)
+        between(self, "dropout", 0.0, 1.0, open_high=True)
 
     @property
     def reads_tokens(self) -> bool:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxdiff.embeddings import Embeddings
 from jaxdiff.errors import UserError, between, expect, one_of, positive
 from jaxdiff.models.blocks import Downsample, ResidualMiddle, Upsample, apply_block
-from jaxdiff.models.interface import BlockInputs, BlockOptions, Part
+from jaxdiff.models.interface import BlockInputs, BlockOptions, Grid, Part
 from jaxdiff.models.layers import Conv, check_dtype, scaled
 from jaxdiff.models.progressive import InputPath, InputSkip, OutputPath, ResidualInput
 from jaxdiff.models.resampling import Resample, from_patches, resample, to_patches
@@ -40,7 +40,7 @@ class Level:
     def __post_init__(self):
         positive(self, "width")
         expect(self.blocks >= 0, "blocks", self.blocks, "a number of blocks >= 0", "give at least 0")
-        between(self, "dropout", 0, 1, open_high=True)
+        between(self, "dropout", 0.0, 1.0, open_high=True)
 
     @property
     def reads_tokens(self) -> bool:
@@ -134,7 +134,7 @@ class UNet(nn.Module):
         return from_patches(self._decode(h, skips, inputs), self.patch)
 
     @nn.nowrap
-    def _encode(self, x: Images, inputs: Sequence[BlockInputs]) -> tuple[Features, list[Features]]:
+    def _encode(self, x: Grid, inputs: Sequence[BlockInputs]) -> tuple[Grid, list[Grid]]:
         """Features at the coarsest resolution, and the features that the decoder joins, in order."""
         h = Conv(self.stem_width or self.levels[0].width, dtype=self.dtype, name="stem")(x)
         skips = [h] if self.resampled_skips else []
@@ -150,7 +150,7 @@ class UNet(nn.Module):
         return h, skips
 
     @nn.nowrap
-    def _decode(self, h: Features, skips: list[Features], inputs: Sequence[BlockInputs]) -> Features:
+    def _decode(self, h: Grid, skips: list[Grid], inputs: Sequence[BlockInputs]) -> Grid:
         image = None
         for i, level in reversed(list(enumerate(self.levels))):
             count = level.blocks + int(self.resampled_skips)
@@ -168,7 +168,7 @@ class UNet(nn.Module):
         return image
 
     @nn.nowrap
-    def _resample(self, name: str, h: Features, inputs: BlockInputs, width: int, how: Resample) -> Features:
+    def _resample(self, name: str, h: Grid, inputs: BlockInputs, width: int, how: Resample) -> Grid:
         """Leave a level, whose width is `width`, for the next coarser ("down") or finer ("up") one."""
         if self.resampling == "residual":
             return apply_block(name, h, inputs, width, resample=how)
@@ -179,7 +179,7 @@ class UNet(nn.Module):
         return Upsample(width, self.dtype, name=name)(h)
 
     @nn.nowrap
-    def _join_input(self, name: str, h: Features, x: Images) -> tuple[Features, Images]:
+    def _join_input(self, name: str, h: Grid, x: Grid) -> tuple[Grid, Grid]:
         """Add the input path to downsampled features; returns them and the input of the next level."""
         options = h.shape[-1], self.block.resample_taps, self.dtype
         if self.input_path == "residual":
@@ -191,7 +191,7 @@ class UNet(nn.Module):
         return h, x
 
     @nn.nowrap
-    def _head(self, suffix: str, h: Features) -> Features:
+    def _head(self, suffix: str, h: Grid) -> Grid:
         """The image that the features of one level stand for, float32."""
         exact = jnp.promote_types(self.dtype, jnp.float32)
         h = self.block.norm(f"head_norm{suffix}")(h.astype(exact))

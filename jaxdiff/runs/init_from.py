@@ -15,8 +15,8 @@ from jaxdiff.denoiser import Denoiser
 from jaxdiff.distributed import partitioning
 from jaxdiff.errors import UserError, require
 from jaxdiff.experiment import Experiment
-from jaxdiff.runs.workdir import CONFIG_FILE, read_config
 from jaxdiff.runs.restore import parameters_of
+from jaxdiff.runs.workdir import CONFIG_FILE, read_config
 from jaxdiff.training import finetune
 from jaxdiff.training import step as training_step
 from jaxdiff.training.checkpoint import Checkpoints

@@ -14,7 +14,7 @@ from jaxdiff.conditioning.vector import NoiseLevel
 from jaxdiff.embeddings import Embeddings
 from jaxdiff.errors import UserError
 from jaxdiff.generation.inputs import fields
-from jaxdiff.models.blocks import AttentionBlock, BlockOptions
+from jaxdiff.models.pixel_attention import AttentionBlock
 
 SIZE, LENGTH = 6, 5
 TEXT = EmbeddedSequence(SIZE, LENGTH, width=8, vector_width=16)

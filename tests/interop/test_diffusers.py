@@ -16,6 +16,11 @@ from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import UserError
 from jaxdiff.interop import diffusers as layout
 from jaxdiff.interop.mapping import to_params, to_tensors
+from jaxdiff.models.blocks import ResidualMiddle
+from jaxdiff.models.interface import BlockOptions
+from jaxdiff.models.pixel_attention import PixelAttention
+from jaxdiff.models.spatial_transformer import SpatialTransformer
+from jaxdiff.models.transformer import TransformerMiddle
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import VariancePreserving
 from jaxdiff.process.prediction import LearnedVariance, Noise, V
@@ -153,16 +158,29 @@ def test_other_networks_are_refused(changed, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"skip_scale": 0.7}, "skip_scale=0.7"),
-        ({"residual_input": True}, "residual_input=True"),
+        ({"block": BlockOptions(min_group_size=1, skip_scale=0.7)}, "skip_scale=0.7"),
+        ({"input_path": "residual"}, "input_path=residual"),
+        ({"output_path": "skip"}, "output_path=skip"),
+        ({"resampling": "plain"}, "resampling=plain"),
+        ({"middle": TransformerMiddle(32, 1, head_dim=32)}, "middle=TransformerMiddle"),
+        ({"middle": ResidualMiddle(PixelAttention(head_dim=16))}, r"middle\.attention=PixelAttention"),
+        (
+            {"middle": ResidualMiddle(SpatialTransformer(heads=1, head_dim=None))},
+            r"middle\.attention=Spatial",
+        ),
         ({"levels": (Level(32, 1), Level(32, 2))}, r"levels\[1\].blocks=2"),
-        ({"levels": (Level(32, 1), Level(32, 1, cross_attention=True))}, "cross_attention"),
-        ({"min_group_size": 4}, "min_group_size=4"),
+        ({"levels": (Level(32, 1), Level(32, 1, PixelAttention(True, True)))}, "cross_attention"),
+        ({"block": BlockOptions()}, "min_group_size=4"),
     ],
 )
 def test_what_it_cannot_hold_is_said(options, message):
     network = UNet(
-        **{"levels": (Level(32, 1), Level(32, 1)), "out_channels": 3, "min_group_size": 1} | options
+        **{
+            "levels": (Level(32, 1, PixelAttention()), Level(32, 1)),
+            "out_channels": 3,
+            "block": BlockOptions(min_group_size=1),
+        }
+        | options
     )
     conditioner = Conditioner(NoiseLevel(128, frequencies=16))
     model = Denoiser(network, conditioner, VariancePreserving(Table(CosineBetas())), Noise())

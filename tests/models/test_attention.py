@@ -1,11 +1,13 @@
-"""Attention against its formula."""
+"""Attention against its formula, and the kernels that programs for different platforms call."""
+
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff.models.attention import attend, kernel_for
+from jaxdiff.models.attention import attend, cudnn_available, fused_kernel_takes
 
 
 def inputs(length=5, tokens=7, dtype="float32"):
@@ -51,9 +53,51 @@ def test_bfloat16_softmax_is_float32():
 
 
 @pytest.mark.parametrize(
-    ("platform", "dtype", "head_dim", "kernel"),
-    [("cpu", "bfloat16", 64, "xla"), ("gpu", "bfloat16", 64, "cudnn"), ("gpu", "float32", 64, "xla"),
-     ("gpu", "float16", 20, "xla"), ("tpu", "bfloat16", 64, "xla")],
+    ("dtype", "head_dim", "taken"),
+    [("bfloat16", 64, True), ("float16", 128, True), ("float32", 64, False), ("float16", 20, False),
+     ("bfloat16", 256, False)],
 )  # fmt: skip
-def test_the_kernel_is_one_that_the_platform_has(platform, dtype, head_dim, kernel):
-    assert kernel_for(platform, jnp.dtype(dtype), head_dim) == kernel
+def test_the_fused_kernel_takes_half_precision_and_small_heads(dtype, head_dim, taken):
+    assert fused_kernel_takes(jnp.dtype(dtype), head_dim) == taken
+
+
+@pytest.fixture
+def cudnn(monkeypatch):
+    """A process that can build programs for CUDA, as one with JAX's plugin can."""
+    library = types.SimpleNamespace(cudnn_get_version=lambda: 91200)
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.cuda_versions", library)
+    cudnn_available.cache_clear()
+    yield
+    cudnn_available.cache_clear()
+
+
+def lowered(function, length, tokens, masked, platform):
+    shapes = [(2, length, 3, 16), (2, tokens, 3, 16), (2, tokens, 3, 16)]
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
+    mask = jax.ShapeDtypeStruct((2, tokens), jnp.bool) if masked else None
+    return jax.jit(function).trace(*arrays, mask).lower(lowering_platforms=(platform,)).as_text()
+
+
+def squares(query, key, value, mask):
+    return jnp.sum(jnp.square(attend(query, key, value, mask).astype(jnp.float32)))
+
+
+@pytest.mark.usefixtures("cudnn")
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("tokens", [77, 80, 1])
+@pytest.mark.parametrize("length", [64, 49])
+def test_the_kernel_is_that_of_the_platform_of_the_program(length, tokens, masked):
+    """Odd lengths and masks, which JAX's interface to cuDNN refuses, included; the process has no GPU."""
+    backward = jax.grad(squares, (0, 1, 2))
+    assert "__cudnn$fmhaSoftmax" in lowered(attend, length, tokens, masked, "cuda")
+    assert "__cudnn$fmhaSoftmaxBackward" in lowered(backward, length, tokens, masked, "cuda")
+    for function in (attend, backward):
+        for platform in ("cpu", "tpu"):
+            assert "cudnn" not in lowered(function, length, tokens, masked, platform)
+
+
+def test_a_process_without_cudnn_builds_programs_for_cuda(monkeypatch):
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.cuda_versions", None)
+    cudnn_available.cache_clear()
+    assert not cudnn_available()
+    assert "cudnn" not in lowered(attend, 64, 77, True, "cuda")

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.errors import expect, positive
+from jaxdiff.models.forward_mode import with_forward_mode
 from jaxdiff.typing import Array, Bool, Float
 
 
@@ -20,11 +21,11 @@ def attend(
 
     Tokens whose `mask` is False are ignored; the output of an example without any token is 0. A program for CUDA uses
     cuDNN's fused kernel if it takes the dtype and head size. The platform is that of the compiled program, not that of
-    the process.
+    the process. Gradients run the kernel's own backward pass; forward mode runs XLA's operations.
     """
     if not (fused_kernel_takes(query.dtype, query.shape[-1]) and cudnn_available()):
         return _attend_xla(query, key, value, mask)
-    return jax.lax.platform_dependent(query, key, value, mask, cuda=_attend_cudnn, default=_attend_xla)
+    return _attend_by_platform((query, key, value), mask)
 
 
 def fused_kernel_takes(dtype: jnp.dtype, head_dim: int) -> bool:
@@ -78,6 +79,12 @@ def _even(x: Array) -> Array:
 
 def _zero_without_tokens(out: Array, mask: Array | None) -> Array:
     return out if mask is None else jnp.where(jnp.any(mask, axis=1)[:, None, None, None], out, 0)
+
+
+_attend_by_platform = with_forward_mode(
+    lambda arrays, mask: jax.lax.platform_dependent(*arrays, mask, cuda=_attend_cudnn, default=_attend_xla),
+    lambda arrays, mask: _attend_xla(*arrays, mask),
+)
 
 
 @runtime_checkable

@@ -137,3 +137,28 @@ def test_published_sizes(width, millions):
     model = Denoiser(network, Conditioner(noise, {"label": label}), DENOISER.process, Edm(0.5))
     count = sum(leaf.size for leaf in jax.tree.leaves(abstract(model)))
     assert abs(count / 1e6 - millions) < 0.11
+
+
+def test_a_smoother_filter_resamples():
+    """EDM2's blocks take a `resample_filter`; the published models have the shortest one."""
+    stored = np.load(pathlib.Path(__file__).parents[1] / "goldens" / "edm2_filter.npz")
+    tensors = {
+        name.removeprefix("param/"): stored[name] for name in stored.files if name.startswith("param/")
+    }
+    levels = (MagnitudeLevel(16, 1), MagnitudeLevel(32, 1, self_attention=True))
+    network = MagnitudeUNet(levels, out_channels=2, head_dim=16, resample_taps=(1.0, 3.0, 3.0, 1.0))
+    denoiser = Denoiser(
+        network, Conditioner(MagnitudeNoiseLevel(32, frequencies=16)), VarianceExploding(), Edm()
+    )
+    x, noise_label = (jnp.asarray(stored[f"in/{name}"]) for name in ("x", "noise_labels"))
+    x = x.transpose(0, 2, 3, 1)
+    shapes = jax.eval_shape(
+        lambda: denoiser.init(jax.random.key(0), x, jnp.full(2, 0.5), {}, {}, train=False)
+    )
+    params = to_params(edm2.entries(network, 8), tensors, nn.meta.unbox(shapes)["params"])
+
+    def output(denoiser, x, label):
+        return denoiser.network(x, denoiser.conditioner(label, {}, {}), train=False)
+
+    found = denoiser.apply({"params": params}, x, noise_label, method=output)
+    near(found, stored["out/y"].transpose(0, 2, 3, 1))

@@ -225,6 +225,48 @@ def test_edm(name, variant):
         close(found.x_0, nhwc(stored[f"out/{variant}/D"]), "D")
 
 
+PROGRESSIVE = {  # input and output path, noise embedding
+    "edm_song_skip_skip": (
+        ("skip", "skip"), NoiseLevel(32, frequencies=8, endpoint=True, sine_first=True)
+    ),
+    "edm_song_residual_skip": (
+        ("residual", "skip"), NoiseLevel(32, frequencies=16, random_scale=16.0, sine_first=True)
+    ),
+}  # fmt: skip
+
+
+def progressive(name):
+    """A network on 8 x 8 pixels with three levels, an image at each of them."""
+    (input_path, output_path), noise = PROGRESSIVE[name]
+    network = song(
+        widths=(16, 16, 32), attends=(False, True, False), taps=(1.0, 3.0, 3.0, 1.0),
+        input_path=input_path, output_path=output_path,
+    )  # fmt: skip
+    return denoiser(network, noise, {}, VE, Edm())
+
+
+@pytest.mark.parametrize("name", PROGRESSIVE)
+def test_progressive_input_and_output(name):
+    """Song et al. 2021, appendix H.1, as EDM's code has it: `encoder_type` and `decoder_type`."""
+    model, (tensors, stored) = progressive(name), golden(name)
+    entries = list(edm.entries(model.network, 8, "SongUNet"))
+    params = to_params(entries, tensors, shapes(model, 8), edm.BUFFERS)
+    found = run(model, params, nhwc(stored["in/x"]), jnp.asarray(stored["in/noise_labels"]), {}, told)
+    close(found, nhwc(stored["out/y"]))
+    trained = {key for key in tensors if key.rpartition(".")[2] not in edm.BUFFERS}
+    assert set(to_tensors(entries, params)) == trained
+
+
+def test_resampling_without_parameters():
+    """guided-diffusion's `conv_resample=False`: means of 2 x 2 pixels and repeated pixels."""
+    network = adm(widths=(WIDTH, WIDTH), resampling="plain", attention=PixelAttention(head_dim=None, heads=2))
+    model = denoiser(network, NOISE, {}, TABLE, Noise(label=StepIndex()))
+    tensors, stored = golden("gd_unet_plain_resampling")
+    params = to_params(guided_diffusion.entries(network, "H3C"), tensors, shapes(model, 8))
+    t = (jnp.asarray(stored["in/t"], jnp.float32) + 1) / 1000
+    close(run(model, params, nhwc(stored["in/x"]), t, {}, None), nhwc(stored["out/y"]))
+
+
 def told(denoiser, x, label, fields, drop, train):
     """What the network says of images as it sees them, and with the very label: the peer's, to the last digit.
 

@@ -96,6 +96,41 @@ def test_the_kernel_is_that_of_the_platform_of_the_program(length, tokens, maske
             assert "cudnn" not in lowered(function, length, tokens, masked, platform)
 
 
+@pytest.mark.usefixtures("cudnn")
+@pytest.mark.parametrize("masked", [False, True])
+def test_programs_for_cuda_have_forward_mode(masked):
+    def tangent(query, key, value, mask):
+        return jax.jvp(lambda query: attend(query, key, value, mask), (query,), (query,))
+
+    def curvature(query, key, value, mask):
+        slope = jax.grad(squares)
+        return jax.jvp(lambda query: slope(query, key, value, mask), (query,), (query,))
+
+    assert "__cudnn$fmhaSoftmax" in lowered(tangent, 49, 77, masked, "cuda")
+    assert "__cudnn$fmhaSoftmaxBackward" in lowered(curvature, 49, 77, masked, "cuda")
+
+
+@pytest.mark.usefixtures("cudnn")
+@pytest.mark.parametrize("mask", [None, jnp.array([[1, 0, 1, 0, 1, 1, 0], [0] * 7], bool)])
+def test_derivatives_of_half_precision_are_those_of_the_formula(mask):
+    """On the CPU, in a process that can build programs for CUDA as well."""
+    arrays = inputs(dtype="bfloat16")
+    exact = [array.astype("float32") for array in arrays]
+    moved = jnp.cos(jnp.arange(arrays[0].size).reshape(arrays[0].shape) / 3)
+
+    def tangent(query, key, value):
+        out = jax.jvp(lambda query: attend(query, key, value, mask), (query,), (moved.astype(query.dtype),))[
+            1
+        ]
+        return out.astype("float32")
+
+    found, expected = jax.jit(tangent)(*arrays), jax.jit(tangent)(*exact)
+    np.testing.assert_allclose(found, expected, atol=2**-6)
+    slopes = jax.jit(jax.grad(squares, (0, 1, 2)))
+    for got, want in zip(slopes(*arrays, mask), slopes(*exact, mask), strict=True):
+        np.testing.assert_allclose(got.astype("float32"), want, atol=2**-4)
+
+
 def test_a_process_without_cudnn_builds_programs_for_cuda(monkeypatch):
     monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.cuda_versions", None)
     cudnn_available.cache_clear()

@@ -1,4 +1,4 @@
-"""diffusers' `UNet2DModel`: its `config.json` as one of our denoisers and back, and the names of its tensors."""
+"""diffusers' `UNet2DModel`: its `config.json` to a denoiser and back, and its parameter names."""
 
 import dataclasses
 import pathlib
@@ -8,7 +8,7 @@ from typing import Any
 from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.conditioning.vector import ClassLabel, NoiseLevel
 from jaxdiff.denoiser import Denoiser
-from jaxdiff.errors import UserError, require
+from jaxdiff.errors import UserError, expect
 from jaxdiff.interop import folders, spatial_transformer
 from jaxdiff.interop.files import Unreadable, reading
 from jaxdiff.interop.mapping import SAME, Entry, conv, dense, from_heads, norm, separate_heads
@@ -30,15 +30,15 @@ from jaxdiff.process.table import (
     Table,
 )
 
-# Of each block type: does it attend, and does it resample in a residual block? None: as the config's
-# downsample_type or upsample_type says.
+# For each block type: whether it attends, and whether it resamples in a residual block. None: decided by the config's
+# downsample_type or upsample_type.
 DOWN: dict[str, tuple[bool, bool | None]] = {
     "DownBlock2D": (False, False), "ResnetDownsampleBlock2D": (False, True), "AttnDownBlock2D": (True, None),
 }  # fmt: skip
 UP: dict[str, tuple[bool, bool | None]] = {
     "UpBlock2D": (False, False), "ResnetUpsampleBlock2D": (False, True), "AttnUpBlock2D": (True, None),
 }  # fmt: skip
-# What the file says where nothing is said, as far as it matters here.
+# Defaults of the fields of `config.json` that matter here.
 DEFAULTS: dict[str, Any] = {
     "in_channels": 3, "out_channels": 3, "center_input_sample": False, "time_embedding_type": "positional",
     "time_embedding_dim": None, "freq_shift": 0, "flip_sin_to_cos": True, "mid_block_type": "UNetMidBlock2D",
@@ -70,19 +70,18 @@ PREDICTIONS: dict[str, type] = {"epsilon": Noise, "sample": Data, "v_prediction"
 
 
 def denoiser(model: Mapping[str, Any], scheduler: Mapping[str, Any] | None = None) -> Denoiser:
-    """The denoiser that a folder describes.
+    """Build the denoiser that a folder describes.
 
     Args:
-      model: the `config.json` of a `UNet2DModel`.
+      model: `config.json` of a `UNet2DModel`.
       scheduler: `scheduler_config.json`; DDPM's linear betas and noise prediction if None.
 
     Raises:
-      UserError: it has something that `UNet` has not, such as the skip blocks of NCSN++.
+      UserError: the model has an option that `UNet` lacks.
     """
     given = DEFAULTS | {key: value for key, value in model.items() if key in DEFAULTS}
     for field, known in FIXED.items():
-        require(given[field] in known, field, given[field], "there is no such option in UNet",
-                f"use a model with {' or '.join(map(repr, known))}")  # fmt: skip
+        expect(given[field] in known, field, given[field], " or ".join(map(repr, known)), "use such a model")
     widths = given["block_out_channels"]
     parts = {}
     if given["num_class_embeds"] is not None:
@@ -97,7 +96,7 @@ def denoiser(model: Mapping[str, Any], scheduler: Mapping[str, Any] | None = Non
 
 
 def read_settings(folder: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The `config.json` of the model in a folder, and the `scheduler_config.json` of its pipeline; {} if there is none.
+    """Read `config.json` of the model in a folder, and `scheduler_config.json` of its pipeline ({} without one).
 
     Raises:
       UserError: there is no model in the folder.
@@ -109,7 +108,7 @@ def read_settings(folder: str) -> tuple[dict[str, Any], dict[str, Any]]:
             found.get("config", {}).get("_class_name", "UNet2DModel") != "UNet2DModel"
             or "config" not in found
         ):
-            raise Unreadable("it is no UNet2DModel", "name the folder of one, with its config.json")
+            raise Unreadable("it holds no UNet2DModel", "name the folder of one, with its config.json")
     return found["config"], found.get("scheduler", {})
 
 
@@ -117,12 +116,12 @@ def model_config(denoiser: Denoiser, image_size: int) -> dict[str, Any]:
     """The `config.json` of the same network; the inverse of `denoiser`.
 
     Raises:
-      UserError: `UNet2DModel` has no such network.
+      UserError: the network has an option that `UNet2DModel` lacks.
     """
     network, conditioner = network_of(denoiser), denoiser.conditioner
     if not isinstance(conditioner, Conditioner):
-        raise _not_there("conditioner", type(conditioner).__name__)
-    _require_known(network, conditioner)
+        raise _unsupported("conditioner", type(conditioner).__name__)
+    _check_known(network, conditioner)
     noise, label = conditioner.noise, conditioner.conditions.get("label")
     levels, residual = network.levels, network.resampling == "residual"
     options, attention = network.block, _attention_of(network)
@@ -144,9 +143,9 @@ def model_config(denoiser: Denoiser, image_size: int) -> dict[str, Any]:
 
 
 def network_of(denoiser: Denoiser) -> UNet:
-    """Its network, if that is a `UNet`."""
+    """The denoiser's network, which must be a `UNet`."""
     if not isinstance(denoiser.network, UNet):
-        raise _not_there("network", type(denoiser.network).__name__)
+        raise _unsupported("network", type(denoiser.network).__name__)
     return denoiser.network
 
 
@@ -202,25 +201,33 @@ def _network(given: Mapping[str, Any]) -> UNet:
     down, up = given["down_block_types"], given["up_block_types"]
     for field, known in (("down_block_types", DOWN), ("up_block_types", UP)):
         for name in given[field]:
-            require(
-                name in known, field, name, "there is no such block in UNet", f"use one of {', '.join(known)}"
-            )
+            expect(name in known, field, name, f"one of {', '.join(known)}", "use a model with these blocks")
     attends = [DOWN[name][0] for name in down]
-    require(attends == [UP[name][0] for name in reversed(up)], "up_block_types", up,
-            "UNet attends on the way up where it does on the way down", "use the same levels")  # fmt: skip
-    # The last block of a way does not resample.
+    expect(
+        attends == [UP[name][0] for name in reversed(up)],
+        "up_block_types",
+        up,
+        "attention at the levels of down_block_types",
+        "use a model whose decoder attends where its encoder does",
+    )
+    # The last block of the encoder and of the decoder does not resample.
     kinds = {_resamples(DOWN[name][1], given["downsample_type"]) for name in down[:-1]}
     kinds |= {_resamples(UP[name][1], given["upsample_type"]) for name in up[:-1]}
-    require(len(kinds) <= 1, "down_block_types", down, "UNet resamples in one way everywhere", "use one kind")
-    # Of itself, a model with scale and shift has no norm before the attention in its middle.
+    expect(len(kinds) <= 1, "down_block_types", down, "one kind of resampling everywhere", "use such a model")
+    # By default, a model with scale and shift has no norm before the attention of its middle.
     groups, unnormed = given["attn_norm_num_groups"], given["resnet_time_scale_shift"] == "scale_shift"
     known = (
         (given["norm_num_groups"],)
         if unnormed and given["add_attention"]
         else (None, given["norm_num_groups"])
     )
-    require(groups in known, "attn_norm_num_groups", groups, "UNet has as many groups in every norm",
-            f"use a model with {known[-1]}")  # fmt: skip
+    expect(
+        groups in known,
+        "attn_norm_num_groups",
+        groups,
+        f"{known[-1]}, as in all other norms",
+        "use such a model",
+    )
     head_dim = given["attention_head_dim"]
     attention = PixelAttention(head_dim=head_dim, heads=None if head_dim else 1)
     levels = tuple(
@@ -253,17 +260,19 @@ def _diffusion(
     steps, kind = scheduler.get("num_train_timesteps", 1000), scheduler.get("beta_schedule", "linear")
     betas: BetaSequence
     if scheduler.get("trained_betas"):
-        raise _not_there("trained_betas", "a list")
+        raise _unsupported("trained_betas", "a list")
     if kind == "squaredcos_cap_v2":
         betas = CosineBetas(steps)
     else:
-        require(kind in SCHEDULES, "beta_schedule", kind, "there is no such table",
-                f"use one of {', '.join([*SCHEDULES, 'squaredcos_cap_v2'])}")  # fmt: skip
+        tables = ", ".join([*SCHEDULES, "squaredcos_cap_v2"])
+        expect(kind in SCHEDULES, "beta_schedule", kind, f"one of {tables}", "use such a scheduler")
         ends = scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 0.02)
         betas = SCHEDULES[kind](*ends, steps)
     prediction = scheduler.get("prediction_type", "epsilon")
-    require(prediction in PREDICTIONS, "prediction_type", prediction, "there is no such target",
-            f"use one of {', '.join(PREDICTIONS)}")  # fmt: skip
+    targets = ", ".join(PREDICTIONS)
+    expect(
+        prediction in PREDICTIONS, "prediction_type", prediction, f"one of {targets}", "use such a scheduler"
+    )
     mean = PREDICTIONS[prediction](label=StepIndex(steps))
     table = Table(betas, zero_terminal_snr=bool(scheduler.get("rescale_betas_zero_snr", False)))
     learned = given["out_channels"] == 2 * given["in_channels"]
@@ -276,8 +285,8 @@ def _block_type(way: str, level: Level, residual: bool) -> str:
     return f"Resnet{way}sampleBlock2D" if residual else f"{way}Block2D"
 
 
-def _require_known(network: UNet, conditioner: Conditioner) -> None:
-    """Raise `UserError` for what `UNet2DModel` has not."""
+def _check_known(network: UNet, conditioner: Conditioner) -> None:
+    """Raise a `UserError` about an option that `UNet2DModel` lacks."""
     for part, cls, path, names in (
         (network, UNet, "network", _FIXED_FIELDS),
         (network.block, BlockOptions, "network.block", ("skip_scale", "resample_taps", "project_resampled")),
@@ -285,30 +294,30 @@ def _require_known(network: UNet, conditioner: Conditioner) -> None:
         defaults = {field.name: field.default for field in dataclasses.fields(cls)}
         for name in names:
             if getattr(part, name) != defaults[name]:
-                raise _not_there(f"{path}.{name}", getattr(part, name))
+                raise _unsupported(f"{path}.{name}", getattr(part, name))
     if network.resampling == "plain":
-        raise _not_there("network.resampling", network.resampling)
+        raise _unsupported("network.resampling", network.resampling)
     if not isinstance(network.middle, ResidualMiddle):
-        raise _not_there("network.middle", type(network.middle).__name__)
+        raise _unsupported("network.middle", type(network.middle).__name__)
     levels, options = network.levels, network.block
     for i, level in enumerate(levels):
         for name in ("blocks", "dropout"):
             if getattr(level, name) != getattr(levels[0], name):
-                raise _not_there(f"network.levels[{i}].{name}", getattr(level, name))
+                raise _unsupported(f"network.levels[{i}].{name}", getattr(level, name))
         # One group more or less would be another network.
         if level.width % options.groups or level.width < options.groups * options.min_group_size:
-            raise _not_there("network.block.min_group_size", options.min_group_size)
+            raise _unsupported("network.block.min_group_size", options.min_group_size)
     attention = _attention_of(network)
     if attention.heads not in (None, 1):
-        raise _not_there("attention.heads", attention.heads)
+        raise _unsupported("attention.heads", attention.heads)
     noise, label = conditioner.noise, conditioner.conditions.get("label")
     if type(noise) is not NoiseLevel or noise.random_scale is not None or noise.max_period != 10000.0:
-        raise _not_there("conditioner.noise", type(noise).__name__)
+        raise _unsupported("conditioner.noise", type(noise).__name__)
     if (noise.frequencies or noise.width // 8) != levels[0].width // 2:
-        raise _not_there("conditioner.noise.frequencies", noise.frequencies)
+        raise _unsupported("conditioner.noise.frequencies", noise.frequencies)
     for name, part in conditioner.conditions.items():
         if part is not label or type(part) is not ClassLabel or part.before_mapping or part.null != "zero":
-            raise _not_there(f"conditioner.conditions.{name}", type(part).__name__)
+            raise _unsupported(f"conditioner.conditions.{name}", type(part).__name__)
 
 
 def _attention_of(network: UNet) -> PixelAttention:
@@ -319,10 +328,12 @@ def _attention_of(network: UNet) -> PixelAttention:
     first = next(iter(given.values()), PixelAttention())
     for field, part in given.items():
         if not isinstance(part, PixelAttention) or part.cross_attention or part != first:
-            raise _not_there(field, part)
+            raise _unsupported(field, part)
     assert isinstance(first, PixelAttention)
     return first
 
 
-def _not_there(field: str, value: object) -> UserError:
-    return UserError(f"{field}={value}: UNet2DModel has no such thing. Fix: keep the workdir as it is")
+def _unsupported(field: str, value: object) -> UserError:
+    return UserError(
+        f"{field}={value}: expected an option that UNet2DModel has, got {value}. Fix: keep the workdir as it is"
+    )

@@ -1,4 +1,4 @@
-"""EDM's networks by the names of their published snapshots (Karras et al. 2022; NVlabs/edm): DDPM++, NCSN++ and ADM."""
+"""Parameter names of EDM's published snapshots: DDPM++, NCSN++ and ADM (Karras et al. 2022; NVlabs/edm)."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -8,7 +8,7 @@ from jaxdiff.interop.structure import modules
 from jaxdiff.models.unet import UNet
 
 BUFFERS = ("resample_filter", "u")
-"""Last parts of names that are no parameters: filters, and iDDPM's table of noise levels."""
+"""Last parts of names of buffers: filters, and iDDPM's table of noise levels."""
 
 
 def entries(
@@ -21,10 +21,12 @@ def entries(
     """The mapping for a `Denoiser` with this network.
 
     Args:
-      image_size: height and width of the images; names say the size at which a block works.
-      names: the class of the published network, DDPM++ and NCSN++ or ADM: their outermost layers have other names. The
-        first multiplies one-hot labels by the root of their number: `ClassLabel.scale`.
-      label, augmentation: the names of these conditions, if there are any.
+      network: the denoiser's network.
+      image_size: height and width of the images; names contain the resolution of a block.
+      names: class of the published network: "SongUNet" is DDPM++ and NCSN++, "DhariwalUNet" is ADM; they name their
+        outermost layers differently. "SongUNet" multiplies one-hot labels by the root of their number:
+        `ClassLabel.scale`.
+      label, augmentation: names of these conditions, if there are any.
     """
     song = names == "SongUNet"
     yield Entry("conditioner/noise/frequencies", ("model.map_noise.freqs",), SAME)

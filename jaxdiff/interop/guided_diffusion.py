@@ -1,4 +1,4 @@
-"""ADM's networks by the names of their published checkpoints (Dhariwal & Nichol 2021; openai/guided-diffusion)."""
+"""Parameter names of guided-diffusion, ADM's published checkpoints (Dhariwal & Nichol 2021)."""
 
 from collections.abc import Iterator
 
@@ -11,8 +11,9 @@ def entries(network: UNet, order: str, label: str = "label") -> Iterator[Entry]:
     """The mapping for a `Denoiser` with this network.
 
     Args:
-      order: of the rows of queries, keys and values: "3HC" with `use_new_attention_order`, else "H3C".
-      label: the name of the class condition, if there is one.
+      network: the denoiser's network.
+      order: order of the rows of queries, keys and values: "3HC" with `use_new_attention_order`, else "H3C".
+      label: name of the class condition, if there is one.
     """
     yield from dense("conditioner/noise/dense_0", "time_embed.0")
     yield from dense("conditioner/noise/dense_1", "time_embed.2")

@@ -141,13 +141,16 @@ def test_the_scheduler_says_what_is_predicted_and_of_which_noise():
     ("changed", "message"),
     [
         ({"down_block_types": ("SkipDownBlock2D", "AttnDownBlock2D")}, "down_block_types='SkipDownBlock2D'"),
-        ({"up_block_types": ("UpBlock2D", "AttnUpBlock2D")}, "up_block_types=.*on the way up"),
+        ({"up_block_types": ("UpBlock2D", "AttnUpBlock2D")}, "up_block_types=.*attention at the levels"),
         ({"time_embedding_type": "fourier"}, "time_embedding_type='fourier'"),
         ({"mid_block_scale_factor": 1.4}, "mid_block_scale_factor=1.4"),
         ({"class_embed_type": "timestep"}, "class_embed_type='timestep'"),
         ({"attn_norm_num_groups": 2}, "attn_norm_num_groups=2"),
         ({"resnet_time_scale_shift": "scale_shift"}, "attn_norm_num_groups=None"),
-        ({"down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D")}, "down_block_types=.*one way"),
+        (
+            {"down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D")},
+            "down_block_types=.*one kind of resampling",
+        ),
     ],
 )
 def test_other_networks_are_refused(changed, message):
@@ -173,7 +176,7 @@ def test_other_networks_are_refused(changed, message):
         ({"block": BlockOptions()}, "min_group_size=4"),
     ],
 )
-def test_what_it_cannot_hold_is_said(options, message):
+def test_options_that_it_lacks_are_refused(options, message):
     network = UNet(
         **{
             "levels": (Level(32, 1, PixelAttention()), Level(32, 1)),

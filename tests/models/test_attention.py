@@ -75,7 +75,8 @@ def lowered(function, length, tokens, masked, platform):
     shapes = [(2, length, 3, 16), (2, tokens, 3, 16), (2, tokens, 3, 16)]
     arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
     mask = jax.ShapeDtypeStruct((2, tokens), jnp.bool) if masked else None
-    return jax.jit(function).trace(*arrays, mask).lower(lowering_platforms=(platform,)).as_text()
+    fresh = jax.jit(lambda *given: function(*given))  # traced anew, whatever this process could build before
+    return fresh.trace(*arrays, mask).lower(lowering_platforms=(platform,)).as_text()
 
 
 def squares(query, key, value, mask):

@@ -1,7 +1,7 @@
 """Dot-product attention: which kernel runs where, and how channels are split into heads."""
 
 import functools
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -50,8 +50,14 @@ def _attend_xla(query: Array, key: Array, value: Array, mask: Array | None) -> A
     return _zero_without_tokens(out, mask)
 
 
-def _attend_cudnn(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
-    """cuDNN's kernel, which takes the number of tokens of each example rather than a mask, and even lengths only.
+def attend_with_counts(
+    query: Float[Array, "batch length heads head_dim"],
+    key: Float[Array, "batch tokens heads head_dim"],
+    value: Float[Array, "batch tokens heads head_dim"],
+    mask: Bool[Array, "batch tokens"] | None,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
+) -> Float[Array, "batch length heads head_dim"]:
+    """`attend` for a kernel that takes the number of tokens of each example instead of a mask, and even lengths only.
 
     The tokens that the mask keeps are moved to the front: attention does not depend on the order of tokens.
     """
@@ -67,7 +73,7 @@ def _attend_cudnn(query: Array, key: Array, value: Array, mask: Array | None) ->
         counts = jnp.full((batch,), tokens, jnp.int32)
     query, key, value = map(_even, (query, key, value))
     out = jax.nn.dot_product_attention(
-        query, key, value, key_value_seq_lengths=counts, implementation="cudnn"
+        query, key, value, key_value_seq_lengths=counts, implementation=implementation
     )
     return _zero_without_tokens(out[:, :length], mask)
 
@@ -82,7 +88,9 @@ def _zero_without_tokens(out: Array, mask: Array | None) -> Array:
 
 
 _attend_by_platform = with_forward_mode(
-    lambda arrays, mask: jax.lax.platform_dependent(*arrays, mask, cuda=_attend_cudnn, default=_attend_xla),
+    lambda arrays, mask: jax.lax.platform_dependent(
+        *arrays, mask, cuda=attend_with_counts, default=_attend_xla
+    ),
     lambda arrays, mask: _attend_xla(*arrays, mask),
 )
 

@@ -70,7 +70,8 @@ def _tangent(groups: int, silu: bool, residuals: tuple, tangents: tuple) -> Arra
     slope = jnp.sum(centred * du, axis=1) * rstd
     dbeta = dbeta.astype(dtype) - gamma * fold(constant / pixels)
     dgamma = dgamma.astype(dtype) - gamma * fold(slope / pixels)
-    dz = du * gamma[:, None] + centred * (rstd * dgamma)[:, None] + dbeta[:, None]
+    spread = functools.partial(jax.lax.broadcast_in_dim, shape=x.shape, broadcast_dimensions=(0, 2))
+    dz = du * gamma[:, None] + centred * spread(rstd * dgamma) + spread(dbeta)
     if silu:
         z = centred * (rstd * gamma)[:, None] + beta[:, None]
         sigmoid = jax.nn.sigmoid(z)

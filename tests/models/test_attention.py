@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff.models.attention import attend, cudnn_available, fused_kernel_takes
+from jaxdiff.models.attention import attend, attend_with_counts, cudnn_available, fused_kernel_takes
 
 
 def inputs(length=5, tokens=7, dtype="float32"):
@@ -50,6 +50,31 @@ def test_bfloat16_softmax_is_float32():
     query, key = jnp.zeros((1, 1, 1, 8), "bfloat16"), jnp.zeros((1, 4096, 1, 8), "bfloat16")
     value = jnp.ones((1, 4096, 1, 8), "bfloat16")
     np.testing.assert_allclose(attend(query, key, value).astype("float32"), 1.0, atol=2**-7)
+
+
+@pytest.mark.parametrize("length", [4, 5])
+@pytest.mark.parametrize(
+    "mask",
+    [
+        None,
+        jnp.array([[1, 0, 1, 0, 0, 1, 0], [0, 1, 1, 1, 1, 1, 1]], bool),
+        jnp.array([[0] * 7, [1] * 7], bool),
+    ],
+)
+def test_counts_of_tokens_stand_for_a_mask(length, mask):
+    """What the fused kernel is given, with XLA's kernel in its place: values and gradients."""
+    arrays = inputs(length)
+
+    def counted(*arrays):
+        return attend_with_counts(*arrays, mask, implementation="xla")
+
+    np.testing.assert_allclose(counted(*arrays), attend(*arrays, mask), atol=1e-6)
+    slopes = [
+        jax.grad(lambda *arrays, f=f: jnp.sum(jnp.sin(f(*arrays))), (0, 1, 2))(*arrays)
+        for f in (counted, lambda *arrays: attend(*arrays, mask))
+    ]
+    for got, want in zip(*slopes, strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-6)
 
 
 @pytest.mark.parametrize(

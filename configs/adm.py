@@ -33,6 +33,9 @@ from jaxdiff.data.transforms import HorizontalFlip
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import require
 from jaxdiff.experiment import Experiment
+from jaxdiff.models.blocks import ResidualMiddle
+from jaxdiff.models.interface import BlockOptions
+from jaxdiff.models.pixel_attention import PixelAttention
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import VariancePreserving
 from jaxdiff.process.labels import StepIndex
@@ -79,19 +82,19 @@ def experiment(
     batch: int = 256, dtype: str = "bfloat16",
 ) -> ConfigDict:  # fmt: skip
     """`attention`: the sizes at which pixels attend; heads have 64 channels each unless their number is given."""
+    pixels = spec(PixelAttention, head_dim=64 if heads is None else None, heads=heads)
     network = spec(
         UNet,
         levels=tuple(
             spec(
-                Level, width=int(width * multiple), blocks=blocks, self_attention=size >> i in attention,
-                dropout=dropout,
+                Level, width=int(width * multiple), blocks=blocks, dropout=dropout,
+                attention=pixels if size >> i in attention else None,
             )
             for i, multiple in enumerate(multiples)
         ),
         out_channels=6,
-        head_dim=64 if heads is None else None,
-        heads=heads,
-        min_group_size=1,
+        block=spec(BlockOptions, min_group_size=1),
+        middle=spec(ResidualMiddle, attention=pixels),
         dtype=dtype,
     )  # fmt: skip
     parts = {}

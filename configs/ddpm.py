@@ -18,6 +18,9 @@ from jaxdiff.data.transforms import HorizontalFlip
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import require
 from jaxdiff.experiment import Experiment
+from jaxdiff.models.blocks import ResidualMiddle
+from jaxdiff.models.interface import BlockOptions
+from jaxdiff.models.pixel_attention import PixelAttention
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import VariancePreserving
 from jaxdiff.process.labels import StepIndex
@@ -39,19 +42,23 @@ WIDTH, STEPS = 128, 1000
 
 def get_config(variant: str = "cifar10") -> ConfigDict:
     require(variant in VARIANTS, "variant", variant, "no such model", f"use one of {', '.join(VARIANTS)}")
+    attention = spec(PixelAttention, head_dim=None, heads=1)
     network = spec(
         UNet,
         levels=tuple(
-            spec(Level, width=WIDTH * multiple, blocks=2, self_attention=size == 16, dropout=0.1)
+            spec(
+                Level,
+                width=WIDTH * multiple,
+                blocks=2,
+                attention=attention if size == 16 else None,
+                dropout=0.1,
+            )
             for size, multiple in ((32, 1), (16, 2), (8, 2), (4, 2))
         ),
         out_channels=3,
-        head_dim=None,
-        heads=1,
-        min_group_size=1,
-        eps=1e-6,
-        modulation="shift",
-        residual_resampling=False,
+        block=spec(BlockOptions, min_group_size=1, eps=1e-6, modulation="shift"),
+        middle=spec(ResidualMiddle, attention=attention),
+        resampling="conv",
         pad_end=True,
     )
     noise = spec(NoiseLevel, width=4 * WIDTH, frequencies=WIDTH // 2, endpoint=True, sine_first=True)

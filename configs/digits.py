@@ -17,6 +17,7 @@ from jaxdiff.evaluation.classifiers.svm import SvmClassifier
 from jaxdiff.evaluation.features.pixels import Pixels
 from jaxdiff.evaluation.reports.class_conditional import ImageEvaluation
 from jaxdiff.experiment import Experiment
+from jaxdiff.models.pixel_attention import PixelAttention
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import VarianceExploding
 from jaxdiff.process.prediction import Edm
@@ -40,10 +41,9 @@ def get_config() -> ConfigDict:
         UNet,
         levels=(
             spec(Level, width=WIDTH, blocks=1),
-            spec(Level, width=2 * WIDTH, blocks=1, self_attention=True),
+            spec(Level, width=2 * WIDTH, blocks=1, attention=spec(PixelAttention, head_dim=32)),
         ),
         out_channels=1,
-        head_dim=32,
     )
     conditioner = spec(
         Conditioner,

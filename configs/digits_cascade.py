@@ -25,6 +25,7 @@ from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import require
 from jaxdiff.evaluation.reports.class_conditional import ImageEvaluation
 from jaxdiff.experiment import Experiment
+from jaxdiff.models.pixel_attention import PixelAttention
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import VarianceExploding, VariancePreserving
 from jaxdiff.process.prediction import Edm
@@ -68,10 +69,9 @@ def experiment(parts: dict, conditions: tuple, size: int, mean: float, guidance:
         UNet,
         levels=(
             spec(Level, width=WIDTH, blocks=1),
-            spec(Level, width=2 * WIDTH, blocks=1, self_attention=True),
+            spec(Level, width=2 * WIDTH, blocks=1, attention=spec(PixelAttention, head_dim=32)),
         ),
         out_channels=1,
-        head_dim=32,
     )
     return spec(
         Experiment,

@@ -28,6 +28,9 @@ from jaxdiff.data.sources import Tfds
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import require
 from jaxdiff.experiment import Experiment
+from jaxdiff.models.blocks import ResidualMiddle
+from jaxdiff.models.interface import BlockOptions
+from jaxdiff.models.pixel_attention import PixelAttention
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import VarianceExploding
 from jaxdiff.process.prediction import Edm
@@ -76,23 +79,32 @@ def small(
     """DDPM++, or NCSN++, with augmentation of which the model is told."""
     # Random frequencies are as many pairs as the network has channels; the conditions are added to their waves.
     waves = 2 * width if ncsnpp else width
+    attention = spec(PixelAttention, head_dim=None, heads=1)
     network = spec(
         UNet,
         levels=tuple(
-            spec(Level, width=width * multiple, blocks=4, self_attention=size >> i == 16, dropout=dropout)
+            spec(
+                Level,
+                width=width * multiple,
+                blocks=4,
+                attention=attention if size >> i == 16 else None,
+                dropout=dropout,
+            )
             for i, multiple in enumerate(multiples)
         ),
         out_channels=3,
         stem_width=width,
-        head_dim=None,
-        heads=1,
-        eps=1e-6,
-        modulation="shift",
-        skip_scale=math.sqrt(0.5),
-        project_resampled=True,
+        block=spec(
+            BlockOptions,
+            eps=1e-6,
+            modulation="shift",
+            skip_scale=math.sqrt(0.5),
+            resample_taps=(1.0, 3.0, 3.0, 1.0) if ncsnpp else (1.0, 1.0),
+            project_resampled=True,
+        ),
+        middle=spec(ResidualMiddle, attention=attention),
         decoder_attention="last",
-        resample_taps=(1.0, 3.0, 3.0, 1.0) if ncsnpp else (1.0, 1.0),
-        residual_input=ncsnpp,
+        input_path="residual" if ncsnpp else "none",
     )
     frequencies = {"frequencies": waves // 2, "sine_first": True}
     frequencies |= {"random_scale": 16.0} if ncsnpp else {"endpoint": True}
@@ -119,14 +131,21 @@ def small(
 
 def imagenet64(width: int = 192) -> ConfigDict:
     """ADM's network, with a stochastic sampler: S_churn 40 between the levels 0.05 and 50, S_noise 1.003."""
+    attention = spec(PixelAttention, head_dim=64)
     network = spec(
         UNet,
         levels=tuple(
-            spec(Level, width=width * multiple, blocks=3, self_attention=multiple > 1, dropout=0.1)
+            spec(
+                Level,
+                width=width * multiple,
+                blocks=3,
+                attention=attention if multiple > 1 else None,
+                dropout=0.1,
+            )
             for multiple in (1, 2, 3, 4)
         ),
         out_channels=3,
-        head_dim=64,
+        middle=spec(ResidualMiddle, attention=attention),
         dtype="bfloat16",
     )
     label = spec(ClassLabel, num_classes=1000, width=4 * width, drop_rate=0.0, null="zero")

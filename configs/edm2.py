@@ -30,8 +30,7 @@ from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import require
 from jaxdiff.experiment import Experiment
 from jaxdiff.models.magnitude import MagnitudeUncertainty
-from jaxdiff.models.magnitude_unet import MagnitudeUNet
-from jaxdiff.models.unet import Level
+from jaxdiff.models.magnitude_unet import MagnitudeLevel, MagnitudeUNet
 from jaxdiff.process.gaussian import VarianceExploding
 from jaxdiff.process.prediction import Edm
 from jaxdiff.process.time_sampling import LogNormalSigma
@@ -66,7 +65,9 @@ def experiment(width: int, rate: float, dropout: float, images: int) -> ConfigDi
     network = spec(
         MagnitudeUNet,
         levels=tuple(
-            spec(Level, width=width * multiple, blocks=3, self_attention=multiple > 2, dropout=dropout)
+            spec(
+                MagnitudeLevel, width=width * multiple, blocks=3, self_attention=multiple > 2, dropout=dropout
+            )
             for multiple in (1, 2, 3, 4)
         ),
         out_channels=3,

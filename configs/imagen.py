@@ -38,6 +38,9 @@ from jaxdiff.denoiser import Denoiser
 from jaxdiff.distributed.mesh import MeshShape
 from jaxdiff.errors import require
 from jaxdiff.experiment import Experiment
+from jaxdiff.models.blocks import ResidualMiddle
+from jaxdiff.models.interface import BlockOptions
+from jaxdiff.models.pixel_attention import PixelAttention
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import VariancePreserving
 from jaxdiff.process.prediction import Noise, V
@@ -68,25 +71,27 @@ def get_config(variant: str = "64") -> ConfigDict:
 
 
 def base(width: int = 512) -> ConfigDict:
+    attention = spec(PixelAttention, cross_attention=True, head_dim=64)
     network = spec(
         UNet,
         levels=tuple(
-            spec(
-                Level, width=width * multiple, blocks=3, self_attention=multiple > 1, cross_attention=multiple > 1
-            )
+            spec(Level, width=width * multiple, blocks=3, attention=attention if multiple > 1 else None)
             for multiple in (1, 2, 3, 4)
         ),
         out_channels=3,
-        head_dim=64,
+        middle=spec(ResidualMiddle, attention=attention),
         dtype="bfloat16",
         remat=True,
-    )  # fmt: skip
+    )
     parts = {"text": text(tokens=width, vector=4 * width)}
     return experiment(network, 4 * width, parts, "images_64", size=64, target=spec(Noise), steps=256)
 
 
 def upsampler(data: str, self_attention: bool, width: int = 128) -> ConfigDict:
     """The "efficient U-Net": no block at full resolution, most of them at the lowest. It is trained on 256 x 256."""
+    attention = spec(
+        PixelAttention, self_attention=self_attention, cross_attention=True, head_dim=None, heads=8
+    )
     network = spec(
         UNet,
         levels=(
@@ -94,15 +99,13 @@ def upsampler(data: str, self_attention: bool, width: int = 128) -> ConfigDict:
             spec(Level, width=width, blocks=2),
             spec(Level, width=2 * width, blocks=4),
             spec(Level, width=4 * width, blocks=8),
-            spec(Level, width=8 * width, blocks=8, self_attention=self_attention, cross_attention=True),
+            spec(Level, width=8 * width, blocks=8, attention=attention),
         ),
         out_channels=3,
-        head_dim=None,
-        heads=8,
-        skip_scale=math.sqrt(0.5),
-        residual_resampling=False,
+        block=spec(BlockOptions, skip_scale=math.sqrt(0.5)),
+        middle=spec(ResidualMiddle, attention=attention),
+        resampling="conv",
         resampled_skips=False,
-        middle_attention=self_attention,
         dtype="bfloat16",
     )
     low = spec(

@@ -39,6 +39,9 @@ from jaxdiff.data.sources import Tfds
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import require
 from jaxdiff.experiment import Experiment
+from jaxdiff.models.blocks import ResidualMiddle
+from jaxdiff.models.interface import BlockOptions
+from jaxdiff.models.pixel_attention import PixelAttention
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import VariancePreserving
 from jaxdiff.process.prediction import Noise
@@ -71,15 +74,16 @@ def get_config(variant: str = "multi") -> ConfigDict:
         given = spec(Choice, field="source", degradations=tuple(TASKS.values()), task_field="task")
     else:
         given = spec(Degrade, field="source", degradation=TASKS[variant])
+    attention = spec(PixelAttention, head_dim=64)
     network = spec(
         UNet,
         levels=tuple(
-            spec(Level, width=WIDTH * multiple, blocks=2, self_attention=SIZE >> i <= 32)
+            spec(Level, width=WIDTH * multiple, blocks=2, attention=attention if SIZE >> i <= 32 else None)
             for i, multiple in enumerate((1, 1, 2, 2, 4, 4))
         ),
         out_channels=3,
-        head_dim=64,
-        min_group_size=1,
+        block=spec(BlockOptions, min_group_size=1),
+        middle=spec(ResidualMiddle, attention=attention),
         dtype="bfloat16",
     )
     conditioner = spec(

@@ -21,6 +21,7 @@ from jaxdiff.data.transforms import HorizontalFlip
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.evaluation.reports.image_to_image import TranslationEvaluation
 from jaxdiff.experiment import Experiment
+from jaxdiff.models.pixel_attention import PixelAttention
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import VarianceExploding
 from jaxdiff.process.prediction import Edm
@@ -48,11 +49,10 @@ def get_config() -> ConfigDict:
         levels=(
             spec(Level, width=WIDTH, blocks=1),
             spec(Level, width=2 * WIDTH, blocks=1),
-            spec(Level, width=3 * WIDTH, blocks=1, self_attention=True),
+            spec(Level, width=3 * WIDTH, blocks=1, attention=spec(PixelAttention, head_dim=32)),
         ),
         out_channels=3,
-        head_dim=32,
-        residual_resampling=False,
+        resampling="conv",
     )
     conditioner = spec(
         Conditioner,

@@ -22,6 +22,7 @@ from jaxdiff.data.transforms import HorizontalFlip, RandomCrop
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.evaluation.reports.super_resolution import SuperResolutionEvaluation
 from jaxdiff.experiment import Experiment
+from jaxdiff.models.blocks import ResidualMiddle
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import VarianceExploding, VariancePreserving
 from jaxdiff.process.prediction import Edm
@@ -50,8 +51,8 @@ def get_config() -> ConfigDict:
         UNet,
         levels=(spec(Level, width=WIDTH, blocks=1), spec(Level, width=2 * WIDTH, blocks=1)),
         out_channels=3,
-        middle_attention=False,
-        residual_resampling=False,
+        middle=spec(ResidualMiddle, attention=None),
+        resampling="conv",
     )
     low_res = spec(
         NoiseAugmented,

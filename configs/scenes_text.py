@@ -19,6 +19,8 @@ from jaxdiff.data.text import Tokenize
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.evaluation.scenes.report import SceneEvaluation
 from jaxdiff.experiment import Experiment
+from jaxdiff.models.blocks import ResidualMiddle
+from jaxdiff.models.pixel_attention import PixelAttention
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import VarianceExploding
 from jaxdiff.process.prediction import Edm
@@ -40,17 +42,19 @@ SIGMA_DATA = 0.32  # standard deviation of the pixels
 
 
 def get_config() -> ConfigDict:
+    tokens = spec(PixelAttention, self_attention=False, cross_attention=True, head_dim=32)
+    both = spec(PixelAttention, cross_attention=True, head_dim=32)
     network = spec(
         UNet,
         levels=(
-            spec(Level, width=WIDTH, blocks=1, cross_attention=True),
-            spec(Level, width=2 * WIDTH, blocks=1, cross_attention=True),
-            spec(Level, width=3 * WIDTH, blocks=1, self_attention=True, cross_attention=True),
+            spec(Level, width=WIDTH, blocks=1, attention=tokens),
+            spec(Level, width=2 * WIDTH, blocks=1, attention=tokens),
+            spec(Level, width=3 * WIDTH, blocks=1, attention=both),
         ),
         out_channels=3,
+        middle=spec(ResidualMiddle, attention=both),
         coordinates=True,
-        head_dim=32,
-        residual_resampling=False,
+        resampling="conv",
         resampled_skips=False,
     )
     text = spec(

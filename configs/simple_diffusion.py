@@ -29,7 +29,7 @@ from jaxdiff.denoiser import Denoiser
 from jaxdiff.distributed.mesh import MeshShape
 from jaxdiff.errors import require
 from jaxdiff.experiment import Experiment
-from jaxdiff.models.transformer import TransformerLevel
+from jaxdiff.models.transformer import TransformerMiddle
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import VariancePreserving
 from jaxdiff.process.prediction import Noise, V
@@ -61,7 +61,7 @@ def get_config(variant: str = "imagenet256") -> ConfigDict:
         UNet,
         levels=levels,
         out_channels=3,
-        middle=spec(TransformerLevel, width=2048, blocks=36, head_dim=128, dropout=0.2),
+        middle=spec(TransformerMiddle, width=2048, blocks=36, head_dim=128, dropout=0.2),
         resampled_skips=False,
         dtype="bfloat16",
         remat=True,

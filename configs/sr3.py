@@ -31,6 +31,9 @@ from jaxdiff.data.sources import Tfds
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import require
 from jaxdiff.experiment import Experiment
+from jaxdiff.models.blocks import ResidualMiddle
+from jaxdiff.models.interface import BlockOptions
+from jaxdiff.models.pixel_attention import PixelAttention
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import VariancePreserving
 from jaxdiff.process.prediction import Noise
@@ -57,17 +60,22 @@ def get_config(variant: str = "16_to_128") -> ConfigDict:
 
 
 def experiment(size: int, width: int, multiples: tuple[int, ...], dropout: float) -> ConfigDict:
+    attention = spec(PixelAttention, head_dim=None, heads=1)
     network = spec(
         UNet,
         levels=tuple(
-            spec(Level, width=width * multiple, blocks=3, self_attention=size >> i == 16, dropout=dropout)
+            spec(
+                Level,
+                width=width * multiple,
+                blocks=3,
+                attention=attention if size >> i == 16 else None,
+                dropout=dropout,
+            )
             for i, multiple in enumerate(multiples)
         ),
         out_channels=3,
-        head_dim=None,
-        heads=1,
-        modulation="shift",
-        skip_scale=math.sqrt(0.5),
+        block=spec(BlockOptions, modulation="shift", skip_scale=math.sqrt(0.5)),
+        middle=spec(ResidualMiddle, attention=attention),
         dtype="bfloat16",
     )
     conditioner = spec(

@@ -208,9 +208,11 @@ UNCOUNTED = {
 @pytest.mark.parametrize("name", UNCOUNTED)
 def test_heads_and_norms_are_the_published_ones(name):
     network = configs.build(load(name)).task.denoiser.network
-    width = max(level.width for level in network.levels if level.self_attention)
-    heads = network.heads or width // network.head_dim
-    assert (heads, network.eps) == UNCOUNTED[name]
+    width = max(level.width for level in network.levels if level.attention)
+    attention = network.middle.attention
+    assert all(level.attention in (None, attention) for level in network.levels)
+    heads = attention.heads or width // attention.head_dim
+    assert (heads, network.block.eps) == UNCOUNTED[name]
 
 
 # Calls of the network for an image, and millions of images seen in training.

@@ -102,7 +102,7 @@ def test_a_network_that_does_not_fit_writes_nothing(folder):
         {**level.to_dict(), "width": 2 * level.width} for level in config.task.denoiser.network.levels
     )
     with pytest.raises(
-        UserError, match=r"do not fit.*nothing was loaded(?s:.*)conv_in.weight.*\(16, 1, 3, 3\)"
+        UserError, match=r"that differ; nothing was loaded(?s:.*)conv_in.weight.*\(16, 1, 3, 3\)"
     ):
         convert.convert(str(folder), config, str(folder.parent / "run"))
     assert not (folder.parent / "run").exists()

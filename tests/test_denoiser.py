@@ -11,13 +11,14 @@ import pytest
 from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.conditioning.vector import ClassLabel, NoiseLevel
 from jaxdiff.denoiser import Denoiser
+from jaxdiff.models.blocks import ResidualMiddle
 from jaxdiff.models.uncertainty import Uncertainty
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding
 from jaxdiff.process.prediction import Edm, Velocity
 
 SIGMA_DATA = 0.5
-NETWORK = UNet((Level(8, blocks=1),), out_channels=1, middle_attention=False)
+NETWORK = UNet((Level(8, blocks=1),), out_channels=1, middle=ResidualMiddle(None))
 CONDITIONER = Conditioner(NoiseLevel(16), {"label": ClassLabel(3, 16)})
 DENOISER = Denoiser(NETWORK, CONDITIONER, VarianceExploding(), Edm(SIGMA_DATA))
 X_T = jax.random.normal(jax.random.key(0), (3, 4, 4, 1))
@@ -102,7 +103,7 @@ def test_uncertainty_is_a_part_of_the_model_and_changes_nothing_else():
 
 def test_equal_denoisers_share_a_compiled_program():
     again = Denoiser(
-        UNet((Level(8, blocks=1),), out_channels=1, middle_attention=False),
+        UNet((Level(8, blocks=1),), out_channels=1, middle=ResidualMiddle(None)),
         Conditioner(NoiseLevel(16), {"label": ClassLabel(3, 16)}),
         VarianceExploding(),
         Edm(SIGMA_DATA),

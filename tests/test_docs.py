@@ -74,6 +74,7 @@ from lamps.data import Lamps
 
 from jaxdiff import config as configs
 from jaxdiff.config import spec
+from jaxdiff.models.blocks import ResidualMiddle
 from jaxdiff.models.unet import Level, UNet
 
 
@@ -82,7 +83,8 @@ def get_config():
     config.task.denoiser.conditioner.conditions = {{"attributes": spec(Attributes, count=3, width=32)}}
     config.data.source = spec(Lamps)
     level = spec(Level, width=16, blocks=0)
-    config.task.denoiser.network = spec(UNet, levels=(level,), out_channels=1, middle_attention=False)
+    middle = spec(ResidualMiddle, attention=None)
+    config.task.denoiser.network = spec(UNet, levels=(level,), out_channels=1, middle=middle)
     config.task.denoiser.conditioner.noise.width = 32
     return config
 """

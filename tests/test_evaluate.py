@@ -12,12 +12,13 @@ from jaxdiff.config.overrides import override
 from jaxdiff.distributed.mesh import MeshShape
 from jaxdiff.evaluate import evaluate
 from jaxdiff.generation.generator import Generator
+from jaxdiff.models.pixel_attention import PixelAttention
 from jaxdiff.models.unet import Level
 
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"
 TINY = (
     ("task.denoiser.network.head_dim", "4"),
-    ("task.denoiser.network.middle_attention", "False"),
+    ("task.denoiser.network.middle.attention", "none"),
     ("task.denoiser.conditioner.noise.width", "16"),
     ("sampling.steps", "2"),
 )
@@ -56,8 +57,15 @@ def test_a_config_is_judged_by_its_own_evaluation(name, tmp_path):
     file, _, variant = name.partition(":")
     config = configs.load(f"{FOLDER / file}.py" + (f":{variant}" if variant else ""))
     levels = config.task.denoiser.network.levels
+    tokens = configs.spec(PixelAttention, self_attention=False, cross_attention=True, head_dim=4)
     config.task.denoiser.network.levels = tuple(
-        configs.spec(Level, width=4, blocks=0, cross_attention=level.cross_attention) for level in levels
+        configs.spec(
+            Level,
+            width=4,
+            blocks=0,
+            attention=tokens if level.attention and level.attention.cross_attention else None,
+        )
+        for level in levels
     )
     for path, text in (*TINY, *OWN[name]):
         override(config, path, text)

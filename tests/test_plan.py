@@ -20,6 +20,7 @@ from jaxdiff.cost.estimate import estimate, mesh_of, parts
 from jaxdiff.distributed.mesh import MeshShape
 from jaxdiff.embeddings import Embeddings
 from jaxdiff.errors import UserError
+from jaxdiff.models.blocks import ResidualMiddle
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.training.state import abstract_state
 from jaxdiff.training.step import Frozen, jit_train_step, make_train_step
@@ -31,7 +32,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 def small(*overrides, network=None, **unet):
     """configs/digits.py with a network that traces quickly, and changed fields."""
     experiment = configs.build(command.load_config(DIGITS, [tuple(text.split("=", 1)) for text in overrides]))
-    network = network or UNet(levels=(Level(32, blocks=1),), out_channels=1, middle_attention=False, **unet)
+    network = network or UNet(
+        levels=(Level(32, blocks=1),), out_channels=1, middle=ResidualMiddle(None), **unet
+    )
     denoiser = experiment.task.denoiser.clone(network=network)
     return dataclasses.replace(experiment, task=dataclasses.replace(experiment.task, denoiser=denoiser))
 
@@ -160,7 +163,7 @@ def test_devices_and_micro_batches_split_the_activations(plain):
 
 
 def test_fsdp_splits_the_state_on_devices_that_need_not_exist():
-    wide = UNet(levels=(Level(128, blocks=1),), out_channels=1, middle_attention=False)
+    wide = UNet(levels=(Level(128, blocks=1),), out_channels=1, middle=ResidualMiddle(None))
     full, split = (
         estimate(small(f"mesh.fsdp={n}", "batch_size=256", network=wide), devices=256) for n in (1, 8)
     )
@@ -182,7 +185,7 @@ def test_a_tensor_axis_splits_state_and_activations_but_not_the_batch(plain):
 
 
 def test_no_array_of_the_models_size_is_allocated():
-    huge = UNet(levels=(Level(2**16, blocks=1),), out_channels=1, middle_attention=False, remat=True)
+    huge = UNet(levels=(Level(2**16, blocks=1),), out_channels=1, middle=ResidualMiddle(None), remat=True)
     plan = estimate(small(network=huge), "h200", 64)
     assert plan["parameters"] > 1e11
     assert not plan["fits"]

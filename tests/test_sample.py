@@ -21,6 +21,7 @@ from jaxdiff.distributed import runtime
 from jaxdiff.embeddings import Embeddings
 from jaxdiff.errors import UserError
 from jaxdiff.generation.generator import Generator
+from jaxdiff.models.blocks import ResidualMiddle
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.runs import workdir as workdirs
 from jaxdiff.sampling.guidance.per_condition import PerCondition
@@ -162,7 +163,7 @@ def test_images_of_another_size_without_a_condition_and_with_a_mask(call, tmp_pa
 
 
 def a_unet():
-    network = UNet(levels=(Level(8, 1), Level(8, 1)), out_channels=1, head_dim=8)
+    network = UNet(levels=(Level(8, 1), Level(8, 1)), out_channels=1, middle=ResidualMiddle(None))
     conditioner = Conditioner(NoiseLevel(8), {"low": ImageCondition(1, factor=2.0)})
     small = a_generator({}, {})
     denoiser = Denoiser(network, conditioner, small.denoiser.process, small.denoiser.parameterization)

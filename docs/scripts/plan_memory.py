@@ -14,7 +14,7 @@ import numpy as np
 NETWORK = "task.denoiser.network"
 LEVEL = "jaxdiff.models.unet:Level"
 SMALL = (
-    f"{NETWORK}.levels={LEVEL}(width=32,blocks=1),{LEVEL}(width=64,blocks=1,self_attention=True),"
+    f"{NETWORK}.levels={LEVEL}(width=32,blocks=1),{LEVEL}(width=64,blocks=1,attention=jaxdiff.models.pixel_attention:PixelAttention),"
     f"{LEVEL}(width=64,blocks=1)",
     f"{NETWORK}.out_channels=3",
     "task.image_shape=(32,32,3)",

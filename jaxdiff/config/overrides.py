@@ -128,11 +128,12 @@ def _current(config: Any, keys: list[str | int]) -> list[str | int]:
     found: list[str | int] = []
     inner = config
     for key in keys:
+        path: list[str | int] = [key]
         if isinstance(inner, BLOCK) and TARGET in inner:
-            key = current_field(str(inner[TARGET]), str(key))
-        found.append(key)
+            path = list(current_field(str(inner[TARGET]), str(key)).split("."))
+        found += path
         try:
-            inner = _get(inner, [key])
+            inner = _get(inner, path)
         except (LookupError, TypeError):
             inner = None
     return found

@@ -1,7 +1,9 @@
 """Renamed classes and fields: stored configs and command lines that use the old names keep working."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from jaxdiff.config.old_networks import convert_magnitude_unet, convert_unet
 
 MODULES = {
     "jaxdiff.training.finetune": "jaxdiff.training.transfer",
@@ -57,6 +59,7 @@ MODULES = {
 """Old module -> new module."""
 
 CLASSES = {
+    "jaxdiff.models.transformer:TransformerLevel": "TransformerMiddle",
     "jaxdiff.evaluation.classifiers.svm:SvcJudge": "SvmClassifier",
     "jaxdiff.evaluation.scenes.classifier:SceneJudge": "SceneClassifier",
     "jaxdiff.sampling.grids.truncated:Tail": "Truncated",
@@ -67,13 +70,28 @@ CLASSES = {
 """``"new.module:OldClass"`` -> the class's name there."""
 
 FIELDS = {
+    "jaxdiff.models.unet:UNet": {
+        "groups": "block.groups",
+        "min_group_size": "block.min_group_size",
+        "eps": "block.eps",
+        "modulation": "block.modulation",
+        "skip_scale": "block.skip_scale",
+        "resample_taps": "block.resample_taps",
+        "project_resampled": "block.project_resampled",
+    },
     "jaxdiff.conditioning.conditioner:Conditioner": {"parts": "conditions"},
     "jaxdiff.experiment:Experiment": {"start_from": "init_from"},
     "jaxdiff.likelihood.flow:Hutchinson": {"law": "distribution"},
     "jaxdiff.sampling.grids.truncated:Truncated": {"share": "fraction"},
     "jaxdiff.tasks.denoising:DenoisingTask": {"times": "time_sampler"},
 }
-"""``"module:Class"`` of today -> {old field: new field}."""
+"""``"module:Class"`` of today -> {old field: new field, or its path if it moved into a block}."""
+
+CONVERTERS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    "jaxdiff.models.unet:UNet": convert_unet,
+    "jaxdiff.models.magnitude_unet:MagnitudeUNet": convert_magnitude_unet,
+}
+"""``"module:Class"`` of today -> a function from a stored block of any age to one of today's structure."""
 
 
 def current(target: str) -> str:
@@ -89,12 +107,13 @@ def current_field(target: str, field: str) -> str:
 
 
 def upgrade(block: Any) -> Any:
-    """A config of plain dictionaries and lists with every old name replaced by the present one."""
+    """A config of plain dictionaries and lists in its present form: old names and structures replaced."""
     if isinstance(block, Mapping):
         target = block.get("target")
         if not isinstance(target, str):
             return {name: upgrade(value) for name, value in block.items()}
         new = current(target)
+        block = CONVERTERS.get(new, dict)(block)
         return {current_field(new, name): upgrade(value) for name, value in block.items()} | {"target": new}
     if isinstance(block, list | tuple):
         return [upgrade(item) for item in block]

@@ -1,4 +1,4 @@
-"""diffusers' `UNet2DModel`: its `config.json` as one of our denoisers and back, and the names of its tensors."""
+"""diffusers' `UNet2DModel`: its `config.json` to a denoiser and back, and its parameter names."""
 
 import dataclasses
 import pathlib
@@ -8,11 +8,15 @@ from typing import Any
 from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.conditioning.vector import ClassLabel, NoiseLevel
 from jaxdiff.denoiser import Denoiser
-from jaxdiff.errors import UserError, require
-from jaxdiff.interop import folders
+from jaxdiff.errors import UserError, expect
+from jaxdiff.interop import folders, spatial_transformer
 from jaxdiff.interop.files import Unreadable, reading
 from jaxdiff.interop.mapping import SAME, Entry, conv, dense, from_heads, norm, separate_heads
-from jaxdiff.interop.structure import places
+from jaxdiff.interop.structure import modules
+from jaxdiff.models.blocks import ResidualMiddle
+from jaxdiff.models.interface import BlockOptions
+from jaxdiff.models.pixel_attention import PixelAttention
+from jaxdiff.models.spatial_transformer import SpatialTransformer
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import VariancePreserving
 from jaxdiff.process.labels import StepIndex
@@ -26,15 +30,15 @@ from jaxdiff.process.table import (
     Table,
 )
 
-# Of each block type: does it attend, and does it resample in a residual block? None: as the config's
-# downsample_type or upsample_type says.
+# For each block type: whether it attends, and whether it resamples in a residual block. None: decided by the config's
+# downsample_type or upsample_type.
 DOWN: dict[str, tuple[bool, bool | None]] = {
     "DownBlock2D": (False, False), "ResnetDownsampleBlock2D": (False, True), "AttnDownBlock2D": (True, None),
 }  # fmt: skip
 UP: dict[str, tuple[bool, bool | None]] = {
     "UpBlock2D": (False, False), "ResnetUpsampleBlock2D": (False, True), "AttnUpBlock2D": (True, None),
 }  # fmt: skip
-# What the file says where nothing is said, as far as it matters here.
+# Defaults of the fields of `config.json` that matter here.
 DEFAULTS: dict[str, Any] = {
     "in_channels": 3, "out_channels": 3, "center_input_sample": False, "time_embedding_type": "positional",
     "time_embedding_dim": None, "freq_shift": 0, "flip_sin_to_cos": True, "mid_block_type": "UNetMidBlock2D",
@@ -53,23 +57,31 @@ FIXED = {
 SCHEDULES: dict[str, type] = {
     "linear": LinearBetas, "scaled_linear": ScaledLinearBetas, "sigmoid": SigmoidBetas,
 }  # fmt: skip
+_FIXED_FIELDS = (
+    "patch",
+    "coordinates",
+    "stem_width",
+    "resampled_skips",
+    "decoder_attention",
+    "input_path",
+    "output_path",
+)
 PREDICTIONS: dict[str, type] = {"epsilon": Noise, "sample": Data, "v_prediction": V}
 
 
 def denoiser(model: Mapping[str, Any], scheduler: Mapping[str, Any] | None = None) -> Denoiser:
-    """The denoiser that a folder describes.
+    """Build the denoiser that a folder describes.
 
     Args:
-      model: the `config.json` of a `UNet2DModel`.
+      model: `config.json` of a `UNet2DModel`.
       scheduler: `scheduler_config.json`; DDPM's linear betas and noise prediction if None.
 
     Raises:
-      UserError: it has something that `UNet` has not, such as the skip blocks of NCSN++.
+      UserError: the model has an option that `UNet` lacks.
     """
     given = DEFAULTS | {key: value for key, value in model.items() if key in DEFAULTS}
     for field, known in FIXED.items():
-        require(given[field] in known, field, given[field], "there is no such option in UNet",
-                f"use a model with {' or '.join(map(repr, known))}")  # fmt: skip
+        expect(given[field] in known, field, given[field], " or ".join(map(repr, known)), "use such a model")
     widths = given["block_out_channels"]
     parts = {}
     if given["num_class_embeds"] is not None:
@@ -84,7 +96,7 @@ def denoiser(model: Mapping[str, Any], scheduler: Mapping[str, Any] | None = Non
 
 
 def read_settings(folder: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The `config.json` of the model in a folder, and the `scheduler_config.json` of its pipeline; {} if there is none.
+    """Read `config.json` of the model in a folder, and `scheduler_config.json` of its pipeline ({} without one).
 
     Raises:
       UserError: there is no model in the folder.
@@ -96,7 +108,7 @@ def read_settings(folder: str) -> tuple[dict[str, Any], dict[str, Any]]:
             found.get("config", {}).get("_class_name", "UNet2DModel") != "UNet2DModel"
             or "config" not in found
         ):
-            raise Unreadable("it is no UNet2DModel", "name the folder of one, with its config.json")
+            raise Unreadable("it holds no UNet2DModel", "name the folder of one, with its config.json")
     return found["config"], found.get("scheduler", {})
 
 
@@ -104,14 +116,15 @@ def model_config(denoiser: Denoiser, image_size: int) -> dict[str, Any]:
     """The `config.json` of the same network; the inverse of `denoiser`.
 
     Raises:
-      UserError: `UNet2DModel` has no such network.
+      UserError: the network has an option that `UNet2DModel` lacks.
     """
     network, conditioner = network_of(denoiser), denoiser.conditioner
     if not isinstance(conditioner, Conditioner):
-        raise _not_there("conditioner", type(conditioner).__name__)
-    _require_known(network, conditioner)
+        raise _unsupported("conditioner", type(conditioner).__name__)
+    _check_known(network, conditioner)
     noise, label = conditioner.noise, conditioner.conditions.get("label")
-    levels, residual = network.levels, network.residual_resampling
+    levels, residual = network.levels, network.resampling == "residual"
+    options, attention = network.block, _attention_of(network)
     kind = "resnet" if residual else "conv"
     return {
         "_class_name": "UNet2DModel", "sample_size": image_size, "out_channels": network.out_channels,
@@ -121,18 +134,18 @@ def model_config(denoiser: Denoiser, image_size: int) -> dict[str, Any]:
         "down_block_types": [_block_type("Down", level, residual) for level in levels],
         "up_block_types": [_block_type("Up", level, residual) for level in reversed(levels)],
         "downsample_padding": 0 if network.pad_end else 1, "downsample_type": kind, "upsample_type": kind,
-        "dropout": levels[0].dropout, "norm_num_groups": network.groups,
-        "norm_eps": network.eps, "attn_norm_num_groups": network.groups,
-        "attention_head_dim": network.head_dim, "add_attention": network.middle_attention,
-        "resnet_time_scale_shift": "scale_shift" if network.modulation == "scale_shift" else "default",
+        "dropout": levels[0].dropout, "norm_num_groups": options.groups,
+        "norm_eps": options.eps, "attn_norm_num_groups": options.groups,
+        "attention_head_dim": attention.head_dim, "add_attention": network.middle != ResidualMiddle(None),
+        "resnet_time_scale_shift": "scale_shift" if options.modulation == "scale_shift" else "default",
         "num_class_embeds": None if label is None else label.num_classes,
     }  # fmt: skip
 
 
 def network_of(denoiser: Denoiser) -> UNet:
-    """Its network, if that is a `UNet`."""
+    """The denoiser's network, which must be a `UNet`."""
     if not isinstance(denoiser.network, UNet):
-        raise _not_there("network", type(denoiser.network).__name__)
+        raise _unsupported("network", type(denoiser.network).__name__)
     return denoiser.network
 
 
@@ -142,23 +155,27 @@ def entries(network: UNet) -> Iterator[Entry]:
     yield from dense("conditioner/noise/dense_1", "time_embedding.linear_2")
     yield Entry("conditioner/parts_label/table", ("class_embedding.weight",), SAME)
     last = len(network.levels) - 1
-    for place in places(network):
-        ours, block, i = f"network/{place.name}", f"down_blocks.{place.level}", place.index
-        if place.kind in ("decoder", "up"):
-            block = f"up_blocks.{last - place.level}"
-        if place.kind == "stem":
+    for module in modules(network):
+        ours, block, i = f"network/{module.name}", f"down_blocks.{module.level}", module.index
+        if module.kind in ("decoder", "up"):
+            block = f"up_blocks.{last - module.level}"
+        if module.kind == "stem":
             yield from conv(ours, "conv_in")
-        elif place.kind == "head":
+        elif module.kind == "head":
             yield from norm("network/head_norm", "conv_norm_out")
             yield from conv("network/head", "conv_out")
-        elif place.kind in ("down", "up"):
-            theirs = f"{block}.{place.kind}samplers.0"
+        elif module.kind in ("down", "up"):
+            theirs = f"{block}.{module.kind}samplers.0"
             yield from conv(f"{ours}/conv", f"{theirs}.conv")
             yield from _residual(ours, theirs)
         else:
-            block = "mid_block" if place.kind == "middle" else block
+            block = "mid_block" if module.kind == "middle" else block
             yield from _residual(ours, f"{block}.resnets.{i}")
-            yield from _attention(ours, f"{block}.attentions.{i}")
+            if isinstance(module.attention, SpatialTransformer):
+                theirs = f"{block}.attentions.{i}"
+                yield from spatial_transformer.entries(f"{ours}/transformer", theirs, module.attention)
+            else:
+                yield from _attention(ours, f"{block}.attentions.{i}")
 
 
 def _residual(ours: str, theirs: str) -> Iterator[Entry]:
@@ -184,37 +201,53 @@ def _network(given: Mapping[str, Any]) -> UNet:
     down, up = given["down_block_types"], given["up_block_types"]
     for field, known in (("down_block_types", DOWN), ("up_block_types", UP)):
         for name in given[field]:
-            require(
-                name in known, field, name, "there is no such block in UNet", f"use one of {', '.join(known)}"
-            )
+            expect(name in known, field, name, f"one of {', '.join(known)}", "use a model with these blocks")
     attends = [DOWN[name][0] for name in down]
-    require(attends == [UP[name][0] for name in reversed(up)], "up_block_types", up,
-            "UNet attends on the way up where it does on the way down", "use the same levels")  # fmt: skip
-    # The last block of a way does not resample.
+    expect(
+        attends == [UP[name][0] for name in reversed(up)],
+        "up_block_types",
+        up,
+        "attention at the levels of down_block_types",
+        "use a model whose decoder attends where its encoder does",
+    )
+    # The last block of the encoder and of the decoder does not resample.
     kinds = {_resamples(DOWN[name][1], given["downsample_type"]) for name in down[:-1]}
     kinds |= {_resamples(UP[name][1], given["upsample_type"]) for name in up[:-1]}
-    require(len(kinds) <= 1, "down_block_types", down, "UNet resamples in one way everywhere", "use one kind")
-    # Of itself, a model with scale and shift has no norm before the attention in its middle.
+    expect(len(kinds) <= 1, "down_block_types", down, "one kind of resampling everywhere", "use such a model")
+    # By default, a model with scale and shift has no norm before the attention of its middle.
     groups, unnormed = given["attn_norm_num_groups"], given["resnet_time_scale_shift"] == "scale_shift"
     known = (
         (given["norm_num_groups"],)
         if unnormed and given["add_attention"]
         else (None, given["norm_num_groups"])
     )
-    require(groups in known, "attn_norm_num_groups", groups, "UNet has as many groups in every norm",
-            f"use a model with {known[-1]}")  # fmt: skip
+    expect(
+        groups in known,
+        "attn_norm_num_groups",
+        groups,
+        f"{known[-1]}, as in all other norms",
+        "use such a model",
+    )
     head_dim = given["attention_head_dim"]
+    attention = PixelAttention(head_dim=head_dim, heads=None if head_dim else 1)
     levels = tuple(
-        Level(width, given["layers_per_block"], self_attention=attention, dropout=float(given["dropout"]))
-        for width, attention in zip(given["block_out_channels"], attends, strict=True)
+        Level(width, given["layers_per_block"], attention if attending else None, float(given["dropout"]))
+        for width, attending in zip(given["block_out_channels"], attends, strict=True)
+    )
+    options = BlockOptions(
+        groups=given["norm_num_groups"],
+        min_group_size=1,
+        eps=given["norm_eps"],
+        modulation="shift" if given["resnet_time_scale_shift"] == "default" else "scale_shift",
     )
     return UNet(
-        levels, given["out_channels"], head_dim=head_dim, heads=None if head_dim else 1,
-        groups=given["norm_num_groups"], min_group_size=1, eps=given["norm_eps"],
-        modulation="shift" if given["resnet_time_scale_shift"] == "default" else "scale_shift",
-        residual_resampling=True in kinds, pad_end=given["downsample_padding"] == 0,
-        middle_attention=bool(given["add_attention"]),
-    )  # fmt: skip
+        levels,
+        given["out_channels"],
+        block=options,
+        middle=ResidualMiddle(attention if given["add_attention"] else None),
+        resampling="residual" if True in kinds else "conv",
+        pad_end=given["downsample_padding"] == 0,
+    )
 
 
 def _resamples(own: bool | None, kind: str | None) -> bool:
@@ -227,17 +260,19 @@ def _diffusion(
     steps, kind = scheduler.get("num_train_timesteps", 1000), scheduler.get("beta_schedule", "linear")
     betas: BetaSequence
     if scheduler.get("trained_betas"):
-        raise _not_there("trained_betas", "a list")
+        raise _unsupported("trained_betas", "a list")
     if kind == "squaredcos_cap_v2":
         betas = CosineBetas(steps)
     else:
-        require(kind in SCHEDULES, "beta_schedule", kind, "there is no such table",
-                f"use one of {', '.join([*SCHEDULES, 'squaredcos_cap_v2'])}")  # fmt: skip
+        tables = ", ".join([*SCHEDULES, "squaredcos_cap_v2"])
+        expect(kind in SCHEDULES, "beta_schedule", kind, f"one of {tables}", "use such a scheduler")
         ends = scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 0.02)
         betas = SCHEDULES[kind](*ends, steps)
     prediction = scheduler.get("prediction_type", "epsilon")
-    require(prediction in PREDICTIONS, "prediction_type", prediction, "there is no such target",
-            f"use one of {', '.join(PREDICTIONS)}")  # fmt: skip
+    targets = ", ".join(PREDICTIONS)
+    expect(
+        prediction in PREDICTIONS, "prediction_type", prediction, f"one of {targets}", "use such a scheduler"
+    )
     mean = PREDICTIONS[prediction](label=StepIndex(steps))
     table = Table(betas, zero_terminal_snr=bool(scheduler.get("rescale_betas_zero_snr", False)))
     learned = given["out_channels"] == 2 * given["in_channels"]
@@ -245,39 +280,60 @@ def _diffusion(
 
 
 def _block_type(way: str, level: Level, residual: bool) -> str:
-    if level.self_attention:
+    if level.attention is not None:
         return f"Attn{way}Block2D"
     return f"Resnet{way}sampleBlock2D" if residual else f"{way}Block2D"
 
 
-def _require_known(network: UNet, conditioner: Conditioner) -> None:
-    """Raise `UserError` for what `UNet2DModel` has not."""
-    defaults = {field.name: field.default for field in dataclasses.fields(UNet)}
-    for name in ("patch", "coordinates", "stem_width", "middle", "skip_scale", "resample_taps", "project_resampled",
-                 "resampled_skips", "decoder_attention", "residual_input"):  # fmt: skip
-        if getattr(network, name) != defaults[name]:
-            raise _not_there(f"network.{name}", getattr(network, name))
-    levels = network.levels
+def _check_known(network: UNet, conditioner: Conditioner) -> None:
+    """Raise a `UserError` about an option that `UNet2DModel` lacks."""
+    for part, cls, path, names in (
+        (network, UNet, "network", _FIXED_FIELDS),
+        (network.block, BlockOptions, "network.block", ("skip_scale", "resample_taps", "project_resampled")),
+    ):
+        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+        for name in names:
+            if getattr(part, name) != defaults[name]:
+                raise _unsupported(f"{path}.{name}", getattr(part, name))
+    if network.resampling == "plain":
+        raise _unsupported("network.resampling", network.resampling)
+    if not isinstance(network.middle, ResidualMiddle):
+        raise _unsupported("network.middle", type(network.middle).__name__)
+    levels, options = network.levels, network.block
     for i, level in enumerate(levels):
         for name in ("blocks", "dropout"):
             if getattr(level, name) != getattr(levels[0], name):
-                raise _not_there(f"network.levels[{i}].{name}", getattr(level, name))
-        if level.cross_attention:
-            raise _not_there(f"network.levels[{i}].cross_attention", True)
+                raise _unsupported(f"network.levels[{i}].{name}", getattr(level, name))
         # One group more or less would be another network.
-        if level.width % network.groups or level.width < network.groups * network.min_group_size:
-            raise _not_there("network.min_group_size", network.min_group_size)
-    if network.heads not in (None, 1):
-        raise _not_there("network.heads", network.heads)
+        if level.width % options.groups or level.width < options.groups * options.min_group_size:
+            raise _unsupported("network.block.min_group_size", options.min_group_size)
+    attention = _attention_of(network)
+    if attention.heads not in (None, 1):
+        raise _unsupported("attention.heads", attention.heads)
     noise, label = conditioner.noise, conditioner.conditions.get("label")
     if type(noise) is not NoiseLevel or noise.random_scale is not None or noise.max_period != 10000.0:
-        raise _not_there("conditioner.noise", type(noise).__name__)
+        raise _unsupported("conditioner.noise", type(noise).__name__)
     if (noise.frequencies or noise.width // 8) != levels[0].width // 2:
-        raise _not_there("conditioner.noise.frequencies", noise.frequencies)
+        raise _unsupported("conditioner.noise.frequencies", noise.frequencies)
     for name, part in conditioner.conditions.items():
         if part is not label or type(part) is not ClassLabel or part.before_mapping or part.null != "zero":
-            raise _not_there(f"conditioner.conditions.{name}", type(part).__name__)
+            raise _unsupported(f"conditioner.conditions.{name}", type(part).__name__)
 
 
-def _not_there(field: str, value: object) -> UserError:
-    return UserError(f"{field}={value}: UNet2DModel has no such thing. Fix: keep the workdir as it is")
+def _attention_of(network: UNet) -> PixelAttention:
+    """The attention of all levels and of the middle; `PixelAttention()` if there is none anywhere."""
+    found = {f"network.levels[{i}].attention": level.attention for i, level in enumerate(network.levels)}
+    found["network.middle.attention"] = getattr(network.middle, "attention", None)
+    given = {field: part for field, part in found.items() if part is not None}
+    first = next(iter(given.values()), PixelAttention())
+    for field, part in given.items():
+        if not isinstance(part, PixelAttention) or part.cross_attention or part != first:
+            raise _unsupported(field, part)
+    assert isinstance(first, PixelAttention)
+    return first
+
+
+def _unsupported(field: str, value: object) -> UserError:
+    return UserError(
+        f"{field}={value}: expected an option that UNet2DModel has, got {value}. Fix: keep the workdir as it is"
+    )

@@ -1,14 +1,14 @@
-"""EDM's networks by the names of their published snapshots (Karras et al. 2022; NVlabs/edm): DDPM++, NCSN++ and ADM."""
+"""Parameter names of EDM's published snapshots: DDPM++, NCSN++ and ADM (Karras et al. 2022; NVlabs/edm)."""
 
 from collections.abc import Iterator
 from typing import Literal
 
 from jaxdiff.interop.mapping import DENSE, SAME, Entry, conv, dense, from_heads, heads, norm
-from jaxdiff.interop.structure import places
+from jaxdiff.interop.structure import modules
 from jaxdiff.models.unet import UNet
 
 BUFFERS = ("resample_filter", "u")
-"""Last parts of names that are no parameters: filters, and iDDPM's table of noise levels."""
+"""Last parts of names of buffers: filters, and iDDPM's table of noise levels."""
 
 
 def entries(
@@ -21,10 +21,12 @@ def entries(
     """The mapping for a `Denoiser` with this network.
 
     Args:
-      image_size: height and width of the images; names say the size at which a block works.
-      names: the class of the published network, DDPM++ and NCSN++ or ADM: their outermost layers have other names. The
-        first multiplies one-hot labels by the root of their number: `ClassLabel.scale`.
-      label, augmentation: the names of these conditions, if there are any.
+      network: the denoiser's network.
+      image_size: height and width of the images; names contain the resolution of a block.
+      names: class of the published network: "SongUNet" is DDPM++ and NCSN++, "DhariwalUNet" is ADM; they name their
+        outermost layers differently. "SongUNet" multiplies one-hot labels by the root of their number:
+        `ClassLabel.scale`.
+      label, augmentation: names of these conditions, if there are any.
     """
     song = names == "SongUNet"
     yield Entry("conditioner/noise/frequencies", ("model.map_noise.freqs",), SAME)
@@ -34,24 +36,24 @@ def entries(
     yield Entry(f"conditioner/parts_{label}/bias", ("model.map_label.bias",), SAME)
     yield Entry(f"conditioner/parts_{augmentation}/kernel", ("model.map_augment.weight",), DENSE)
 
-    for place in places(network):
-        ours, size = f"network/{place.name}", image_size >> place.level
-        if place.kind == "stem":
+    for module in modules(network):
+        ours, size = f"network/{module.name}", image_size >> module.level
+        if module.kind == "stem":
             yield from conv(ours, f"model.enc.{size}x{size}_conv")
-        elif place.kind == "head":
+        elif module.kind == "head":
             theirs = f"dec.{size}x{size}_aux" if song else "out"
-            yield from norm("network/head_norm", f"model.{theirs}_norm")
-            yield from conv("network/head", f"model.{theirs}_conv")
-        elif place.kind == "input":
-            yield from conv(f"{ours}/conv", f"model.enc.{size // 2}x{size // 2}_aux_residual")
+            yield from norm(ours.replace("head", "head_norm"), f"model.{theirs}_norm")
+            yield from conv(ours, f"model.{theirs}_conv")
+        elif module.kind == "input":
+            yield from conv(f"{ours}/conv", f"model.enc.{size // 2}x{size // 2}_aux_{network.input_path}")
         else:
             theirs = {
-                "encoder": f"enc.{size}x{size}_block{place.index}",
+                "encoder": f"enc.{size}x{size}_block{module.index}",
                 "down": f"enc.{size // 2}x{size // 2}_down",
-                "middle": f"dec.{size}x{size}_in{place.index}",
-                "decoder": f"dec.{size}x{size}_block{place.index}",
+                "middle": f"dec.{size}x{size}_in{module.index}",
+                "decoder": f"dec.{size}x{size}_block{module.index}",
                 "up": f"dec.{2 * size}x{2 * size}_up",
-            }[place.kind]
+            }[module.kind]
             yield from _block(ours, f"model.{theirs}")
 
 

@@ -1,6 +1,6 @@
-"""EDM2's network by the names of its published snapshots (Karras et al. 2024; NVlabs/edm2).
+"""Parameter names of EDM2's published snapshots (Karras et al. 2024; NVlabs/edm2).
 
-Weights are stored as they were trained, of any length; the layers of `models.magnitude` normalise them.
+Weights are stored as trained, with any length; the layers of `models.magnitude` normalise them.
 """
 
 from collections.abc import Iterator
@@ -15,9 +15,10 @@ def entries(network: MagnitudeUNet, image_size: int, label: str = "label") -> It
     """The mapping for a `Denoiser` with this network, `MagnitudeNoiseLevel`, and `MagnitudeUncertainty`.
 
     Args:
-      image_size: height and width of what the network sees; names say the size at which a block works. Latents of
+      network: the denoiser's network.
+      image_size: height and width of the network's input; names contain the resolution of a block. Latents of
         512 x 512 pixels have 64.
-      label: the name of the `MagnitudeClassLabel`, if there is one.
+      label: name of the `MagnitudeClassLabel`, if there is one.
     """
     for ours, theirs in (("conditioner/noise", "unet.emb"), ("uncertainty", "logvar")):
         yield Entry(f"{ours}/fourier/frequencies", (f"{theirs}_fourier.freqs",), SAME)
@@ -33,7 +34,7 @@ def entries(network: MagnitudeUNet, image_size: int, label: str = "label") -> It
 
 
 def _blocks(network: MagnitudeUNet, size: int) -> Iterator[tuple[str, str]]:
-    """Our name and the published one of every block."""
+    """Our name and the published name of every block."""
     last = len(network.levels) - 1
     for i, level in enumerate(network.levels):
         at = f"{size >> i}x{size >> i}"
@@ -61,7 +62,7 @@ def _block(ours: str, theirs: str, head_dim: int) -> Iterator[Entry]:
 
 
 def _by_head(head_dim: int) -> Layout:
-    """Rows that run over (heads, channels, 3) -> a kernel [1, 1, in, out] with outputs over (heads, 3, channels)."""
+    """Rows over (heads, channels, 3) -> a kernel [1, 1, in, out] with outputs over (heads, 3, channels)."""
 
     def swap(array: np.ndarray, inner: int) -> np.ndarray:
         """Exchange the two inner axes of (heads, 3 head_dim / inner, inner), the last axis of an array."""

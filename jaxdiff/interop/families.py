@@ -1,10 +1,10 @@
-"""Whose names the tensors of a file bear, and the mapping that goes with them."""
+"""Detection of the source codebase from tensor names; its parameter mapping."""
 
 from collections.abc import Iterable
 from typing import TypeVar
 
 from jaxdiff.denoiser import Denoiser
-from jaxdiff.errors import UserError, require
+from jaxdiff.errors import UserError, expect
 from jaxdiff.interop import diffusers, edm, edm2, guided_diffusion
 from jaxdiff.interop.mapping import Entry
 from jaxdiff.models.magnitude_unet import MagnitudeUNet
@@ -21,14 +21,14 @@ def entries(
     """The mapping between a file's tensors and the parameters of a denoiser.
 
     Args:
-      names: of the tensors.
-      denoiser: whose network is of the same family.
-      image_size: height and width of what the network sees.
-      attention_order: of ADM's queries, keys and values, "new" or "legacy", which its files do not say. By default that
-        of the published models: new for 64 x 64 images, legacy for the others.
+      names: names of the tensors.
+      denoiser: denoiser with the same network.
+      image_size: height and width of the network's input.
+      attention_order: order of ADM's queries, keys and values, "new" or "legacy"; its files do not state it. Default:
+        that of the published models, new for 64 x 64 images and legacy for all others.
 
     Raises:
-      UserError: no known family has such names, or its networks are others than the denoiser's.
+      UserError: the names are of no known codebase, or the denoiser's network is of another class.
     """
     names = set(names)
     if any(name.startswith("unet.enc.") for name in names):
@@ -39,22 +39,23 @@ def entries(
         return list(edm.entries(network, image_size, "SongUNet" if song else "DhariwalUNet"))
     if any(name.startswith("input_blocks.") for name in names):
         order = attention_order or ("new" if image_size == 64 else "legacy")
-        require(order in ATTENTION_ORDERS, "--attention-order", order, "no such order", "give new or legacy")
+        expect(order in ATTENTION_ORDERS, "--attention-order", order, "new or legacy", "choose one of these")
         network = _network(denoiser, UNet, "guided-diffusion")
         return list(guided_diffusion.entries(network, ATTENTION_ORDERS[order]))
     if "conv_in.weight" in names:
         return list(diffusers.entries(_network(denoiser, UNet, "diffusers")))
     shown = ", ".join(sorted(names)[:4])
     raise UserError(
-        f"--from: no family of networks has tensors of such names ({shown}, ...). Fix: give weights of "
-        "guided-diffusion, EDM, EDM2 or a UNet2DModel of diffusers"
+        f"--from: expected tensors named as in guided-diffusion, EDM, EDM2 or diffusers' UNet2DModel, got {shown}, ... "
+        "Fix: give weights of one of these"
     )
 
 
 def _network(denoiser: Denoiser, cls: type[Network], family: str) -> Network:
     if not isinstance(denoiser.network, cls):
         raise UserError(
-            f"config.task.denoiser.network={type(denoiser.network).__name__}: the file's names are those of {family}. "
+            f"config.task.denoiser.network={type(denoiser.network).__name__}: expected a {cls.__name__}, because the "
+            f"tensors are named as in {family}, got {type(denoiser.network).__name__}. "
             f"Fix: give a config with a {cls.__name__}"
         )
     return denoiser.network

@@ -1,9 +1,9 @@
-"""ADM's networks by the names of their published checkpoints (Dhariwal & Nichol 2021; openai/guided-diffusion)."""
+"""Parameter names of guided-diffusion, ADM's published checkpoints (Dhariwal & Nichol 2021)."""
 
 from collections.abc import Iterator
 
 from jaxdiff.interop.mapping import SAME, Entry, conv, dense, from_heads, heads, norm
-from jaxdiff.interop.structure import places
+from jaxdiff.interop.structure import modules
 from jaxdiff.models.unet import UNet
 
 
@@ -11,38 +11,39 @@ def entries(network: UNet, order: str, label: str = "label") -> Iterator[Entry]:
     """The mapping for a `Denoiser` with this network.
 
     Args:
-      order: of the rows of queries, keys and values: "3HC" with `use_new_attention_order`, else "H3C".
-      label: the name of the class condition, if there is one.
+      network: the denoiser's network.
+      order: order of the rows of queries, keys and values: "3HC" with `use_new_attention_order`, else "H3C".
+      label: name of the class condition, if there is one.
     """
     yield from dense("conditioner/noise/dense_0", "time_embed.0")
     yield from dense("conditioner/noise/dense_1", "time_embed.2")
     yield Entry(f"conditioner/parts_{label}/table", ("label_emb.weight",), SAME)
-    taken = 0
-    for place in places(network):
-        ours, i = f"network/{place.name}", place.level
-        if place.kind in ("stem", "encoder", "down"):
+    taken, attended = 0, False
+    for module in modules(network):
+        ours = f"network/{module.name}"
+        if module.kind in ("stem", "encoder", "down"):
             theirs = f"input_blocks.{taken}"
             taken += 1
-        elif place.kind == "middle":
-            # The block before the attention and the one behind it are numbers 0 and 2.
+        elif module.kind == "middle":
+            # The block before the attention and the one after it are numbers 0 and 2.
             theirs, taken = "middle_block", 0
-        elif place.kind == "decoder":
-            theirs = f"output_blocks.{taken}"
+        elif module.kind == "decoder":
+            theirs, attended = f"output_blocks.{taken}", module.attention is not None
             taken += 1
-        elif place.kind == "up":  # behind the last block of its level, in the same list
+        elif module.kind == "up":  # in the list of the last block of its level, after that block's attention
             theirs = f"output_blocks.{taken - 1}"
 
-        if place.kind == "stem":
+        if module.kind == "stem":
             yield from conv(ours, f"{theirs}.0")
-        elif place.kind == "head":
+        elif module.kind == "head":
             yield from norm("network/head_norm", "out.0")
             yield from conv("network/head", "out.2")
-        elif place.kind == "middle" and place.index == 1:
+        elif module.kind == "middle" and module.index == 1:
             yield from _residual(ours, f"{theirs}.2")
-        elif place.kind in ("down", "up"):
-            at = 0 if place.kind == "down" else 1 + int(network.levels[i].self_attention)
+        elif module.kind in ("down", "up"):
+            at = 0 if module.kind == "down" else 1 + int(attended)
             yield from _residual(ours, f"{theirs}.{at}")
-            yield from conv(f"{ours}/conv", f"{theirs}.{at}.{'op' if place.kind == 'down' else 'conv'}")
+            yield from conv(f"{ours}/conv", f"{theirs}.{at}.{'op' if module.kind == 'down' else 'conv'}")
         else:
             yield from _residual(ours, f"{theirs}.0")
             yield from _attention(ours, f"{theirs}.1", order)

@@ -1,7 +1,7 @@
-"""From a peer's named tensors to our parameters and back, by a list of pairs of names.
+"""Parameter mapping: another codebase's named tensors to our parameters and back, by a list of pairs of names.
 
-A family of networks is a function that gives, for each of our arrays, an `Entry`: its path, the peer's keys and the
-layout between them. `to_params` and `to_tensors` are each other's inverse, exactly.
+Each codebase (a "peer") has a function that yields an `Entry` for each of our arrays: its path, the peer's keys and the
+layout of the values. `to_params` and `to_tensors` are exact inverses.
 """
 
 import dataclasses
@@ -18,10 +18,11 @@ Tensors = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How one array is laid out in a peer's file.
+    """The layout of one array in a peer's file.
 
-    `load` makes ours, of a given shape, from the peer's tensors; `shapes` are those of the tensors for a shape of
-    ours; `save` makes them again.
+    Attributes:
+      load: our array, of a given shape, from the peer's tensors.
+      save: the peer's tensors from our array.
     """
 
     load: Callable[[Sequence[np.ndarray], tuple[int, ...]], np.ndarray]
@@ -30,7 +31,7 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """Our array at `path` ("a/b/kernel") is made of the peer's tensors under `keys`."""
+    """Our array at `path` ("a/b/kernel") holds the values of the peer's tensors under `keys`."""
 
     path: str
     keys: tuple[str, ...]
@@ -56,7 +57,7 @@ def heads(order: str, axes: int = 0) -> Layout:
 
     Args:
       order: "3HC" (ADM's new attention order), "H3C" (its legacy order) or "HC3" (EDM).
-      axes: how many axes of length 1 a weight has besides, as a convolution over pixels has.
+      axes: number of further axes of length 1 in the weight: 2 if it is stored as a convolution over pixels.
     """
     forth = [order.index(axis) for axis in "3HC"]
     back = ["3HC".index(axis) for axis in order]
@@ -91,7 +92,7 @@ def separate_heads() -> Layout:
 
 
 def from_heads(axes: int = 0) -> Layout:
-    """[out, heads channels] and so many axes of length 1 -> [heads, channels, out]."""
+    """[out, heads channels], followed by `axes` axes of length 1 -> [heads, channels, out]."""
 
     def load(tensors: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
         return tensors[0].reshape(shape[-1], -1).T.reshape(shape)
@@ -126,13 +127,13 @@ def to_params(
     """Our parameters, in the shapes and types of `abstract`, from a peer's tensors.
 
     Args:
-      entries: may speak of arrays that `abstract` does not have; those are passed over.
-      tensors: by the peer's names.
+      entries: the mapping; entries of arrays that `abstract` does not have are skipped.
+      tensors: arrays by the peer's names.
       abstract: the tree of our parameters; only shapes and types are read.
-      ignored: last parts of the peer's names that are no parameters (buffers).
+      ignored: last parts of the peer's names that are buffers rather than parameters.
 
     Raises:
-      UserError: naming every tensor that is missing, that nothing reads, or that has another shape.
+      UserError: lists every tensor that is missing, unexpected, or of another shape.
     """
     ours = flatten_dict(abstract, sep="/")
     wanted = {entry.path: entry for entry in entries if entry.path in ours}
@@ -175,7 +176,7 @@ def to_tensors(entries: Iterable[Entry], params: Params) -> dict[str, np.ndarray
     left = sorted(set(ours) - done)
     if left:
         raise UserError(
-            f"config.task.denoiser: the peer's layout has no place for {', '.join(left[:8])}"
+            f"config.task.denoiser: expected parameters that the peer's layout has, got {', '.join(left[:8])}"
             f"{' ...' if len(left) > 8 else ''}. Fix: choose a layout that has this architecture"
         )
     return found
@@ -188,6 +189,6 @@ def _table(problems: list[tuple]) -> str:
     ]
     more = f"\n  ... and {len(problems) - 40} more" if len(problems) > 40 else ""
     return (
-        f"--from: {len(problems)} tensors do not fit the network of the config; nothing was loaded. "
-        "Fix: give the config of the network that the file is of\n" + "\n".join(rows) + more
+        f"--from: expected the tensors of the config's network, got {len(problems)} that differ; nothing was loaded. "
+        "Fix: give the config of the network in the file\n" + "\n".join(rows) + more
     )

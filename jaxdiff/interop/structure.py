@@ -1,47 +1,53 @@
-"""The parts of a `UNet` in the order in which they work, as all peers name theirs after it."""
+"""Modules of a `UNet` in execution order, by which other codebases number theirs."""
 
 import dataclasses
 from collections.abc import Iterator
 from typing import Literal
 
+from jaxdiff.models.interface import Part
 from jaxdiff.models.unet import UNet
 
 Kind = Literal["stem", "encoder", "down", "input", "middle", "decoder", "up", "head"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """One module of ours.
+class Module:
+    """One module of a `UNet`.
 
     Attributes:
-      name: of the module in the network.
-      kind: where it is.
-      level: 0 is the finest resolution. A change of size belongs to the level that it leaves.
-      index: of a block among those of its level.
+      name: name in the network's parameters.
+      kind: role in the network.
+      level: 0 is the finest resolution. A change of resolution belongs to the level that it leaves.
+      index: number of a block within its level.
+      attention: the part after the residual block, if any.
     """
 
     name: str
     kind: Kind
     level: int = 0
     index: int = 0
+    attention: Part | None = None
 
 
-def places(network: UNet) -> Iterator[Place]:
-    """All of them but the norm before the head, which shares its place."""
+def modules(network: UNet) -> Iterator[Module]:
+    """All modules; the norm before a head is part of the head."""
     last = len(network.levels) - 1
-    yield Place("stem", "stem")
+    yield Module("stem", "stem")
     for i, level in enumerate(network.levels):
         for j in range(level.blocks):
-            yield Place(f"encoder_{i}_block_{j}", "encoder", i, j)
+            yield Module(f"encoder_{i}_block_{j}", "encoder", i, j, level.attention)
         if i < last:
-            yield Place(f"down_{i}", "down", i)
-            if network.residual_input:
-                yield Place(f"input_{i}", "input", i)
-    yield Place("middle_block_0", "middle", last, 0)
-    yield Place("middle_block_1", "middle", last, 1)
+            yield Module(f"down_{i}", "down", i)
+            if network.input_path != "none":
+                yield Module(f"input_{i}", "input", i)
+    yield Module("middle_block_0", "middle", last, 0, getattr(network.middle, "attention", None))
+    yield Module("middle_block_1", "middle", last, 1)
     for i, level in reversed(list(enumerate(network.levels))):
-        for j in range(level.blocks + int(network.resampled_skips)):
-            yield Place(f"decoder_{i}_block_{j}", "decoder", i, j)
+        count = level.blocks + int(network.resampled_skips)
+        for j in range(count):
+            attends = network.decoder_attention == "every" or j == count - 1
+            yield Module(f"decoder_{i}_block_{j}", "decoder", i, j, level.attention if attends else None)
+        if i == 0 or network.output_path == "skip":
+            yield Module(f"head_{i}" if i else "head", "head", i)
         if i > 0:
-            yield Place(f"up_{i}", "up", i)
-    yield Place("head", "head")
+            yield Module(f"up_{i}", "up", i)

@@ -1,33 +1,35 @@
-"""The layers that hold parameters, and the only file that names logical axes.
+"""Layers with parameters: dense, convolution, projections to attention heads, norms.
 
 Parameters are float32, each boxed with the names of its axes ("channels_in", "channels_out", "heads",
-"embed"), which `distributed.partitioning` maps to the mesh. A layer computes in its `dtype`, a string.
-Epsilons, paddings and initialisers are written out, because frameworks differ in their defaults.
+"embed"), which `distributed.partitioning` maps to the mesh. Only layers name axes. A layer computes in its `dtype`,
+a string. Epsilons, paddings and initialisers are written out, because frameworks differ in their defaults.
 """
 
-import functools
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdiff.errors import require
+from jaxdiff.errors import expect
+from jaxdiff.models.group_norm import group_count, group_norm, statistics_dtype
 from jaxdiff.typing import Array, Features, Float, Images
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 HIGHEST = jax.lax.Precision.HIGHEST
+Axes = int | tuple[int, ...]
 
 
 def check_dtype(dtype: str) -> None:
-    """Raise `UserError` unless layers can compute in `dtype`."""
-    require(
-        dtype in DTYPES, "dtype", dtype, "it is no floating-point type here", f"use {' or '.join(DTYPES)}"
-    )
+    """Raise a `UserError` unless layers can compute in `dtype`."""
+    expect(dtype in DTYPES, "dtype", dtype, "a floating-point type", f"use {' or '.join(DTYPES)}")
 
 
 def kernel_init(
-    zero: bool, in_axis: int = -2, out_axis: int | tuple[int, ...] = -1, batch_axis: tuple[int, ...] = ()
+    zero: bool,
+    in_axis: Axes = -2,
+    out_axis: Axes = -1,
+    batch_axis: tuple[int, ...] = (),
 ) -> Callable:
     """Uniform with variance 2 / (fan in + fan out), or zero (Ho et al. 2020, after Glorot & Bengio 2010)."""
     if zero:
@@ -57,10 +59,10 @@ class Dense(nn.Module):
 
 
 class Conv(nn.Module):
-    """Convolution; of size 1, a matrix product.
+    """Convolution; a matrix product if its size is 1.
 
     Attributes:
-      padding: zeros before and behind each row and column; ``size // 2`` on both sides if None.
+      padding: zeros before and after each row and column; ``size // 2`` on both sides if None.
     """
 
     features: int
@@ -89,12 +91,13 @@ class Conv(nn.Module):
 
 
 class ToHeads(nn.Module):
-    """`count` projections of a sequence to attention heads at once: queries, keys, values."""
+    """Projection of a sequence to attention heads, `count` times at once: queries, keys, values."""
 
     count: int
     heads: int
     head_dim: int
     dtype: str = "float32"
+    bias: bool = True
 
     @nn.compact
     def __call__(
@@ -104,34 +107,40 @@ class ToHeads(nn.Module):
         names = (None, "heads", None)
         init = nn.with_logical_partitioning(kernel_init(False, 0, (2, 3), (1,)), ("channels_in", *names))
         kernel = self.param("kernel", init, (x.shape[-1], *shape))
-        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, names), shape)
         x = x.astype(self.dtype) @ kernel.astype(self.dtype).reshape(x.shape[-1], -1)
-        x = x.reshape(*x.shape[:-1], *shape) + bias.astype(self.dtype)[None, None]
+        x = x.reshape(*x.shape[:-1], *shape)
+        if self.bias:
+            bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, names), shape)
+            x = x + bias.astype(self.dtype)[None, None]
         return [x[..., i, :, :] for i in range(self.count)]
 
 
 class FromHeads(nn.Module):
-    """The inverse of `ToHeads`: heads to channels. Starts at zero: attention starts as the identity."""
+    """Projection of attention heads to channels; zero at first by default: attention starts as the identity."""
 
     features: int
     dtype: str = "float32"
+    zero: bool = True
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch length heads head_dim"]
     ) -> Float[Array, "batch length channels"]:
-        init = nn.with_logical_partitioning(nn.initializers.zeros, ("heads", None, "channels_out"))
+        init = kernel_init(self.zero, (0, 1), 2)
+        init = nn.with_logical_partitioning(init, ("heads", None, "channels_out"))
         kernel = self.param("kernel", init, (*x.shape[-2:], self.features)).astype(self.dtype)
         x = x.astype(self.dtype).reshape(*x.shape[:-2], -1) @ kernel.reshape(-1, self.features)
         return x + _bias(self, x.ndim)
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation (Wu & He 2018), then ``x (1 + scale) + shift`` if given, then SiLU if asked for.
+    """Group normalisation (Wu & He 2018), then ``x (1 + scale) + shift`` if given, then SiLU if `silu`.
 
     Attributes:
-      groups: the most groups there may be; see `group_count`.
-      min_group_size: the fewest channels in a group.
+      groups: upper bound on the number of groups, see `group_count`.
+      min_group_size: lower bound on the number of channels in a group.
+      silu: whether SiLU follows.
+      eps: added to the variance.
     """
 
     groups: int = 32
@@ -182,7 +191,7 @@ class LayerNorm(nn.Module):
         ones, zeros = nn.initializers.ones, nn.initializers.zeros
         gamma = self.param("scale", nn.with_logical_partitioning(ones, names), shape)
         beta = self.param("bias", nn.with_logical_partitioning(zeros, names), shape)
-        wide = x.astype(_statistics_dtype(x))
+        wide = x.astype(statistics_dtype(x))
         centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
         rstd = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + self.eps)
         y = gamma[None, None] * (centred * rstd) + beta[None, None]
@@ -193,77 +202,9 @@ class LayerNorm(nn.Module):
         return y.astype(x.dtype)
 
 
-def group_count(channels: int, groups: int, min_group_size: int) -> int:
-    """The largest number of equal groups, at most `groups`, with at least `min_group_size` channels each."""
-    limit = max(1, min(groups, channels // min_group_size))
-    return next(count for count in range(limit, 0, -1) if channels % count == 0)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def group_norm(
-    x: Float[Array, "batch pixels channels"],
-    gamma: Float[Array, "batch channels"],
-    beta: Float[Array, "batch channels"],
-    groups: int,
-    eps: float,
-    silu: bool,
-) -> Float[Array, "batch pixels channels"]:
-    """``silu(gamma (x - mean) / std + beta)``, with statistics over the pixels and channels of a group.
-
-    Differentiable in reverse mode only. Statistics are float32 at least and are taken in two passes:
-    E[x^2] - E[x]^2 would lose all digits where the mean is large. Sums run over pixels first, where memory is
-    contiguous; channels are folded into groups by a product with a constant matrix, which XLA does not repeat for
-    every pixel.
-    """
-    return _group_norm_forward(x, gamma, beta, groups, eps, silu)[0]
-
-
-def _group_norm_forward(x, gamma, beta, groups, eps, silu):
-    wide = x.astype(_statistics_dtype(x))
-    fold = functools.partial(_group_mean, groups=groups)
-    mean = fold(jnp.mean(wide, axis=1))
-    centred = wide - mean[:, None]
-    rstd = jax.lax.rsqrt(fold(jnp.mean(jnp.square(centred), axis=1)) + eps)
-    z = centred * (rstd * gamma)[:, None] + beta[:, None]
-    y = jax.nn.silu(z) if silu else z
-    return y.astype(x.dtype), (x, mean, rstd, gamma, beta)
-
-
-def _group_norm_backward(groups, eps, silu, residuals, dy):
-    """With ``u = (x - mean) rstd``: ``dx = rstd (gamma dz - E[gamma dz] - u E[gamma dz u])``."""
-    x, mean, rstd, gamma, beta = residuals
-    dtype = _statistics_dtype(x)
-    fold = functools.partial(_group_mean, groups=groups)
-    centred = x.astype(dtype) - mean[:, None]
-    dz = dy.astype(dtype)
-    if silu:
-        z = centred * (rstd * gamma)[:, None] + beta[:, None]
-        sigmoid = jax.nn.sigmoid(z)
-        dz = dz * sigmoid * (1 + z * (1 - sigmoid))
-    pixels = x.shape[1]
-    dbeta = jnp.sum(dz, axis=1)
-    dgamma = jnp.sum(dz * centred, axis=1) * rstd
-    constant = fold(gamma * dbeta) / pixels
-    slope = fold(gamma * dgamma) / pixels
-    dx = dz * gamma[:, None] - centred * (rstd * slope)[:, None] - constant[:, None]
-    dx = dx * rstd[:, None]
-    return dx.astype(x.dtype), dgamma.astype(gamma.dtype), dbeta.astype(beta.dtype)
-
-
-group_norm.defvjp(_group_norm_forward, _group_norm_backward)
-
-
-def _group_mean(sums: Float[Array, "batch channels"], groups: int) -> Float[Array, "batch channels"]:
-    """The mean over each group's channels, repeated for each of its channels."""
-    channels = sums.shape[-1]
-    member = jnp.arange(channels)[:, None] // (channels // groups) == jnp.arange(groups)[None]
-    member = member.astype(sums.dtype)
-    means = jnp.matmul(sums, member, precision=HIGHEST) * (groups / channels)
-    return jnp.matmul(means, member.T, precision=HIGHEST)
-
-
-def _statistics_dtype(x: Float[Array, "..."]) -> jnp.dtype:
-    return jnp.promote_types(x.dtype, jnp.float32)
+def scaled(x: Float[Array, "*shape"], scale: float) -> Float[Array, "*shape"]:
+    """``scale x``; a scale of 1 costs nothing."""
+    return x if scale == 1 else x * jnp.asarray(scale, x.dtype)
 
 
 def _bias(module: nn.Module, ndim: int) -> Float[Array, "..."]:

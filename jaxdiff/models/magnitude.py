@@ -1,10 +1,10 @@
-"""Layers that keep the size of what passes through them: unit variance in, unit variance out.
+"""Magnitude-preserving layers: unit variance in, unit variance out (EDM2).
 
-They are those of Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models" ("EDM2"),
-whose equations are named. Weights have no bias, begin on the unit sphere and are normalised again in every forward
-pass, so that their length means nothing and their gradient is at right angles to them. An optimizer that keeps them
-there, ``AdamW(unit_weights="weight")``, is the paper's forced weight normalisation: every array that is called "weight"
-here has its outputs on the last axis.
+The source is Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models"; equation numbers
+are the paper's. There are no biases. Weights begin on the unit sphere and are normalised again in every forward pass:
+their length has no effect, and their gradient is at right angles to them. An optimizer that keeps them on the sphere,
+``AdamW(unit_weights="weight")``, is the paper's forced weight normalisation. Every parameter called "weight" here has
+its outputs on the last axis.
 """
 
 import math
@@ -14,12 +14,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdiff.errors import require
+from jaxdiff.errors import positive
 from jaxdiff.typing import Array, Features, Float, Images, Key
 
 EPS = 1e-4
 SILU_SIZE = 0.596
-"""The root mean square of ``silu(x)`` for x ~ N(0, 1), as it is rounded in the paper (equation 81)."""
+"""Root mean square of ``silu(x)`` for x ~ N(0, 1), rounded as in the paper (equation 81)."""
 
 
 def normalize(
@@ -39,7 +39,7 @@ def mp_silu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def mp_sum(a: Float[Array, "*shape"], b: Float[Array, "*shape"], balance: float) -> Float[Array, "*shape"]:
-    """``((1 - balance) a + balance b)``, over the size that this has for independent a and b (equation 88)."""
+    """``(1 - balance) a + balance b``, divided by its root mean square for independent a and b (equation 88)."""
     size = math.hypot(1 - balance, balance)
     return (1 - balance) / size * a + balance / size * b
 
@@ -47,10 +47,10 @@ def mp_sum(a: Float[Array, "*shape"], b: Float[Array, "*shape"], balance: float)
 def mp_cat(
     a: Float[Array, "*shape a"], b: Float[Array, "*shape b"], balance: float
 ) -> Float[Array, "*shape joined"]:
-    """Channels of a and b side by side, of equal size together whatever their numbers (equation 103).
+    """Concatenated channels of a and b, scaled so that `balance` does not depend on their numbers (equation 103).
 
-    a has the share ``(1 - balance)^2`` of the next layer's variance and b has ``balance^2``, up to a common factor,
-    and the mean square of the whole is 1.
+    a contributes ``(1 - balance)^2`` and b ``balance^2`` to the variance of the next layer, up to a common factor. The
+    mean square of the result is 1.
     """
     first, second = a.shape[-1], b.shape[-1]
     scale = math.sqrt(first + second) / math.hypot(1 - balance, balance)
@@ -73,7 +73,7 @@ class MagnitudeDense(nn.Module):
 
 
 class MagnitudeConv(nn.Module):
-    """The same as a convolution with zero padding of ``size // 2`` on each side; of size 1, a matrix product."""
+    """`MagnitudeDense` as a convolution with zero padding of ``size // 2`` on each side; a matrix product if size=1."""
 
     features: int
     size: int = 3
@@ -95,7 +95,7 @@ class MagnitudeConv(nn.Module):
 class MagnitudeFourier(nn.Module):
     """``sqrt(2) cos(f c + phase)`` of a number c (equation 75): f ~ N(0, (2 pi bandwidth)^2), phases uniform.
 
-    Both are drawn once, and never move.
+    Both are drawn once and are not trained.
     """
 
     features: int
@@ -111,24 +111,24 @@ class MagnitudeFourier(nn.Module):
 
 
 class MagnitudeUncertainty(nn.Module):
-    """The log-variance ``u(sigma)`` of the error, as the paper's network has it: Fourier features, one linear layer.
+    """The log-variance ``u(sigma)`` of the error: Fourier features and one linear layer, as in the paper's network.
 
-    It is `uncertainty.Uncertainty` with a magnitude-preserving layer, whose normalised weights cannot begin at 0.
+    Like `uncertainty.Uncertainty`, with a magnitude-preserving layer, whose normalised weights cannot begin at 0.
 
     Attributes:
-      width: the number of features.
+      width: number of Fourier features.
     """
 
     width: int = 128
 
     def __post_init__(self):
-        require(self.width > 0, "width", self.width, "it is a number of features", "try 128")
+        positive(self, "width")
         super().__post_init__()
 
     @nn.compact
     def __call__(self, noise_label: Float[Array, "batch"]) -> Float[Array, "batch"]:
-        waves = MagnitudeFourier(self.width, name="fourier")(noise_label)
-        return MagnitudeDense(1, name="linear")(waves)[:, 0]
+        features = MagnitudeFourier(self.width, name="fourier")(noise_label)
+        return MagnitudeDense(1, name="linear")(features)[:, 0]
 
 
 def gain(module: nn.Module, name: str) -> Float[Array, ""]:

@@ -8,29 +8,49 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxdiff.embeddings import Embeddings
-from jaxdiff.errors import UserError, require
+from jaxdiff.errors import UserError, between, expect, positive
 from jaxdiff.models.attention import attend
 from jaxdiff.models.layers import check_dtype
 from jaxdiff.models.magnitude import MagnitudeConv, MagnitudeDense, gain, mp_cat, mp_silu, mp_sum, normalize
-from jaxdiff.models.resampling import Resample, resample
-from jaxdiff.models.unet import Level, check_inputs
+from jaxdiff.models.resampling import Resample, check_taps, resample
+from jaxdiff.models.unet import check_inputs
 from jaxdiff.typing import Array, Features, Float, Images
 
-READ = ("width", "blocks", "self_attention", "dropout")
-"""What this network reads of a `Level`."""
+
+@dataclasses.dataclass(frozen=True)
+class MagnitudeLevel:
+    """One resolution of a `MagnitudeUNet`; the next level has half of it.
+
+    Attributes:
+      width: channels.
+      blocks: residual blocks of the encoder; the decoder has one more.
+      self_attention: cosine attention of pixels after every block.
+      dropout: dropout rate in the residual blocks.
+    """
+
+    width: int
+    blocks: int = 2
+    self_attention: bool = False
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        positive(self, "width")
+        expect(self.blocks >= 0, "blocks", self.blocks, "a number of blocks >= 0", "give at least 0")
+        between(self, "dropout", 0.0, 1.0, open_high=True)
 
 
 class MagnitudeBlock(nn.Module):
-    """A residual block, then cosine attention if asked for, each joined to its input by `mp_sum`.
+    """A residual block, then optional cosine attention, each joined to its input by `mp_sum`.
 
-    The encoder's normalises the pixels of its input, so that each has a mean square of 1. The vector scales the
-    features between the two convolutions by ``1 + gain W vector``; the gain starts at 0. All statistics are float32.
+    Encoder blocks normalise the pixels of their input to a mean square of 1. The vector scales the features between
+    the two convolutions by ``1 + gain W vector``; the gain starts at 0. All statistics are float32.
 
     Attributes:
-      encoder: whether the block is one of the way down.
+      encoder: whether the block belongs to the encoder.
       head_dim: channels of an attention head; None for no attention.
-      residual_balance, attention_balance: the shares of the two branches in their sums.
-      clip: what no activation exceeds after the block; None for no bound.
+      residual_balance, attention_balance: weights of the two branches in their sums.
+      clip: bound on the magnitude of the block's output; None for no bound.
+      resample_taps: filter of resampling, see `resampling.resample`.
     """
 
     width: int
@@ -41,12 +61,13 @@ class MagnitudeBlock(nn.Module):
     residual_balance: float = 0.3
     attention_balance: float = 0.3
     clip: float | None = 256.0
+    resample_taps: tuple[float, ...] = (1.0, 1.0)
     dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: Images, vector: Float[Array, "batch embed"]) -> Features:
         conv = functools.partial(MagnitudeConv, self.width, dtype=self.dtype)
-        x = resample(x, self.resample)
+        x = resample(x, self.resample, self.resample_taps)
         project = conv(size=1, name="skip") if x.shape[-1] != self.width else lambda x: x
         if self.encoder:
             x = normalize(project(x))
@@ -84,26 +105,27 @@ class MagnitudeAttention(nn.Module):
 
 
 class MagnitudeUNet(nn.Module):
-    """Noisy images and embeddings to images of the same size. The output is 0 at initialisation.
+    """EDM2's U-Net: noisy images and embeddings to images of the same size. The output is 0 at initialisation.
 
-    No norm and no bias: a channel of ones beside the images takes the place of the biases. Convolutions, and not
-    activations, are normalised, so that nothing grows in training. Pair it with `conditioning.magnitude`, whose vectors
+    There are no norms and no biases: an input channel of ones replaces the biases. Weights rather than activations are
+    normalised, so that nothing grows in training. Pair it with `conditioning.magnitude`, whose vectors
     have unit variance together, with inputs of unit variance (`prediction.Edm`), and with
     ``AdamW(unit_weights="weight")``.
 
     Attributes:
-      levels: from the finest resolution to the coarsest; none may ask for cross-attention.
-      out_channels: of the output.
+      levels: from the finest resolution to the coarsest.
+      out_channels: channels of the output.
       head_dim: channels of an attention head.
-      middle_attention: self-attention in the first of the two blocks at the coarsest resolution.
-      residual_balance, attention_balance: the shares of a block's branches in their sums with its input.
-      concat_balance: the share of the skip in the decoder's inputs.
-      clip: what no activation exceeds; None for no bound.
-      dtype: in which convolutions and attention compute; parameters and statistics are float32 in any case.
-      remat: recompute each block in the backward pass instead of keeping it: less memory, a third more work.
+      middle_attention: self-attention in the first of the two middle blocks.
+      residual_balance, attention_balance: weights of a block's branches in their sums with its input.
+      concat_balance: weight of the skip in the decoder's inputs.
+      clip: bound on the magnitude of activations; None for no bound.
+      resample_taps: filter of resampling, see `resampling.resample`.
+      dtype: in which convolutions and attention compute; parameters and statistics are always float32.
+      remat: recompute each block in the backward pass instead of storing it: less memory, a third more work.
     """
 
-    levels: tuple[Level, ...]
+    levels: tuple[MagnitudeLevel, ...]
     out_channels: int
     head_dim: int = 64
     middle_attention: bool = True
@@ -111,59 +133,60 @@ class MagnitudeUNet(nn.Module):
     attention_balance: float = 0.3
     concat_balance: float = 0.5
     clip: float | None = 256.0
+    resample_taps: tuple[float, ...] = (1.0, 1.0)
     dtype: str = "float32"
     remat: bool = False
 
     def __post_init__(self):
-        require(len(self.levels) > 0, "levels", self.levels, "there is no level", "give at least one Level")
-        for name in ("out_channels", "head_dim"):
-            value = getattr(self, name)
-            require(value > 0, name, value, "it must be positive", "give at least 1")
+        expect(len(self.levels) > 0, "levels", self.levels, "at least one level", "give at least one level")
+        positive(self, "out_channels", "head_dim", "clip")
         for name in ("residual_balance", "attention_balance", "concat_balance"):
-            value = getattr(self, name)
-            require(
-                0 < value < 1, name, value, "it is the share of one of two", "give a number between 0 and 1"
-            )
-        require(self.clip is None or self.clip > 0, "clip", self.clip, "nothing would be left", "try 256.0")
+            between(self, name, 0.0, 1.0, open_low=True, open_high=True)
+        check_taps(self.resample_taps)
         check_dtype(self.dtype)
         for i, level in enumerate(self.levels):
             last = i == len(self.levels) - 1
             attends = level.self_attention or (last and self.middle_attention)
-            require(not attends or level.width % self.head_dim == 0, f"levels[{i}].width", level.width,
-                    f"attention there splits it into heads of head_dim={self.head_dim} channels",
-                    "use a multiple of head_dim, or another head_dim")  # fmt: skip
-            for field in dataclasses.fields(level):
-                value = getattr(level, field.name)
-                require(field.name in READ or value == field.default, f"levels[{i}].{field.name}", value,
-                        "this network does not read it", "leave it out, or use jaxdiff.models.unet:UNet")  # fmt: skip
+            expect(
+                not attends or level.width % self.head_dim == 0,
+                f"levels[{i}].width",
+                level.width,
+                f"channels that split into attention heads of head_dim={self.head_dim}",
+                "use a multiple of head_dim, or another head_dim",
+            )
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Images, embeddings: Embeddings, *, train: bool) -> Features:
-        """Predict what the parameterization asks for.
+        """Predict the parameterization's target.
 
         Args:
           x: scaled noisy images, of unit variance.
-          embeddings: the vector is needed; tokens are refused.
+          embeddings: `vector` is required; `tokens` are refused.
           train: whether dropout is on; it draws from the "dropout" key.
 
         Returns:
           Images with `out_channels` channels, float32.
         """
         self._check(x, embeddings)
-        # Every block would begin with the same activation, so it is taken once.
+        # Every block would begin with the same activation, so it is applied once.
         vector: Any = embeddings.vector  # `_check` has seen that it is there
         vector = mp_silu(vector)
         last = len(self.levels) - 1
 
         def block(
-            name: str, h: Images, level: Level, attention: bool, encoder: bool, resample: Resample = "none"
+            name: str,
+            h: Images,
+            level: MagnitudeLevel,
+            attention: bool,
+            encoder: bool,
+            resample: Resample = "none",
         ) -> Features:
             # nn.remat would put its own class into a default name: every name is given.
             cls = nn.remat(MagnitudeBlock) if self.remat else MagnitudeBlock
             module = cls(
                 level.width, encoder, self.head_dim if attention else None, level.dropout if train else 0.0, resample,
-                self.residual_balance, self.attention_balance, self.clip, self.dtype, name=name,
+                self.residual_balance, self.attention_balance, self.clip, self.resample_taps, self.dtype, name=name,
             )  # fmt: skip
             return module(h, vector)
 
@@ -197,10 +220,10 @@ class MagnitudeUNet(nn.Module):
 
     @nn.nowrap
     def _check(self, x: Images, embeddings: Embeddings) -> None:
-        """What can be known only when the images and conditions are seen."""
-        check_inputs(self.levels, x, embeddings)
+        """Errors that depend on the images and conditions."""
+        check_inputs(len(self.levels), x, embeddings)
         if embeddings.tokens is not None:
             raise UserError(
-                "tokens: a condition gives them and this network has no cross-attention. "
+                "tokens: expected no tokens, because this network has no cross-attention, got some. "
                 "Fix: leave the condition out, or use jaxdiff.models.unet:UNet"
             )

@@ -1,4 +1,4 @@
-"""Halving and doubling the size of images by a filter: means and repeats, or smoother ones."""
+"""Resampling by a factor of 2: means of pixels and repeated pixels, or smoother filters; patches as channels."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -6,6 +6,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from jaxdiff.errors import expect
 from jaxdiff.typing import Array, Features, Float, Images
 
 Resample = Literal["none", "down", "up"]
@@ -26,8 +27,19 @@ def resample(x: Images, how: Resample, taps: Sequence[float] = (1.0, 1.0)) -> Fe
     return decimate(jnp.pad(x, ((0, 0), border(taps), border(taps), (0, 0))), taps)
 
 
+def check_taps(taps: Sequence[float]) -> None:
+    """Raise a `UserError` unless `taps` is a filter that halves the resolution."""
+    expect(
+        len(taps) > 0 and len(taps) % 2 == 0 and sum(taps) > 0,
+        "resample_taps",
+        taps,
+        "an even number of taps with a positive sum",
+        "try (1.0, 1.0) or (1.0, 3.0, 3.0, 1.0)",
+    )
+
+
 def to_patches(x: Images, side: int) -> Features:
-    """Squares of `side` x `side` pixels as the channels of one place: from [.., h, w, c] to [.., h/s, w/s, s*s*c].
+    """Squares of `side` x `side` pixels as the channels of one position: [.., h, w, c] to [.., h/s, w/s, s*s*c].
 
     The channels are ordered by row, column and channel of the pixel.
     """
@@ -50,7 +62,7 @@ def from_patches(x: Features, side: int) -> Images:
 def decimate(x: Images, taps: Sequence[float] = (1.0, 1.0)) -> Features:
     """``y[i] = sum_k taps[k] x[2 i + k]`` along height and width, taps scaled to a sum of 1.
 
-    `x` has its `border` already. Every other place where the filter fits is one of the result.
+    `x` is already padded by `border`.
     """
     weights = _normalised(taps)
     for axis in (1, 2):
@@ -60,12 +72,12 @@ def decimate(x: Images, taps: Sequence[float] = (1.0, 1.0)) -> Features:
 
 
 def border(taps: Sequence[float]) -> tuple[int, int]:
-    """How many of the taps lie before and behind the pair of pixels that becomes one."""
+    """Padding before and after each row: the taps on either side of the pair of pixels that becomes one."""
     return ((len(taps) - 1) // 2, len(taps) - 2 - (len(taps) - 1) // 2)
 
 
 def _double(x: Float[Array, "..."], axis: int, weights: Sequence[float]) -> Float[Array, "..."]:
-    """``y[j] = 2 sum_i weights[j + before - 2 i] x[i]``, the even and the odd j each on its own."""
+    """``y[j] = 2 sum_i weights[j + before - 2 i] x[i]``, the even and the odd j separately."""
     before, _ = border(weights)
     size, reach = x.shape[axis], (len(weights) - 1) // 2
     widths = [(0, 0)] * x.ndim

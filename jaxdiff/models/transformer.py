@@ -1,4 +1,8 @@
-"""Transformer blocks over the pixels of a small image: the middle of a U-ViT."""
+"""Transformer over the pixels of a small image: the middle of a U-ViT ("simple diffusion", Hoogeboom et al. 2023).
+
+Checkpoints hold the projections under the names "enter" (proj_in) and "leave" (proj_out), and the position embedding
+under "places".
+"""
 
 import dataclasses
 
@@ -7,23 +11,24 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.embeddings import Tokens
-from jaxdiff.errors import require
+from jaxdiff.errors import between, expect, positive
 from jaxdiff.models.attention import attend
+from jaxdiff.models.interface import BlockInputs
 from jaxdiff.models.layers import Conv, Dense, FromHeads, LayerNorm, ToHeads
-from jaxdiff.typing import Array, Float, Images
+from jaxdiff.typing import Array, Features, Float, Images
 
 
 @dataclasses.dataclass(frozen=True)
-class TransformerLevel:
-    """The middle of "simple diffusion": most parameters, where the image is small (Hoogeboom et al. 2023, section 3.4).
+class TransformerMiddle:
+    """U-ViT's middle: most parameters sit where the image is small (Hoogeboom et al. 2023, section 3.4).
 
     Attributes:
-      width: channels inside; 1 x 1 convolutions lead in and out.
-      blocks: how many.
+      width: channels inside; 1 x 1 convolutions project in and out.
+      blocks: number of transformer blocks.
       head_dim: channels of an attention head.
       expansion: hidden width of the MLPs, as a multiple of `width`.
-      cross_attention: whether pixels attend to the tokens, in every block.
-      dropout: rate in the MLPs.
+      cross_attention: pixels attend to the tokens in every block.
+      dropout: dropout rate in the MLPs.
     """
 
     width: int
@@ -34,52 +39,64 @@ class TransformerLevel:
     dropout: float = 0.0
 
     def __post_init__(self):
-        for name in ("width", "blocks", "head_dim", "expansion"):
-            require(
-                getattr(self, name) > 0, name, getattr(self, name), "it must be positive", "give at least 1"
-            )
-        require(self.width % self.head_dim == 0, "width", self.width,
-                f"attention splits it into heads of head_dim={self.head_dim}", "use a multiple")  # fmt: skip
-        require(0 <= self.dropout < 1, "dropout", self.dropout, "it is outside [0, 1)", "try 0.1")
+        positive(self, "width", "blocks", "head_dim", "expansion")
+        expect(
+            self.width % self.head_dim == 0,
+            "width",
+            self.width,
+            f"a multiple of head_dim={self.head_dim}",
+            "use a multiple",
+        )
+        between(self, "dropout", 0.0, 1.0, open_high=True)
+
+    @property
+    def reads_tokens(self) -> bool:
+        return self.cross_attention
+
+    def check(self, width: int, field: str) -> None:
+        """Projections lead from any width to this part's own."""
+
+    def __call__(self, h: Images, inputs: BlockInputs) -> Features:
+        return Transformer(self, inputs.dtype, inputs.remat, inputs.train, name="middle")(
+            h, inputs.vector, inputs.tokens
+        )
 
 
 class Transformer(nn.Module):
-    """Pixels as a sequence through the blocks of a `TransformerLevel`; starts as the identity.
+    """Pixels as a sequence through the blocks of a `TransformerMiddle`; starts as the identity.
 
-    Where a pixel is, is told by a learned embedding. So it fits one size of image.
+    The position embedding is learned, one vector for each pixel: the network is bound to one size of image.
     """
 
-    level: TransformerLevel
+    part: TransformerMiddle
     dtype: str = "float32"
     remat: bool = False
+    train: bool = False
 
     @nn.compact
-    def __call__(
-        self, x: Images, vector: Float[Array, "batch embed"], tokens: Tokens | None, *, train: bool
-    ) -> Images:
-        """`vector` is what the norms adapt to, after its SiLU."""
-        batch, height, width, channels = x.shape
-        inside = self.level.width
-        h = Conv(inside, size=1, dtype=self.dtype, name="enter")(x).reshape(batch, height * width, inside)
+    def __call__(self, x: Images, vector: Float[Array, "batch embed"], tokens: Tokens | None) -> Images:
+        """Transform features `x`; the norms adapt to `vector`, which has passed its SiLU."""
+        part, (batch, height, width, channels) = self.part, x.shape
+        h = Conv(part.width, size=1, dtype=self.dtype, name="enter")(x)
+        h = h.reshape(batch, height * width, part.width)
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "channels_out"))
-        h = h + self.param("places", init, (height * width, inside)).astype(h.dtype)[None]
+        h = h + self.param("places", init, (height * width, part.width)).astype(h.dtype)[None]
         cls = nn.remat(TransformerBlock) if self.remat else TransformerBlock
-        for i in range(self.level.blocks):
-            dropout = self.level.dropout if train else 0.0
-            options = (
-                self.level.head_dim,
-                self.level.expansion,
-                self.level.cross_attention,
-                dropout,
+        for i in range(part.blocks):
+            h = cls(
+                part.head_dim,
+                part.expansion,
+                part.cross_attention,
+                part.dropout if self.train else 0.0,
                 self.dtype,
-            )
-            h = cls(*options, name=f"block_{i}")(h, vector, tokens)
-        h = LayerNorm(name="norm")(h).reshape(batch, height, width, inside)
+                name=f"block_{i}",
+            )(h, vector, tokens)
+        h = LayerNorm(name="norm")(h).reshape(batch, height, width, part.width)
         return x + Conv(channels, size=1, zero=True, dtype=self.dtype, name="leave")(h)
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention if asked for, and an MLP, each added to what it is given; starts as its skip.
+    """Self-attention, optional cross-attention and an MLP, each added to its input; starts as its skip.
 
     Pre-norm (Xiong et al. 2020); the norms before self-attention and the MLP are scaled and shifted by the vector
     (adaLN, Peebles & Xie 2023). The MLP has the exact GELU.

@@ -1,7 +1,7 @@
-"""One U-Net for the pixel-space family: DDPM, DDPM++, NCSN++, ADM, SR3, Palette, Imagen and U-ViT by its options."""
+"""One U-Net for DDPM, DDPM++, NCSN++, ADM, SR3, Palette, Imagen, U-ViT and Stable Diffusion, by its options."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -9,14 +9,16 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.embeddings import Embeddings
-from jaxdiff.errors import UserError, require
-from jaxdiff.models.blocks import Block, BlockOptions, Downsample, InputPath, Modulation, Upsample, scaled
-from jaxdiff.models.layers import Conv
-from jaxdiff.models.resampling import Resample, from_patches, to_patches
-from jaxdiff.models.transformer import Transformer, TransformerLevel
+from jaxdiff.errors import UserError, between, expect, one_of, positive
+from jaxdiff.models.blocks import Downsample, ResidualMiddle, Upsample, apply_block
+from jaxdiff.models.interface import BlockInputs, BlockOptions, Grid, Part
+from jaxdiff.models.layers import Conv, check_dtype, scaled
+from jaxdiff.models.progressive import InputPath, InputSkip, OutputPath, ResidualInput
+from jaxdiff.models.resampling import Resample, from_patches, resample, to_patches
 from jaxdiff.typing import Features, Images
 
 DecoderAttention = Literal["every", "last"]
+Resampling = Literal["residual", "conv", "plain"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,236 +27,222 @@ class Level:
 
     Attributes:
       width: channels.
-      blocks: residual blocks on the way down; on the way up there is one more, see `UNet.resampled_skips`.
-      self_attention: whether pixels attend to each other after every block.
-      cross_attention: whether pixels attend to the tokens after every block.
-      dropout: rate inside the residual blocks.
+      blocks: residual blocks of the encoder; the decoder has one more, see `UNet.resampled_skips`.
+      attention: attention after every block: `PixelAttention`, `SpatialTransformer`, or None for none.
+      dropout: dropout rate in the residual blocks.
     """
 
     width: int
     blocks: int = 2
-    self_attention: bool = False
-    cross_attention: bool = False
+    attention: Part | None = None
     dropout: float = 0.0
 
     def __post_init__(self):
-        require(self.width > 0, "width", self.width, "a level needs channels", "try 64")
-        require(self.blocks >= 0, "blocks", self.blocks, "it is a number of blocks", "give at least 0")
-        require(0 <= self.dropout < 1, "dropout", self.dropout, "it is outside [0, 1)", "try 0.1")
+        positive(self, "width")
+        expect(self.blocks >= 0, "blocks", self.blocks, "a number of blocks >= 0", "give at least 0")
+        between(self, "dropout", 0.0, 1.0, open_high=True)
 
     @property
-    def attends(self) -> bool:
-        return self.self_attention or self.cross_attention
+    def reads_tokens(self) -> bool:
+        return self.attention is not None and self.attention.reads_tokens
 
 
 class UNet(nn.Module):
-    """Noisy images and embeddings to images of the same size. The output is 0 at initialisation.
+    """U-Net: noisy images and embeddings to images of the same size. The output is 0 at initialisation.
 
     Without options it is ADM's (Dhariwal & Nichol 2021).
 
     Attributes:
       levels: from the finest resolution to the coarsest.
-      out_channels: of the output.
-      patch: squares of so many pixels are the channels of one place, on which the network then works: nearly `patch**2`
-        times less work at each width (Luhman & Luhman 2022; Hoogeboom et al. 2023, "simple diffusion").
-      coordinates: two more channels of the input say where each pixel is, from -1 to 1 (Liu et al. 2018, "CoordConv").
+      out_channels: channels of the output.
+      block: options of all residual blocks and of the norms of `PixelAttention`.
+      middle: the part at the coarsest resolution between encoder and decoder: `ResidualMiddle`, or a transformer
+        (`TransformerMiddle`, U-ViT). Residual blocks there have the dropout rate of the coarsest level.
+      patch: side of a square of pixels whose values become the channels of one position. The network then needs about
+        `patch**2` times less work at each width (Luhman & Luhman 2022; Hoogeboom et al. 2023, "simple diffusion").
+      coordinates: two more input channels with each pixel's position from -1 to 1 (Liu et al. 2018, "CoordConv").
       stem_width: channels of the first convolution; the first level's width if None (half of it: DDPM++, CIFAR-10).
-      middle: a transformer in place of the two blocks at the coarsest resolution (U-ViT).
-      head_dim: channels of an attention head; None with a fixed number of them, `heads`.
-      groups, min_group_size: at most so many groups in a norm, and at least so many channels in a group.
-      eps: of the norms, added to the variance.
-      modulation: how blocks adapt to the vector. "scale_shift" scales and shifts their second norm (ADM), "shift" adds
-        to what is normalised (DDPM).
-      skip_scale: factor of every sum of two branches; ``sqrt(1/2)`` in NCSN++ and SR3.
-      resample_taps: the filter of residual resampling, see `resampling.resample`.
-      project_resampled: a 1 x 1 convolution on the skip of a block that resamples, whatever its width (DDPM++).
-      residual_resampling: resolution changes inside a residual block (ADM), not by a convolution (DDPM).
-      pad_end: see `Downsample`; for convolutions only.
-      resampled_skips: the stem and every downsampled image are joined on the way up, too, by one block more at each
-        level; without them it has as many blocks as the way down (Imagen).
-      middle_attention: self-attention between the two blocks at the coarsest resolution.
-      decoder_attention: on the way up, after "every" block of a level or only after its "last" (DDPM++).
-      residual_input: the input, downsampled, is added at every level (NCSN++).
-      dtype: in which convolutions and attention compute; parameters and statistics are float32 in any case.
-      remat: recompute each block in the backward pass instead of keeping it: less memory, a third more work.
+      resampling: how the resolution changes between levels: inside a "residual" block (ADM), by a "conv" (DDPM), or
+        "plain", by means of 2 x 2 pixels and repeated pixels without parameters (`conv_resample=False`).
+      pad_end: see `Downsample`; for resampling="conv" only.
+      resampled_skips: the stem's and the downsampled features are joined in the decoder too, by one more block at each
+        level; otherwise the decoder has as many blocks as the encoder (Imagen).
+      decoder_attention: in the decoder, attention after "every" block of a level or only after its "last" (DDPM++).
+      input_path: the downsampled input enters every level: not at all, by a "skip", or as a "residual" (NCSN++).
+      output_path: with "skip", the output is the sum of an image from every level, upsampled (Song et al. 2021,
+        appendix H.1).
+      dtype: in which convolutions and attention compute; parameters and statistics are always float32.
+      remat: recompute each block in the backward pass instead of storing it: less memory, a third more work.
     """
 
     levels: tuple[Level, ...]
     out_channels: int
+    block: BlockOptions = BlockOptions()
+    middle: Part = ResidualMiddle()
     patch: int = 1
     coordinates: bool = False
     stem_width: int | None = None
-    middle: TransformerLevel | None = None
-    head_dim: int | None = 32
-    heads: int | None = None
-    groups: int = 32
-    min_group_size: int = 4
-    eps: float = 1e-5
-    modulation: Modulation = "scale_shift"
-    skip_scale: float = 1.0
-    resample_taps: tuple[float, ...] = (1.0, 1.0)
-    project_resampled: bool = False
-    residual_resampling: bool = True
+    resampling: Resampling = "residual"
     pad_end: bool = False
     resampled_skips: bool = True
-    middle_attention: bool = True
     decoder_attention: DecoderAttention = "every"
-    residual_input: bool = False
+    input_path: InputPath = "none"
+    output_path: OutputPath = "none"
     dtype: str = "float32"
     remat: bool = False
 
     def __post_init__(self):
-        require(len(self.levels) > 0, "levels", self.levels, "there is no level", "give at least one Level")
-        require(
-            self.out_channels > 0, "out_channels", self.out_channels, "it must be positive", "give at least 1"
-        )
-        require(self.patch > 0, "patch", self.patch, "it is a side in pixels", "give 1 or more")
-        stem = self.stem_width
-        require(stem is None or stem > 0, "stem_width", stem, "it must be positive", "give at least 1")
-        require(self.decoder_attention in ("every", "last"), "decoder_attention", self.decoder_attention,
-                "no such place", "give 'every' or 'last'")  # fmt: skip
-        options = self._options()
+        expect(len(self.levels) > 0, "levels", self.levels, "at least one level", "give at least one Level")
+        positive(self, "out_channels", "patch", "stem_width")
+        one_of(self, "resampling", ("residual", "conv", "plain"))
+        one_of(self, "decoder_attention", ("every", "last"))
+        one_of(self, "input_path", ("none", "skip", "residual"))
+        one_of(self, "output_path", ("none", "skip"))
+        check_dtype(self.dtype)
         for i, level in enumerate(self.levels):
-            attends = level.attends or (
-                level is self.levels[-1] and self.middle_attention and not self.middle
-            )
-            require(not attends or options.divides(level.width), f"levels[{i}].width", level.width,
-                    f"attention there splits it into heads (head_dim={self.head_dim}, heads={self.heads})",
-                    "use a multiple of head_dim or heads, or change those")  # fmt: skip
+            if level.attention is not None:
+                level.attention.check(level.width, f"levels[{i}].width")
+        self.middle.check(self.levels[-1].width, f"levels[{len(self.levels) - 1}].width")
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Images, embeddings: Embeddings, *, train: bool) -> Features:
-        """Predict what the parameterization asks for.
+        """Predict the parameterization's target.
 
         Args:
           x: scaled noisy images.
-          embeddings: the vector is needed; tokens are needed by, and need, a part that attends to them.
+          embeddings: `vector` is required; `tokens` are required if and only if a part reads them.
           train: whether dropout is on; it draws from the "dropout" key.
 
         Returns:
           Images with `out_channels` channels, float32.
         """
         self._check(x, embeddings)
-        # Every block would begin with the same SiLU (ADM's emb_layers), so it is taken once.
+        # Every block would begin with the same SiLU (ADM's emb_layers), so it is applied once.
         vector: Any = embeddings.vector  # `_check` has seen that it is there
-        vector = jax.nn.silu(vector)
-        block = self._blocks(vector, embeddings.tokens, train)
-        change = self._changes(block)
+        shared = BlockInputs(
+            jax.nn.silu(vector), embeddings.tokens, self.block, 0.0, train, self.remat, self.dtype
+        )
+        inputs = [shared.replace(dropout=level.dropout if train else 0.0) for level in self.levels]
 
         if embeddings.spatial is not None:
             x = jnp.concatenate([x, embeddings.spatial.astype(x.dtype)], axis=-1)
         if self.coordinates:
-            x = jnp.concatenate([x, places(x)], axis=-1)
-        path = x = to_patches(x, self.patch)
+            x = jnp.concatenate([x, coordinates(x)], axis=-1)
+        h, skips = self._encode(to_patches(x, self.patch), inputs)
+        h = self.middle(h, inputs[-1])
+        return from_patches(self._decode(h, skips, inputs), self.patch)
+
+    @nn.nowrap
+    def _encode(self, x: Grid, inputs: Sequence[BlockInputs]) -> tuple[Grid, list[Grid]]:
+        """Features at the coarsest resolution, and the features that the decoder joins, in order."""
         h = Conv(self.stem_width or self.levels[0].width, dtype=self.dtype, name="stem")(x)
         skips = [h] if self.resampled_skips else []
         for i, level in enumerate(self.levels):
             for j in range(level.blocks):
-                h = block(f"encoder_{i}_block_{j}", h, level)
+                h = apply_block(f"encoder_{i}_block_{j}", h, inputs[i], level.width, level.attention)
                 skips.append(h)
             if i + 1 < len(self.levels):
-                h = change(f"down_{i}", h, i, "down")
-                if self.residual_input:
-                    path = InputPath(level.width, self.resample_taps, self.dtype, name=f"input_{i}")(path)
-                    h = path = scaled(h + path, self.skip_scale)
+                h = self._resample(f"down_{i}", h, inputs[i], level.width, "down")
+                h, x = self._join_input(f"input_{i}", h, x)
                 if self.resampled_skips:
                     skips.append(h)
+        return h, skips
 
-        coarsest = self.levels[-1]
-        if self.middle is not None:
-            transformer = Transformer(self.middle, self.dtype, self.remat, name="middle")
-            h = transformer(h, vector, embeddings.tokens, train=train)
-        else:
-            h = block(
-                "middle_block_0", h, _attending(coarsest, self.middle_attention, coarsest.cross_attention)
-            )
-            h = block("middle_block_1", h, _attending(coarsest, False, False))
-
+    @nn.nowrap
+    def _decode(self, h: Grid, skips: list[Grid], inputs: Sequence[BlockInputs]) -> Grid:
+        image = None
         for i, level in reversed(list(enumerate(self.levels))):
             count = level.blocks + int(self.resampled_skips)
             for j in range(count):
                 attends = self.decoder_attention == "every" or j == count - 1
-                here = level if attends else _attending(level, False, False)
-                h = block(f"decoder_{i}_block_{j}", jnp.concatenate([h, skips.pop()], axis=-1), here)
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                attention = level.attention if attends else None
+                h = apply_block(f"decoder_{i}_block_{j}", h, inputs[i], level.width, attention)
+            if i == 0 or self.output_path == "skip":
+                here = self._head(f"_{i}" if i else "", h)
+                image = here if image is None else here + resample(image, "up", self.block.resample_taps)
             if i > 0:
-                h = change(f"up_{i}", h, i, "up")
+                h = self._resample(f"up_{i}", h, inputs[i], level.width, "up")
+        assert image is not None
+        return image
 
+    @nn.nowrap
+    def _resample(self, name: str, h: Grid, inputs: BlockInputs, width: int, how: Resample) -> Grid:
+        """Leave a level, whose width is `width`, for the next coarser ("down") or finer ("up") one."""
+        if self.resampling == "residual":
+            return apply_block(name, h, inputs, width, resample=how)
+        if self.resampling == "plain":
+            return resample(h, how)
+        if how == "down":
+            return Downsample(width, self.pad_end, self.dtype, name=name)(h)
+        return Upsample(width, self.dtype, name=name)(h)
+
+    @nn.nowrap
+    def _join_input(self, name: str, h: Grid, x: Grid) -> tuple[Grid, Grid]:
+        """Add the input path to downsampled features; returns them and the input of the next level."""
+        options = h.shape[-1], self.block.resample_taps, self.dtype
+        if self.input_path == "residual":
+            h = scaled(h + ResidualInput(*options, name=name)(x), self.block.skip_scale)
+            return h, h
+        if self.input_path == "skip":
+            x, features = InputSkip(*options, name=name)(x)
+            return h + features, x
+        return h, x
+
+    @nn.nowrap
+    def _head(self, suffix: str, h: Grid) -> Grid:
+        """The image that the features of one level stand for, float32."""
         exact = jnp.promote_types(self.dtype, jnp.float32)
-        h = self._options().norm("head_norm")(h.astype(exact))
+        h = self.block.norm(f"head_norm{suffix}")(h.astype(exact))
         width = self.out_channels * self.patch**2
-        return from_patches(Conv(width, zero=True, dtype=exact.name, name="head")(h), self.patch)
-
-    @nn.nowrap
-    def _options(self) -> BlockOptions:
-        return BlockOptions(
-            **{field.name: getattr(self, field.name) for field in dataclasses.fields(BlockOptions)}
-        )
-
-    @nn.nowrap
-    def _blocks(self, vector: Any, tokens: Any, train: bool) -> Callable:
-        """``block(name, h, level, resample)``, with all that is the same for every block."""
-        # nn.remat would put its own class into a default name: every name is given.
-        cls, options = nn.remat(Block) if self.remat else Block, self._options()
-
-        def block(name: str, h: Images, level: Level, resample: Resample = "none") -> Features:
-            dropout = level.dropout if train else 0.0
-            attention = (level.self_attention, level.cross_attention)
-            return cls(level.width, options, *attention, dropout, resample, name=name)(h, vector, tokens)
-
-        return block
-
-    @nn.nowrap
-    def _changes(self, block: Callable) -> Callable:
-        """``change(name, h, i, resample)``: the way down from level i, and the way up from it, at its width."""
-
-        def change(name: str, h: Images, i: int, resample: Resample) -> Features:
-            level = self.levels[i]
-            if self.residual_resampling:
-                return block(name, h, _attending(level, False, False), resample)
-            if resample == "down":
-                return Downsample(level.width, self.pad_end, self.dtype, name=name)(h)
-            return Upsample(level.width, self.dtype, name=name)(h)
-
-        return change
+        return Conv(width, zero=True, dtype=exact.name, name=f"head{suffix}")(h)
 
     @nn.nowrap
     def _check(self, x: Images, embeddings: Embeddings) -> None:
-        """What can be known only when the images and conditions are seen."""
-        check_inputs(self.levels, x, embeddings, self.patch)
-        reads = any(level.cross_attention for level in self.levels)
-        reads = reads or (self.middle is not None and self.middle.cross_attention)
+        """Errors that depend on the images and conditions."""
+        check_inputs(len(self.levels), x, embeddings, self.patch)
+        reads = self.middle.reads_tokens or any(level.reads_tokens for level in self.levels)
         if embeddings.tokens is not None and not reads:
             raise UserError(
-                "levels: a condition gives tokens and no level reads them. "
-                "Fix: set cross_attention=True on a level"
+                "levels: expected cross-attention, because a condition gives tokens, got none. "
+                "Fix: give a level an attention with cross_attention=True"
             )
         if embeddings.tokens is None and reads:
             raise UserError(
-                "levels: a level has cross_attention and no condition gives tokens. "
+                "levels: expected a condition that gives tokens for cross_attention, got none. "
                 "Fix: add such a condition, or set cross_attention=False"
             )
 
 
-def places(x: Images) -> Features:
-    """How far down and how far to the right each pixel of `x` lies, from -1 to 1 between the image's edges."""
-    down, right = ((2 * jnp.arange(side, dtype=x.dtype) + 1) / side - 1 for side in x.shape[1:3])
-    return jnp.broadcast_to(jnp.stack(jnp.meshgrid(down, right, indexing="ij"), axis=-1), (*x.shape[:3], 2))
+def coordinates(x: Images) -> Features:
+    """Vertical and horizontal position of each pixel of `x`, from -1 to 1 between the image's edges."""
+    rows, columns = ((2 * jnp.arange(side, dtype=x.dtype) + 1) / side - 1 for side in x.shape[1:3])
+    return jnp.broadcast_to(jnp.stack(jnp.meshgrid(rows, columns, indexing="ij"), axis=-1), (*x.shape[:3], 2))
 
 
-def check_inputs(levels: Sequence[Level], x: Images, embeddings: Embeddings, patch: int = 1) -> None:
-    """Raise `UserError` where a network of such levels cannot work on images, or lacks what it adapts to."""
-    size, factor = x.shape[1:3], patch * 2 ** (len(levels) - 1)
-    require(not any(side % factor for side in size), "image_shape", size,
-            f"{len(levels)} levels, at patches of {patch}, leave a fraction of a pixel",
-            f"use multiples of {factor}, or fewer levels")  # fmt: skip
-    require(embeddings.vector is not None, "vector", None, "the blocks of this network adapt to one",
-            "use a noise embedding that fills the vector slot")  # fmt: skip
-    spatial = embeddings.spatial
-    require(spatial is None or spatial.shape[1:3] == size, "spatial",
-            None if spatial is None else spatial.shape[1:3], f"the noisy images are {size}",
-            "resize the condition to the image")  # fmt: skip
-
-
-def _attending(level: Level, self_attention: bool, cross_attention: bool) -> Level:
-    return dataclasses.replace(level, self_attention=self_attention, cross_attention=cross_attention)
+def check_inputs(levels: int, x: Images, embeddings: Embeddings, patch: int = 1) -> None:
+    """Raise a `UserError` if a network of `levels` resolutions cannot work on these images and embeddings."""
+    size, factor = x.shape[1:3], patch * 2 ** (levels - 1)
+    expect(
+        not any(side % factor for side in size),
+        "image_shape",
+        size,
+        f"multiples of {factor} for {levels} levels at patches of {patch}",
+        f"use multiples of {factor}, or fewer levels",
+    )
+    expect(
+        embeddings.vector is not None,
+        "vector",
+        None,
+        "a conditioning vector for the norms",
+        "use a noise embedding that fills the vector slot",
+    )
+    spatial = None if embeddings.spatial is None else embeddings.spatial.shape[1:3]
+    expect(
+        spatial is None or spatial == size,
+        "spatial",
+        spatial,
+        f"the size of the noisy images, {size}",
+        "resize the condition to the image",
+    )

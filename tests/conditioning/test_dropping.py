@@ -18,6 +18,8 @@ from jaxdiff.conditioning.text import Text
 from jaxdiff.conditioning.vector import ClassLabel, NoiseLevel
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.generation.inputs import fields as given_fields
+from jaxdiff.models.blocks import ResidualMiddle
+from jaxdiff.models.pixel_attention import PixelAttention
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import RectifiedFlow
 from jaxdiff.process.prediction import Velocity
@@ -57,9 +59,8 @@ ALWAYS = {
     "size": Continuous(None, WIDTH, null="none"),
     "noisy_map": NoiseAugmented(ImageCondition(1), noise(), RectifiedFlow()),
 }
-NETWORK = UNet(
-    (Level(8, blocks=0, cross_attention=True),), out_channels=1, head_dim=8, middle_attention=False
-)
+CROSSED = PixelAttention(False, True, head_dim=8)
+NETWORK = UNet((Level(8, blocks=0, attention=CROSSED),), out_channels=1, middle=ResidualMiddle(CROSSED))
 
 
 def a_denoiser(parts):

@@ -14,7 +14,7 @@ from jaxdiff.conditioning.vector import NoiseLevel
 from jaxdiff.embeddings import Embeddings
 from jaxdiff.errors import UserError
 from jaxdiff.generation.inputs import fields
-from jaxdiff.models.blocks import AttentionBlock, BlockOptions
+from jaxdiff.models.pixel_attention import AttentionBlock
 
 SIZE, LENGTH = 6, 5
 TEXT = EmbeddedSequence(SIZE, LENGTH, width=8, vector_width=16)
@@ -90,7 +90,7 @@ def test_a_null_of_zeros_has_no_parameters_and_none_is_always_shown():
 
 def test_padding_changes_nothing_that_pixels_see():
     """What follows the last token is no token: a shorter array says the same."""
-    block = AttentionBlock(BlockOptions(head_dim=4))
+    block = AttentionBlock(heads=2)
     x = jax.random.normal(jax.random.key(2), (1, 4, 4, 8))
     params = filled(block, x, embed(values()[:1], SHOWN[:1]).tokens)
 

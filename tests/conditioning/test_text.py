@@ -20,6 +20,8 @@ from jaxdiff.data.text import PAD
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import UserError
 from jaxdiff.generation.generator import Generator
+from jaxdiff.models.blocks import ResidualMiddle
+from jaxdiff.models.pixel_attention import PixelAttention
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import RectifiedFlow
 from jaxdiff.process.prediction import Data
@@ -406,8 +408,9 @@ def test_a_config_holds_it():
 @functools.cache
 def a_generator(cross_attention=True):
     """A network that reads text in both ways, with parameters that nobody has trained."""
-    levels = (Level(8, blocks=0, cross_attention=cross_attention),)
-    network = UNet(levels, out_channels=1, head_dim=4, middle_attention=False)
+    attention = PixelAttention(False, True, head_dim=4) if cross_attention else None
+    levels = (Level(8, blocks=0, attention=attention),)
+    network = UNet(levels, out_channels=1, middle=ResidualMiddle(attention))
     conditioner = Conditioner(NoiseLevel(VECTOR), {"text": TEXT})
     denoiser = Denoiser(network, conditioner, RectifiedFlow(), Data())
     x, t = jnp.zeros((1, 4, 4, 1)), jnp.full(1, 0.5)

@@ -12,6 +12,7 @@ from jaxdiff.denoiser import Denoiser
 from jaxdiff.distributed.mesh import MeshShape
 from jaxdiff.embeddings import Embeddings
 from jaxdiff.evaluation import denoising_loss as held_out
+from jaxdiff.models.blocks import ResidualMiddle
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import VarianceExploding
 from jaxdiff.process.prediction import Edm
@@ -48,7 +49,7 @@ class Drawn(nn.Module):
 @pytest.fixture(scope="module")
 def task():
     denoiser = Denoiser(
-        network=UNet((Level(8, blocks=0),), 3, head_dim=8, middle_attention=False),
+        network=UNet((Level(8, blocks=0),), 3, middle=ResidualMiddle(None)),
         conditioner=Conditioner(NoiseLevel(16), {"drawn": Drawn()}),
         process=VarianceExploding(),
         parameterization=Edm(SIGMA_DATA),

@@ -16,6 +16,11 @@ from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import UserError
 from jaxdiff.interop import diffusers as layout
 from jaxdiff.interop.mapping import to_params, to_tensors
+from jaxdiff.models.blocks import ResidualMiddle
+from jaxdiff.models.interface import BlockOptions
+from jaxdiff.models.pixel_attention import PixelAttention
+from jaxdiff.models.spatial_transformer import SpatialTransformer
+from jaxdiff.models.transformer import TransformerMiddle
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import VariancePreserving
 from jaxdiff.process.prediction import LearnedVariance, Noise, V
@@ -136,13 +141,16 @@ def test_the_scheduler_says_what_is_predicted_and_of_which_noise():
     ("changed", "message"),
     [
         ({"down_block_types": ("SkipDownBlock2D", "AttnDownBlock2D")}, "down_block_types='SkipDownBlock2D'"),
-        ({"up_block_types": ("UpBlock2D", "AttnUpBlock2D")}, "up_block_types=.*on the way up"),
+        ({"up_block_types": ("UpBlock2D", "AttnUpBlock2D")}, "up_block_types=.*attention at the levels"),
         ({"time_embedding_type": "fourier"}, "time_embedding_type='fourier'"),
         ({"mid_block_scale_factor": 1.4}, "mid_block_scale_factor=1.4"),
         ({"class_embed_type": "timestep"}, "class_embed_type='timestep'"),
         ({"attn_norm_num_groups": 2}, "attn_norm_num_groups=2"),
         ({"resnet_time_scale_shift": "scale_shift"}, "attn_norm_num_groups=None"),
-        ({"down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D")}, "down_block_types=.*one way"),
+        (
+            {"down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D")},
+            "down_block_types=.*one kind of resampling",
+        ),
     ],
 )
 def test_other_networks_are_refused(changed, message):
@@ -153,16 +161,29 @@ def test_other_networks_are_refused(changed, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"skip_scale": 0.7}, "skip_scale=0.7"),
-        ({"residual_input": True}, "residual_input=True"),
+        ({"block": BlockOptions(min_group_size=1, skip_scale=0.7)}, "skip_scale=0.7"),
+        ({"input_path": "residual"}, "input_path=residual"),
+        ({"output_path": "skip"}, "output_path=skip"),
+        ({"resampling": "plain"}, "resampling=plain"),
+        ({"middle": TransformerMiddle(32, 1, head_dim=32)}, "middle=TransformerMiddle"),
+        ({"middle": ResidualMiddle(PixelAttention(head_dim=16))}, r"middle\.attention=PixelAttention"),
+        (
+            {"middle": ResidualMiddle(SpatialTransformer(heads=1, head_dim=None))},
+            r"middle\.attention=Spatial",
+        ),
         ({"levels": (Level(32, 1), Level(32, 2))}, r"levels\[1\].blocks=2"),
-        ({"levels": (Level(32, 1), Level(32, 1, cross_attention=True))}, "cross_attention"),
-        ({"min_group_size": 4}, "min_group_size=4"),
+        ({"levels": (Level(32, 1), Level(32, 1, PixelAttention(True, True)))}, "cross_attention"),
+        ({"block": BlockOptions()}, "min_group_size=4"),
     ],
 )
-def test_what_it_cannot_hold_is_said(options, message):
+def test_options_that_it_lacks_are_refused(options, message):
     network = UNet(
-        **{"levels": (Level(32, 1), Level(32, 1)), "out_channels": 3, "min_group_size": 1} | options
+        **{
+            "levels": (Level(32, 1, PixelAttention()), Level(32, 1)),
+            "out_channels": 3,
+            "block": BlockOptions(min_group_size=1),
+        }
+        | options
     )
     conditioner = Conditioner(NoiseLevel(128, frequencies=16))
     model = Denoiser(network, conditioner, VariancePreserving(Table(CosineBetas())), Noise())

@@ -16,8 +16,7 @@ from jaxdiff.errors import UserError
 from jaxdiff.interop import edm2
 from jaxdiff.interop.mapping import to_params, to_tensors
 from jaxdiff.models.magnitude import MagnitudeUncertainty
-from jaxdiff.models.magnitude_unet import MagnitudeUNet
-from jaxdiff.models.unet import Level
+from jaxdiff.models.magnitude_unet import MagnitudeLevel, MagnitudeUNet
 from jaxdiff.process.gaussian import VarianceExploding, diffuse
 from jaxdiff.process.prediction import Edm
 from jaxdiff.process.time_sampling import LogNormalSigma
@@ -27,7 +26,7 @@ from jaxdiff.tasks.objectives import LossInputs, UncertaintyWeighted, WeightedEr
 STORED = np.load(pathlib.Path(__file__).parents[1] / "goldens" / "edm2_network.npz")
 TENSORS = {name.removeprefix("param/"): STORED[name] for name in STORED.files if name.startswith("param/")}
 SIZE = 16
-LEVELS = (Level(32, 1, dropout=0.1), Level(64, 1, self_attention=True, dropout=0.1))
+LEVELS = (MagnitudeLevel(32, 1, dropout=0.1), MagnitudeLevel(64, 1, self_attention=True, dropout=0.1))
 DENOISER = Denoiser(
     network=MagnitudeUNet(LEVELS, out_channels=4, head_dim=32),
     conditioner=Conditioner(
@@ -125,16 +124,41 @@ def test_what_does_not_fit_is_named():
 
 
 def test_a_denoiser_without_uncertainty_has_no_place_for_the_log_variance():
-    with pytest.raises(UserError, match=r"3 tensors.*\n.*not read +logvar"):
+    with pytest.raises(UserError, match=r"got 3 that differ.*\n.*not read +logvar"):
         load(TENSORS, DENOISER.clone(uncertainty=None))
 
 
 @pytest.mark.parametrize(("width", "millions"), [(64, 31.3), (192, 280.2), (448, 1523.2)])
 def test_published_sizes(width, millions):
     """EDM2-XXS, S and XXL for ImageNet-512, in millions of parameters, without the log-variance."""
-    levels = [Level(width * i, 3, self_attention=i > 2) for i in (1, 2, 3, 4)]
+    levels = [MagnitudeLevel(width * i, 3, self_attention=i > 2) for i in (1, 2, 3, 4)]
     network = MagnitudeUNet(tuple(levels), out_channels=4)
     noise, label = MagnitudeNoiseLevel(4 * width, width), MagnitudeClassLabel(1000, 4 * width)
     model = Denoiser(network, Conditioner(noise, {"label": label}), DENOISER.process, Edm(0.5))
     count = sum(leaf.size for leaf in jax.tree.leaves(abstract(model)))
     assert abs(count / 1e6 - millions) < 0.11
+
+
+def test_a_smoother_filter_resamples():
+    """EDM2's blocks take a `resample_filter`; the published models have the shortest one."""
+    stored = np.load(pathlib.Path(__file__).parents[1] / "goldens" / "edm2_filter.npz")
+    tensors = {
+        name.removeprefix("param/"): stored[name] for name in stored.files if name.startswith("param/")
+    }
+    levels = (MagnitudeLevel(16, 1), MagnitudeLevel(32, 1, self_attention=True))
+    network = MagnitudeUNet(levels, out_channels=2, head_dim=16, resample_taps=(1.0, 3.0, 3.0, 1.0))
+    denoiser = Denoiser(
+        network, Conditioner(MagnitudeNoiseLevel(32, frequencies=16)), VarianceExploding(), Edm()
+    )
+    x, noise_label = (jnp.asarray(stored[f"in/{name}"]) for name in ("x", "noise_labels"))
+    x = x.transpose(0, 2, 3, 1)
+    shapes = jax.eval_shape(
+        lambda: denoiser.init(jax.random.key(0), x, jnp.full(2, 0.5), {}, {}, train=False)
+    )
+    params = to_params(edm2.entries(network, 8), tensors, nn.meta.unbox(shapes)["params"])
+
+    def output(denoiser, x, label):
+        return denoiser.network(x, denoiser.conditioner(label, {}, {}), train=False)
+
+    found = jax.jit(functools.partial(denoiser.apply, method=output))({"params": params}, x, noise_label)
+    near(found, stored["out/y"].transpose(0, 2, 3, 1))

@@ -61,11 +61,11 @@ def test_the_order_of_attention_is_that_of_the_published_models():
 
 def test_other_networks_and_names_are_refused():
     denoiser, tensors, _ = model("edm_adm")
-    with pytest.raises(UserError, match="names are those of EDM2"):
+    with pytest.raises(UserError, match="named as in EDM2"):
         families.entries(test_edm2.TENSORS, denoiser, 16)
-    with pytest.raises(UserError, match=r"names are those of EDM\. .*with a UNet"):
+    with pytest.raises(UserError, match=r"named as in EDM, .*with a UNet"):
         families.entries(tensors, test_edm2.DENOISER, 16)
-    with pytest.raises(UserError, match="no family of networks"):
+    with pytest.raises(UserError, match="expected tensors named as in guided-diffusion"):
         families.entries(["transformer.h.0.weight"], denoiser, 16)
     with pytest.raises(UserError, match=r"--attention-order=.old"):
         families.entries(networks.golden("gd_unet_ddpm")[0], denoiser, 16, "old")

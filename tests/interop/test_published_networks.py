@@ -18,6 +18,9 @@ from jaxdiff.conditioning.vector import ClassLabel, NoiseLevel
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.interop import edm, guided_diffusion
 from jaxdiff.interop.mapping import to_params, to_tensors
+from jaxdiff.models.blocks import ResidualMiddle
+from jaxdiff.models.interface import BlockOptions
+from jaxdiff.models.pixel_attention import PixelAttention
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import VarianceExploding, VariancePreserving
 from jaxdiff.process.labels import LogSigma, StepIndex, Time
@@ -33,17 +36,27 @@ TABLE = VariancePreserving(Table(LinearBetas()))
 
 def adm(**options):
     """The two levels that all of the stored networks have."""
-    levels = (Level(WIDTH, 1), Level(2 * WIDTH, 1, self_attention=True))
-    return UNet(**{"levels": levels, "out_channels": 3, "min_group_size": 1, "head_dim": 16} | options)
+    attention = options.pop("attention", PixelAttention(head_dim=16))
+    widths = options.pop("widths", (WIDTH, 2 * WIDTH))
+    attends = options.pop("attends", (False, True))
+    levels = tuple(
+        Level(width, 1, attention if here else None) for width, here in zip(widths, attends, strict=True)
+    )
+    common = {"levels": levels, "out_channels": 3, "middle": ResidualMiddle(attention)}
+    return UNet(**common | {"block": BlockOptions(min_group_size=1)} | options)
 
 
 def song(**options):
     """DDPM++ and what NCSN++ has in common with it."""
-    options = {
-        "modulation": "shift", "skip_scale": math.sqrt(0.5), "eps": 1e-6, "min_group_size": 4,
-        "head_dim": None, "heads": 1, "project_resampled": True, "decoder_attention": "last",
-    } | options  # fmt: skip
-    return adm(**options)
+    block = BlockOptions(
+        modulation="shift",
+        skip_scale=math.sqrt(0.5),
+        eps=1e-6,
+        project_resampled=True,
+        resample_taps=options.pop("taps", (1.0, 1.0)),
+    )
+    attention = PixelAttention(head_dim=None, heads=1)
+    return adm(**{"block": block, "attention": attention, "decoder_attention": "last"} | options)
 
 
 CLASS = ClassLabel(10, 4 * WIDTH, null="zero")
@@ -61,7 +74,7 @@ def denoiser(network, noise, parts, process, parameterization):
 def small_song(process, parameterization, **parts):
     """DDPM++ on images of 8 x 8 pixels with 4 classes: the network of EDM's stored runs and losses."""
     width = 16
-    network = song(levels=(Level(width, 1), Level(2 * width, 1, self_attention=True)))
+    network = song(widths=(width, 2 * width))
     noise = NoiseLevel(4 * width, frequencies=width // 2, endpoint=True, sine_first=True)
     label = ClassLabel(4, width, null="zero", bias=True, before_mapping=True, scale=2.0)
     return denoiser(network, noise, {"label": label, **parts}, process, parameterization)
@@ -73,13 +86,21 @@ def load_small_song(model, tensors):
 
 GUIDED = {
     "gd_unet_ddpm": (
-        adm(modulation="shift", residual_resampling=False, head_dim=None, heads=2),
+        adm(
+            block=BlockOptions(min_group_size=1, modulation="shift"),
+            resampling="conv",
+            attention=PixelAttention(head_dim=None, heads=2),
+        ),
         "H3C",
         {},
     ),
     "gd_unet_adm_legacy": (adm(out_channels=6), "H3C", {"label": CLASS}),
     "gd_unet_adm_new": (adm(out_channels=6), "3HC", {"label": CLASS}),
-    "gd_superres": (adm(out_channels=6, head_dim=32), "H3C", {"low_res": ImageCondition(3, factor=2.0)}),
+    "gd_superres": (
+        adm(out_channels=6, attention=PixelAttention(head_dim=32)),
+        "H3C",
+        {"low_res": ImageCondition(3, factor=2.0)},
+    ),
 }
 
 
@@ -143,9 +164,10 @@ VARIANTS = {
     "VEPrecond": (VE, Score(scaled=True, label=LogSigma(1.0, -math.log(2)))),
     "iDDPMPrecond": (VariancePreserving(Table(CosineBetas())), LearnedVariance(Noise(label=StepIndex()))),
 }
+EDM_ADM = adm(attention=PixelAttention(head_dim=64), block=BlockOptions())
 EDM = {
-    "edm_adm": (adm(head_dim=64, min_group_size=4), NOISE, {"label": CLASS, "augment": AUGMENT}, "DhariwalUNet"),
-    "edm_adm_iddpm": (adm(head_dim=64, min_group_size=4, out_channels=6), NOISE, {"label": CLASS}, "DhariwalUNet"),
+    "edm_adm": (EDM_ADM, NOISE, {"label": CLASS, "augment": AUGMENT}, "DhariwalUNet"),
+    "edm_adm_iddpm": (EDM_ADM.clone(out_channels=6), NOISE, {"label": CLASS}, "DhariwalUNet"),
     "edm_song_ddpmpp": (
         song(),
         ENDPOINT,
@@ -154,8 +176,7 @@ EDM = {
     ),
     "edm_song_ncsnpp": (
         song(
-            levels=(Level(WIDTH, 1, self_attention=True), Level(2 * WIDTH, 1)), residual_input=True,
-            resample_taps=(1.0, 3.0, 3.0, 1.0),
+            attends=(True, False), input_path="residual", taps=(1.0, 3.0, 3.0, 1.0),
         ),
         FOURIER,
         {"augment": Continuous(9, 2 * WIDTH, before_mapping=True)},
@@ -202,6 +223,48 @@ def test_edm(name, variant):
     if variant == "EDMPrecond":
         found = run(model, params, scaled, t, given, "predict")
         close(found.x_0, nhwc(stored[f"out/{variant}/D"]), "D")
+
+
+PROGRESSIVE = {  # input and output path, noise embedding
+    "edm_song_skip_skip": (
+        ("skip", "skip"), NoiseLevel(32, frequencies=8, endpoint=True, sine_first=True)
+    ),
+    "edm_song_residual_skip": (
+        ("residual", "skip"), NoiseLevel(32, frequencies=16, random_scale=16.0, sine_first=True)
+    ),
+}  # fmt: skip
+
+
+def progressive(name):
+    """A network on 8 x 8 pixels with three levels, an image at each of them."""
+    (input_path, output_path), noise = PROGRESSIVE[name]
+    network = song(
+        widths=(16, 16, 32), attends=(False, True, False), taps=(1.0, 3.0, 3.0, 1.0),
+        input_path=input_path, output_path=output_path,
+    )  # fmt: skip
+    return denoiser(network, noise, {}, VE, Edm())
+
+
+@pytest.mark.parametrize("name", PROGRESSIVE)
+def test_progressive_input_and_output(name):
+    """Song et al. 2021, appendix H.1, as EDM's code has it: `encoder_type` and `decoder_type`."""
+    model, (tensors, stored) = progressive(name), golden(name)
+    entries = list(edm.entries(model.network, 8, "SongUNet"))
+    params = to_params(entries, tensors, shapes(model, 8), edm.BUFFERS)
+    found = run(model, params, nhwc(stored["in/x"]), jnp.asarray(stored["in/noise_labels"]), {}, told)
+    close(found, nhwc(stored["out/y"]))
+    trained = {key for key in tensors if key.rpartition(".")[2] not in edm.BUFFERS}
+    assert set(to_tensors(entries, params)) == trained
+
+
+def test_resampling_without_parameters():
+    """guided-diffusion's `conv_resample=False`: means of 2 x 2 pixels and repeated pixels."""
+    network = adm(widths=(WIDTH, WIDTH), resampling="plain", attention=PixelAttention(head_dim=None, heads=2))
+    model = denoiser(network, NOISE, {}, TABLE, Noise(label=StepIndex()))
+    tensors, stored = golden("gd_unet_plain_resampling")
+    params = to_params(guided_diffusion.entries(network, "H3C"), tensors, shapes(model, 8))
+    t = (jnp.asarray(stored["in/t"], jnp.float32) + 1) / 1000
+    close(run(model, params, nhwc(stored["in/x"]), t, {}, None), nhwc(stored["out/y"]))
 
 
 def told(denoiser, x, label, fields, drop, train):

@@ -1,11 +1,13 @@
-"""Attention against its formula."""
+"""Attention against its formula, and the kernels that programs for different platforms call."""
+
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff.models.attention import attend, kernel_for
+from jaxdiff.models.attention import attend, attend_with_counts, cudnn_available, fused_kernel_takes
 
 
 def inputs(length=5, tokens=7, dtype="float32"):
@@ -50,10 +52,113 @@ def test_bfloat16_softmax_is_float32():
     np.testing.assert_allclose(attend(query, key, value).astype("float32"), 1.0, atol=2**-7)
 
 
+@pytest.mark.parametrize("length", [4, 5])
 @pytest.mark.parametrize(
-    ("platform", "dtype", "head_dim", "kernel"),
-    [("cpu", "bfloat16", 64, "xla"), ("gpu", "bfloat16", 64, "cudnn"), ("gpu", "float32", 64, "xla"),
-     ("gpu", "float16", 20, "xla"), ("tpu", "bfloat16", 64, "xla")],
+    "mask",
+    [
+        None,
+        jnp.array([[1, 0, 1, 0, 0, 1, 0], [0, 1, 1, 1, 1, 1, 1]], bool),
+        jnp.array([[0] * 7, [1] * 7], bool),
+    ],
+)
+def test_counts_of_tokens_stand_for_a_mask(length, mask):
+    """What the fused kernel is given, with XLA's kernel in its place: values and gradients."""
+    arrays = inputs(length)
+
+    def counted(*arrays):
+        return attend_with_counts(*arrays, mask, implementation="xla")
+
+    np.testing.assert_allclose(counted(*arrays), attend(*arrays, mask), atol=1e-6)
+    slopes = [
+        jax.grad(lambda *arrays, f=f: jnp.sum(jnp.sin(f(*arrays))), (0, 1, 2))(*arrays)
+        for f in (counted, lambda *arrays: attend(*arrays, mask))
+    ]
+    for got, want in zip(*slopes, strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "taken"),
+    [("bfloat16", 64, True), ("float16", 128, True), ("float32", 64, False), ("float16", 20, False),
+     ("bfloat16", 256, False)],
 )  # fmt: skip
-def test_the_kernel_is_one_that_the_platform_has(platform, dtype, head_dim, kernel):
-    assert kernel_for(platform, jnp.dtype(dtype), head_dim) == kernel
+def test_the_fused_kernel_takes_half_precision_and_small_heads(dtype, head_dim, taken):
+    assert fused_kernel_takes(jnp.dtype(dtype), head_dim) == taken
+
+
+@pytest.fixture
+def cudnn(monkeypatch):
+    """A process that can build programs for CUDA, as one with JAX's plugin can."""
+    library = types.SimpleNamespace(cudnn_get_version=lambda: 91200)
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.cuda_versions", library)
+    cudnn_available.cache_clear()
+    yield
+    cudnn_available.cache_clear()
+
+
+def lowered(function, length, tokens, masked, platform):
+    shapes = [(2, length, 3, 16), (2, tokens, 3, 16), (2, tokens, 3, 16)]
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
+    mask = jax.ShapeDtypeStruct((2, tokens), jnp.bool) if masked else None
+    fresh = jax.jit(lambda *given: function(*given))  # traced anew, whatever this process could build before
+    return fresh.trace(*arrays, mask).lower(lowering_platforms=(platform,)).as_text()
+
+
+def squares(query, key, value, mask):
+    return jnp.sum(jnp.square(attend(query, key, value, mask).astype(jnp.float32)))
+
+
+@pytest.mark.usefixtures("cudnn")
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("tokens", [77, 80, 1])
+@pytest.mark.parametrize("length", [64, 49])
+def test_the_kernel_is_that_of_the_platform_of_the_program(length, tokens, masked):
+    """Odd lengths and masks, which JAX's interface to cuDNN refuses, included; the process has no GPU."""
+    backward = jax.grad(squares, (0, 1, 2))
+    assert "__cudnn$fmhaSoftmax" in lowered(attend, length, tokens, masked, "cuda")
+    assert "__cudnn$fmhaSoftmaxBackward" in lowered(backward, length, tokens, masked, "cuda")
+    for function in (attend, backward):
+        for platform in ("cpu", "tpu"):
+            assert "cudnn" not in lowered(function, length, tokens, masked, platform)
+
+
+@pytest.mark.usefixtures("cudnn")
+@pytest.mark.parametrize("masked", [False, True])
+def test_programs_for_cuda_have_forward_mode(masked):
+    def tangent(query, key, value, mask):
+        return jax.jvp(lambda query: attend(query, key, value, mask), (query,), (query,))
+
+    def curvature(query, key, value, mask):
+        slope = jax.grad(squares)
+        return jax.jvp(lambda query: slope(query, key, value, mask), (query,), (query,))
+
+    assert "__cudnn$fmhaSoftmax" in lowered(tangent, 49, 77, masked, "cuda")
+    assert "__cudnn$fmhaSoftmaxBackward" in lowered(curvature, 49, 77, masked, "cuda")
+
+
+@pytest.mark.usefixtures("cudnn")
+@pytest.mark.parametrize("mask", [None, jnp.array([[1, 0, 1, 0, 1, 1, 0], [0] * 7], bool)])
+def test_derivatives_of_half_precision_are_those_of_the_formula(mask):
+    """On the CPU, in a process that can build programs for CUDA as well."""
+    arrays = inputs(dtype="bfloat16")
+    exact = [array.astype("float32") for array in arrays]
+    moved = jnp.cos(jnp.arange(arrays[0].size).reshape(arrays[0].shape) / 3)
+
+    def tangent(query, key, value):
+        out = jax.jvp(lambda query: attend(query, key, value, mask), (query,), (moved.astype(query.dtype),))[
+            1
+        ]
+        return out.astype("float32")
+
+    found, expected = jax.jit(tangent)(*arrays), jax.jit(tangent)(*exact)
+    np.testing.assert_allclose(found, expected, atol=2**-6)
+    slopes = jax.jit(jax.grad(squares, (0, 1, 2)))
+    for got, want in zip(slopes(*arrays, mask), slopes(*exact, mask), strict=True):
+        np.testing.assert_allclose(got.astype("float32"), want, atol=2**-4)
+
+
+def test_a_process_without_cudnn_builds_programs_for_cuda(monkeypatch):
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.cuda_versions", None)
+    cudnn_available.cache_clear()
+    assert not cudnn_available()
+    assert "cudnn" not in lowered(attend, 64, 77, True, "cuda")

@@ -10,7 +10,8 @@ import pytest
 from jax.test_util import check_grads
 
 from jaxdiff.errors import UserError
-from jaxdiff.models.layers import Conv, GroupNorm, check_dtype, group_count, group_norm
+from jaxdiff.models.group_norm import group_count, group_norm
+from jaxdiff.models.layers import Conv, GroupNorm, check_dtype
 
 GROUPS, EPS = 4, 1e-5
 

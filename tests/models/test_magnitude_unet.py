@@ -10,12 +10,11 @@ import pytest
 
 from jaxdiff.embeddings import Embeddings, Tokens
 from jaxdiff.errors import UserError
-from jaxdiff.models.magnitude_unet import MagnitudeAttention, MagnitudeBlock, MagnitudeUNet
-from jaxdiff.models.unet import Level
+from jaxdiff.models.magnitude_unet import MagnitudeAttention, MagnitudeBlock, MagnitudeLevel, MagnitudeUNet
 
-LEVELS = (Level(8, blocks=1), Level(16, blocks=1, self_attention=True))
+LEVELS = (MagnitudeLevel(8, blocks=1), MagnitudeLevel(16, blocks=1, self_attention=True))
 NETWORK = MagnitudeUNet(LEVELS, out_channels=2, head_dim=8)
-SMALL = MagnitudeUNet((Level(8, blocks=1),), out_channels=2, middle_attention=False)
+SMALL = MagnitudeUNet((MagnitudeLevel(8, blocks=1),), out_channels=2, middle_attention=False)
 QUICK = {"xla_backend_optimization_level": 0}
 
 
@@ -132,7 +131,7 @@ def test_spatial_conditions_are_joined_to_the_image():
 
 
 def test_remat_changes_neither_parameters_nor_gradients():
-    network = SMALL.clone(levels=(Level(8, blocks=1, dropout=0.3),))
+    network = SMALL.clone(levels=(MagnitudeLevel(8, blocks=1, dropout=0.3),))
     again = network.clone(remat=True)
     assert jax.tree.map(jnp.shape, nn.meta.unbox(shapes(again))) == jax.tree.map(
         jnp.shape, nn.meta.unbox(shapes(network))
@@ -152,7 +151,7 @@ def test_remat_changes_neither_parameters_nor_gradients():
 
 
 def test_dropout_acts_in_training_only():
-    network = SMALL.clone(levels=(Level(8, blocks=1, dropout=0.5),))
+    network = SMALL.clone(levels=(MagnitudeLevel(8, blocks=1, dropout=0.5),))
     params, x = randomised(network), images()
     apply = jax.jit(
         lambda key, train: network.apply(params, x, GIVEN, train=train, rngs={"dropout": key}),
@@ -180,10 +179,10 @@ def test_parameters_are_float32_with_named_axes():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: NETWORK.clone(levels=()), "levels=.*no level"),
-        (lambda: NETWORK.clone(levels=(Level(8), Level(20))), r"levels\[1\].width=20.*head_dim=8"),
-        (lambda: NETWORK.clone(levels=(Level(20, self_attention=True), Level(8))), r"levels\[0\].width=20"),
-        (lambda: NETWORK.clone(levels=(Level(8, cross_attention=True),)), r"levels\[0\].cross_attention=True"),
+        (lambda: NETWORK.clone(levels=()), "levels=.*at least one level"),
+        (lambda: NETWORK.clone(levels=(MagnitudeLevel(8), MagnitudeLevel(20))), r"levels\[1\].width=20.*head_dim=8"),
+        (lambda: NETWORK.clone(levels=(MagnitudeLevel(20, self_attention=True),)), r"levels\[0\].width=20"),
+        (lambda: NETWORK.clone(resample_taps=(1.0, 2.0, 1.0)), "resample_taps="),
         (lambda: NETWORK.clone(out_channels=0), "out_channels=0"),
         (lambda: NETWORK.clone(head_dim=0), "head_dim=0"),
         (lambda: NETWORK.clone(residual_balance=1.0), "residual_balance=1.0"),

@@ -13,8 +13,10 @@ from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.conditioning.vector import ClassLabel, NoiseLevel
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.embeddings import Embeddings, Tokens
+from jaxdiff.models.blocks import ResidualMiddle
 from jaxdiff.models.layers import GroupNorm, LayerNorm
-from jaxdiff.models.transformer import TransformerLevel
+from jaxdiff.models.pixel_attention import PixelAttention
+from jaxdiff.models.transformer import TransformerMiddle
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import VariancePreserving
 from jaxdiff.process.prediction import V
@@ -26,8 +28,8 @@ from jaxdiff.training.step import Context
 
 QUICK = {"xla_backend_optimization_level": 0}
 NETWORK = UNet(
-    (Level(8, blocks=1, self_attention=True, dropout=0.2),), out_channels=2, head_dim=8,
-    middle=TransformerLevel(16, blocks=1, head_dim=8, cross_attention=True, dropout=0.2),
+    (Level(8, blocks=1, attention=PixelAttention(head_dim=8), dropout=0.2),), out_channels=2,
+    middle=TransformerMiddle(16, blocks=1, head_dim=8, cross_attention=True, dropout=0.2),
 )  # fmt: skip
 ROUNDING = 2.0**-9  # of a number with eight bits, relative to it, at most
 
@@ -125,7 +127,12 @@ def test_all_convolutions_but_the_last_compute_in_bfloat16():
 
 def test_a_model_in_bfloat16_draws_learns_and_keeps_float32():
     """Noise on the grid of bfloat16 would be another law, and small steps would be lost from such parameters."""
-    network = UNet((Level(8, blocks=1),), out_channels=2, head_dim=8, dtype="bfloat16")
+    network = UNet(
+        (Level(8, blocks=1),),
+        out_channels=2,
+        middle=ResidualMiddle(PixelAttention(head_dim=8)),
+        dtype="bfloat16",
+    )
     conditioner = Conditioner(NoiseLevel(16, frequencies=4), {"label": ClassLabel(3, 16)})
     model = Denoiser(network, conditioner, VariancePreserving(Cosine()), V())
     task = DenoisingTask(model, Uniform(), (8, 8, 2))

@@ -12,7 +12,10 @@ import pytest
 from jaxdiff.errors import UserError
 from jaxdiff.interop.mapping import SAME, Entry, conv, dense, from_heads, heads, norm, to_params
 from jaxdiff.models import resampling
-from jaxdiff.models.blocks import AttentionBlock, BlockOptions, InputPath, ResidualBlock
+from jaxdiff.models.blocks import ResidualBlock
+from jaxdiff.models.interface import BlockOptions
+from jaxdiff.models.pixel_attention import AttentionBlock
+from jaxdiff.models.progressive import ResidualInput
 from jaxdiff.models.resampling import border, from_patches, to_patches
 
 STORED = np.load(pathlib.Path(__file__).parents[1] / "goldens" / "edm_blocks.npz")
@@ -112,20 +115,19 @@ def test_resampling_is_edms(how):
 
 @pytest.mark.parametrize(("name", "taps"), [("conv_fused_down", FIR), ("conv_fused_down_box", BOX)])
 def test_the_input_path_is_edms_convolution_that_downsamples(name, taps):
-    found = run(InputPath(16, taps), conv("conv", name), name, nhwc("in/x"))
+    found = run(ResidualInput(16, taps), conv("conv", name), name, nhwc("in/x"))
     np.testing.assert_allclose(found, nhwc(f"out/{name}"), atol=1e-5)
 
 
 SONG = BlockOptions(
-    head_dim=None, heads=2, eps=1e-6, modulation="shift", skip_scale=math.sqrt(0.5), resample_taps=FIR,
-    project_resampled=True,
-)  # fmt: skip
-BLOCKS = {  # options, width, attention, resampling
-    "heads4": (BlockOptions(head_dim=16), 64, True, "none"),
-    "down_fir": (SONG, 32, True, "down"),
-    "up_fir": (SONG, 32, False, "up"),
-    "up_box": (BlockOptions(head_dim=None, heads=3), 48, True, "up"),
-    "down_box": (BlockOptions(), 32, False, "down"),
+    eps=1e-6, modulation="shift", skip_scale=math.sqrt(0.5), resample_taps=FIR, project_resampled=True
+)
+BLOCKS = {  # options, width, attention heads, resampling
+    "heads4": (BlockOptions(), 64, 4, "none"),
+    "down_fir": (SONG, 32, 2, "down"),
+    "up_fir": (SONG, 32, 0, "up"),
+    "up_box": (BlockOptions(), 48, 3, "up"),
+    "down_box": (BlockOptions(), 32, 0, "down"),
 }
 
 
@@ -134,13 +136,13 @@ class WholeBlock(nn.Module):
 
     options: BlockOptions
     width: int
-    attends: bool
+    heads: int
     resample: str
 
     @nn.compact
     def __call__(self, x, vector):
         x = ResidualBlock(self.width, self.options, resample=self.resample, name="residual")(x, vector)
-        return AttentionBlock(self.options, name="self_attention")(x) if self.attends else x
+        return AttentionBlock(self.heads, self.options, name="self_attention")(x) if self.heads else x
 
 
 def block_entries(name):

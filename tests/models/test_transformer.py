@@ -11,13 +11,15 @@ import pytest
 
 from jaxdiff.embeddings import Embeddings, Tokens
 from jaxdiff.errors import UserError
-from jaxdiff.models.transformer import Transformer, TransformerBlock, TransformerLevel
+from jaxdiff.models.blocks import ResidualMiddle
+from jaxdiff.models.pixel_attention import PixelAttention
+from jaxdiff.models.transformer import Transformer, TransformerBlock, TransformerMiddle
 from jaxdiff.models.unet import Level, UNet
 
 QUICK = {"xla_backend_optimization_level": 0}
 WIDTH, HEADS, HEAD_DIM = 16, 2, 8
-PLAIN = TransformerLevel(WIDTH, blocks=2, head_dim=HEAD_DIM, expansion=3)
-CROSSED = TransformerLevel(WIDTH, blocks=1, head_dim=HEAD_DIM, expansion=3, cross_attention=True)
+PLAIN = TransformerMiddle(WIDTH, blocks=2, head_dim=HEAD_DIM, expansion=3)
+CROSSED = TransformerMiddle(WIDTH, blocks=1, head_dim=HEAD_DIM, expansion=3, cross_attention=True)
 
 
 def draw(*shape, seed=0):
@@ -45,7 +47,7 @@ def randomised(module, *inputs, **options):
     return jax.tree_util.tree_map_with_path(fill, nn.meta.unbox(abstract))
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames="train", compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def run(module, params, *inputs, **options):
     return module.apply(params, *inputs, **options)
 
@@ -151,9 +153,9 @@ def pixels(size=4, seed=0):
 
 def test_it_starts_as_the_identity():
     module, (x, vector, tokens) = Transformer(CROSSED), pixels()
-    init = jax.jit(functools.partial(module.init, train=False), compiler_options=QUICK)
+    init = jax.jit(functools.partial(module.init), compiler_options=QUICK)
     params = nn.meta.unbox(init(jax.random.key(0, impl="rbg"), x, vector, tokens))
-    np.testing.assert_array_equal(run(module, params, x, vector, tokens, train=False), x)
+    np.testing.assert_array_equal(run(module, params, x, vector, tokens), x)
     block, sequence = TransformerBlock(HEAD_DIM, 3, cross_attention=True), draw(3, 16, WIDTH, seed=4)
     found = run(block, {"params": params["params"]["block_0"]}, sequence, vector, tokens)
     np.testing.assert_array_equal(found, sequence)
@@ -161,12 +163,12 @@ def test_it_starts_as_the_identity():
 
 def test_every_parameter_matters():
     module, inputs = Transformer(CROSSED), pixels()
-    params = randomised(module, *inputs, train=False)
+    params = randomised(module, *inputs)
 
     @functools.partial(jax.jit, compiler_options=QUICK)
     @jax.grad
     def slopes(params):
-        return jnp.sum(jnp.square(module.apply(params, *inputs, train=False)))
+        return jnp.sum(jnp.square(module.apply(params, *inputs)))
 
     leaves = jax.tree_util.tree_leaves_with_path(slopes(params))
     dead = [jax.tree_util.keystr(path) for path, leaf in leaves if np.abs(leaf).max() < 1e-6]
@@ -175,15 +177,15 @@ def test_every_parameter_matters():
 
 def test_only_the_places_tell_where_a_pixel_is():
     module, (x, vector, tokens) = Transformer(CROSSED), pixels()
-    params = randomised(module, x, vector, tokens, train=False)
+    params = randomised(module, x, vector, tokens)
     order = np.random.default_rng(5).permutation(16)
 
     def moved(images):
         return images.reshape(3, 16, -1)[:, order].reshape(images.shape)
 
     def changes(params):
-        after = run(module, params, moved(x), vector, tokens, train=False)
-        return np.abs(after - moved(run(module, params, x, vector, tokens, train=False))).max()
+        after = run(module, params, moved(x), vector, tokens)
+        return np.abs(after - moved(run(module, params, x, vector, tokens))).max()
 
     assert changes(params) > 0.1
     without = {"params": {**params["params"], "places": 0 * params["params"]["places"]}}
@@ -192,54 +194,54 @@ def test_only_the_places_tell_where_a_pixel_is():
 
 def test_an_image_sees_its_own_pixels_vector_and_tokens_only():
     module, (x, vector, tokens) = Transformer(CROSSED), pixels()
-    params = randomised(module, x, vector, tokens, train=False)
-    before = run(module, params, x, vector, tokens, train=False)
+    params = randomised(module, x, vector, tokens)
+    before = run(module, params, x, vector, tokens)
     features, mask = tokens.features, tokens.mask
     hidden = jnp.where(mask[..., None], features, 1e3)  # tokens that are not there may be anything
-    np.testing.assert_array_equal(run(module, params, x, vector, Tokens(hidden, mask), train=False), before)
+    np.testing.assert_array_equal(run(module, params, x, vector, Tokens(hidden, mask)), before)
     for other in (
         (x.at[1].add(1.0), vector, tokens),
         (x, vector.at[1].add(1.0), tokens),
         (x, vector, Tokens(features.at[1, 0].add(1.0), mask)),
         (x, vector, Tokens(features, mask.at[1, 0].set(False))),
     ):
-        difference = np.abs(run(module, params, *other, train=False) - before).max(axis=(1, 2, 3))
+        difference = np.abs(run(module, params, *other) - before).max(axis=(1, 2, 3))
         assert difference[1] > 1e-3
         np.testing.assert_array_equal(difference[[0, 2]], 0)
 
 
 def test_dropout_acts_in_training_only():
-    level = TransformerLevel(WIDTH, blocks=1, head_dim=HEAD_DIM, dropout=0.5)
+    level = TransformerMiddle(WIDTH, blocks=1, head_dim=HEAD_DIM, dropout=0.5)
     module, inputs = Transformer(level), pixels()
-    params = randomised(module, *inputs, train=False)
+    params = randomised(module, *inputs)
 
     def training(seed):
-        return run(module, params, *inputs, train=True, rngs={"dropout": jax.random.key(seed)})
+        return run(module.clone(train=True), params, *inputs, rngs={"dropout": jax.random.key(seed)})
 
-    still = run(module, params, *inputs, train=False)
+    still = run(module, params, *inputs)
     np.testing.assert_array_equal(training(0), training(0))
     assert jnp.any(training(0) != training(1))
     assert jnp.any(training(0) != still)
-    plain = Transformer(TransformerLevel(WIDTH, blocks=1, head_dim=HEAD_DIM))
-    np.testing.assert_array_equal(run(plain, params, *inputs, train=True), still)
+    plain = Transformer(TransformerMiddle(WIDTH, blocks=1, head_dim=HEAD_DIM))
+    np.testing.assert_array_equal(run(plain.clone(train=True), params, *inputs), still)
 
 
 def test_it_takes_the_place_of_the_middle_blocks():
     levels = (Level(8, blocks=1), Level(16, blocks=1))
-    plain = UNet(levels, out_channels=2, head_dim=8)
+    plain = UNet(levels, out_channels=2, middle=ResidualMiddle(PixelAttention(head_dim=8)))
     network = plain.clone(middle=CROSSED)
     x, embeddings = draw(3, 8, 8, 2), Embeddings(draw(3, 12, seed=1), tokens())
 
     def names(network, embeddings):
-        made = jax.eval_shape(functools.partial(network.init, train=False), jax.random.key(0), x, embeddings)
-        return set(made["params"])
+        found = jax.eval_shape(functools.partial(network.init, train=False), jax.random.key(0), x, embeddings)
+        return set(found["params"])
 
     without = embeddings.replace(tokens=None)
     assert names(network, embeddings) - names(plain, without) == {"middle"}
     assert names(plain, without) - names(network, embeddings) == {"middle_block_0", "middle_block_1"}
-    with pytest.raises(UserError, match="no condition gives tokens"):
+    with pytest.raises(UserError, match="a condition that gives tokens"):
         names(network, without)
-    with pytest.raises(UserError, match="gives tokens and no level reads them"):
+    with pytest.raises(UserError, match="cross-attention, because a condition gives tokens"):
         names(plain.clone(middle=PLAIN), embeddings)
 
 
@@ -257,4 +259,4 @@ def test_it_takes_the_place_of_the_middle_blocks():
 )
 def test_impossible_levels(change, message):
     with pytest.raises(UserError, match=f"{message}.*Fix: "):
-        TransformerLevel(**{"width": 16, "blocks": 1, "head_dim": 8} | change)
+        TransformerMiddle(**{"width": 16, "blocks": 1, "head_dim": 8} | change)

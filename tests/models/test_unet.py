@@ -11,16 +11,20 @@ import pytest
 
 from jaxdiff.embeddings import Embeddings, Tokens
 from jaxdiff.errors import UserError
-from jaxdiff.models.blocks import AttentionBlock, BlockOptions, ResidualBlock
+from jaxdiff.models.blocks import ResidualBlock, ResidualMiddle
+from jaxdiff.models.interface import BlockOptions
+from jaxdiff.models.pixel_attention import AttentionBlock, PixelAttention
 from jaxdiff.models.resampling import from_patches, resample, to_patches
 from jaxdiff.models.unet import Level, UNet
 
-LEVELS = (Level(8, blocks=1), Level(16, blocks=1, self_attention=True, cross_attention=True))
-NETWORK = UNet(LEVELS, out_channels=2, head_dim=8)
-SMALL = UNet((Level(8, blocks=1),), out_channels=2, middle_attention=False)
-ONE = UNet((Level(8, blocks=1, self_attention=True, cross_attention=True),), out_channels=2, head_dim=8)
+PIXELS, TOKENS = PixelAttention(head_dim=8), PixelAttention(False, True, head_dim=8)
+BOTH = PixelAttention(cross_attention=True, head_dim=8)
+LEVELS = (Level(8, blocks=1), Level(16, blocks=1, attention=BOTH))
+NETWORK = UNet(LEVELS, out_channels=2, middle=ResidualMiddle(BOTH))
+SMALL = UNet((Level(8, blocks=1),), out_channels=2, middle=ResidualMiddle(None))
+ONE = UNet((Level(8, blocks=1, attention=BOTH),), out_channels=2, middle=ResidualMiddle(BOTH))
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in half the time
-PLAIN = UNet((Level(8, blocks=1), Level(16, blocks=1)), out_channels=2, head_dim=8)
+PLAIN = UNet((Level(8, blocks=1), Level(16, blocks=1)), out_channels=2, middle=ResidualMiddle(PIXELS))
 
 
 def images(batch=3, size=8, channels=2, seed=0):
@@ -75,7 +79,7 @@ def test_output_is_zero_at_initialisation():
 
 def test_blocks_begin_as_their_skip():
     x, vector = images(channels=8), embeddings().vector
-    residual, attention = ResidualBlock(8), AttentionBlock(BlockOptions(head_dim=4))
+    residual, attention = ResidualBlock(8), AttentionBlock(2)
     key = jax.random.key(0, impl="rbg")
     params = nn.meta.unbox(jax.jit(residual.init)(key, x, vector))
     np.testing.assert_array_equal(jax.jit(residual.apply)(params, x, vector), x)
@@ -182,7 +186,7 @@ def test_parameters_are_float32_with_named_axes():
 @pytest.mark.parametrize(
     ("change", "added"),
     [
-        ({"self_attention": True}, {f"{block}/self_attention" for block in
+        ({"attention": PIXELS}, {f"{block}/self_attention" for block in
                                     ("encoder_0_block_0", "decoder_0_block_0", "decoder_0_block_1")}),
         ({"blocks": 2}, {f"{block}/residual" for block in ("encoder_0_block_1", "decoder_0_block_2")}),
         ({"dropout": 0.5}, set()),
@@ -198,9 +202,7 @@ def test_an_option_of_a_level_acts_on_that_level(change, added):
 
 
 def test_cross_attention_needs_no_self_attention():
-    crossed = PLAIN.clone(
-        levels=(dataclasses.replace(PLAIN.levels[0], cross_attention=True), PLAIN.levels[1])
-    )
+    crossed = PLAIN.clone(levels=(dataclasses.replace(PLAIN.levels[0], attention=TOKENS), PLAIN.levels[1]))
     new = modules(crossed).keys() - modules(PLAIN, tokens=False).keys()
     assert new
     assert all("_0_block_" in path and "/cross_attention/" in path for path in new)
@@ -208,9 +210,9 @@ def test_cross_attention_needs_no_self_attention():
 
 def test_options_of_the_network():
     before = modules(PLAIN, tokens=False)
-    flat = modules(PLAIN.clone(middle_attention=False), tokens=False)
+    flat = modules(PLAIN.clone(middle=ResidualMiddle(None)), tokens=False)
     assert {path for path in before if "middle_block_0/self_attention" in path} == before.keys() - flat.keys()
-    network = PLAIN.clone(residual_resampling=False)
+    network = PLAIN.clone(resampling="conv")
     plain = modules(network, tokens=False)
     assert plain["down_0/conv/kernel"] == (3, 3, 8, 8)
     assert plain["up_1/conv/kernel"] == (3, 3, 16, 16)
@@ -251,12 +253,16 @@ def test_down_is_the_mean_and_the_left_inverse_of_up():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: UNet((), 1), "levels=.*no level"),
-        (lambda: UNet((Level(8), Level(20)), 1, head_dim=8), r"levels\[1\].width=20.*head_dim=8"),
-        (lambda: UNet((Level(20, self_attention=True), Level(8)), 1, head_dim=8), r"levels\[0\].width=20"),
-        (lambda: UNet((Level(8),), 1, head_dim=8, dtype="bf16"), "dtype='bf16'"),
-        (lambda: UNet((Level(8),), 0, head_dim=8), "out_channels=0"),
-        (lambda: UNet((Level(8),), 1, head_dim=8, patch=0), "patch=0"),
+        (lambda: UNet((), 1), "levels=.*at least one level"),
+        (lambda: PLAIN.clone(levels=(Level(8), Level(20))), r"levels\[1\].width=20.*head_dim=8"),
+        (lambda: PLAIN.clone(levels=(Level(20, attention=PIXELS), Level(8))), r"levels\[0\].width=20"),
+        (lambda: PLAIN.clone(dtype="bf16"), "dtype='bf16'"),
+        (lambda: PLAIN.clone(out_channels=0), "out_channels=0"),
+        (lambda: PLAIN.clone(patch=0), "patch=0"),
+        (lambda: PLAIN.clone(stem_width=0), "stem_width=0"),
+        (lambda: PixelAttention(False, False), "self_attention=False"),
+        (lambda: PixelAttention(heads=2), "heads=2.*head_dim=32"),
+        (lambda: BlockOptions(eps=0.0), "eps=0.0"),
         (lambda: Level(0), "width=0"),
         (lambda: Level(8, blocks=-1), "blocks=-1"),
         (lambda: Level(8, dropout=1.0), "dropout=1.0"),
@@ -270,9 +276,9 @@ def test_impossible_networks(make, message):
 def test_impossible_inputs():
     with pytest.raises(UserError, match=r"image_shape=\(7, 7\).*multiples of 2"):
         shapes(NETWORK, images(size=7), embeddings())
-    with pytest.raises(UserError, match="gives tokens and no level reads them"):
+    with pytest.raises(UserError, match="cross-attention, because a condition gives tokens"):
         shapes(PLAIN, images(), embeddings())
-    with pytest.raises(UserError, match="no condition gives tokens"):
+    with pytest.raises(UserError, match="a condition that gives tokens"):
         shapes(NETWORK, images(), embeddings(tokens=False))
     with pytest.raises(UserError, match=r"spatial=\(4, 4\)"):
         shapes(NETWORK, images(), embeddings().replace(spatial=images(size=4)))

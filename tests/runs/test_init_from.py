@@ -22,7 +22,8 @@ from jaxdiff.conditioning.vector import ClassLabel, NoiseLevel
 from jaxdiff.config import spec
 from jaxdiff.embeddings import Embeddings
 from jaxdiff.errors import UserError
-from jaxdiff.models.transformer import TransformerLevel
+from jaxdiff.models.blocks import ResidualMiddle
+from jaxdiff.models.transformer import TransformerMiddle
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import RectifiedFlow
 from jaxdiff.runs import init_from as starting
@@ -51,11 +52,16 @@ def quick():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+READS_TOKENS = (
+    "jaxdiff.models.pixel_attention:PixelAttention(self_attention=False,cross_attention=True,head_dim=8)"
+)
+
+
 def a_config(parts=None, **changes):
     config = command.load_config(DIGITS, [tuple(word.removeprefix("--config.").split("=")) for word in TINY])
     level = spec(Level, width=16, blocks=1)
     config.task.denoiser.network = spec(
-        UNet, levels=(level,), out_channels=1, head_dim=8, middle_attention=False
+        UNet, levels=(level,), out_channels=1, middle=spec(ResidualMiddle, attention=None)
     )
     config.task.denoiser.conditioner.conditions = {"label": CLASSES} | (parts or {})
     for path, text in changes.items():
@@ -142,7 +148,8 @@ def test_new_conditions_of_every_kind_say_nothing_yet_and_can_learn_to(old):
         if False
         else a_config(MAP | new_parts)
     )
-    command.override(config, "task.denoiser.network.levels[0].cross_attention", "True")
+    command.override(config, "task.denoiser.network.levels[0].attention", READS_TOKENS)
+    command.override(config, "task.denoiser.network.middle.attention", READS_TOKENS)
     new = build(config, folder)
     state = first_state(new, a_mesh())
     rng = np.random.default_rng(1)
@@ -196,7 +203,7 @@ def test_conditions_before_the_mapping_and_tokens_for_the_middle_say_nothing_yet
     def with_transformer(parts, cross_attention):
         config = a_config(parts)
         config.task.denoiser.network.middle = spec(
-            TransformerLevel, width=16, blocks=1, head_dim=8, cross_attention=cross_attention
+            TransformerMiddle, width=16, blocks=1, head_dim=8, cross_attention=cross_attention
         )
         command.override(config, "task.denoiser.network.levels[0].blocks", "0")
         return config
@@ -219,7 +226,7 @@ def test_more_tokens_beside_old_ones_are_told_if_they_change_the_model(tmp_path)
 
     def a_reader(*names):
         config = a_config(dict.fromkeys(names, SEQUENCE))
-        for field, value in (("cross_attention", "True"), ("blocks", "0")):
+        for field, value in (("attention", READS_TOKENS), ("blocks", "0")):
             command.override(config, f"task.denoiser.network.levels[0].{field}", value)
         return config
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.distributed.mesh import MeshShape
 from jaxdiff.errors import UserError, require
-from jaxdiff.evaluation.protocols import Evaluation
+from jaxdiff.evaluation.protocols import Evaluator
 from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.training.ema import EmaProfile
@@ -45,7 +45,7 @@ class Experiment:
     data: Pipeline
     sampling: Recipe
     test_data: Pipeline | None = None
-    evaluation: Evaluation | None = None
+    evaluation: Evaluator | None = None
     init_from: InitFrom | None = None
     mesh: MeshShape = MeshShape()
     seed: int = 0

@@ -59,6 +59,7 @@ def train(experiment, workdir) -> None:
     import jax
 
     from jaxdiff.evaluate import evaluate
+    from jaxdiff.evaluation.reports import files
     from jaxdiff.generation import preview as sample_grid
     from jaxdiff.generation.generator import Generator
     from jaxdiff.runs import init_from as starting
@@ -77,6 +78,19 @@ def train(experiment, workdir) -> None:
         """A picture of what the averaged model makes."""
         return {"samples": sample_grid.sample_grid(Generator.of(experiment, state.ema, mesh), given)}
 
+    def evaluate_during_training(state, step: int) -> dict:
+        """Scalars and figure of an evaluation; the one of the last step follows after training."""
+        if step == experiment.steps:
+            return {}
+        report = evaluate(experiment, Generator.of(experiment, state.ema, mesh), workdir)
+        return {**report.scalars, "evaluation": report.figure}
+
+    hooks = []
+    if experiment.sample_every:
+        hooks.append(loop.Hook(experiment.sample_every, draw_samples))
+    if experiment.evaluation is not None and experiment.evaluation.every:
+        hooks.append(loop.Hook(experiment.evaluation.every, evaluate_during_training))
+
     starting.prepare(experiment, workdir, mesh)
 
     def batches(first_step: int):
@@ -93,15 +107,15 @@ def train(experiment, workdir) -> None:
             ema=experiment.ema,
             mesh=mesh,
             workdir=workdir,
-            hooks=[loop.Hook(experiment.sample_every, draw_samples)] if experiment.sample_every else [],
+            hooks=hooks,
         )
     except loop.Stopped as stop:
         code = 130 if stop.signal_number == signal.SIGINT else 75
         raise command.Interrupted(code, f"{stop}; run the same command to go on") from None
     if experiment.evaluation is not None:
-        table = evaluate(experiment, Generator.of(experiment, state.ema, mesh), workdir)
+        report = evaluate(experiment, Generator.of(experiment, state.ema, mesh), workdir)
         if jax.process_index() == 0:
-            print(table)
+            print(files.table(report))
 
 
 if __name__ == "__main__":

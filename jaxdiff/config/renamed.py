@@ -67,6 +67,8 @@ CLASSES = {
 
 FIELDS = {
     "jaxdiff.conditioning.conditioner:Conditioner": {"parts": "conditions"},
+    "jaxdiff.evaluation.reports.class_conditional:ImageEvaluation": {"judge": "classifier"},
+    "jaxdiff.evaluation.scenes.report:SceneEvaluation": {"judge": "classifier"},
     "jaxdiff.experiment:Experiment": {"start_from": "init_from"},
     "jaxdiff.tasks.denoising:DenoisingTask": {"times": "time_sampler"},
 }

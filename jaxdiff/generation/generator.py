@@ -145,6 +145,7 @@ class Generator:
         known: np.ndarray | None = None,
         mask: np.ndarray | None = None,
         image_size: tuple[int, int] | None = None,
+        first: int = 0,
         **conditions: Any,
     ) -> np.ndarray:
         """Make images.
@@ -159,6 +160,7 @@ class Generator:
           known: uint8 images to be completed, one for each or one for all; in place of what conditions know.
           mask: True where pixels are to be made, [height, width] or [..., height, width, 1 or channels].
           image_size: (height, width), if not training's; conditions that are images tell it themselves.
+          first: number of the first image; ``first=256`` continues a call for images 0 to 255 of the same seed.
           **conditions: for each condition of the model one value per image, one value for all, or None for its null;
             in a list of values, None for the null of one image. One that has a default may be left out; one without a
             null (`null="none"`) is shown in every branch of guidance.
@@ -184,7 +186,7 @@ class Generator:
         if rows.mask is not None:
             recipe = dataclasses.replace(recipe, inpainting=recipe.inpainting or Replacement())
         make = functools.partial(programs.generate, sized._program, recipe, sized._params)
-        return pictures.to_uint8(sized._in_batches(make, rows, n, seed))
+        return pictures.to_uint8(sized._in_batches(make, rows, n, seed, first))
 
     def invert(
         self,
@@ -289,7 +291,9 @@ class Generator:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(n, dtype=np.uint32))
         return np.asarray(noise_like(fold_in(keys, PRIOR), jax.numpy.zeros((n, *self.image_shape))))
 
-    def _in_batches(self, make: Callable, rows: GenerationInputs, n: int, seed: int) -> np.ndarray:
+    def _in_batches(
+        self, make: Callable, rows: GenerationInputs, n: int, seed: int, start: int = 0
+    ) -> np.ndarray:
         require(0 <= seed < 2**32, "seed", seed, "it is not a 32-bit number", "give 0 to 4294967295")
         size = self._program_size(n)
         parts = []
@@ -299,7 +303,8 @@ class Generator:
                 index, n - 1
             )  # the last batch is filled up with copies, which are cut off again
             chosen = jax.tree.map(lambda value, used=used: value[used], rows)
-            parts.append(np.asarray(make(chosen, index, np.uint32(seed)))[: n - first])
+            numbers = index + np.uint32(start)
+            parts.append(np.asarray(make(chosen, numbers, np.uint32(seed)))[: n - first])
         return np.concatenate(parts)
 
     def _sized(self, size: tuple[int, int] | None, conditions: Mapping[str, Any]) -> "Generator":

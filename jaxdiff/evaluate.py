@@ -51,7 +51,6 @@ def main(argv: Sequence[str]) -> None:
         )
     runtime.start()
 
-    from jaxdiff.evaluation.reports import files
     from jaxdiff.generation.generator import Generator
 
     guide = command.guide_run(flags.guide)
@@ -59,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
         flags.workdir, step=flags.step, overrides=overrides, packages=packages[1:], guide=guide
     )
     generator.check()
-    print(files.table(evaluate(experiment, generator, flags.workdir)))
+    print(evaluate(experiment, generator, flags.workdir))
 
 
 def evaluate(experiment, generator, workdir: str):
@@ -71,7 +70,7 @@ def evaluate(experiment, generator, workdir: str):
       workdir: receives ``evaluation.json`` and ``evaluation.png``, which replace earlier ones.
 
     Returns:
-      the `Report`.
+      the `Report`, which prints as a table.
     """
     import jax
 

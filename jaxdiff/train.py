@@ -59,7 +59,6 @@ def train(experiment, workdir) -> None:
     import jax
 
     from jaxdiff.evaluate import evaluate
-    from jaxdiff.evaluation.reports import files
     from jaxdiff.generation import preview as sample_grid
     from jaxdiff.generation.generator import Generator
     from jaxdiff.runs import init_from as starting
@@ -115,7 +114,7 @@ def train(experiment, workdir) -> None:
     if experiment.evaluation is not None:
         report = evaluate(experiment, Generator.of(experiment, state.ema, mesh), workdir)
         if jax.process_index() == 0:
-            print(files.table(report))
+            print(report)
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ class Evaluation:
     def _read_real(self, inputs: EvaluationInputs) -> _RealImages:
         """Pass over the real examples once."""
         states, labels, fingerprints, shape = folds.init(self.metrics), {}, {}, ()
-        for stream, examples in (("train", inputs.train), ("test", inputs.test)):
+        for stream, examples in zip(folds.REAL, (inputs.train, inputs.test), strict=True):
             fingerprint, found = Fingerprint(len(examples)), []
             for batch in streams.real(examples, stream, inputs.batch_size, label_of(inputs)):
                 states, shape = folds.update(self.metrics, states, batch), batch.images.shape[1:]

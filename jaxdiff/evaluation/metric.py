@@ -17,6 +17,9 @@ from jaxdiff.errors import UserError
 from jaxdiff.evaluation.protocols import FeatureExtractor, Fields
 
 Stream = Literal["train", "test", "samples"]
+REAL: tuple[Stream, ...] = ("train", "test")
+"""The streams of real examples, in their order."""
+
 States = tuple[Any, ...]
 
 

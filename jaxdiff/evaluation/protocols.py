@@ -9,6 +9,9 @@ from jaxtyping import Integer, UInt8
 
 from jaxdiff.evaluation.metrics.bits_per_dim import Likelihood
 
+LABEL_WIDTH, VALUE_WIDTH = 40, 14
+"""Widths of the columns of a table in a terminal."""
+
 Fields = Mapping[str, np.ndarray]
 """Fields of a batch of examples, [n, ...] each; ``image`` is uint8 [n, height, width, channels]."""
 
@@ -81,6 +84,14 @@ class Report:
     caption: Sequence[str]
     figure: UInt8[np.ndarray, "height width 3"]
     scalars: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Caption and table for a terminal."""
+        return "\n".join([*self.caption, "", *map(_line, self.table)])
+
+
+def _line(row: Sequence[str]) -> str:
+    return (row[0].ljust(LABEL_WIDTH) + "".join(value.rjust(VALUE_WIDTH) for value in row[1:])).rstrip()
 
 
 @runtime_checkable

@@ -31,7 +31,7 @@ def batch_of(
     fields: Fields,
     first: int,
     label: str | None = None,
-    **further: np.ndarray | None,
+    **further: Any,
 ) -> Batch:
     """Consecutive images from number `first` on, with the labels that `fields` has under `label`."""
     n = len(images)

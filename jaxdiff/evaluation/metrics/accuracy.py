@@ -87,7 +87,7 @@ def _add(means: ByClass, labels: Integer[np.ndarray, "n"], correct: np.ndarray |
     for label in np.unique(labels).tolist():
         rows = labels == label
         known = found.get(label, Mean())
-        found[label] = known if correct is None else known.add(correct[rows].sum(), rows.sum())
+        found[label] = known if correct is None else known.add(float(correct[rows].sum()), int(rows.sum()))
     return found
 
 

@@ -171,7 +171,7 @@ class HintError(Metric):
         hints = np.stack([self.hint(image, np.random.default_rng(i)) for i, image in numbered])
         given = levels(batch.fields[self.condition][..., :-1])
         squares = (np.broadcast_to(levels(hints), given.shape) - given) ** 2
-        return _HintState(state.error.add(squares.sum(), squares.size), state.images + len(hints))
+        return _HintState(state.error.add(float(squares.sum()), squares.size), state.images + len(hints))
 
     def compute(self, state: _HintState) -> dict[str, Any]:
         return {self.key: state.error.root}

@@ -17,7 +17,7 @@ class Mean(NamedTuple):
 
     def add(self, total: float, count: int) -> "Mean":
         """The mean with `count` further numbers, whose sum is `total`."""
-        return Mean(self.total + float(total), self.count + int(count))
+        return Mean(self.total + total, self.count + count)
 
     @property
     def value(self) -> float | None:

@@ -63,7 +63,7 @@ def spectrum_distance(a: Float64[np.ndarray, "radii"], b: Float64[np.ndarray, "r
 
 
 class _Power(NamedTuple):
-    total: Float64[np.ndarray, "radii"] | float = 0.0
+    total: Any = 0.0  # of all images, [radii]
     images: int = 0
 
 

@@ -1,20 +1,12 @@
-"""Reports as text and as files."""
+"""Reports as files."""
 
 import io
 import json
-from collections.abc import Sequence
 
 from etils import epath
 from PIL import Image
 
 from jaxdiff.evaluation.protocols import Report
-
-LABEL_WIDTH, VALUE_WIDTH = 40, 14
-
-
-def table(report: Report) -> str:
-    """Caption and table for a terminal."""
-    return "\n".join([*report.caption, "", *map(_line, report.table)])
 
 
 def write(report: Report, workdir: str) -> None:
@@ -28,7 +20,3 @@ def write(report: Report, workdir: str) -> None:
         part = folder / f".{name}.part"
         part.write_bytes(data)
         part.replace(folder / name)
-
-
-def _line(row: Sequence[str]) -> str:
-    return (row[0].ljust(LABEL_WIDTH) + "".join(value.rjust(VALUE_WIDTH) for value in row[1:])).rstrip()

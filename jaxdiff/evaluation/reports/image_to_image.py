@@ -161,7 +161,9 @@ class TranslationEvaluation:
         for batch in self._masked(paired.real_batches(test, "test", batch_size)):
             states = _update(groups, metrics, states, batch)
             for name, rows in groups.items():
-                incomplete[name] |= bool(batch.generated[rows[batch.positions]].any())
+                incomplete[name] |= batch.generated is not None and bool(
+                    batch.generated[rows[batch.positions]].any()
+                )
         full = [name for name, some in incomplete.items() if not some and name != ALL]
         expected, fix = "pixels to generate in each task", "let alpha be -1 where pixels are generated"
         expect(not full, self.condition, full, expected, fix, "none: nothing is to be generated")

@@ -68,8 +68,8 @@ class SceneClassifier:
     def __post_init__(self):
         positive(self, "c", "gamma", "scenes")
         expect(self.side > 1, "side", self.side, "at least 2 pixels", "use 12")
-        between(self, "faint", 0, 1, open_high=True)
-        between(self, "pure", 0, 1)
+        between(self, "faint", 0.0, 1.0, open_high=True)
+        between(self, "pure", 0.0, 1.0)
 
     @property
     def name(self) -> str:

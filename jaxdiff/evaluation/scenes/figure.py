@@ -30,7 +30,7 @@ Correct = Mapping[str, Bool[np.ndarray, "n"]]
 
 def figure(
     title: str,
-    images: UInt8[np.ndarray, "n height width 3"],
+    images: UInt8[np.ndarray, "n image_height image_width 3"],
     captions: Sequence[str],
     correct: Correct,
     table: Sequence[Sequence[str]],

@@ -58,6 +58,7 @@ class SceneAccuracy(Metric):
 
     def update(self, state: _State, batch: Batch) -> _State:
         if batch.stream == "samples":
+            assert state.classifier is not None, "samples follow the training scenes"
             correct, counts = state.classifier(batch.images, batch.fields), batch.fields["count"]
             return state._replace(correct=(*state.correct, correct), counts=(*state.counts, counts))
         if self.classifier.scenes is not None and state.seen >= self.classifier.scenes:

@@ -72,7 +72,7 @@ class SceneEvaluation:
         test = self._test(inputs)
         others = Subset(test, shuffled(_scenes(test, inputs.batch_size), self.seed))
         start = folds.init(self.metrics)
-        for stream, examples in (("train", inputs.train), ("test", test)):
+        for stream, examples in zip(folds.REAL, (inputs.train, test), strict=True):
             batches = streams.real(examples, stream, inputs.batch_size)
             start = folds.finish(self.metrics, folds.fold(self.metrics, start, batches), stream)
         guidance = float(inputs.guidance)
@@ -138,7 +138,8 @@ class SceneEvaluation:
             states = folds.update(self.metrics, states, batch)
             kept.append(batch.images[batch.positions < most])
         correct = SceneAccuracy(self.classifier).correct(states[0])
-        return folds.compute(self.metrics, states), correct, np.concatenate(kept)
+        shown = {name: values[:most] for name, values in correct.items()}
+        return folds.compute(self.metrics, states), shown, np.concatenate(kept)
 
     def _accuracy(self, start: States, batches: Iterable[Batch]) -> dict[str, Any]:
         """The fractions of correct images alone."""

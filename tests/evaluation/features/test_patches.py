@@ -1,4 +1,4 @@
-"""Patches: which there are, and what a distance between their distributions sees."""
+"""Patches: their order, their statistics, and the structure that a distance depends on."""
 
 import numpy as np
 import pytest

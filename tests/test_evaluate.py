@@ -1,4 +1,4 @@
-"""Every embedded config is judged by its own evaluation: a tiny network of random weights, from data to report."""
+"""Every embedded config is evaluated by its own evaluation: a tiny network of random weights, from data to report."""
 
 import json
 import pathlib
@@ -11,8 +11,12 @@ from jaxdiff import config as configs
 from jaxdiff.config.overrides import override
 from jaxdiff.distributed.mesh import MeshShape
 from jaxdiff.evaluate import evaluate
+from jaxdiff.evaluation.evaluation import Evaluation
+from jaxdiff.evaluation.metrics.frechet import Frechet
 from jaxdiff.generation.generator import Generator
 from jaxdiff.models.unet import Level
+from jaxdiff.runs.workdir import init_workdir
+from jaxdiff.train import train
 
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"
 TINY = (
@@ -21,6 +25,9 @@ TINY = (
     ("task.denoiser.conditioner.noise.width", "16"),
     ("sampling.steps", "2"),
 )
+FEW = {"digits_cascade": "[:250]", "scenes_text": "[:400]"}
+"""Part of the splits that is read; of photos the first 64."""
+
 OWN = {
     "scenes_text": (
         ("task.denoiser.conditioner.conditions.text.vector_width", "16"),
@@ -30,15 +37,17 @@ OWN = {
     "photos_sr": (
         ("task.denoiser.conditioner.conditions.low_res.noise.width", "16"),
         ("evaluation.n", "6"),
+        ("evaluation.features", "jaxdiff.evaluation.features.patches:Patches(size=4)"),
     ),
     "photos_palette": (
         ("task.denoiser.conditioner.conditions.task.width", "16"),
         ("evaluation.n", "12"),
+        ("evaluation.features", "jaxdiff.evaluation.features.patches:Patches(size=4)"),
     ),
     "digits_cascade:upsample": (
         ("task.denoiser.conditioner.conditions.label.width", "16"),
         ("task.denoiser.conditioner.conditions.low_res.noise.width", "16"),
-        ("evaluation.n", "100"),
+        ("evaluation.n", "60"),
     ),
 }
 
@@ -52,7 +61,7 @@ def unoptimized():
 
 @pytest.mark.usefixtures("unoptimized")
 @pytest.mark.parametrize("name", OWN)
-def test_a_config_is_judged_by_its_own_evaluation(name, tmp_path):
+def test_a_config_is_evaluated_by_its_own_evaluation(name, tmp_path):
     file, _, variant = name.partition(":")
     config = configs.load(f"{FOLDER / file}.py" + (f":{variant}" if variant else ""))
     levels = config.task.denoiser.network.levels
@@ -61,13 +70,39 @@ def test_a_config_is_judged_by_its_own_evaluation(name, tmp_path):
     )
     for path, text in (*TINY, *OWN[name]):
         override(config, path, text)
+    for data in (config.data, config.test_data):
+        data.source.split += FEW.get(file, "[:64]")
     experiment = configs.build(config)
     mesh = MeshShape(data=1).make(jax.devices()[:1])
     experiment.check(1)
-    params = nn.unbox(experiment.task.init(jax.random.key(0)))
-    table = evaluate(experiment, Generator.of(experiment, params, mesh), str(tmp_path))
-    report = json.loads((tmp_path / "evaluation.json").read_text())
+    params = nn.unbox(jax.jit(experiment.task.init)(jax.random.key(0)))
+    report = evaluate(experiment, Generator.of(experiment, params, mesh), str(tmp_path))
+    stored = json.loads((tmp_path / "evaluation.json").read_text())
+    assert stored == report.values
     assert (tmp_path / "evaluation.png").stat().st_size > 10_000
-    assert "DpmSolver2M" in table
-    losses = report["noise_losses"]
+    assert "DpmSolver2M" in str(report)
+    losses = stored["noise_losses"]
     assert losses["train"][0] == pytest.approx(losses["test"][0], rel=0.5)
+
+
+@pytest.mark.usefixtures("unoptimized")
+def test_an_evaluation_runs_at_intervals_in_training(tmp_path):
+    """Scalars and figures at each interval; the evaluation of the last step is that of the end."""
+    config = configs.load(f"{FOLDER / 'digits.py'}")
+    config.task.denoiser.network.levels = (configs.spec(Level, width=4, blocks=0),)
+    changes = (("steps", "5"), ("log_every", "1"), ("sample_every", "0"), ("optimizer.schedule", "None"))
+    for path, text in (*TINY, *changes, ("task.denoiser.conditioner.conditions.label.width", "16")):
+        override(config, path, text)
+    config.mesh = configs.spec(MeshShape, data=1)
+    config.evaluation = configs.spec(
+        Evaluation, metrics=(configs.spec(Frechet),), samples=20, guidances=(), every=2
+    )
+    with jax.default_device(jax.devices()[0]):
+        train(configs.build(config), init_workdir(config, str(tmp_path)))
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    evaluated = {row["step"]: row for row in rows if "evaluation/guidance_1/frechet" in row}
+    assert list(evaluated) == [2, 4]
+    assert evaluated[2] != evaluated[4]
+    assert sorted(path.stem for path in (tmp_path / "evaluation").iterdir()) == ["00000002", "00000004"]
+    final = json.loads((tmp_path / "evaluation.json").read_text())["samples"][0]["frechet"]
+    assert final not in {row["evaluation/guidance_1/frechet"] for row in evaluated.values()}

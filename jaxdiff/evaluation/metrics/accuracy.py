@@ -36,7 +36,7 @@ class Accuracy(Metric):
       classifier: is fitted to the training images.
     """
 
-    classifier: TrainableClassifier = dataclasses.field(default_factory=SvmClassifier)
+    classifier: TrainableClassifier = SvmClassifier()
 
     needs_all = True
 

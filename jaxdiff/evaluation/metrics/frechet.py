@@ -106,7 +106,7 @@ class Frechet(Metric):
       key: name of the value in the report.
     """
 
-    features: FeatureExtractor = dataclasses.field(default_factory=Pixels)
+    features: FeatureExtractor = Pixels()
     reference: str = "test"
     key: str = "frechet"
 

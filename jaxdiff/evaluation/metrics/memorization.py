@@ -62,7 +62,7 @@ class Memorization(Metric):
       features: the feature space.
     """
 
-    features: FeatureExtractor = dataclasses.field(default_factory=Pixels)
+    features: FeatureExtractor = Pixels()
 
     needs_all = True
 

@@ -25,7 +25,7 @@ class PatchFrechet(Metric):
       key: name of the value in the report.
     """
 
-    features: Patches = dataclasses.field(default_factory=Patches)
+    features: Patches = Patches()
     generated: bool = False
     key: str = "frechet"
 

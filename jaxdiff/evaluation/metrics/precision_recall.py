@@ -83,7 +83,7 @@ class PrecisionRecall(Metric):
       reference: "test" or "train".
     """
 
-    features: FeatureExtractor = dataclasses.field(default_factory=Pixels)
+    features: FeatureExtractor = Pixels()
     k: int = 5
     reference: str = "test"
 

@@ -77,7 +77,7 @@ class ClassSpread(Metric):
       features: the feature space.
     """
 
-    features: FeatureExtractor = dataclasses.field(default_factory=Pixels)
+    features: FeatureExtractor = Pixels()
 
     @property
     def streams(self) -> tuple[str, ...]:

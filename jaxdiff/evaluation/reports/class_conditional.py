@@ -36,8 +36,8 @@ class ImageEvaluation:
       every: training steps between evaluations; 0 evaluates only when training ends.
     """
 
-    features: FeatureExtractor = dataclasses.field(default_factory=Pixels)
-    classifier: TrainableClassifier = dataclasses.field(default_factory=SvmClassifier)
+    features: FeatureExtractor = Pixels()
+    classifier: TrainableClassifier = SvmClassifier()
     n: int = 1000
     k: int = 5
     guidances: tuple[float, ...] = ()

@@ -70,7 +70,7 @@ class TranslationEvaluation:
     samples_per_input: int = 1
     guidances: tuple[float, ...] = ()
     seed: int = 0
-    features: Patches = dataclasses.field(default_factory=Patches)
+    features: Patches = Patches()
     every: int = 0
 
     def __post_init__(self):

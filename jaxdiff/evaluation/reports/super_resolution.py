@@ -60,7 +60,7 @@ class SuperResolutionEvaluation:
     samples_per_input: int = 1
     guidances: tuple[float, ...] = ()
     seed: int = 0
-    features: Patches = dataclasses.field(default_factory=Patches)
+    features: Patches = Patches()
     baseline: pixels.Resampling = "bicubic"
     every: int = 0
 

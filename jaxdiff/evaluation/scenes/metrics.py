@@ -45,7 +45,7 @@ class SceneAccuracy(Metric):
       classifier: reads images; fitted to training scenes.
     """
 
-    classifier: SceneClassifier = dataclasses.field(default_factory=SceneClassifier)
+    classifier: SceneClassifier = SceneClassifier()
 
     needs_all = True
 
@@ -109,7 +109,7 @@ class SceneSpread(Metric):
       features: the feature space.
     """
 
-    features: FeatureExtractor = dataclasses.field(default_factory=HalfSize)
+    features: FeatureExtractor = HalfSize()
 
     needs_all = True
 

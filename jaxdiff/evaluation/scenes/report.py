@@ -50,7 +50,7 @@ class SceneEvaluation:
     n: int = 500
     guidances: tuple[float, ...] = ()
     seed: int = 0
-    classifier: SceneClassifier = dataclasses.field(default_factory=SceneClassifier)
+    classifier: SceneClassifier = SceneClassifier()
     text_field: str = "text"
     every: int = 0
 

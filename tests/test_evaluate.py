@@ -90,15 +90,14 @@ def test_an_evaluation_runs_at_intervals_in_training(tmp_path):
     """Scalars and figures at each interval; the evaluation of the last step is that of the end."""
     config = configs.load(f"{FOLDER / 'digits.py'}")
     config.task.denoiser.network.levels = (configs.spec(Level, width=4, blocks=0),)
-    changes = (("steps", "5"), ("log_every", "1"), ("sample_every", "0"), ("optimizer.schedule", "None"))
-    for path, text in (*TINY, *changes, ("task.denoiser.conditioner.conditions.label.width", "16")):
+    changes = (("steps", "5"), ("log_every", "1"), ("sample_every", "0"))
+    widths = ("task.denoiser.conditioner.conditions.label.width", "16")
+    for path, text in (*TINY, *changes, widths, ("optimizer.schedule.warmup_steps", "1")):
         override(config, path, text)
-    config.mesh = configs.spec(MeshShape, data=1)
     config.evaluation = configs.spec(
         Evaluation, metrics=(configs.spec(Frechet),), samples=20, guidances=(), every=2
     )
-    with jax.default_device(jax.devices()[0]):
-        train(configs.build(config), init_workdir(config, str(tmp_path)))
+    train(configs.build(config), init_workdir(config, str(tmp_path)))
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     evaluated = {row["step"]: row for row in rows if "evaluation/guidance_1/frechet" in row}
     assert list(evaluated) == [2, 4]

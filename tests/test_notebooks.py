@@ -58,7 +58,9 @@ def test_there_are_two_notebooks():
     assert set(NOTEBOOKS) == {"conditioning_and_guidance", "quickstart"}
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in NOTEBOOKS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in NOTEBOOKS]
+)
 def test_a_notebook_runs(name):
     notebook = read(name)
     assert {"STEPS", "network"} <= shortened(notebook)

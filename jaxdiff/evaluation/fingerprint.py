@@ -15,13 +15,15 @@ class Fingerprint:
     def add(
         self, images: UInt8[np.ndarray, "b height width channels"], labels: Integer[np.ndarray, "b"]
     ) -> None:
+        """Take in the next batch."""
         if not self._labels:
             self._hash.update(str((self._n, *images.shape[1:])).encode())
         self._hash.update(images.tobytes())
         self._labels.append(np.asarray(labels, np.int64))
 
     def value(self) -> str:
-        whole = self._hash.copy()
+        """The hash of all batches, as ``sha256:`` and 16 digits."""
+        digest = self._hash.copy()
         for labels in self._labels:
-            whole.update(labels.tobytes())
-        return f"sha256:{whole.hexdigest()[:16]}"
+            digest.update(labels.tobytes())
+        return f"sha256:{digest.hexdigest()[:16]}"

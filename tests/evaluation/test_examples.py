@@ -15,15 +15,15 @@ def stored():
 
 
 def test_stored_examples_are_the_epoch(stored):
-    whole = Pipeline(Tfds("digits", "test")).all()
+    everything = Pipeline(Tfds("digits", "test")).all()
     assert isinstance(stored, Examples)
-    assert len(stored) == len(whole["image"]) == 297
+    assert len(stored) == len(everything["image"]) == 297
     index = np.array([3, 1, 1, 296])
     for name, values in stored.rows(index).items():
-        np.testing.assert_array_equal(values, whole[name][index])
+        np.testing.assert_array_equal(values, everything[name][index])
     parts = list(stored.batches(100))
     assert [len(part["image"]) for part in parts] == [100, 100, 97]
-    np.testing.assert_array_equal(np.concatenate([part["image"] for part in parts]), whole["image"])
+    np.testing.assert_array_equal(np.concatenate([part["image"] for part in parts]), everything["image"])
 
 
 def test_a_subset_keeps_its_order_and_repeats(stored):

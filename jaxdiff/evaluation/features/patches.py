@@ -65,18 +65,20 @@ class Patches:
         self,
         images: UInt8[np.ndarray, "n height width channels"],
         touching: Bool[np.ndarray, "n height width"] | None = None,
+        chunk: int = ROWS,
     ) -> frechet.Gaussian:
         """Mean and covariance of all patches of all images, with few patches in memory at once.
 
         Args:
           touching: see `__call__`.
+          chunk: number of patches in memory at once; at least those of one image.
 
         Raises:
           UserError: see `__call__`; or `touching` is true nowhere.
         """
         some = touching is None or bool(touching.any())
         expect(some, "touching", "mask", "a pixel that is true", "select pixels", "none")
-        return frechet.fit_stream(self._batches(images, touching))
+        return frechet.fit_stream(self._batches(images, touching, chunk))
 
     def distance(
         self,
@@ -86,9 +88,9 @@ class Patches:
         """Fréchet distance between the patches of two sets of images."""
         return frechet.frechet_distance(self.fit(a), self.fit(b))
 
-    def _batches(self, images: np.ndarray, touching: np.ndarray | None) -> Iterator[np.ndarray]:
+    def _batches(self, images: np.ndarray, touching: np.ndarray | None, chunk: int) -> Iterator[np.ndarray]:
         down, across = ((side - self.size) // self.stride + 1 for side in images.shape[1:3])
-        count = max(1, ROWS // max(1, down * across))
+        count = max(1, chunk // max(1, down * across))
         for first in range(0, len(images), count):
             part = slice(first, first + count)
             rows = self(images[part], None if touching is None else touching[part])

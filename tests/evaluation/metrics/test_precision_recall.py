@@ -75,8 +75,8 @@ def test_chunks_change_nothing(digits):
     # Distances of digits are full of ties, which rounding would break differently.
     (train, _), (test, _) = digits
     real, generated = test.reshape(297, -1) / 255, train[:400].reshape(400, -1) / 255
-    whole = manifold_scores(real, generated, (1, 3, 5), chunk=1000)
-    assert manifold_scores(real, generated, (1, 3, 5), chunk=7) == whole
+    everything = manifold_scores(real, generated, (1, 3, 5), chunk=1000)
+    assert manifold_scores(real, generated, (1, 3, 5), chunk=7) == everything
 
 
 def test_the_metric_scores_the_features_of_its_reference_and_samples(digits):

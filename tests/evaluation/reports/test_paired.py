@@ -99,7 +99,7 @@ def test_a_model_that_is_the_baseline_scores_as_the_baseline(sharp, small):
 
 
 def test_sharp_noise_beats_the_blur_in_kind_and_loses_in_psnr(sharp, small):
-    """The truth with noise has the right details at the wrong places: a model's fault, not a blur's."""
+    """The truth with noise has the right details at the wrong positions: a model's fault, not a blur's."""
     train, test = small
     shifted = np.stack([np.roll(image, (1, 1), (0, 1)) for image in test["image"]])
     values = sharp(model_of(answering(small, "low_res", shifted), small, "low_res")).values

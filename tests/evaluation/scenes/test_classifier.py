@@ -186,8 +186,8 @@ def test_faint_noise_and_specks_are_ignored(classifier, splits):
 
 def test_an_image_is_read_the_same_among_any_others(classifier, splits):
     images, order = splits["test"]["image"][:60], np.random.default_rng(1).permutation(60)
-    whole = classifier.read(images)
-    for read, expected in zip(classifier.read(images[order[:30]]), whole, strict=True):
+    everything = classifier.read(images)
+    for read, expected in zip(classifier.read(images[order[:30]]), everything, strict=True):
         np.testing.assert_array_equal(read, expected[order[:30]])
 
 

@@ -6,6 +6,7 @@ writes evaluation.json and evaluation.png into the run's folder and prints a tab
 """
 
 import functools
+import os
 from collections.abc import Sequence
 
 from jaxdiff.cli import app as command
@@ -61,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
     print(evaluate(experiment, generator, flags.workdir))
 
 
-def evaluate(experiment, generator, workdir: str):
+def evaluate(experiment, generator, workdir: str | os.PathLike[str]):
     """Run the experiment's evaluation and write its report into `workdir`.
 
     Args:

@@ -11,12 +11,8 @@ from jaxdiff import config as configs
 from jaxdiff.config.overrides import override
 from jaxdiff.distributed.mesh import MeshShape
 from jaxdiff.evaluate import evaluate
-from jaxdiff.evaluation.evaluation import Evaluation
-from jaxdiff.evaluation.metrics.frechet import Frechet
 from jaxdiff.generation.generator import Generator
 from jaxdiff.models.unet import Level
-from jaxdiff.runs.workdir import init_workdir
-from jaxdiff.train import train
 
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"
 TINY = (
@@ -83,25 +79,3 @@ def test_a_config_is_evaluated_by_its_own_evaluation(name, tmp_path):
     assert "DpmSolver2M" in str(report)
     losses = stored["noise_losses"]
     assert losses["train"][0] == pytest.approx(losses["test"][0], rel=0.5)
-
-
-@pytest.mark.usefixtures("unoptimized")
-def test_an_evaluation_runs_at_intervals_in_training(tmp_path):
-    """Scalars and figures at each interval; the evaluation of the last step is that of the end."""
-    config = configs.load(f"{FOLDER / 'digits.py'}")
-    config.task.denoiser.network.levels = (configs.spec(Level, width=4, blocks=0),)
-    changes = (("steps", "5"), ("log_every", "1"), ("sample_every", "0"))
-    widths = ("task.denoiser.conditioner.conditions.label.width", "16")
-    for path, text in (*TINY, *changes, widths, ("optimizer.schedule.warmup_steps", "1")):
-        override(config, path, text)
-    config.evaluation = configs.spec(
-        Evaluation, metrics=(configs.spec(Frechet),), samples=20, guidances=(), every=2
-    )
-    train(configs.build(config), init_workdir(config, str(tmp_path)))
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    evaluated = {row["step"]: row for row in rows if "evaluation/guidance_1/frechet" in row}
-    assert list(evaluated) == [2, 4]
-    assert evaluated[2] != evaluated[4]
-    assert sorted(path.stem for path in (tmp_path / "evaluation").iterdir()) == ["00000002", "00000004"]
-    final = json.loads((tmp_path / "evaluation.json").read_text())["samples"][0]["frechet"]
-    assert final not in {row["evaluation/guidance_1/frechet"] for row in evaluated.values()}

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 from etils import epath
 from PIL import Image
@@ -9,7 +10,7 @@ from PIL import Image
 from jaxdiff.evaluation.protocols import Report
 
 
-def write(report: Report, workdir: str) -> None:
+def write(report: Report, workdir: str | os.PathLike[str]) -> None:
     """Write ``evaluation.json`` and ``evaluation.png`` into `workdir`, atomically each."""
     png = io.BytesIO()
     Image.fromarray(report.figure).save(png, "PNG", optimize=True)

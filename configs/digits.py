@@ -76,7 +76,7 @@ def get_config() -> ConfigDict:
             guidance=spec(ClassifierFree, scale=1.5),
             steps=16,
         ),
-        evaluation=spec(ImageEvaluation, features=spec(Pixels), judge=spec(SvmClassifier), n=1000, k=5),
+        evaluation=spec(ImageEvaluation, features=spec(Pixels), classifier=spec(SvmClassifier), n=1000, k=5),
         steps=1000,
         batch_size=64,
         log_every=25,

@@ -112,6 +112,6 @@ def pipeline(split: str) -> ConfigDict:
         split=split,
         label_key=None,
         text_key="caption",
-        fields=("relation", "count", "digits", "colours"),  # for the judge
+        fields=("relation", "count", "digits", "colours"),  # for the classifier of the evaluation
     )
     return spec(Pipeline, source=source, conditions=(spec(Tokenize, length=LENGTH),), cache=True)

@@ -1,17 +1,19 @@
-"""Judge a trained model: how good its samples are, how diverse, and what it memorised.
+"""Evaluate a trained model: quality and diversity of its samples, and memorization.
 
     python -m jaxdiff.evaluate --workdir runs/digits
 
 writes evaluation.json and evaluation.png into the run's folder and prints a table.
 """
 
+import functools
+import os
 from collections.abc import Sequence
 
 from jaxdiff.cli import app as command
 from jaxdiff.errors import UserError
 
 DESCRIPTION = (
-    "Judge a trained model on held-out data: writes evaluation.json and evaluation.png into the workdir."
+    "Evaluate a trained model on held-out data: writes evaluation.json and evaluation.png into the workdir."
 )
 
 
@@ -22,7 +24,7 @@ def parser() -> command.Parser:
     flags.add_argument("--workdir", required=True, help="folder of the training run")
     flags.add_argument("--step", type=int, default=None, help="which checkpoint (default: the newest)")
     flags.add_argument(
-        "--guide", default=None, metavar="FOLDER[:STEP]", help="a weaker model's run, for Autoguidance"
+        "--guide", default=None, metavar="FOLDER[:STEP]", help="run of a weaker model, for Autoguidance"
     )
     flags.add_argument(
         "--packages", default="", help="comma-separated packages that the stored config may use"
@@ -45,7 +47,8 @@ def main(argv: Sequence[str]) -> None:
     experiment = configs.build(config, packages=packages)
     if experiment.evaluation is None:
         raise UserError(
-            "config.evaluation=None: the run has no evaluation. Fix: pass --config.evaluation=module:Class"
+            "config.evaluation=None: expected an evaluation, got none. "
+            "Fix: pass --config.evaluation=module:Class"
         )
     runtime.start()
 
@@ -59,53 +62,76 @@ def main(argv: Sequence[str]) -> None:
     print(evaluate(experiment, generator, flags.workdir))
 
 
-def evaluate(experiment, generator, workdir: str) -> str:
-    """Run the experiment's evaluation, write its report into `workdir` and return it as a table."""
-    import functools
+def evaluate(experiment, generator, workdir: str | os.PathLike[str]):
+    """Run the experiment's evaluation and write its report into `workdir`.
 
+    Args:
+      experiment: an `Experiment` with an evaluation.
+      generator: the `Generator` of the trained model.
+      workdir: receives ``evaluation.json`` and ``evaluation.png``, which replace earlier ones.
+
+    Returns:
+      the `Report`, which prints as a table.
+    """
     import jax
 
-    from jaxdiff.evaluation import denoising_loss as held_out
-    from jaxdiff.evaluation.protocols import EvaluationInputs
-    from jaxdiff.evaluation.reports import files as report
+    from jaxdiff.evaluation.reports import files
 
-    task, recipe, mesh, params = experiment.task, experiment.sampling, generator.mesh, generator.params
-    conditioner = task.denoiser.conditioner
-    train, test = experiment.data.all(), experiment.test_data.all()
-    scale = float(recipe.guidance.scale)
-
-    def generate(conditions, seed, guidance):
-        return generator(**conditions, seed=seed, guidance=None if guidance == scale else guidance)
-
-    found = experiment.evaluation(
-        EvaluationInputs(
-            generate=generate,
-            conditions=tuple(name for name in conditioner.conditions if not conditioner.has_default(name)),
-            guidance=scale,
-            train=train,
-            test=test,
-            settings={
-                "sampler": repr(recipe.sampler),
-                "grid": repr(recipe.grid),
-                "steps": recipe.steps,
-                "data": {
-                    "train": experiment.data.source.fingerprint(),
-                    "test": experiment.test_data.source.fingerprint(),
-                },
-            },
-            noise_losses={
-                "log_snr": held_out.LOG_SNRS,
-                "train": held_out.errors(task, params, train, mesh),
-                "test": held_out.errors(task, params, test, mesh),
-            },
-            bits=functools.partial(
-                held_out.bits, denoiser=task.denoiser, params=params, examples=test, mesh=mesh
-            ),
-        )
-    )
+    report = experiment.evaluation(inputs_of(experiment, generator))
     if jax.process_index() == 0:
-        report.write(found, workdir)
-    return report.table(found)
+        files.write(report, workdir)
+    return report
+
+
+def inputs_of(experiment, generator):
+    """The `EvaluationInputs` of a trained model: its generator, and its data as streams."""
+    from jaxdiff.codecs.pixels import Pixels
+    from jaxdiff.evaluation import denoising_loss as losses
+    from jaxdiff.evaluation.protocols import EvaluationInputs
+
+    task, recipe, mesh, params = experiment.sampled, experiment.sampling, generator.mesh, generator.params
+    conditioner = task.denoiser.conditioner
+    train, test = experiment.data.stored(), experiment.test_data.stored()
+    scale = float(recipe.guidance.scale)
+    conditions = tuple(name for name in conditioner.conditions if not conditioner.has_default(name))
+
+    def generate(given, seed, guidance, first):
+        return generator(**given, seed=seed, guidance=None if guidance == scale else guidance, first=first)
+
+    return EvaluationInputs(
+        generate=generate,
+        conditions=conditions,
+        guidance=scale,
+        train=train,
+        test=test,
+        label=class_label(conditioner.conditions),
+        batch_size=generator.batch_size,
+        settings={
+            "sampler": repr(recipe.sampler),
+            "grid": repr(recipe.grid),
+            "steps": recipe.steps,
+            "data": {
+                "train": experiment.data.fingerprint(),
+                "test": experiment.test_data.fingerprint(),
+            },
+        },
+        noise_losses={
+            "log_snr": losses.LOG_SNRS,
+            "train": losses.denoising_loss(task, params, train, mesh, generator.frozen),
+            "test": losses.denoising_loss(task, params, test, mesh, generator.frozen),
+        },
+        # Bits per dimension are those of 256 levels: they mean nothing for latents.
+        bits=functools.partial(losses.bits, denoiser=task.denoiser, params=params, examples=test, mesh=mesh)
+        if isinstance(task.codec, Pixels)
+        else None,
+    )
+
+
+def class_label(conditions) -> str | None:
+    """Name of the condition that is the class label of the data set; None if there is none."""
+    from jaxdiff.conditioning.vector import ClassLabel
+
+    return next((name for name, part in conditions.items() if isinstance(part, ClassLabel)), None)
 
 
 if __name__ == "__main__":

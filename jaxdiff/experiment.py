@@ -6,7 +6,7 @@ from typing import Any
 from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.distributed.mesh import MeshShape
 from jaxdiff.errors import UserError, between, expect, positive
-from jaxdiff.evaluation.protocols import Evaluation
+from jaxdiff.evaluation.protocols import Evaluator
 from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.tasks.protocols import Sampleable
 from jaxdiff.training.ema import EmaProfile
@@ -43,7 +43,7 @@ class Experiment:
     data: Pipeline
     sampling: Recipe | None = None
     test_data: Pipeline | None = None
-    evaluation: Evaluation | None = None
+    evaluation: Evaluator | None = None
     init_from: InitFrom | None = None
     mesh: MeshShape = MeshShape()
     seed: int = 0

@@ -150,6 +150,19 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | None":
         """A figure of samples drawn with the EMA."""
         return {"samples": preview.sample_grid(generator(state), conditions)}
 
+    def evaluate_during_training(state: Any, step: int) -> dict:
+        """Scalars and figure of an evaluation; that of the last step follows after training."""
+        if step == experiment.steps:
+            return {}
+        report = evaluate(experiment, generator(state), workdir)
+        return {**report.scalars, "evaluation": report.figure}
+
+    hooks = []
+    if experiment.sample_every:
+        hooks.append(loop.Hook(experiment.sample_every, draw_samples))
+    if experiment.evaluation is not None and experiment.evaluation.every:
+        hooks.append(loop.Hook(experiment.evaluation.every, evaluate_during_training))
+
     def batches(first_step: int) -> Any:
         return experiment.data.batches(
             experiment.batch_size, experiment.seed, first_step, jax.process_index(), jax.process_count()
@@ -165,15 +178,15 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | None":
         workdir=workdir,
         frozen=frozen,
         untrained=experiment.optimizer.frozen,
-        hooks=[loop.Hook(experiment.sample_every, draw_samples)] if experiment.sample_every else [],
+        hooks=hooks,
     )
     if experiment.sampling is None:
         return None
     trained = generator(state)
     if experiment.evaluation is not None:
-        table = evaluate(experiment, trained, workdir)
+        report = evaluate(experiment, trained, workdir)
         if jax.process_index() == 0:
-            print(table)
+            print(report)
     return trained
 
 

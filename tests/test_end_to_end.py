@@ -29,6 +29,7 @@ TRAIN = (
     f"--config.steps={STEPS}",
     "--config.checkpoint_every=4",
     "--config.log_every=1",
+    "--config.evaluation.every=8",
 )
 
 
@@ -64,6 +65,11 @@ def test_training_writes_config_metrics_and_evaluation(trained):
     assert report
     assert "coverage" in out
     assert pixels(workdir / "evaluation.png").shape[1] > 100
+    evaluated = {row["step"]: row for row in metrics(workdir) if "evaluation/guidance_1/frechet" in row}
+    assert list(evaluated) == [8]  # the last step's is the report itself
+    assert pixels(workdir / "evaluation" / "00000008.png").shape[1] > 100
+    final = next(row for row in report["samples"] if row["guidance"] == 1)
+    assert evaluated[8]["evaluation/guidance_1/frechet"] != final["frechet"]
 
 
 def test_killed_at_a_random_step_the_same_command_reaches_the_same_state(trained, tmp_path):

@@ -80,6 +80,8 @@ FIELDS = {
         "project_resampled": "block.project_resampled",
     },
     "jaxdiff.conditioning.conditioner:Conditioner": {"parts": "conditions"},
+    "jaxdiff.evaluation.reports.class_conditional:ImageEvaluation": {"judge": "classifier"},
+    "jaxdiff.evaluation.scenes.report:SceneEvaluation": {"judge": "classifier"},
     "jaxdiff.experiment:Experiment": {"start_from": "init_from"},
     "jaxdiff.likelihood.flow:Hutchinson": {"law": "distribution"},
     "jaxdiff.sampling.grids.truncated:Truncated": {"share": "fraction"},

@@ -136,6 +136,10 @@ class Pipeline:
         examples = self._open()
         return next(self._in_order(examples, len(examples)))
 
+    def stored(self) -> "StoredExamples":
+        """Random access to the examples of `epoch`. An example is read when it is needed, not before."""
+        return StoredExamples(self, self._open())
+
     def example(self) -> Example:
         """The first example with `transforms` and `conditions` applied: shows which fields a batch has."""
         found = self._open()[0]
@@ -200,6 +204,27 @@ class Pipeline:
             yield from iterator
         finally:
             iterator.close()  # otherwise its threads outlive an interrupted run
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StoredExamples:
+    """Examples as stored (image uint8), with the conditions of their pipeline. Returned by `Pipeline.stored`."""
+
+    pipeline: Pipeline
+    examples: Examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def rows(self, index: np.ndarray) -> Example:
+        """The examples at these positions, int [n], as one batch."""
+        shape = None if self.pipeline.conditions else self.examples.image_shape
+        chosen = [self.pipeline._conditioned(self.examples[int(i)], int(i)) for i in index]
+        return _collate(chosen, shape, self.examples.num_classes)
+
+    def batches(self, batch_size: int) -> Iterator[Example]:
+        """Every example once, in order; the last batch may be smaller."""
+        return self.pipeline._in_order(self.examples, batch_size)
 
 
 class _Cached:

@@ -1,37 +1,42 @@
-"""What can be made of a condition without learning: a model has to be better than this."""
+"""Baselines without learning: images computed from a condition, which a model has to beat."""
 
 import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import Float, Float64, Shaped, UInt8
 
 from jaxdiff.data import images
-from jaxdiff.errors import require
+from jaxdiff.errors import expect
 from jaxdiff.evaluation.metrics.spectrum import luma
 
 
 def levels(values: Shaped[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
-    """A condition on the scale of bytes, 0..255: bytes as they are, floats from -1..1."""
+    """A condition on the scale of bytes, 0..255: uint8 unchanged, floats from [-1, 1].
+
+    Raises:
+      UserError: values of another type.
+    """
     floats = np.issubdtype(values.dtype, np.floating)
-    require(floats or values.dtype == np.uint8, "values", values.dtype, "these are neither bytes nor floats",
-            "give uint8, or floats between -1 and 1")  # fmt: skip
+    known, fix = floats or values.dtype == np.uint8, "give uint8, or floats in [-1, 1]"
+    expect(known, "values", values.dtype, "uint8 or floats", fix)
     return (values.astype(np.float64) + 1) * 127.5 if floats else values.astype(np.float64)
 
 
 @dataclasses.dataclass(frozen=True)
 class Enlarged:
-    """Small images, resized: the baseline of super-resolution.
+    """Enlarged small images: the baseline of super-resolution.
 
     Attributes:
-      factor: how many times larger each side becomes.
-      method: "bicubic" is the usual baseline; "nearest" makes squares.
+      factor: ratio of the sides, at least 2.
+      method: resampling method; "bicubic" is the usual baseline.
     """
 
     factor: int
     method: images.Resampling = "bicubic"
 
     def __post_init__(self):
-        require(self.factor > 1, "factor", self.factor, "nothing would be enlarged", "give at least 2")
+        expect(self.factor > 1, "factor", self.factor, "at least 2", "give 2 or more")
 
     @property
     def name(self) -> str:
@@ -40,7 +45,7 @@ class Enlarged:
     def __call__(
         self, small: Shaped[np.ndarray, "n small_height small_width channels"]
     ) -> UInt8[np.ndarray, "n height width channels"]:
-        """Bytes, or floats between -1 and 1, which are rounded to bytes first."""
+        """Enlarge uint8 images, or floats in [-1, 1], which are rounded to bytes first."""
         height, width = (side * self.factor for side in small.shape[1:3])
         pixels = _rounded(levels(small))
         return np.stack([images.resize(image, (height, width), self.method) for image in pixels])
@@ -48,12 +53,12 @@ class Enlarged:
 
 @dataclasses.dataclass(frozen=True)
 class MeanColour:
-    """What is known, and one colour for all the rest: the baseline of inpainting and the like.
+    """The known pixels, and one colour elsewhere: the baseline of inpainting and colourization.
 
     Attributes:
-      colour: in levels of 0..255, as many as the images have channels.
-      keep_luma: where the image to begin with is grey, the luma of unknown pixels is taken from it, and only their
-        chroma (Cb and Cr of ITU-R BT.601) from the colour. That is harder to beat.
+      colour: levels of 0..255, one per channel.
+      keep_luma: take the luma of unknown pixels from the given (grey) image, and only their chroma (Cb and Cr of ITU-R
+        BT.601) from the colour. This baseline is harder to beat.
     """
 
     colour: tuple[float, ...]
@@ -64,30 +69,38 @@ class MeanColour:
         return "mean colour"
 
     @classmethod
-    def of(cls, train: UInt8[np.ndarray, "n height width channels"], keep_luma: bool = False) -> "MeanColour":
-        """With the mean colour of these images."""
-        return cls(tuple(train.mean(axis=(0, 1, 2), dtype=np.float64).tolist()), keep_luma)
+    def of(
+        cls, images: Iterable[UInt8[np.ndarray, "_ height width channels"]], keep_luma: bool = False
+    ) -> "MeanColour":
+        """The mean colour of a stream of batches of images."""
+        total, pixels = np.zeros(()), 0
+        for batch in images:
+            total = total + batch.sum(axis=(0, 1, 2), dtype=np.float64)
+            pixels += batch[..., 0].size
+        return cls(tuple((total / pixels).tolist()), keep_luma)
 
     def __call__(
         self, source: Shaped[np.ndarray, "n height width channels_and_alpha"]
     ) -> UInt8[np.ndarray, "n height width channels"]:
-        """Of an image and a channel that is 1 (a byte: 255) where it is known, and less elsewhere."""
+        """Fill in images whose last channel is 1 (uint8: 255) where a pixel is known, and less elsewhere.
+
+        Raises:
+          UserError: the images have another number of channels than `colour`.
+        """
         given = levels(source)
         pixels, colour = given[..., :-1], np.asarray([self.colour])
-        fits = pixels.shape[-1] == len(self.colour)
-        require(
-            fits, "colour", self.colour, f"images have {pixels.shape[-1]} channels", "give a level for each"
-        )
-        made = np.broadcast_to(colour, pixels.shape)
+        expected, fix = f"{pixels.shape[-1]} levels, one per channel of the images", "give one for each"
+        expect(pixels.shape[-1] == len(self.colour), "colour", self.colour, expected, fix)
+        filled = np.broadcast_to(colour, pixels.shape)
         if self.keep_luma:
-            made = luma(pixels)[..., None] + (colour - luma(colour))
-        return _rounded(np.where(known(source)[..., None], pixels, made))
+            filled = luma(pixels)[..., None] + (colour - luma(colour))
+        return _rounded(np.where(known(source)[..., None], pixels, filled))
 
 
 def known(
     source: Shaped[np.ndarray, "n height width channels_and_alpha"],
 ) -> Shaped[np.ndarray, "n height width"]:
-    """Where the last channel says that a pixel is known: it is 1, or the byte 255."""
+    """Known pixels: those where the last channel is 1 (uint8: 255)."""
     return levels(source[..., -1]) >= 255
 
 

@@ -1,23 +1,41 @@
-"""What an evaluation is given, and what it gives back."""
+"""Protocols of evaluation: what an evaluation receives, the parts it is made of, and the report it returns."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Integer, UInt8
 
 from jaxdiff.evaluation.metrics.bits_per_dim import Likelihood
 
-Conditions = Mapping[str, Any]
-Examples = Mapping[str, np.ndarray]
+LABEL_WIDTH, VALUE_WIDTH = 40, 14
+"""Widths of the columns of a table in a terminal."""
 
-Generate = Callable[[Conditions, int, float], np.ndarray]
-"""``generate(conditions, seed, guidance)`` -> images uint8 [n, height, width, channels], a pure function.
+Fields = Mapping[str, np.ndarray]
+"""Fields of a batch of examples, [n, ...] each; ``image`` is uint8 [n, height, width, channels]."""
 
-Conditions have a row for each image; "n" is their number where there is none. Image i has the same noise whatever the
-conditions are.
+Generate = Callable[[Mapping[str, Any], int, float, int], np.ndarray]
+"""``generate(conditions, seed, guidance, first)`` -> uint8 images [n, height, width, channels], a pure function.
+
+`conditions` have one row per image; a model without conditions is given their number, ``{"n": n}``. Row i is image
+number ``first + i`` of the seed: its noise depends on the seed and this number alone.
 """
+
+
+@runtime_checkable
+class Examples(Protocol):
+    """Real examples of a data set, read in batches or at chosen rows. Nothing is read before it is needed."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, index: Integer[np.ndarray, "n"]) -> Fields:
+        """The examples at these positions, as one batch."""
+        ...
+
+    def batches(self, batch_size: int) -> Iterator[Fields]:
+        """Every example once, in order; the last batch may be smaller."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,14 +43,16 @@ class EvaluationInputs:
     """A trained model and its data.
 
     Attributes:
-      generate: makes images.
-      conditions: the names of the model's conditions that have to be given.
-      guidance: the guidance scale of its recipe; 1 is the conditional model itself.
-      train, test: examples that it was trained on, and that it has not seen: every field [n, ...], images uint8, and
-        conditions as the data make them.
-      settings: facts on how samples are made (sampler, steps, checkpoint...), to be kept beside every value.
-      noise_losses: "log_snr", "train" and "test", each [m]: the loss on both at m noise levels.
-      bits: ``bits(likelihood)``, an entry of `jaxdiff.evaluation.metrics.bits_per_dim.measure` about the test images.
+      generate: samples images, batch by batch.
+      conditions: names of the conditions that the model requires.
+      guidance: guidance scale of the sampling recipe; 1 is the conditional model itself.
+      train: the training examples, with conditions as the data pipeline computes them.
+      test: held-out examples, likewise.
+      label: name of the condition that is the class label, int [n]; None if the model has none.
+      batch_size: number of images that are generated, or read, at once.
+      settings: facts about sampling (sampler, steps, data, ...), stored next to every value.
+      noise_losses: "log_snr", "train" and "test", each [m]: the losses on both splits at m noise levels.
+      bits: ``bits(likelihood)``: `jaxdiff.evaluation.metrics.bits_per_dim.measure` on the test images.
     """
 
     generate: Generate
@@ -40,6 +60,8 @@ class EvaluationInputs:
     guidance: float
     train: Examples
     test: Examples
+    label: str | None = None
+    batch_size: int = 256
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     noise_losses: Mapping[str, Sequence[float]] | None = None
     bits: Callable[[Likelihood], Mapping[str, Any]] | None = None
@@ -47,23 +69,67 @@ class EvaluationInputs:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What was found.
+    """The result of an evaluation.
 
     Attributes:
-      values: plain numbers, strings, lists and dicts.
-      table: rows of words: the first names the columns, and the first word of every other row what it is about.
-      caption: under which conditions the figures hold, in a few lines.
-      picture: all of it at a glance.
+      values: numbers, strings, lists and dicts, for JSON.
+      table: rows of strings: the first row names the columns, the first string of every other row its quantity.
+      caption: the settings under which the values hold, as a few lines.
+      figure: samples, table and curves as one image.
+      scalars: the headline numbers by name, for the logs of a training run.
     """
 
     values: Mapping[str, Any]
     table: Sequence[Sequence[str]]
     caption: Sequence[str]
-    picture: UInt8[np.ndarray, "height width 3"]
+    figure: UInt8[np.ndarray, "height width 3"]
+    scalars: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Caption and table for a terminal."""
+        return "\n".join([*self.caption, "", *map(_line, self.table)])
+
+
+def _line(row: Sequence[str]) -> str:
+    return (row[0].ljust(LABEL_WIDTH) + "".join(value.rjust(VALUE_WIDTH) for value in row[1:])).rstrip()
 
 
 @runtime_checkable
-class Evaluation(Protocol):
-    """The block of a config that says how a model is judged."""
+class Evaluator(Protocol):
+    """A config block that evaluates a trained model.
 
-    def __call__(self, subject: EvaluationInputs) -> Report: ...
+    Attributes:
+      every: training steps between evaluations; 0 evaluates only when training ends.
+    """
+
+    @property
+    def every(self) -> int: ...
+
+    def __call__(self, inputs: EvaluationInputs) -> Report: ...
+
+
+@runtime_checkable
+class FeatureExtractor(Protocol):
+    """A map from uint8 images [n, height, width, channels] to feature vectors [n, d], with a name to report."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, images: np.ndarray) -> np.ndarray: ...
+
+
+@runtime_checkable
+class Classifier(Protocol):
+    """A fitted classifier: the class of each image, int [n]."""
+
+    def predict(self, images: np.ndarray) -> np.ndarray: ...
+
+
+@runtime_checkable
+class TrainableClassifier(Protocol):
+    """A classifier that can be fitted to real training images, with a name to report."""
+
+    @property
+    def name(self) -> str: ...
+
+    def fit(self, images: np.ndarray, labels: np.ndarray) -> Classifier: ...

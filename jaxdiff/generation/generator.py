@@ -123,6 +123,7 @@ class Generator(SampledModel):
         known: np.ndarray | None = None,
         mask: np.ndarray | None = None,
         image_size: tuple[int, int] | None = None,
+        first: int = 0,
         **conditions: Any,
     ) -> np.ndarray:
         """Generate samples.
@@ -137,6 +138,7 @@ class Generator(SampledModel):
           known: stored images to complete, one for each sample or one for all; instead of pixels known by conditions.
           mask: True where pixels are generated, [height, width] or [..., height, width, 1 or channels].
           image_size: (height, width), if other than in training; conditions that are images imply it.
+          first: number of the first sample; ``first=256`` continues a call for samples 0 to 255 of the same seed.
           **conditions: for each condition of the model one value per sample, one value for all, or None for its
             null; in a list of values, None is the null of one sample. A condition with a default may be left out. One
             without a null (`null="none"`) is shown in every branch of guidance.
@@ -164,7 +166,7 @@ class Generator(SampledModel):
         if request.mask is not None:
             recipe = dataclasses.replace(recipe, inpainting=recipe.inpainting or Replacement())
         make = functools.partial(compiled.generate, sized._static, recipe, sized._trees)
-        samples = sized.codec.stored(sized._in_batches(make, request, n, seed))
+        samples = sized.codec.stored(sized._in_batches(make, request, n, seed, first))
         if request.mask is None:
             return samples
         # A codec may lose detail on the way to data and back; known pixels lose none.

@@ -89,7 +89,9 @@ class SampledModel:
         make = functools.partial(compiled.encode, self._static, self._trees)
         return self._in_batches(make, GenerationInputs({}, {}, {}, {}, images=images), n, seed)
 
-    def _in_batches(self, make: Callable, request: GenerationInputs, n: int, seed: int) -> np.ndarray:
+    def _in_batches(
+        self, make: Callable, request: GenerationInputs, n: int, seed: int, start: int = 0
+    ) -> np.ndarray:
         expect(0 <= seed < 2**32, "seed", seed, "a 32-bit number", "give 0 to 4294967295")
         size = self._rows(n)
         batches = []
@@ -97,7 +99,8 @@ class SampledModel:
             index = np.arange(first, first + size, dtype=np.uint32)
             used = np.minimum(index, n - 1)  # the last batch is padded with copies, which are cut off again
             chosen = jax.tree.map(lambda value, used=used: value[used], request)
-            batches.append(np.asarray(make(chosen, index, np.uint32(seed)))[: n - first])
+            numbers = index + np.uint32(start)
+            batches.append(np.asarray(make(chosen, numbers, np.uint32(seed)))[: n - first])
         return np.concatenate(batches)
 
     def _sized(self: Self, size: tuple[int, int] | None, conditions: Mapping[str, Any]) -> Self:

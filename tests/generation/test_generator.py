@@ -223,6 +223,14 @@ def test_an_image_does_not_depend_on_the_batch_that_it_is_made_in():
     assert len({image.tobytes() for image in together}) == 5
 
 
+def test_a_call_continues_another_at_a_later_image():
+    generator = a_generator(ClassifierFree(2.0), Karras(0.05, 5.0), slope=0.2)
+    labels = np.arange(5)
+    together = generator(label=labels, seed=7)
+    parts = [generator(label=labels[:3], seed=7), generator(label=labels[3:], seed=7, first=3)]
+    np.testing.assert_array_equal(np.concatenate(parts), together)
+
+
 @dataclasses.dataclass(frozen=True)
 class Label:
     """A log-density whose gradient is the class itself, where there is one."""

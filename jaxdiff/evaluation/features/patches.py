@@ -1,8 +1,8 @@
-"""Patches as a feature space: whether the details of images are distributed like those of real ones.
+"""Patches as a feature space: whether the details of images are distributed like those of real images.
 
-A network's features need a network, and thousands of images; patches need neither, since one image has hundreds of
-them. Single-image models are judged in a like manner, by features of a network at every place (Shaham et al. 2019,
-"SinGAN", section 3). Patches know nothing of what an image shows as a whole.
+The features of a network need a network and thousands of images. Patches need neither, since one image has hundreds of
+them. Single-image models are evaluated similarly, with features of a network at every position (Shaham et al. 2019,
+"SinGAN", section 3). Patches are blind to the composition of an image.
 """
 
 import dataclasses
@@ -11,29 +11,30 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Bool, Float64, UInt8
 
-from jaxdiff.errors import require
+from jaxdiff.errors import expect, positive
 from jaxdiff.evaluation.metrics import frechet
 
-ROWS = 8192  # patches that are in memory at once
+ROWS = 8192
+"""Number of patches in memory at once."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Patches:
-    """All square patches of an image, each a row of its pixels between 0 and 1.
+    """All square patches of an image, each a row of its pixels in [0, 1].
 
     Attributes:
-      size: side of a patch, in pixels. A distance sees structure up to this size.
-      stride: pixels from one patch to the next. Rows and columns at the lower and right border in which no whole patch
-        fits any more are not seen.
+      size: side of a patch, in pixels. Distances depend on structure up to this size.
+      stride: pixels from one patch to the next. Pixels at the lower and right border belong to no patch where the
+        stride does not reach them.
     """
 
     size: int = 8
     stride: int = 4
 
     def __post_init__(self):
-        require(self.size > 0, "size", self.size, "a patch has pixels", "try 8")
-        fits = 0 < self.stride <= self.size
-        require(fits, "stride", self.stride, f"patches of {self.size} would miss pixels", "take half of size")
+        positive(self, "size")
+        expected = f"1 to {self.size}, so that patches cover all pixels"
+        expect(0 < self.stride <= self.size, "stride", self.stride, expected, "use half of size")
 
     @property
     def name(self) -> str:
@@ -44,17 +45,16 @@ class Patches:
         images: UInt8[np.ndarray, "n height width channels"],
         touching: Bool[np.ndarray, "n height width"] | None = None,
     ) -> Float64[np.ndarray, "patches d"]:
-        """All patches, image by image, each from left to right and then down.
+        """All patches in the order image, row, column.
 
         Args:
-          touching: keep only patches in which this is true at one pixel or more.
+          touching: keep only patches that contain a pixel where this is true.
 
         Raises:
-          UserError: no patch fits into an image.
+          UserError: images are smaller than a patch.
         """
-        fits = self.size <= min(images.shape[1:3])
-        require(fits, "size", self.size, f"images have {images.shape[1]} x {images.shape[2]} pixels",
-                "take smaller patches")  # fmt: skip
+        expected = f"at most the sides of the images, {images.shape[1]} x {images.shape[2]}"
+        expect(self.size <= min(images.shape[1:3]), "size", self.size, expected, "use smaller patches")
         windows = self._windows(images).transpose(0, 1, 2, 4, 5, 3)
         rows = windows.reshape(-1, self.size**2 * images.shape[3])
         if touching is not None:
@@ -65,15 +65,20 @@ class Patches:
         self,
         images: UInt8[np.ndarray, "n height width channels"],
         touching: Bool[np.ndarray, "n height width"] | None = None,
+        chunk: int = ROWS,
     ) -> frechet.Gaussian:
-        """Mean and covariance of all patches of all images, of which few are in memory at once.
+        """Mean and covariance of all patches of all images, with few patches in memory at once.
+
+        Args:
+          touching: see `__call__`.
+          chunk: number of patches in memory at once; at least those of one image.
 
         Raises:
-          UserError: see `__call__`; or no patch is touched.
+          UserError: see `__call__`; or `touching` is true nowhere.
         """
-        require(touching is None or bool(touching.any()), "touching", touching, "no pixel is touched",
-                "give pixels to look at")  # fmt: skip
-        return frechet.fit_stream(self._batches(images, touching))
+        some = touching is None or bool(touching.any())
+        expect(some, "touching", "mask", "a pixel that is true", "select pixels", "none")
+        return frechet.fit_stream(self._batches(images, touching, chunk))
 
     def distance(
         self,
@@ -83,9 +88,9 @@ class Patches:
         """Fréchet distance between the patches of two sets of images."""
         return frechet.frechet_distance(self.fit(a), self.fit(b))
 
-    def _batches(self, images: np.ndarray, touching: np.ndarray | None) -> Iterator[np.ndarray]:
+    def _batches(self, images: np.ndarray, touching: np.ndarray | None, chunk: int) -> Iterator[np.ndarray]:
         down, across = ((side - self.size) // self.stride + 1 for side in images.shape[1:3])
-        count = max(1, ROWS // max(1, down * across))
+        count = max(1, chunk // max(1, down * across))
         for first in range(0, len(images), count):
             part = slice(first, first + count)
             rows = self(images[part], None if touching is None else touching[part])

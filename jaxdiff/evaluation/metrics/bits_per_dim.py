@@ -1,4 +1,4 @@
-"""How many bits a model needs for each value of an image that it has never seen: two ways to measure it."""
+"""Bits per dimension of held-out images under a model, by probability flow or variational bound."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from jaxdiff.errors import UserError, require
+from jaxdiff.errors import UserError, between, expect, positive
 from jaxdiff.likelihood import variational
 from jaxdiff.likelihood.flow import (
     Divergence,
@@ -32,10 +32,10 @@ class Likelihood(Protocol):
     """Bits per dimension of images of 256 levels; an upper bound on average over the keys.
 
     Attributes:
-      name: the method and its settings, to be stated beside the figure.
-      n: how many images are measured, chosen at random; None for all of them.
-      seed: of that choice, and of all that is drawn.
-      batch_size: the most images that are measured at once.
+      name: the method and its settings, to state next to the value.
+      n: number of images, chosen at random; None for all of them.
+      seed: seed of the choice and of all random numbers.
+      batch_size: largest number of images per compiled batch.
     """
 
     @property
@@ -61,15 +61,16 @@ class Likelihood(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class OdeLikelihood:
-    """The density along the probability flow, at dequantised images (Song et al. 2021, section 4.3).
+    """Density along the probability flow, at dequantised images (Song et al. 2021, section 4.3).
 
-    The noise that is left at the grid's end should be about as large as that of dequantisation, whose standard
-    deviation is 0.0023 (a log-SNR of 12): with much more the levels blur, with much less a model of discrete
-    levels sees the gaps between them. The cost is ``calls x (1 + probes)`` passes through the network.
+    The noise at the end of the grid should be about as large as that of dequantisation, whose standard deviation is
+    0.0023 (a log-SNR of 12). With much more noise the levels blur; with much less a model of discrete levels sees the
+    gaps between them. The cost is ``calls x (1 + probes)`` passes through the network.
 
     Attributes:
-      grid, steps: the times of the flow; they should reach as far as the model was trained, and no further.
-      divergence, integrator: how the density is followed.
+      grid, steps: times of the flow; they should cover the noise levels of training, and no others.
+      divergence: estimator of the divergence of the flow.
+      integrator: integrator of the flow and its density.
       n, seed, batch_size: see `Likelihood`.
     """
 
@@ -82,8 +83,8 @@ class OdeLikelihood:
     batch_size: int = 128
 
     def __post_init__(self):
-        require(self.steps >= 2, "steps", self.steps, "a flow has two ends", "use 2 or more, try 64")
-        _require_counts(self)
+        expect(self.steps >= 2, "steps", self.steps, "at least 2, the ends of the flow", "try 64")
+        _check_counts(self)
 
     @property
     def name(self) -> str:
@@ -104,7 +105,8 @@ class OdeLikelihood:
         times = self.grid(process, self.steps)
         if isinstance(times, TimePath):
             raise UserError(
-                f"grid={self.grid}: a flow never goes back. Fix: use one that falls only, such as LogSnrUniform"
+                f"grid={self.grid}: expected times that only fall, got a grid that returns to noise. "
+                "Fix: use a grid such as LogSnrUniform"
             )
         nats = log_likelihood(denoise, process, times, x, probe_keys, self.divergence, self.integrator)
         return bits_per_dim(nats, images.shape[1:])
@@ -112,12 +114,12 @@ class OdeLikelihood:
 
 @dataclasses.dataclass(frozen=True)
 class VariationalBound:
-    """The variational bound of the model taken as one of `steps` steps (Ho et al. 2020, equation 5).
+    """Variational bound of the model as one of `steps` discrete steps (Ho et al. 2020, equation 5).
 
     Attributes:
-      steps: T; the times are multiples of ``1 / T``, which for a model of discrete steps must be its own.
-      fraction: the variance of the steps where the model has not learned it: 0 the posterior's, 1 the forward step's.
-      decoder: the law of the levels at the first step.
+      steps: number of steps T; the times are multiples of ``1 / T``. A model of discrete steps needs its own T.
+      fraction: variance of the steps where the model has not learned it: 0 the posterior's, 1 the forward step's.
+      decoder: distribution of the levels at the first step.
       n, seed, batch_size: see `Likelihood`.
     """
 
@@ -129,12 +131,9 @@ class VariationalBound:
     batch_size: int = 128
 
     def __post_init__(self):
-        require(self.steps >= 2, "steps", self.steps, "the first step takes its variance from the second",
-                "use 2 or more, try 1000")  # fmt: skip
-        require(
-            0 <= self.fraction <= 1, "fraction", self.fraction, "it lies between two bounds", "use 0.0 or 1.0"
-        )
-        _require_counts(self)
+        expect(self.steps >= 2, "steps", self.steps, "at least 2", "try 1000")
+        between(self, "fraction", 0.0, 1.0)
+        _check_counts(self)
 
     @property
     def name(self) -> str:
@@ -156,32 +155,31 @@ def measure(
     bits: Callable[[Int[np.ndarray, "batch"]], Float[np.ndarray, "batch"]],
     count: int,
 ) -> dict[str, Any]:
-    """Measure images of a set of `count`: the report's entry, plain numbers and strings.
+    """Measure images of a set of `count`: mean bits per dimension, its standard error, and settings.
 
     Args:
       likelihood: the method, for its settings.
-      bits: bits per dimension of the images with these indices; always called with equally many.
-      count: the number of images that there are.
+      bits: bits per dimension of the images with these indices; every call has the same number of indices.
+      count: number of images in the set.
 
     Raises:
-      UserError: there are fewer images than asked for, or a figure is not finite.
+      UserError: the set is smaller than `likelihood.n`, or a value is not finite.
     """
     n = count if likelihood.n is None else likelihood.n
-    require(n <= count, "n", n, f"there are {count} test images", "ask for no more, or None for all")
+    expect(n <= count, "n", n, f"at most {count}, the number of test images", "use fewer, or None for all")
     chosen = np.random.default_rng(likelihood.seed).permutation(count)[:n]
     size = min(likelihood.batch_size, n)
     parts = []
     for first in range(0, n, size):
-        rows = np.minimum(
-            np.arange(first, first + size), n - 1
-        )  # filled up with copies, which are cut off again
+        # The last batch is filled with copies, which are cut off again.
+        rows = np.minimum(np.arange(first, first + size), n - 1)
         parts.append(bits(chosen[rows])[: n - first])
     values = np.concatenate(parts).astype(np.float64)
     if not np.isfinite(values).all():
         bad = int(chosen[np.flatnonzero(~np.isfinite(values))[0]])
         raise UserError(
-            f"evaluation.likelihood={likelihood.name}: not finite for test image {bad}. Fix: keep to noise levels "
-            "of finite log-SNR that the model was trained on"
+            f"evaluation.likelihood={likelihood.name}: expected finite values, got a value that is not finite for "
+            f"test image {bad}. Fix: use noise levels of finite log-SNR that the model was trained on"
         )
     return {
         "bits_per_dim": float(values.mean()),
@@ -192,17 +190,6 @@ def measure(
     }
 
 
-def _require_counts(likelihood: OdeLikelihood | VariationalBound) -> None:
-    require(
-        likelihood.n is None or likelihood.n >= 1,
-        "n",
-        likelihood.n,
-        "there would be no image",
-        "give 1 or more, or None",
-    )
-    require(
-        likelihood.batch_size >= 1, "batch_size", likelihood.batch_size, "it is a count", "give 1 or more"
-    )
-    require(
-        0 <= likelihood.seed < 2**32, "seed", likelihood.seed, "32 bits are used", "choose from 0 to 2^32 - 1"
-    )
+def _check_counts(likelihood: OdeLikelihood | VariationalBound) -> None:
+    positive(likelihood, "n", "batch_size")
+    expect(0 <= likelihood.seed < 2**32, "seed", likelihood.seed, "a 32-bit number", "give 0 to 2^32 - 1")

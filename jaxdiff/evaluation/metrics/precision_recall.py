@@ -1,30 +1,34 @@
-"""Measures by nearest neighbours: fidelity and variety as two numbers, and distances to the training set.
+"""Precision and recall, density and coverage: fidelity and diversity as separate numbers, by nearest neighbours."""
 
-Distances are taken pair by pair (not through a matrix product), so that a copy is at distance exactly 0 and a
-result depends neither on the size of the chunks nor on the order of the images.
-"""
-
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Float
 
-from jaxdiff.errors import require
+from jaxdiff.errors import expect, one_of, positive
+from jaxdiff.evaluation.features.pixels import Pixels
+from jaxdiff.evaluation.formats import decimals
+from jaxdiff.evaluation.metric import Batch, Metric, Row
+from jaxdiff.evaluation.metrics.neighbours import CHUNK, chunks, radii
+from jaxdiff.evaluation.protocols import FeatureExtractor
 
-CHUNK = 512
+ALWAYS_KS = (3, 4, 5)
+"""Numbers of neighbours that are always reported."""
 
 
 class ManifoldScores(NamedTuple):
     """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020).
 
-    A set's manifold is the union of the closed balls around its points that reach to their k-th nearest
-    neighbour in the set, the point itself not counted.
+    The manifold of a set is the union of closed balls around its points. The radius of a ball is the distance to the
+    k-th nearest other point of the set.
 
-      precision: share of the generated points on the real manifold.
-      recall: share of the real points on the generated manifold.
-      density: number of real balls around a generated point, over k; can exceed 1.
-      coverage: share of the real balls that hold a generated point.
+    Attributes:
+      precision: fraction of the generated points on the real manifold.
+      recall: fraction of the real points on the generated manifold.
+      density: mean number of real balls around a generated point, over k; can exceed 1.
+      coverage: fraction of the real balls that hold a generated point.
     """
 
     precision: float
@@ -33,32 +37,16 @@ class ManifoldScores(NamedTuple):
     coverage: float
 
 
-def precision_recall(
-    real: Float[np.ndarray, "n d"], generated: Float[np.ndarray, "m d"], k: int, chunk: int = CHUNK
-) -> tuple[float, float]:
-    """Precision and recall of `generated` for `real` features. See `ManifoldScores`."""
-    scores = manifold_scores(real, generated, (k,), chunk)[k]
-    return scores.precision, scores.recall
-
-
-def density_coverage(
-    real: Float[np.ndarray, "n d"], generated: Float[np.ndarray, "m d"], k: int, chunk: int = CHUNK
-) -> tuple[float, float]:
-    """Density and coverage of `generated` for `real` features. See `ManifoldScores`."""
-    scores = manifold_scores(real, generated, (k,), chunk)[k]
-    return scores.density, scores.coverage
-
-
 def manifold_scores(
     real: Float[np.ndarray, "n d"], generated: Float[np.ndarray, "m d"], ks: Sequence[int], chunk: int = CHUNK
 ) -> dict[int, ManifoldScores]:
-    """All four measures for several k at the cost of one."""
+    """All four scores for several k at the cost of one."""
     from scipy.spatial.distance import cdist
 
     real_radii, generated_radii = radii(real, ks, chunk), radii(generated, ks, chunk)
     precise, balls = np.zeros(len(ks), int), np.zeros(len(ks), int)
     recalled, covered = np.zeros((len(ks), len(real)), bool), np.zeros((len(ks), len(real)), bool)
-    for rows in _chunks(len(generated), chunk):
+    for rows in chunks(len(generated), chunk):
         distances = cdist(generated[rows], real)
         for i in range(len(ks)):
             in_real_ball = distances <= real_radii[:, i]
@@ -78,52 +66,60 @@ def manifold_scores(
     }
 
 
-def radii(
-    points: Float[np.ndarray, "n d"], ks: Sequence[int], chunk: int = CHUNK
-) -> Float64[np.ndarray, "n k"]:
-    """Distance of each point to its k-th nearest other point, for each k."""
-    from scipy.spatial.distance import cdist
-
-    for k in ks:
-        require(1 <= k < len(points), "k", k, f"there are {len(points)} points", "take k from 1 to one less")
-    found = np.empty((len(points), len(ks)))
-    columns = np.asarray(ks) - 1
-    for rows in _chunks(len(points), chunk):
-        distances = cdist(points[rows], points)
-        distances[np.arange(len(distances)), np.arange(len(points))[rows]] = np.inf
-        found[rows] = np.partition(distances, columns, axis=1)[:, columns]
-    return found
+class _State(NamedTuple):
+    reference: tuple[np.ndarray, ...] = ()
+    samples: tuple[np.ndarray, ...] = ()
 
 
-def nearest(
-    queries: Float[np.ndarray, "n d"], references: Float[np.ndarray, "m d"], k: int = 1, chunk: int = CHUNK
-) -> tuple[Float64[np.ndarray, "n k"], Int[np.ndarray, "n k"]]:
-    """Distances to the `k` nearest references of each query, nearest first, and which they are."""
-    from scipy.spatial.distance import cdist
+@dataclasses.dataclass(frozen=True)
+class PrecisionRecall(Metric):
+    """Precision, recall, density and coverage of the samples. See `ManifoldScores`.
 
-    require(1 <= k <= len(references), "k", k, f"there are {len(references)} references", "take a smaller k")
-    found, indices = np.empty((len(queries), k)), np.empty((len(queries), k), int)
-    for rows in _chunks(len(queries), chunk):
-        distances = cdist(queries[rows], references)
-        closest = np.argpartition(distances, k - 1, axis=1)[:, :k]
-        order = np.argsort(np.take_along_axis(distances, closest, axis=1), axis=1)
-        indices[rows] = np.take_along_axis(closest, order, axis=1)
-        found[rows] = np.take_along_axis(distances, indices[rows], axis=1)
-    return found, indices
+    The features of all samples and of the reference are kept: the neighbours of a point are known only at the end.
 
+    Attributes:
+      features: the feature space.
+      k: number of neighbours of the headline values; 3, 4 and 5 are always reported as well.
+      reference: "test" or "train".
+    """
 
-def nearest_distances(
-    queries: Float[np.ndarray, "n d"], references: Float[np.ndarray, "m d"], chunk: int = CHUNK
-) -> Float64[np.ndarray, "n"]:
-    """Euclidean distance of each query to the nearest reference."""
-    return nearest(queries, references, 1, chunk)[0][:, 0]
+    features: FeatureExtractor = Pixels()
+    k: int = 5
+    reference: str = "test"
 
+    needs_all = True
+    relative = ("recall", "coverage")
 
-def members(images: np.ndarray, references: np.ndarray) -> Bool[np.ndarray, "n"]:
-    """Which of the images equal one of the references in every bit."""
-    known = {reference.tobytes() for reference in references}
-    return np.array([image.tobytes() in known for image in images], bool)
+    def __post_init__(self):
+        positive(self, "k")
+        one_of(self, "reference", ("test", "train"))
 
+    @property
+    def ks(self) -> list[int]:
+        """All numbers of neighbours that are reported."""
+        return sorted({*ALWAYS_KS, self.k})
 
-def _chunks(n: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+    @property
+    def streams(self) -> tuple[str, ...]:
+        return (self.reference, "samples")
+
+    def init(self) -> _State:
+        return _State()
+
+    def update(self, state: _State, batch: Batch) -> _State:
+        slot = "samples" if batch.stream == "samples" else "reference"
+        return state._replace(**{slot: (*getattr(state, slot), batch.features(self.features))})
+
+    def compute(self, state: _State) -> dict[str, Any]:
+        reference, samples = np.concatenate(state.reference), np.concatenate(state.samples)
+        for name, values in (("samples", samples), ("reference", reference)):
+            expected = f"more than {max(self.ks)} images, the largest k"
+            expect(len(values) > max(self.ks), name, len(values), expected, "take 1000 or more")
+        scores = {k: found._asdict() for k, found in manifold_scores(reference, samples, self.ks).items()}
+        return {**scores[self.k], "by_k": {str(k): found for k, found in scores.items()}}
+
+    def table(self) -> Sequence[Row]:
+        return [Row(f"{name} (k={self.k})", name, decimals) for name in ManifoldScores._fields]
+
+    def settings(self) -> dict[str, Any]:
+        return {"features": self.features.name, "k": self.k}

@@ -1,4 +1,4 @@
-"""Blocks of a report's picture: tables, curves, thumbnails, and how they are put together."""
+"""Drawing: tables, curves and thumbnails as blocks of a figure, and their layout."""
 
 import dataclasses
 import math
@@ -9,18 +9,18 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 INK, GREY, LIGHT, PAPER = (34, 34, 34), (120, 120, 120), (222, 222, 222), (255, 255, 255)
-TRAIN, TEST = (0, 114, 178), (213, 94, 0)  # told apart by colour-blind eyes too (Okabe & Ito)
+TRAIN, TEST = (0, 114, 178), (213, 94, 0)  # distinct for colour-blind readers (Okabe & Ito)
 MARGIN, GAP, SIDE = 24, 4, 430
 
 
 def table_block(rows: Sequence[Sequence[str]], caption: Sequence[str]) -> Image.Image:
-    """The table of figures and the conditions that they were found under."""
+    """A table of strings, and its caption."""
     column, line = 100, 21
     width = max(SIDE, 232 + column * (len(rows[0]) - 1))
     lines = [part for text in caption for part in wrapped(text, 12, width)]
     block = Image.new("RGB", (width, 36 + line * len(rows) + 14 + 17 * len(lines)), PAPER)
     draw = ImageDraw.Draw(block)
-    draw.text((0, 0), "Figures", INK, font(18))
+    draw.text((0, 0), "Results", INK, font(18))
     for i, (name, *values) in enumerate(rows):
         y = 30 + i * line
         draw.text((0, y), name, INK, font(14))
@@ -35,8 +35,8 @@ def table_block(rows: Sequence[Sequence[str]], caption: Sequence[str]) -> Image.
 
 
 def curves_block(losses: Mapping[str, Sequence[float]]) -> Image.Image:
-    """Loss on training and test images against the log-SNR; a gap between the two is overfitting."""
-    fine = 3  # drawn large, then reduced: Pillow's lines have hard edges
+    """Losses on training and test images by log-SNR. A gap between the curves is overfitting."""
+    fine = 3  # drawn large, then reduced: Pillow does not smooth lines
     width, height, left, top, bottom = SIDE, 260, 46, 36, 44
     block = Image.new("RGB", (width * fine, height * fine), PAPER)
     draw = ImageDraw.Draw(block)
@@ -53,15 +53,15 @@ def curves_block(losses: Mapping[str, Sequence[float]]) -> Image.Image:
     for tick in _decades(low, heights.max()) if logarithmic else _ticks(low, heights.max()):
         y = y_axis(tick)
         draw.line((left * fine, y, (width - 14) * fine, y), LIGHT, fine)
-        word = f"{10**tick if logarithmic else tick:.3g}"
-        draw.text(((left - 6) * fine, y), word, GREY, font(12 * fine), anchor="rm")
+        label = f"{10**tick if logarithmic else tick:.3g}"
+        draw.text(((left - 6) * fine, y), label, GREY, font(12 * fine), anchor="rm")
     for tick in _ticks(x.min(), x.max()):
         draw.text(
             (x_axis(tick), (height - bottom + 5) * fine), f"{tick:g}", GREY, font(12 * fine), anchor="ma"
         )
     middle = (left + width - 14) * fine / 2
-    words = "log-SNR (noise to the left)"
-    draw.text((middle, (height - 8) * fine), words, GREY, font(12 * fine), anchor="ms")
+    name = "log-SNR (noise to the left)"
+    draw.text((middle, (height - 8) * fine), name, GREY, font(12 * fine), anchor="ms")
     for curve, colour in zip(heights, (TRAIN, TEST), strict=True):
         points = [(x_axis(a), y_axis(b)) for a, b in zip(x, curve, strict=True)]
         draw.line(points, colour, 2 * fine, joint="curve")
@@ -79,7 +79,7 @@ def _legend(draw: ImageDraw.ImageDraw, right: float, y: float, fine: int) -> Non
 
 @dataclasses.dataclass(frozen=True)
 class _Axis:
-    """From values between low and high to positions between start and end."""
+    """Maps values in [low, high] to positions in [start, end]."""
 
     low: float
     high: float
@@ -91,7 +91,7 @@ class _Axis:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Four to nine round numbers between `low` and `high`."""
+    """Four to nine round numbers in [low, high]."""
     span = (high - low) or 1.0
     unit = 10.0 ** math.floor(math.log10(span / 4))
     step = next(unit * factor for factor in (10, 5, 2, 1) if span / (unit * factor) >= 3.5)
@@ -100,30 +100,32 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _decades(low: float, high: float) -> list[float]:
-    """Logarithms of 1, 2, 5, 10, ... between two logarithms; of powers of ten only where those are many."""
+    """Logarithms of 1, 2, 5, 10, ... between two logarithms; only powers of ten over two decades or more."""
     factors = (1, 2, 5) if high - low < 2 else (1,)
     logs = [e + math.log10(f) for e in range(math.floor(low), math.ceil(high) + 1) for f in factors]
     return [value for value in logs if low - 1e-9 <= value <= high + 1e-9]
 
 
 def cell_side(size: tuple[int, int]) -> int:
-    """Side of a thumbnail: a whole multiple of a small image's side, so that its pixels stay square."""
+    """Side of a thumbnail: an integer multiple of the side of a small image, so that its pixels stay square."""
     side = max(size)
     return side * max(1, 40 // side) if side <= 48 else 48
 
 
 def thumbnail(image: np.ndarray, cell: int) -> Image.Image:
+    """An image uint8 [height, width, channels] as a square RGB thumbnail of side `cell`."""
     thumbnail = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image[..., :3]).convert("RGB")
     method = Image.Resampling.NEAREST if cell >= max(thumbnail.size) else Image.Resampling.LANCZOS
     return thumbnail.resize((cell, cell), method)
 
 
 def font(size: int) -> Any:
+    """Pillow's own font."""
     return ImageFont.load_default(size)
 
 
 def wrapped(text: str, size: int, width: int) -> list[str]:
-    """Text broken at spaces into lines that fit."""
+    """Break text at spaces into lines of at most `width` pixels."""
     face, lines = font(size), [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -134,25 +136,28 @@ def wrapped(text: str, size: int, width: int) -> list[str]:
     return lines
 
 
-def beside(blocks: Sequence[Image.Image]) -> Image.Image:
+def side_by_side(blocks: Sequence[Image.Image]) -> Image.Image:
+    """Blocks in a row, aligned at the top."""
     width = sum(block.width for block in blocks) + MARGIN * (len(blocks) - 1)
-    whole, x = Image.new("RGB", (width, max(block.height for block in blocks)), PAPER), 0
+    canvas, x = Image.new("RGB", (width, max(block.height for block in blocks)), PAPER), 0
     for block in blocks:
-        whole.paste(block, (x, 0))
+        canvas.paste(block, (x, 0))
         x += block.width + MARGIN
-    return whole
+    return canvas
 
 
-def below(blocks: Sequence[Image.Image]) -> Image.Image:
+def stacked(blocks: Sequence[Image.Image]) -> Image.Image:
+    """Blocks in a column, aligned at the left."""
     height = sum(block.height for block in blocks) + MARGIN * (len(blocks) - 1)
-    whole, y = Image.new("RGB", (max(block.width for block in blocks), height), PAPER), 0
+    canvas, y = Image.new("RGB", (max(block.width for block in blocks), height), PAPER), 0
     for block in blocks:
-        whole.paste(block, (0, y))
+        canvas.paste(block, (0, y))
         y += block.height + MARGIN
-    return whole
+    return canvas
 
 
 def framed(block: Image.Image) -> Image.Image:
-    whole = Image.new("RGB", (block.width + 2 * MARGIN, block.height + 2 * MARGIN), PAPER)
-    whole.paste(block, (MARGIN, MARGIN))
-    return whole
+    """A block with a margin on all sides."""
+    canvas = Image.new("RGB", (block.width + 2 * MARGIN, block.height + 2 * MARGIN), PAPER)
+    canvas.paste(block, (MARGIN, MARGIN))
+    return canvas

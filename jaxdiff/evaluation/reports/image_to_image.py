@@ -1,58 +1,64 @@
-"""Evaluation of image to image: are samples like real images, right for their condition, and is what was known kept?
+"""Evaluation of image to image: are samples realistic, right for their condition, and are known pixels kept?
 
-Three questions, because each alone is easy to satisfy: a model may make good images and ignore what it is given, the
-mean of all that is possible is near to the truth, and a copy of the input keeps all.
+Three questions, because each alone is easy to satisfy: a model may generate realistic images and ignore its condition,
+the mean of all possible images is close to the truth, and a copy of the input keeps every pixel.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Bool, Integer
 
 from jaxdiff.data.degradations import Degradation
-from jaxdiff.errors import require
+from jaxdiff.errors import expect
+from jaxdiff.evaluation import metric as folds
 from jaxdiff.evaluation.baselines import MeanColour, known, levels
+from jaxdiff.evaluation.examples import Subset
 from jaxdiff.evaluation.features.patches import Patches
-from jaxdiff.evaluation.metrics import frechet, paired
-from jaxdiff.evaluation.metrics.spectrum import radial_power, spectrum_distance
-from jaxdiff.evaluation.protocols import EvaluationInputs, Report
-from jaxdiff.evaluation.reports import paired as restoration
-from jaxdiff.evaluation.reports.paired import number
+from jaxdiff.evaluation.metric import Batch, Metric, States
+from jaxdiff.evaluation.metrics.patch_frechet import PatchFrechet
+from jaxdiff.evaluation.metrics.restoration import Diversity, GeneratedError, HintError, KnownKept
+from jaxdiff.evaluation.metrics.spectrum import SpectrumDistance
+from jaxdiff.evaluation.protocols import EvaluationInputs, Fields, Report
+from jaxdiff.evaluation.reports import paired
+from jaxdiff.evaluation.reports.image_to_image_tables import ALL, caption, report, table
+from jaxdiff.evaluation.settings import curves
 
-SHOWN = 6  # examples in the picture, or two of each task if that is more
-ALL = "all"
+SHOWN = 6
+"""Number of examples in the figure, or two of each task if that is more."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TranslationEvaluation:
-    """What to measure, and on how many test images, of one task or several.
+    """Distances of patches and spectra, error, hint error, known pixels and diversity, for one task or several.
 
-    The condition is an image with one channel more, float32 between -1 and 1 or bytes: 1 where a pixel is known and
-    has to be kept exactly, less where it is to be made. There the image is a hint (grey, edges) or a flat colour.
+    The condition is an image with an alpha channel, float32 in [-1, 1] or uint8. Alpha is 1 where a pixel is known and
+    must be kept exactly, and less where it is generated. There the image is a hint (grey, edges) or a flat colour.
 
-    Errors are taken over the pixels that are to be made, with the right conditions and with *shuffled* ones: those of
-    another test image of the same task, while the truth and the pixels stay. A model that ignores its condition has
-    the same error twice.
+    Errors are measured over the generated pixels, once under the right conditions and once under *shuffled* ones: those
+    of another test image of the same task, while truth and pixels stay. A model that ignores its condition has the same
+    error twice.
 
-    The error says little where many images fit, as for sketches. Hints are then made of the samples as well: how far
-    they are from those that were given says whether a sample is what was drawn.
+    The error says little where many images fit, as for sketches. Then hints are computed from the samples as well, and
+    compared with the given hints.
 
-    The baseline gives pixels that are to be made the mean colour of the training images; for the tasks of `keep_luma`
-    it takes their luma from the hint, and only the chroma is the mean: that is the harder one.
+    The baseline fills generated pixels with the mean colour of the training images. For the tasks of `keep_luma` it
+    takes their luma from the hint and only the chroma from the mean: a harder baseline.
 
-    Args:
+    Attributes:
       tasks: names of the tasks, in the order of their numbers.
       condition: name of the given image among the model's conditions.
-      task_field: name of the number of the task, int [n], in the test examples; None for one task alone.
+      task_field: name of the number of the task, int [n], in the test examples; None for a single task.
       keep_luma: names of the tasks whose hint is a grey image of the truth.
-      hints: for each task what makes its hint of an image, such as `Edges`, or None where hints are not compared.
-      n: number of test images, evenly spread over those of each task; all if they are fewer.
-      samples_per_input: samples of one image, of which the first is judged; more than one gives the diversity.
-      guidances: guidance scales to sample at, besides the one of the recipe.
-      seed: of the samples' noise and of the shuffling; the next ones are those of further samples of one input.
-      features: the space of the Fréchet distance.
+      hints: for each task the function that computes its hint from an image, such as `Edges`, or None to compare none.
+      n: number of test images, evenly spread over those of each task; all if there are fewer.
+      samples_per_input: number of samples of each image. The metrics use the first; two or more give the diversity.
+      guidances: guidance scales, in addition to the scale of the sampling recipe.
+      seed: seed of the samples' noise and of the shuffling; sample i of an input uses ``seed + i``.
+      features: patches of the Fréchet distance.
+      every: training steps between evaluations; 0 evaluates only when training ends.
     """
 
     tasks: tuple[str, ...]
@@ -64,216 +70,198 @@ class TranslationEvaluation:
     samples_per_input: int = 1
     guidances: tuple[float, ...] = ()
     seed: int = 0
-    features: Patches = dataclasses.field(default_factory=Patches)
+    features: Patches = Patches()
+    every: int = 0
 
     def __post_init__(self):
-        fits = len(self.tasks) == len(set(self.tasks)) > 0 and ALL not in self.tasks
-        require(fits, "tasks", self.tasks, f"these are no names, or {ALL!r} is among them", "name each once")
+        distinct = len(self.tasks) == len(set(self.tasks)) > 0 and ALL not in self.tasks
+        expect(distinct, "tasks", self.tasks, f"distinct names other than {ALL!r}", "name each task once")
         fits = self.task_field is not None or len(self.tasks) == 1
-        require(fits, "task_field", self.task_field, f"there are {len(self.tasks)} tasks", "name their field")
+        expected = f"the field of the numbers of {len(self.tasks)} tasks"
+        expect(fits, "task_field", self.task_field, expected, "name it")
         fits = set(self.keep_luma) <= set(self.tasks)
-        require(fits, "keep_luma", self.keep_luma, f"tasks are {self.tasks}", "choose of these")
+        expect(fits, "keep_luma", self.keep_luma, f"names among {self.tasks}", "choose from these")
         fits = len(self.hints) in (0, len(self.tasks))
-        require(fits, "hints", self.hints, f"tasks are {self.tasks}", "give one, or None, for each")
-        require(self.n > 1, "n", self.n, "conditions could not be shuffled", "take 100 or more")
-        fits = self.samples_per_input > 0
-        require(fits, "samples_per_input", self.samples_per_input, "there is nothing to judge", "take 1 or 4")
+        expect(
+            fits, "hints", self.hints, f"one entry for each of {self.tasks}", "give one, or None, for each"
+        )
+        paired.check(self)
 
-    def __call__(self, subject: EvaluationInputs) -> Report:
-        all_tasks = self._tasks_of(subject)
-        rows = restoration.evenly(all_tasks, self.n)
-        conditions = restoration.given(subject, self.condition, rows)
-        truth, task, source = subject.test["image"][rows], all_tasks[rows], conditions[self.condition]
-        fits = source.shape == (*truth.shape[:3], truth.shape[3] + 1)
-        require(fits, self.condition, source.shape, f"images are {truth.shape}", "give one channel more")
-        whole = [self.tasks[t] for t in np.unique(task) if known(source[task == t]).all()]
-        require(not whole, self.condition, whole, "nothing is to be made", "let alpha be -1 where pixels are")
-        others = derangement(task, self.seed)
-        wrong = {name: values[others] for name, values in conditions.items()}
-        samples = restoration.samples(self, subject, conditions, truth.shape, self.samples_per_input)
-        shuffled = restoration.samples(self, subject, wrong, truth.shape, 1)
-        baseline = self.baseline(subject.train["image"], source, task)
+    def __call__(self, inputs: EvaluationInputs) -> Report:
+        paired.check_condition(inputs, self.condition)
+        all_tasks = self._tasks_of(inputs)
+        rows = paired.evenly(all_tasks, self.n)
+        test, task = Subset(inputs.test, rows), all_tasks[rows]
+        groups = {ALL: np.ones(len(task), bool)} | {self.tasks[t]: task == t for t in np.unique(task)}
+        sources = Subset(test, derangement(task, self.seed))
+        reference = {name: self.metrics(name) for name in groups}
+        start = self._reference(groups, reference, test, inputs.batch_size)
+        count = max(2, SHOWN // len(self.tasks))
+        of_task = (np.flatnonzero(task == t) for t in np.unique(task))
+        shown = paired.Shown(np.concatenate([of[paired.evenly(task[of], count)] for of in of_task]))
+
+        fill = self._baseline(inputs)
+        filled = paired.baseline_batches(test, fill, inputs.batch_size)
+        watched = shown.watch("mean colour", self._masked(filled))
+        baseline = _values(groups, reference, start, watched)
+        samples = []
+        for guidance in paired.guidances(self, inputs):
+            batches = paired.sample_batches(inputs, test, guidance, self.seed, self.samples_per_input)
+            watched = shown.watch(f"guidance {guidance:g}", self._masked(batches))
+            shuffled = paired.sample_batches(inputs, test, guidance, self.seed, 1, sources)
+            wrong = {name: self.shuffled_metrics(name) for name in groups}
+            empty = {name: folds.init(metrics) for name, metrics in wrong.items()}
+            found = _values(groups, reference, start, watched)
+            under_others = _values(groups, wrong, empty, self._masked(shuffled))
+            samples.append((guidance, found, under_others))
         values = {
             "evaluation": "translation",
             "conditions": {
                 "keep_luma": list(self.keep_luma),
-                **restoration.stated(self, subject, len(rows)),
+                **paired.settings(self, inputs, len(test)),
             },
-            **self.score(samples, shuffled, baseline, source, task, truth),
-            "noise_losses": restoration.curves(subject),
+            "tasks": {name: _column(name, int(groups[name].sum()), baseline, samples) for name in groups},
+            "noise_losses": curves(inputs),
         }
-        table, caption = self.table(values), self.caption(values)
-        of_task = (np.flatnonzero(task == t) for t in np.unique(task))
-        count = max(2, SHOWN // len(self.tasks))
-        shown = np.concatenate([rows[restoration.evenly(task[rows], count)] for rows in of_task])
-        hint = np.clip(np.rint(levels(source[..., :-1])), 0, 255).astype(np.uint8)
-        examples = {
-            "given": hint[shown],
-            "mean colour": baseline[shown],
-            **restoration.shown(samples, shown),
-            "truth": truth[shown],
-        }
-        names = [self.tasks[t] for t in task[shown]]
-        picture = restoration.drawn(examples, names, table, caption, values["noise_losses"])
-        return Report(values, table, caption, picture)
+        fields = test.rows(shown.positions)
+        hint = np.clip(np.rint(levels(fields[self.condition][..., :-1])), 0, 255).astype(np.uint8)
+        examples = {"given": hint, **shown.columns, "truth": fields["image"]}
+        names = [self.tasks[t] for t in task[shown.positions]]
+        facts = caption(values["conditions"], self.keep_luma, any(self.hints))
+        cells = table(values["tasks"], any(self.hints), self.samples_per_input > 1)
+        return report(values, cells, facts, examples, names)
 
-    def baseline(self, train: np.ndarray, source: np.ndarray, task: np.ndarray) -> np.ndarray:
-        """What the mean colour of training images makes of each source, as its task says."""
-        grey = np.isin(task, [self.tasks.index(name) for name in self.keep_luma])
-        flat, tinted = (MeanColour.of(train, keep_luma)(source) for keep_luma in (False, True))
-        return np.where(grey[:, None, None, None], tinted, flat)
+    def metrics(self, task: str) -> tuple[Metric, ...]:
+        """The metrics of samples of one task, or of all together."""
+        return (
+            PatchFrechet(self.features),
+            PatchFrechet(self.features, generated=True, key="frechet_generated"),
+            SpectrumDistance(),
+            GeneratedError(),
+            HintError(self.condition, self._hint(task)),
+            KnownKept(),
+            Diversity(),
+        )
 
-    def score(
+    def shuffled_metrics(self, task: str) -> tuple[Metric, ...]:
+        """The metrics of samples under the conditions of other images."""
+        hint = HintError(self.condition, self._hint(task), "shuffled_hint_error")
+        return (GeneratedError("shuffled_error"), hint)
+
+    def _reference(
         self,
-        samples: Mapping[float, np.ndarray],
-        shuffled: Mapping[float, np.ndarray],
-        baseline: np.ndarray,
-        source: np.ndarray,
-        task: np.ndarray,
-        truth: np.ndarray,
-    ) -> dict[str, Any]:
-        """The figures over all test images and for each task.
+        groups: Mapping[str, np.ndarray],
+        metrics: Mapping[str, tuple[Metric, ...]],
+        test: Subset,
+        batch_size: int,
+    ) -> dict[str, States]:
+        """The states after the test images of each group; checks their masks on the way."""
+        states = {name: folds.init(of) for name, of in metrics.items()}
+        incomplete = dict.fromkeys(groups, False)
+        for batch in self._masked(paired.real_batches(test, "test", batch_size)):
+            states = _update(groups, metrics, states, batch)
+            for name, rows in groups.items():
+                incomplete[name] |= batch.generated is not None and bool(
+                    batch.generated[rows[batch.positions]].any()
+                )
+        full = [name for name, some in incomplete.items() if not some and name != ALL]
+        expected, fix = "pixels to generate in each task", "let alpha be -1 where pixels are generated"
+        expect(not full, self.condition, full, expected, fix, "none: nothing is to be generated")
+        return {name: folds.finish(metrics[name], states[name], "test") for name in groups}
 
-        Args:
-          samples: by guidance, each uint8 [samples_per_input, n, height, width, channels].
-          shuffled: by guidance, each uint8 [1, n, height, width, channels]: made of others' conditions.
-          baseline: uint8 [n, height, width, channels].
-          source: what was given, [n, height, width, channels + 1].
-          task: int [n].
-          truth: uint8 [n, height, width, channels].
-        """
-        places = {ALL: np.ones(len(task), bool)}
-        places |= {self.tasks[t]: task == t for t in np.unique(task)}
-        columns, unknown = {}, ~known(source)
-        for name, rows in places.items():
-            reference = _Truth(self.features, truth[rows], unknown[rows])
-            hint = self._hint(name)
-            base = reference.row(baseline[rows])
-            of_samples = []
-            for guidance, images in samples.items():
-                row = reference.row(images[0, rows])
-                wrong = paired.rms(shuffled[guidance][0, rows], truth[rows], unknown[rows])
-                row |= {
-                    f"baseline_over_{key}": restoration.ratio(base[key], row[key])
-                    for key in ("frechet", "frechet_made")
-                }
-                row |= {
-                    "shuffled_error": wrong,
-                    "shuffled_over_error": wrong / row["error"] if row["error"] > 0 else None,
-                    "hint_error": hint and _hint_error(hint, images[0, rows], source[rows]),
-                    "shuffled_hint_error": hint
-                    and _hint_error(hint, shuffled[guidance][0, rows], source[rows]),
-                    "kept": paired.share_kept(images[0, rows], truth[rows], ~unknown[rows]),
-                    "diversity": paired.diversity(images[:, rows], unknown[rows]),
-                }
-                of_samples.append({"guidance": guidance, **row})
-            columns[name] = {"n": int(rows.sum()), "baseline": base, "samples": of_samples}
-        return {"tasks": columns}
+    def _masked(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Batches with the mask of generated pixels, from the alpha channel of the condition."""
+        for batch in batches:
+            source, images = batch.fields[self.condition], batch.fields["image"]
+            expected = f"images {images.shape} with an alpha channel, one channel more"
+            fits = source.shape == (*images.shape[:3], images.shape[3] + 1)
+            expect(fits, self.condition, source.shape, expected, "give one channel more")
+            yield dataclasses.replace(batch, generated=~known(source))
 
-    def table(self, values: Mapping[str, Any]) -> list[tuple[str, ...]]:
-        """The figures as rows of words: a column for each task."""
-        columns = values["tasks"].values()
-        rows = [("", *values["tasks"]), ("test images", *(str(column["n"]) for column in columns))]
+    def _baseline(self, inputs: EvaluationInputs):
+        """The function that fills generated pixels with the mean colour of training images, as each task says."""
+        colour = MeanColour.of(fields["image"] for fields in inputs.train.batches(inputs.batch_size))
+        tinted = dataclasses.replace(colour, keep_luma=True)
+        grey_tasks = [self.tasks.index(name) for name in self.keep_luma]
 
-        def add(label: str, key: str, sample: int | None, word: Callable[[Any], str] = number) -> None:
-            found = (
-                column["baseline"] if sample is None else column["samples"][sample] for column in columns
-            )
-            rows.append((label, *(word(row[key]) for row in found)))
+        def fill(fields: Fields) -> np.ndarray:
+            source = fields[self.condition]
+            grey = np.isin(self._task(fields), grey_tasks)[:, None, None, None]
+            return np.where(grey, tinted(source), colour(source))
 
-        guidances = [row["guidance"] for row in values["tasks"][ALL]["samples"]]
-        for key, label in (
-            ("frechet", "Frechet distance"),
-            ("frechet_made", "Frechet, made pixels"),
-            ("spectrum", "spectrum distance"),
-            ("error", "error, levels"),
-        ):
-            add(f"{label}: mean colour", key, None)
-            for i, guidance in enumerate(guidances):
-                add(f"{label}: guidance {guidance:g}", key, i)
-                if key.startswith("frechet"):
-                    add("- mean colour's over this", f"baseline_over_{key}", i)
-                if key == "error":
-                    add("- shuffled conditions", "shuffled_error", i)
-                    add("- shuffled over right", "shuffled_over_error", i)
-        for i, guidance in enumerate(guidances):
-            if any(self.hints):
-                add(f"hint error, levels: guidance {guidance:g}", "hint_error", i)
-                add("- shuffled conditions", "shuffled_hint_error", i)
-        for i, guidance in enumerate(guidances):
-            add(f"known pixels kept: guidance {guidance:g}", "kept", i, _share)
-            if self.samples_per_input > 1:
-                add(f"diversity, levels: guidance {guidance:g}", "diversity", i)
-        return rows
-
-    def caption(self, values: Mapping[str, Any]) -> list[str]:
-        """Under which conditions the figures hold."""
-        facts = values["conditions"]
-        lines = [
-            f"{facts['n']} of {facts['test_images']} test images, {facts['features']}, seed {self.seed}",
-            "error: RMS to the truth over the pixels that are made; shuffled: with another image's conditions",
-            "hint error: RMS between a sample's hint and the one that was given" if any(self.hints) else "",
-            "mean colour: of the training images"
-            + (f"; chroma alone for {', '.join(self.keep_luma)}" if self.keep_luma else ""),
-            restoration.made_with(facts),
-        ]
-        return [line for line in lines if line]
+        return fill
 
     def _hint(self, task: str) -> Degradation | None:
         return dict(zip(self.tasks, self.hints, strict=False)).get(task)
 
-    def _tasks_of(self, subject: EvaluationInputs) -> Integer[np.ndarray, "count"]:
+    def _tasks_of(self, inputs: EvaluationInputs) -> Integer[np.ndarray, "count"]:
         if self.task_field is None:
-            return np.zeros(len(subject.test["image"]), int)
-        known = self.task_field in subject.test
-        require(
-            known, "task_field", self.task_field, f"test examples have {sorted(subject.test)}", "name one"
-        )
-        task = np.asarray(subject.test[self.task_field])
-        fits = set(task.tolist()) <= set(range(len(self.tasks)))
-        require(fits, "tasks", self.tasks, f"there are tasks {np.unique(task).tolist()}", "name all of them")
+            return np.zeros(len(inputs.test), int)
+        task = np.concatenate([self._task(fields) for fields in inputs.test.batches(inputs.batch_size)])
+        found = np.unique(task).tolist()
+        fits = set(found) <= set(range(len(self.tasks)))
+        expect(fits, "tasks", self.tasks, f"names of the tasks {found}", "name all of them")
         return task
 
-
-def _hint_error(hint: Degradation, images: np.ndarray, source: np.ndarray) -> float:
-    """RMS in levels between the hints of images, each with a generator of its own, and those that were given."""
-    made = np.stack([hint(image, np.random.default_rng(i)) for i, image in enumerate(images)])
-    given = levels(source[..., :-1])
-    return float(np.sqrt(np.mean((np.broadcast_to(levels(made), given.shape) - given) ** 2)))
-
-
-def _share(value: float | None) -> str:
-    """With so many figures that one pixel of millions is seen."""
-    return "-" if value is None else f"{value:.9g}"
+    def _task(self, fields: Fields) -> Integer[np.ndarray, "n"]:
+        if self.task_field is None:
+            return np.zeros(len(fields["image"]), int)
+        expected = f"one of the fields {sorted(fields)}"
+        expect(self.task_field in fields, "task_field", self.task_field, expected, "name one")
+        return np.asarray(fields[self.task_field])
 
 
-class _Truth:
-    """Real images of one task, and what images made in their place are compared by."""
+Groups = Mapping[str, Bool[np.ndarray, "n"]]
+"""The members of each group of test images, by position."""
 
-    def __init__(self, features: Patches, truth: np.ndarray, unknown: np.ndarray):
-        self.features, self.truth, self.unknown = features, truth, unknown
-        self.all, self.made = features.fit(truth), features.fit(truth, unknown)
-        self.power = radial_power(truth)
 
-    def row(self, images: np.ndarray) -> dict[str, Any]:
-        made = self.features.fit(images, self.unknown)
-        return {
-            "frechet": frechet.frechet_distance(self.features.fit(images), self.all),
-            "frechet_made": frechet.frechet_distance(made, self.made),
-            "spectrum": spectrum_distance(radial_power(images), self.power),
-            "error": paired.rms(images, self.truth, self.unknown),
-        }
+def _update(
+    groups: Groups, metrics: Mapping[str, Sequence[Metric]], states: Mapping[str, States], batch: Batch
+) -> dict[str, States]:
+    """The states of all groups after one more batch, of which each group sees its members."""
+    found = dict(states)
+    for name, members in groups.items():
+        rows = members[batch.positions]
+        if rows.any():
+            found[name] = folds.update(metrics[name], states[name], batch.rows(rows))
+    return found
+
+
+def _values(
+    groups: Groups,
+    metrics: Mapping[str, Sequence[Metric]],
+    states: Mapping[str, States],
+    batches: Iterable[Batch],
+) -> dict[str, dict[str, Any]]:
+    for batch in batches:
+        states = _update(groups, metrics, states, batch)
+    return {name: folds.compute(metrics[name], states[name]) for name in groups}
+
+
+def _column(
+    name: str, n: int, baseline: Mapping[str, dict[str, Any]], samples: Sequence[tuple]
+) -> dict[str, Any]:
+    """The values of one task: of the baseline, and of the samples at each guidance scale."""
+    base, rows = baseline[name], []
+    for guidance, found, shuffled in samples:
+        values = {**found[name], **shuffled[name]}
+        for key in ("frechet", "frechet_generated"):
+            values[f"baseline_over_{key}"] = paired.ratio(base[key], values[key])
+        values["shuffled_over_error"] = paired.ratio(values["shuffled_error"], values["error"])
+        rows.append({"guidance": guidance, **values})
+    return {"n": n, "baseline": base, "samples": rows}
 
 
 def derangement(groups: Integer[np.ndarray, "n"], seed: int) -> Integer[np.ndarray, "n"]:
-    """For each row another one of its group, each used once, at random.
+    """For each row another random row of its group, each used once.
 
     Raises:
-      UserError: a group has one row only.
+      UserError: a group has a single row.
     """
     generator, others = np.random.default_rng(seed), np.empty(len(groups), int)
     for group in np.unique(groups):
         rows = generator.permutation(np.flatnonzero(groups == group))
-        require(len(rows) > 1, "n", len(groups), f"task {group} has one image only", "take more test images")
+        expected = "two images or more of each task"
+        expect(len(rows) > 1, "n", len(groups), expected, "use more test images", f"one of task {group}")
         others[rows] = np.roll(rows, 1)
     return others

@@ -1,39 +1,34 @@
-"""What evaluations share whose images must agree with a given one: inputs, samples, and examples to look at."""
+"""Common parts of evaluations whose samples must agree with a given image: requests, streams of samples, examples."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Integer, UInt8
-from PIL import Image, ImageDraw
+from jaxtyping import Integer
 
 import jaxdiff
-from jaxdiff.errors import require
+from jaxdiff.errors import expect, positive
+from jaxdiff.evaluation import metric as folds
+from jaxdiff.evaluation import streams
+from jaxdiff.evaluation.examples import Subset
 from jaxdiff.evaluation.features.patches import Patches
-from jaxdiff.evaluation.plots.drawing import (
-    GAP,
-    GREY,
-    INK,
-    PAPER,
-    below,
-    beside,
-    curves_block,
-    font,
-    framed,
-    table_block,
-)
-from jaxdiff.evaluation.protocols import Conditions, EvaluationInputs
+from jaxdiff.evaluation.metric import Batch, Metric, States
+from jaxdiff.evaluation.protocols import EvaluationInputs, Fields
+from jaxdiff.evaluation.requests import conditions_of
 
-CELL = 128  # pixels that an example's side should have at least, where it is shown
-SHOWN_SAMPLES = 3  # of one input
+SHOWN_SAMPLES = 3
+"""Number of samples of one input in the figure."""
 
 
 @runtime_checkable
-class Restoration(Protocol):
-    """What the two evaluations have in common."""
+class PairedEvaluation(Protocol):
+    """The fields that these evaluations share."""
 
     @property
     def condition(self) -> str: ...
+
+    @property
+    def n(self) -> int: ...
 
     @property
     def samples_per_input(self) -> int: ...
@@ -47,6 +42,24 @@ class Restoration(Protocol):
     @property
     def features(self) -> Patches: ...
 
+    @property
+    def every(self) -> int: ...
+
+
+def check(evaluation: PairedEvaluation) -> None:
+    """Raise a `UserError` about a shared field that is out of range."""
+    expect(evaluation.n > 1, "n", evaluation.n, "at least 2 test images", "use 100 or more")
+    positive(evaluation, "samples_per_input")
+    expect(
+        evaluation.every >= 0, "every", evaluation.every, "a number of steps >= 0", "give 0 for the end only"
+    )
+
+
+def check_condition(inputs: EvaluationInputs, condition: str) -> None:
+    """Raise a `UserError` unless the model has this condition."""
+    fix = "name one of these"
+    expect(condition in inputs.conditions, "condition", condition, f"one of {inputs.conditions}", fix)
+
 
 def evenly(groups: Integer[np.ndarray, "count"], n: int) -> Integer[np.ndarray, "chosen"]:
     """At most n rows in order, evenly spread over all, and over each group in proportion to its size."""
@@ -55,120 +68,115 @@ def evenly(groups: Integer[np.ndarray, "count"], n: int) -> Integer[np.ndarray, 
     return np.sort(order[chosen])
 
 
-def given(subject: EvaluationInputs, condition: str, rows: Integer[np.ndarray, "n"]) -> dict[str, Any]:
-    """All conditions of the model, as these rows of the test examples have them.
+def guidances(evaluation: PairedEvaluation, inputs: EvaluationInputs) -> list[float]:
+    """The guidance scales to sample at: the recipe's, and those of the evaluation."""
+    return sorted({float(inputs.guidance), *map(float, evaluation.guidances)})
 
-    Raises:
-      UserError: `condition` is none of the model's, or the test examples lack one.
+
+def sample_batches(
+    inputs: EvaluationInputs,
+    test: Subset,
+    guidance: float,
+    seed: int,
+    repeats: int = 1,
+    sources: Subset | None = None,
+) -> Iterator[Batch]:
+    """Samples under the conditions of test examples, in batches.
+
+    Args:
+      test: the test examples: their images are the truth.
+      seed: seed of the noise; sample i of an input uses ``seed + i``.
+      repeats: number of samples of each input.
+      sources: examples whose conditions are used instead of those of `test`, row by row.
     """
-    known = condition in subject.conditions
-    require(known, "condition", condition, f"the model's are {subject.conditions}", "name one of these")
-    for name in subject.conditions:
-        fix = "let test_data make the field"
-        require(name in subject.test, name, sorted(subject.test), "test examples have no such field", fix)
-    return {name: subject.test[name][rows] for name in subject.conditions}
+
+    def request(rows: np.ndarray) -> tuple[Mapping[str, Any], Fields]:
+        fields = test.rows(rows)
+        return conditions_of(inputs, fields if sources is None else sources.rows(rows)), fields
+
+    shape = test.rows(np.arange(1))["image"].shape[1:]
+    sets = [streams.generated(inputs, request, len(test), seed + i, guidance, shape) for i in range(repeats)]
+    first = 0
+    for parts in zip(*sets, strict=True):
+        images, fields = parts[0]
+        yield streams.batch_of(
+            "samples",
+            images,
+            fields,
+            first,
+            truth=fields["image"],
+            repeats=np.stack([part[0] for part in parts]),
+        )
+        first += len(images)
 
 
-def samples(
-    evaluation: Restoration, subject: EvaluationInputs, conditions: Conditions, shape: tuple[int, ...], k: int
-) -> dict[float, UInt8[np.ndarray, "k n height width channels"]]:
-    """k sets of samples of the given shape [n, height, width, channels] at each guidance, from the same noise."""
-    found = {}
-    for guidance in sorted({float(subject.guidance), *map(float, evaluation.guidances)}):
-        sets = [subject.generate(conditions, evaluation.seed + i, guidance) for i in range(k)]
-        for images in sets:
-            if images.dtype != np.uint8 or images.shape != shape:
-                raise ValueError(f"generate gave {images.dtype} {images.shape}, expected uint8 {shape}")
-        found[guidance] = np.stack(sets)
-    return found
+def baseline_batches(
+    test: Subset, baseline: Callable[[Fields], np.ndarray], batch_size: int
+) -> Iterator[Batch]:
+    """The images that a baseline computes from the fields of test examples, in place of samples."""
+    first = 0
+    for fields in test.batches(batch_size):
+        images = baseline(fields)
+        yield streams.batch_of("samples", images, fields, first, truth=fields["image"])
+        first += len(images)
 
 
-def ratio(baseline: float, model: float) -> float | None:
-    """How many times smaller than the baseline's the model's distance is; None where it is 0."""
-    return baseline / model if model > 0 else None
+def real_batches(examples: Subset, stream: folds.Stream, batch_size: int) -> Iterator[Batch]:
+    """Real images, as reference or in place of samples; each is its own truth."""
+    first = 0
+    for fields in examples.batches(batch_size):
+        yield streams.batch_of(stream, fields["image"], fields, first, truth=fields["image"])
+        first += len(fields["image"])
 
 
-def stated(evaluation: Restoration, subject: EvaluationInputs, n: int) -> dict[str, Any]:
-    """Under which conditions values hold."""
+def reference(metrics: Sequence[Metric], batches: Iterable[Batch]) -> States:
+    """The states of metrics after the test images, the start of all columns."""
+    return folds.finish(metrics, folds.fold(metrics, folds.init(metrics), batches), "test")
+
+
+class Shown:
+    """Collects images at chosen positions of streams of samples, as columns of a figure.
+
+    Attributes:
+      positions: the chosen positions, in the order in which they are shown.
+      columns: by title, uint8 [m, height, width, channels].
+    """
+
+    def __init__(self, positions: Integer[np.ndarray, "m"]):
+        self.positions = positions
+        self.columns: dict[str, np.ndarray] = {}
+
+    def watch(self, title: str, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Pass batches on, and keep their chosen images under `title`, the first `SHOWN_SAMPLES` of each input."""
+        for batch in batches:
+            sets = batch.images[None] if batch.repeats is None else batch.repeats[:SHOWN_SAMPLES]
+            for i, images in enumerate(sets):
+                self._keep(title if len(sets) == 1 else f"{title} #{i + 1}", batch.positions, images)
+            yield batch
+
+    def _keep(self, title: str, positions: np.ndarray, images: np.ndarray) -> None:
+        column = self.columns.setdefault(title, np.zeros((len(self.positions), *images.shape[1:]), np.uint8))
+        for row, position in enumerate(self.positions):
+            found = np.flatnonzero(positions == position)
+            if found.size:
+                column[row] = images[found[0]]
+
+
+def ratio(baseline: float | None, model: float | None) -> float | None:
+    """How many times smaller the model's distance is than the baseline's; None without such a number."""
+    return baseline / model if baseline is not None and model else None
+
+
+def settings(evaluation: PairedEvaluation, inputs: EvaluationInputs, n: int) -> dict[str, Any]:
+    """The settings under which values hold."""
     return {
         "n": n,
         "seed": evaluation.seed,
         "samples_per_input": evaluation.samples_per_input,
         "features": evaluation.features.name,
         "condition": evaluation.condition,
-        "test_images": len(subject.test["image"]),
-        "train_images": len(subject.train["image"]),
+        "test_images": len(inputs.test),
+        "train_images": len(inputs.train),
         "version": jaxdiff.__version__,
-        **subject.settings,
+        **inputs.settings,
     }
-
-
-def curves(subject: EvaluationInputs) -> dict[str, list[float]] | None:
-    """The losses by noise level as plain numbers."""
-    losses = subject.noise_losses
-    if losses is None:
-        return None
-    return {name: [float(value) for value in values] for name, values in losses.items()}
-
-
-def made_with(conditions: Mapping[str, Any]) -> str:
-    """Sampler, steps and the like in one line."""
-    named = {name: conditions[name] for name in ("sampler", "grid", "steps", "step") if name in conditions}
-    return ", ".join(f"{name} {value}" for name, value in named.items())
-
-
-def number(value: float | None) -> str:
-    """Three figures, and a hyphen for what there is not."""
-    if value is None:
-        return "-"
-    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"
-
-
-def drawn(
-    columns: Mapping[str, np.ndarray],
-    names: Sequence[str],
-    table: Sequence[Sequence[str]],
-    caption: Sequence[str],
-    losses: Mapping[str, Sequence[float]] | None,
-) -> UInt8[np.ndarray, "height width 3"]:
-    """The picture of a report: examples, beside the figures and the losses."""
-    side = [table_block(table, caption)]
-    if losses:
-        side.append(curves_block(losses))
-    return np.asarray(framed(beside([examples_block(columns, names), below(side)])))
-
-
-def shown(
-    found: Mapping[float, np.ndarray], rows: Integer[np.ndarray, "m"]
-) -> dict[str, UInt8[np.ndarray, "m height width channels"]]:
-    """Samples of these inputs as columns of examples: the first `SHOWN_SAMPLES` at each guidance."""
-    return {
-        f"guidance {guidance:g}" + (f" #{i + 1}" if len(images) > 1 else ""): images[i, rows]
-        for guidance, images in found.items()
-        for i in range(min(SHOWN_SAMPLES, len(images)))
-    }
-
-
-def examples_block(columns: Mapping[str, np.ndarray], names: Sequence[str]) -> Image.Image:
-    """A row for each example, by name, and a column for each kind of image uint8 [n, height, width, channels].
-
-    Pixels are enlarged to whole squares. A column of small images has larger ones.
-    """
-    height, width = np.max([images.shape[1:3] for images in columns.values()], axis=0)
-    scale = max(1, -(-CELL // int(max(height, width))))
-    cell_height, cell_width = int(height) * scale + GAP, int(width) * scale + GAP
-    left = 8 + int(max((font(14).getlength(name) for name in names), default=0))
-    block = Image.new("RGB", (left + len(columns) * cell_width, 52 + len(names) * cell_height), PAPER)
-    draw = ImageDraw.Draw(block)
-    draw.text((0, 0), "Examples", INK, font(18))
-    for row, name in enumerate(names):
-        draw.text((left - 8, 52 + row * cell_height + cell_height // 2), name, GREY, font(14), anchor="rm")
-    for column, (title, images) in enumerate(columns.items()):
-        x = left + column * cell_width
-        draw.text((x + cell_width // 2, 44), title, INK, font(14), anchor="ms")
-        times = min(int(height) // images.shape[1], int(width) // images.shape[2]) * scale
-        for row, image in enumerate(images):
-            colour = image if image.shape[-1] == 3 else image[..., :1].repeat(3, axis=-1)
-            large = Image.fromarray(np.ascontiguousarray(colour.repeat(times, axis=0).repeat(times, axis=1)))
-            block.paste(large, (x, 52 + row * cell_height))
-    return block

@@ -6,12 +6,12 @@ from jaxdiff.evaluation.classifiers.svm import SvmClassifier
 from jaxdiff.evaluation.features.pixels import Pixels
 
 
-def test_judge_is_nearly_perfect_on_unseen_digits(digits):
+def test_classifier_is_nearly_perfect_on_unseen_digits(digits):
     train, test = digits
     assert SvmClassifier().fit(*train).accuracy(*test) > 0.975
 
 
-def test_judge_is_at_chance_on_noise(digits):
+def test_classifier_is_at_chance_on_noise(digits):
     train, _ = digits
     noise = np.random.default_rng(0).integers(0, 256, (1000, 8, 8, 1)).astype(np.uint8)
     assert SvmClassifier().fit(*train).accuracy(noise, np.arange(1000) % 10) == pytest.approx(0.1, abs=0.04)

@@ -1,10 +1,9 @@
-"""Patches: which there are, and what a distance between their distributions sees."""
+"""Patches: their order, their statistics, and the structure that a distance depends on."""
 
 import numpy as np
 import pytest
 
 from jaxdiff.errors import UserError
-from jaxdiff.evaluation.features import patches
 from jaxdiff.evaluation.features.patches import Patches
 from jaxdiff.evaluation.metrics import frechet
 
@@ -19,9 +18,9 @@ def naive(images, size, stride, touching=None):
     for i, image in enumerate(images):
         for top in range(0, image.shape[0] - size + 1, stride):
             for left in range(0, image.shape[1] - size + 1, stride):
-                place = np.s_[top : top + size, left : left + size]
-                if touching is None or touching[i][place].any():
-                    rows.append(image[place].reshape(-1) / 255)
+                square = np.s_[top : top + size, left : left + size]
+                if touching is None or touching[i][square].any():
+                    rows.append(image[square].reshape(-1) / 255)
     return np.array(rows)
 
 
@@ -40,12 +39,12 @@ def test_only_patches_that_touch_a_pixel_are_kept():
 
 
 @pytest.mark.parametrize("some", [False, True], ids=["all", "touching"])
-def test_statistics_are_those_of_all_patches_at_once(some, monkeypatch):
-    monkeypatch.setattr(patches, "ROWS", 50)  # a few images at once, of which some have no touched patch
+def test_statistics_are_those_of_all_patches_at_once(some):
     images, touching = noise(20), np.zeros((20, 14, 11), bool)
     touching[7, 3, 3], touching[12] = True, True
     chosen = touching if some else None
-    found, direct = Patches(4, 2).fit(images, chosen), frechet.fit(naive(images, 4, 2, chosen))
+    # A few images at once, some without a touched patch.
+    found, direct = Patches(4, 2).fit(images, chosen, chunk=50), frechet.fit(naive(images, 4, 2, chosen))
     assert found.n == direct.n
     np.testing.assert_allclose(found.mean, direct.mean, atol=1e-14)
     np.testing.assert_allclose(found.covariance, direct.covariance, atol=1e-14)

@@ -1,4 +1,4 @@
-"""The likelihood of held-out images as a user asks for it: which images, which keys, what the report says."""
+"""Bits per dimension of held-out images: their choice, their keys, and the entry of the report."""
 
 import dataclasses
 import json
@@ -13,15 +13,16 @@ from jaxdiff.config import build, describe, from_json, spec, to_json
 from jaxdiff.config.overrides import override
 from jaxdiff.distributed.mesh import MeshShape
 from jaxdiff.errors import UserError
-from jaxdiff.evaluation import denoising_loss as held_out
+from jaxdiff.evaluation.denoising_loss import bits
+from jaxdiff.evaluation.examples import InMemory
 from jaxdiff.evaluation.metrics.bits_per_dim import OdeLikelihood, VariationalBound, measure
-from jaxdiff.evaluation.protocols import EvaluationInputs
 from jaxdiff.evaluation.reports.class_conditional import ImageEvaluation
-from jaxdiff.evaluation.reports.files import table
 from jaxdiff.likelihood.flow import ExactDivergence, Heun, Hutchinson
 from jaxdiff.likelihood.variational import TanhDecoder, bound
 from jaxdiff.process.gaussian import VarianceExploding
+from jaxdiff.sampling.loop import TimePath
 from jaxdiff.sampling.protocols import TimePath
+from tests.evaluation.models import inputs
 from tests.oracles import Gaussian
 
 PROCESS = VarianceExploding()
@@ -70,9 +71,8 @@ def examples(count: int = 11) -> dict:
 
 
 def run(likelihood, found=None):
-    return held_out.bits(
-        likelihood, TwoClasses(), jnp.asarray(MEANS), found or examples(), MeshShape().make()
-    )
+    data, mesh = InMemory(found or examples()), MeshShape().make()
+    return bits(likelihood, TwoClasses(), jnp.asarray(MEANS), data, mesh)
 
 
 def truth(found, chosen) -> float:
@@ -105,25 +105,25 @@ def test_a_bound_takes_its_settings_and_the_levels():
 
 
 def test_any_batch_size_measures_the_same_images():
-    asked = []
+    sizes = []
 
-    def bits(index):
-        asked.append(len(index))
+    def squares(index):
+        sizes.append(len(index))
         return index.astype(np.float32) ** 2
 
     for n in (None, 7):
-        entries = [measure(OdeLikelihood(n=n, batch_size=size, seed=3), bits, 10) for size in (1, 3, 100)]
+        entries = [measure(OdeLikelihood(n=n, batch_size=size, seed=3), squares, 10) for size in (1, 3, 100)]
         assert entries[0] == entries[1] == entries[2]
         values = np.random.default_rng(3).permutation(10)[:n].astype(float) ** 2
         assert entries[0]["bits_per_dim"] == pytest.approx(values.mean())
         assert entries[0]["standard_error"] == pytest.approx(values.std(ddof=1) / len(values) ** 0.5)
         assert entries[0]["n"] == len(values)
-    assert set(asked) == {1, 3, 10, 7}
-    assert measure(OdeLikelihood(n=1), bits, 10)["standard_error"] is None
+    assert set(sizes) == {1, 3, 10, 7}
+    assert measure(OdeLikelihood(n=1), squares, 10)["standard_error"] is None
 
 
-def test_more_images_than_there_are_is_an_error():
-    with pytest.raises(UserError, match="n=12: there are 11"):
+def test_more_images_than_the_set_has_is_an_error():
+    with pytest.raises(UserError, match="n=12: expected at most 11"):
         run(OdeLikelihood(n=12))
 
 
@@ -147,27 +147,26 @@ def test_the_report_states_bits_and_conditions(digits):
     )
     likelihood = OdeLikelihood(n=9)
     train, test = ({"image": images, "label": labels} for images, labels in digits)
-    asked = []
-    subject = EvaluationInputs(
+    requested = []
+    model = inputs(
         lambda conditions, seed, guidance: train["image"][:60],
-        ("label",), 2.0, train, test, bits=lambda how: asked.append(how) or entry,
+        ("label",), train, test, 2.0, bits=lambda how: requested.append(how) or entry,
     )  # fmt: skip
-    whole = ImageEvaluation(n=60, likelihood=likelihood)(subject)
-    assert asked == [likelihood]
-    report = whole.values
-    stated = json.loads(json.dumps(report))["likelihood"]
+    report = ImageEvaluation(n=60, likelihood=likelihood)(model)
+    assert requested == [likelihood]
+    stated = json.loads(json.dumps(report.values))["likelihood"]
     assert {name: stated[name] for name in entry} == entry
-    assert stated["test"] == report["yardstick"]["conditions"]["test"]
+    assert stated["test"] == report.values["real"]["conditions"]["test"]
     assert (stated["n"], stated["seed"]) == (9, 4)
-    for word in ("32 times", "Heun()", "Hutchinson(probes=5, law='rademacher')"):
+    for word in ("32 times", repr(Heun()), repr(Hutchinson(5))):
         assert word in stated["method"]
-    text = table(whole)
+    text = str(report)
     (row,) = [line for line in text.splitlines() if line.startswith("bits/dim of test images")]
-    assert row.split()[-3:] == ["-", "3.100", "-"]  # real images have none, and guidance is no density
+    assert row.split()[-3:] == ["-", "3.100", "-"]  # guided samples have no density
     assert "9 test images, seed 4" in text
-    without = ImageEvaluation(n=60)(subject)
+    without = ImageEvaluation(n=60)(model)
     assert without.values["likelihood"] is None
-    assert "bits" not in table(without)
+    assert "bits" not in str(without)
 
 
 @pytest.mark.parametrize("part", [OdeLikelihood(), VariationalBound(), *METHODS], ids=repr)
@@ -176,7 +175,7 @@ def test_a_likelihood_is_a_config_block(part):
     assert str(part.steps) in part.name
 
 
-def test_the_command_line_asks_for_it():
+def test_the_command_line_selects_it():
     config = spec(ImageEvaluation)
     override(config, "likelihood", "jaxdiff.evaluation.metrics.bits_per_dim:VariationalBound(steps=250)")
     assert build(config).likelihood == VariationalBound(steps=250)

@@ -4,7 +4,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxdiff.evaluation.metrics.frechet import Gaussian, fit, fit_stream, frechet_distance, merge
+from jaxdiff.errors import UserError
+from jaxdiff.evaluation.features.pixels import Pixels
+from jaxdiff.evaluation.metrics.frechet import (
+    Frechet,
+    Gaussian,
+    fit,
+    fit_stream,
+    frechet_distance,
+    load,
+    merge,
+    save,
+)
+from tests.evaluation.models import batches
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "metrics_features.npz"
 
@@ -85,3 +97,39 @@ def test_agrees_with_torch_fidelity_and_pytorch_fid(golden):
     np.testing.assert_allclose(distance, golden["out/fid_pytorch_fid"], rtol=1e-8)
     few = frechet_distance(fit(generated[:20]), fit(real))
     np.testing.assert_allclose(few, golden["out/fid_rank_deficient"], rtol=1e-5)
+
+
+def score(metric, samples, **real):
+    state = metric.init()
+    for stream, images in {**real, "samples": samples}.items():
+        for batch in batches(stream, images, size=64):
+            if batch.stream in metric.streams:
+                state = metric.update(state, batch)
+    return metric.compute(state)
+
+
+@pytest.mark.parametrize("reference", ["test", "train"])
+def test_the_metric_is_the_distance_to_its_reference(digits, reference):
+    (train, _), (test, _) = digits
+    samples, real = test[:200] // 2, {"train": train, "test": test}
+    found = score(Frechet(Pixels(), reference, "fid"), samples, **real)
+    expected = frechet_distance(fit(Pixels()(samples)), fit(Pixels()(real[reference])))
+    assert found == {"fid": pytest.approx(expected, rel=1e-9)}
+
+
+def test_stored_statistics_replace_a_pass_over_real_images(digits, tmp_path):
+    (train, _), (test, _) = digits
+    save(tmp_path / "reference.npz", fit(Pixels()(train)))
+    metric = Frechet(reference=str(tmp_path / "reference.npz"))
+    assert metric.streams == ("samples",)
+    expected = score(Frechet(reference="train"), test, train=train)
+    assert score(metric, test) == pytest.approx(expected)
+    assert load(tmp_path / "reference.npz").n == len(train)
+
+
+def test_a_missing_or_foreign_file_of_statistics_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"reference='.*none.npz'.*got no file"):
+        Frechet(reference=str(tmp_path / "none.npz")).init()
+    np.savez(tmp_path / "other.npz", mu=np.zeros(3))
+    with pytest.raises(UserError, match="mean"):
+        load(tmp_path / "other.npz")

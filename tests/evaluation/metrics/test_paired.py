@@ -17,26 +17,26 @@ def truth():
 def test_a_shift_by_three_levels(truth):
     for shifted in (truth + 3, truth - 3):
         assert paired.rms(shifted, truth) == pytest.approx(3)
-        assert paired.mean_colour_error(shifted, truth) == pytest.approx(3)
-        assert paired.psnr(shifted, truth) == pytest.approx(10 * np.log10(255**2 / 9))
+        assert paired.mean_colour_error(shifted, truth).value == pytest.approx(3)
+        assert paired.psnr(paired.squared_error(shifted, truth)) == pytest.approx(10 * np.log10(255**2 / 9))
 
 
 def test_mean_colours_are_those_of_each_image_and_channel(truth):
     """Shifts that cancel over images or channels count; details do not."""
     signs = np.where(np.arange(6) % 2, 1, -1)[:, None, None, None] * np.array([1, -1, 1])
-    assert paired.mean_colour_error((truth + 3 * signs).astype(np.uint8), truth) == pytest.approx(3)
+    assert paired.mean_colour_error((truth + 3 * signs).astype(np.uint8), truth).value == pytest.approx(3)
     one = truth.copy()
     one[2, ..., 1] += 6
-    assert paired.mean_colour_error(one, truth) == pytest.approx(6 / (6 * 3))
-    assert paired.mean_colour_error(truth[:, ::-1, ::-1], truth) == pytest.approx(0)
+    assert paired.mean_colour_error(one, truth).value == pytest.approx(6 / (6 * 3))
+    assert paired.mean_colour_error(truth[:, ::-1, ::-1], truth).value == pytest.approx(0)
 
 
 def test_nothing_is_nearer_than_the_truth(truth):
     assert paired.rms(truth, truth) == 0
-    assert paired.psnr(truth, truth) is None
+    assert paired.psnr(paired.squared_error(truth, truth)) is None
 
 
-def test_errors_are_taken_where_they_are_asked_for(truth):
+def test_errors_are_those_of_the_given_pixels(truth):
     where = np.zeros(truth.shape[:3], bool)
     where[:, :2] = True
     changed = truth.copy()
@@ -49,23 +49,25 @@ def test_errors_are_taken_where_they_are_asked_for(truth):
 def test_squares_of_the_small_image_agree_with_it(truth):
     small = truth[:, :2, :3]
     for given in (small, to_float(small)):
-        assert paired.inconsistency(Enlarged(4, "nearest")(small), given, 4) == pytest.approx(0, abs=1e-4)
-    assert paired.inconsistency(Enlarged(4, "nearest")(small) + 5, small, 4) == pytest.approx(5)
+        assert paired.inconsistency(Enlarged(4, "nearest")(small), given, 4).root == pytest.approx(
+            0, abs=1e-4
+        )
+    assert paired.inconsistency(Enlarged(4, "nearest")(small) + 5, small, 4).root == pytest.approx(5)
 
 
 def test_the_truth_agrees_up_to_rounding(truth):
     exact = truth.reshape(6, 2, 4, 3, 4, 3).astype(float).mean(axis=(2, 4))
     rounded = np.rint(exact).astype(np.uint8)
     expected = np.sqrt(((exact - rounded) ** 2).mean())
-    assert paired.inconsistency(truth, rounded, 4) == pytest.approx(expected)
+    assert paired.inconsistency(truth, rounded, 4).root == pytest.approx(expected)
     assert 0.2 < expected < 0.35  # about 1 / sqrt(12)
 
 
-def test_details_that_the_small_image_does_not_show_are_free(truth):
+def test_details_below_the_resolution_of_the_small_image_are_free(truth):
     small = truth[:, :2, :3]
     checked = Enlarged(4, "nearest")(small).astype(int)
     checked += 20 * np.where(np.indices((8, 12)).sum(axis=0) % 2, 1, -1)[..., None]
-    assert paired.inconsistency(checked.astype(np.uint8), small, 4) == pytest.approx(0)
+    assert paired.inconsistency(checked.astype(np.uint8), small, 4).root == pytest.approx(0)
 
 
 def test_a_wrong_factor_is_named(truth):
@@ -76,14 +78,14 @@ def test_a_wrong_factor_is_named(truth):
 def test_one_pixel_by_one_level_is_noticed(truth):
     known = np.zeros(truth.shape[:3], bool)
     known[:, :4] = True
-    assert paired.share_kept(truth, truth, known) == 1
+    assert paired.fraction_kept(truth, truth, known).value == 1
     changed = truth.copy()
     changed[:, 4:] += 9
-    assert paired.share_kept(changed, truth, known) == 1
+    assert paired.fraction_kept(changed, truth, known).value == 1
     changed[3, 2, 5, 1] += 1
-    assert paired.share_kept(changed, truth, known) == pytest.approx(1 - 1 / known.sum())
-    assert paired.share_kept(changed, truth, ~known) == 0
-    assert paired.share_kept(changed, truth, np.zeros_like(known)) is None
+    assert paired.fraction_kept(changed, truth, known).value == pytest.approx(1 - 1 / known.sum())
+    assert paired.fraction_kept(changed, truth, ~known).value == 0
+    assert paired.fraction_kept(changed, truth, np.zeros_like(known)).value is None
 
 
 def test_diversity_of_two_is_their_difference_by_root_two(truth):
@@ -91,12 +93,12 @@ def test_diversity_of_two_is_their_difference_by_root_two(truth):
     where[0] = True
     samples = np.stack([truth, truth])
     samples[1, 0] += 7
-    assert paired.diversity(samples, where) == pytest.approx(7 / np.sqrt(2))
-    assert paired.diversity(samples, ~where) == 0
-    assert paired.diversity(samples) == pytest.approx(7 / np.sqrt(2) / 6)
-    assert paired.diversity(samples[:1]) is None
+    assert paired.diversity(samples, where).value == pytest.approx(7 / np.sqrt(2))
+    assert paired.diversity(samples, ~where).value == 0
+    assert paired.diversity(samples).value == pytest.approx(7 / np.sqrt(2) / 6)
+    assert paired.diversity(samples[:1]).value is None
 
 
-def test_diversity_is_the_standard_deviation_of_what_samples_are_drawn_from():
+def test_diversity_is_the_standard_deviation_of_the_samples_distribution():
     samples = np.rint(np.random.default_rng(1).normal(128, 12, (40, 2, 20, 20, 3))).astype(np.uint8)
-    assert paired.diversity(samples) == pytest.approx(12, rel=0.02)
+    assert paired.diversity(samples).value == pytest.approx(12, rel=0.02)

@@ -1,4 +1,4 @@
-"""The judge reads real scenes, and of an image that lacks one attribute it says which."""
+"""The classifier reads real scenes, and finds the one attribute that an image lacks."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def splits():
 
 
 @pytest.fixture(scope="module")
-def judge(splits):
+def classifier(splits):
     return SceneClassifier().fit(splits["train"]["image"], splits["train"])
 
 
@@ -70,7 +70,7 @@ def with_another_digit(scene, by_digit):
 
 
 def in_another_order(scene, by_digit):
-    """The same objects, each where the first were the last."""
+    """The same objects in the reverse order of positions."""
     del by_digit
     boxes, objects = scene["boxes"], np.stack([scene["digits"], scene["colours"]])
     if np.array_equal(objects, objects[:, ::-1]):
@@ -82,7 +82,7 @@ def in_another_order(scene, by_digit):
 
 
 def turned(scene, by_digit):
-    """Above each other instead of beside, and the reverse."""
+    """One above the other instead of side by side, and the reverse."""
     del by_digit
     return {**scene, "boxes": scene["boxes"][:, [1, 0, 3, 2]]} if scene["count"] > 1 else None
 
@@ -102,12 +102,12 @@ def without_the_last(scene, by_digit):
 
 
 @pytest.mark.parametrize("split", ["test", "novel"])
-def test_unseen_scenes_are_read_without_error(judge, splits, split):
-    right = judge(splits[split]["image"], splits[split])
-    shares = {name: values.mean() for name, values in right.items()}
-    assert min(shares[name] for name in ("count", "relation", "colours")) >= 0.998
-    assert shares["digits"] >= 0.975
-    assert shares["all"] >= 0.975
+def test_unseen_scenes_are_read_without_error(classifier, splits, split):
+    right = classifier(splits[split]["image"], splits[split])
+    fractions = {name: values.mean() for name, values in right.items()}
+    assert min(fractions[name] for name in ("count", "relation", "colours")) >= 0.998
+    assert fractions["digits"] >= 0.975
+    assert fractions["all"] >= 0.975
 
 
 @pytest.mark.parametrize(
@@ -121,15 +121,15 @@ def test_unseen_scenes_are_read_without_error(judge, splits, split):
         (without_the_last, {"count", "relation", "digits", "colours"}),
     ],
 )
-def test_what_is_changed_is_wrong_and_nothing_else(judge, scans, change, wrong):
+def test_a_changed_attribute_is_wrong_and_no_other(classifier, scans, change, wrong):
     images, by_digit = scans
     rng = np.random.RandomState(5)
-    asked = [compose(rng, by_digit, novel=False) for _ in range(80)]
-    shown = [change(scene, by_digit) for scene in asked]
-    asked, shown = zip(*((a, b) for a, b in zip(asked, shown, strict=True) if b is not None), strict=True)
-    assert len(asked) >= 20
-    before = judge(np.stack([render(images, scene) for scene in asked]), batch(asked))
-    after = judge(np.stack([render(images, scene) for scene in shown]), batch(asked))
+    wanted = [compose(rng, by_digit, novel=False) for _ in range(80)]
+    shown = [change(scene, by_digit) for scene in wanted]
+    wanted, shown = zip(*((a, b) for a, b in zip(wanted, shown, strict=True) if b is not None), strict=True)
+    assert len(wanted) >= 20
+    before = classifier(np.stack([render(images, scene) for scene in wanted]), batch(wanted))
+    after = classifier(np.stack([render(images, scene) for scene in shown]), batch(wanted))
     assert before["all"].mean() > 0.95
     assert not after["all"].any()
     for name in ATTRIBUTES:
@@ -139,17 +139,17 @@ def test_what_is_changed_is_wrong_and_nothing_else(judge, scans, change, wrong):
             assert after[name][before["all"]].mean() > 0.95
 
 
-def test_what_is_no_scene_is_wrong(judge, splits):
+def test_other_images_are_wrong(classifier, splits):
     test = splits["test"]
     noise = np.random.default_rng(0).integers(0, 256, (100, SIZE, SIZE, 3)).astype(np.uint8)
     for images in (noise, np.repeat(BLACK[None], 100, 0), np.repeat(255 + BLACK[None], 100, 0)):
-        asked = {name: test[name][:100] for name in FIELDS}
-        assert not judge(images, asked)["count"].any()
-        assert not judge(images, asked)["all"].any()
+        wanted = {name: test[name][:100] for name in FIELDS}
+        assert not classifier(images, wanted)["count"].any()
+        assert not classifier(images, wanted)["all"].any()
 
 
-def test_a_digit_out_of_line_is_seen(judge, splits):
-    """Two beside each other near the top, and another that no relation speaks of near the bottom."""
+def test_a_digit_out_of_line_is_seen(classifier, splits):
+    """Two side by side near the top, and a third one near the bottom, outside any relation."""
     test = splits["test"]
     low = test["boxes"][:, :, 2].max(axis=1)
     beside = (test["count"] == 2) & (test["relation"] == RELATIONS.index("left of"))
@@ -157,37 +157,37 @@ def test_a_digit_out_of_line_is_seen(judge, splits):
     single = test["image"][(test["count"] == 1) & (test["boxes"][:, 0, 0] >= 13)][0]
     images = test["image"][rows] | single  # the two have no pixel in common
     assert len(rows) >= 10
-    assert judge(test["image"][rows], {name: test[name][rows] for name in FIELDS})["all"].mean() > 0.9
-    assert not judge(images, {name: test[name][rows] for name in FIELDS})["all"].any()
+    assert classifier(test["image"][rows], {name: test[name][rows] for name in FIELDS})["all"].mean() > 0.9
+    assert not classifier(images, {name: test[name][rows] for name in FIELDS})["all"].any()
 
 
-def test_a_digit_of_two_colours_has_neither(judge, splits):
+def test_a_digit_of_two_colours_has_neither(classifier, splits):
     test = splits["test"]
     rows = np.flatnonzero((test["count"] == 1) & (test["colours"][:, 0] == list(COLOURS).index("red")))
-    asked = {name: test[name][rows] for name in FIELDS}
+    wanted = {name: test[name][rows] for name in FIELDS}
     images = test["image"][rows].copy()
-    assert judge(images, asked)["colours"].all()
+    assert classifier(images, wanted)["colours"].all()
     for image, box in zip(images, test["boxes"][rows, 0], strict=True):
         middle = (box[0] + box[2]) // 2
-        image[middle:] = image[middle:, :, [1, 2, 0]]  # what was red is blue
-    right = judge(images, asked)
+        image[middle:] = image[middle:, :, [1, 2, 0]]  # red becomes blue
+    right = classifier(images, wanted)
     assert not right["colours"].any()
     assert right["digits"].mean() > 0.9
 
 
-def test_faint_noise_and_specks_do_not_blind_it(judge, splits):
+def test_faint_noise_and_specks_are_ignored(classifier, splits):
     rng = np.random.default_rng(0)
     images = splits["test"]["image"][:300] + rng.normal(0, 8, (300, SIZE, SIZE, 3))
     images[np.arange(300), rng.integers(0, SIZE, 300), rng.integers(0, SIZE, 300)] += 60
     images = np.clip(images, 0, 255).astype(np.uint8)
-    asked = {name: splits["test"][name][:300] for name in FIELDS}
-    assert judge(images, asked)["all"].mean() > 0.93
+    wanted = {name: splits["test"][name][:300] for name in FIELDS}
+    assert classifier(images, wanted)["all"].mean() > 0.93
 
 
-def test_an_image_is_read_the_same_among_any_others(judge, splits):
+def test_an_image_is_read_the_same_among_any_others(classifier, splits):
     images, order = splits["test"]["image"][:60], np.random.default_rng(1).permutation(60)
-    whole = judge.read(images)
-    for read, expected in zip(judge.read(images[order[:30]]), whole, strict=True):
+    everything = classifier.read(images)
+    for read, expected in zip(classifier.read(images[order[:30]]), everything, strict=True):
         np.testing.assert_array_equal(read, expected[order[:30]])
 
 
@@ -213,7 +213,7 @@ def test_a_scene_in_other_words_is_the_same():
     assert not compare(in_reading_order(said), {**words, "relation": said["relation"]})["relation"].any()
 
 
-def test_fewer_scenes_to_learn_from_are_the_first(splits):
+def test_fewer_training_scenes_are_the_first(splits):
     train, test = splits["train"], splits["test"]
     part = {name: values[:300] for name, values in train.items()}
     few = SceneClassifier(scenes=300).fit(train["image"], train).read(test["image"][:100])
@@ -232,7 +232,7 @@ def test_impossible_settings_are_errors(arguments):
 
 def test_other_data_are_errors(splits):
     train = splits["train"]
-    with pytest.raises(UserError, match=r"fields=.*'count' is not there"):
+    with pytest.raises(UserError, match=r"fields=.*got no \['count'\]"):
         SceneClassifier().fit(train["image"], {name: train[name] for name in FIELDS if name != "count"})
-    with pytest.raises(UserError, match=r"images=.*scenes have"):
+    with pytest.raises(UserError, match=r"images=.*expected images of scenes"):
         SceneClassifier().fit(train["image"][:, ::2, ::2], train)

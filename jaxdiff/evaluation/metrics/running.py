@@ -1,0 +1,30 @@
+"""Running means, the states of most metrics of pairs."""
+
+import math
+from typing import NamedTuple
+
+
+class Mean(NamedTuple):
+    """Mean of a stream of numbers.
+
+    Attributes:
+      total: sum of the numbers so far.
+      count: how many there are.
+    """
+
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, total: float, count: int) -> "Mean":
+        """The mean with `count` further numbers, whose sum is `total`."""
+        return Mean(self.total + total, self.count + count)
+
+    @property
+    def value(self) -> float | None:
+        """The mean; None of no numbers."""
+        return self.total / self.count if self.count else None
+
+    @property
+    def root(self) -> float | None:
+        """The root of the mean, for squared errors; None of no numbers."""
+        return None if self.value is None else math.sqrt(self.value)

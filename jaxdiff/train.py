@@ -49,7 +49,7 @@ def start(folder: str | None) -> list[tuple[str, str]]:
     """The override that lets a run start from another one, whose folder and perhaps step are given."""
     if folder is None:
         return []
-    run = command.guide_run(folder)
+    run = command.run_and_step(folder)
     workdir, step = run if isinstance(run, tuple) else (run, None)
     return [("init_from", f"jaxdiff.training.finetune:InitFrom(workdir={workdir!r}, step={step})")]
 

@@ -73,6 +73,30 @@ FIELDS = {
 """``"module:Class"`` of today -> {old field: new field}."""
 
 
+BYTE_TOKENIZER = "jaxdiff.data.text:ByteTokenizer"
+ENCODER_FIELDS = ("width", "layers", "window", "words", "phrase", "head_dim", "expansion", "dtype")
+
+
+def _text(block: dict[str, Any]) -> dict[str, Any]:
+    """``Text(width, length, ...)`` -> ``Text(tokenizer, encoder, ...)``."""
+    if "tokenizer" in block or "length" not in block:
+        return block
+    encoder = {name: block.pop(name) for name in ENCODER_FIELDS if name in block}
+    encoder["target"] = "jaxdiff.models.text_encoder:ByteTransformer"
+    return {**_tokenizer(block), "encoder": encoder}
+
+
+def _tokenizer(block: dict[str, Any]) -> dict[str, Any]:
+    """A field `length` -> a block `tokenizer`."""
+    if "tokenizer" in block or "length" not in block:
+        return block
+    return {"tokenizer": {"target": BYTE_TOKENIZER, "length": block.pop("length")}, **block}
+
+
+STRUCTURES = {"jaxdiff.conditioning.text:Text": _text, "jaxdiff.data.text:Tokenize": _tokenizer}
+"""``"module:Class"`` of today -> converter of a block whose fields were regrouped."""
+
+
 def current(target: str) -> str:
     """The present name of a target, which may be an old one."""
     module, colon, name = target.partition(":")
@@ -92,7 +116,8 @@ def upgrade(block: Any) -> Any:
         if not isinstance(target, str):
             return {name: upgrade(value) for name, value in block.items()}
         new = current(target)
-        return {current_field(new, name): upgrade(value) for name, value in block.items()} | {"target": new}
+        fields = {current_field(new, name): upgrade(value) for name, value in block.items()} | {"target": new}
+        return STRUCTURES[new](fields) if new in STRUCTURES else fields
     if isinstance(block, list | tuple):
         return [upgrade(item) for item in block]
     return block

@@ -65,7 +65,7 @@ class MagnitudeClassLabel(LabelCondition):
 
     def __post_init__(self):
         positive(self, "num_classes", "width", "scale")
-        between(self, "drop_rate", 0, 1, open_high=True)
+        between(self, "drop_rate", 0.0, 1.0, open_high=True)
         super().__post_init__()
 
     @nn.compact

@@ -44,7 +44,7 @@ class PartialImage(Condition):
 
     def __post_init__(self):
         positive(self, "channels")
-        between(self, "fill", -1, 1)
+        between(self, "fill", -1.0, 1.0)
         nulls.check(self.null, self.drop_rate)
         super().__post_init__()
 

@@ -104,10 +104,10 @@ def _models(program: StaticArgs, params, rows: GenerationInputs, index, seed) ->
         name: Encoded(
             [model.get(name) for model in given],
             [model.get(name) for model in null],
-            rows.fields[name],
+            condition.unaugmented(rows.fields[name]),
             rows.absent[name],
         )
-        for name in conditioner.conditions
+        for name, condition in conditioner.conditions.items()
     }
     processes = [model.process_of(each) for model, each in zip(program.denoisers, params, strict=True)]
 

@@ -59,8 +59,8 @@ def sample_grid(generator: Generator, given: Conditions | None, columns: int = 1
         return images.grid(generator(columns * columns), columns)
     rows = min(conditioner.conditions[label].classes or 1, CLASSES)
     labels = [row for row in range(rows) for _ in range(columns)]
-    given: dict[str, Any] = {label: labels}
-    return images.grid(generator(**given), columns, row_labels=[str(row) for row in range(rows)])
+    classes: dict[str, Any] = {label: labels}
+    return images.grid(generator(**classes), columns, row_labels=[str(row) for row in range(rows)])
 
 
 def _grid_of_examples(generator: Generator, given: Conditions, columns: int) -> np.ndarray:

@@ -110,7 +110,7 @@ class Window(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Pre-norm transformer block (Xiong et al. 2020): self-attention, then an MLP with GELU. It starts as the identity."""
+    """Pre-norm transformer block (Xiong et al. 2020): self-attention, then an MLP with GELU; starts as identity."""
 
     head_dim: int
     expansion: int = 4

@@ -1,4 +1,4 @@
-"""Sequences that were embedded beforehand."""
+"""Precomputed embeddings."""
 
 import functools
 
@@ -45,7 +45,7 @@ def embed(given, drop=SHOWN, part=TEXT, params=PARAMS):
     return embeddings
 
 
-def test_tokens_are_the_projection_normalised():
+def test_tokens_are_the_normalised_projection():
     params, tokens = PARAMS["params"], embed(values()).tokens
     projected = values() @ np.asarray(params["project"]["kernel"]) + np.asarray(params["project"]["bias"])
     centred = projected - projected.mean(axis=-1, keepdims=True)
@@ -65,7 +65,7 @@ def test_the_vector_is_made_of_the_mean_over_tokens():
     assert embed(values(), part=TEXT.clone(vector_width=None)).vector is None
 
 
-def test_nothing_is_left_of_what_is_dropped():
+def test_nothing_of_a_dropped_sequence_remains():
     first, second = embed(values(), DROPPED), embed(values()[::-1], DROPPED)
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         np.testing.assert_array_equal(a[1], b[1])
@@ -88,7 +88,7 @@ def test_a_null_of_zeros_has_no_parameters_and_none_is_always_shown():
             np.testing.assert_array_equal(tokens.mask, embed(values()).tokens.mask)
 
 
-def test_padding_changes_nothing_that_pixels_see():
+def test_padding_does_not_reach_the_network():
     """What follows the last token is no token: a shorter array says the same."""
     block = AttentionBlock(BlockOptions(head_dim=4))
     x = jax.random.normal(jax.random.key(2), (1, 4, 4, 8))
@@ -128,11 +128,11 @@ def test_short_sequences_are_padded_and_one_stands_for_all():
         ),
         (np.zeros((2, LENGTH + 1, SIZE), np.float32), r"text=float32\[2, 6, 6\]: "),
         (np.zeros((2, LENGTH, SIZE), int), r"text=int64\[2, 5, 6\]: "),
-        (np.full((2, LENGTH, SIZE), np.nan), "it holds NaN or infinity"),
+        (np.full((2, LENGTH, SIZE), np.nan), "expected finite numbers, got NaN"),
         (["a tree"], r"text=<U6\[1\]: "),
     ],
 )
-def test_what_is_no_sequence_is_told(given, said):
+def test_invalid_values_raise(given, said):
     with pytest.raises(UserError, match=said):
         TEXT.check(TEXT.read(given), "text")
 
@@ -146,6 +146,6 @@ def test_what_is_no_sequence_is_told(given, said):
         ({"null": "none"}, "drop_rate=0.1: "),
     ],
 )
-def test_an_option_that_cannot_be_is_told(option, said):
+def test_invalid_fields_raise(option, said):
     with pytest.raises(UserError, match=said):
         EmbeddedSequence(**{"size": 6, "length": 5, "width": 8} | option)

@@ -1,4 +1,4 @@
-"""Conditions of every kind on their way from the user to the network: numbers, images, defaults, levels, nulls."""
+"""Conditions of every kind from the user to the network: numbers, images, defaults, levels, nulls."""
 
 import dataclasses
 
@@ -22,14 +22,15 @@ from jaxdiff.process.gaussian import RectifiedFlow
 from jaxdiff.process.prediction import Data
 from jaxdiff.sampling.grids.continuous import Uniform
 from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
+from jaxdiff.sampling.modifiers.data_consistency import DataConsistency
 from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.sampling.samplers.ddim import Ddim
 
 LEVELS = np.array([0.12, -0.2, 0.32])
 
 
-class Nothing(nn.Module):
-    """Of the noise level, nothing."""
+class NoNoiseLevel(nn.Module):
+    """A vector of zeros, whatever the noise level."""
 
     @nn.compact
     def __call__(self, noise_label):
@@ -45,8 +46,8 @@ class Sum(nn.Module):
         return shown if embeddings.spatial is None else shown + embeddings.spatial
 
 
-def a_generator(parts, params, shape=(4, 4, 1), scale=1.0):
-    """A model of which all images are the sum of their conditions."""
+def a_generator(conditions, params, shape=(4, 4, 1), scale=1.0):
+    """A model whose images are the sum of their conditions."""
     params = {"conditioner": {f"parts_{name}": tree for name, tree in params.items()}}
     params = jax.tree.map(
         lambda value: jnp.asarray(value, jnp.float32), params, is_leaf=lambda x: isinstance(x, list)
@@ -54,7 +55,7 @@ def a_generator(parts, params, shape=(4, 4, 1), scale=1.0):
     axes = ("data", "fsdp", "tensor")
     types = (jax.sharding.AxisType.Auto,) * 3
     mesh = jax.make_mesh((1, 1, 1), axes, axis_types=types, devices=jax.devices()[:1])
-    denoiser = Denoiser(Sum(), Conditioner(Nothing(), parts), RectifiedFlow(), Data())
+    denoiser = Denoiser(Sum(), Conditioner(NoNoiseLevel(), conditions), RectifiedFlow(), Data())
     return Generator(denoiser, params, Recipe(Ddim(), Uniform(), ClassifierFree(scale), 2), shape, mesh)
 
 
@@ -66,7 +67,7 @@ NUMBERS = {"size": Continuous(2, 1, default=(0.5, 0.0)), "label": ClassLabel(3, 
 WEIGHTS = {"size": {"kernel": [[0.4], [0.2]]}, "label": {"table": LEVELS[:, None]}}
 
 
-def test_what_has_a_default_need_not_be_given():
+def test_a_condition_with_a_default_may_be_left_out():
     generator = a_generator(NUMBERS, WEIGHTS)
     np.testing.assert_array_equal(generator(label=[0, 2]), constant(LEVELS[[0, 2]] + 0.2))
     np.testing.assert_array_equal(generator(label=[0, 2], size=[1.0, 1.0]), constant(LEVELS[[0, 2]] + 0.6))
@@ -82,7 +83,7 @@ def test_a_class_may_be_a_mixture():
     np.testing.assert_array_equal(found, constant(rows @ LEVELS))
 
 
-def test_guidance_leads_away_from_nulls_and_shows_what_has_none_in_both_branches():
+def test_guidance_drops_conditions_and_shows_those_without_a_null_in_both_branches():
     found = a_generator(NUMBERS, WEIGHTS, scale=2.0)(label=[0, 2])
     np.testing.assert_array_equal(found, constant(2 * (LEVELS[[0, 2]] + 0.2)))
     always = NUMBERS | {"size": Continuous(2, 1, default=(0.5, 0.0), null="none")}
@@ -106,7 +107,7 @@ def test_an_image_is_given_as_bytes_or_numbers_for_each_or_for_all():
     np.testing.assert_array_equal(generator(2, low=LOW[1]), large[[1, 1]])
 
 
-def test_the_same_model_makes_images_of_another_size():
+def test_a_model_generates_images_of_another_size():
     part = ImageCondition(1, factor=2.0, method="nearest", null="learned", drop_rate=0.1)
     generator = a_generator({"low": part}, {"low": {"null": [[[[0.2]]]]}}, (8, 8, 1), 2.0)
     wide = dataclasses.replace(generator, image_shape=(8, 16, 1))
@@ -140,7 +141,20 @@ def test_a_noisy_condition_is_at_its_level_and_its_noise_is_the_images_own():
     np.testing.assert_array_equal(generator(low={"value": LOW, "level": 0.0}), LOW)
     levels = generator(low={"value": grey, "level": [0.0, 0.2, 0.4]})
     np.testing.assert_array_equal(levels[:2], [constant([0.0])[0], made[1]])
+    each = generator(
+        low=[{"value": image, "level": level} for image, level in zip(grey, [0.0, 0.2, 0.4], strict=True)]
+    )
+    np.testing.assert_array_equal(each, levels)
     np.testing.assert_allclose(pictures.to_float(levels[2]), np.clip(0.4 * noise[2], -1, 1), atol=0.02)
+
+
+def test_data_consistency_uses_the_image_without_its_noise():
+    generator = noisy(level=0.4)
+    recipe = dataclasses.replace(generator.recipe, modifiers=(DataConsistency("low"),))
+    found = dataclasses.replace(generator, recipe=recipe)
+    np.testing.assert_array_equal(found(low=LOW), LOW)
+    np.testing.assert_array_equal(found(low={"value": LOW, "level": 0.2}), LOW)
+    assert np.any(generator(low=LOW) != LOW)
 
 
 def test_both_branches_of_guidance_see_the_same_noisy_condition():
@@ -156,15 +170,15 @@ def test_both_branches_of_guidance_see_the_same_noisy_condition():
     ("conditions", "message"),
     [
         ({}, "low=: the model needs it"),
-        ({"low": None}, "low=None: the model cannot do without it"),
+        ({"low": None}, "low=None: expected a value, since this condition has no null"),
         ({"low": LOW, "size": 1}, "size=1: the model has no such condition"),
         ({"low": LOW, "n": 2}, "low: 3 values for 2 images"),
         ({"low": {"value": LOW, "level": [0.1, 0.2]}}, "low: 3 values for 2 images"),
-        ({"low": {"value": LOW, "level": 0.9}}, "low.level=.*levels from 0 to 0.5"),
-        ({"low": {"image": LOW}}, "a value and its level"),
+        ({"low": {"value": LOW, "level": 0.9}}, "low.level=.*from 0 to 0.5"),
+        ({"low": {"image": LOW}}, "expected a value and its level"),
         ({"low": LOW[..., 0]}, r"low="),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_said_readably(conditions, message):
+def test_invalid_conditions_raise(conditions, message):
     with pytest.raises(UserError, match=message):
         noisy(max_level=0.5)(**conditions)

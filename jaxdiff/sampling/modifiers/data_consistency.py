@@ -1,7 +1,6 @@
 """Images that agree with a smaller one exactly."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -34,7 +33,7 @@ class DataConsistency:
         require(self.condition in conditions, "sampling.modifiers.condition", self.condition,
                 "the model has no such condition", f"it has: {names}")  # fmt: skip
         given = conditions[self.condition]
-        value: Any = given.value["value"] if isinstance(given.value, Mapping) else given.value
+        value: Any = given.value
         small = value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(jnp.float32) / 127.5 - 1
 
         def matched(x: Images, t: Scalar) -> Prediction:

@@ -87,7 +87,8 @@ def test_each_command_parses_and_fits_the_config_of_its_run(name, module, words)
         assert start is None or start in runs(), start
         return
     folders = flags.cascade.split(",") if getattr(flags, "cascade", None) else [flags.workdir]
-    guide = [] if flags.guide is None else [flags.guide.rpartition(":")[0]]
+    guiding = getattr(flags, "guiding_model", getattr(flags, "guide", None))
+    guide = [] if guiding is None else [guiding.rpartition(":")[0]]
     parts = {}
     for folder in [*folders, *guide]:
         config, training = runs()[folder]

@@ -37,7 +37,7 @@ class Embeddings:
     vector: Float[Array, "batch features"] | None = None
     tokens: Tokens | None = None
     spatial: Images | None = None
-    features: Float[Array, "batch waves"] | None = None
+    features: Float[Array, "batch channels"] | None = None
 
 
 def merge(embeddings: Sequence[Embeddings]) -> Embeddings:

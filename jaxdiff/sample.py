@@ -127,7 +127,7 @@ def parse(argv: Sequence[str]) -> request.Request:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Sample as the command line says."""
+    """Sample from a command line."""
     from jaxdiff.distributed import runtime
     from jaxdiff.runs.workdir import read_config
 

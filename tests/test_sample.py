@@ -233,9 +233,9 @@ def test_a_size_that_the_network_does_not_accept_raises_before_any_computation()
         generator.of_size(9, 8)
     with pytest.raises(UserError, match="size='0x8': expected at least 1x1"):
         generator(image_size=(0, 8), low=None)
-    whole = a_unet()
+    unet = a_unet()
     parts = Conditioner(NoiseLevel(8))
-    plain = dataclasses.replace(whole, denoiser=whole.denoiser.clone(conditioner=parts))
+    plain = dataclasses.replace(unet, denoiser=unet.denoiser.clone(conditioner=parts))
     with pytest.raises(UserError, match=r"size=16x16: expected 8x8, the only size of this network"):
         plain.of_size(16, 16)  # its stem lacks a channel, which Flax reports
 
@@ -352,8 +352,8 @@ def test_images_of_every_kind_are_read(tmp_path):
     np.testing.assert_array_equal(read(rgb, 3, exif=turned), np.rot90(rgb, -1))
     with pytest.raises(UserError, match="expected an image of 1 to 4 channels, the condition has 5"):
         read_image("--image", str(tmp_path / "x.png"), 5)
-    whole = (tmp_path / "x.png").read_bytes()
-    (tmp_path / "x.png").write_bytes(whole[: len(whole) - 30])
+    complete = (tmp_path / "x.png").read_bytes()
+    (tmp_path / "x.png").write_bytes(complete[:-30])
     with pytest.raises(
         UserError, match=r"--image=.*x.png: not a readable image. Fix: give a PNG, JPEG or WEBP"
     ):

@@ -81,12 +81,16 @@ def run_and_step(text: str) -> str | tuple[str, int]:
     return (folder, int(step)) if colon and step.isdigit() else text
 
 
-def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Run a command. A user's error is one line and status 2; an interrupted run exits with its own status."""
+def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a command with the words of `argv`, by default those of the process.
+
+    A user's error is one line and status 2; an interrupted run exits with its own status.
+    """
+    words = sys.argv[1:] if argv is None else argv
     try:
-        main(sys.argv[1:])
+        main(words)
     except UserError as error:
-        if "--debug" in sys.argv:
+        if "--debug" in words:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)

@@ -154,7 +154,7 @@ def one_for_all(flag: str, words: list[str], available: Conditions) -> dict[str,
 
 
 def to_arrays(given: Mapping[str, Any], available: Conditions, n: int) -> dict[str, np.ndarray]:
-    """Conditions as arrays for an output file; those that are None for some images are left out."""
+    """Conditions as arrays for an output file. A condition that is None for some image is left out."""
     arrays: dict[str, np.ndarray] = {}
     for name, value in given.items():
         items = value if isinstance(value, list) else [value]

@@ -17,7 +17,7 @@ def write(
     Args:
       out: ``.png`` for a grid, ``.npz`` for arrays; any other name is a folder.
       images: uint8 [n, height, width, channels].
-      conditions: stored beside the images in an archive.
+      conditions: arrays to store with the images in an archive.
       rows: rows of the grid, for images whose classes come in turn; None for a square.
     """
     partial = out.with_name(f".{out.name}.partial")

@@ -53,7 +53,7 @@ def numbers(flag: str, text: str, conditions: Conditions) -> dict[str, float]:
 
 
 def values(flag: str, words: Iterable[str], conditions: Conditions) -> dict[str, list]:
-    """The values of words ``NAME=VALUE``, per name; those of a repeated name follow each other. None for ``none``."""
+    """The values of words ``NAME=VALUE``, per name; a repeated name gives several. None for ``none``."""
     found: dict[str, list] = {}
     for name, text in pairs(flag, words):
         require_known(flag, name, conditions)

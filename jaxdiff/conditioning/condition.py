@@ -32,7 +32,7 @@ class _Defaults:
 
 
 class Condition(_Defaults, nn.Module):
-    """A condition: a module from values and drop masks to `Embeddings`, with all that the library asks of it.
+    """Condition: a module from values and drop masks to `Embeddings`, with its reading, checking and description.
 
     A subclass gives `__call__` and `example`. Every other method has a default, and overriding it declares a
     capability: nothing outside looks at the class, or at the name under which the model has the condition.
@@ -43,7 +43,7 @@ class Condition(_Defaults, nn.Module):
     Attributes:
       flag: the flag of `jaxdiff.sample` that gives this kind of condition without naming it: "label" or "text".
       default: the value for users and data that give none; None if a value is required.
-      null: what is shown where the condition is dropped, see `Null`.
+      null: the kind of null that replaces a dropped condition, see `Null`.
       drop_rate: probability of dropping an example's condition in training, in [0, 1).
     """
 
@@ -53,7 +53,7 @@ class Condition(_Defaults, nn.Module):
 
     @nn.nowrap
     def example(self, batch: int, data_shape: Shape | None = None) -> Values:
-        """Dummy values of the right shapes and types; those of an image depend on `data_shape`."""
+        """Dummy values of the right shapes and types; the size of an image depends on `data_shape`."""
         raise NotImplementedError
 
     @nn.nowrap

@@ -18,15 +18,15 @@ from jaxdiff.typing import Array, Drops, Fields, Float, Key, Keys
 
 
 def parameters_of(name: str) -> str:
-    """The name of a condition's parameters in those of a `Conditioner`, as checkpoints have it."""
+    """The name of a condition's parameters within a `Conditioner`, as in checkpoints."""
     return f"parts_{name}"
 
 
 class Conditioner(nn.Module):
     """Conditioner: embeds the noise level and the condition fields of a batch.
 
-    Vectors of the noise level and of the conditions add up. Those of the conditions named in `concatenated` are
-    concatenated first and mapped by one module, as the pooled text and the sizes of SDXL (Podell et al. 2023)::
+    The vectors of the noise level and of the conditions are added. The vectors of `concatenated` conditions are first
+    concatenated and mapped by one module, as the pooled text and the sizes of SDXL (Podell et al. 2023)::
 
         vector = noise(noise_label) + mapping(concat(v_1, ..., v_k)) + v_{k+1} + ...
 
@@ -119,7 +119,7 @@ class Conditioner(nn.Module):
     def draw(self, batch: Fields, keys: Keys, train: bool) -> Fields:
         """Select each condition's values from a batch, which may hold more, and apply its random augmentation.
 
-        A missing field is its condition's default. In sampling `keys` are those of the images.
+        A missing field is its condition's default. In sampling, `keys` are the keys of the images.
         """
         fields = {}
         for name, condition in self.conditions.items():

@@ -19,7 +19,7 @@ class Continuous(Condition):
     """Continuous condition: embeds one or several real numbers about an image.
 
     - By a matrix: zeros give the vector 0, as for EDM's augmentation labels (Karras et al. 2022, appendix F.2).
-    - With `frequencies`: by Fourier features of each number, then two dense layers over those of all numbers.
+    - With `frequencies`: by Fourier features of each number, which two dense layers map together.
     - With `width=None`: the numbers or their Fourier features themselves, for `Conditioner.concatenated`, as the sizes
       and crops of SDXL (Podell et al. 2023, section 2.2).
 

@@ -30,7 +30,7 @@ class ImageCondition(Condition):
 
     Attributes:
       channels: number of channels of the image.
-      factor: size of the noisy image over that of the condition; below 1 in a latent space.
+      factor: size of the noisy image over the size of the condition; below 1 in a latent space.
       method: how the image is resized.
       drop_rate: probability of showing the null in training.
       null: a colour in place of the image, see `Null`. By default there is none, and guidance shows the image in both

@@ -33,7 +33,7 @@ class PartialImage(Condition):
 
     Attributes:
       channels: number of channels of the images; values have one more.
-      fill: colour of the transparent pixels in [-1, 1]; must be that of training.
+      fill: colour of the transparent pixels in [-1, 1]; must be the same as in training.
       drop_rate, null: as in `ImageCondition`.
     """
 

@@ -25,9 +25,9 @@ class Text(Condition):
     is the null only with ``null="empty"``.
 
     Attributes:
-      tokenizer: text to ids; the same as that of `Tokenize` in the data.
+      tokenizer: text to ids; must be the same in `Tokenize` in the data.
       encoder: module from ids to `Embeddings` with tokens, and perhaps a vector, such as
-        `jaxdiff.models.text_encoder.ByteTransformer`. Its parameters are those of this module.
+        `jaxdiff.models.text_encoder.ByteTransformer`. It shares the parameter scope of this module.
       vector_width: length of a vector that is pooled from the tokens (`Pool`) and added to the network's vector. None
         for the encoder's own vector, if it has one.
       drop_rate: probability of showing the null in training (Ho & Salimans 2022).
@@ -56,7 +56,7 @@ class Text(Condition):
         size = values.shape[1]
         expect(
             size == self.tokenizer.length, "tokenizer.length", self.tokenizer.length,
-            f"that of this batch's texts, {size} ids", "give Tokenize and Text the same tokenizer",
+            f"the {size} ids of this batch's texts", "give Tokenize and Text the same tokenizer",
         )  # fmt: skip
         if self.null == "empty":
             empty = jnp.asarray(self.tokenizer.encode(""), values.dtype)

@@ -218,7 +218,7 @@ def rows_of_classes(
 
 
 def vector_or_features(values: Float[Array, "batch width"], before_mapping: bool) -> Embeddings:
-    """As `vector`, or as `features`, which are added to those of the noise level before its mapping."""
+    """As `vector`, or as `features`, which are added to the Fourier features of the noise level before its mapping."""
     return Embeddings(features=values) if before_mapping else Embeddings(vector=values)
 
 
@@ -238,5 +238,5 @@ def _fourier(
     values: Float[Array, "batch"], frequencies: Float[Array, "frequencies"], sine_first: bool
 ) -> Float[Array, "batch channels"]:
     angles = jnp.outer(values, frequencies)
-    waves = (jnp.sin(angles), jnp.cos(angles)) if sine_first else (jnp.cos(angles), jnp.sin(angles))
-    return jnp.concatenate(waves, axis=-1)
+    pair = (jnp.sin(angles), jnp.cos(angles)) if sine_first else (jnp.cos(angles), jnp.sin(angles))
+    return jnp.concatenate(pair, axis=-1)

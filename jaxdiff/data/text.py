@@ -134,7 +134,7 @@ class Tokenize:
     """Tokenize: replaces the text of an example by its ids. Of several captions one is drawn each time.
 
     Attributes:
-      tokenizer: text to ids; the same as that of the condition `jaxdiff.conditioning.text.Text`.
+      tokenizer: text to ids; must be the same in the condition `jaxdiff.conditioning.text.Text`.
       field: the field with the text: str, UTF-8 bytes, or a sequence of these.
     """
 

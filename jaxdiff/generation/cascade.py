@@ -65,9 +65,9 @@ class Cascade:
         Args:
           n: how many; may be left out if a condition has one value per image.
           seed: image i of a seed is always the same; each stage has noise of its own (`stage_seed`).
-          guidance: instead of that of every stage; scales by name are used by the stages that have these conditions.
+          guidance: replaces the guidance of every stage; scales by name act in the stages with these conditions.
           levels: noise levels of noise-augmented conditions (`NoiseAugmented`), instead of their own.
-          **conditions: as for a `Generator`; each stage takes those that it has.
+          **conditions: as for a `Generator`; each stage takes its own.
 
         Raises:
           UserError: a condition or a level that no stage has, or as a `Generator`.
@@ -88,7 +88,7 @@ class Cascade:
 
     @property
     def conditions(self) -> dict[str, Condition]:
-        """The conditions of all stages by name; those of a later stage have precedence."""
+        """The conditions of all stages by name; later stages have precedence."""
         return {
             name: condition
             for stage in self.stages
@@ -140,7 +140,7 @@ class Cascade:
 
 
 def consistency(images: Sequence[np.ndarray]) -> list[float]:
-    """For each stage but the first: the difference of its images, reduced in size, to those of the stage before.
+    """For each stage but the first: the difference of its reduced images to the images of the stage before.
 
     The root mean square over all pixels, in levels of 0 to 255. Images are reduced by means over areas.
     """

@@ -10,7 +10,10 @@ from flax.errors import FlaxError
 from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import UserError, expect
+from jaxdiff.sampling.guidance.autoguidance import Autoguidance
+from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
 from jaxdiff.sampling.guidance.per_condition import PerCondition
+from jaxdiff.sampling.loop import Guidance
 from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.typing import Params
 
@@ -29,16 +32,16 @@ def check_guidance(recipe: Recipe, denoisers: Sequence[Denoiser]) -> None:
     recipe.guidance(stub, process, names, jax.random.split(jax.random.key(0), 1), guiding_model)
 
 
-def per_condition(rule: Any, scales: Mapping[str, float], conditioner: Conditioner) -> PerCondition:
-    """Guidance with a scale per condition; `chained` and `interval` are those of the guidance `rule`, if it has any."""
+def per_condition(rule: Guidance, scales: Mapping[str, float], conditioner: Conditioner) -> PerCondition:
+    """Guidance with a scale per condition, and with the form and the noise levels of the guidance `rule`."""
     for name in scales:
         has = f"it has: {', '.join(conditioner.conditions) or 'none'}"
         expect(name in conditioner.conditions, "guidance", name, "a condition of the model", has)
         expect(conditioner.has_null(name), "guidance", name, "a condition with a null", "leave it out")
     factors = tuple(float(scale) for scale in scales.values())
-    return PerCondition(
-        tuple(scales), factors, getattr(rule, "chained", True), getattr(rule, "interval", None)
-    )
+    chained = rule.chained if isinstance(rule, PerCondition) else True
+    has_interval = isinstance(rule, PerCondition | ClassifierFree | Autoguidance)
+    return PerCondition(tuple(scales), factors, chained, rule.interval if has_interval else None)
 
 
 def check_shape(denoiser: Denoiser, params: Params, shape: Shape, trained: Shape) -> None:

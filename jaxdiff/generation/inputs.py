@@ -24,8 +24,8 @@ def fields(
     """Conditions as arrays with n rows, masks of the rows in which each is absent, and n.
 
     Args:
-      conditioners: the `Conditioner` of the model, and those of others that see the same conditions.
-      n: the number of images. If None, it is that of the first condition with several values, else `default_n`.
+      conditioners: of the model, and of other models that see the same conditions.
+      n: the number of images. If None, the number of values of the first condition with several, else `default_n`.
       conditions: for each condition of the model one value per image, one value for all, or None for its null.
         Conditions with a default may be missing. A list with one value per image may hold None for some.
       shape: of the images to generate.
@@ -66,7 +66,7 @@ def _check_names(conditioner: Conditioner, conditions: Mapping[str, Any]) -> Non
 def _read(
     conditioner: Conditioner, conditions: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The arrays of all conditions but those that are None for all images, and where each condition is absent."""
+    """The arrays of the conditions that are not None, and the images for which each condition is absent."""
     values, absent = {}, {}
     for name in conditioner.conditions:
         if name in conditions and conditions[name] is None:
@@ -131,7 +131,7 @@ def size(
     shape: Shape,
     requested: tuple[int, int] | None = None,
 ) -> tuple[int, int]:
-    """(height, width) of the images to generate: as requested, or as follows from image conditions, or that of `shape`.
+    """(height, width) of the images to generate: as requested, or set by image conditions, or taken from `shape`.
 
     Raises:
       UserError: these sizes differ.

@@ -17,7 +17,7 @@ class ByteTransformer(nn.Module):
     """Byte transformer: a pre-norm encoder of UTF-8 bytes (Nichol et al. 2021, "GLIDE"; Xue et al. 2022, "ByT5").
 
     Bytes and their positions become vectors, which self-attention and MLPs turn into tokens. Padding is masked: no
-    token depends on it. Ids are those of a `ByteTokenizer`, [batch, length].
+    token depends on it. A `ByteTokenizer` gives the ids, [batch, length].
 
     Attributes:
       width: channels of the encoder and of its tokens.

@@ -45,13 +45,12 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def call(folder, monkeypatch, capsys):
+def call(folder, capsys):
     """Runs a command line; returns status, stdout and stderr."""
 
     def run(*argv, main=main):
-        monkeypatch.setattr(sys, "argv", ["command", *argv])
         with pytest.raises(SystemExit) as stop:
-            command.run(main)
+            command.run(main, argv)
         return stop.value.code, *capsys.readouterr()
 
     return run
@@ -101,12 +100,10 @@ def test_a_mistake_is_one_line_and_status_2(call, argv, expected):
 
 
 @pytest.mark.parametrize(("argv", "expected"), MISTAKES.values(), ids=MISTAKES)
-def test_debug_shows_the_traceback(folder, monkeypatch, argv, expected):
-    monkeypatch.setattr(
-        sys, "argv", ["command", *argv, "--debug"] if argv[-1] != "--config" else ["c", "--debug", *argv]
-    )
+def test_debug_shows_the_traceback(folder, argv, expected):
+    words = ["--debug", *argv]
     with pytest.raises(UserError, match="Fix: "):
-        command.run(main)
+        command.run(main, words)
 
 
 BROKEN = {
@@ -128,11 +125,10 @@ def test_a_mistake_in_the_config_file_names_its_line(call, folder, text, expecte
     assert err.count("\n") == 1
 
 
-def test_debug_shows_the_exception_in_the_config_file(folder, monkeypatch):
+def test_debug_shows_the_exception_in_the_config_file(folder):
     (folder / "configs" / "half.py").write_text(BROKEN["exception"][0])
-    monkeypatch.setattr(sys, "argv", ["command", "--config=configs/half.py", "--debug"])
     with pytest.raises(UserError) as caught:
-        command.run(main)
+        command.run(main, ["--config=configs/half.py", "--debug"])
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
@@ -144,13 +140,12 @@ def test_an_interrupted_run_exits_with_its_own_status(call, code):
     assert call(main=stopped) == (code, "", "stopped at step 3, all saved\n")
 
 
-def test_an_internal_error_keeps_its_traceback(folder, monkeypatch):
+def test_an_internal_error_keeps_its_traceback():
     def faulty(argv) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(sys, "argv", ["command"])
     with pytest.raises(ZeroDivisionError):
-        command.run(faulty)
+        command.run(faulty, [])
 
 
 def test_in_a_process_there_is_no_traceback_without_debug(folder):

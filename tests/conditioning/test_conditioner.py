@@ -47,8 +47,10 @@ def vector(fields=FIELDS, drop=None, noise=NOISE):
 def test_vectors_add_up():
     params = parameters()
     noise = NoiseLevel(16).apply({"params": params["noise"]}, NOISE).vector
-    want = noise + params["parts_label"]["table"][LABELS] + params["parts_style"]["table"][FIELDS["style"]]
-    np.testing.assert_allclose(vector(), want, atol=1e-6)
+    expected = (
+        noise + params["parts_label"]["table"][LABELS] + params["parts_style"]["table"][FIELDS["style"]]
+    )
+    np.testing.assert_allclose(vector(), expected, atol=1e-6)
 
 
 def test_nothing_of_a_dropped_label_remains():

@@ -37,9 +37,9 @@ def test_fourier_features_of_the_numbers_are_concatenated():
     )
     params = parameters(part, values)
     angles = 2.0 * np.asarray(values)[:, :, None] * 100 ** (-np.arange(3) / 3)
-    waves = np.concatenate([np.cos(angles), np.sin(angles)], axis=-1).reshape(3, 12)
+    fourier = np.concatenate([np.cos(angles), np.sin(angles)], axis=-1).reshape(3, 12)
     first, second = (params[name] for name in ("dense_0", "dense_1"))
-    hidden = jax.nn.silu(waves @ first["kernel"] + first["bias"][None])
+    hidden = jax.nn.silu(fourier @ first["kernel"] + first["bias"][None])
     expected = hidden @ second["kernel"] + second["bias"][None]
     np.testing.assert_allclose(part.apply({"params": params}, values, KEEP).vector, expected, atol=1e-4)
 

@@ -26,12 +26,12 @@ from jaxdiff.process.prediction import Velocity
 from jaxdiff.process.time_sampling import Uniform
 from jaxdiff.tasks.denoising import DenoisingTask
 
-SHAPE, BATCH, WIDTH, WAVES, TOKEN = (4, 4, 1), 3, 16, 4, 8
+SHAPE, BATCH, WIDTH, FEATURES, TOKEN = (4, 4, 1), 3, 16, 4, 8
 LEARNED = {"null": "learned", "drop_rate": 0.1}
 
 
 def noise():
-    return NoiseLevel(WIDTH, frequencies=WAVES // 2)
+    return NoiseLevel(WIDTH, frequencies=FEATURES // 2)
 
 
 def encoder():
@@ -42,11 +42,11 @@ CONDITIONS = {
     "label": ClassLabel(5, WIDTH),
     "label_zero": ClassLabel(5, WIDTH, null="zero", bias=True, scale=2.0),
     "label_mixed": ClassLabel(5, WIDTH),
-    "label_features": ClassLabel(5, WAVES, before_mapping=True),
+    "label_features": ClassLabel(5, FEATURES, before_mapping=True),
     "label_magnitude": MagnitudeClassLabel(5, WIDTH, drop_rate=0.1),
     "numbers": Continuous(2, WIDTH, frequencies=3, scale=0.7, **LEARNED),
     "numbers_zero": Continuous(None, WIDTH, null="zero", drop_rate=0.1),
-    "numbers_features": Continuous(2, WAVES, before_mapping=True, **LEARNED),
+    "numbers_features": Continuous(2, FEATURES, before_mapping=True, **LEARNED),
     "text": Text(ByteTokenizer(6), encoder(), vector_width=WIDTH),
     "text_zero": Text(ByteTokenizer(6), encoder(), null="zero"),
     "text_empty": Text(ByteTokenizer(6), encoder(), vector_width=WIDTH, null="empty"),
@@ -79,7 +79,7 @@ T = jnp.array([0.2, 0.5, 0.9])
 
 
 def some(part, seed):
-    """Values of one kind, each example's its own; those of other seeds differ in every example."""
+    """Values of one kind, different in every example and for every seed."""
     rng = np.random.default_rng(seed)
     if isinstance(part, NoiseAugmented):
         return {
@@ -145,7 +145,7 @@ def test_nothing_of_a_dropped_condition_reaches_the_output(name):
     other = {**values(), name: values(1)[name]}
     dropped = answer(values(), drops(name))
     np.testing.assert_array_equal(answer(other, drops(name)), dropped)
-    assert np.all(change(dropped, answer(values(), drops())) > 1e-4), "what is shown is not what is dropped"
+    assert np.all(change(dropped, answer(values(), drops())) > 1e-4), "shown and dropped differ"
 
 
 @pytest.mark.parametrize("name", CONDITIONS)

@@ -89,7 +89,7 @@ def test_a_null_of_zeros_has_no_parameters_and_none_is_always_shown():
 
 
 def test_padding_does_not_reach_the_network():
-    """What follows the last token is no token: a shorter array says the same."""
+    """Nothing after the last token matters: a shorter array gives the same result."""
     block = AttentionBlock(BlockOptions(head_dim=4))
     x = jax.random.normal(jax.random.key(2), (1, 4, 4, 8))
     params = filled(block, x, embed(values()[:1], SHOWN[:1]).tokens)
@@ -120,7 +120,7 @@ def test_short_sequences_are_padded_and_one_stands_for_all():
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         (
             np.zeros((2, LENGTH, SIZE + 1), np.float32),
@@ -132,13 +132,13 @@ def test_short_sequences_are_padded_and_one_stands_for_all():
         (["a tree"], r"text=<U6\[1\]: "),
     ],
 )
-def test_invalid_values_raise(given, said):
-    with pytest.raises(UserError, match=said):
+def test_invalid_values_raise(given, message):
+    with pytest.raises(UserError, match=message):
         TEXT.check(TEXT.read(given), "text")
 
 
 @pytest.mark.parametrize(
-    ("option", "said"),
+    ("option", "message"),
     [
         ({"size": 0}, "size=0: "),
         ({"length": -1}, "length=-1: "),
@@ -146,6 +146,6 @@ def test_invalid_values_raise(given, said):
         ({"null": "none"}, "drop_rate=0.1: "),
     ],
 )
-def test_invalid_fields_raise(option, said):
-    with pytest.raises(UserError, match=said):
+def test_invalid_fields_raise(option, message):
+    with pytest.raises(UserError, match=message):
         EmbeddedSequence(**{"size": 6, "length": 5, "width": 8} | option)

@@ -82,9 +82,9 @@ def test_the_network_sees_the_noisy_image_and_the_level():
         return MODEL.apply({"params": params}, label, {"low": values}, {"low": jnp.array(drop)})
 
     plain = NOISE.apply({"params": params["noise"]}, label).vector
-    told = NOISE.apply({"params": params["parts_low"]["noise"]}, 1000 * values["level"]).vector
+    level_vector = NOISE.apply({"params": params["parts_low"]["noise"]}, 1000 * values["level"]).vector
     found = embed(values, [False, True])
-    np.testing.assert_allclose(found.vector, plain + told * jnp.array([[1], [0]]), atol=1e-5)
+    np.testing.assert_allclose(found.vector, plain + level_vector * jnp.array([[1], [0]]), atol=1e-5)
     np.testing.assert_allclose(
         found.spatial[0], jax.image.resize(images[0], (8, 8, 1), "bilinear"), atol=1e-6
     )

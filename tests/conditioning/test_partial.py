@@ -28,9 +28,9 @@ def test_opaque_pixels_are_known_and_others_have_the_fill(number):
     np.testing.assert_array_equal(found[..., 3], np.where(OPAQUE, 1, -1))
     np.testing.assert_allclose(found[OPAQUE][:, :3], images.to_float(RGB)[OPAQUE], atol=1e-6)
     np.testing.assert_array_equal(found[~OPAQUE][:, :3], 0.25)
-    whole, mask = part.known_pixels(found)
+    colours, mask = part.known_pixels(found)
     np.testing.assert_array_equal(mask[..., 0], ~OPAQUE)
-    np.testing.assert_array_equal(images.to_uint8(whole)[OPAQUE], RGB[OPAQUE])
+    np.testing.assert_array_equal(images.to_uint8(colours)[OPAQUE], RGB[OPAQUE])
 
 
 @pytest.mark.parametrize("number", ["read", "draw"])
@@ -69,8 +69,8 @@ def test_floats_are_read_unchanged():
     np.testing.assert_array_equal(part.read(values), values)
     np.testing.assert_array_equal(drawn(part, values), values)
     part.check(values)
-    whole, mask = part.known_pixels(values)
-    np.testing.assert_array_equal(whole, values[..., :3])
+    colours, mask = part.known_pixels(values)
+    np.testing.assert_array_equal(colours, values[..., :3])
     np.testing.assert_array_equal(mask[..., 0], ~OPAQUE)
 
 

@@ -219,9 +219,7 @@ def test_a_word_is_the_sum_of_its_bytes_over_the_root_of_their_number():
             np.testing.assert_allclose(found[i, j], x[i, end - size : end].sum(0) / size**0.5, atol=1e-6)
         assert not found[i, len(sizes) :].any()
     rest, _ = pool_words(jnp.asarray(x), jnp.asarray(IDS), 2)
-    np.testing.assert_allclose(
-        rest[0, 1], x[0, 1:8].sum(0) / 7**0.5, atol=1e-6
-    )  # the last takes what is left
+    np.testing.assert_allclose(rest[0, 1], x[0, 1:8].sum(0) / 7**0.5, atol=1e-6)  # the last takes the rest
 
 
 def test_words_are_what_a_network_reads():
@@ -241,11 +239,11 @@ def test_words_are_what_a_network_reads():
 
 
 def test_captions_of_a_batch_are_independent():
-    order, whole = np.array([2, 0, 3, 1]), embed()
-    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(embed(IDS[order])), strict=True):
+    order, batch = np.array([2, 0, 3, 1]), embed()
+    for one, other in zip(jax.tree.leaves(batch), jax.tree.leaves(embed(IDS[order])), strict=True):
         np.testing.assert_allclose(one[order], other, atol=1e-6)
     others = TEXT.read([CAPTIONS[0], "x", "yy", "zzz"])
-    np.testing.assert_allclose(embed(others).tokens[0], whole.tokens[0], atol=1e-6)
+    np.testing.assert_allclose(embed(others).tokens[0], batch.tokens[0], atol=1e-6)
 
 
 def test_different_captions_have_different_embeddings():
@@ -258,7 +256,7 @@ def test_different_captions_have_different_embeddings():
                 captions[i],
                 captions[j],
             )
-            tokens = embeddings.tokens[np.array([i, j]), 0]  # each knows the whole text
+            tokens = embeddings.tokens[np.array([i, j]), 0]  # each depends on the full text
             assert np.abs(tokens[0] - tokens[1]).max() > 1e-3, (captions[i], captions[j])
 
 
@@ -383,7 +381,7 @@ def test_every_parameter_is_learned():
     for path, slope in jax.tree_util.tree_leaves_with_path(found):
         slope = np.asarray(slope)
         if path[-1].key == "bias" and slope.ndim == 3:
-            slope = slope[[0, 2]]  # softmax ignores what is added to every key
+            slope = slope[[0, 2]]  # softmax ignores a constant added to every key
         rows = slope.reshape(-1, slope.shape[-1])
         assert np.abs(rows).max() > 1e-4, path
     used = set(np.unique(IDS[:3])) - {0}
@@ -419,7 +417,7 @@ def test_strings_and_ids_are_read_alike():
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         (
             np.zeros((2, LENGTH), np.float32),
@@ -439,8 +437,8 @@ def test_strings_and_ids_are_read_alike():
         (["a", "\ud800"], r"text\[1\]='\\ud800': .*surrogate"),
     ],
 )
-def test_invalid_values_raise(given, said):
-    with pytest.raises(UserError, match=said):
+def test_invalid_values_raise(given, message):
+    with pytest.raises(UserError, match=message):
         TEXT.check(TEXT.read(given), "text")
 
 
@@ -451,7 +449,7 @@ def test_an_id_out_of_range_becomes_nan():
 
 
 @pytest.mark.parametrize(
-    ("option", "said"),
+    ("option", "message"),
     [
         ({"width": 0}, "width=0: "),
         ({"layers": 0}, "layers=0: "),
@@ -467,13 +465,13 @@ def test_an_id_out_of_range_becomes_nan():
         ({"dtype": "int8"}, "dtype='int8'"),
     ],
 )
-def test_invalid_fields_raise(option, said):
-    with pytest.raises(UserError, match=said):
+def test_invalid_fields_raise(option, message):
+    with pytest.raises(UserError, match=message):
         a_text(**option)
 
 
 def test_texts_of_another_length_than_the_tokenizers_raise():
-    with pytest.raises(UserError, match=r"tokenizer.length=12: expected that of this batch's texts, 10 ids"):
+    with pytest.raises(UserError, match=r"tokenizer.length=12: expected the 10 ids of this batch's texts"):
         TEXT.apply(PARAMS, jnp.asarray(IDS[:, :10]), SHOWN)
 
 

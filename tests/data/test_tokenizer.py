@@ -100,7 +100,7 @@ def test_a_batch_is_its_texts():
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: ByteTokenizer(1), "length=1: expected 2 or more"),
         (lambda: Tokenize(ByteTokenizer(0)), "length=0: "),
@@ -124,8 +124,8 @@ def test_a_batch_is_its_texts():
         (lambda: TOKENIZE({"image": 0, "index": 7}, RNG), "field='text': .* Fix: use one of image, index"),
     ],
 )
-def test_invalid_texts_raise(make, said):
-    with pytest.raises(UserError, match=said):
+def test_invalid_texts_raise(make, message):
+    with pytest.raises(UserError, match=message):
         make()
 
 

@@ -30,13 +30,13 @@ def last(scale=1.0):
 
 def test_each_stage_sees_the_images_of_the_one_before_and_its_own_conditions():
     stages = base(), larger(), last()
-    made = Cascade(stages).run(label=[0, 2, 1])
-    np.testing.assert_array_equal(made[0], constant(LEVELS[[0, 2, 1]]))
-    again = stages[1](label=[0, 2, 1], low=made[0], seed=stage_seed(0, 1))
-    np.testing.assert_array_equal(made[1], again)
-    np.testing.assert_allclose(made[1].astype(int), constant(1.5 * LEVELS[[0, 2, 1]], (8, 8, 1)), atol=1)
-    np.testing.assert_array_equal(made[2], made[1].repeat(2, axis=1).repeat(2, axis=2))
-    np.testing.assert_array_equal(Cascade(stages)(label=[0, 2, 1]), made[2])
+    generated = Cascade(stages).run(label=[0, 2, 1])
+    np.testing.assert_array_equal(generated[0], constant(LEVELS[[0, 2, 1]]))
+    again = stages[1](label=[0, 2, 1], low=generated[0], seed=stage_seed(0, 1))
+    np.testing.assert_array_equal(generated[1], again)
+    np.testing.assert_allclose(generated[1].astype(int), constant(1.5 * LEVELS[[0, 2, 1]], (8, 8, 1)), atol=1)
+    np.testing.assert_array_equal(generated[2], generated[1].repeat(2, axis=1).repeat(2, axis=2))
+    np.testing.assert_array_equal(Cascade(stages)(label=[0, 2, 1]), generated[2])
 
 
 def test_each_stage_keeps_its_own_guidance_by_default():
@@ -78,8 +78,8 @@ def test_consistency_is_the_error_of_the_reduced_images():
     large[:, 1::2, ::2] -= 2
     np.testing.assert_allclose(consistency([small, large, large]), [5.0, 0.0], atol=1e-6)
     wide = dataclasses.replace(last(), image_shape=(8, 8, 1))
-    made = Cascade((base(), wide)).run(label=[0])
-    assert consistency(made) == [0.0]
+    generated = Cascade((base(), wide)).run(label=[0])
+    assert consistency(generated) == [0.0]
 
 
 def test_the_field_is_found_or_named():

@@ -81,15 +81,15 @@ def test_opaque_pixels_of_all_256_levels_are_kept():
     generator = a_model()
     levels = np.arange(256, dtype=np.uint8)
     known = np.stack([levels, levels[::-1], RNG.permutation(levels)], axis=-1).reshape(1, 16, 16, 3)
-    made = np.indices((16, 16)).sum(axis=0) % 5 == 0
-    holes = np.concatenate([known, np.where(made, 0, 255)[None, ..., None].astype(np.uint8)], axis=-1)
+    generated = np.indices((16, 16)).sum(axis=0) % 5 == 0
+    holes = np.concatenate([known, np.where(generated, 0, 255)[None, ..., None].astype(np.uint8)], axis=-1)
     recipe = dataclasses.replace(
         generator.recipe, guidance=ClassifierFree(2.0), modifiers=(DynamicThreshold(0.5),)
     )
     found = dataclasses.replace(generator, recipe=recipe)(source=holes)
     assert found.shape == known.shape
-    np.testing.assert_array_equal(found[:, ~made], known[:, ~made])
-    assert np.mean(found[:, made] != known[:, made]) > 0.9
+    np.testing.assert_array_equal(found[:, ~generated], known[:, ~generated])
+    assert np.mean(found[:, generated] != known[:, generated]) > 0.9
 
 
 def test_a_partial_image_equals_known_images_and_a_mask():
@@ -146,12 +146,12 @@ def test_known_pixels_of_two_conditions_are_merged():
     given = {"a": HOLES, "b": np.concatenate([255 - RGB, np.flip(HOLES[..., 3:], axis=2)], axis=-1)}
     values = {name: parts[name].read(given[name]) for name in given} | {"c": RGB}
     absent = {"a": np.array([False, False, True]), "b": np.zeros(3, bool), "c": np.zeros(3, bool)}
-    whole, made = inputs.known(parts, values, absent, (8, 12, 3))
+    images, generated = inputs.known(parts, values, absent, (8, 12, 3))
     first = ~MASK & np.array([True, True, False])[:, None, None]
     second = np.flip(~MASK, axis=2)
-    np.testing.assert_array_equal(made[..., 0], ~(first | second))
-    np.testing.assert_array_equal(image_arrays.to_uint8(whole)[first], RGB[first])
-    np.testing.assert_array_equal(image_arrays.to_uint8(whole)[second & ~first], 255 - RGB[second & ~first])
+    np.testing.assert_array_equal(generated[..., 0], ~(first | second))
+    np.testing.assert_array_equal(image_arrays.to_uint8(images)[first], RGB[first])
+    np.testing.assert_array_equal(image_arrays.to_uint8(images)[second & ~first], 255 - RGB[second & ~first])
     everything = {name: np.ones(3, bool) for name in parts}
     assert inputs.known(parts, values, everything, (8, 12, 3)) == (None, None)
 

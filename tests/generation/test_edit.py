@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff.data import images as pictures
+from jaxdiff.data import images as image_arrays
 from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import VariancePreserving
 from jaxdiff.process.prediction import V
@@ -39,8 +39,8 @@ def test_one_step_is_the_models_answer_to_the_diffused_image():
     generator = a_generator(slope=0.3, steps=4)  # times 1, 3/4, 1/2, 1/4 of a rectified flow
     found = generator.edit(IMAGES, 0.25, label=[0, 1, 4], seed=5)
     noise = noise_of(3, 5)
-    diffused = 0.75 * pictures.to_float(IMAGES) + 0.25 * noise
-    expected = pictures.to_uint8(MEANS[[0, 1, 4]][:, None, None, None] + 0.3 * diffused)
+    diffused = 0.75 * image_arrays.to_float(IMAGES) + 0.25 * noise
+    expected = image_arrays.to_uint8(MEANS[[0, 1, 4]][:, None, None, None] + 0.3 * diffused)
     np.testing.assert_allclose(found.astype(int), expected, atol=1)
     assert np.any(generator.edit(IMAGES, 0.25, label=[0, 1, 4], seed=6) != found)
     one = generator.edit(IMAGES[1], 0.25, label=[0, 1, 4], seed=5)
@@ -50,9 +50,9 @@ def test_one_step_is_the_models_answer_to_the_diffused_image():
 
 def test_the_whole_grid_begins_with_noise_and_little_of_it_with_the_image():
     generator = a_v_model()
-    whole = generator.edit(IMAGES, 1.0, label=2, seed=1).astype(int)
-    drawn = generator(3, label=2, seed=1, noise=noise_of(3, 1) + pictures.to_float(IMAGES) / 5)
-    np.testing.assert_allclose(whole, drawn, atol=1)  # 5 is sigma / alpha where the grid begins
+    edited = generator.edit(IMAGES, 1.0, label=2, seed=1).astype(int)
+    drawn = generator(3, label=2, seed=1, noise=noise_of(3, 1) + image_arrays.to_float(IMAGES) / 5)
+    np.testing.assert_allclose(edited, drawn, atol=1)  # 5 is sigma / alpha where the grid begins
     assert np.abs(generator.edit(IMAGES, 0.1, label=2).astype(int) - IMAGES).max() < 8
 
 
@@ -82,11 +82,11 @@ def test_an_inverted_image_comes_back_under_its_own_conditions_and_moves_under_o
 def test_pixels_outside_the_mask_stay_and_those_inside_are_edited_as_without_one():
     generator, mask = a_v_model(), np.array([[True, False, True], [False, False, True]])
     for options in ({}, {"before": {"label": 0}}):
-        whole = generator.edit(IMAGES, 0.5, label=4, **options)
+        edited = generator.edit(IMAGES, 0.5, label=4, **options)
         part = generator.edit(IMAGES, 0.5, label=4, mask=mask, **options)
         np.testing.assert_array_equal(part[:, ~mask], IMAGES[:, ~mask])
-        np.testing.assert_allclose(part[:, mask].astype(int), whole[:, mask], atol=1)
-        assert np.all(whole[:, ~mask] != IMAGES[:, ~mask])
+        np.testing.assert_allclose(part[:, mask].astype(int), edited[:, mask], atol=1)
+        assert np.all(edited[:, ~mask] != IMAGES[:, ~mask])
 
 
 class MeanOfPixels(nn.Module):
@@ -103,9 +103,9 @@ def test_pixels_inside_the_mask_see_the_diffused_image_around_it():
     generator = a_generator(slope=0.9, steps=4)
     generator = dataclasses.replace(generator, denoiser=generator.denoiser.clone(network=MeanOfPixels()))
     mask = np.array([[True, False, False], [False, False, False]])
-    whole = generator.edit(IMAGES, 0.25, label=1)
+    edited = generator.edit(IMAGES, 0.25, label=1)
     part = generator.edit(IMAGES, 0.25, label=1, mask=mask)
-    np.testing.assert_allclose(part[:, mask].astype(int), whole[:, mask], atol=1)
+    np.testing.assert_allclose(part[:, mask].astype(int), edited[:, mask], atol=1)
 
 
 def test_an_image_of_another_size_is_edited_as_such():
@@ -115,10 +115,10 @@ def test_an_image_of_another_size_is_edited_as_such():
     np.testing.assert_allclose(found[:, :, 3:].astype(int), alone, atol=1)
 
 
-@pytest.mark.parametrize(("share", "left"), [(1.0, 8), (0.5, 4), (0.3, 2), (0.01, 1)])
-def test_a_truncated_grid_is_the_end_of_its_grid(share, left):
+@pytest.mark.parametrize(("fraction", "left"), [(1.0, 8), (0.5, 4), (0.3, 2), (0.01, 1)])
+def test_a_truncated_grid_is_the_end_of_its_grid(fraction, left):
     grid, process = EDM
-    found = Truncated(grid, share)(process, 8)
+    found = Truncated(grid, fraction)(process, 8)
     np.testing.assert_array_equal(found, grid(process, 8)[-left:])
     assert jnp.all(jnp.diff(found) < 0)
 

@@ -14,7 +14,7 @@ from jaxdiff.cli import app as command
 from jaxdiff.cli import request, sampling
 from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.conditioning.vector import ClassLabel
-from jaxdiff.data import images as pictures
+from jaxdiff.data import images as image_arrays
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.embeddings import Embeddings
 from jaxdiff.errors import UserError
@@ -85,7 +85,7 @@ def a_generator(
 def constant(means):
     """Images of one colour each."""
     values = np.broadcast_to(np.asarray(means, np.float32)[:, None, None, None], (len(means), *SHAPE))
-    return pictures.to_uint8(values)
+    return image_arrays.to_uint8(values)
 
 
 def test_images_are_those_of_their_class_and_guidance_extrapolates_from_the_null():
@@ -98,7 +98,7 @@ def test_images_are_those_of_their_class_and_guidance_extrapolates_from_the_null
     np.testing.assert_array_equal(every(label=[0, 3], guidance=2.0), constant(expected))
 
 
-def test_nothing_of_the_null_is_in_a_conditional_image_nor_of_a_class_in_an_unconditional_one():
+def test_conditional_images_do_not_depend_on_the_null_nor_unconditional_ones_on_a_class():
     generator = a_generator()
 
     def broken(name):
@@ -144,7 +144,7 @@ def test_invalid_arguments_raise(arguments, message):
         a_generator(ClassifierFree(2.0))(label=[1, 2], **arguments)
 
 
-def test_autoguidance_leads_away_from_a_guide_of_another_network_and_process():
+def test_autoguidance_with_a_guiding_model_of_another_network_and_process():
     """At level 3 and with noise of ones, ``x / alpha`` is 3 for every process; the guide predicts a tenth of it."""
     generator = a_generator(Autoguidance(1.5), Karras(0.1, 3.0), steps=1)
     guide = a_generator(process=VarianceExploding(), gain=0.5, slope=0.1, classes=9)
@@ -192,22 +192,22 @@ def test_an_image_is_inverted_to_the_noise_that_generates_it():
     process, grid = VariancePreserving(Cosine()), Karras(0.005, 5.0)
     generator = a_generator(ClassifierFree(1.5), grid, process, slope=0.1, steps=6, parameterization=V())
     noise = 0.3 * np.random.default_rng(0).normal(size=(2, *SHAPE)).astype(np.float32)
-    made = generator(label=[0, 4], noise=noise)
-    found = generator.invert(made, label=[0, 4], iterations=20)
+    generated = generator(label=[0, 4], noise=noise)
+    found = generator.invert(generated, label=[0, 4], iterations=20)
     assert found.dtype == np.float32
     np.testing.assert_allclose(
         found, noise, atol=0.02
     )  # a level of uint8 is 0.008, and the inverse begins at 0.005
     again = generator(label=[0, 4], noise=found)
-    assert np.abs(again.astype(int) - made).max() <= 1
+    assert np.abs(again.astype(int) - generated).max() <= 1
     rough, other = (
-        generator.invert(made, label=[0, 4], **arguments)
+        generator.invert(generated, label=[0, 4], **arguments)
         for arguments in ({}, {"guidance": 1.0, "iterations": 20})
     )
     assert np.abs(rough - noise).max() > 0.05
     assert np.abs(other - noise).max() > 0.05
     with pytest.raises(UserError, match=r"sampling.grid=RePaint"):
-        a_generator(grid=RePaint(UNIFORM, 1, 2)).invert(made, label=[0, 4])
+        a_generator(grid=RePaint(UNIFORM, 1, 2)).invert(generated, label=[0, 4])
 
 
 def test_an_image_does_not_depend_on_its_batch():
@@ -266,8 +266,8 @@ def test_the_command_passes_on_negative_conditions_images_and_a_guiding_model(ca
     Image.fromarray(mask).save(tmp_path / "mask.png")
     pair = ("--known", str(tmp_path / "known.png"), "--mask", str(tmp_path / "mask.png"))
     images, _ = call("--n", "4", "--label", "1", "--guidance", "1", *pair)
-    made = constant(MEANS[[1]])[0, 0, 0, 0]
-    np.testing.assert_array_equal(images[..., 0], [[[made, 1, 2], [3, made, 5]]] * 4)
+    generated = constant(MEANS[[1]])[0, 0, 0, 0]
+    np.testing.assert_array_equal(images[..., 0], [[[generated, 1, 2], [3, generated, 5]]] * 4)
 
 
 def test_a_mistake_in_an_image_or_a_flag_is_reported(call, tmp_path):

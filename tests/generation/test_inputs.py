@@ -13,7 +13,7 @@ from jaxdiff.conditioning.continuous import Continuous
 from jaxdiff.conditioning.image import ImageCondition
 from jaxdiff.conditioning.noisy import NoiseAugmented
 from jaxdiff.conditioning.vector import ClassLabel, NoiseLevel
-from jaxdiff.data import images as pictures
+from jaxdiff.data import images as image_arrays
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.embeddings import Embeddings
 from jaxdiff.errors import UserError
@@ -38,7 +38,7 @@ class NoNoiseLevel(nn.Module):
 
 
 class Sum(nn.Module):
-    """Predicts the sum of its conditions, those for the whole image and those for each pixel."""
+    """Predicts the sum of its conditions, of vectors and of spatial channels."""
 
     @nn.compact
     def __call__(self, x, embeddings, *, train):
@@ -60,7 +60,9 @@ def a_generator(conditions, params, shape=(4, 4, 1), scale=1.0):
 
 
 def constant(values, shape=(4, 4, 1)):
-    return pictures.to_uint8(np.broadcast_to(np.reshape(values, (-1, 1, 1, 1)), (np.size(values), *shape)))
+    return image_arrays.to_uint8(
+        np.broadcast_to(np.reshape(values, (-1, 1, 1, 1)), (np.size(values), *shape))
+    )
 
 
 NUMBERS = {"size": Continuous(2, 1, default=(0.5, 0.0)), "label": ClassLabel(3, 1, null="zero")}
@@ -103,7 +105,7 @@ def test_an_image_is_given_as_bytes_or_numbers_for_each_or_for_all():
     )
     large = LOW.repeat(2, axis=1).repeat(2, axis=2)
     np.testing.assert_array_equal(generator(low=LOW), large)
-    np.testing.assert_array_equal(generator(low=pictures.to_float(LOW)), large)
+    np.testing.assert_array_equal(generator(low=image_arrays.to_float(LOW)), large)
     np.testing.assert_array_equal(generator(2, low=LOW[1]), large[[1, 1]])
 
 
@@ -112,8 +114,8 @@ def test_a_model_generates_images_of_another_size():
     generator = a_generator({"low": part}, {"low": {"null": [[[[0.2]]]]}}, (8, 8, 1), 2.0)
     wide = dataclasses.replace(generator, image_shape=(8, 16, 1))
     low = np.concatenate([LOW, LOW[:, :, ::-1]], axis=2)
-    expected = 2 * pictures.to_float(low).repeat(2, axis=1).repeat(2, axis=2) - 0.2
-    np.testing.assert_array_equal(wide(low=low), pictures.to_uint8(expected))
+    expected = 2 * image_arrays.to_float(low).repeat(2, axis=1).repeat(2, axis=2) - 0.2
+    np.testing.assert_array_equal(wide(low=low), image_arrays.to_uint8(expected))
     np.testing.assert_array_equal(wide(low=None, guidance=1.0), constant([0.2], (8, 16, 1)))
 
 
@@ -130,22 +132,22 @@ def noisy(scale=1.0, label=False, **options):
 def test_a_noisy_condition_is_at_its_level_and_its_noise_is_the_images_own():
     generator = noisy(level=0.2, max_level=0.5)
     grey = np.zeros((3, 4, 4, 1), np.float32)
-    made = generator(low=grey)
-    noise = pictures.to_float(made) / 0.2
+    generated = generator(low=grey)
+    noise = image_arrays.to_float(generated) / 0.2
     assert 0.6 < noise.std() < 1.4
-    assert len({image.tobytes() for image in made}) == 3
+    assert len({image.tobytes() for image in generated}) == 3
     alone = dataclasses.replace(generator, batch_size=1)
-    np.testing.assert_array_equal(alone(low=grey), made)
-    np.testing.assert_array_equal(generator(2, low=grey[0]), made[:2])
-    assert np.any(generator(low=grey, seed=1) != made)
+    np.testing.assert_array_equal(alone(low=grey), generated)
+    np.testing.assert_array_equal(generator(2, low=grey[0]), generated[:2])
+    assert np.any(generator(low=grey, seed=1) != generated)
     np.testing.assert_array_equal(generator(low={"value": LOW, "level": 0.0}), LOW)
     levels = generator(low={"value": grey, "level": [0.0, 0.2, 0.4]})
-    np.testing.assert_array_equal(levels[:2], [constant([0.0])[0], made[1]])
+    np.testing.assert_array_equal(levels[:2], [constant([0.0])[0], generated[1]])
     each = generator(
         low=[{"value": image, "level": level} for image, level in zip(grey, [0.0, 0.2, 0.4], strict=True)]
     )
     np.testing.assert_array_equal(each, levels)
-    np.testing.assert_allclose(pictures.to_float(levels[2]), np.clip(0.4 * noise[2], -1, 1), atol=0.02)
+    np.testing.assert_allclose(image_arrays.to_float(levels[2]), np.clip(0.4 * noise[2], -1, 1), atol=0.02)
 
 
 def test_data_consistency_uses_the_image_without_its_noise():
@@ -162,7 +164,7 @@ def test_both_branches_of_guidance_see_the_same_noisy_condition():
     conditional, guided = (
         noisy(scale, label=True, level=0.2)(low=grey, label=[0, 1]) for scale in (1.0, 2.0)
     )
-    difference = pictures.to_float(guided) - pictures.to_float(conditional)
+    difference = image_arrays.to_float(guided) - image_arrays.to_float(conditional)
     np.testing.assert_allclose(difference, LEVELS[:2, None, None, None] + 0 * difference, atol=0.01)
 
 

@@ -74,10 +74,10 @@ class Caption(Condition):
         return np.zeros(len(value), np.float32)
 
 
-def cells(picture, rows, columns, width):
+def cells(grid, rows, columns, width):
     """Colours of the middles of the cells, which are 32 pixels large and 2 apart; `width` pixels are labels."""
     return np.array(
-        [[picture[34 * y + 16, width + 34 * x + 16, 0] for x in range(columns)] for y in range(rows)]
+        [[grid[34 * y + 16, width + 34 * x + 16, 0] for x in range(columns)] for y in range(rows)]
     )
 
 
@@ -86,15 +86,15 @@ def test_a_row_shows_an_example_and_its_samples():
     given = preview.conditions(
         generator.denoiser.conditioner, Pipeline(Dots(extra=False)), Pipeline(Dots()), 0
     )
-    picture = preview.sample_grid(generator, given, columns=4)
-    assert picture.shape == (8 * 34 - 2, 4 * 34 - 2, 1)
-    np.testing.assert_array_equal(cells(picture, 8, 4, 0), 10 * np.arange(8)[:, None].repeat(4, axis=1))
+    grid = preview.sample_grid(generator, given, columns=4)
+    assert grid.shape == (8 * 34 - 2, 4 * 34 - 2, 1)
+    np.testing.assert_array_equal(cells(grid, 8, 4, 0), 10 * np.arange(8)[:, None].repeat(4, axis=1))
 
 
 def test_fields_of_transforms_are_found():
     conditioner = Conditioner(NoiseLevel(8), {"low": LOW, "label": LABEL})
-    made = preview.conditions(conditioner, Pipeline(Dots(extra=False), (Halve(),)), None, 3)
-    assert {name: len(values) for name, values in made.items()} == {"low": 8, "label": 8}
+    generated = preview.conditions(conditioner, Pipeline(Dots(extra=False), (Halve(),)), None, 3)
+    assert {name: len(values) for name, values in generated.items()} == {"low": 8, "label": 8}
     with pytest.raises(
         UserError, match=r"config.sample_every: expected examples with low, .* got image, index, label"
     ):
@@ -104,19 +104,19 @@ def test_fields_of_transforms_are_found():
 def test_classes_label_their_samples():
     generator = a_generator({"low": LOW, "label": LABEL}, {"low": {}, "label": WEIGHTS["label"]})
     given = {"label": np.array([2, 0]), "low": np.full((2, 2, 2, 1), 100, np.uint8)}
-    picture = preview.sample_grid(generator, given, columns=3)
-    width = picture.shape[1] - (3 * 34 - 2)
+    grid = preview.sample_grid(generator, given, columns=3)
+    width = grid.shape[1] - (3 * 34 - 2)
     assert width > 0
     expected = [[100, *[round(100 + 127.5 * LEVELS[label])] * 2] for label in (2, 0)]
-    np.testing.assert_allclose(cells(picture, 2, 3, width), expected, atol=1)
+    np.testing.assert_allclose(cells(grid, 2, 3, width), expected, atol=1)
 
 
 def test_classes_have_a_row_each_and_no_example_is_read():
     generator = a_generator({"digit": LABEL}, {"digit": WEIGHTS["label"]})
     closed = Pipeline(Closed())
     assert preview.conditions(generator.denoiser.conditioner, closed, closed, 0) is None
-    picture = preview.sample_grid(generator, None, columns=5)
-    found = cells(picture, 3, 5, picture.shape[1] - (5 * 34 - 2))
+    grid = preview.sample_grid(generator, None, columns=5)
+    found = cells(grid, 3, 5, grid.shape[1] - (5 * 34 - 2))
     np.testing.assert_array_equal(found, constant(LEVELS)[:, 0, :1, 0].repeat(5, axis=1))
     plain = preview.sample_grid(a_generator({}, {}), None, columns=2)
     assert plain.shape == (2 * 34 - 2, 2 * 34 - 2, 1)
@@ -146,14 +146,14 @@ def test_hints_and_fills_are_shown_beside_their_samples():
     generator = dataclasses.replace(generator, denoiser=generator.denoiser.clone(network=Colours()))
     grey = np.full((2, 4, 4, 1), 90, np.uint8)
     stored = np.concatenate([grey, np.broadcast_to(np.uint8([0, 0, 0, 255])[:, None], grey.shape)], axis=-1)
-    for given, shown, made in (
+    for given, shown, generated in (
         (stored, 102, 102),  # the level of -0.2, and in the last column 90
         (PartialImage(1).read(grey), 90, 90),
     ):
-        picture = preview.sample_grid(generator, {"source": given}, columns=2)
-        np.testing.assert_array_equal(cells(picture, 2, 2, 0), [[shown, made]] * 2)
-        assert picture[16, 29, 0] == 90
-        assert picture[16, 34 + 29, 0] == 90
+        grid = preview.sample_grid(generator, {"source": given}, columns=2)
+        np.testing.assert_array_equal(cells(grid, 2, 2, 0), [[shown, generated]] * 2)
+        assert grid[16, 29, 0] == 90
+        assert grid[16, 34 + 29, 0] == 90
 
 
 class Colours(nn.Module):

@@ -15,12 +15,13 @@ from jaxdiff.conditioning.vector import NoiseLevel
 from jaxdiff.config import spec
 from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.sources import Tfds
-from jaxdiff.data.text import Tokenize
+from jaxdiff.data.text import ByteTokenizer, Tokenize
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.evaluation.scenes.report import SceneEvaluation
 from jaxdiff.experiment import Experiment
 from jaxdiff.models.blocks import ResidualMiddle
 from jaxdiff.models.pixel_attention import PixelAttention
+from jaxdiff.models.text_encoder import ByteTransformer
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import VarianceExploding
 from jaxdiff.process.prediction import Edm
@@ -37,7 +38,7 @@ from jaxdiff.training.muon import Muon
 from jaxdiff.training.optimizer import Cosine
 
 WIDTH = 32
-LENGTH = 80  # bytes of a caption, more than the longest
+TOKENIZER = spec(ByteTokenizer, length=80)  # longer than the longest caption
 SIGMA_DATA = 0.32  # standard deviation of the pixels
 
 
@@ -59,14 +60,17 @@ def get_config() -> ConfigDict:
     )
     text = spec(
         Text,
-        width=128,
-        length=LENGTH,
-        layers=2,
-        window=5,
-        words=18,
-        phrase=9,  # "to the left of" lies between two digits
-        head_dim=32,
-        expansion=2,
+        tokenizer=TOKENIZER,
+        encoder=spec(
+            ByteTransformer,
+            width=128,
+            layers=2,
+            window=5,
+            words=18,
+            phrase=9,  # "to the left of" lies between two digits
+            head_dim=32,
+            expansion=2,
+        ),
         vector_width=4 * WIDTH,
     )
     conditioner = spec(Conditioner, noise=spec(NoiseLevel, width=4 * WIDTH), conditions={"text": text})
@@ -114,4 +118,4 @@ def pipeline(split: str) -> ConfigDict:
         text_key="caption",
         fields=("relation", "count", "digits", "colours"),  # for the classifier of the evaluation
     )
-    return spec(Pipeline, source=source, conditions=(spec(Tokenize, length=LENGTH),), cache=True)
+    return spec(Pipeline, source=source, conditions=(spec(Tokenize, tokenizer=TOKENIZER),), cache=True)

@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.embeddings import Embeddings
 from jaxdiff.process.gaussian import Process
 from jaxdiff.process.labels import LogSigma
@@ -24,7 +25,7 @@ class Denoiser(nn.Module):
     """
 
     network: nn.Module
-    conditioner: nn.Module
+    conditioner: Conditioner
     process: Process | nn.Module
     parameterization: Parameterization
     uncertainty: nn.Module | None = None

@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
 
     from jaxdiff.generation.generator import Generator
 
-    guide = command.guide_run(flags.guide)
+    guide = None if flags.guide is None else command.run_and_step(flags.guide)
     generator = Generator.load(
         flags.workdir, step=flags.step, overrides=overrides, packages=packages[1:], guide=guide
     )

@@ -69,7 +69,7 @@ def init_from(folder: str | None) -> list[tuple[str, str]]:
     """The override that lets a run start from another one, given as ``folder`` or ``folder:step``."""
     if folder is None:
         return []
-    run = app.guide_run(folder)
+    run = app.run_and_step(folder)
     workdir, step = run if isinstance(run, tuple) else (run, None)
     return [("init_from", f"jaxdiff.training.transfer:InitFrom(workdir={workdir!r}, step={step})")]
 

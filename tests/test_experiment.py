@@ -13,9 +13,10 @@ from jaxdiff.data.conditions import Degrade
 from jaxdiff.data.degradations import Downsample
 from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.sources import Tfds
-from jaxdiff.data.text import Tokenize
+from jaxdiff.data.text import ByteTokenizer, Tokenize
 from jaxdiff.data.transforms import RandomCrop
 from jaxdiff.errors import UserError
+from jaxdiff.models.text_encoder import ByteTransformer
 from jaxdiff.process.gaussian import RectifiedFlow
 
 DIGITS = str(pathlib.Path(__file__).parents[1] / "configs" / "digits.py")
@@ -23,7 +24,8 @@ LOW = configs.spec(ImageCondition, channels=3, factor=4.0)
 NOISY = configs.spec(
     NoiseAugmented, part=LOW, noise=configs.spec(NoiseLevel, width=128), process=configs.spec(RectifiedFlow)
 )
-TEXT = configs.spec(Text, width=64, length=96, layers=1)
+TOKENIZER = configs.spec(ByteTokenizer, length=96)
+TEXT = configs.spec(Text, tokenizer=TOKENIZER, encoder=configs.spec(ByteTransformer, width=64, layers=1))
 SMALLER = configs.spec(Degrade, field="low_res", degradation=configs.spec(Downsample, factor=4))
 
 
@@ -44,7 +46,9 @@ SCENES = configs.spec(Tfds, name="scenes", label_key=None, text_key="caption")
     [
         lambda: experiment(PHOTOS, {"low_res": LOW}, (SMALLER,)),
         lambda: experiment(PHOTOS, {"low_res": NOISY}, (SMALLER,)),
-        lambda: experiment(SCENES, {"text": TEXT}, (configs.spec(Tokenize, length=96),), shape=(24, 24, 3)),
+        lambda: experiment(
+            SCENES, {"text": TEXT}, (configs.spec(Tokenize, tokenizer=TOKENIZER),), shape=(24, 24, 3)
+        ),
         lambda: experiment(PHOTOS, {}, (), (configs.spec(RandomCrop, size=16),), (16, 16, 3)),
     ],
     ids=["low resolution", "with noise", "text", "crops of a larger picture"],

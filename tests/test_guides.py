@@ -15,6 +15,7 @@ from PIL import Image
 from jaxdiff import config as configs
 from jaxdiff import sample
 from jaxdiff.cli import app as command
+from jaxdiff.cli import request
 from jaxdiff.config.overrides import override
 from jaxdiff.distributed import runtime
 from tests import commands
@@ -86,7 +87,8 @@ def test_each_command_parses_and_fits_the_config_of_its_run(name, module, words)
         assert start is None or start in runs(), start
         return
     folders = flags.cascade.split(",") if getattr(flags, "cascade", None) else [flags.workdir]
-    guide = [] if flags.guide is None else [flags.guide.rpartition(":")[0]]
+    guiding = getattr(flags, "guiding_model", getattr(flags, "guide", None))
+    guide = [] if guiding is None else [guiding.rpartition(":")[0]]
     parts = {}
     for folder in [*folders, *guide]:
         config, training = runs()[folder]
@@ -99,7 +101,7 @@ def test_each_command_parses_and_fits_the_config_of_its_run(name, module, words)
         assert built.evaluation is not None
         return
     if flags.sampler is not None:
-        assert ":" in sample.sampler_target(flags.sampler)
+        assert ":" in request.sampler_target(flags.sampler)
     for word in [*flags.image, *flags.condition, *flags.level, *flags.negative, *flags.source]:
         assert word.partition("=")[0] in parts, word
     assert not flags.text or "text" in parts

@@ -15,6 +15,8 @@ import pytest
 from jaxdiff import config as configs
 from jaxdiff import plan as planning
 from jaxdiff.cli import app as command
+from jaxdiff.conditioning.condition import Condition
+from jaxdiff.conditioning.nulls import Null
 from jaxdiff.cost.chips import CHIPS
 from jaxdiff.cost.estimate import estimate, mesh_of, parts
 from jaxdiff.distributed.mesh import MeshShape
@@ -88,17 +90,18 @@ class Counted(nn.Module):
         return nn.Conv(1, (1, 1), name="head")(jnp.sin(h))
 
 
-class Measured(nn.Module):
+class Measured(Condition):
     """A condition of seven numbers, and one matrix."""
 
     drop_rate: float = 0.1
+    null: Null = "zero"
 
     @nn.compact
     def __call__(self, values, drop):
         return Embeddings(vector=jnp.where(drop[:, None], 0.0, nn.Dense(128, name="dense")(values)))
 
     @nn.nowrap
-    def example(self, batch, image_shape=None):
+    def example(self, batch, data_shape=None):
         return jnp.zeros((batch, 7))
 
 

@@ -1,7 +1,8 @@
-"""`jaxdiff.sample` from its words to images, with models whose images are the sum of their conditions."""
+"""`jaxdiff.sample` from a command line to images, with models whose images are the sum of their conditions."""
 
 import dataclasses
 import json
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -11,65 +12,61 @@ import pytest
 from PIL import Image
 
 from jaxdiff import sample
-from jaxdiff.cli import values as words
+from jaxdiff.cli import sampling
+from jaxdiff.conditioning.condition import Condition
 from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.conditioning.continuous import Continuous
 from jaxdiff.conditioning.image import ImageCondition
+from jaxdiff.conditioning.nulls import Null
 from jaxdiff.conditioning.vector import ClassLabel, NoiseLevel
+from jaxdiff.data.image_files import read_image
 from jaxdiff.denoiser import Denoiser
-from jaxdiff.distributed import runtime
 from jaxdiff.embeddings import Embeddings
 from jaxdiff.errors import UserError
-from jaxdiff.generation.generator import Generator
+from jaxdiff.generation import checks
 from jaxdiff.models.blocks import ResidualMiddle
 from jaxdiff.models.unet import Level, UNet
-from jaxdiff.runs import workdir as workdirs
+from jaxdiff.sampling.guidance.classifier_free import Interval
 from jaxdiff.sampling.guidance.per_condition import PerCondition
 from tests.generation.test_inputs import LEVELS, WEIGHTS, a_generator, constant, noisy
 
 
-class Length(nn.Module):
-    """A text, of which a hundredth of its length is seen."""
+class Length(Condition):
+    """A text, which acts by a hundredth of its length."""
 
-    drop_rate: float = 0.0
-    null: str = "zero"
+    flag: ClassVar[str | None] = "text"
+    null: ClassVar[Null] = "zero"
 
     def __call__(self, lengths, drop):
         return Embeddings(vector=jnp.where(drop, 0.0, lengths)[:, None])
 
     @nn.nowrap
-    def read(self, value):
+    def read(self, value, name="text"):
         if isinstance(value, str):
             return np.float32(len(value) / 100)
         return np.array([len(text) / 100 for text in value], np.float32)
 
     @nn.nowrap
-    def example(self, batch, image_shape=None):
+    def example(self, batch, data_shape=None):
         return jnp.zeros(batch)
-
-    @nn.nowrap
-    def check(self, values, name="text"):
-        pass
 
 
 SIZE = Continuous(2, 1, default=(0.5, 0.0))
 LABEL = ClassLabel(3, 1, null="zero")
-PARTS = {"label": LABEL, "text": Length(), "crop": SIZE}
+CONDITIONS = {"label": LABEL, "text": Length(), "crop": SIZE}
 PARAMS = {"label": WEIGHTS["label"], "text": {}, "crop": WEIGHTS["size"]}
 LOW = {"low": ImageCondition(1, factor=2.0, method="nearest")}
 PHOTO = np.arange(60, 84, dtype=np.uint8).reshape(4, 6)
 
 
 @pytest.fixture
-def call(monkeypatch, tmp_path):
-    """Runs the command on a generator; gives what it has stored."""
-    monkeypatch.setattr(workdirs, "read_config", lambda workdir: {})
-    monkeypatch.setattr(runtime, "start", lambda: None)
+def call(tmp_path):
+    """Runs the command on a generator; returns the arrays that it stores."""
 
     def run(generator, *arguments):
-        monkeypatch.setattr(Generator, "load", lambda workdir, **options: generator)
         out = tmp_path / "out.npz"
-        sample.main(["--workdir", "run", "--out", str(out), "--overwrite", *map(str, arguments)])
+        words = ["--workdir", "run", "--out", str(out), "--overwrite", *map(str, arguments)]
+        sampling.run(sample.parse(words), load=lambda workdir, **options: generator)
         return dict(np.load(out))
 
     return run
@@ -85,8 +82,8 @@ def enlarged(pixels):
     return np.repeat(np.repeat(pixels, 2, axis=-2), 2, axis=-1)[..., None]
 
 
-def test_every_condition_has_its_words(call):
-    generator = a_generator(PARTS, PARAMS)
+def test_every_condition_has_its_flag(call):
+    generator = a_generator(CONDITIONS, PARAMS)
     found = call(generator, "--label", "2", "--text", "a red three", "--condition", "crop=[1, 0.5]")
     np.testing.assert_array_equal(found["images"], constant([LEVELS[2] + 0.11 + 0.5]))
     assert found["label"].tolist() == [2]
@@ -98,7 +95,7 @@ def test_every_condition_has_its_words(call):
 
 
 def test_values_of_one_name_are_taken_in_turn(call):
-    generator = a_generator(PARTS, PARAMS)
+    generator = a_generator(CONDITIONS, PARAMS)
     texts = ("--text", "abc", "--text", "defgh", "--text", "i")
     found = call(generator, "--label", "0,1", *texts, "--n", "4")
     expected = LEVELS[[0, 1, 0, 1]] + np.array([0.03, 0.05, 0.01, 0.03]) + 0.2
@@ -107,38 +104,89 @@ def test_values_of_one_name_are_taken_in_turn(call):
 
 
 def test_a_scale_for_each_condition_is_guidance_by_each(call):
-    generator = a_generator(PARTS, PARAMS, scale=3.0)
-    asked = ("--label", "0", "--text", "x" * 10, "--condition", "crop=0")
-    plain = call(generator, *asked, "--guidance", "2")
+    generator = a_generator(CONDITIONS, PARAMS, scale=3.0)
+    given = ("--label", "0", "--text", "x" * 10, "--condition", "crop=0")
+    plain = call(generator, *given, "--guidance", "2")
     np.testing.assert_array_equal(plain["images"], constant([2 * (LEVELS[0] + 0.1)]))
-    each = call(generator, *asked, "--guidance", "text=4,label=0.5")
+    each = call(generator, *given, "--guidance", "text=4,label=0.5")
     np.testing.assert_array_equal(each["images"], constant([4 * 0.1 + 0.5 * LEVELS[0]]))
-    alone = dataclasses.replace(generator, recipe=dataclasses.replace(
-        generator.recipe, guidance=PerCondition(("text", "label"), (1.0, 1.0), chained=False)))  # fmt: skip
-    assert alone._recipe({"label": 2.0}, None).guidance == PerCondition(("label",), (2.0,), chained=False)
     for text, message in {
-        "text=much": "--guidance text=much: it is no number",
+        "text=much": "--guidance text=much: expected a number",
         "texts=4": r"--guidance='texts': .*it has: crop \(Continuous\), label \(ClassLabel\), text \(Length\)",
-        "much": "--guidance=much: it is no scale",
+        "much": "--guidance=much: expected a scale",
     }.items():
         with pytest.raises(UserError, match=message):
-            call(generator, *asked, "--guidance", text)
-    with pytest.raises(UserError, match="guidance='low': the model cannot do without it"):
+            call(generator, *given, "--guidance", text)
+    with pytest.raises(UserError, match="guidance='low': expected a condition with a null"):
         a_generator(LOW, {"low": {}}, (8, 8, 1))(low=np.zeros((4, 4, 1), np.uint8), guidance={"low": 2.0})
 
 
-def test_the_size_of_a_photo_is_the_size_of_what_is_made_of_it(call, photo):
+def test_scales_by_name_keep_the_form_of_the_recipes_guidance():
+    conditioner = a_generator(CONDITIONS, PARAMS).denoiser.conditioner
+    rule = PerCondition(("text", "label"), (1.0, 1.0), chained=False, interval=Interval(0.1, 1.0))
+    expected = PerCondition(("label",), (2.0,), chained=False, interval=Interval(0.1, 1.0))
+    assert checks.per_condition(rule, {"label": 2.0}, conditioner) == expected
+
+
+def test_label_and_text_find_their_conditions_by_kind(call):
+    conditions, params = {"digit": LABEL, "caption": Length()}, {"digit": WEIGHTS["label"], "caption": {}}
+    generator = a_generator(conditions, params)
+    found = call(generator, "--label", "2,0", "--text", "abc")
+    np.testing.assert_array_equal(found["images"], constant(LEVELS[[2, 0]] + 0.03))
+    assert found["digit"].tolist() == [2, 0]
+    assert found["caption"] == "abc"
+    same = call(generator, "--condition", "digit=2,0", "--condition", "caption=abc")
+    np.testing.assert_array_equal(same["images"], found["images"])
+    every = call(generator, "--text", "")
+    np.testing.assert_array_equal(every["images"], constant(LEVELS))
+    assert every["digit"].tolist() == [0, 1, 2]
+
+
+def test_of_several_labels_one_must_be_named(call):
+    conditions = {"digit": LABEL, "style": LABEL}
+    generator = a_generator(conditions, dict.fromkeys(conditions, WEIGHTS["label"]))
+    with pytest.raises(
+        UserError, match=r"--label='1': expected one .* label, got digit, style. Fix: .*digit=VALUE"
+    ):
+        call(generator, "--label", "1")
+    with pytest.raises(UserError, match="--condition style: the model needs it"):
+        call(generator, "--condition", "digit=1")
+    found = call(generator, "--condition", "digit=1", "--condition", "style=0")["images"]
+    np.testing.assert_array_equal(found, constant([LEVELS[1] + LEVELS[0]]))
+    with pytest.raises(
+        UserError, match=r"--text='a': the model has no text. Fix: leave it out; it has: digit"
+    ):
+        call(generator, "--text", "a")
+
+
+def test_a_grid_has_a_row_for_each_class(tmp_path):
+    generator = a_generator({"digit": LABEL}, {"digit": WEIGHTS["label"]})
+    for words, shape in (((), (3, 2)), (("--label", "all"), (3, 2)), (("--label", "1"), (2, 3))):
+        out = tmp_path / "grid.png"
+        flags = ["--workdir", "run", "--out", str(out), "--overwrite", "--n", "6", *words]
+        sampling.run(sample.parse(flags), load=lambda workdir, **options: generator)
+        grid = np.asarray(Image.open(out))
+        rows, columns = shape
+        assert grid.shape == (34 * rows - 2, 34 * columns - 2)
+        cells = grid[16::34, 16::34]
+        levels = (
+            [LEVELS[[row] * columns] for row in range(3)] if rows == 3 else [LEVELS[[1] * columns]] * rows
+        )
+        np.testing.assert_array_equal(cells, constant(np.concatenate(levels))[:, 0, 0, 0].reshape(shape))
+
+
+def test_the_size_of_an_image_condition_sets_that_of_the_images(call, photo):
     generator = a_generator(LOW, {"low": {}}, (8, 8, 1))
     found = call(generator, "--image", f"low={photo}")
     np.testing.assert_array_equal(found["images"], enlarged(PHOTO)[None])
     np.testing.assert_array_equal(found["low"], PHOTO[..., None])
     assert call(generator, "--image", f"low={photo}", "--size", "8x12", "--n", "2")["images"].shape[0] == 2
-    with pytest.raises(UserError, match=r"low='8x12': image_size is for images of 8x8"):
+    with pytest.raises(UserError, match=r"low='8x12': expected 8x8, the size of image_size"):
         call(generator, "--image", f"low={photo}", "--size", "8x8")
-    with pytest.raises(UserError, match="--size=8: it is no size"):
+    with pytest.raises(UserError, match="--size=8: expected HEIGHTxWIDTH"):
         call(generator, "--image", f"low={photo}", "--size", "8")
     both = a_generator({**LOW, "guide": ImageCondition(1)}, {"low": {}, "guide": {}}, (8, 8, 1))
-    with pytest.raises(UserError, match=r"guide='8x8': low is for images of 8x12"):
+    with pytest.raises(UserError, match=r"guide='8x8': expected 8x12, the size of low"):
         call(both, "--image", f"low={photo}", "--condition", f"guide={enlarged_file(photo)}")
 
 
@@ -158,7 +206,7 @@ def test_images_of_another_size_without_a_condition_and_with_a_mask(call, tmp_pa
     found = call(generator, *pair, "--size", "2x6")["images"][0, ..., 0]
     np.testing.assert_array_equal(found[:, 3:], known[:, 3:])
     np.testing.assert_array_equal(found[:, :3], constant([LEVELS[1]], (2, 3, 1))[0, ..., 0])
-    with pytest.raises(UserError, match=r"6x2 pixels, not 4x4. Fix: .*--size 2x6"):
+    with pytest.raises(UserError, match=r"expected an image of 4x4 pixels, got 6x2. Fix: .*--size 2x6"):
         call(generator, *pair)
 
 
@@ -177,26 +225,24 @@ def a_unet():
     return dataclasses.replace(small, denoiser=denoiser, params=params["params"], image_shape=(8, 8, 1))
 
 
-def test_a_size_that_the_network_cannot_make_is_told_before_anything_is_computed():
+def test_a_size_that_the_network_does_not_accept_raises_before_any_computation():
     """The parameters are shapes only: whatever computed with them would fail."""
     generator = a_unet()
     assert generator.of_size(10, 24).image_shape == (10, 24, 1)
     assert generator.of_size(8, 8) is generator
-    with pytest.raises(UserError, match=r"size=9x8: .*factor=.*: it makes 9 pixels to 4.5"):
+    with pytest.raises(UserError, match=r"size=9x8: .*factor=.*side of 9, got 4.5"):
         generator.of_size(9, 8)
-    with pytest.raises(UserError, match="size='0x8': there would be no image"):
+    with pytest.raises(UserError, match="size='0x8': expected at least 1x1"):
         generator(image_size=(0, 8), low=None)
-    whole = a_unet()
+    unet = a_unet()
     parts = Conditioner(NoiseLevel(8))
-    plain = dataclasses.replace(whole, denoiser=whole.denoiser.clone(conditioner=parts))
-    with pytest.raises(UserError, match=r"size=16x16: the network makes images of 8x8 alone"):
-        plain.of_size(
-            16, 16
-        )  # its stem misses a channel: what a network does not say, it still says readably
+    plain = dataclasses.replace(unet, denoiser=unet.denoiser.clone(conditioner=parts))
+    with pytest.raises(UserError, match=r"size=16x16: expected 8x8, the only size of this network"):
+        plain.of_size(16, 16)  # its stem lacks a channel, which Flax reports
 
 
 def test_a_file_has_a_line_for_each_image(call, tmp_path):
-    parts = {**PARTS, **LOW}
+    parts = {**CONDITIONS, **LOW}
     generator = a_generator(parts, {**PARAMS, "low": {}}, (8, 8, 1))
     (tmp_path / "photos").mkdir()
     for i in range(3):
@@ -220,20 +266,22 @@ def test_a_file_has_a_line_for_each_image(call, tmp_path):
     ("text", "message"),
     [
         ('{"label": 1}\n{"labl": 1}', r"line 2='labl': .*no such condition. Fix: it has: crop \(Continuous\), label"),
-        ('{"label": 1}\n{"label": 1, "text": "a"}', r"line 2='text': the lines before do not have it"),
-        ('{"label": 1, "text": "a"}\n\n{"label": 1}', r"line 3=.*it lacks text"),
+        ('{"label": 1}\n{"label": 1, "text": "a"}', r"line 2='text': expected the names of the lines before"),
+        ('{"label": 1, "text": "a"}\n\n{"label": 1}', r"line 3=.*expected a value for text"),
         ("label 1", r"line 1: Expecting value"),
-        ("[1]", r"line 1: it is no object"),
-        ("", r"it has no lines"),
+        ("[1]", r"line 1: expected a JSON object"),
+        ("", r"expected a JSON object per line, got no lines"),
         ('{"label": 1}', r"--condition text: the model needs it. Fix: give text; it has: crop"),
-        ('{"label": "x", "text": "a"}', r"label=x: a class is an integer"),
-        ('{"label": 1, "text": "a", "low": 3}', r"low=3: it is no path"),
+        ('{"label": "x", "text": "a"}', r"label=x: expected an integer class"),
+        ('{"label": 1, "text": "a", "low": 3}', r"low=3: expected the path of an image"),
         ('{"label": 1, "text": "a", "low": "x.png"}', r"low=.*x.png: No such file"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_a_file_is_said_with_its_line(call, tmp_path, text, message):
+def test_a_mistake_in_a_file_names_its_line(call, tmp_path, text, message):
     (tmp_path / "many.jsonl").write_text(text)
-    parts = {**PARTS, "low": ImageCondition(1, factor=2.0, null="learned")} if "low" in text else PARTS
+    parts = (
+        {**CONDITIONS, "low": ImageCondition(1, factor=2.0, null="learned")} if "low" in text else CONDITIONS
+    )
     with pytest.raises(UserError, match=message):
         call(a_generator(parts, PARAMS), "--conditions", tmp_path / "many.jsonl")
 
@@ -241,19 +289,19 @@ def test_what_is_wrong_with_a_file_is_said_with_its_line(call, tmp_path, text, m
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--text", "a", "--condition", "text=b"), "--condition='text': it is given twice"),
-        (("--text", "a", "--condition", "label=1", "--label", "2"), "--label='2': it is given twice"),
+        (("--text", "a", "--condition", "text=b"), "--condition='text': expected text once"),
+        (("--text", "a", "--condition", "label=1", "--label", "2"), "--label='label': expected label once"),
         (("--image", "low=x.png"), r"--image='low': the model has no such condition. Fix: it has: crop"),
         (("--label", "1"), "--condition text: the model needs it"),
-        (("--text", "a", "--level", "text"), "--level='text': it names no value"),
-        (("--text", "a", "--level", "crop=0.1"), "--level='crop': the condition is not given"),
+        (("--text", "a", "--level", "text"), "--level='text': expected NAME=VALUE"),
+        (("--text", "a", "--level", "crop=0.1"), "--level='crop': expected a condition that is given"),
         (("--text", "a", "--conditions", "absent.jsonl"), "--conditions=absent.jsonl: No such file"),
-        (("--text", "a", "--condition", "crop"), "--condition='crop': it names no value"),
+        (("--text", "a", "--condition", "crop"), "--condition='crop': expected NAME=VALUE"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_the_words_is_said_with_what_there_is(call, flags, message):
+def test_a_mistake_in_a_flag_names_it(call, flags, message):
     with pytest.raises(UserError, match=message):
-        call(a_generator(PARTS, PARAMS), *flags)
+        call(a_generator(CONDITIONS, PARAMS), *flags)
 
 
 def test_a_noisy_condition_is_given_a_level(call, tmp_path):
@@ -270,18 +318,18 @@ def test_a_noisy_condition_is_given_a_level(call, tmp_path):
     found = call(generator, "--conditions", tmp_path / "levels.jsonl")["images"]
     np.testing.assert_array_equal(found[0, ..., 0], pixels)
     assert found[1].std() > 10
-    with pytest.raises(UserError, match=r"low.level=.*levels from 0 to 0.5"):
+    with pytest.raises(UserError, match=r"low.level=.*from 0 to 0.5"):
         call(generator, *given, "--level", "low=0.9")
 
 
-def test_pictures_of_every_kind_are_read(tmp_path):
+def test_images_of_every_kind_are_read(tmp_path):
     rng = np.random.default_rng(0)
     rgb, grey = rng.integers(0, 256, (3, 5, 3), np.uint8), rng.integers(0, 256, (3, 5), np.uint8)
 
     def read(array, channels, name="x.png", mode=None, **options):
-        picture = Image.fromarray(array)
-        (picture.convert(mode) if mode else picture).save(tmp_path / name, **options)
-        return words.picture("--image", str(tmp_path / name), channels)
+        image = Image.fromarray(array)
+        (image.convert(mode) if mode else image).save(tmp_path / name, **options)
+        return read_image("--image", str(tmp_path / name), channels)
 
     np.testing.assert_array_equal(read(rgb, 3), rgb)
     np.testing.assert_array_equal(read(grey, 3), grey[..., None].repeat(3, axis=-1))
@@ -303,46 +351,45 @@ def test_pictures_of_every_kind_are_read(tmp_path):
     turned = Image.Exif()
     turned[0x0112] = 6  # the camera was on its side: the first row is the right-hand column
     np.testing.assert_array_equal(read(rgb, 3, exif=turned), np.rot90(rgb, -1))
-    with pytest.raises(UserError, match="no picture has 5 channels"):
-        words.picture("--image", str(tmp_path / "x.png"), 5)
-    whole = (tmp_path / "x.png").read_bytes()
-    (tmp_path / "x.png").write_bytes(whole[: len(whole) - 30])
-    with pytest.raises(UserError, match=r"--image=.*x.png: it is no picture. Fix: give a PNG, JPEG or WEBP"):
-        words.picture("--image", str(tmp_path / "x.png"), 3)
+    with pytest.raises(UserError, match="expected an image of 1 to 4 channels, the condition has 5"):
+        read_image("--image", str(tmp_path / "x.png"), 5)
+    complete = (tmp_path / "x.png").read_bytes()
+    (tmp_path / "x.png").write_bytes(complete[:-30])
+    with pytest.raises(
+        UserError, match=r"--image=.*x.png: not a readable image. Fix: give a PNG, JPEG or WEBP"
+    ):
+        read_image("--image", str(tmp_path / "x.png"), 3)
 
 
-def test_pictures_of_several_sizes_do_not_make_one_batch(call, photo):
+def test_images_of_a_batch_have_one_size(call, photo):
     Image.fromarray(PHOTO[:, :4]).save(photo.with_name("small.png"))
-    with pytest.raises(UserError, match=r"low: pictures of 4x4 and of 6x4 pixels"):
+    with pytest.raises(UserError, match=r"low: expected images of one size, got 4x4 and 6x4 pixels"):
         call(a_generator(LOW, {"low": {}}, (8, 8, 1)),
              "--image", f"low={photo}", "--image", f"low={photo.with_name('small.png')}")  # fmt: skip
 
 
-def test_a_cascade_is_sampled_as_one(call, monkeypatch, capsys):
+def test_a_cascade_is_sampled_as_one(tmp_path, capsys):
     small = a_generator({"label": LABEL}, {"label": WEIGHTS["label"]})
     large = a_generator({"label": LABEL, **LOW}, {"label": WEIGHTS["label"], "low": {}}, (8, 8, 1))
     runs = {"base": small, "large": large}
-    asked = []
+    loaded, out = [], str(tmp_path / "out.npz")
 
     def load(workdir, *, step, **options):
-        asked.append((workdir, step))
+        loaded.append((workdir, step))
         return runs[workdir]
 
     def run(*arguments):
-        monkeypatch.setattr(Generator, "load", load)
-        sample.main([*map(str, arguments), "--out", out, "--overwrite"])
+        sampling.run(sample.parse([*arguments, "--out", out, "--overwrite"]), load)
         return dict(np.load(out))
 
-    call(small, "--label", "0")
-    out = capsys.readouterr().out.split(" in ")[1].strip()
     found = run("--cascade", "base:300,large", "--label", "0,1")
-    assert asked == [("base", 300), ("large", None)]
+    assert loaded == [("base", 300), ("large", None)]
     np.testing.assert_allclose(found["images"].astype(int), constant(2 * LEVELS[:2], (8, 8, 1)), atol=1)
     assert found["label"].tolist() == [0, 1]
     moved = np.sqrt(np.mean((127.5 * LEVELS[:2]) ** 2))
-    said = capsys.readouterr().out
-    assert said.startswith("stage 1: 8x8, ")
-    np.testing.assert_allclose(float(said.split()[3]), moved, atol=0.6)
+    printed = capsys.readouterr().out
+    assert printed.startswith("stage 1: 8x8, ")
+    np.testing.assert_allclose(float(printed.split()[3]), moved, atol=0.6)
     for flags, message in {
         ("--workdir", "base"): "--workdir='base': --cascade names the runs",
         ("--size", "8x8"): "--size='8x8': a cascade has no use for it",
@@ -355,7 +402,7 @@ def test_a_cascade_is_sampled_as_one(call, monkeypatch, capsys):
         run("--label", "0")
 
 
-def test_a_picture_is_edited(call, tmp_path):
+def test_an_image_is_edited(call, tmp_path):
     generator = a_generator({"label": LABEL}, {"label": WEIGHTS["label"]})
     Image.fromarray(np.full((4, 4), 90, np.uint8)).save(tmp_path / "grey.png")
     Image.fromarray(np.uint8([[255, 255, 0, 0]] * 4)).save(tmp_path / "mask.png")
@@ -368,9 +415,9 @@ def test_a_picture_is_edited(call, tmp_path):
     )
     for flags, message in {
         (*edit, "--strength", "0"): "strength=0.0: it is a share",
-        (*edit, "--known", "x.png"): "--known='x.png': --edit names the picture",
+        (*edit, "--known", "x.png"): "--known='x.png': --edit gives the image",
         (*edit, "--source", "labl=1"): "--source='labl': the model has no such condition",
-        ("--label", "1", "--source", "label=1"): "--source=.*: no picture is edited",
+        ("--label", "1", "--source", "label=1"): "--source=.*: expected --edit as well",
     }.items():
         with pytest.raises(UserError, match=message):
             call(generator, *flags)

@@ -1,4 +1,4 @@
-"""What the commands share: flags, readable errors, exit codes. Imports nothing heavy: --help is instant."""
+"""Shared by all commands: flags, readable errors, exit codes. Imports nothing heavy, so that --help is instant."""
 
 import argparse
 import sys
@@ -15,7 +15,7 @@ USER_ERROR = 2
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and saved its state. `code`, the status: 75 (try again) or 130 (Ctrl-C)."""
+    """A run stopped by a signal, with its state saved. `code`: exit status, 75 (try again) or 130 (Ctrl-C)."""
 
     def __init__(self, code: int, message: str):
         super().__init__(message)
@@ -23,7 +23,7 @@ class Interrupted(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are `UserError`s, and which leaves ``--config.path=value`` to the config."""
+    """A parser that raises `UserError`, and collects ``--config.path=value`` as overrides of the config."""
 
     def __init__(self, *, description: str, epilog: str = ""):
         super().__init__(
@@ -36,31 +36,37 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}. Fix: see --help")
 
     def parse(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
-        """Flags, and the overrides of the config as (path, text) pairs."""
-        overrides, rest, words = [], [], list(argv)
-        while words:
-            word = words.pop(0)
-            if not word.startswith("--config."):
-                rest.append(word)
-                continue
-            path, equals, text = word.removeprefix("--config.").partition("=")
-            if not equals:
-                if not words or words[0].startswith("--"):
-                    raise UserError(f"{word}: a value is missing. Fix: {word}=VALUE")
-                text = words.pop(0)
-            overrides.append((path, text))
+        """The flags, and the overrides of the config as (path, text) pairs."""
+        overrides, rest = _split(argv)
         flags, unknown = self.parse_known_args(rest)
         for word in unknown:
             if not word.startswith("-"):
-                raise UserError(f"{word}: a word that belongs to no flag. Fix: see --help")
-            known = [option for action in self._actions for option in action.option_strings]
+                raise UserError(f"{word}: expected a flag, got a word that belongs to none. Fix: see --help")
+            options = [option for action in self._actions for option in action.option_strings]
             name = word.partition("=")[0]
-            raise UserError(f"{name}: there is no such flag. Fix: {suggest(name, known)}")
+            raise UserError(f"{name}: there is no such flag. Fix: {suggest(name, options)}")
         return flags, overrides
 
 
+def _split(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """The overrides ``--config.PATH=TEXT`` or ``--config.PATH TEXT`` of a command line, and its other words."""
+    overrides, rest, words = [], [], list(argv)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--config."):
+            rest.append(word)
+            continue
+        path, equals, text = word.removeprefix("--config.").partition("=")
+        if not equals:
+            if not words or words[0].startswith("--"):
+                raise UserError(f"{word}: a value is missing. Fix: {word}=VALUE")
+            text = words.pop(0)
+        overrides.append((path, text))
+    return overrides, rest
+
+
 def load_config(path: str | None, overrides: Sequence[tuple[str, str]]) -> Any:
-    """The config of a file with the command line's overrides applied."""
+    """The config of a file, with the overrides of the command line."""
     if path is None:
         raise UserError(f"--config=: a config is needed. Fix: {suggest_file()}")
     config = load(path)
@@ -69,18 +75,22 @@ def load_config(path: str | None, overrides: Sequence[tuple[str, str]]) -> Any:
     return config
 
 
-def guide_run(text: str | None) -> str | tuple[str, int] | None:
-    """``folder`` or ``folder:step``."""
-    folder, colon, step = (text or "").rpartition(":")
+def run_and_step(text: str) -> str | tuple[str, int]:
+    """The folder of a run, or a folder and the step of a checkpoint: ``folder`` or ``folder:step``."""
+    folder, colon, step = text.rpartition(":")
     return (folder, int(step)) if colon and step.isdigit() else text
 
 
-def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Run a command: a user's error is one line and status 2, a clean stop has the status that it states."""
+def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a command with the words of `argv`, by default those of the process.
+
+    A user's error is one line and status 2; an interrupted run exits with its own status.
+    """
+    words = sys.argv[1:] if argv is None else argv
     try:
-        main(sys.argv[1:])
+        main(words)
     except UserError as error:
-        if "--debug" in sys.argv:
+        if "--debug" in words:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)

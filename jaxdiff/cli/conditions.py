@@ -1,103 +1,163 @@
-"""What the flags of `jaxdiff.sample` ask for, put together and checked against what the model has."""
+"""Conditions of a sampling command: its flags as validated values."""
 
 import argparse
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdiff.cli import values as words
-from jaxdiff.errors import UserError, require
+from jaxdiff.cli import values
+from jaxdiff.cli.values import Conditions
+from jaxdiff.errors import UserError, expect
 
-Shape = tuple[int, int, int]
+
+class Requested(NamedTuple):
+    """The conditions of a sampling command.
+
+    Attributes:
+      values: for each condition one value per image, one for all, or None.
+      n: number of images.
+      rows: number of classes if all are sampled in turn, for a grid with a row per class; else None.
+    """
+
+    values: dict[str, Any]
+    n: int
+    rows: int | None
 
 
-def conditions(flags: argparse.Namespace, conditioner: Any, shape: Shape) -> tuple[dict[str, Any], int]:
-    """The conditions that the flags give to images, and how many images these are.
+def conditions(flags: argparse.Namespace, available: Conditions) -> Requested:
+    """The conditions that the flags give.
+
+    Without a value for the class label of a model, all its classes are sampled in turn.
 
     Args:
-      conditioner: has all conditions that there are to give.
-      shape: of the images that it was trained with.
+      flags: label, text, image, condition, conditions and n of `jaxdiff.sample`.
+      available: all conditions that can be given.
 
     Raises:
-      UserError: a condition is unknown, given twice, or missing; it lists what there is.
+      UserError: a condition is unknown, given twice, or missing; it lists the conditions of the model.
     """
-    parts = conditioner.conditions
-    given: dict[str, list | None] = {}
-    for flag, found in _sources(flags, parts, shape):
+    given: dict[str, list] = {}
+    for flag, found in _sources(flags, available):
         for name, items in found.items():
-            require(name not in given, flag, name, "it is given twice", "give it in one way")
+            if name in given:
+                raise UserError(
+                    f"{flag}={name!r}: expected {name} once, got it twice. Fix: give it in one way"
+                )
             given[name] = items
-    every = f"it has: {words.listed(parts)}"
-    if flags.label is not None:
-        require("label" in parts, "--label", flags.label, "the model has no label", f"leave it out; {every}")
-        require("label" not in given, "--label", flags.label, "it is given twice", "give it in one way")
-    if "label" in parts and "label" not in given and (flags.label or flags.conditions is None):
-        given["label"] = words.labels(flags.label, parts["label"].num_classes)
-    lacking = [name for name in parts if name not in given and not conditioner.has_default(name)]
-    if lacking:
+    rows = None
+    labels = _with_flag("label", available)
+    if len(labels) == 1 and labels[0] not in given and flags.conditions is None:
+        rows = available[labels[0]].classes
+        given[labels[0]] = list(range(rows or 0))
+    elif flags.label == "all" and flags.conditions is None:
+        rows = available[labels[0]].classes
+    missing = [name for name, each in available.items() if name not in given and each.default is None]
+    if missing:
         raise UserError(
-            f"--condition {lacking[0]}: the model needs it. Fix: give {', '.join(lacking)}; {every}"
+            f"--condition {missing[0]}: the model needs it. Fix: give {', '.join(missing)}; "
+            f"it has: {values.listed(available)}"
         )
-    found, n = words.in_turn(given, flags.n)
-    if isinstance(found.get("label"), int):
-        found["label"] = [found["label"]] * n  # as it is stored: a class for each image
-    return found, n
+    return Requested(*values.in_turn(given, flags.n), rows)
 
 
-def _sources(
-    flags: argparse.Namespace, parts: words.Parts, shape: Shape
-) -> list[tuple[str, Mapping[str, list]]]:
+def _sources(flags: argparse.Namespace, available: Conditions) -> list[tuple[str, Mapping[str, list]]]:
+    """The values of each flag, per condition."""
     found: list[tuple[str, Mapping[str, list]]] = []
     if flags.conditions is not None:
-        found.append(("--conditions", words.lines("--conditions", flags.conditions, parts, shape)))
+        found.append(("--conditions", values.lines("--conditions", flags.conditions, available)))
     if flags.text:
-        fix = f"it has: {words.listed(parts)}"
-        require("text" in parts, "--text", flags.text[0], "the model has no condition of the name text", fix)
-        found.append(("--text", {"text": list(flags.text)}))
-    for flag, given in (("--image", flags.image), ("--condition", flags.condition)):
-        found.append((flag, words.values(flag, given, parts, shape)))
+        found.append(("--text", {_only("text", flags.text[0], available): list(flags.text)}))
+    found.append(("--image", values.values("--image", flags.image, available)))
+    found.append(("--condition", values.values("--condition", flags.condition, available)))
+    if flags.label is not None:
+        name = _only("label", flags.label, available)
+        items = [None] if flags.label == "none" else available[name].parse(flags.label, "--label")
+        found.append(("--label", {name: items}))
     return found
 
 
-def completed(
-    conditions: Mapping[str, Any], parts: words.Parts, mask: np.ndarray | None
+def _with_flag(flag: str, available: Conditions) -> list[str]:
+    return [name for name, each in available.items() if each.flag == flag]
+
+
+def _only(flag: str, given: str, available: Conditions) -> str:
+    """The name of the one condition behind ``--label`` or ``--text``."""
+    names = _with_flag(flag, available)
+    if not names:
+        raise UserError(
+            f"--{flag}={given!r}: the model has no {flag}. Fix: leave it out; it has: {values.listed(available)}"
+        )
+    if len(names) > 1:
+        listed = ", ".join(names)
+        raise UserError(
+            f"--{flag}={given!r}: expected one condition that is a {flag}, got {listed}. "
+            f"Fix: write --condition {names[0]}=VALUE"
+        )
+    return names[0]
+
+
+def apply_mask(
+    given: Mapping[str, Any], available: Conditions, mask: np.ndarray | None
 ) -> tuple[dict[str, Any], np.ndarray | None]:
-    """Conditions in which ``--mask`` has made a part of the pictures transparent, and what is left of the mask.
+    """Conditions in which ``--mask`` marks the pixels to generate, and the mask if no condition takes it.
 
-    It stays as it is where no condition takes it, as a `PartialImage` does.
+    A `PartialImage` takes it: its image becomes transparent there.
     """
-    takers = [
-        name for name, value in conditions.items() if value is not None and hasattr(parts[name], "known")
-    ]
-    if mask is None or not takers:
-        return dict(conditions), mask
-    gaps = {name: words.with_gaps("--mask", name, conditions[name], parts[name], mask) for name in takers}
-    return {**conditions, **gaps}, None
+    if mask is None:
+        return dict(given), None
+    masked = {
+        name: available[name].masked(value, mask, f"--mask {name}")
+        for name, value in given.items()
+        if value is not None
+    }
+    taken = {name: value for name, value in masked.items() if value is not None}
+    return {**given, **taken}, None if taken else mask
 
 
-def guidance(text: str | None, parts: words.Parts) -> float | dict[str, float] | None:
-    """A scale, or one for each of some conditions."""
+def apply_levels(
+    given: Mapping[str, Any], available: Conditions, levels: Mapping[str, float]
+) -> dict[str, Any]:
+    """Conditions at the noise levels of ``--level``."""
+    changed = dict(given)
+    for name, level in levels.items():
+        expect(given.get(name) is not None, "--level", name, "a condition that is given", "give it as well")
+        changed[name] = available[name].with_level(given[name], level)
+    return changed
+
+
+def guidance(text: str | None, available: Conditions) -> float | dict[str, float] | None:
+    """``--guidance``: a scale, or one for each of some conditions."""
     if text is None or "=" in text:
-        return None if text is None else words.numbers("--guidance", text, parts)
+        return None if text is None else values.numbers("--guidance", text, available)
     try:
         return float(text)
     except ValueError:
         raise UserError(
-            f"--guidance={text}: it is no scale. Fix: give a number, or NAME=NUMBER,..."
+            f"--guidance={text}: expected a scale, got {text!r}. Fix: give a number, or NAME=NUMBER,..."
         ) from None
 
 
-def levels(flags: argparse.Namespace, parts: words.Parts) -> dict[str, float]:
-    """How noisy conditions are to be made."""
+def levels(words: list[str], available: Conditions) -> dict[str, float]:
+    """``--level``: noise levels by condition."""
     return {
-        name: level for word in flags.level for name, level in words.numbers("--level", word, parts).items()
+        name: level for word in words for name, level in values.numbers("--level", word, available).items()
     }
 
 
-def one_for_all(flag: str, given: list[str], parts: words.Parts, shape: Shape) -> dict[str, Any]:
-    """``label=5``: the same condition for every image."""
-    found = words.values(flag, given, parts, shape)
+def one_for_all(flag: str, words: list[str], available: Conditions) -> dict[str, Any]:
+    """Conditions that are the same for every image: ``label=5``."""
+    found = values.values(flag, words, available)
     for name, items in found.items():
-        require(len(items) == 1, flag, name, "it is given twice", "give it once")
+        expect(len(items) == 1, flag, name, "one value", "give it once", str(len(items)))
     return {name: items[0] for name, items in found.items()}
+
+
+def to_arrays(given: Mapping[str, Any], available: Conditions, n: int) -> dict[str, np.ndarray]:
+    """Conditions as arrays for an output file. A condition that is None for some image is left out."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, value in given.items():
+        items = value if isinstance(value, list) else [value]
+        if all(item is not None for item in items):
+            arrays |= available[name].to_arrays(value, name, n)
+    return arrays

@@ -1,4 +1,4 @@
-"""All conditions of a model under their names, and the noise level, as one module."""
+"""The conditioner: all conditions of a model and its noise level, embedded together."""
 
 import inspect
 import zlib
@@ -11,41 +11,51 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import FrozenDict
 
+from jaxdiff.conditioning.condition import Condition, Shape, Values
 from jaxdiff.embeddings import Embeddings, merge
-from jaxdiff.errors import UserError
+from jaxdiff.errors import UserError, expect
 from jaxdiff.typing import Array, Drops, Fields, Float, Key, Keys
 
 
 def parameters_of(name: str) -> str:
-    """The name of a condition's parameters in a `Conditioner`, as checkpoints have it."""
+    """The name of a condition's parameters within a `Conditioner`, as in checkpoints."""
     return f"parts_{name}"
 
 
 class Conditioner(nn.Module):
-    """Turns the fields of a batch into `Embeddings`.
+    """Conditioner: embeds the noise level and the condition fields of a batch.
 
-    A part is a module ``(values, drop[batch]) -> Embeddings`` that shows its own null where `drop` is True. It has a
-    `drop_rate` and, off the device, ``example(batch, image_shape)``, dummy values for images of this shape, and
-    ``check(values, name)``, which raises `UserError`. In which slot it acts is its own business. It may have besides:
+    The vectors of the noise level and of the conditions are added. The vectors of `concatenated` conditions are first
+    concatenated and mapped by one module, as the pooled text and the sizes of SDXL (Podell et al. 2023)::
 
-    - `default`, what a user could have given, for those who give nothing;
-    - `null`, which is "none" if there is no null: such a part does not look at `drop`, and guidance always shows it;
-    - ``read(value)``: arrays out of what a user gives, of one image or of several;
-    - ``draw(values, keys, train)``: its values with all that is random about them, from a key for each example;
-    - ``known(values)``: images and a mask, True where pixels are to be made; a `Generator` keeps the others.
+        vector = noise(noise_label) + mapping(concat(v_1, ..., v_k)) + v_{k+1} + ...
 
     Attributes:
-      noise: module from noise labels [batch] to `Embeddings`, which takes `Embeddings.features` as a second argument
-        if there are conditions that give them.
-      conditions: the conditions by name; none for an unconditional model. Their order has no meaning.
+      noise: module from noise labels [batch] to `Embeddings`. It takes `Embeddings.features` as a second argument if
+        a condition gives some.
+      conditions: the conditions by name; empty for an unconditional model. Their order has no meaning.
+      concatenated: names of the conditions whose vectors are concatenated, in this order.
+      mapping: module from the concatenated vectors [batch, channels] to a vector.
     """
 
     preserve_adopted_names: ClassVar[bool] = True
 
     noise: nn.Module
-    conditions: Mapping[str, nn.Module] = FrozenDict()
+    conditions: Mapping[str, Condition] = FrozenDict()
+    concatenated: tuple[str, ...] = ()
+    mapping: nn.Module | None = None
 
     def __post_init__(self):
+        for name, condition in self.conditions.items():
+            if not isinstance(condition, Condition):
+                raise UserError(
+                    f"conditions.{name}: expected a Condition, got {type(condition).__name__}. "
+                    "Fix: derive its class from jaxdiff.conditioning.condition.Condition"
+                )
+        for name in self.concatenated:
+            expect(name in self.conditions, "concatenated", name, "names of conditions", self._listed())
+        both = bool(self.concatenated) == (self.mapping is not None)
+        expect(both, "mapping", self.mapping, "a module together with concatenated", "give both, or neither")
         # Sorted: configs come back from JSON in another order. Frozen: modules are static arguments of jit.
         self.conditions = FrozenDict(
             {name: self.conditions[name].clone(name=parameters_of(name)) for name in sorted(self.conditions)}
@@ -56,116 +66,154 @@ class Conditioner(nn.Module):
         """Embed the noise level and all conditions.
 
         Args:
-          noise_label: what the parameterization makes of the time, [batch].
+          noise_label: the noise level as the parameterization encodes it, [batch].
           fields: values of every condition, each with a leading batch axis.
           drop: for every condition, which examples see its null.
         """
         return self.join(noise_label, self.encode(fields, drop))
 
     def encode(self, fields: Fields, drop: Drops) -> dict[str, Embeddings]:
-        """Embed each condition alone: what does not change while an image is sampled."""
+        """Embed each condition alone: the part that is constant while an image is sampled."""
         self._match("fields", fields)
         self._match("drop", drop)
-        return {name: part(fields[name], drop[name]) for name, part in self.conditions.items()}
+        return {name: condition(fields[name], drop[name]) for name, condition in self.conditions.items()}
 
     def join(self, noise_label: Float[Array, "batch"], encoded: Mapping[str, Embeddings]) -> Embeddings:
-        """Embed the noise level, and join what `encode` has made of the conditions to it."""
+        """Embed the noise level, and merge it with the conditions as `encode` returns them."""
         self._match("encoded", encoded)
-        given = [encoded[name] for name in self.conditions]
-        features = merge([Embeddings(features=embeddings.features) for embeddings in given]).features
-        told = [noise_label] if features is None else [noise_label, features]
+        conditions = [encoded[name] for name in self.conditions]
+        features = merge([Embeddings(features=each.features) for each in conditions]).features
+        parts = [self._embed_noise(noise_label, features)]
+        if self.mapping is not None:
+            parts.append(self._mapped(self.mapping, encoded))
+        for name in self.conditions:
+            used = {"vector": None} if name in self.concatenated else {}
+            parts.append(encoded[name].replace(features=None, **used))
+        return merge(parts)
+
+    def _embed_noise(
+        self, noise_label: Float[Array, "batch"], features: Float[Array, "batch channels"] | None
+    ) -> Embeddings:
+        arguments = [noise_label] if features is None else [noise_label, features]
         try:
-            inspect.signature(self.noise).bind(*told)
+            inspect.signature(self.noise).bind(*arguments)
         except TypeError:
             raise UserError(
-                f"before_mapping=True: {type(self.noise).__name__} takes no features of conditions. "
+                f"before_mapping=True: expected a noise module that takes features, got {type(self.noise).__name__}. "
                 "Fix: use before_mapping=False, or NoiseLevel"
             ) from None
-        noise = self.noise(*told)
-        return merge([noise, *(embeddings.replace(features=None) for embeddings in given)])
+        return self.noise(*arguments)
+
+    def _mapped(self, mapping: nn.Module, encoded: Mapping[str, Embeddings]) -> Embeddings:
+        vectors = []
+        for name in self.concatenated:
+            vector = encoded[name].vector
+            if vector is None:
+                raise UserError(
+                    f"concatenated={name!r}: expected a condition with a vector, got none. Fix: leave {name} out"
+                )
+            vectors.append(vector)
+        return Embeddings(vector=mapping(jnp.concatenate(vectors, axis=-1)))
 
     @nn.nowrap
     def draw(self, batch: Fields, keys: Keys, train: bool) -> Fields:
-        """The values of every condition, out of a batch that may hold more, with all that is random about them.
+        """Select each condition's values from a batch, which may hold more, and apply its random augmentation.
 
-        A missing field is its part's default. In training all is drawn as training wants it, and for the whole batch;
-        in sampling `keys` are those of the images.
+        A missing field is its condition's default. In sampling, `keys` are the keys of the images.
         """
         fields = {}
-        for name, part in self.conditions.items():
+        for name, condition in self.conditions.items():
             values = self._default(name, keys.shape[0]) if name not in batch else batch[name]
-            if hasattr(part, "draw"):
-                # By name: what one part draws does not depend on which others there are.
-                own = jax.vmap(jax.random.fold_in, (0, None))(keys, np.uint32(zlib.crc32(name.encode())))
-                values = part.draw(values, own, train)
-            fields[name] = values
+            # By name: the draws of one condition do not depend on the presence of others.
+            own = jax.vmap(jax.random.fold_in, (0, None))(keys, np.uint32(zlib.crc32(name.encode())))
+            fields[name] = condition.draw(values, own, train)
         return fields
 
     @nn.nowrap
-    def read(self, name: str, value: object) -> Any:
-        """Arrays out of what a user gives for a condition; None stands for its default."""
-        part = self.conditions[name]
-        value = part.default if value is None else value
-        return part.read(value) if hasattr(part, "read") else np.asarray(value)
+    def read(self, name: str, value: object) -> Values:
+        """Arrays from a user's value for a condition; None stands for its default."""
+        condition = self.conditions[name]
+        return condition.read(condition.default if value is None else value, name)
 
     @nn.nowrap
     def has_default(self, name: str) -> bool:
-        """Whether this condition need not be given."""
-        return getattr(self.conditions[name], "default", None) is not None
+        """Whether this condition may be left out."""
+        return self.conditions[name].default is not None
 
     @nn.nowrap
     def has_null(self, name: str) -> bool:
         """Whether this condition can be dropped."""
-        return getattr(self.conditions[name], "null", "learned") != "none"
+        return self.conditions[name].null != "none"
+
+    @nn.nowrap
+    def with_flag(self, flag: str) -> tuple[str, ...]:
+        """Names of the conditions of a kind, by their `Condition.flag`: "label" or "text"."""
+        return tuple(name for name, condition in self.conditions.items() if condition.flag == flag)
+
+    @nn.nowrap
+    def only(self, flag: str) -> str | None:
+        """Name of the one condition of a kind; None if there is none, or more than one."""
+        names = self.with_flag(flag)
+        return names[0] if len(names) == 1 else None
 
     @nn.nowrap
     def draw_drops(self, key: Key[Array, ""], batch: int) -> Drops:
-        """For training: each condition of each example is dropped on its own."""
+        """Drop masks of training: each condition of each example is dropped independently."""
         keys = jax.random.split(key, max(len(self.conditions), 1))
         return {
-            name: jax.random.bernoulli(key, part.drop_rate, (batch,))
-            for key, (name, part) in zip(keys, self.conditions.items(), strict=False)
+            name: jax.random.bernoulli(key, condition.drop_rate, (batch,))
+            for key, (name, condition) in zip(keys, self.conditions.items(), strict=False)
         }
 
     @nn.nowrap
     def all_dropped(self, batch: int) -> Drops:
-        """The unconditional model."""
+        """Drop masks of the unconditional model."""
         return {name: jnp.ones((batch,), bool) for name in self.conditions}
 
     @nn.nowrap
     def none_dropped(self, batch: int) -> Drops:
-        """The conditional model."""
+        """Drop masks of the conditional model."""
         return {name: jnp.zeros((batch,), bool) for name in self.conditions}
 
     @nn.nowrap
-    def example(self, batch: int, image_shape: tuple[int, int, int] | None = None) -> Fields:
-        """Dummy values of the right shapes and types; conditions that are images need `image_shape`."""
-        return {name: part.example(batch, image_shape) for name, part in self.conditions.items()}
+    def example(self, batch: int, data_shape: Shape | None = None) -> Fields:
+        """Dummy values of the right shapes and types; conditions that are images need `data_shape`."""
+        return {name: condition.example(batch, data_shape) for name, condition in self.conditions.items()}
 
     @nn.nowrap
     def check(self, fields: Fields) -> None:
-        """Raise `UserError` where a value is not what its condition expects. Not for traced values."""
+        """Raise `UserError` where a value does not fit its condition. Not for traced values."""
         for name, values in fields.items():
-            self._known(name)
+            self._require(name)
             self.conditions[name].check(values, name)
 
     @nn.nowrap
-    def _default(self, name: str, batch: int) -> Any:
+    def _default(self, name: str, batch: int) -> Values:
         if not self.has_default(name):
-            raise UserError(f"{name}=: the model has this condition, the batch lacks it. Fix: give {name}")
-        spread = lambda leaf: jnp.broadcast_to(leaf, (batch, *np.shape(leaf)))  # noqa: E731
-        return jax.tree.map(spread, self.read(name, None))
+            raise UserError(
+                f"{name}=: expected a field for this condition of the model, the batch has none. Fix: give {name}"
+            )
+
+        def repeat(leaf: Any) -> Array:
+            return jnp.broadcast_to(leaf, (batch, *np.shape(leaf)))
+
+        return jax.tree.map(repeat, self.read(name, None))
 
     @nn.nowrap
-    def _match(self, what: str, given: Mapping) -> None:
+    def _match(self, kind: str, given: Mapping) -> None:
         for name in given:
-            self._known(name)
+            self._require(name)
         for name in self.conditions:
             if name not in given:
-                raise UserError(f"{name}=: the model has this condition, {what} lacks it. Fix: give {name}")
+                raise UserError(
+                    f"{name}=: expected a value for this condition of the model, {kind} has none. Fix: give {name}"
+                )
 
     @nn.nowrap
-    def _known(self, name: str) -> None:
+    def _require(self, name: str) -> None:
         if name not in self.conditions:
-            has = ", ".join(self.conditions) or "no conditions"
-            raise UserError(f"{name}=: the model has no such condition. Fix: leave it out; it has {has}")
+            raise UserError(f"{name}=: the model has no such condition. Fix: {self._listed()}")
+
+    @nn.nowrap
+    def _listed(self) -> str:
+        return f"choose from {', '.join(self.conditions) or 'no conditions'}"

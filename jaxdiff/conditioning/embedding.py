@@ -1,4 +1,4 @@
-"""Conditions that were embedded beforehand: the outputs of a frozen encoder of text, or of anything else."""
+"""Precomputed embeddings: the outputs of a frozen encoder of text, or of anything else, as a condition."""
 
 import flax.linen as nn
 import jax
@@ -6,27 +6,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.conditioning import nulls
+from jaxdiff.conditioning.condition import Condition, Shape
 from jaxdiff.conditioning.nulls import Null
 from jaxdiff.embeddings import Embeddings, Tokens
-from jaxdiff.errors import UserError, require
+from jaxdiff.errors import UserError, expect, positive
 from jaxdiff.models.layers import Dense, LayerNorm
 from jaxdiff.typing import Array, Bool, Float
 
 
-class EmbeddedSequence(nn.Module):
-    """A sequence of vectors from a frozen encoder, to attend to (Saharia et al. 2022, "Imagen", sections 2.1 and 2.4).
+class EmbeddedSequence(Condition):
+    """Embedded sequence: vectors of a frozen encoder as tokens (Saharia et al. 2022, "Imagen", sections 2.1 and 2.4).
 
     The vectors are projected and normalised, for cross-attention. With `vector_width`, their mean through two dense
-    layers joins the vector that drives the norms, too. A vector of zeros is no token: it pads a short sequence, is not
-    attended to and does not count in the mean.
+    layers is added to the vector that drives the norms. A vector of zeros pads a short sequence: it is not attended to
+    and does not count in the mean.
 
     Attributes:
-      size: of a vector of the encoder; 4096 for T5-XXL.
-      length: of the longest sequence.
-      width: of the tokens that the network attends to.
-      vector_width: length of the network's vector; None to leave it alone.
-      drop_rate: how often training shows the null.
-      null: one token in place of the sequence, see `Null`.
+      size: length of an encoder's vector; 4096 for T5-XXL.
+      length: number of vectors in the longest sequence.
+      width: channels of the tokens.
+      vector_width: length of the network's vector; None for tokens only.
+      drop_rate: probability of showing the null in training.
+      null: one token instead of the sequence, see `Null`.
     """
 
     size: int
@@ -37,9 +38,7 @@ class EmbeddedSequence(nn.Module):
     null: Null = "learned"
 
     def __post_init__(self):
-        for name in ("size", "length", "width", "vector_width"):
-            value = getattr(self, name)
-            require(value is None or value > 0, name, value, "it must be positive", "give at least 1")
+        positive(self, "size", "length", "width", "vector_width")
         nulls.check(self.null, self.drop_rate)
         super().__post_init__()
 
@@ -47,11 +46,11 @@ class EmbeddedSequence(nn.Module):
     def __call__(self, values: Float[Array, "batch length size"], drop: Bool[Array, "batch"]) -> Embeddings:
         mask = jnp.any(values != 0, axis=-1)
         if self.null != "none":
-            # One token is enough where all are the same.
+            # All positions of a null are equal, so one token is enough.
             first = jnp.arange(values.shape[1]) == 0
             mask = jnp.where(drop[:, None], first[None], mask)
         tokens = LayerNorm(name="norm")(Dense(self.width, name="project")(values))
-        tokens = nulls.instead(self, tokens, drop, nn.initializers.normal(1.0))
+        tokens = nulls.replace_dropped(self, self.null, tokens, drop, nn.initializers.normal(1.0))
         vector = None
         if self.vector_width is not None:
             shown = mask[..., None].astype(tokens.dtype)
@@ -61,13 +60,11 @@ class EmbeddedSequence(nn.Module):
         return Embeddings(vector=vector, tokens=Tokens(tokens, mask))
 
     @nn.nowrap
-    def example(
-        self, batch: int, image_shape: tuple[int, int, int] | None = None
-    ) -> Float[Array, "batch length size"]:
+    def example(self, batch: int, data_shape: Shape | None = None) -> Float[Array, "batch length size"]:
         return jnp.zeros((batch, self.length, self.size))
 
     @nn.nowrap
-    def read(self, value: object) -> np.ndarray:
+    def read(self, value: object, name: str = "embedding") -> np.ndarray:
         """One sequence or several of equal length, padded with zeros to `length`."""
         given = np.asarray(value)
         missing = self.length - given.shape[-2] if given.ndim > 1 else 0
@@ -79,16 +76,11 @@ class EmbeddedSequence(nn.Module):
     def check(self, values: object, name: str = "embedding") -> None:
         """Raise `UserError` unless these are sequences of finite vectors of the right length and size."""
         array = np.asarray(values)
-        each = (self.length, self.size)
-        if not np.issubdtype(array.dtype, np.floating) or array.shape[1:] != each:
-            given = f"{name}={array.dtype}{list(array.shape)}"
-            fix = f"give floats [n, {self.length}, {self.size}], or shorter sequences"
-            raise UserError(f"{given}: these are no sequences of the encoder's vectors. Fix: {fix}")
+        got = f"{array.dtype}{list(array.shape)}"
+        if not np.issubdtype(array.dtype, np.floating) or array.shape[1:] != (self.length, self.size):
+            raise UserError(
+                f"{name}={got}: expected sequences of the encoder's vectors, got {got}. "
+                f"Fix: give floats [n, {self.length}, {self.size}], or shorter sequences"
+            )
         finite = bool(np.all(np.isfinite(array)))
-        require(
-            finite,
-            name,
-            f"{array.dtype}{list(array.shape)}",
-            "it holds NaN or infinity",
-            "give finite numbers",
-        )
+        expect(finite, name, got, "finite numbers", "remove NaN and infinity", "NaN or infinity")

@@ -1,6 +1,8 @@
-"""Conditions that are images: what is to be enlarged, coloured, translated or completed."""
+"""Image conditions: an image to enlarge, colour, translate or complete."""
 
-from typing import Literal
+import pathlib
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -8,28 +10,31 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.conditioning import nulls
+from jaxdiff.conditioning.condition import Condition, Shape
 from jaxdiff.conditioning.nulls import Null
+from jaxdiff.data.image_files import read_image
 from jaxdiff.embeddings import Embeddings
-from jaxdiff.errors import UserError, require
+from jaxdiff.errors import UserError, expect, positive
 from jaxdiff.typing import Array, Bool, Images, Keys
 
 Method = Literal["nearest", "bilinear", "bicubic"]
 """How an image is resized; "bicubic" is Keys's kernel with a = -1/2 (Keys 1981), as in PIL and TensorFlow."""
 
 
-class ImageCondition(nn.Module):
-    """An image, resized and joined to the channels of the noisy image (Saharia et al. 2021, "SR3", "Palette").
+class ImageCondition(Condition):
+    """Image condition: resizes an image and appends it to the channels of the noisy image (Saharia et al. 2021, "SR3",
+    "Palette").
 
-    Its size is free: whatever it is, `factor` times it must be the size of the noisy image. Pixel centres lie at half
-    integers, edges are not extrapolated, and an image that shrinks is low-passed.
+    Its size is free: `factor` times its size must be the size of the noisy image. Pixel centres lie at half integers,
+    edges are not extrapolated, and an image that shrinks is low-passed.
 
     Attributes:
-      channels: of the image.
-      factor: how much larger the noisy image is; below 1 it is smaller, as in a latent space.
-      method: how it is resized.
-      drop_rate: how often training shows the null.
-      null: a colour in place of the image, see `Null`; by default there is none, and guidance shows the image in every
-        branch.
+      channels: number of channels of the image.
+      factor: size of the noisy image over the size of the condition; below 1 in a latent space.
+      method: how the image is resized.
+      drop_rate: probability of showing the null in training.
+      null: a colour in place of the image, see `Null`. By default there is none, and guidance shows the image in both
+        branches.
     """
 
     channels: int
@@ -39,46 +44,101 @@ class ImageCondition(nn.Module):
     null: Null = "none"
 
     def __post_init__(self):
-        require(self.channels > 0, "channels", self.channels, "there is no image", "give at least 1")
-        require(self.factor > 0, "factor", self.factor, "nothing would be left", "give a number > 0")
+        positive(self, "channels", "factor")
         nulls.check(self.null, self.drop_rate)
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, images: Images, drop: Bool[Array, "batch"]) -> Embeddings:
-        height, width = (_whole(side * self.factor, side, self.factor) for side in images.shape[1:3])
-        if (height, width) != images.shape[1:3]:
-            images = jax.image.resize(images, (images.shape[0], height, width, self.channels), self.method)
-        return Embeddings(spatial=nulls.instead(self, images, drop, nn.initializers.zeros))
+    def __call__(self, values: Images, drop: Bool[Array, "batch"]) -> Embeddings:
+        height, width = (_integer(side * self.factor, side, self.factor) for side in values.shape[1:3])
+        if (height, width) != values.shape[1:3]:
+            values = jax.image.resize(values, (values.shape[0], height, width, self.channels), self.method)
+        shown = nulls.replace_dropped(self, self.null, values, drop, nn.initializers.zeros)
+        return Embeddings(spatial=shown)
 
     @nn.nowrap
-    def draw(self, images: Array, keys: Keys, train: bool) -> Images:
-        """Bytes as numbers between -1 and 1; what is such already stays."""
-        floats = jnp.issubdtype(images.dtype, jnp.floating)
-        return images if floats else images.astype(jnp.float32) / 127.5 - 1
+    def draw(self, values: Array, keys: Keys, train: bool) -> Images:
+        """Bytes as floats in [-1, 1]; floats stay as they are."""
+        floats = jnp.issubdtype(values.dtype, jnp.floating)
+        return values if floats else values.astype(jnp.float32) / 127.5 - 1
 
     @nn.nowrap
-    def example(self, batch: int, image_shape: tuple[int, int, int] | None = None) -> Images:
-        if image_shape is None:
-            fix = "give (height, width, channels)"
-            raise UserError(f"image_shape=None: the size of this condition follows from it. Fix: {fix}")
-        height, width = (_whole(side / self.factor, side, 1 / self.factor) for side in image_shape[:2])
-        return jnp.zeros((batch, height, width, self.channels))
+    def example(self, batch: int, data_shape: Shape | None = None) -> Images:
+        if data_shape is None:
+            raise UserError(
+                "data_shape=None: expected the shape of the data, which sets the size of this condition, got None. "
+                "Fix: give (height, width, channels)"
+            )
+        return jnp.zeros((batch, *self.image_shape(data_shape)))
 
     @nn.nowrap
-    def check(self, images: object, name: str = "image") -> None:
-        """Raise `UserError` unless these are images with the right channels: bytes, or finite numbers."""
-        array = np.asarray(images)
+    def image_shape(self, data_shape: Shape) -> tuple[int, int, int]:
+        height, width = (_integer(side / self.factor, side, 1 / self.factor) for side in data_shape[:2])
+        return height, width, self.channels
+
+    @nn.nowrap
+    def read(self, value: object, name: str = "image") -> np.ndarray:
+        """One image or several of one size, bytes or floats."""
+        if isinstance(value, list | tuple):
+            return stack([np.asarray(image) for image in value], name)
+        return np.asarray(value)
+
+    @nn.nowrap
+    def check(self, values: object, name: str = "image") -> None:
+        """Raise `UserError` unless these are images with the right channels, as bytes or finite floats."""
+        array = np.asarray(values)
+        got = f"{array.dtype}{list(array.shape)}"
         floats = np.issubdtype(array.dtype, np.floating)
         if not (floats or array.dtype == np.uint8) or array.ndim != 4 or array.shape[-1] != self.channels:
-            fix = f"give uint8 [n, height, width, {self.channels}], or floats between -1 and 1"
-            raise UserError(f"{name}={array.dtype}{list(array.shape)}: these are no such images. Fix: {fix}")
-        require(not floats or bool(np.all(np.isfinite(array))), name, f"{array.dtype}{list(array.shape)}",
-                "it holds NaN or infinity", "give finite numbers")  # fmt: skip
+            raise UserError(
+                f"{name}={got}: expected images [n, height, width, {self.channels}], got {got}. "
+                "Fix: give uint8, or floats between -1 and 1"
+            )
+        finite = not floats or bool(np.all(np.isfinite(array)))
+        expect(finite, name, got, "finite numbers", "remove NaN and infinity", "NaN or infinity")
+
+    @nn.nowrap
+    def parse(self, text: str, name: str) -> list[Any]:
+        """The image of a file."""
+        return [read_image(name, text, self.channels)]
+
+    @nn.nowrap
+    def from_json(self, value: Any, name: str, folder: pathlib.Path) -> Any:
+        """The image of a file, relative to `folder`."""
+        return None if value is None else self.parse(path_in(folder, value, name), name)[0]
+
+    @nn.nowrap
+    def images(self, values: Any) -> np.ndarray:
+        return np.asarray(values)
 
 
-def _whole(size: float, side: int, factor: float) -> int:
-    whole = round(size)
-    require(whole > 0 and abs(size - whole) < 1e-6 * whole, "factor", factor,
-            f"it makes {side} pixels to {size:.4g}", "use sizes that it divides")  # fmt: skip
-    return whole
+def stack(images: Sequence[np.ndarray], name: str) -> np.ndarray:
+    """Images of one size as one array.
+
+    Raises:
+      UserError: the sizes differ.
+    """
+    sizes = sorted({image.shape[:2] for image in images if image.ndim > 2})
+    if len(sizes) > 1:
+        first, other = (f"{width}x{height}" for height, width in sizes[:2])
+        raise UserError(
+            f"{name}: expected images of one size, got {first} and {other} pixels. "
+            "Fix: give images of one size at a time"
+        )
+    return np.stack(images) if images else np.empty((0,))
+
+
+def path_in(folder: pathlib.Path, value: object, name: str) -> str:
+    """A path that a JSON value gives, relative to `folder`."""
+    if not isinstance(value, str):
+        raise UserError(f"{name}={value!r}: expected the path of an image, got {value!r}. Fix: give a string")
+    return str(folder / pathlib.Path(value).expanduser())
+
+
+def _integer(size: float, side: int, factor: float) -> int:
+    rounded = round(size)
+    expect(
+        rounded > 0 and abs(size - rounded) < 1e-6 * rounded, "factor", factor,
+        f"an integer number of pixels for a side of {side}", "use sizes that it divides", f"{size:.4g}",
+    )  # fmt: skip
+    return rounded

@@ -1,39 +1,63 @@
-"""What a condition shows where it is dropped."""
+"""Nulls: what a condition shows for the examples in which it is dropped."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxdiff.errors import require
+from jaxdiff.errors import UserError
 from jaxdiff.typing import Array, Bool, Float
 
-Null = Literal["learned", "zero", "none"]
-"""A parameter of its own (Ho & Salimans 2022); zeros, as in EDM; or nothing: the condition is always shown."""
+Null = Literal["learned", "zero", "none", "empty"]
+"""The kinds of null.
+
+- "learned": a parameter of its own (Ho & Salimans 2022).
+- "zero": zeros, as in EDM.
+- "none": there is no null. The condition is always shown, also in the unconditional branch of guidance.
+- "empty": the encoding of the empty input, as in Stable Diffusion. Only for conditions that have one, such as a text.
+"""
+
+KINDS = ("learned", "zero", "none")
+"""The nulls of most conditions."""
 
 
-def check(null: str, drop_rate: float) -> None:
-    """Raise `UserError` unless there is such a null, and it can be dropped to so often."""
-    kinds = get_args(Null)
-    require(null in kinds, "null", null, "there is no such null", f"use one of {', '.join(kinds)}")
-    require(0 <= drop_rate < 1, "drop_rate", drop_rate, "it is outside [0, 1)", "try 0.1")
-    require(null != "none" or drop_rate == 0, "drop_rate", drop_rate, "with null='none' nothing can be dropped",
-            "give 0, or a null")  # fmt: skip
+def check(null: str, drop_rate: float, kinds: Sequence[str] = KINDS) -> None:
+    """Raise `UserError` unless the condition has this kind of null, and `drop_rate` fits it."""
+    if null not in kinds:
+        known = ", ".join(kinds)
+        where = "" if null not in get_args(Null) else " for this condition"
+        raise UserError(
+            f"null={null!r}: expected one of {known}{where}, got {null!r}. Fix: choose one of these"
+        )
+    if not 0 <= drop_rate < 1:
+        raise UserError(f"drop_rate={drop_rate}: expected a number in [0, 1), got {drop_rate}. Fix: try 0.1")
+    if null == "none" and drop_rate > 0:
+        raise UserError(
+            f"drop_rate={drop_rate}: expected 0 with null='none', got {drop_rate}. Fix: give 0, or choose a null"
+        )
 
 
-def instead(
+def replace_dropped(
     module: nn.Module,
+    null: Null,
     values: Float[Array, "batch *grid channels"],
     drop: Bool[Array, "batch"],
     init: Callable,
+    name: str = "null",
 ) -> Float[Array, "batch *grid channels"]:
-    """`values`, and where `drop` is True the null that ``module.null`` names, one vector for the whole grid.
+    """`values` with the null in the examples where `drop` is True: one vector for the full grid.
 
-    A learned one is the parameter "null" of the module, [1, ..., 1, channels]. Nothing of a dropped value is left.
+    Nothing of a dropped value remains. With "none" and "empty" the values are returned unchanged.
+
+    Args:
+      module: owner of the parameter if the null is learned, [1, ..., 1, channels].
+      null: the kind.
+      init: initialiser of a learned null.
+      name: of the parameter.
     """
-    if module.null == "none":
+    if null in ("none", "empty"):
         return values
     shape = (1,) * (values.ndim - 1) + values.shape[-1:]
-    null = module.param("null", init, shape) if module.null == "learned" else jnp.zeros(shape)
-    return jnp.where(drop.reshape(-1, *(1,) * (values.ndim - 1)), null, values)
+    vector = module.param(name, init, shape) if null == "learned" else jnp.zeros(shape)
+    return jnp.where(drop.reshape(-1, *(1,) * (values.ndim - 1)), vector, values)

@@ -1,5 +1,6 @@
-"""Conditions that are images with transparency: what is opaque is known and stays, the rest is to be made."""
+"""Partial images: images with alpha, whose opaque pixels are known and kept, and whose other pixels are generated."""
 
+import pathlib
 from typing import Any
 
 import flax.linen as nn
@@ -7,30 +8,33 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.conditioning import nulls
-from jaxdiff.conditioning.image import ImageCondition
+from jaxdiff.conditioning.condition import Condition, Shape
+from jaxdiff.conditioning.image import ImageCondition, path_in, stack
 from jaxdiff.conditioning.nulls import Null
+from jaxdiff.data import images as image_arrays
+from jaxdiff.data.image_files import read_image
 from jaxdiff.data.masks import KNOWN, UNKNOWN
 from jaxdiff.embeddings import Embeddings
-from jaxdiff.errors import require
+from jaxdiff.errors import UserError, between, expect, positive
 from jaxdiff.typing import Array, Bool, Images, Keys
 
 
-class PartialImage(nn.Module):
-    """An image and its alpha, joined to the channels of the noisy image: one condition for the tasks of "Palette"
-    (Saharia et al. 2022), singly or all in one model.
+class PartialImage(Condition):
+    """Partial image: appends an image and its alpha to the channels of the noisy image. One condition for the tasks of
+    "Palette" (Saharia et al. 2022), singly or all in one model.
 
     Values are floats [batch, height, width, channels + 1]. Where the last channel is 1, the pixel is known, and a
-    `Generator` returns it exactly. Where it is -1, the pixel is to be made, and its colours are a hint: the grey image
-    when colouring, lines when a sketch becomes a photo, what JPEG has left; or a flat fill, which says nothing, when a
-    part of the image is missing. `jaxdiff.data.masks` makes such values of images.
+    `Generator` returns it exactly. Where it is -1, the pixel is generated, and its colours are a hint: the grey image
+    for colouring, lines for sketch to photo, a compressed image for JPEG restoration; or a flat fill without
+    information, where a part of the image is missing. `jaxdiff.data.masks` makes such values from images.
 
-    Bytes are pictures, with alpha or without. A pixel of a picture is known where alpha is 255; elsewhere its colours
-    mean nothing, and `fill` takes their place. A picture without alpha is a hint: none of it is kept.
+    Bytes are images with or without alpha. With alpha, a pixel is known where alpha is 255; elsewhere its colours are
+    replaced by `fill`. An image without alpha is a hint: none of its pixels is kept.
 
     Attributes:
-      channels: of the images; values have one more.
-      fill: what stands under the transparent pixels of a picture, between -1 and 1: that of training.
-      drop_rate, null: as those of `ImageCondition`.
+      channels: number of channels of the images; values have one more.
+      fill: colour of the transparent pixels in [-1, 1]; must be the same as in training.
+      drop_rate, null: as in `ImageCondition`.
     """
 
     channels: int = 3
@@ -39,8 +43,8 @@ class PartialImage(nn.Module):
     null: Null = "none"
 
     def __post_init__(self):
-        require(self.channels > 0, "channels", self.channels, "there is no image", "give at least 1")
-        require(-1 <= self.fill <= 1, "fill", self.fill, "it is no level of an image", "give -1 to 1")
+        positive(self, "channels")
+        between(self, "fill", -1.0, 1.0)
         nulls.check(self.null, self.drop_rate)
         super().__post_init__()
 
@@ -49,53 +53,93 @@ class PartialImage(nn.Module):
         return self._image(name="image")(values, drop)
 
     @nn.nowrap
-    def read(self, value: object) -> np.ndarray:
-        """Pictures as values: uint8 [..., height, width, 1, channels or channels + 1], where 1 is grey.
+    def read(self, value: object, name: str = "image") -> np.ndarray:
+        """Values from images: uint8 [..., height, width, 1, channels or channels + 1], where 1 is grey.
 
-        In a list each may be of another kind. What is no picture, such as floats, stays as it is.
+        The images of a list may differ in their channels. Floats stay as they are.
         """
         if isinstance(value, list | tuple):
-            return np.stack([self.read(item) for item in value])
-        return self._numbers(np.asarray(value), np)
+            return stack([self.read(item, name) for item in value], name)
+        return self._to_values(np.asarray(value), np)
 
     @nn.nowrap
     def draw(self, values: Array, keys: Keys, train: bool) -> Array:
-        """Bytes as `read` has them; floats stay as they are."""
-        return self._numbers(values, jnp)
+        """Bytes as in `read`; floats stay as they are."""
+        return self._to_values(values, jnp)
 
     @nn.nowrap
-    def known(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Images of which a part is known, and a mask [..., height, width, 1], True where pixels are to be made."""
+    def known_pixels(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Images, and a mask [..., height, width, 1] that is True at the pixels to generate."""
         return values[..., :-1], values[..., -1:] < KNOWN
 
     @nn.nowrap
-    def example(self, batch: int, image_shape: tuple[int, int, int] | None = None) -> Images:
-        return self._image(parent=None).example(batch, image_shape)
+    def masked(self, value: object, mask: np.ndarray, name: str = "image") -> Any:
+        """The image, or each image of a list, transparent where `mask` is True and opaque elsewhere.
+
+        Raises:
+          UserError: the image has transparent pixels of its own.
+        """
+        if isinstance(value, list | tuple):
+            return [None if item is None else self.masked(item, mask, name) for item in value]
+        values = self.read(value, name)
+        colours, generated = self.known_pixels(values)
+        if not generated.all():
+            raise UserError(
+                f"{name}: expected an image without transparent pixels of its own, got some. "
+                "Fix: leave the mask out, or give an image without transparency"
+            )
+        alpha = np.where(mask, np.uint8(0), np.uint8(255))
+        return self.read(np.concatenate([image_arrays.to_uint8(colours), alpha], axis=-1), name)
+
+    @nn.nowrap
+    def example(self, batch: int, data_shape: Shape | None = None) -> Images:
+        return self._image(parent=None).example(batch, data_shape)
+
+    @nn.nowrap
+    def image_shape(self, data_shape: Shape) -> tuple[int, int, int]:
+        return self._image(parent=None).image_shape(data_shape)
 
     @nn.nowrap
     def check(self, values: object, name: str = "image") -> None:
-        """Raise `UserError` unless these are finite images with one channel more, which holds 1 and -1 only."""
-        array = self.read(values)
+        """Raise `UserError` unless these are finite images with a last channel of 1 and -1 only."""
+        array = self.read(values, name)
         self._image(parent=None).check(array, name)
         alpha = array[..., -1]
         wrong = np.unique(alpha[np.abs(alpha) != KNOWN])[:3].tolist()
-        fix = "give such floats, or pictures in bytes"
-        require(not wrong, f"{name}.alpha", wrong, "it is 1 where a pixel is known, else -1", fix)
+        fix = "give such floats, or images in bytes"
+        expect(not wrong, f"{name}.alpha", wrong, "1 where a pixel is known, else -1", fix)
+
+    @nn.nowrap
+    def parse(self, text: str, name: str) -> list[Any]:
+        """The values of an image file. It is a hint if no pixel is transparent, even with an alpha channel."""
+        image = read_image(name, text, self.channels + 1)
+        opaque = np.all(image[..., -1] == 255)
+        return [self.read(image[..., :-1] if opaque else image, name)]
+
+    @nn.nowrap
+    def from_json(self, value: Any, name: str, folder: pathlib.Path) -> Any:
+        """The values of an image file, relative to `folder`."""
+        return None if value is None else self.parse(path_in(folder, value, name), name)[0]
+
+    @nn.nowrap
+    def images(self, values: Any) -> np.ndarray:
+        """The colours."""
+        return self.read(values)[..., :-1]
 
     @nn.nowrap
     def _image(self, **options: Any) -> ImageCondition:
         return ImageCondition(self.channels + 1, drop_rate=self.drop_rate, null=self.null, **options)
 
     @nn.nowrap
-    def _numbers(self, given: Any, xp: Any) -> Any:
-        """Values of bytes, with the functions of numpy or of JAX; anything else as it is."""
+    def _to_values(self, given: Any, xp: Any) -> Any:
+        """Values from bytes, with the functions of numpy or of JAX; other arrays stay as they are."""
         depth = given.shape[-1] if given.ndim > 2 else 0
         if given.dtype != np.uint8 or depth not in (1, self.channels, self.channels + 1):
             return given
-        numbers = given.astype(np.float32) / np.float32(127.5) - np.float32(1)
+        floats = given.astype(np.float32) / np.float32(127.5) - np.float32(1)
         if depth == self.channels + 1:
             opaque = given[..., -1:] == 255
-            colours, alpha = numbers[..., :-1], xp.where(opaque, np.float32(KNOWN), np.float32(UNKNOWN))
+            colours, alpha = floats[..., :-1], xp.where(opaque, np.float32(KNOWN), np.float32(UNKNOWN))
             return xp.concatenate([xp.where(opaque, colours, np.float32(self.fill)), alpha], axis=-1)
-        colours = xp.broadcast_to(numbers, (*given.shape[:-1], self.channels))
-        return xp.concatenate([colours, xp.full_like(numbers[..., :1], UNKNOWN)], axis=-1)
+        colours = xp.broadcast_to(floats, (*given.shape[:-1], self.channels))
+        return xp.concatenate([colours, xp.full_like(floats[..., :1], UNKNOWN)], axis=-1)

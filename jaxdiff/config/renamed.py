@@ -3,7 +3,12 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxdiff.config.old_networks import convert_magnitude_unet, convert_unet
+from jaxdiff.config.old_structures import (
+    convert_magnitude_unet,
+    convert_text,
+    convert_tokenize,
+    convert_unet,
+)
 
 MODULES = {
     "jaxdiff.training.finetune": "jaxdiff.training.transfer",
@@ -92,6 +97,8 @@ FIELDS = {
 CONVERTERS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "jaxdiff.models.unet:UNet": convert_unet,
     "jaxdiff.models.magnitude_unet:MagnitudeUNet": convert_magnitude_unet,
+    "jaxdiff.conditioning.text:Text": convert_text,
+    "jaxdiff.data.text:Tokenize": convert_tokenize,
 }
 """``"module:Class"`` of today -> a function from a stored block of any age to one of today's structure."""
 

@@ -1,61 +1,86 @@
-"""Captions as numbers: the bytes of their UTF-8, with no vocabulary to learn or to load."""
+"""Tokenizers: captions as ids. `ByteTokenizer` uses the bytes of UTF-8, so there is no vocabulary to learn or load."""
 
 import dataclasses
 import logging
-import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, Int32
 
-from jaxdiff.errors import UserError, require
+from jaxdiff.errors import UserError, expect
 
 _log = logging.getLogger(__name__)
-_lock = threading.Lock()  # of all counts: a tokenizer is copied and stored like a plain value
+_warned: set[int] = set()  # lengths for which a cut text was reported in this process
 
 PAD, END, FIRST_BYTE = 0, 1, 3
-"""Ids of what is no byte, and of the byte 0. Id 2 is ByT5's "unknown", which no text has."""
+"""Ids of padding and of the end, and of the byte 0. Id 2 is ByT5's "unknown", which never occurs."""
 
 IDS = FIRST_BYTE + 256
-SPACE = FIRST_BYTE + ord(" ")
-"""How many ids there are."""
+"""Number of ids."""
 
-SHOWN = 40
+SPACE = FIRST_BYTE + ord(" ")
+"""Id of a space."""
+
+QUOTED = 40
 """Characters of a text that an error or a warning quotes."""
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Text to ids and back; a frozen dataclass.
+
+    Attributes:
+      length: ids of every text, its end and padding included.
+    """
+
+    length: int
+
+    def encode(self, text: object, name: str = "text") -> Int32[np.ndarray, "length"]:
+        """The ids of a text; `name` is for errors."""
+        ...
+
+    def encode_batch(self, texts: Sequence[object], name: str = "text") -> Int32[np.ndarray, "batch length"]:
+        """The ids of several texts."""
+        ...
+
+    def decode(self, ids: Int[np.ndarray, "ids"]) -> str:
+        """The text of ids."""
+        ...
+
+    def check(self, ids: np.ndarray, name: str = "text") -> None:
+        """Raise `UserError` unless these are rows of ids as `encode_batch` returns them."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
 class ByteTokenizer:
-    """Text to ids and back: each byte of UTF-8 plus 3, then an end, then padding (Xue et al. 2022, "ByT5").
+    """Byte tokenizer: each byte of UTF-8 plus 3, then an end, then padding (Xue et al. 2022, "ByT5").
 
-    Nothing is normalised, and nothing in a text has a meaning of its own: ``</s>`` is four bytes. A text that is too
-    long loses whole characters (code points) at its end. The first such loss is logged as a warning, all are counted.
+    Nothing is normalised, and no part of a text has a special meaning: ``</s>`` is four bytes. A text that is too long
+    loses full characters (code points) at its end. A process logs the first such text of each length as a warning.
 
     Attributes:
       length: ids of every text, the end included: ``length - 1`` bytes fit.
     """
 
     length: int
-    _count: dict[str, int] = dataclasses.field(
-        default_factory=lambda: {"cut": 0}, init=False, repr=False, compare=False
-    )
 
     def __post_init__(self):
-        require(self.length > 1, "length", self.length, "the end takes one id", "give at least 2")
+        expect(self.length > 1, "length", self.length, "2 or more, since the end takes one id", "try 128")
 
     def encode(self, text: object, name: str = "text") -> Int32[np.ndarray, "length"]:
         """The ids of a str, or of UTF-8 as bytes. `name` is for errors.
 
         Raises:
-          UserError: it is no text; bytes that are no UTF-8, or characters that have none (lone surrogates).
+          UserError: another type; bytes that are not UTF-8, or characters without an encoding (lone surrogates).
         """
         raw = _utf8(text, name)
         room = self.length - 1
         if len(raw) > room:
             while raw[room] & 0xC0 == 0x80:  # a byte inside a character
                 room -= 1
-            self._note(raw, room)
+            _warn_cut(self.length, raw, room)
         kept = np.frombuffer(raw[:room], np.uint8).astype(np.int32)
         ids = np.full(self.length, PAD, np.int32)
         ids[: len(kept)] = kept + FIRST_BYTE
@@ -63,76 +88,78 @@ class ByteTokenizer:
         return ids
 
     def encode_batch(self, texts: Sequence[object], name: str = "text") -> Int32[np.ndarray, "batch length"]:
-        """The ids of several texts; an error names the text by its place."""
+        """The ids of several texts; an error names the text by its index."""
         rows = [self.encode(text, f"{name}[{i}]") for i, text in enumerate(texts)]
         return np.stack(rows) if rows else np.empty((0, self.length), np.int32)
 
     def decode(self, ids: Int[np.ndarray, "ids"]) -> str:
-        """The text before the first end; the inverse of `encode`, as far as nothing was cut.
+        """The text before the first end; the inverse of `encode`, unless the text was cut.
 
         Raises:
-          UserError: ids that are none, or whose bytes are no UTF-8.
+          UserError: ids out of range, or whose bytes are not UTF-8.
         """
         ends = np.flatnonzero(ids == END)
         given = ids[: ends[0]] if ends.size else ids[ids != PAD]
         wrong = given[(given < FIRST_BYTE) | (given >= IDS)]
         if wrong.size:
-            raise UserError(f"ids={wrong[0]}: it stands for no byte. Fix: give ids that `encode` has made")
+            raise UserError(
+                f"ids={wrong[0]}: expected the id of a byte, {FIRST_BYTE} to {IDS - 1}, got {wrong[0]}. "
+                "Fix: give ids that `encode` returns"
+            )
         return _utf8((given - FIRST_BYTE).astype(np.uint8).tobytes(), "ids").decode()
 
-    @property
-    def cut(self) -> int:
-        """How many texts were too long so far."""
-        return self._count["cut"]
-
-    def _note(self, raw: bytes, room: int) -> None:
-        with _lock:
-            self._count["cut"] += 1
-            first = self._count["cut"] == 1
-        if first:
-            _log.warning(
-                "a text of %d bytes was cut to %d, since length=%d: %s lost %s; later cuts are only counted",
-                len(raw), room, self.length, _quoted(raw.decode()), _quoted(raw[room:].decode()),
-            )  # fmt: skip
+    def check(self, ids: np.ndarray, name: str = "text") -> None:
+        """Raise `UserError` unless these are rows of ids [n, length] with one end, and padding after it only."""
+        fix = f"give strings, or ids [n, {self.length}] of ByteTokenizer({self.length})"
+        if not np.issubdtype(ids.dtype, np.integer) or ids.shape[1:] != (self.length,):
+            got = f"{ids.dtype}{list(ids.shape)}"
+            raise UserError(f"{name}={got}: expected texts or their ids, got {got}. Fix: {fix}")
+        wrong = ids[(ids < 0) | (ids >= IDS)]
+        if wrong.size:
+            raise UserError(
+                f"{name}={wrong[0]}: expected ids from 0 to {IDS - 1}, got {wrong[0]}. Fix: {fix}"
+            )
+        end = np.argmax(ids == END, axis=1)[:, None]  # 0 where there is none
+        position = np.arange(self.length)
+        valid = ((ids == END) == (position == end)) & ((ids == PAD) == (position > end))
+        bad = np.flatnonzero(~np.all(valid, axis=1))
+        if bad.size:
+            raise UserError(
+                f"{name}[{bad[0]}]={ids[bad[0]].tolist()}: expected one end, and padding after it only. Fix: {fix}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenize:
-    """Captions of examples as the ids of a `ByteTokenizer`, in place of the text.
-
-    Of several captions one is drawn, each time anew.
+    """Tokenize: replaces the text of an example by its ids. Of several captions one is drawn each time.
 
     Attributes:
-      length: ids of every text; that of the condition `jaxdiff.conditioning.text.Text`.
-      field: where an example has its text: str, UTF-8 bytes, or a sequence of these.
-      tokenizer: does it, and counts what it had to cut (in this process).
+      tokenizer: text to ids; must be the same in the condition `jaxdiff.conditioning.text.Text`.
+      field: the field with the text: str, UTF-8 bytes, or a sequence of these.
     """
 
-    length: int
+    tokenizer: Tokenizer
     field: str = "text"
-    tokenizer: ByteTokenizer = dataclasses.field(init=False, repr=False, compare=False)
-
-    def __post_init__(self):
-        # Frozen, and made at once: threads share it, so that all cuts are counted in one place.
-        object.__setattr__(self, "tokenizer", ByteTokenizer(self.length))
 
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        fix = f"use one of {', '.join(example)}"
-        require(self.field in example, "field", self.field, "examples lack it", fix)
+        fields = ", ".join(example)
+        expect(self.field in example, "field", self.field, "a field of the examples", f"use one of {fields}")
         text = example[self.field]
         name = f"index={example['index']}: {self.field}"
         if isinstance(text, np.ndarray):
             text = text.tolist()
         if isinstance(text, list | tuple):
-            require(len(text) > 0, name, text, "there is no caption", "leave this example out")
+            expect(len(text) > 0, name, text, "a caption", "leave this example out", "none")
             text = text[rng.integers(len(text))]
         return {**example, self.field: self.tokenizer.encode(text, name)}
 
 
 def _utf8(text: object, name: str) -> bytes:
-    """The bytes of a text, seen to be UTF-8."""
+    """The bytes of a text, validated as UTF-8."""
     if not isinstance(text, str | bytes):
-        raise UserError(f"{name}={text!r}: it is no text. Fix: give a str, or UTF-8 as bytes")
+        raise UserError(
+            f"{name}={text!r}: expected a text, got {type(text).__name__}. Fix: give a str, or UTF-8 as bytes"
+        )
     try:
         if isinstance(text, str):
             return text.encode()
@@ -142,9 +169,20 @@ def _utf8(text: object, name: str) -> bytes:
         character = f"U+{ord(error.object[error.start]):04X}"
         why, fix = f"character {error.start} is {character}, half of a surrogate pair", "remove it"
     except UnicodeDecodeError as error:
-        why, fix = f"at byte {error.start} it is no UTF-8", "encode it as UTF-8"
+        why, fix = f"byte {error.start} is not UTF-8", "encode it as UTF-8"
     raise UserError(f"{name}={_quoted(text)}: {why}. Fix: {fix}")
 
 
+def _warn_cut(length: int, raw: bytes, room: int) -> None:
+    """Log a text of `raw` bytes that is cut to `room`, the first of each length in this process."""
+    if length in _warned:
+        return
+    _warned.add(length)
+    _log.warning(
+        "a text of %d bytes was cut to %d, since length=%d: %s lost %s; further cuts are not reported",
+        len(raw), room, length, _quoted(raw.decode()), _quoted(raw[room:].decode()),
+    )  # fmt: skip
+
+
 def _quoted(text: str | bytes) -> str:
-    return repr(text[:SHOWN]) + ("..." if len(text) > SHOWN else "")
+    return repr(text[:QUOTED]) + ("..." if len(text) > QUOTED else "")

@@ -1,4 +1,4 @@
-"""Several models sampled as one: each enlarges, or otherwise completes, what the one before has made.
+"""Cascades: several models sampled in sequence, each with the images of the one before as a condition.
 
 Ho et al. 2022, "Cascaded Diffusion Models for High Fidelity Image Generation"::
 
@@ -13,39 +13,38 @@ from typing import Any
 
 import numpy as np
 
-from jaxdiff.data import images as pictures
-from jaxdiff.errors import require
-from jaxdiff.generation import inputs
+from jaxdiff.conditioning.condition import Condition
+from jaxdiff.data import images as image_arrays
+from jaxdiff.errors import UserError, expect
 from jaxdiff.generation.generator import Generator
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cascade:
-    """Stages, of which each but the first has a condition that is an image: what the stage before has made.
+    """Cascade: a base model, and stages that take the images of the stage before as a condition.
 
     Every stage keeps its own sampler, grid and guidance. Conditions are shared by name.
 
     Attributes:
-      stages: the first one, then those that follow it.
-      field: name of the condition that is handed over; None where every stage has but one image among its conditions.
+      stages: the base model, then the stages in order.
+      field: name of the condition that is passed on; None if every stage has only one image condition.
     """
 
     stages: Sequence[Generator]
     field: str | None = None
 
     def __post_init__(self):
-        require(
-            len(self.stages) > 1, "stages", len(self.stages), "nothing follows", "give two models or more"
-        )
-        for number in range(1, len(self.stages)):
+        count = len(self.stages)
+        expect(count > 1, "stages", count, "two models or more", "add a stage")
+        for number in range(1, count):
             before, after = self.stages[number - 1 : number + 1]
             name = self.field_of(number)
-            dummy = inputs.image_of(after.denoiser.conditioner.conditions[name], after.image_shape)
-            channels = 0 if dummy is None else dummy.shape[-1]
-            require(
+            shape = after.denoiser.conditioner.conditions[name].image_shape(after.image_shape)
+            channels = 0 if shape is None else shape[-1]
+            expect(
                 channels == before.image_shape[2], "stages", number,
-                f"its {name} has {channels} channels, the images before have {before.image_shape[2]}",
-                "use models for images of the same kind",
+                f"{before.image_shape[2]} channels in {name}, as in the images before",
+                "use models for images of the same kind", str(channels),
             )  # fmt: skip
 
     def __call__(self, n: int | None = None, **options: Any) -> np.ndarray:
@@ -64,66 +63,105 @@ class Cascade:
         """The images of every stage, uint8 [n, height, width, channels].
 
         Args:
-          n: how many; may be left out if a condition tells.
-          seed: image i of a seed is always the same; stages draw noise of their own.
-          guidance: in place of that of every stage; scales by name go to the stages that have these conditions.
-          levels: noise levels of conditions that are made noisy (`NoiseAugmented`), in place of their own.
-          **conditions: as for a `Generator`; a stage takes those that it has.
+          n: how many; may be left out if a condition has one value per image.
+          seed: image i of a seed is always the same; each stage has noise of its own (`stage_seed`).
+          guidance: replaces the guidance of every stage; scales by name act in the stages with these conditions.
+          levels: noise levels of noise-augmented conditions (`NoiseAugmented`), instead of their own.
+          **conditions: as for a `Generator`; each stage takes its own.
 
         Raises:
           UserError: a condition or a level that no stage has, or as a `Generator`.
         """
-        names = {name for stage in self.stages for name in stage.denoiser.conditioner.conditions}
-        scales = guidance if isinstance(guidance, Mapping) else {}
-        for field, given in (("condition", conditions), ("levels", levels or {}), ("guidance", scales)):
-            for name in given:
-                require(
-                    name in names, field, name, "no stage has it", f"there are: {', '.join(sorted(names))}"
-                )
-        made: list[np.ndarray] = []
+        self._check_names(conditions, levels or {}, guidance if isinstance(guidance, Mapping) else {})
+        images: list[np.ndarray] = []
         for number, stage in enumerate(self.stages):
-            parts = stage.denoiser.conditioner.conditions
-            own = {name: value for name, value in conditions.items() if name in parts}
-            if made:
-                name = self.field_of(number)
-                require(name not in own, name, "given", "it is what the stage before makes", "leave it out")
-                own[name] = made[-1]
-            for name, level in (levels or {}).items():
-                if name in own:
-                    own[name] = {"value": own[name], "level": level}
-            rule: Any = guidance
-            if scales:
-                rule = {name: scale for name, scale in scales.items() if name in parts} or None
-            made.append(stage(len(made[-1]) if made else n, seed=_seed(seed, number), guidance=rule, **own))
-        return made
+            own = self._conditions_of(number, conditions, images, levels or {})
+            images.append(
+                stage(
+                    len(images[-1]) if images else n,
+                    seed=stage_seed(seed, number),
+                    guidance=_guidance_of(stage, guidance),
+                    **own,
+                )
+            )
+        return images
+
+    @property
+    def conditions(self) -> dict[str, Condition]:
+        """The conditions of all stages by name; later stages have precedence."""
+        return {
+            name: condition
+            for stage in self.stages
+            for name, condition in stage.denoiser.conditioner.conditions.items()
+        }
 
     def field_of(self, number: int) -> str:
-        """The condition of a stage (from 1 on) that is what the stage before has made."""
+        """The condition of a stage (from 1 on) that takes the images of the stage before."""
         stage = self.stages[number]
-        parts = stage.denoiser.conditioner.conditions
-        found = [name for name in parts if inputs.image_of(parts[name], stage.image_shape) is not None]
+        conditions = stage.denoiser.conditioner.conditions
+        found = [name for name in conditions if conditions[name].image_shape(stage.image_shape) is not None]
         if self.field is not None and self.field in found:
             return self.field
-        require(
-            len(found) == 1, "cascade_field", self.field, f"the images of stage {number} are: "
-            f"{', '.join(found) or 'none'}", "name the one that the stage before makes",
+        expect(
+            len(found) == 1, "cascade_field", self.field,
+            f"one of the image conditions of stage {number}: {', '.join(found) or 'none'}",
+            "name the one that takes the images of the stage before",
         )  # fmt: skip
         return found[0]
 
+    def _check_names(self, *named: Mapping[str, Any]) -> None:
+        names = sorted(self.conditions)
+        for field, given in zip(("condition", "levels", "guidance"), named, strict=True):
+            for name in given:
+                expect(
+                    name in names, field, name, "a condition of some stage", f"there are: {', '.join(names)}"
+                )
 
-def consistency(made: Sequence[np.ndarray]) -> list[float]:
-    """For each stage but the first: how far its images, reduced to the size of those before, are from these.
+    def _conditions_of(
+        self,
+        number: int,
+        conditions: Mapping[str, Any],
+        images: Sequence[np.ndarray],
+        levels: Mapping[str, float],
+    ) -> dict[str, Any]:
+        """The values of a stage's conditions, with the images of the stages before it and with noise levels."""
+        has = self.stages[number].denoiser.conditioner.conditions
+        own = {name: value for name, value in conditions.items() if name in has}
+        if images:
+            name = self.field_of(number)
+            if name in own:
+                raise UserError(
+                    f"{name}: expected no value, since the stage before generates it, got one. Fix: leave it out"
+                )
+            own[name] = images[-1]
+        for name in own.keys() & levels.keys():
+            own[name] = has[name].with_level(own[name], levels[name])
+        return own
 
-    The root mean square over all pixels, in levels of 0 to 255. A pixel is the mean of those that it stands for.
+
+def consistency(images: Sequence[np.ndarray]) -> list[float]:
+    """For each stage but the first: the difference of its reduced images to the images of the stage before.
+
+    The root mean square over all pixels, in levels of 0 to 255. Images are reduced by means over areas.
     """
-    found = []
-    for small, large in itertools.pairwise(made):
+    differences = []
+    for small, large in itertools.pairwise(images):
         size = small.shape[1:3]
-        reduced = np.stack([pictures.resize(image, size, "area") for image in large])
-        found.append(float(np.sqrt(np.mean(np.square(reduced.astype(np.float32) - small)))))
-    return found
+        reduced = np.stack([image_arrays.resize(image, size, "area") for image in large])
+        differences.append(float(np.sqrt(np.mean(np.square(reduced.astype(np.float32) - small)))))
+    return differences
 
 
-def _seed(seed: int, stage: int) -> int:
-    """Of each stage another: the noise of images of several sizes from one key has numbers in common."""
+def stage_seed(seed: int, stage: int) -> int:
+    """A distinct seed per stage: noise of several resolutions from one key would share values."""
     return seed if stage == 0 else int(np.random.SeedSequence((seed, stage)).generate_state(1)[0])
+
+
+def _guidance_of(
+    stage: Generator, guidance: float | Mapping[str, float] | None
+) -> float | Mapping[str, float] | None:
+    """The guidance of one stage: a scale for all, or the scales of its own conditions; None for its recipe's."""
+    if not isinstance(guidance, Mapping):
+        return guidance
+    names = stage.denoiser.conditioner.conditions
+    return {name: scale for name, scale in guidance.items() if name in names} or None

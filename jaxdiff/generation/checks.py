@@ -1,4 +1,4 @@
-"""What a model cannot do, told before anything is compiled."""
+"""Checks of a sampling request, before anything is compiled."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,49 +7,52 @@ import jax
 import jax.numpy as jnp
 from flax.errors import FlaxError
 
+from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.denoiser import Denoiser
-from jaxdiff.errors import UserError, require
+from jaxdiff.errors import UserError, expect
+from jaxdiff.sampling.guidance.autoguidance import Autoguidance
+from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
 from jaxdiff.sampling.guidance.per_condition import PerCondition
+from jaxdiff.sampling.protocols import Guidance
 from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.typing import Params
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
 
 
 def check_guidance(recipe: Recipe, denoisers: Sequence[Denoiser]) -> None:
-    """Set the guidance up as sampling does, without a model: what it lacks, it says now and not in the middle."""
+    """Build the guidance with a stub model, so that configuration errors surface early."""
     names = dict.fromkeys(denoisers[0].conditioner.conditions)
 
-    def unused(*arguments: Any) -> Any:
-        raise AssertionError("guidance calls no model before it is given images")
+    def stub(*arguments: Any) -> Any:
+        raise AssertionError("building a guidance calls no model")
 
-    guide = unused if len(denoisers) > 1 else None
+    guiding_model = stub if len(denoisers) > 1 else None
     process: Any = denoisers[0].process
-    recipe.guidance(unused, process, names, jax.random.split(jax.random.key(0), 1), guide)
+    recipe.guidance(stub, process, names, jax.random.split(jax.random.key(0), 1), guiding_model)
 
 
-def per_condition(rule: Any, scales: Mapping[str, float], conditioner: Any) -> PerCondition:
-    """Guidance by these conditions; chained, and at which noise levels, as the guidance `rule` has it."""
+def per_condition(rule: Guidance, scales: Mapping[str, float], conditioner: Conditioner) -> PerCondition:
+    """Guidance with a scale per condition, and with the form and the noise levels of the guidance `rule`."""
     for name in scales:
-        has = f"the model has: {', '.join(conditioner.conditions) or 'none'}"
-        require(name in conditioner.conditions, "guidance", name, "it is no condition of the model", has)
-        always = not conditioner.has_null(name)
-        require(not always, "guidance", name, "the model cannot do without it", "leave it out")
+        has = f"it has: {', '.join(conditioner.conditions) or 'none'}"
+        expect(name in conditioner.conditions, "guidance", name, "a condition of the model", has)
+        expect(conditioner.has_null(name), "guidance", name, "a condition with a null", "leave it out")
     factors = tuple(float(scale) for scale in scales.values())
-    return PerCondition(
-        tuple(scales), factors, getattr(rule, "chained", True), getattr(rule, "interval", None)
-    )
+    chained = rule.chained if isinstance(rule, PerCondition) else True
+    has_interval = isinstance(rule, PerCondition | ClassifierFree | Autoguidance)
+    return PerCondition(tuple(scales), factors, chained, rule.interval if has_interval else None)
 
 
 def check_shape(denoiser: Denoiser, params: Params, shape: Shape, trained: Shape) -> None:
-    """Let the network see images of a shape, as far as that goes without numbers.
+    """Trace the network with images of a shape, without computing anything.
 
     Raises:
-      UserError: it cannot; `trained`, what it was trained with, it can.
+      UserError: the network does not accept it; `trained` is the shape that it was trained with.
     """
-    conditioner: Any = denoiser.conditioner
+    conditioner = denoiser.conditioner
     size = f"{shape[0]}x{shape[1]}"
-    require(min(shape) > 0, "size", size, "there would be no image", "give at least 1x1")
+    expect(min(shape) > 0, "size", size, "at least 1x1", "give a larger size")
 
     def predict(params: Params) -> Any:
         x, t = jnp.zeros((1, *shape)), jnp.full((1,), 0.5)
@@ -59,7 +62,9 @@ def check_shape(denoiser: Denoiser, params: Params, shape: Shape, trained: Shape
     try:
         jax.eval_shape(predict, params)
     except UserError as error:
-        raise UserError(f"size={size}: the model cannot make it: {error}") from None
+        raise UserError(f"size={size}: the model cannot generate this size: {error}") from None
     except (FlaxError, TypeError, ValueError) as error:
-        why = f"the network makes images of {trained[0]}x{trained[1]} alone"
-        raise UserError(f"size={size}: {why}. Fix: use this size") from error
+        raise UserError(
+            f"size={size}: expected {trained[0]}x{trained[1]}, the only size of this network, got {size}. "
+            "Fix: use this size"
+        ) from error

@@ -133,10 +133,10 @@ def _models(static: StaticArgs, trees: Trees, inputs: GenerationInputs, index, s
         name: Encoded(
             [model.get(name) for model in cond],
             [model.get(name) for model in uncond],
-            inputs.fields[name],
+            condition.unaugmented(inputs.fields[name]),
             inputs.absent[name],
         )
-        for name in conditioner.conditions
+        for name, condition in conditioner.conditions.items()
     }
     processes = [denoiser.process_of(params) for denoiser, params in models]
 

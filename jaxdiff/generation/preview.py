@@ -1,110 +1,106 @@
-"""The picture of samples that training draws: what the model makes of classes, or of conditions from examples."""
+"""Sample grids of training: samples of each class, or of the conditions of some examples."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from jaxdiff.conditioning.text import Text
+from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.data import images
 from jaxdiff.data.pipeline import Pipeline
-from jaxdiff.data.text import ByteTokenizer
 from jaxdiff.errors import UserError
 from jaxdiff.generation import inputs
 from jaxdiff.generation.generator import Generator
 
-CLASSES, EXAMPLES, WORDS = 16, 8, 40
-"""The most rows of each kind, and the most letters of a text beside one."""
+CLASSES, EXAMPLES, CHARACTERS = 16, 8, 40
+"""Most rows of classes and of examples, and most characters of a row's label."""
 
 Conditions = Mapping[str, Any]
 
 
-def conditions(conditioner: Any, data: Pipeline, held_out: Pipeline | None, seed: int) -> Conditions | None:
-    """What a model with conditions other than the class is to be shown: those of some examples; None if it has none.
+def conditions(
+    conditioner: Conditioner, data: Pipeline, held_out: Pipeline | None, seed: int
+) -> Conditions | None:
+    """The conditions of some examples, to draw samples for; None if a class label is the only condition, or none is.
 
-    Held-out examples come first. Where their fields are made by transforms, those are applied.
+    Held-out examples are preferred. If transforms provide the fields, they are applied.
 
     Raises:
       UserError: the examples lack a condition.
     """
-    needed = [name for name in conditioner.conditions if not conditioner.has_default(name)]
-    if set(needed) <= {"label"}:
+    required = [name for name in conditioner.conditions if not conditioner.has_default(name)]
+    label = conditioner.only("label")
+    if set(required) <= {label}:
         return None
     pipeline = data if held_out is None else held_out
     batch = next(iter(pipeline.epoch(EXAMPLES)))
-    if not set(needed) <= set(batch):
+    if not set(required) <= set(batch):
         batch = next(iter(pipeline.batches(EXAMPLES, seed)))
-    for name in needed:
+    for name in required:
         if name not in batch:
             raise UserError(
-                f"config.sample_every: samples are drawn for conditions of examples, and these lack {name}; "
-                f"they have {', '.join(batch)}. Fix: let the data give it, or use sample_every=0"
+                f"config.sample_every: expected examples with {name}, to draw samples for, got {', '.join(batch)}. "
+                "Fix: let the data provide it, or use sample_every=0"
             )
-    return {name: batch[name] for name in needed}
+    return {name: batch[name] for name in required}
 
 
 def sample_grid(generator: Generator, given: Conditions | None, columns: int = 10) -> np.ndarray:
-    """One uint8 picture of samples.
+    """A grid of samples as one uint8 image.
 
-    With `given`, a row for each example: its conditions that are images, then samples; texts and classes stand to the
-    left. Without, for a class-conditional model a row for each class (the first 16), labelled.
+    With `given`, a row for each example: its conditions that are images, then samples; texts and classes label the
+    row. Without, for a class-conditional model a labelled row for each class (the first 16).
     """
-    parts = generator.denoiser.conditioner.conditions
-    if given is not None:
-        return _by_example(generator, given, columns)
-    if "label" not in parts:
-        return images.grid(generator(columns * columns), columns)
-    rows = min(parts["label"].num_classes, CLASSES)
-    labels = [row for row in range(rows) for _ in range(columns)]
-    return images.grid(generator(label=labels), columns, row_labels=[str(row) for row in range(rows)])
-
-
-def _by_example(generator: Generator, given: Conditions, columns: int) -> np.ndarray:
     conditioner = generator.denoiser.conditioner
-    # Examples may be larger than training's crops.
+    if given is not None:
+        return _grid_of_examples(generator, given, columns)
+    label = conditioner.only("label")
+    if label is None:
+        return images.grid(generator(columns * columns), columns)
+    rows = min(conditioner.conditions[label].classes or 1, CLASSES)
+    labels = [row for row in range(rows) for _ in range(columns)]
+    classes: dict[str, Any] = {label: labels}
+    return images.grid(generator(**classes), columns, row_labels=[str(row) for row in range(rows)])
+
+
+def _grid_of_examples(generator: Generator, given: Conditions, columns: int) -> np.ndarray:
+    conditioner = generator.denoiser.conditioner
+    # Examples may be larger than the crops of training.
     shape = (*inputs.size(conditioner, given, generator.image_shape), generator.image_shape[2])
-    beside, words = [], []
+    image_columns, row_labels = [], []
     for name, values in given.items():
-        part = conditioner.conditions[name]
-        if inputs.image_of(part, shape) is not None:
-            pictures = part.read(values) if hasattr(part, "known") else values
-            beside.append([shown(pixels, shape) for pixels in pictures])
-        elif (lines := _lines(conditioner.conditions[name], values)) is not None:
-            words.append(lines)
+        condition = conditioner.conditions[name]
+        pixels, lines = condition.images(values), condition.describe(values)
+        if pixels is not None:
+            image_columns.append([fit(image, shape) for image in pixels])
+        elif lines is not None:
+            row_labels.append([shorten(line) for line in lines])
     rows = len(next(iter(given.values())))
-    count = max(1, columns - len(beside))
-    each: dict[str, Any] = {name: np.repeat(values, count, axis=0) for name, values in given.items()}
-    made = generator(rows * count, **each)
+    count = max(1, columns - len(image_columns))
+    repeated: dict[str, Any] = {name: np.repeat(values, count, axis=0) for name, values in given.items()}
+    samples = generator(rows * count, **repeated)
     cells = [
-        [*(column[row] for column in beside), *made[row * count : (row + 1) * count]] for row in range(rows)
+        image
+        for row in range(rows)
+        for image in (*(column[row] for column in image_columns), *samples[row * count : (row + 1) * count])
     ]
-    labels = [", ".join(lines[row] for lines in words) for row in range(rows)] if words else None
-    return images.grid(np.stack([cell for row in cells for cell in row]), len(cells[0]), row_labels=labels)
+    labels = [", ".join(lines[row] for lines in row_labels) for row in range(rows)] if row_labels else None
+    return images.grid(np.stack(cells), len(cells) // rows, row_labels=labels)
 
 
-def _lines(part: Any, values: Any) -> list[str] | None:
-    """A line for each example, where its condition is a text or a whole number."""
-    array = np.asarray(values)
-    if isinstance(part, Text) and array.ndim == 2:
-        array = np.array([ByteTokenizer(part.length).decode(ids) for ids in array])
-    if array.ndim != 1 or array.dtype.kind not in "iuUSO":
-        return None
-    texts = (
-        text.decode(errors="replace") if isinstance(text, bytes) else str(text) for text in array.tolist()
-    )
-    return [text if len(text) <= WORDS else f"{text[: WORDS - 3]}..." for text in texts]
+def shorten(text: str) -> str:
+    """A text of at most `CHARACTERS` characters."""
+    return text if len(text) <= CHARACTERS else f"{text[: CHARACTERS - 3]}..."
 
 
-def shown(pixels: np.ndarray, shape: inputs.Shape) -> np.ndarray:
-    """A condition's image beside samples of a shape: scaled to their size, and grey or coloured as they are.
+def fit(image: np.ndarray, shape: inputs.Shape) -> np.ndarray:
+    """A condition's image, scaled to the height and width of samples, with as many channels as they have.
 
-    A channel more than these have is alpha, or a mask: what lies under it is shown as it is.
+    A channel more than the samples have is alpha, or a mask, and is left out.
     """
-    pixels = images.to_uint8(pixels[None])[0] if np.issubdtype(pixels.dtype, np.floating) else pixels
-    rows, columns = (
-        np.arange(new) * old // new for new, old in zip(shape[:2], pixels.shape[:2], strict=True)
-    )
-    scaled = pixels[rows][:, columns]
+    image = images.to_uint8(image[None])[0] if np.issubdtype(image.dtype, np.floating) else image
+    rows, columns = (np.arange(new) * old // new for new, old in zip(shape[:2], image.shape[:2], strict=True))
+    scaled = image[rows][:, columns]
     scaled = scaled[..., :-1] if scaled.shape[2] == shape[2] + 1 else scaled
     if scaled.shape[2] == shape[2]:
         return scaled

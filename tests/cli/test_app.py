@@ -1,4 +1,4 @@
-"""Commands: what a user did wrong is one line and status 2; a fault of ours is a traceback and status 1."""
+"""Commands: a user's error is one line and status 2; an internal error is a traceback and status 1."""
 
 import pathlib
 import signal
@@ -25,7 +25,7 @@ def get_config():
 
 
 def main(argv) -> None:
-    """A command with the flags that jaxdiff's have."""
+    """A command with the flags of jaxdiff's commands."""
     parser = command.Parser(description="Halve things.")
     parser.add_argument("--config")
     parser.add_argument("--n", type=int, default=1)
@@ -45,13 +45,12 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def call(folder, monkeypatch, capsys):
-    """Runs a command line; gives status, stdout and stderr."""
+def call(folder, capsys):
+    """Runs a command line; returns status, stdout and stderr."""
 
     def run(*argv, main=main):
-        monkeypatch.setattr(sys, "argv", ["command", *argv])
         with pytest.raises(SystemExit) as stop:
-            command.run(main)
+            command.run(main, argv)
         return stop.value.code, *capsys.readouterr()
 
     return run
@@ -68,8 +67,14 @@ MISTAKES = {
     "no config": (["--n", "1"], "--config=: a config is needed. Fix: choose one of configs/half.py"),
     "missing file": (["--config", "configs/halv.py"], "Fix: did you mean configs/half.py?"),
     "folder": (["--config", "configs"], "Is a directory"),
-    "stray word": (["--config", "configs/half.py", "more"], "more: a word that belongs to no flag"),
-    "stray first": (["more", "--config", "configs/half.py"], "more: a word that belongs to no flag"),
+    "stray word": (
+        ["--config", "configs/half.py", "more"],
+        "more: expected a flag, got a word that belongs to none",
+    ),
+    "stray first": (
+        ["more", "--config", "configs/half.py"],
+        "more: expected a flag, got a word that belongs to none",
+    ),
     "unknown flag": (["--workdri=x"], "--workdri: there is no such flag. Fix: did you mean --workdir?"),
     "unknown flag and value": (["--workdri", "x"], "--workdri: there is no such flag"),
     "strange flag": (["--qqqqqq"], "--qqqqqq: there is no such flag. Fix: use one of "),
@@ -95,12 +100,10 @@ def test_a_mistake_is_one_line_and_status_2(call, argv, expected):
 
 
 @pytest.mark.parametrize(("argv", "expected"), MISTAKES.values(), ids=MISTAKES)
-def test_debug_shows_where_it_was_found(folder, monkeypatch, argv, expected):
-    monkeypatch.setattr(
-        sys, "argv", ["command", *argv, "--debug"] if argv[-1] != "--config" else ["c", "--debug", *argv]
-    )
+def test_debug_shows_the_traceback(folder, argv, expected):
+    words = ["--debug", *argv]
     with pytest.raises(UserError, match="Fix: "):
-        command.run(main)
+        command.run(main, words)
 
 
 BROKEN = {
@@ -122,34 +125,32 @@ def test_a_mistake_in_the_config_file_names_its_line(call, folder, text, expecte
     assert err.count("\n") == 1
 
 
-def test_debug_shows_the_exception_in_the_config_file(folder, monkeypatch):
+def test_debug_shows_the_exception_in_the_config_file(folder):
     (folder / "configs" / "half.py").write_text(BROKEN["exception"][0])
-    monkeypatch.setattr(sys, "argv", ["command", "--config=configs/half.py", "--debug"])
     with pytest.raises(UserError) as caught:
-        command.run(main)
+        command.run(main, ["--config=configs/half.py", "--debug"])
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
 @pytest.mark.parametrize("code", [75, 128 + signal.SIGINT])
-def test_an_interrupted_run_has_the_status_that_it_states(call, code):
+def test_an_interrupted_run_exits_with_its_own_status(call, code):
     def stopped(argv) -> None:
         raise command.Interrupted(code, "stopped at step 3, all saved")
 
     assert call(main=stopped) == (code, "", "stopped at step 3, all saved\n")
 
 
-def test_a_fault_of_ours_is_not_dressed_up(folder, monkeypatch):
+def test_an_internal_error_keeps_its_traceback():
     def faulty(argv) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(sys, "argv", ["command"])
     with pytest.raises(ZeroDivisionError):
-        command.run(faulty)
+        command.run(faulty, [])
 
 
 def test_in_a_process_there_is_no_traceback_without_debug(folder):
     (folder / "halve.py").write_text(
-        "from jaxdiff import command\n\ncommand.run(lambda argv: command.load_config(None, ()))\n"
+        "from jaxdiff.cli import app\n\napp.run(lambda argv: app.load_config(None, ()))\n"
     )
     ends = {}
     for flag in ("--quiet", "--debug"):

@@ -1,4 +1,4 @@
-"""Numbers as conditions."""
+"""Continuous conditions, the noise level, and mixtures of classes."""
 
 import flax.linen as nn
 import jax
@@ -20,7 +20,7 @@ def parameters(part, values):
     return nn.meta.unbox(part.init(jax.random.key(0), values, jnp.zeros(len(values), bool)))["params"]
 
 
-def test_a_matrix_makes_nothing_of_zeros():
+def test_a_matrix_maps_zeros_to_zeros():
     part, values = Continuous(2, 5), jnp.array([[1.0, 2.0], [0.0, 0.0], [-3.0, 0.5]])
     params = parameters(part, values)
     assert jax.tree.map(jnp.shape, params) == {"kernel": (2, 5)}
@@ -30,16 +30,16 @@ def test_a_matrix_makes_nothing_of_zeros():
     np.testing.assert_array_equal(part.apply({"params": params}, values, ~KEEP).vector, 0)
 
 
-def test_sinusoids_of_each_number_follow_each_other_as_in_sdxl():
+def test_fourier_features_of_the_numbers_are_concatenated():
     part, values = (
         Continuous(2, 5, frequencies=3, max_period=100.0, scale=2.0),
         jnp.array([[256, 512], [0, 1], [40, 7]]),
     )
     params = parameters(part, values)
     angles = 2.0 * np.asarray(values)[:, :, None] * 100 ** (-np.arange(3) / 3)
-    waves = np.concatenate([np.cos(angles), np.sin(angles)], axis=-1).reshape(3, 12)
+    fourier = np.concatenate([np.cos(angles), np.sin(angles)], axis=-1).reshape(3, 12)
     first, second = (params[name] for name in ("dense_0", "dense_1"))
-    hidden = jax.nn.silu(waves @ first["kernel"] + first["bias"][None])
+    hidden = jax.nn.silu(fourier @ first["kernel"] + first["bias"][None])
     expected = hidden @ second["kernel"] + second["bias"][None]
     np.testing.assert_allclose(part.apply({"params": params}, values, KEEP).vector, expected, atol=1e-4)
 
@@ -53,7 +53,7 @@ def test_one_number_needs_no_axis():
     )
 
 
-def test_a_learned_null_is_of_the_values_free():
+def test_a_learned_null_does_not_depend_on_the_values():
     part, values = Continuous(2, 5, null="learned", drop_rate=0.5), jnp.ones((3, 2))
     params = parameters(part, values) | {"null": jnp.arange(5.0)[None]}
     drop = jnp.array([True, False, True])
@@ -75,11 +75,13 @@ def test_a_missing_field_is_its_default():
     np.testing.assert_array_equal(fields["crop"], [0.5] * 3)
     given = model.draw(batch | {"crop": jnp.arange(3.0)}, keys, train=True)
     np.testing.assert_array_equal(given["crop"], [0, 1, 2])
-    with pytest.raises(UserError, match="label=: the model has this condition, the batch lacks it"):
+    with pytest.raises(
+        UserError, match="label=: expected a field for this condition of the model, the batch has none"
+    ):
         model.draw({"image": batch["image"]}, keys, train=True)
 
 
-def test_what_comes_before_the_mapping_is_added_to_the_waves_of_the_noise_level():
+def test_features_are_added_to_those_of_the_noise_level_before_the_mapping():
     noise = NoiseLevel(8, frequencies=3)
     part = Continuous(2, 6, before_mapping=True)
     model = Conditioner(noise, {"augment": part})
@@ -95,7 +97,7 @@ def test_what_comes_before_the_mapping_is_added_to_the_waves_of_the_noise_level(
     assert jnp.all(jnp.abs(found.vector - plain)[:2].max(axis=1) > 1e-3)
 
 
-def test_random_frequencies_have_their_scale_and_never_move():
+def test_random_frequencies_have_their_scale_and_no_gradient():
     noise = NoiseLevel(8, frequencies=4000, random_scale=16.0)
     params = nn.meta.unbox(noise.init(jax.random.key(0), NOISE))["params"]
     assert abs(jnp.std(params["frequencies"]) - 16) < 4 * 16 / np.sqrt(8000)
@@ -111,25 +113,25 @@ def test_random_frequencies_have_their_scale_and_never_move():
         (lambda: Continuous(0, 4), "size=0"),
         (lambda: Continuous(2, 0), "width=0"),
         (lambda: Continuous(2, 4, frequencies=-1), "frequencies=-1"),
-        (lambda: Continuous(2, 4, default=(1.0,)), r"default=\(1.0,\): size is 2"),
+        (lambda: Continuous(2, 4, default=(1.0,)), r"default=\(1.0,\): expected 2 numbers"),
         (lambda: Continuous(2, 4, drop_rate=1.0), "drop_rate=1.0"),
-        (lambda: nulls.check("nothing", 0.0), "null='nothing'.*learned, zero, none"),
-        (lambda: Continuous(2, 4, null="none", drop_rate=0.1), "drop_rate=0.1.*nothing can be dropped"),
+        (lambda: nulls.check("nothing", 0.0), "null='nothing': expected one of learned, zero, none"),
+        (lambda: Continuous(2, 4, null="none", drop_rate=0.1), "drop_rate=0.1: expected 0 with null='none'"),
         (lambda: NoiseLevel(8, random_scale=0.0), "random_scale=0.0"),
         (
             lambda: Continuous(2, 4).check(np.ones((3, 1))),
-            r"numbers=float64\[3, 1\]: every image has 2 numbers",
+            r"numbers=float64\[3, 1\]: expected 2 numbers per image",
         ),
-        (lambda: Continuous(None, 4).check(np.ones((3, 1))), "every image has one number"),
-        (lambda: Continuous(None, 4).check(["a"]), "every image has one number"),
-        (lambda: Continuous(None, 4).check([1.0, np.inf]), "not all are finite"),
+        (lambda: Continuous(None, 4).check(np.ones((3, 1))), "expected one number per image"),
+        (lambda: Continuous(None, 4).check(["a"]), "expected one number per image"),
+        (lambda: Continuous(None, 4).check([1.0, np.inf]), "expected finite numbers"),
         (
             lambda: NoiseLevel(8, frequencies=2).init(jax.random.key(0), NOISE, jnp.ones((3, 5))),
-            "width=5: it is added to 4 features of the noise level",
+            "width=5: expected 4, the number of Fourier features",
         ),
     ],
 )
-def test_impossible_numbers(make, message):
+def test_invalid_fields_and_values_raise(make, message):
     with pytest.raises(UserError, match=message):
         make()
 
@@ -138,7 +140,7 @@ def test_rows_of_weights_add_up_to_one():
     part = ClassLabel(3, 4)
     part.check(np.array([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]))
     for rows in (np.zeros((1, 3)), np.full((1, 3), 0.5), np.array([[2.0, -1.0, 0.0]]), np.full((1, 2), 0.5)):
-        with pytest.raises(UserError, match=r"label: rows .* are no mixtures of classes"):
+        with pytest.raises(UserError, match=r"label=float64.*: expected weights of classes"):
             part.check(rows)
-    with pytest.raises(UserError, match=r"label=\[1, 2\]: there is one class for each image"):
+    with pytest.raises(UserError, match=r"label=\[1, 2\]: expected one class per image"):
         part.check([[1, 2]])

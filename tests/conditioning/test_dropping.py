@@ -1,4 +1,4 @@
-"""What holds for every kind of condition: a dropped one leaves nothing of its values, a shown one matters."""
+"""Properties of every kind of condition: nothing of a dropped one reaches the output, and a shown one matters."""
 
 import functools
 
@@ -16,10 +16,12 @@ from jaxdiff.conditioning.magnitude import MagnitudeClassLabel
 from jaxdiff.conditioning.noisy import NoiseAugmented
 from jaxdiff.conditioning.text import Text
 from jaxdiff.conditioning.vector import ClassLabel, NoiseLevel
+from jaxdiff.data.text import ByteTokenizer
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.generation.inputs import fields as given_fields
 from jaxdiff.models.blocks import ResidualMiddle
 from jaxdiff.models.pixel_attention import PixelAttention
+from jaxdiff.models.text_encoder import ByteTransformer
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import RectifiedFlow
 from jaxdiff.process.prediction import Velocity
@@ -27,25 +29,30 @@ from jaxdiff.process.time_sampling import Uniform
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.training.step import Context
 
-SHAPE, BATCH, WIDTH, WAVES, TOKEN = (4, 4, 1), 3, 16, 4, 8
+SHAPE, BATCH, WIDTH, FEATURES, TOKEN = (4, 4, 1), 3, 16, 4, 8
 LEARNED = {"null": "learned", "drop_rate": 0.1}
 
 
 def noise():
-    return NoiseLevel(WIDTH, frequencies=WAVES // 2)
+    return NoiseLevel(WIDTH, frequencies=FEATURES // 2)
 
 
-PARTS = {
+def encoder():
+    return ByteTransformer(TOKEN, layers=1, head_dim=4)
+
+
+CONDITIONS = {
     "label": ClassLabel(5, WIDTH),
     "label_zero": ClassLabel(5, WIDTH, null="zero", bias=True, scale=2.0),
     "label_mixed": ClassLabel(5, WIDTH),
-    "label_features": ClassLabel(5, WAVES, before_mapping=True),
+    "label_features": ClassLabel(5, FEATURES, before_mapping=True),
     "label_magnitude": MagnitudeClassLabel(5, WIDTH, drop_rate=0.1),
     "numbers": Continuous(2, WIDTH, frequencies=3, scale=0.7, **LEARNED),
     "numbers_zero": Continuous(None, WIDTH, null="zero", drop_rate=0.1),
-    "numbers_features": Continuous(2, WAVES, before_mapping=True, **LEARNED),
-    "text": Text(TOKEN, 6, layers=1, head_dim=4, vector_width=WIDTH),
-    "text_zero": Text(TOKEN, 6, layers=1, head_dim=4, null="zero"),
+    "numbers_features": Continuous(2, FEATURES, before_mapping=True, **LEARNED),
+    "text": Text(ByteTokenizer(6), encoder(), vector_width=WIDTH),
+    "text_zero": Text(ByteTokenizer(6), encoder(), null="zero"),
+    "text_empty": Text(ByteTokenizer(6), encoder(), vector_width=WIDTH, null="empty"),
     "sequence": EmbeddedSequence(6, 5, TOKEN, vector_width=WIDTH),
     "sequence_zero": EmbeddedSequence(6, 5, TOKEN, null="zero"),
     "photo": ImageCondition(2, factor=2.0, **LEARNED),
@@ -53,7 +60,7 @@ PARTS = {
     "noisy": NoiseAugmented(ImageCondition(1, **LEARNED), noise(), RectifiedFlow()),
     "noisy_numbers": NoiseAugmented(Continuous(7, WIDTH, **LEARNED), noise(), RectifiedFlow()),
 }
-NOISY = [name for name, part in PARTS.items() if isinstance(part, NoiseAugmented)]
+NOISY = [name for name, part in CONDITIONS.items() if isinstance(part, NoiseAugmented)]
 ALWAYS = {
     "map": ImageCondition(1),
     "size": Continuous(None, WIDTH, null="none"),
@@ -67,21 +74,21 @@ def a_denoiser(parts):
     return Denoiser(NETWORK, Conditioner(noise(), parts), RectifiedFlow(), Velocity())
 
 
-DENOISER = a_denoiser({**PARTS, **ALWAYS})
+DENOISER = a_denoiser({**CONDITIONS, **ALWAYS})
 CONDITIONER = DENOISER.conditioner
 X = jax.random.normal(jax.random.key(0), (BATCH, *SHAPE))
 T = jnp.array([0.2, 0.5, 0.9])
 
 
 def some(part, seed):
-    """Values of one kind, each example's its own; those of other seeds differ in every example."""
+    """Values of one kind, different in every example and for every seed."""
     rng = np.random.default_rng(seed)
     if isinstance(part, NoiseAugmented):
         return {
             "value": some(part.part, seed), "level": jnp.asarray((np.arange(3) + 1 + 3 * seed) / 10, jnp.float32)
         }  # fmt: skip
     if isinstance(part, Text):
-        return jnp.asarray(part.read([["a", "", "three"], ["", "xyz", "\u4e09"]][seed]))
+        return jnp.asarray(part.read([["a", "xy", "three"], ["", "xyz", "\u4e09"]][seed]))
     if isinstance(part, ClassLabel | MagnitudeClassLabel):
         return jnp.asarray([[0, 4, 2], [3, 1, 0]][seed])
     shape = jax.eval_shape(lambda: part.example(BATCH, SHAPE)).shape
@@ -135,15 +142,15 @@ def test_the_checks_accept_these_values():
     CONDITIONER.check(values(1))
 
 
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("name", CONDITIONS)
 def test_nothing_of_a_dropped_condition_reaches_the_output(name):
     other = {**values(), name: values(1)[name]}
     dropped = answer(values(), drops(name))
     np.testing.assert_array_equal(answer(other, drops(name)), dropped)
-    assert np.all(change(dropped, answer(values(), drops())) > 1e-4), "what is shown is not what is dropped"
+    assert np.all(change(dropped, answer(values(), drops())) > 1e-4), "shown and dropped differ"
 
 
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("name", CONDITIONS)
 def test_only_the_examples_that_are_dropped_lose_their_condition(name):
     drop = {**drops(), name: jnp.array([False, True, False])}
     found = answer(values(), drop)
@@ -151,7 +158,7 @@ def test_only_the_examples_that_are_dropped_lose_their_condition(name):
     np.testing.assert_array_equal(found[[0, 2]], answer(values(), drops())[[0, 2]])
 
 
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("name", CONDITIONS)
 def test_none_is_the_dropped_condition(name):
     """What a user gives as None becomes values that nobody sees."""
     given = {**jax.tree.map(np.asarray, values()), name: None}
@@ -162,7 +169,7 @@ def test_none_is_the_dropped_condition(name):
     np.testing.assert_array_equal(found, answer(values(), drops(name)))
 
 
-@pytest.mark.parametrize("name", [*PARTS, *ALWAYS])
+@pytest.mark.parametrize("name", [*CONDITIONS, *ALWAYS])
 def test_each_example_sees_its_own_values(name):
     """Values that change places among the examples change every output."""
     moved = {**values(), name: jax.tree.map(lambda leaf: jnp.roll(leaf, 1, axis=0), values()[name])}
@@ -170,15 +177,15 @@ def test_each_example_sees_its_own_values(name):
 
 
 @pytest.mark.parametrize("name", ALWAYS)
-def test_what_has_no_null_is_shown_whatever_is_dropped(name):
-    everything, plain = answer(values(), drops(*ALWAYS, *PARTS)), answer(values(), drops(*PARTS))
+def test_a_condition_without_a_null_is_always_shown(name):
+    everything, plain = answer(values(), drops(*ALWAYS, *CONDITIONS)), answer(values(), drops(*CONDITIONS))
     np.testing.assert_array_equal(everything, plain)
     other = {**values(), name: values(1)[name]}
-    assert np.all(change(answer(other, drops(*ALWAYS, *PARTS)), plain) > 1e-4)
+    assert np.all(change(answer(other, drops(*ALWAYS, *CONDITIONS)), plain) > 1e-4)
 
 
 @pytest.mark.parametrize("name", [*NOISY, "noisy_map"])
-def test_the_network_is_told_the_level_unless_the_condition_is_dropped(name):
+def test_the_network_sees_the_level_unless_the_condition_is_dropped(name):
     other = {**values(), name: {**values()[name], "level": values(1)[name]["level"]}}
     assert np.all(change(answer(other, drops()), answer(values(), drops())) > 1e-4)
     same = np.array_equal(answer(other, drops(name)), answer(values(), drops(name)))
@@ -223,27 +230,27 @@ def drawn(rate, seed):
         inner = {"part": dropping(part.part)} if isinstance(part, NoiseAugmented) else {"drop_rate": rate}
         return part.clone(**inner)
 
-    parts = {name: dropping(part) for name, part in PARTS.items()}
+    parts = {name: dropping(part) for name, part in CONDITIONS.items()}
     task = DenoisingTask(a_denoiser({**parts, **ALWAYS}), Uniform(), SHAPE)
     given = values(seed) | {name: values()[name] for name in ALWAYS}
     given = {name: value["value"] if isinstance(value, dict) else value for name, value in given.items()}
     examples = _draw(task, {"image": jnp.tanh(X), **given})
-    assert all(np.all(examples["drop"][name] == (rate > 0)) for name in PARTS)
+    assert all(np.all(examples["drop"][name] == (rate > 0)) for name in CONDITIONS)
     assert not any(np.any(examples["drop"][name]) for name in ALWAYS)
     return examples
 
 
 @pytest.mark.parametrize("dropped", [False, True])
-def test_training_learns_of_what_is_shown_and_nothing_of_what_is_dropped(dropped):
+def test_gradients_come_from_shown_values_and_never_from_dropped_ones(dropped):
     rate = 1 - 1e-9 if dropped else 0.0  # in float32 that is always
     one, two = (learn(parameters(TASK.denoiser), drawn(rate, seed)) for seed in (0, 1))
     if dropped:
         jax.tree.map(np.testing.assert_array_equal, one, two)
     assert dropped or one[0] != two[0]
-    for name in PARTS:
+    for name in CONDITIONS:
         for path, leaf in jax.tree.leaves_with_path(one[1]["conditioner"].get(f"parts_{name}", {})):
-            # What null and values have in common: a bias, and the layers behind the tokens.
-            common = (name, path[0].key) in AFTER_THE_NULL
+            # Common to null and values: a bias, the layers after the tokens, and the encoder of an empty text.
+            common = name == "text_empty" or (name, path[0].key) in AFTER_THE_NULL
             learned = common or (path[-1].key == "null") == dropped
             assert bool(np.any(leaf != 0)) == learned, (name, jax.tree_util.keystr(path))
 

@@ -1,4 +1,4 @@
-"""Sequences that were embedded beforehand."""
+"""Precomputed embeddings."""
 
 import functools
 
@@ -45,7 +45,7 @@ def embed(given, drop=SHOWN, part=TEXT, params=PARAMS):
     return embeddings
 
 
-def test_tokens_are_the_projection_normalised():
+def test_tokens_are_the_normalised_projection():
     params, tokens = PARAMS["params"], embed(values()).tokens
     projected = values() @ np.asarray(params["project"]["kernel"]) + np.asarray(params["project"]["bias"])
     centred = projected - projected.mean(axis=-1, keepdims=True)
@@ -65,7 +65,7 @@ def test_the_vector_is_made_of_the_mean_over_tokens():
     assert embed(values(), part=TEXT.clone(vector_width=None)).vector is None
 
 
-def test_nothing_is_left_of_what_is_dropped():
+def test_nothing_of_a_dropped_sequence_remains():
     first, second = embed(values(), DROPPED), embed(values()[::-1], DROPPED)
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         np.testing.assert_array_equal(a[1], b[1])
@@ -120,7 +120,7 @@ def test_short_sequences_are_padded_and_one_stands_for_all():
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         (
             np.zeros((2, LENGTH, SIZE + 1), np.float32),
@@ -128,17 +128,17 @@ def test_short_sequences_are_padded_and_one_stands_for_all():
         ),
         (np.zeros((2, LENGTH + 1, SIZE), np.float32), r"text=float32\[2, 6, 6\]: "),
         (np.zeros((2, LENGTH, SIZE), int), r"text=int64\[2, 5, 6\]: "),
-        (np.full((2, LENGTH, SIZE), np.nan), "it holds NaN or infinity"),
+        (np.full((2, LENGTH, SIZE), np.nan), "expected finite numbers, got NaN"),
         (["a tree"], r"text=<U6\[1\]: "),
     ],
 )
-def test_what_is_no_sequence_is_told(given, said):
-    with pytest.raises(UserError, match=said):
+def test_invalid_values_raise(given, message):
+    with pytest.raises(UserError, match=message):
         TEXT.check(TEXT.read(given), "text")
 
 
 @pytest.mark.parametrize(
-    ("option", "said"),
+    ("option", "message"),
     [
         ({"size": 0}, "size=0: "),
         ({"length": -1}, "length=-1: "),
@@ -146,6 +146,6 @@ def test_what_is_no_sequence_is_told(given, said):
         ({"null": "none"}, "drop_rate=0.1: "),
     ],
 )
-def test_an_option_that_cannot_be_is_told(option, said):
-    with pytest.raises(UserError, match=said):
+def test_invalid_fields_raise(option, message):
+    with pytest.raises(UserError, match=message):
         EmbeddedSequence(**{"size": 6, "length": 5, "width": 8} | option)

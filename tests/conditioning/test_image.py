@@ -94,16 +94,16 @@ def test_its_size_follows_from_that_of_the_images():
     [
         (lambda: ImageCondition(0), "channels=0"),
         (lambda: ImageCondition(1, factor=0.0), "factor=0.0"),
-        (lambda: ImageCondition(1, drop_rate=0.1), "drop_rate=0.1.*nothing can be dropped"),
-        (lambda: ImageCondition(1, factor=4.0).example(1, (30, 32, 1)), "factor=.*30 pixels to 7.5"),
-        (lambda: ImageCondition(1).example(1), "image_shape=None"),
-        (lambda: spatial(ImageCondition(1, factor=0.5), RAMP), "factor=0.5: it makes 5 pixels to 2.5"),
+        (lambda: ImageCondition(1, drop_rate=0.1), "drop_rate=0.1: expected 0 with null='none'"),
+        (lambda: ImageCondition(1, factor=4.0).example(1, (30, 32, 1)), "factor=.*side of 30, got 7.5"),
+        (lambda: ImageCondition(1).example(1), "data_shape=None"),
+        (lambda: spatial(ImageCondition(1, factor=0.5), RAMP), "factor=0.5: .*side of 5, got 2.5"),
         (lambda: ImageCondition(1).check(np.zeros((2, 4, 4, 3))), r"image=float64\[2, 4, 4, 3\]"),
         (lambda: ImageCondition(1).check(np.zeros((4, 4, 1))), r"image=float64\[4, 4, 1\]"),
         (lambda: ImageCondition(1).check(np.zeros((2, 4, 4, 1), np.int64)), "image=int64"),
         (lambda: ImageCondition(1).check(np.full((2, 4, 4, 1), np.nan)), "NaN or infinity"),
     ],
 )
-def test_impossible_images(make, message):
+def test_invalid_fields_and_values_raise(make, message):
     with pytest.raises(UserError, match=message):
         make()

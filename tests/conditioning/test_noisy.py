@@ -1,4 +1,4 @@
-"""Noise-conditioning augmentation: what is drawn, what the network is told, what is left of it."""
+"""Noise-conditioning augmentation: the noise that is drawn, and the level that the network sees."""
 
 import flax.linen as nn
 import jax
@@ -32,7 +32,7 @@ def draw(values, count=None, seed=0, train=False, model=MODEL):
     return model.draw({"low": values}, keys(count or len(values), seed), train)["low"]
 
 
-def test_levels_of_training_are_uniform_and_the_noise_is_that_of_the_level():
+def test_levels_of_training_are_uniform_and_the_noise_has_that_level():
     images = jnp.full((20_000, 4, 4, 1), 0.4)
     drawn = draw(images, train=True)
     level, value = drawn["level"], drawn["value"]
@@ -70,7 +70,7 @@ def test_noise_follows_from_the_key_of_its_image_and_the_name_of_the_condition()
     assert len({image.tobytes() for image in together}) == 3
 
 
-def test_the_network_sees_the_noisy_image_and_is_told_the_level():
+def test_the_network_sees_the_noisy_image_and_the_level():
     label, images = jnp.array([0.1, 0.9]), jnp.linspace(-1, 1, 32).reshape(2, 4, 4, 1)
     values = {"value": images, "level": jnp.array([0.1, 0.4])}
     none = MODEL.none_dropped(2)
@@ -82,16 +82,16 @@ def test_the_network_sees_the_noisy_image_and_is_told_the_level():
         return MODEL.apply({"params": params}, label, {"low": values}, {"low": jnp.array(drop)})
 
     plain = NOISE.apply({"params": params["noise"]}, label).vector
-    told = NOISE.apply({"params": params["parts_low"]["noise"]}, 1000 * values["level"]).vector
+    level_vector = NOISE.apply({"params": params["parts_low"]["noise"]}, 1000 * values["level"]).vector
     found = embed(values, [False, True])
-    np.testing.assert_allclose(found.vector, plain + told * jnp.array([[1], [0]]), atol=1e-5)
+    np.testing.assert_allclose(found.vector, plain + level_vector * jnp.array([[1], [0]]), atol=1e-5)
     np.testing.assert_allclose(
         found.spatial[0], jax.image.resize(images[0], (8, 8, 1), "bilinear"), atol=1e-6
     )
     np.testing.assert_allclose(found.spatial[1], 0.9)
 
 
-def test_a_condition_that_is_always_shown_is_told_its_level_always():
+def test_a_condition_without_a_null_always_shows_its_level():
     always = NoiseAugmented(ImageCondition(1), NOISE, RectifiedFlow())
     values = {"value": jnp.zeros((2, 4, 4, 1)), "level": jnp.array([0.1, 0.4])}
     params = always.init(jax.random.key(0), values, jnp.zeros(2, bool))
@@ -106,11 +106,11 @@ def test_a_condition_that_is_always_shown_is_told_its_level_always():
     [
         (lambda: NoiseAugmented(ImageCondition(1), NOISE, RectifiedFlow(), max_level=0.0), "max_level=0.0"),
         (lambda: NoiseAugmented(ImageCondition(1), NOISE, RectifiedFlow(), 0.5, level=0.6), "level=0.6"),
-        (lambda: PART.read({"image": 1}), r"\['image'\]: a value and its level are expected"),
+        (lambda: PART.read({"image": 1}), r"\['image'\]: expected a value and its level"),
         (lambda: PART.check(PART.example(2, (8, 8, 3)) | {"level": np.array([0, 0.6])}, "low"), "low.level=.*0.6"),
         (lambda: PART.check({"value": np.zeros((2, 4, 4, 3)), "level": np.zeros(2)}, "low"), "low=float64"),
     ],
 )  # fmt: skip
-def test_impossible_levels(make, message):
+def test_invalid_levels_raise(make, message):
     with pytest.raises(UserError, match=message):
         make()

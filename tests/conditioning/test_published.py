@@ -1,4 +1,4 @@
-"""The vectors of published networks: what EDM's own code made of noise level, class and augmentation labels."""
+"""The vectors of published networks: those of EDM's own code for noise level, class and augmentation labels."""
 
 import math
 import pathlib

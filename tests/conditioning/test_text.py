@@ -1,4 +1,4 @@
-"""Text against PyTorch's encoder, in what it may depend on, and on its way through a model."""
+"""Text: the encoder against PyTorch's, its dependence on bytes and padding, its nulls, and its use in a model."""
 
 import functools
 import json
@@ -14,14 +14,17 @@ import pytest
 
 from jaxdiff import config
 from jaxdiff.conditioning.conditioner import Conditioner
-from jaxdiff.conditioning.text import Text, in_words
+from jaxdiff.conditioning.text import Text
 from jaxdiff.conditioning.vector import NoiseLevel
-from jaxdiff.data.text import PAD
+from jaxdiff.data.text import END, PAD, ByteTokenizer, Tokenize
+from jaxdiff.data.text import IDS as IDS_OF_BYTES
 from jaxdiff.denoiser import Denoiser
+from jaxdiff.embeddings import Embeddings, Tokens
 from jaxdiff.errors import UserError
 from jaxdiff.generation.generator import Generator
 from jaxdiff.models.blocks import ResidualMiddle
 from jaxdiff.models.pixel_attention import PixelAttention
+from jaxdiff.models.text_encoder import ByteTransformer, pool_words
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import RectifiedFlow
 from jaxdiff.process.prediction import Data
@@ -32,7 +35,14 @@ from jaxdiff.sampling.samplers.ddim import Ddim
 
 QUICK = {"xla_backend_optimization_level": 0}
 WIDTH, HEADS, LENGTH, VECTOR = 16, 2, 12, 24
-TEXT = Text(WIDTH, LENGTH, layers=2, head_dim=8, expansion=3, vector_width=VECTOR)
+
+
+def a_text(length=LENGTH, vector_width=VECTOR, null="learned", drop_rate=0.1, width=WIDTH, **encoder):
+    transformer = ByteTransformer(width, **{"layers": 2, "head_dim": 8, "expansion": 3} | encoder)
+    return Text(ByteTokenizer(length), transformer, vector_width, drop_rate, null)
+
+
+TEXT = a_text()
 CAPTIONS = ["a red 3", "", "\u4e09\U0001f680", "der 3 a"]  # the first and the last have the same bytes
 IDS = TEXT.read(CAPTIONS)
 SIZES = np.array([8, 1, 8, 8])  # of tokens, ends included
@@ -54,7 +64,7 @@ def randomised(module, *inputs, seed=3, **options):
 PARAMS = randomised(TEXT, jnp.asarray(IDS), SHOWN)
 
 
-PARAMS_ALONE = nn.unbox(TEXT.clone(vector_width=None).init(jax.random.key(0), jnp.asarray(IDS), SHOWN))
+PARAMS_ALONE = nn.unbox(a_text(vector_width=None).init(jax.random.key(0), jnp.asarray(IDS), SHOWN))
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
@@ -120,7 +130,7 @@ def test_the_vector_is_made_of_the_mean_over_tokens():
         hidden = hidden / (1 + np.exp(-hidden))
         expected = hidden @ pool["dense_1"]["kernel"] + pool["dense_1"]["bias"]
         np.testing.assert_allclose(embeddings.vector[i], expected, atol=1e-4)
-    assert embed(part=TEXT.clone(vector_width=None)).vector is None
+    assert embed(part=a_text(vector_width=None)).vector is None
 
 
 def assert_same_text(one, other, rows, atol):
@@ -148,27 +158,27 @@ def test_padding_never_leaks():
     assert_same_text(embed(), other, range(4), atol=0)
 
     short = int(SIZES.max())
-    part = TEXT.clone(length=short)
+    part = a_text(length=short)
     ids = part.read(CAPTIONS)
     brief = embed(ids, part=part, params=changed(places=params["places"][:short]))
     assert brief.tokens.shape == (4, short, WIDTH)
     assert_same_text(embed(), brief, range(4), atol=5e-6)
 
 
-def test_a_window_joins_the_letters_about_one():
-    part = TEXT.clone(window=5, vector_width=None)
+def test_a_window_joins_neighbouring_letters():
+    part = a_text(window=5, vector_width=None)
     fresh = nn.unbox(
         part.init(jax.random.key(0), jnp.asarray(IDS), SHOWN)
     )  # attention and MLPs are still zero
     ids = jnp.asarray(part.read(["abcdefgh", "abcdXfgh"]))
     one, other = np.asarray(run(part, fresh, ids, SHOWN[:2]).tokens.features)
     assert np.flatnonzero((one != other).any(axis=-1)).tolist() == [2, 3, 4, 5, 6]
-    alone = np.asarray(run(TEXT.clone(vector_width=None), PARAMS_ALONE, ids, SHOWN[:2]).tokens.features)
+    alone = np.asarray(run(a_text(vector_width=None), PARAMS_ALONE, ids, SHOWN[:2]).tokens.features)
     assert np.flatnonzero((alone[0] != alone[1]).any(axis=-1)).tolist() == [4]
 
 
-def test_a_phrase_joins_the_words_about_one():
-    part = TEXT.clone(length=16, words=8, phrase=3)
+def test_a_phrase_joins_neighbouring_words():
+    part = a_text(length=16, words=8, phrase=3)
     params = randomised(part, jnp.asarray(part.read([""])), SHOWN[:1])
     # Nothing else joins words: attention and MLPs are zero, as at the start.
     for block in ("block_0", "block_1"):
@@ -181,17 +191,17 @@ def test_a_phrase_joins_the_words_about_one():
     assert np.flatnonzero((one != other).any(axis=-1)).tolist() == [2, 3, 4]
 
 
-def test_a_phrase_starts_as_nothing():
-    part = TEXT.clone(words=8, phrase=5)
+def test_a_phrase_starts_as_zero():
+    part = a_text(words=8, phrase=5)
     seen = embed(part=part, params=nn.unbox(part.init(jax.random.key(0), jnp.asarray(IDS), SHOWN)))
-    part = TEXT.clone(words=8)
+    part = a_text(words=8)
     other = embed(part=part, params=nn.unbox(part.init(jax.random.key(0), jnp.asarray(IDS), SHOWN)))
     assert_same_bits(seen, other)
 
 
 @pytest.mark.parametrize("options", [{"window": 5}, {"words": 8, "phrase": 5}])
 def test_padding_is_outside_every_window(options):
-    part = TEXT.clone(**options)
+    part = a_text(**options)
     params = randomised(part, jnp.asarray(IDS), SHOWN)
     pad = params["params"]["bytes"][PAD]
     changed_pad = {"params": {**params["params"], "bytes": params["params"]["bytes"].at[PAD].set(pad + 1)}}
@@ -201,7 +211,7 @@ def test_padding_is_outside_every_window(options):
 
 def test_a_word_is_the_sum_of_its_bytes_over_the_root_of_their_number():
     x = np.random.default_rng(0).normal(size=(4, LENGTH, 5)).astype(np.float32)
-    found, mask = (np.asarray(part) for part in in_words(jnp.asarray(x), jnp.asarray(IDS), 3))
+    found, mask = (np.asarray(part) for part in pool_words(jnp.asarray(x), jnp.asarray(IDS), 3))
     # "a", " red", " 3" and the end; the end; two signs without a space, and the end; "der", " 3", " a" and the end
     parts = [[1, 4, 3], [1], [8], [3, 2, 3]]
     for i, sizes in enumerate(parts):
@@ -210,14 +220,12 @@ def test_a_word_is_the_sum_of_its_bytes_over_the_root_of_their_number():
         for j, (size, end) in enumerate(zip(sizes, ends, strict=True)):
             np.testing.assert_allclose(found[i, j], x[i, end - size : end].sum(0) / size**0.5, atol=1e-6)
         assert not found[i, len(sizes) :].any()
-    rest, _ = in_words(jnp.asarray(x), jnp.asarray(IDS), 2)
-    np.testing.assert_allclose(
-        rest[0, 1], x[0, 1:8].sum(0) / 7**0.5, atol=1e-6
-    )  # the last takes what is left
+    rest, _ = pool_words(jnp.asarray(x), jnp.asarray(IDS), 2)
+    np.testing.assert_allclose(rest[0, 1], x[0, 1:8].sum(0) / 7**0.5, atol=1e-6)  # the last takes the rest
 
 
 def test_words_are_what_a_network_reads():
-    part = TEXT.clone(words=3, window=3)
+    part = a_text(words=3, window=3)
     params = randomised(part, jnp.asarray(IDS), SHOWN)
     seen = embed(part=part, params=params)
     assert seen.tokens.shape == (4, 3, WIDTH)
@@ -232,15 +240,15 @@ def test_words_are_what_a_network_reads():
     np.testing.assert_array_equal(dropped.tokens[0, 0], dropped.tokens[2, 0])
 
 
-def test_captions_of_a_batch_do_not_see_each_other():
-    order, whole = np.array([2, 0, 3, 1]), embed()
-    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(embed(IDS[order])), strict=True):
+def test_captions_of_a_batch_are_independent():
+    order, batch = np.array([2, 0, 3, 1]), embed()
+    for one, other in zip(jax.tree.leaves(batch), jax.tree.leaves(embed(IDS[order])), strict=True):
         np.testing.assert_allclose(one[order], other, atol=1e-6)
     others = TEXT.read([CAPTIONS[0], "x", "yy", "zzz"])
-    np.testing.assert_allclose(embed(others).tokens[0], whole.tokens[0], atol=1e-6)
+    np.testing.assert_allclose(embed(others).tokens[0], batch.tokens[0], atol=1e-6)
 
 
-def test_different_captions_are_told_apart():
+def test_different_captions_have_different_embeddings():
     captions = [*CAPTIONS, "a red 8", "a red 3 ", "A red 3", "a\0red 3", "e\u0301", "\u00e9"]
     ids = TEXT.read(captions)
     embeddings = embed(ids, jnp.zeros(len(captions), bool))
@@ -250,11 +258,11 @@ def test_different_captions_are_told_apart():
                 captions[i],
                 captions[j],
             )
-            tokens = embeddings.tokens[np.array([i, j]), 0]  # each knows the whole text
+            tokens = embeddings.tokens[np.array([i, j]), 0]  # each depends on the full text
             assert np.abs(tokens[0] - tokens[1]).max() > 1e-3, (captions[i], captions[j])
 
 
-def test_nothing_is_left_of_a_dropped_caption():
+def test_nothing_of_a_dropped_caption_remains():
     first, second = embed(IDS, DROPPED), embed(np.roll(IDS, 2, axis=0), DROPPED)
     null, vector = PARAMS["params"]["null"][0, 0], PARAMS["params"]["pool"]["null"][0]
     for embeddings in (first, second):
@@ -276,7 +284,7 @@ def test_nothing_is_left_of_a_dropped_caption():
 
 def test_a_null_of_zeros_has_no_parameters_and_none_is_always_shown():
     for null in ("zero", "none"):
-        part = TEXT.clone(null=null, drop_rate=0.0)
+        part = a_text(null=null, drop_rate=0.0)
         params = randomised(part, jnp.asarray(IDS), SHOWN)["params"]
         assert "null" not in params
         assert "null" not in params["pool"]
@@ -288,6 +296,77 @@ def test_a_null_of_zeros_has_no_parameters_and_none_is_always_shown():
         else:
             for one, other in zip(jax.tree.leaves(embeddings), jax.tree.leaves(embed()), strict=True):
                 np.testing.assert_array_equal(one, other)
+
+
+def test_the_empty_null_is_the_encoding_of_the_empty_text():
+    """Bit for bit, in batches of dropped and shown texts, and without parameters of its own."""
+    part = a_text(null="empty")
+    assert part.null != "none"
+    params = randomised(part, jnp.asarray(IDS), SHOWN)
+    assert not any("null" in jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params))
+    empty = embed(part.read([CAPTIONS[0] if shown else "" for shown in ~DROPPED]), part=part, params=params)
+    mixed = embed(part.read([CAPTIONS[0]] * 4), DROPPED, part, params)
+    assert_same_bits(empty, mixed)
+    other = embed(part.read([CAPTIONS[0], CAPTIONS[0], CAPTIONS[3], "x"]), DROPPED, part, params)
+    assert_same_bits(empty, other)
+    assert mixed.mask[0].sum() == 1
+    assert not np.allclose(mixed.vector[0], mixed.vector[1], atol=0.1)
+
+
+class Lookup(nn.Module):
+    """An encoder with a vector of its own: the embedding of the first id."""
+
+    @nn.compact
+    def __call__(self, ids):
+        features = nn.Embed(IDS_OF_BYTES, WIDTH, name="embed")(ids)
+        return Embeddings(vector=features[:, 0], tokens=Tokens(features, ids != PAD))
+
+
+@pytest.mark.parametrize("null", ["learned", "zero", "none", "empty"])
+def test_an_encoder_may_have_its_own_vector(null):
+    part = Text(ByteTokenizer(LENGTH), Lookup(), null=null, drop_rate=0.0)
+    params = randomised(part, jnp.asarray(IDS), SHOWN)
+    table = np.asarray(params["params"]["embed"]["embedding"])
+    dropped = np.asarray(DROPPED)
+    nulls = {
+        "learned": lambda: params["params"]["null_vector"],
+        "zero": lambda: np.zeros((1, WIDTH)),
+        "none": lambda: table[IDS[dropped, 0]],
+        "empty": lambda: table[[END]],
+    }
+    found = embed(drop=DROPPED, part=part, params=params).vector
+    np.testing.assert_array_equal(found[~dropped], table[IDS[~dropped, 0]])
+    np.testing.assert_array_equal(found[dropped], np.broadcast_to(nulls[null](), (3, WIDTH)))
+
+
+def test_parameters_of_the_encoder_are_those_of_the_condition():
+    """Checkpoints of runs whose encoder was not a part of its own have these names."""
+    part = a_text(window=3, words=4, phrase=3)
+    tree = jax.eval_shape(part.init, jax.random.key(0), jnp.asarray(IDS), SHOWN)["params"]
+    assert set(tree) == {
+        "bytes", "places", "window", "phrase", "block_0", "block_1", "norm", "pool", "null"
+    }  # fmt: skip
+    assert set(tree["block_0"]) == {
+        "norm_0",
+        "query_key_value",
+        "attention_out",
+        "norm_1",
+        "expand",
+        "contract",
+    }
+    assert set(tree["pool"]) == {"norm", "dense_0", "dense_1", "null"}
+    assert set(tree["window"]) == set(tree["phrase"]) == {"dense_0", "dense_1"}
+
+
+def test_a_stored_config_of_the_encoder_before_it_was_a_part_opens():
+    old = {
+        "target": "jaxdiff.conditioning.text:Text", "width": WIDTH, "length": LENGTH, "layers": 2, "head_dim": 8,
+        "expansion": 3, "window": 1, "words": None, "phrase": 1, "vector_width": VECTOR, "drop_rate": 0.1,
+        "null": "learned", "dtype": "float32",
+    }  # fmt: skip
+    assert config.build(config.from_json(json.dumps(old))) == TEXT
+    tokenize = {"target": "jaxdiff.data.text:Tokenize", "length": LENGTH, "field": "caption"}
+    assert config.build(config.from_json(json.dumps(tokenize))) == Tokenize(TEXT.tokenizer, "caption")
 
 
 def test_every_parameter_is_learned():
@@ -304,7 +383,7 @@ def test_every_parameter_is_learned():
     for path, slope in jax.tree_util.tree_leaves_with_path(found):
         slope = np.asarray(slope)
         if path[-1].key == "bias" and slope.ndim == 3:
-            slope = slope[[0, 2]]  # softmax ignores what is added to every key
+            slope = slope[[0, 2]]  # softmax ignores a constant added to every key
         rows = slope.reshape(-1, slope.shape[-1])
         assert np.abs(rows).max() > 1e-4, path
     used = set(np.unique(IDS[:3])) - {0}
@@ -313,7 +392,7 @@ def test_every_parameter_is_learned():
 
 
 def test_half_precision_keeps_parameters_and_tokens_in_float32():
-    part = TEXT.clone(dtype="bfloat16")
+    part = a_text(dtype="bfloat16")
     params = jax.eval_shape(part.init, jax.random.key(0), jnp.asarray(IDS), SHOWN)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     half, full = embed(part=part), embed()
@@ -340,67 +419,65 @@ def test_strings_and_ids_are_read_alike():
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         (
             np.zeros((2, LENGTH), np.float32),
-            r"text=float32\[2, 12\]: it is no text. Fix: give strings, or ids",
+            r"text=float32\[2, 12\]: expected texts or their ids.* Fix: give strings, or ids",
         ),
         (IDS[:, :-1], r"text=int32\[4, 11\]: "),
         ([], r"text=float64\[0\]: "),
-        (np.where(IDS == 1, 259, IDS), "text=259: ids are 0 to 258"),
-        (-IDS, "text=-[0-9]+: ids are"),
+        (np.where(IDS == 1, 259, IDS), "text=259: expected ids from 0 to 258"),
+        (-IDS, "text=-[0-9]+: expected ids"),
         (np.where(IDS == 1, 7, IDS), r"text\[0\]=.*one end"),
         (np.zeros((1, LENGTH), int), r"text\[0\]=\[0, .*one end"),
         (np.eye(1, LENGTH, dtype=int) * 7, r"text\[0\]=\[7, 0, .*one end"),
-        (np.concatenate([IDS[:1], IDS[:1] + (IDS[:1] == 0)]), r"text\[1\]=.*one end, and padding behind"),
-        (np.where(np.arange(LENGTH) == 2, 0, IDS[:1]), r"text\[0\]=.*one end, and padding behind"),
-        (np.where(np.arange(LENGTH) == 10, 9, IDS[:1]), r"text\[0\]=.*one end, and padding behind"),
-        (["a", None], r"text\[1\]=None: it is no text. Fix: give a str"),
+        (np.concatenate([IDS[:1], IDS[:1] + (IDS[:1] == 0)]), r"text\[1\]=.*one end, and padding after"),
+        (np.where(np.arange(LENGTH) == 2, 0, IDS[:1]), r"text\[0\]=.*one end, and padding after"),
+        (np.where(np.arange(LENGTH) == 10, 9, IDS[:1]), r"text\[0\]=.*one end, and padding after"),
+        (["a", None], r"text\[1\]=None: expected a text, got NoneType"),
         (["a", "\ud800"], r"text\[1\]='\\ud800': .*surrogate"),
     ],
 )
-def test_what_is_no_text_is_told(given, said):
-    with pytest.raises(UserError, match=said):
+def test_invalid_values_raise(given, message):
+    with pytest.raises(UserError, match=message):
         TEXT.check(TEXT.read(given), "text")
 
 
-def test_an_id_out_of_range_becomes_no_other_byte():
+def test_an_id_out_of_range_becomes_nan():
     for wrong in (-1, 259):
         tokens = embed(np.where(IDS == 1, wrong, IDS)).tokens
         assert np.isnan(tokens[0, 7]).all()
 
 
 @pytest.mark.parametrize(
-    ("option", "said"),
+    ("option", "message"),
     [
         ({"width": 0}, "width=0: "),
         ({"layers": 0}, "layers=0: "),
         ({"expansion": 0}, "expansion=0: "),
         ({"vector_width": -1}, "vector_width=-1: "),
-        ({"width": 20}, "width=20: attention splits it into heads of head_dim=8"),
+        ({"width": 20}, "width=20: expected a multiple of head_dim=8"),
         ({"words": 0}, "words=0: "),
-        ({"window": 4}, "window=4: it has no middle"),
-        ({"words": 8, "phrase": 2}, "phrase=2: it has no middle"),
-        ({"phrase": 3}, "phrase=3: a token is a byte, not a word"),
-        ({"length": 1}, "length=1: the end takes one id"),
-        ({"null": "none"}, "drop_rate=0.1: "),
+        ({"window": 4}, "window=4: expected an odd number"),
+        ({"words": 8, "phrase": 2}, "phrase=2: expected an odd number"),
+        ({"phrase": 3}, "phrase=3: expected 1 where tokens are bytes"),
+        ({"length": 1}, "length=1: expected 2 or more"),
+        ({"null": "none", "drop_rate": 0.1}, "drop_rate=0.1: "),
         ({"dtype": "int8"}, "dtype='int8'"),
     ],
 )
-def test_an_option_that_cannot_be_is_told(option, said):
-    with pytest.raises(UserError, match=said):
-        Text(**{"width": 16, "length": 5, "head_dim": 8} | option)
+def test_invalid_fields_raise(option, message):
+    with pytest.raises(UserError, match=message):
+        a_text(**option)
 
 
-def test_texts_of_another_length_than_the_datas_are_told():
-    with pytest.raises(
-        UserError, match=r"length=12: the texts of this batch have 10 ids. Fix: give Tokenize"
-    ):
+def test_texts_of_another_length_than_the_tokenizers_raise():
+    with pytest.raises(UserError, match=r"tokenizer.length=12: expected the 10 ids of this batch's texts"):
         TEXT.apply(PARAMS, jnp.asarray(IDS[:, :10]), SHOWN)
 
 
-def test_a_config_holds_it():
+def test_a_config_describes_it():
     block = json.loads(json.dumps(config.describe(TEXT).to_dict()))
     assert config.build(block) == TEXT
 
@@ -432,7 +509,7 @@ def unoptimized():
 
 
 @pytest.mark.usefixtures("unoptimized")
-def test_images_are_made_of_text_and_away_from_text():
+def test_images_follow_text_and_negative_text():
     def images(*texts, **options):
         return a_generator()(text=list(texts) if texts[0] is not None else None, n=2, **options).astype(int)
 
@@ -453,14 +530,14 @@ def test_images_are_made_of_text_and_away_from_text():
     np.testing.assert_array_equal(images(*both, guidance=2.0, negative={"text": None}), guided)
 
 
-def test_a_network_that_reads_no_tokens_refuses_text():
+def test_text_needs_a_network_that_reads_tokens():
     with pytest.raises(UserError, match="a condition gives tokens and no level reads them"):
         a_generator(cross_attention=False)
 
 
-def test_it_learns_what_only_a_reader_can_know():
+def test_it_learns_a_task_that_depends_on_positions():
     """The third digit of six: who does not read has an error of 1, who reads but not where, one of 5/6."""
-    part = Text(32, 8, layers=1, head_dim=16, vector_width=32)
+    part = Text(ByteTokenizer(8), ByteTransformer(32, layers=1, head_dim=16), vector_width=32)
     steps, size = 60, 64
     digits = np.random.default_rng(0).integers(0, 10, (steps + 4, size, 6))
     ids = part.read(["".join(map(str, row)) for row in digits.reshape(-1, 6)])

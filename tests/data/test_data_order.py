@@ -9,7 +9,7 @@ from jaxdiff.data.conditions import Choice, Degrade
 from jaxdiff.data.degradations import Blur, Bsr, Chain, Downsample, GaussianNoise, Grayscale, Jpeg
 from jaxdiff.data.mixture import Mixture
 from jaxdiff.data.pipeline import Pipeline
-from jaxdiff.data.text import Tokenize
+from jaxdiff.data.text import ByteTokenizer, Tokenize
 from jaxdiff.data.transforms import CentreCrop, HorizontalFlip, RandomCrop
 
 BATCH, STEPS = 8, 7  # 2.5 epochs of the mixture
@@ -42,7 +42,7 @@ def a_pipeline(**options):
     blurred = Chain((Blur((0.4, 1.2), probability=0.5), Downsample(4)))
     return Pipeline(
         mixture,
-        transforms=(RandomCrop(10), HorizontalFlip(), Tokenize(6)),
+        transforms=(RandomCrop(10), HorizontalFlip(), Tokenize(ByteTokenizer(6))),
         conditions=(CentreCrop(8), degraded, Degrade("low_res", blurred), Degrade("bsr", Bsr(2)),
                     Degrade("noisy", GaussianNoise())),
         **options,

@@ -293,7 +293,7 @@ def test_captions_in_text_files_become_ids(folder):
         (folder / file).with_suffix(".txt").write_text(f"{file[4:6]}\n\n  second \n")
     source = ImageFolder(str(folder), 8, captions="txt")
     assert source.open()[7]["text"].tolist() == ["2/", "second"]
-    batch = next(Pipeline(source, conditions=(Tokenize(10),), threads=0).batches(8, seed=0))
+    batch = next(Pipeline(source, conditions=(Tokenize(ByteTokenizer(10)),), threads=0).batches(8, seed=0))
     assert {ByteTokenizer(10).decode(row) for row in batch["text"]} > {"second"}
 
 

@@ -102,7 +102,7 @@ def test_captions_are_str_and_several_captions_are_all_returned(captioned):
 
 def test_several_captions_become_the_ids_of_one(captioned):
     source = Tfds(captioned, split="train[-2:]", label_key=None, text_key="title")
-    batch = Pipeline(source, conditions=(Tokenize(8),)).all()
+    batch = Pipeline(source, conditions=(Tokenize(ByteTokenizer(8)),)).all()
     texts = {ByteTokenizer(8).decode(row) for row in batch["text"]}
     assert texts < {"é0", "é1", "é2"}
 

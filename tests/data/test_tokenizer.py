@@ -1,6 +1,5 @@
-"""Captions as bytes: nothing is lost, but for what does not fit, and that is said."""
+"""Tokenizers: nothing is lost except what does not fit, and that is reported."""
 
-import concurrent.futures
 import copy
 import dataclasses
 import itertools
@@ -26,6 +25,7 @@ TEXTS = (
 )
 MIXED = "a\u00e9\u4e09\U0001f680" * 2  # characters of one to four bytes
 RNG = np.random.default_rng(0)
+TOKENIZE = Tokenize(ByteTokenizer(8))
 
 
 def test_every_character_of_unicode_survives():
@@ -35,7 +35,6 @@ def test_every_character_of_unicode_survives():
     for first in range(0, len(characters), size):
         text = "".join(characters[first : first + size])
         assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert tokenizer.cut == 0
 
 
 def test_ids_are_bytes_and_three_then_an_end_then_padding():
@@ -74,20 +73,21 @@ def test_a_long_text_loses_whole_characters_and_no_more_than_it_must():
         expected = max((text for text in prefixes if len(text.encode()) < length), key=len)
         assert tokenizer.decode(ids) == expected
         assert ids.tolist().count(END) == 1
-        assert tokenizer.cut == int(length <= size)
 
 
-def test_the_first_cut_is_told_and_all_are_counted(caplog):
-    tokenizer = ByteTokenizer(6)
-    tokenizer.encode("fits!")
+def test_the_first_cut_of_a_length_is_reported(caplog):
+    length = 1009  # of no other test: a process reports once
+    tokenizer, long = ByteTokenizer(length), "x" * (length - 3) + "\u4e09lives"
+    tokenizer.encode("x" * (length - 1))
     assert not caplog.records
-    with concurrent.futures.ThreadPoolExecutor(4) as threads:
-        list(threads.map(tokenizer.encode, ["nine\u4e09lives", "fits"] * 50))
-    assert tokenizer.cut == 50
+    for text in (long, "fits", long, long + long):
+        tokenizer.encode(text)
+        ByteTokenizer(length).encode(text)
     (record,) = caplog.records
     assert record.levelname == "WARNING"
-    expected = "a text of 12 bytes was cut to 4, since length=6: 'nine\u4e09lives' lost '\u4e09lives'"
+    expected = f"a text of {length + 5} bytes was cut to {length - 3}, since length={length}: "
     assert record.getMessage().startswith(expected)
+    assert "lost '\u4e09lives'" in record.getMessage()
 
 
 def test_a_batch_is_its_texts():
@@ -100,29 +100,32 @@ def test_a_batch_is_its_texts():
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
-        (lambda: ByteTokenizer(1), "length=1: the end takes one id"),
-        (lambda: Tokenize(0), "length=0: "),
+        (lambda: ByteTokenizer(1), "length=1: expected 2 or more"),
+        (lambda: Tokenize(ByteTokenizer(0)), "length=0: "),
         (
             lambda: ByteTokenizer(8).encode("ab\ud83d!"),
             r"text='ab\\ud83d!': character 2 is U\+D83D, half of a surrogate pair",
         ),
-        (lambda: ByteTokenizer(8).encode(b"caf\xe9"), r"text=b'caf\\xe9': at byte 3 it is no UTF-8"),
-        (lambda: ByteTokenizer(8).encode(b"\xed\xa0\xbd"), "at byte 0 it is no UTF-8"),
-        (lambda: ByteTokenizer(8).encode(b"x" * 90 + b"\xff"), r"text=b'x{40}'\.\.\.: at byte 90"),
+        (lambda: ByteTokenizer(8).encode(b"caf\xe9"), r"text=b'caf\\xe9': byte 3 is not UTF-8"),
+        (lambda: ByteTokenizer(8).encode(b"\xed\xa0\xbd"), "byte 0 is not UTF-8"),
+        (lambda: ByteTokenizer(8).encode(b"x" * 90 + b"\xff"), r"text=b'x{40}'\.\.\.: byte 90"),
         (lambda: ByteTokenizer(8).encode_batch(["a", "\udc00"]), r"text\[1\]='\\udc00': character 0"),
-        (lambda: ByteTokenizer(8).decode(np.array([100, 2, 1])), "ids=2: it stands for no byte"),
+        (lambda: ByteTokenizer(8).decode(np.array([100, 2, 1])), "ids=2: expected the id of a byte"),
         (lambda: ByteTokenizer(8).decode(np.array([259])), "ids=259: "),
-        (lambda: ByteTokenizer(8).decode(np.array([0xE9 + 3, 1])), "ids=b'.xe9': at byte 0"),
-        (lambda: Tokenize(8)({"text": b"\xff", "index": 7}, RNG), r"index=7: text=b'\\xff': at byte 0"),
-        (lambda: Tokenize(8)({"text": 3, "index": 7}, RNG), "index=7: text=3: it is no text"),
-        (lambda: Tokenize(8)({"text": [], "index": 7}, RNG), r"index=7: text=\[\]: there is no caption"),
-        (lambda: Tokenize(8)({"image": 0, "index": 7}, RNG), "field='text': .* Fix: use one of image, index"),
+        (lambda: ByteTokenizer(8).decode(np.array([0xE9 + 3, 1])), "ids=b'.xe9': byte 0"),
+        (lambda: TOKENIZE({"text": b"\xff", "index": 7}, RNG), r"index=7: text=b'\\xff': byte 0"),
+        (lambda: TOKENIZE({"text": 3, "index": 7}, RNG), "index=7: text=3: expected a text, got int"),
+        (
+            lambda: TOKENIZE({"text": [], "index": 7}, RNG),
+            r"index=7: text=\[\]: expected a caption, got none",
+        ),
+        (lambda: TOKENIZE({"image": 0, "index": 7}, RNG), "field='text': .* Fix: use one of image, index"),
     ],
 )
-def test_what_is_no_text_is_told(make, said):
-    with pytest.raises(UserError, match=said):
+def test_invalid_texts_raise(make, message):
+    with pytest.raises(UserError, match=message):
         make()
 
 
@@ -145,8 +148,9 @@ class Captioned:
         return {"image": image, "index": np.int32(i), "text": captions[0], "captions": captions}
 
 
-def test_batches_have_ids_of_the_text_or_of_one_of_several():
-    pipeline = Pipeline(Captioned(), transforms=(Tokenize(5), Tokenize(4, field="captions")))
+def test_batches_have_the_ids_of_one_caption():
+    transforms = Tokenize(ByteTokenizer(5)), Tokenize(ByteTokenizer(4), field="captions")
+    pipeline = Pipeline(Captioned(), transforms=transforms)
     batch, again = (next(pipeline.batches(64, seed)) for seed in (0, 0))
     assert {name: batch[name].dtype.name for name in ("text", "captions")} == dict.fromkeys(
         ("text", "captions"), "int32"
@@ -163,14 +167,25 @@ def test_batches_have_ids_of_the_text_or_of_one_of_several():
 def test_arrays_of_strings_are_texts_too():
     example = {"text": np.array(["ab", "ab"]), "index": np.int32(0)}
     for text in (example["text"], np.array("ab"), np.array(b"ab", object)):
-        ids = Tokenize(5)({**example, "text": text}, RNG)["text"]
+        ids = Tokenize(ByteTokenizer(5))({**example, "text": text}, RNG)["text"]
         assert ids.tolist() == [100, 101, 1, 0, 0]
 
 
-def test_a_transform_is_a_plain_block_and_counts_its_own():
-    one = Tokenize(3)
+def test_a_transform_is_a_plain_block():
+    one = Tokenize(ByteTokenizer(3))
     for other in (copy.deepcopy(one), pickle.loads(pickle.dumps(one)), config.build(config.describe(one))):
         assert other == one
         assert hash(other) == hash(one)
-        other({"text": "long", "index": 0}, RNG)
-        assert (one.tokenizer.cut, other.tokenizer.cut) == (0, 1)
+
+
+def test_rows_of_ids_are_checked():
+    tokenizer = ByteTokenizer(6)
+    tokenizer.check(tokenizer.encode_batch(["", "abc", "longer"]))
+    for ids, message in {
+        (100, 1, 0, 0, 0, 300): "text=300: expected ids from 0 to 258",
+        (100, 1, 1, 0, 0, 0): r"text\[0\]=.*expected one end",
+        (100, 0, 1, 0, 0, 0): r"text\[0\]=.*padding after it only",
+        (100, 1): r"text=int64\[1, 2\]: expected texts or their ids",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            tokenizer.check(np.array([ids]))

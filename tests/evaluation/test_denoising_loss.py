@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdiff.conditioning.condition import Condition
 from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.conditioning.vector import NoiseLevel
 from jaxdiff.denoiser import Denoiser
@@ -24,10 +25,8 @@ SIGMA_DATA = 0.5
 DRAWN = []
 
 
-class Drawn(nn.Module):
-    """A condition that records its draws."""
-
-    drop_rate: float = 0.0
+class Drawn(Condition):
+    """A condition that records when it is drawn."""
 
     @nn.compact
     def __call__(self, values, drop):
@@ -39,12 +38,8 @@ class Drawn(nn.Module):
         return values
 
     @nn.nowrap
-    def example(self, batch, image_shape=None):
+    def example(self, batch, data_shape=None):
         return jnp.zeros(batch)
-
-    @nn.nowrap
-    def check(self, values, name="drawn"):
-        pass
 
 
 @pytest.fixture(scope="module")

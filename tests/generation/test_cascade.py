@@ -1,4 +1,4 @@
-"""A cascade is its stages one after the other, with models whose images are the sum of their conditions."""
+"""A cascade is its stages in sequence, with models whose images are the sum of their conditions."""
 
 import dataclasses
 
@@ -8,8 +8,7 @@ import pytest
 from jaxdiff.conditioning.image import ImageCondition
 from jaxdiff.conditioning.vector import ClassLabel
 from jaxdiff.errors import UserError
-from jaxdiff.generation import cascade as cascades
-from jaxdiff.generation.cascade import Cascade, consistency
+from jaxdiff.generation.cascade import Cascade, consistency, stage_seed
 from tests.generation.test_inputs import LEVELS, WEIGHTS, a_generator, constant, noisy
 
 LABEL = ClassLabel(3, 1, null="zero")
@@ -29,18 +28,18 @@ def last(scale=1.0):
     return a_generator({"low": LOW}, {"low": {}}, (16, 16, 1), scale)
 
 
-def test_each_stage_sees_what_the_one_before_has_made_and_the_conditions_that_it_has():
+def test_each_stage_sees_the_images_of_the_one_before_and_its_own_conditions():
     stages = base(), larger(), last()
-    made = Cascade(stages).run(label=[0, 2, 1])
-    np.testing.assert_array_equal(made[0], constant(LEVELS[[0, 2, 1]]))
-    again = stages[1](label=[0, 2, 1], low=made[0], seed=cascades._seed(0, 1))
-    np.testing.assert_array_equal(made[1], again)
-    np.testing.assert_allclose(made[1].astype(int), constant(1.5 * LEVELS[[0, 2, 1]], (8, 8, 1)), atol=1)
-    np.testing.assert_array_equal(made[2], made[1].repeat(2, axis=1).repeat(2, axis=2))
-    np.testing.assert_array_equal(Cascade(stages)(label=[0, 2, 1]), made[2])
+    generated = Cascade(stages).run(label=[0, 2, 1])
+    np.testing.assert_array_equal(generated[0], constant(LEVELS[[0, 2, 1]]))
+    again = stages[1](label=[0, 2, 1], low=generated[0], seed=stage_seed(0, 1))
+    np.testing.assert_array_equal(generated[1], again)
+    np.testing.assert_allclose(generated[1].astype(int), constant(1.5 * LEVELS[[0, 2, 1]], (8, 8, 1)), atol=1)
+    np.testing.assert_array_equal(generated[2], generated[1].repeat(2, axis=1).repeat(2, axis=2))
+    np.testing.assert_array_equal(Cascade(stages)(label=[0, 2, 1]), generated[2])
 
 
-def test_each_stage_keeps_its_own_guidance_unless_told():
+def test_each_stage_keeps_its_own_guidance_by_default():
     """Guidance doubles the class; the handed-over image has no null, and is shown in both branches."""
     own = Cascade((base(2.0), larger(1.0)))
     np.testing.assert_allclose(own(label=[1]).astype(int), constant([2.5 * LEVELS[1]], (8, 8, 1)), atol=1)
@@ -60,15 +59,15 @@ def test_levels_go_to_the_condition_that_they_name():
     both = Cascade((small, noisy(level=0.3, max_level=0.5)))
     np.testing.assert_array_equal(both(label=[1, 0], levels={"low": 0.0}), small(label=[1, 0]))
     assert np.any(both(label=[1, 0]) != small(label=[1, 0]))
-    with pytest.raises(UserError, match=r"low.level=.*levels from 0 to 0.5"):
+    with pytest.raises(UserError, match=r"low.level=.*from 0 to 0.5"):
         both(label=[1], levels={"low": 0.9})
 
 
 def test_stages_draw_noise_of_their_own():
-    seeds = [cascades._seed(7, stage) for stage in range(4)]
+    seeds = [stage_seed(7, stage) for stage in range(4)]
     assert seeds[0] == 7
     assert len(set(seeds)) == 4
-    assert len({cascades._seed(seed, 1) for seed in range(100)}) == 100
+    assert len({stage_seed(seed, 1) for seed in range(100)}) == 100
 
 
 def test_consistency_is_the_error_of_the_reduced_images():
@@ -79,34 +78,46 @@ def test_consistency_is_the_error_of_the_reduced_images():
     large[:, 1::2, ::2] -= 2
     np.testing.assert_allclose(consistency([small, large, large]), [5.0, 0.0], atol=1e-6)
     wide = dataclasses.replace(last(), image_shape=(8, 8, 1))
-    made = Cascade((base(), wide)).run(label=[0])
-    assert consistency(made) == [0.0]
+    generated = Cascade((base(), wide)).run(label=[0])
+    assert consistency(generated) == [0.0]
 
 
 def test_the_field_is_found_or_named():
     extra = {"label": LABEL, "low": LOW, "edges": ImageCondition(1)}
     two = a_generator(extra, {"label": WEIGHTS["label"], "low": {}, "edges": {}}, (8, 8, 1))
-    with pytest.raises(UserError, match="cascade_field=None: the images of stage 1 are: edges, low"):
+    with pytest.raises(
+        UserError, match="cascade_field=None: expected one of the image conditions of stage 1: edges, low"
+    ):
         Cascade((base(), two))
     assert Cascade((base(), two), "low").field_of(1) == "low"
     assert Cascade((base(), two), "edges").field_of(1) == "edges"
     assert Cascade((base(), larger(), last()), "edges").field_of(2) == "low"  # the only one that it has
-    with pytest.raises(UserError, match="cascade_field='label': the images of stage 1 are"):
+    with pytest.raises(
+        UserError, match="cascade_field='label': expected one of the image conditions of stage 1"
+    ):
         Cascade((base(), two), "label")
 
 
-def test_what_does_not_fit_is_said_readably():
+def test_invalid_cascades_raise():
     cascade = Cascade((base(), larger()))
     coloured = a_generator({"low": ImageCondition(3, factor=2.0)}, {"low": {}}, (8, 8, 1))
     cases = {
-        "condition='size': no stage has it. Fix: there are: label, low": lambda: cascade(label=[1], size=3),
-        "levels='lov': no stage has it": lambda: cascade(label=[1], levels={"lov": 0.1}),
-        "guidance='text': no stage has it": lambda: cascade(label=[1], guidance={"text": 2.0}),
-        "low='given': it is what the stage before makes": lambda: cascade(label=[1], low=np.zeros((4, 4, 1))),
+        "condition='size': expected a condition of some stage.* Fix: there are: label, low": lambda: cascade(
+            label=[1], size=3
+        ),
+        "levels='lov': expected a condition of some stage": lambda: cascade(label=[1], levels={"lov": 0.1}),
+        "guidance='text': expected a condition of some stage": lambda: cascade(
+            label=[1], guidance={"text": 2.0}
+        ),
+        "low: expected no value, since the stage before generates it": lambda: cascade(
+            label=[1], low=np.zeros((4, 4, 1))
+        ),
         "label=: the model needs it": lambda: cascade(2),
-        "stages=1: nothing follows": lambda: Cascade((base(),)),
-        "the images of stage 1 are: none": lambda: Cascade((larger(), base())),
-        "stages=1: its low has 3 channels, the images before have 1": lambda: Cascade((base(), coloured)),
+        "stages=1: expected two models or more": lambda: Cascade((base(),)),
+        "the image conditions of stage 1: none": lambda: Cascade((larger(), base())),
+        "stages=1: expected 1 channels in low, as in the images before, got 3": lambda: Cascade(
+            (base(), coloured)
+        ),
     }
     for message, do in cases.items():
         with pytest.raises(UserError, match=message):

@@ -1,6 +1,6 @@
-"""Images of which a condition knows a part keep it to the bit: from Python and from the command line.
+"""Known pixels of image conditions come back bit for bit, from Python and from the command line.
 
-The model is a convolution of random numbers, so that whatever is not kept changes.
+The model is a convolution with random weights, so that all other pixels change.
 """
 
 import dataclasses
@@ -15,36 +15,34 @@ import pytest
 from PIL import Image
 
 from jaxdiff import sample
+from jaxdiff.cli import sampling
 from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.conditioning.image import ImageCondition
 from jaxdiff.conditioning.partial import PartialImage
 from jaxdiff.conditioning.vector import ClassLabel, NoiseLevel
-from jaxdiff.data import images as pictures
-from jaxdiff.distributed import runtime
+from jaxdiff.data import images as image_arrays
 from jaxdiff.errors import UserError
 from jaxdiff.generation import inputs
-from jaxdiff.generation.generator import Generator
-from jaxdiff.runs import workdir as workdirs
 from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
 from jaxdiff.sampling.modifiers.thresholding import DynamicThreshold
 from tests.generation.test_inputs import a_generator
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (3, 8, 12, 3), np.uint8)
-MADE = RNG.random((3, 8, 12)) < 0.4
-HOLES = np.concatenate([RGB, np.where(MADE, 0, 255)[..., None].astype(np.uint8)], axis=-1)
+MASK = RNG.random((3, 8, 12)) < 0.4
+HOLES = np.concatenate([RGB, np.where(MASK, 0, 255)[..., None].astype(np.uint8)], axis=-1)
 PARTIAL = PartialImage(null="learned", drop_rate=0.1)
 TASK = ClassLabel(3, 3, null="none", drop_rate=0.0)
 
 
 @pytest.fixture(autouse=True)
-def compiled_in_haste(formulas):
-    """Programs that run once; the fixture of all tests sets it back."""
+def unoptimized(formulas):
+    """Programs that run once; the fixture `formulas` resets it."""
     jax.config.update("jax_disable_most_optimizations", True)
 
 
 class Mixture(nn.Module):
-    """Predicts what a convolution makes of the noisy image, the given one and its alpha, and of the vector."""
+    """Predicts a convolution of the noisy image, the image condition and its alpha, plus the vector."""
 
     @nn.compact
     def __call__(self, x, embeddings, *, train):
@@ -64,7 +62,7 @@ def params_of(denoiser):
 
 
 def a_model(source=PARTIAL, **parts):
-    """For images of 8 x 8 pixels; it can make others."""
+    """For images of 8 x 8 pixels and of other sizes."""
     plain = a_generator({}, {}, shape=(8, 8, 3))
     conditioner = Conditioner(NoiseLevel(3, frequencies=2), {"source": source, **parts})
     denoiser = plain.denoiser.clone(network=Mixture(), conditioner=conditioner)
@@ -72,44 +70,44 @@ def a_model(source=PARTIAL, **parts):
 
 
 def without_alpha():
-    """The same model, to which the values are images like any others."""
+    """The same model with an image condition that knows no pixels."""
     plain, params = a_model(ImageCondition(4, null="learned", drop_rate=0.1)), dict(a_model().params)
     inner = {"parts_source": params["conditioner"]["parts_source"]["image"]}
     return dataclasses.replace(plain, params={**params, "conditioner": {**params["conditioner"], **inner}})
 
 
-def test_opaque_pixels_of_all_256_levels_come_back_to_the_bit():
-    """At a size that training has not seen, under guidance and a threshold that scales whole images."""
+def test_opaque_pixels_of_all_256_levels_are_kept():
+    """At a size other than training's, with guidance and a threshold that scales every image."""
     generator = a_model()
     levels = np.arange(256, dtype=np.uint8)
     known = np.stack([levels, levels[::-1], RNG.permutation(levels)], axis=-1).reshape(1, 16, 16, 3)
-    made = np.indices((16, 16)).sum(axis=0) % 5 == 0
-    holes = np.concatenate([known, np.where(made, 0, 255)[None, ..., None].astype(np.uint8)], axis=-1)
+    generated = np.indices((16, 16)).sum(axis=0) % 5 == 0
+    holes = np.concatenate([known, np.where(generated, 0, 255)[None, ..., None].astype(np.uint8)], axis=-1)
     recipe = dataclasses.replace(
         generator.recipe, guidance=ClassifierFree(2.0), modifiers=(DynamicThreshold(0.5),)
     )
     found = dataclasses.replace(generator, recipe=recipe)(source=holes)
     assert found.shape == known.shape
-    np.testing.assert_array_equal(found[:, ~made], known[:, ~made])
-    assert np.mean(found[:, made] != known[:, made]) > 0.9
+    np.testing.assert_array_equal(found[:, ~generated], known[:, ~generated])
+    assert np.mean(found[:, generated] != known[:, generated]) > 0.9
 
 
-def test_what_is_made_is_what_known_images_and_a_mask_would_give():
+def test_a_partial_image_equals_known_images_and_a_mask():
     found = a_model()(source=HOLES)
     values = PARTIAL.read(HOLES)
     np.testing.assert_array_equal(found, a_model()(source=values))
-    explicit = a_model()(source=values, known=RGB, mask=MADE[..., None])
+    explicit = a_model()(source=values, known=RGB, mask=MASK[..., None])
     np.testing.assert_array_equal(found, explicit)
-    painted = np.where(MADE[..., None], 255 - RGB, RGB)
+    painted = np.where(MASK[..., None], 255 - RGB, RGB)
     other = np.concatenate([painted, HOLES[..., 3:]], axis=-1)
     np.testing.assert_array_equal(
         a_model()(source=other), found, "colours of transparent pixels mean nothing"
     )
-    fuller = np.concatenate([np.where(MADE[..., None], 0.0, values[..., :3]) + 0.3, values[..., 3:]], axis=-1)
+    fuller = np.concatenate([np.where(MASK[..., None], 0.0, values[..., :3]) + 0.3, values[..., 3:]], axis=-1)
     assert np.any(a_model()(source=fuller.astype(np.float32)) != found), "the network sees what is there"
 
 
-def test_of_a_hint_nothing_is_kept_and_nothing_changes():
+def test_no_pixel_of_a_hint_is_kept():
     found = a_model()(source=RGB)
     values = PARTIAL.read(RGB)
     np.testing.assert_array_equal(found, without_alpha()(source=values))
@@ -118,10 +116,10 @@ def test_of_a_hint_nothing_is_kept_and_nothing_changes():
     np.testing.assert_array_equal(a_model()(source=grey), a_model()(source=grey.repeat(3, axis=-1)))
 
 
-def test_images_of_a_batch_keep_each_its_own_and_one_without_the_condition_none():
+def test_images_of_a_batch_keep_their_own_pixels():
     generator = a_model()
     mixed = generator(source=[RGB[0], HOLES[1], None])
-    kept = ~MADE[1]
+    kept = ~MASK[1]
     np.testing.assert_array_equal(mixed[1][kept], RGB[1][kept])
     for index, given in ((0, RGB[0]), (1, HOLES[1])):
         alone = generator(3, source=given)[index].astype(int)
@@ -132,42 +130,42 @@ def test_images_of_a_batch_keep_each_its_own_and_one_without_the_condition_none(
     np.testing.assert_allclose(gaps[1].astype(int), dropped[1], atol=1)
     np.testing.assert_array_equal(gaps[2][kept], RGB[1][kept])
     one = dataclasses.replace(generator, batch_size=1)(source=HOLES)
-    np.testing.assert_array_equal(one[~MADE], RGB[~MADE])
+    np.testing.assert_array_equal(one[~MASK], RGB[~MASK])
 
 
-def test_what_the_caller_knows_goes_before_what_the_condition_knows():
+def test_known_images_have_precedence_over_conditions():
     mask = np.arange(12) < 6
     mask = np.broadcast_to(mask, (8, 12))
     found = a_model()(source=HOLES, known=255 - RGB, mask=mask)
     np.testing.assert_array_equal(found[:, ~mask], 255 - RGB[:, ~mask])
-    assert np.mean((found == RGB)[:, mask][~MADE[:, mask]]) < 0.1
+    assert np.mean((found == RGB)[:, mask][~MASK[:, mask]]) < 0.1
 
 
-def test_two_conditions_know_together_what_either_knows():
+def test_known_pixels_of_two_conditions_are_merged():
     parts = {"a": PARTIAL, "b": PartialImage(), "c": ImageCondition(3)}
     given = {"a": HOLES, "b": np.concatenate([255 - RGB, np.flip(HOLES[..., 3:], axis=2)], axis=-1)}
     values = {name: parts[name].read(given[name]) for name in given} | {"c": RGB}
     absent = {"a": np.array([False, False, True]), "b": np.zeros(3, bool), "c": np.zeros(3, bool)}
-    whole, made = inputs.known(parts, values, absent, (8, 12, 3))
-    first = ~MADE & np.array([True, True, False])[:, None, None]
-    second = np.flip(~MADE, axis=2)
-    np.testing.assert_array_equal(made[..., 0], ~(first | second))
-    np.testing.assert_array_equal(pictures.to_uint8(whole)[first], RGB[first])
-    np.testing.assert_array_equal(pictures.to_uint8(whole)[second & ~first], 255 - RGB[second & ~first])
+    images, generated = inputs.known(parts, values, absent, (8, 12, 3))
+    first = ~MASK & np.array([True, True, False])[:, None, None]
+    second = np.flip(~MASK, axis=2)
+    np.testing.assert_array_equal(generated[..., 0], ~(first | second))
+    np.testing.assert_array_equal(image_arrays.to_uint8(images)[first], RGB[first])
+    np.testing.assert_array_equal(image_arrays.to_uint8(images)[second & ~first], 255 - RGB[second & ~first])
     everything = {name: np.ones(3, bool) for name in parts}
     assert inputs.known(parts, values, everything, (8, 12, 3)) == (None, None)
 
 
-def test_an_edit_keeps_what_its_condition_knows_and_begins_as_with_a_mask():
+def test_an_edit_keeps_known_pixels_and_begins_as_with_a_mask():
     generator = a_model()
     for options in ({}, {"before": {"source": RGB}}):
         found = generator.edit(RGB, 0.5, source=HOLES, **options)
-        np.testing.assert_array_equal(found[~MADE], RGB[~MADE])
-        masked = generator.edit(RGB, 0.5, source=HOLES, mask=MADE[..., None], **options)
+        np.testing.assert_array_equal(found[~MASK], RGB[~MASK])
+        masked = generator.edit(RGB, 0.5, source=HOLES, mask=MASK[..., None], **options)
         np.testing.assert_array_equal(found, masked)
 
 
-def test_an_image_is_inverted_whole():
+def test_all_pixels_are_inverted():
     values = PARTIAL.read(HOLES)
     noise = a_model().invert(RGB, source=HOLES)
     np.testing.assert_array_equal(noise, without_alpha().invert(RGB, source=values))
@@ -176,54 +174,52 @@ def test_an_image_is_inverted_whole():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"source": pictures.to_float(RGB)}, r"source=float32\[3, 8, 12, 3\]: these are no such images"),
-        ({"source": np.full((8, 8, 4), 0.5, np.float32)}, r"source.alpha=\[0.5\]: it is 1 where a pixel is known"),
-        ({"source": HOLES, "image_size": (8, 8)}, "source='8x12': image_size is for images of 8x8"),
-        ({"source": HOLES, "mask": MADE[..., None]}, "known=None: known images and a mask belong together"),
+        ({"source": image_arrays.to_float(RGB)}, r"source=float32\[3, 8, 12, 3\]: expected images"),
+        ({"source": np.full((8, 8, 4), 0.5, np.float32)}, r"source.alpha=\[0.5\]: expected 1 where a pixel is known"),
+        ({"source": HOLES, "image_size": (8, 8)}, "source='8x12': expected 8x8, the size of image_size"),
+        ({"source": HOLES, "mask": MASK[..., None]}, "known=None: known images and a mask belong together"),
         ({"n": 2, "source": HOLES}, "source: 3 values for 2 images"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_said_readably(given, message):
+def test_invalid_conditions_raise(given, message):
     with pytest.raises(UserError, match=message):
         a_model()(**given)
 
 
 def test_colours_cannot_be_kept_in_grey_images():
     generator = a_generator({"source": PARTIAL}, {}, (8, 12, 1))
-    message = r"source='8x12x3': its opaque pixels cannot be kept in images of 8x12x1. Fix: .* is a hint"
+    message = r"source='8x12x3': expected opaque pixels of 8x12x1, as the images have.* Fix: .* is a hint"
     with pytest.raises(UserError, match=message):
         generator(source=HOLES)
 
 
 @pytest.fixture
 def call(monkeypatch, tmp_path):
-    """Runs the command on a model, in a folder with pictures; gives what it has stored."""
-    monkeypatch.setattr(workdirs, "read_config", lambda workdir: {})
-    monkeypatch.setattr(runtime, "start", lambda: None)
+    """Runs the command on a model, in a folder with images; returns the arrays that it stores."""
     monkeypatch.chdir(tmp_path)
     for i in range(3):
-        pictures.save_png(f"rgb{i}.png", RGB[i])
-        pictures.save_png(f"holes{i}.png", HOLES[i])
-    pictures.save_png("mask.png", 255 * MADE[0][..., None].astype(np.uint8))
-    pictures.save_png("small.png", np.zeros((8, 8, 1), np.uint8))
+        image_arrays.save_png(f"rgb{i}.png", RGB[i])
+        image_arrays.save_png(f"holes{i}.png", HOLES[i])
+    image_arrays.save_png("mask.png", 255 * MASK[0][..., None].astype(np.uint8))
+    image_arrays.save_png("small.png", np.zeros((8, 8, 1), np.uint8))
 
     def run(generator, *words):
-        monkeypatch.setattr(Generator, "load", lambda workdir, **options: generator)
-        sample.main(["--workdir", "run", "--out", "out.npz", "--overwrite", *map(str, words)])
+        request = sample.parse(["--workdir", "run", "--out", "out.npz", "--overwrite", *words])
+        sampling.run(request, load=lambda workdir, **options: generator)
         return dict(np.load("out.npz"))
 
     return run
 
 
-def test_transparency_of_a_file_says_what_to_make(call):
+def test_transparent_pixels_of_a_file_are_generated(call):
     found = call(a_model(), "--image", "source=holes0.png", "--n", "2")
     np.testing.assert_array_equal(found["images"], a_model()(2, source=HOLES[0]))
-    np.testing.assert_array_equal(found["images"][:, ~MADE[0]], RGB[[0, 0]][:, ~MADE[0]])
+    np.testing.assert_array_equal(found["images"][:, ~MASK[0]], RGB[[0, 0]][:, ~MASK[0]])
     np.testing.assert_array_equal(found["source"], PARTIAL.read(HOLES[0]))
     hint = call(a_model(), "--image", "source=rgb0.png", "--n", "2")["images"]
     np.testing.assert_array_equal(hint, a_model()(2, source=RGB[0]))
     full = np.concatenate([RGB[0], np.full((8, 12, 1), 255, np.uint8)], axis=-1)
-    pictures.save_png("full.png", full)
+    image_arrays.save_png("full.png", full)
     again = call(a_model(), "--image", "source=full.png", "--n", "2")["images"]
     np.testing.assert_array_equal(again, hint, "room for transparency is none")
     Image.fromarray(RGB[0, ..., 0]).save("grey.png")
@@ -231,23 +227,23 @@ def test_transparency_of_a_file_says_what_to_make(call):
     np.testing.assert_array_equal(grey, a_model()(source=RGB[:1, ..., :1]))
 
 
-def test_a_mask_makes_the_picture_of_a_condition_transparent(call):
+def test_a_mask_makes_the_image_of_a_condition_transparent(call):
     given = ("--image", "source=rgb0.png", "--mask", "mask.png", "--n", "2")
     found = call(a_model(task=TASK), *given, "--condition", "task=1")
     np.testing.assert_array_equal(found["images"], a_model(task=TASK)(2, source=HOLES[0], task=1))
-    np.testing.assert_array_equal(found["images"][:, ~MADE[0]], RGB[[0, 0]][:, ~MADE[0]])
+    np.testing.assert_array_equal(found["images"][:, ~MASK[0]], RGB[[0, 0]][:, ~MASK[0]])
     np.testing.assert_array_equal(found["source"], PARTIAL.read(HOLES[0]))
     two = ("--image", "source=rgb0.png", "--image", "source=rgb1.png")
     several = call(a_model(), *two, "--mask", "mask.png")
-    np.testing.assert_array_equal(several["images"][:, ~MADE[0]], RGB[:2][:, ~MADE[0]])
+    np.testing.assert_array_equal(several["images"][:, ~MASK[0]], RGB[:2][:, ~MASK[0]])
 
 
-def test_known_and_edit_go_with_the_mask_as_without_the_condition(call):
+def test_known_and_edit_take_the_mask_before_the_condition(call):
     found = call(a_model(), "--image", "source=holes0.png", "--mask", "mask.png", "--known", "rgb1.png")
-    np.testing.assert_array_equal(found["images"][0][~MADE[0]], RGB[1][~MADE[0]])
+    np.testing.assert_array_equal(found["images"][0][~MASK[0]], RGB[1][~MASK[0]])
     np.testing.assert_array_equal(found["source"], PARTIAL.read(HOLES[0]))
     found = call(a_model(), "--image", "source=rgb0.png", "--mask", "mask.png", "--edit", "rgb1.png")
-    np.testing.assert_array_equal(found["images"][0][~MADE[0]], RGB[1][~MADE[0]])
+    np.testing.assert_array_equal(found["images"][0][~MASK[0]], RGB[1][~MASK[0]])
 
 
 def test_a_file_of_conditions_may_have_gaps_hints_and_none(call, tmp_path):
@@ -255,10 +251,10 @@ def test_a_file_of_conditions_may_have_gaps_hints_and_none(call, tmp_path):
     (tmp_path / "many.jsonl").write_text("\n".join(map(json.dumps, rows)))
     found = call(a_model(), "--conditions", "many.jsonl")["images"]
     np.testing.assert_array_equal(found, a_model()(source=[HOLES[0], RGB[1], None]))
-    np.testing.assert_array_equal(found[0][~MADE[0]], RGB[0][~MADE[0]])
+    np.testing.assert_array_equal(found[0][~MASK[0]], RGB[0][~MASK[0]])
     (tmp_path / "some.jsonl").write_text("\n".join(map(json.dumps, rows[1:])))
     found = call(a_model(), "--conditions", "some.jsonl", "--mask", "mask.png")["images"]
-    np.testing.assert_array_equal(found[0][~MADE[0]], RGB[1][~MADE[0]])
+    np.testing.assert_array_equal(found[0][~MASK[0]], RGB[1][~MASK[0]])
     assert np.mean(found[1] == RGB[1]) < 0.1
 
 
@@ -269,8 +265,8 @@ def test_grey_files_have_transparency_too(call):
     generator = dataclasses.replace(a_generator({}, {}, (8, 12, 1)), denoiser=a_generator(
         {"source": part}, {}, (8, 12, 1)).denoiser.clone(network=FirstChannel()))  # fmt: skip
     found = call(generator, "--image", "source=grey.png")["images"][0]
-    np.testing.assert_array_equal(found[~MADE[0]], stored[~MADE[0]][:, :1])
-    np.testing.assert_array_equal(found[MADE[0]], 0)
+    np.testing.assert_array_equal(found[~MASK[0]], stored[~MASK[0]][:, :1])
+    np.testing.assert_array_equal(found[MASK[0]], 0)
 
 
 class FirstChannel(nn.Module):
@@ -284,13 +280,17 @@ class FirstChannel(nn.Module):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--image", "source=holes0.png", "--mask", "mask.png"), "--mask='source': .* of its own. Fix: leave --mask"),
-        (("--image", "source=rgb0.png", "--mask", "small.png"), r"--mask='small.png': it has 8x8 pixels, not 12x8"),
-        (("--condition", "source=none", "--mask", "small.png"), "known=None: known images and a mask belong together"),
-        (("--image", "source=rgb0.png", "--image", "source=small.png"), "source: pictures of 8x8 and of 12x8 pixels"),
+        (("--image", "source=holes0.png", "--mask", "mask.png"),
+         "--mask source: expected an image without transparent pixels of its own"),
+        (("--image", "source=rgb0.png", "--mask", "small.png"),
+         "--mask='small.png': expected an image of 12x8 pixels, got 8x8"),
+        (("--condition", "source=none", "--mask", "small.png"),
+         "known=None: known images and a mask belong together"),
+        (("--image", "source=rgb0.png", "--image", "source=small.png"),
+         "source: expected images of one size, got 8x8 and 12x8 pixels"),
         (("--image", "source=many.txt"), "--image source=many.txt: No such file"),
     ],
 )  # fmt: skip
-def test_what_the_command_cannot_do_is_said_readably(call, words, message):
+def test_mistakes_in_flags_are_reported(call, words, message):
     with pytest.raises(UserError, match=message):
         call(a_model(), *words)

@@ -3,11 +3,12 @@
 import dataclasses
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff.data import images as pictures
+from jaxdiff.data import images as image_arrays
 from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import VariancePreserving
 from jaxdiff.process.prediction import V
@@ -15,6 +16,8 @@ from jaxdiff.process.schedule import Cosine
 from jaxdiff.sampling.grids.continuous import Karras, Uniform
 from jaxdiff.sampling.grids.restart import RePaint
 from jaxdiff.sampling.grids.truncated import Truncated
+from jaxdiff.sampling.noise import fold_in, noise_like
+from jaxdiff.sampling.recipe import PRIOR
 from tests.generation.test_generator import MEANS, SHAPE, a_generator
 
 IMAGES = np.random.default_rng(0).integers(60, 200, (3, *SHAPE), np.uint8)
@@ -26,12 +29,18 @@ def a_v_model(**changes):
     return a_generator(grid=grid, process=process, slope=0.1, steps=8, parameterization=V(), **changes)
 
 
+def noise_of(n, seed):
+    """The noise that sampling draws for the first n images of a seed."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(n, dtype=np.uint32))
+    return np.asarray(noise_like(fold_in(keys, PRIOR), jnp.zeros((n, *SHAPE))))
+
+
 def test_one_step_is_the_models_answer_to_the_diffused_image():
     generator = a_generator(slope=0.3, steps=4)  # times 1, 3/4, 1/2, 1/4 of a rectified flow
     found = generator.edit(IMAGES, 0.25, label=[0, 1, 4], seed=5)
-    noise = generator._noise(3, 5)
-    diffused = 0.75 * pictures.to_float(IMAGES) + 0.25 * noise
-    expected = pictures.to_uint8(MEANS[[0, 1, 4]][:, None, None, None] + 0.3 * diffused)
+    noise = noise_of(3, 5)
+    diffused = 0.75 * image_arrays.to_float(IMAGES) + 0.25 * noise
+    expected = image_arrays.to_uint8(MEANS[[0, 1, 4]][:, None, None, None] + 0.3 * diffused)
     np.testing.assert_allclose(found.astype(int), expected, atol=1)
     assert np.any(generator.edit(IMAGES, 0.25, label=[0, 1, 4], seed=6) != found)
     one = generator.edit(IMAGES[1], 0.25, label=[0, 1, 4], seed=5)
@@ -41,17 +50,15 @@ def test_one_step_is_the_models_answer_to_the_diffused_image():
 
 def test_the_whole_grid_begins_with_noise_and_little_of_it_with_the_image():
     generator = a_v_model()
-    whole = generator.edit(IMAGES, 1.0, label=2, seed=1).astype(int)
-    drawn = generator(3, label=2, seed=1, noise=generator._noise(3, 1) + pictures.to_float(IMAGES) / 5)
-    np.testing.assert_allclose(whole, drawn, atol=1)  # 5 is sigma / alpha where the grid begins
+    edited = generator.edit(IMAGES, 1.0, label=2, seed=1).astype(int)
+    drawn = generator(3, label=2, seed=1, noise=noise_of(3, 1) + image_arrays.to_float(IMAGES) / 5)
+    np.testing.assert_allclose(edited, drawn, atol=1)  # 5 is sigma / alpha where the grid begins
     assert np.abs(generator.edit(IMAGES, 0.1, label=2).astype(int) - IMAGES).max() < 8
 
 
 def test_noise_of_a_seed_is_what_sampling_draws():
     generator = a_v_model()
-    np.testing.assert_array_equal(
-        generator(3, label=1, seed=9), generator(label=1, noise=generator._noise(3, 9))
-    )
+    np.testing.assert_array_equal(generator(3, label=1, seed=9), generator(label=1, noise=noise_of(3, 9)))
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
@@ -75,14 +82,14 @@ def test_an_inverted_image_comes_back_under_its_own_conditions_and_moves_under_o
 def test_pixels_outside_the_mask_stay_and_those_inside_are_edited_as_without_one():
     generator, mask = a_v_model(), np.array([[True, False, True], [False, False, True]])
     for options in ({}, {"before": {"label": 0}}):
-        whole = generator.edit(IMAGES, 0.5, label=4, **options)
+        edited = generator.edit(IMAGES, 0.5, label=4, **options)
         part = generator.edit(IMAGES, 0.5, label=4, mask=mask, **options)
         np.testing.assert_array_equal(part[:, ~mask], IMAGES[:, ~mask])
-        np.testing.assert_allclose(part[:, mask].astype(int), whole[:, mask], atol=1)
-        assert np.all(whole[:, ~mask] != IMAGES[:, ~mask])
+        np.testing.assert_allclose(part[:, mask].astype(int), edited[:, mask], atol=1)
+        assert np.all(edited[:, ~mask] != IMAGES[:, ~mask])
 
 
-class EmaProfile(nn.Module):
+class MeanOfPixels(nn.Module):
     """Predicts its condition, and `slope` times the mean of all pixels."""
 
     @nn.compact
@@ -92,13 +99,13 @@ class EmaProfile(nn.Module):
         return gain * embeddings.vector[:, 0][:, None, None, None] + slope * mean + 0 * x
 
 
-def test_what_is_made_inside_the_mask_sees_the_diffused_image_around_it():
+def test_pixels_inside_the_mask_see_the_diffused_image_around_it():
     generator = a_generator(slope=0.9, steps=4)
-    generator = dataclasses.replace(generator, denoiser=generator.denoiser.clone(network=EmaProfile()))
+    generator = dataclasses.replace(generator, denoiser=generator.denoiser.clone(network=MeanOfPixels()))
     mask = np.array([[True, False, False], [False, False, False]])
-    whole = generator.edit(IMAGES, 0.25, label=1)
+    edited = generator.edit(IMAGES, 0.25, label=1)
     part = generator.edit(IMAGES, 0.25, label=1, mask=mask)
-    np.testing.assert_allclose(part[:, mask].astype(int), whole[:, mask], atol=1)
+    np.testing.assert_allclose(part[:, mask].astype(int), edited[:, mask], atol=1)
 
 
 def test_an_image_of_another_size_is_edited_as_such():
@@ -108,22 +115,22 @@ def test_an_image_of_another_size_is_edited_as_such():
     np.testing.assert_allclose(found[:, :, 3:].astype(int), alone, atol=1)
 
 
-@pytest.mark.parametrize(("share", "left"), [(1.0, 8), (0.5, 4), (0.3, 2), (0.01, 1)])
-def test_a_tail_is_the_end_of_its_grid(share, left):
+@pytest.mark.parametrize(("fraction", "left"), [(1.0, 8), (0.5, 4), (0.3, 2), (0.01, 1)])
+def test_a_truncated_grid_is_the_end_of_its_grid(fraction, left):
     grid, process = EDM
-    found = Truncated(grid, share)(process, 8)
+    found = Truncated(grid, fraction)(process, 8)
     np.testing.assert_array_equal(found, grid(process, 8)[-left:])
     assert jnp.all(jnp.diff(found) < 0)
 
 
-def test_what_cannot_be_edited_is_said_readably():
+def test_invalid_edits_raise():
     generator = a_generator()
     for strength in (0.0, 1.5, -0.1):
         with pytest.raises(UserError, match=f"strength={strength}: it is a share of the steps"):
             generator.edit(IMAGES, strength, label=1)
     with pytest.raises(UserError, match=r"share=2.0: it is a share"):
         Truncated(Uniform(), 2.0)
-    with pytest.raises(UserError, match=r"images=uint8\[3, 2, 3, 1\]: it is not 2 images"):
+    with pytest.raises(UserError, match=r"images=uint8\[3, 2, 3, 1\]: expected 2 images"):
         generator.edit(IMAGES, label=[1, 2])
     with pytest.raises(UserError, match=r"sampling.grid=RePaint.*no single end"):
         a_generator(grid=RePaint(Uniform(), 1, 2)).edit(IMAGES, label=1)

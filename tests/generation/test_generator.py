@@ -1,7 +1,6 @@
-"""What a user reaches from Python and from the command line, with a model whose images are known in closed form."""
+"""The generator from Python and from the command line, with a model whose images are known in closed form."""
 
 import dataclasses
-import json
 
 import flax.linen as nn
 import jax
@@ -12,18 +11,17 @@ from PIL import Image
 
 from jaxdiff import sample
 from jaxdiff.cli import app as command
+from jaxdiff.cli import request, sampling
 from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.conditioning.vector import ClassLabel
-from jaxdiff.data import images as pictures
+from jaxdiff.data import images as image_arrays
 from jaxdiff.denoiser import Denoiser
-from jaxdiff.distributed import runtime
 from jaxdiff.embeddings import Embeddings
 from jaxdiff.errors import UserError
 from jaxdiff.generation.generator import Generator
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving
 from jaxdiff.process.prediction import Data, V
 from jaxdiff.process.schedule import Cosine
-from jaxdiff.runs import workdir as workdirs
 from jaxdiff.sampling.grids.continuous import Karras, Uniform
 from jaxdiff.sampling.grids.restart import RePaint
 from jaxdiff.sampling.guidance.autoguidance import Autoguidance
@@ -37,8 +35,8 @@ MEANS, NULL, SHAPE = np.linspace(-0.4, 0.4, 5), 0.05, (2, 3, 1)
 FLOW, UNIFORM, PLAIN, DATA = RectifiedFlow(), Uniform(), ClassifierFree(), Data()
 
 
-class Nothing(nn.Module):
-    """Of the noise level, nothing."""
+class NoNoiseLevel(nn.Module):
+    """A vector of zeros, whatever the noise level."""
 
     @nn.compact
     def __call__(self, noise_label):
@@ -66,8 +64,8 @@ def a_generator(
     steps=4,
     **changes,
 ):
-    """A model of which, without a slope, all images are the means of their classes."""
-    conditioner = Conditioner(Nothing(), {"label": ClassLabel(classes, 2)})
+    """A model whose images, without a slope, are the means of their classes."""
+    conditioner = Conditioner(NoNoiseLevel(), {"label": ClassLabel(classes, 2)})
     table = np.stack([np.resize(MEANS, classes), np.zeros(classes)], axis=1)
     params = {
         "network": {"gain": np.float32(gain), "slope": np.float32(slope)},
@@ -87,10 +85,10 @@ def a_generator(
 def constant(means):
     """Images of one colour each."""
     values = np.broadcast_to(np.asarray(means, np.float32)[:, None, None, None], (len(means), *SHAPE))
-    return pictures.to_uint8(values)
+    return image_arrays.to_uint8(values)
 
 
-def test_images_are_those_of_their_class_and_guidance_leads_away_from_none():
+def test_images_are_those_of_their_class_and_guidance_extrapolates_from_the_null():
     generator = a_generator()
     np.testing.assert_array_equal(generator(label=[0, 3]), constant(MEANS[[0, 3]]))
     np.testing.assert_array_equal(generator(2, label=None), constant([NULL, NULL]))
@@ -100,7 +98,7 @@ def test_images_are_those_of_their_class_and_guidance_leads_away_from_none():
     np.testing.assert_array_equal(every(label=[0, 3], guidance=2.0), constant(expected))
 
 
-def test_nothing_of_the_null_is_in_a_conditional_image_nor_of_a_class_in_an_unconditional_one():
+def test_conditional_images_do_not_depend_on_the_null_nor_unconditional_ones_on_a_class():
     generator = a_generator()
 
     def broken(name):
@@ -114,7 +112,7 @@ def test_nothing_of_the_null_is_in_a_conditional_image_nor_of_a_class_in_an_unco
     np.testing.assert_array_equal(broken("table")(label=[0, 3], guidance=0.0), constant([NULL, NULL]))
 
 
-def test_negative_conditions_stand_in_for_none():
+def test_negative_conditions_replace_the_null():
     generator = a_generator(ClassifierFree(2.0))
     found = generator(label=[1, 2], negative={"label": [3, 0]})
     np.testing.assert_array_equal(found, constant(2 * MEANS[[1, 2]] - MEANS[[3, 0]]))
@@ -128,7 +126,7 @@ def test_negative_conditions_stand_in_for_none():
     ("arguments", "message"),
     [
         ({"negative": {"label": 3}, "guidance": 1.0}, "negative=.*no negative conditions"),
-        ({"negative": {"label": 7}}, "label=7: classes are 0 to 4"),
+        ({"negative": {"label": 7}}, "label=7: expected a class from 0 to 4"),
         ({"negative": {"text": "x"}}, "text='x': the model has no such condition"),
         ({"negative": {"label": [1, 2, 3]}}, "label: 3 values for 2 images"),
         ({"known": np.zeros(SHAPE, np.uint8)}, "mask=None.*together with a mask"),
@@ -137,16 +135,16 @@ def test_negative_conditions_stand_in_for_none():
         ({"known": np.zeros(SHAPE), "mask": np.ones((2, 3), bool)}, r"known=float64.*as uint8"),
         ({"known": np.zeros(SHAPE, np.uint8), "mask": np.ones((3, 2), bool)}, r"mask='bool\[3, 2, 1\]'"),
         ({"known": np.zeros(SHAPE, np.uint8), "mask": np.ones((2, 3))}, r"mask='float64\[2, 3, 1\]'"),
-        ({"noise": np.zeros((2, 3, 2, 1))}, r"noise=float64\[2, 3, 2, 1\]: it is not 2 images of 2x3x1"),
+        ({"noise": np.zeros((2, 3, 2, 1))}, r"noise=float64\[2, 3, 2, 1\]: expected 2 images of 2x3x1"),
         ({"seed": -1}, "seed=-1"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_said_readably(arguments, message):
+def test_invalid_arguments_raise(arguments, message):
     with pytest.raises(UserError, match=message):
         a_generator(ClassifierFree(2.0))(label=[1, 2], **arguments)
 
 
-def test_autoguidance_leads_away_from_a_guide_of_another_network_and_process():
+def test_autoguidance_with_a_guiding_model_of_another_network_and_process():
     """At level 3 and with noise of ones, ``x / alpha`` is 3 for every process; the guide predicts a tenth of it."""
     generator = a_generator(Autoguidance(1.5), Karras(0.1, 3.0), steps=1)
     guide = a_generator(process=VarianceExploding(), gain=0.5, slope=0.1, classes=9)
@@ -165,12 +163,12 @@ def test_guides_that_do_not_fit_are_refused_and_so_is_none():
     np.testing.assert_array_equal(generator(label=[1], guidance=1.0), constant(MEANS[[1]]))
     with pytest.raises(UserError, match=r"guide=\(4, 4, 1\): its images are no \(2, 3, 1\)"):
         generator.guided_by(dataclasses.replace(a_generator(), image_shape=(4, 4, 1)))
-    text = Denoiser(Mean(), Conditioner(Nothing(), {"text": ClassLabel(5, 2)}), FLOW, Data())
+    text = Denoiser(Mean(), Conditioner(NoNoiseLevel(), {"text": ClassLabel(5, 2)}), FLOW, Data())
     with pytest.raises(UserError, match="guide='text': the guided model lacks"):
         generator.guided_by(dataclasses.replace(a_generator(), denoiser=text))
     with pytest.raises(UserError, match="no use for another model"):
         a_generator(ClassifierFree(2.0)).guided_by(a_generator())(label=[1])
-    with pytest.raises(UserError, match="label=4: classes are 0 to 2"):
+    with pytest.raises(UserError, match="label=4: expected a class from 0 to 2"):
         generator.guided_by(a_generator(classes=3))(label=[4])
     generator.guided_by(a_generator()).check()
 
@@ -189,30 +187,30 @@ def test_known_pixels_of_all_256_levels_come_back_to_the_bit(grid):
     np.testing.assert_array_equal(one, found[[5, 5, 5]])
 
 
-def test_an_image_is_inverted_to_the_noise_that_makes_it():
+def test_an_image_is_inverted_to_the_noise_that_generates_it():
     """A network that answers v = 0.1 x + mean: images differ as their noise, and iterations find it."""
     process, grid = VariancePreserving(Cosine()), Karras(0.005, 5.0)
     generator = a_generator(ClassifierFree(1.5), grid, process, slope=0.1, steps=6, parameterization=V())
     noise = 0.3 * np.random.default_rng(0).normal(size=(2, *SHAPE)).astype(np.float32)
-    made = generator(label=[0, 4], noise=noise)
-    found = generator.invert(made, label=[0, 4], iterations=20)
+    generated = generator(label=[0, 4], noise=noise)
+    found = generator.invert(generated, label=[0, 4], iterations=20)
     assert found.dtype == np.float32
     np.testing.assert_allclose(
         found, noise, atol=0.02
     )  # a level of uint8 is 0.008, and the inverse begins at 0.005
     again = generator(label=[0, 4], noise=found)
-    assert np.abs(again.astype(int) - made).max() <= 1
+    assert np.abs(again.astype(int) - generated).max() <= 1
     rough, other = (
-        generator.invert(made, label=[0, 4], **arguments)
+        generator.invert(generated, label=[0, 4], **arguments)
         for arguments in ({}, {"guidance": 1.0, "iterations": 20})
     )
     assert np.abs(rough - noise).max() > 0.05
     assert np.abs(other - noise).max() > 0.05
     with pytest.raises(UserError, match=r"sampling.grid=RePaint"):
-        a_generator(grid=RePaint(UNIFORM, 1, 2)).invert(made, label=[0, 4])
+        a_generator(grid=RePaint(UNIFORM, 1, 2)).invert(generated, label=[0, 4])
 
 
-def test_an_image_does_not_depend_on_the_batch_that_it_is_made_in():
+def test_an_image_does_not_depend_on_its_batch():
     generator = a_generator(ClassifierFree(2.0), Karras(0.05, 5.0), slope=0.2)
     arguments = {
         "label": [0, 1, 2, 3, 4], "negative": {"label": [4, 3, 2, 1, 0]}, "seed": 7,
@@ -249,54 +247,51 @@ def test_a_classifier_sees_conditions_as_they_were_given():
 
 
 @pytest.fixture
-def call(monkeypatch, tmp_path):
-    """Runs `jaxdiff.sample` on the model above; gives the images and the arguments of `Generator.load`."""
-    (tmp_path / "config.json").write_text("{}")
-    monkeypatch.setattr(workdirs, "read_config", lambda workdir: json.loads("{}"))
-    monkeypatch.setattr(runtime, "start", lambda: None)
-    asked = {}
+def call(tmp_path):
+    """Runs `jaxdiff.sample` on the model above; returns the images, and the options with which it is loaded."""
+    options = {}
 
-    def load(workdir, **arguments):
-        asked.update(arguments)
+    def load(workdir, **given):
+        options.update(given)
         return a_generator(ClassifierFree(2.0))
-
-    monkeypatch.setattr(Generator, "load", load)
 
     def run(*words):
         out = tmp_path / "out.npz"
-        sample.main(["--workdir", str(tmp_path), "--out", str(out), "--overwrite", *words])
-        return np.load(out)["images"], asked
+        sampling.run(sample.parse(["--workdir", "run", "--out", str(out), "--overwrite", *words]), load)
+        return np.load(out)["images"], options
 
     return run
 
 
-def test_the_command_hands_negative_conditions_pictures_and_a_guide_over(call, tmp_path):
-    images, asked = call("--label", "1", "--negative", "label=3", "--guide", "runs/weak:500")
+def test_the_command_passes_on_negative_conditions_images_and_a_guiding_model(call, tmp_path):
+    images, options = call("--label", "1", "--negative", "label=3", "--guiding-model", "runs/weak:500")
     np.testing.assert_array_equal(images, constant([2 * MEANS[1] - MEANS[3]]))
-    assert asked["guide"] == ("runs/weak", 500)
+    assert options["guide"] == ("runs/weak", 500)
+    assert call("--label", "1", "--guide", "runs/weak")[1]["guide"] == "runs/weak"
+    assert call("--label", "1")[1]["guide"] is None
     known, mask = np.arange(6, dtype=np.uint8).reshape(2, 3), np.array([[255, 0, 0], [127, 128, 0]], np.uint8)
     Image.fromarray(known).save(tmp_path / "known.png")
     Image.fromarray(mask).save(tmp_path / "mask.png")
     pair = ("--known", str(tmp_path / "known.png"), "--mask", str(tmp_path / "mask.png"))
     images, _ = call("--n", "4", "--label", "1", "--guidance", "1", *pair)
-    made = constant(MEANS[[1]])[0, 0, 0, 0]
-    np.testing.assert_array_equal(images[..., 0], [[[made, 1, 2], [3, made, 5]]] * 4)
+    generated = constant(MEANS[[1]])[0, 0, 0, 0]
+    np.testing.assert_array_equal(images[..., 0], [[[generated, 1, 2], [3, generated, 5]]] * 4)
 
 
-def test_the_command_says_readably_what_a_picture_or_a_word_lacks(call, tmp_path):
+def test_a_mistake_in_an_image_or_a_flag_is_reported(call, tmp_path):
     Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / "large.png")
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("not an image")
     cases = {
         (
             "--known",
             str(tmp_path / "large.png"),
             "--mask",
             str(tmp_path / "large.png"),
-        ): "5x4 pixels, not 3x2",
-        ("--mask", str(tmp_path / "text.png")): "--mask=.*text.png: it is no picture",
+        ): "3x2 pixels, got 5x4",
+        ("--mask", str(tmp_path / "text.png")): "--mask=.*text.png: not a readable image",
         ("--known", str(tmp_path / "absent.png")): "--known=.*No such file",
-        ("--negative", "label"): "--negative='label': it names no value",
-        ("--negative", "label=x"): "label=x: a class is an integer",
+        ("--negative", "label"): "--negative='label': expected NAME=VALUE",
+        ("--negative", "label=x"): "--negative label=x: expected classes",
     }
     for words, message in cases.items():
         with pytest.raises(UserError, match=message):
@@ -306,14 +301,13 @@ def test_the_command_says_readably_what_a_picture_or_a_word_lacks(call, tmp_path
 @pytest.mark.parametrize(
     ("text", "run"),
     [
-        (None, None),
         ("runs/weak", "runs/weak"),
         ("runs/weak:500", ("runs/weak", 500)),
         ("gs://runs/a", "gs://runs/a"),
     ],
 )
-def test_a_guide_is_a_folder_and_perhaps_a_step(text, run):
-    assert command.guide_run(text) == run
+def test_a_run_is_a_folder_and_perhaps_a_step(text, run):
+    assert command.run_and_step(text) == run
 
 
 @pytest.mark.parametrize(
@@ -327,12 +321,12 @@ def test_a_guide_is_a_folder_and_perhaps_a_step(text, run):
     ],
 )
 def test_a_sampler_is_found_by_its_name(word, target):
-    assert sample.sampler_target(word) == target
+    assert request.sampler_target(word) == target
 
 
-def test_an_unknown_sampler_is_told_with_all_that_there_are():
-    with pytest.raises(UserError, match="hoin") as told:
-        sample.sampler_target("hoin")
+def test_an_unknown_sampler_is_reported_with_all_names():
+    with pytest.raises(UserError, match="hoin") as error:
+        request.sampler_target("hoin")
     for name in (
         "Ddim",
         "Ancestral",
@@ -345,5 +339,5 @@ def test_an_unknown_sampler_is_told_with_all_that_there_are():
         "SaSolver",
         "Rk45",
     ):
-        assert name in str(told.value)
-    assert "_Upwards" not in str(told.value)
+        assert name in str(error.value)
+    assert "_Upwards" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Conditions of every kind on their way from the user to the network: numbers, images, defaults, levels, nulls."""
+"""Conditions of every kind from the user to the network: numbers, images, defaults, levels, nulls."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from jaxdiff.conditioning.continuous import Continuous
 from jaxdiff.conditioning.image import ImageCondition
 from jaxdiff.conditioning.noisy import NoiseAugmented
 from jaxdiff.conditioning.vector import ClassLabel, NoiseLevel
-from jaxdiff.data import images as pictures
+from jaxdiff.data import images as image_arrays
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.embeddings import Embeddings
 from jaxdiff.errors import UserError
@@ -22,14 +22,15 @@ from jaxdiff.process.gaussian import RectifiedFlow
 from jaxdiff.process.prediction import Data
 from jaxdiff.sampling.grids.continuous import Uniform
 from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
+from jaxdiff.sampling.modifiers.data_consistency import DataConsistency
 from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.sampling.samplers.ddim import Ddim
 
 LEVELS = np.array([0.12, -0.2, 0.32])
 
 
-class Nothing(nn.Module):
-    """Of the noise level, nothing."""
+class NoNoiseLevel(nn.Module):
+    """A vector of zeros, whatever the noise level."""
 
     @nn.compact
     def __call__(self, noise_label):
@@ -37,7 +38,7 @@ class Nothing(nn.Module):
 
 
 class Sum(nn.Module):
-    """Predicts the sum of its conditions, those for the whole image and those for each pixel."""
+    """Predicts the sum of its conditions, of vectors and of spatial channels."""
 
     @nn.compact
     def __call__(self, x, embeddings, *, train):
@@ -45,8 +46,8 @@ class Sum(nn.Module):
         return shown if embeddings.spatial is None else shown + embeddings.spatial
 
 
-def a_generator(parts, params, shape=(4, 4, 1), scale=1.0):
-    """A model of which all images are the sum of their conditions."""
+def a_generator(conditions, params, shape=(4, 4, 1), scale=1.0):
+    """A model whose images are the sum of their conditions."""
     params = {"conditioner": {f"parts_{name}": tree for name, tree in params.items()}}
     params = jax.tree.map(
         lambda value: jnp.asarray(value, jnp.float32), params, is_leaf=lambda x: isinstance(x, list)
@@ -54,19 +55,21 @@ def a_generator(parts, params, shape=(4, 4, 1), scale=1.0):
     axes = ("data", "fsdp", "tensor")
     types = (jax.sharding.AxisType.Auto,) * 3
     mesh = jax.make_mesh((1, 1, 1), axes, axis_types=types, devices=jax.devices()[:1])
-    denoiser = Denoiser(Sum(), Conditioner(Nothing(), parts), RectifiedFlow(), Data())
+    denoiser = Denoiser(Sum(), Conditioner(NoNoiseLevel(), conditions), RectifiedFlow(), Data())
     return Generator(denoiser, params, Recipe(Ddim(), Uniform(), ClassifierFree(scale), 2), shape, mesh)
 
 
 def constant(values, shape=(4, 4, 1)):
-    return pictures.to_uint8(np.broadcast_to(np.reshape(values, (-1, 1, 1, 1)), (np.size(values), *shape)))
+    return image_arrays.to_uint8(
+        np.broadcast_to(np.reshape(values, (-1, 1, 1, 1)), (np.size(values), *shape))
+    )
 
 
 NUMBERS = {"size": Continuous(2, 1, default=(0.5, 0.0)), "label": ClassLabel(3, 1, null="zero")}
 WEIGHTS = {"size": {"kernel": [[0.4], [0.2]]}, "label": {"table": LEVELS[:, None]}}
 
 
-def test_what_has_a_default_need_not_be_given():
+def test_a_condition_with_a_default_may_be_left_out():
     generator = a_generator(NUMBERS, WEIGHTS)
     np.testing.assert_array_equal(generator(label=[0, 2]), constant(LEVELS[[0, 2]] + 0.2))
     np.testing.assert_array_equal(generator(label=[0, 2], size=[1.0, 1.0]), constant(LEVELS[[0, 2]] + 0.6))
@@ -82,7 +85,7 @@ def test_a_class_may_be_a_mixture():
     np.testing.assert_array_equal(found, constant(rows @ LEVELS))
 
 
-def test_guidance_leads_away_from_nulls_and_shows_what_has_none_in_both_branches():
+def test_guidance_drops_conditions_and_shows_those_without_a_null_in_both_branches():
     found = a_generator(NUMBERS, WEIGHTS, scale=2.0)(label=[0, 2])
     np.testing.assert_array_equal(found, constant(2 * (LEVELS[[0, 2]] + 0.2)))
     always = NUMBERS | {"size": Continuous(2, 1, default=(0.5, 0.0), null="none")}
@@ -102,17 +105,17 @@ def test_an_image_is_given_as_bytes_or_numbers_for_each_or_for_all():
     )
     large = LOW.repeat(2, axis=1).repeat(2, axis=2)
     np.testing.assert_array_equal(generator(low=LOW), large)
-    np.testing.assert_array_equal(generator(low=pictures.to_float(LOW)), large)
+    np.testing.assert_array_equal(generator(low=image_arrays.to_float(LOW)), large)
     np.testing.assert_array_equal(generator(2, low=LOW[1]), large[[1, 1]])
 
 
-def test_the_same_model_makes_images_of_another_size():
+def test_a_model_generates_images_of_another_size():
     part = ImageCondition(1, factor=2.0, method="nearest", null="learned", drop_rate=0.1)
     generator = a_generator({"low": part}, {"low": {"null": [[[[0.2]]]]}}, (8, 8, 1), 2.0)
     wide = dataclasses.replace(generator, image_shape=(8, 16, 1))
     low = np.concatenate([LOW, LOW[:, :, ::-1]], axis=2)
-    expected = 2 * pictures.to_float(low).repeat(2, axis=1).repeat(2, axis=2) - 0.2
-    np.testing.assert_array_equal(wide(low=low), pictures.to_uint8(expected))
+    expected = 2 * image_arrays.to_float(low).repeat(2, axis=1).repeat(2, axis=2) - 0.2
+    np.testing.assert_array_equal(wide(low=low), image_arrays.to_uint8(expected))
     np.testing.assert_array_equal(wide(low=None, guidance=1.0), constant([0.2], (8, 16, 1)))
 
 
@@ -129,18 +132,31 @@ def noisy(scale=1.0, label=False, **options):
 def test_a_noisy_condition_is_at_its_level_and_its_noise_is_the_images_own():
     generator = noisy(level=0.2, max_level=0.5)
     grey = np.zeros((3, 4, 4, 1), np.float32)
-    made = generator(low=grey)
-    noise = pictures.to_float(made) / 0.2
+    generated = generator(low=grey)
+    noise = image_arrays.to_float(generated) / 0.2
     assert 0.6 < noise.std() < 1.4
-    assert len({image.tobytes() for image in made}) == 3
+    assert len({image.tobytes() for image in generated}) == 3
     alone = dataclasses.replace(generator, batch_size=1)
-    np.testing.assert_array_equal(alone(low=grey), made)
-    np.testing.assert_array_equal(generator(2, low=grey[0]), made[:2])
-    assert np.any(generator(low=grey, seed=1) != made)
+    np.testing.assert_array_equal(alone(low=grey), generated)
+    np.testing.assert_array_equal(generator(2, low=grey[0]), generated[:2])
+    assert np.any(generator(low=grey, seed=1) != generated)
     np.testing.assert_array_equal(generator(low={"value": LOW, "level": 0.0}), LOW)
     levels = generator(low={"value": grey, "level": [0.0, 0.2, 0.4]})
-    np.testing.assert_array_equal(levels[:2], [constant([0.0])[0], made[1]])
-    np.testing.assert_allclose(pictures.to_float(levels[2]), np.clip(0.4 * noise[2], -1, 1), atol=0.02)
+    np.testing.assert_array_equal(levels[:2], [constant([0.0])[0], generated[1]])
+    each = generator(
+        low=[{"value": image, "level": level} for image, level in zip(grey, [0.0, 0.2, 0.4], strict=True)]
+    )
+    np.testing.assert_array_equal(each, levels)
+    np.testing.assert_allclose(image_arrays.to_float(levels[2]), np.clip(0.4 * noise[2], -1, 1), atol=0.02)
+
+
+def test_data_consistency_uses_the_image_without_its_noise():
+    generator = noisy(level=0.4)
+    recipe = dataclasses.replace(generator.recipe, modifiers=(DataConsistency("low"),))
+    found = dataclasses.replace(generator, recipe=recipe)
+    np.testing.assert_array_equal(found(low=LOW), LOW)
+    np.testing.assert_array_equal(found(low={"value": LOW, "level": 0.2}), LOW)
+    assert np.any(generator(low=LOW) != LOW)
 
 
 def test_both_branches_of_guidance_see_the_same_noisy_condition():
@@ -148,7 +164,7 @@ def test_both_branches_of_guidance_see_the_same_noisy_condition():
     conditional, guided = (
         noisy(scale, label=True, level=0.2)(low=grey, label=[0, 1]) for scale in (1.0, 2.0)
     )
-    difference = pictures.to_float(guided) - pictures.to_float(conditional)
+    difference = image_arrays.to_float(guided) - image_arrays.to_float(conditional)
     np.testing.assert_allclose(difference, LEVELS[:2, None, None, None] + 0 * difference, atol=0.01)
 
 
@@ -156,15 +172,15 @@ def test_both_branches_of_guidance_see_the_same_noisy_condition():
     ("conditions", "message"),
     [
         ({}, "low=: the model needs it"),
-        ({"low": None}, "low=None: the model cannot do without it"),
+        ({"low": None}, "low=None: expected a value, since this condition has no null"),
         ({"low": LOW, "size": 1}, "size=1: the model has no such condition"),
         ({"low": LOW, "n": 2}, "low: 3 values for 2 images"),
         ({"low": {"value": LOW, "level": [0.1, 0.2]}}, "low: 3 values for 2 images"),
-        ({"low": {"value": LOW, "level": 0.9}}, "low.level=.*levels from 0 to 0.5"),
-        ({"low": {"image": LOW}}, "a value and its level"),
+        ({"low": {"value": LOW, "level": 0.9}}, "low.level=.*from 0 to 0.5"),
+        ({"low": {"image": LOW}}, "expected a value and its level"),
         ({"low": LOW[..., 0]}, r"low="),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_said_readably(conditions, message):
+def test_invalid_conditions_raise(conditions, message):
     with pytest.raises(UserError, match=message):
         noisy(max_level=0.5)(**conditions)

@@ -13,6 +13,7 @@ from flax import linen as nn
 from jaxdiff import config as configs
 from jaxdiff import train
 from jaxdiff.cli import app as command
+from jaxdiff.conditioning.condition import Condition
 from jaxdiff.conditioning.continuous import Continuous
 from jaxdiff.conditioning.embedding import EmbeddedSequence
 from jaxdiff.conditioning.image import ImageCondition
@@ -20,9 +21,11 @@ from jaxdiff.conditioning.noisy import NoiseAugmented
 from jaxdiff.conditioning.text import Text
 from jaxdiff.conditioning.vector import ClassLabel, NoiseLevel
 from jaxdiff.config import spec
+from jaxdiff.data.text import ByteTokenizer
 from jaxdiff.embeddings import Embeddings
 from jaxdiff.errors import UserError
 from jaxdiff.models.blocks import ResidualMiddle
+from jaxdiff.models.text_encoder import ByteTransformer
 from jaxdiff.models.transformer import TransformerMiddle
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import RectifiedFlow
@@ -140,7 +143,8 @@ def test_new_conditions_of_every_kind_say_nothing_yet_and_can_learn_to(old):
     folder, experiment, _, ema = old
     noisy = spec(NoiseAugmented, part=spec(ImageCondition, channels=1), noise=spec(NoiseLevel, width=WIDTH),
                  process=spec(RectifiedFlow))  # fmt: skip
-    text = spec(Text, width=16, length=12, layers=1, head_dim=8, vector_width=WIDTH)
+    encoder = spec(ByteTransformer, width=16, layers=1, head_dim=8)
+    text = spec(Text, tokenizer=spec(ByteTokenizer, length=12), encoder=encoder, vector_width=WIDTH)
     new_parts = {"a_map": spec(ImageCondition, channels=3, null="learned"), "z_noisy": noisy, "crop": SIZES,
                  "kind": spec(ClassLabel, num_classes=4, width=WIDTH, bias=True), "text": text}  # fmt: skip
     config = (
@@ -319,7 +323,7 @@ def test_a_flag_of_the_command_is_a_field_of_the_config():
     assert configs.build(command.load_config(DIGITS, train.init_from("a b"))).init_from == InitFrom("a b")
 
 
-class Pair(nn.Module):
+class Pair(Condition):
     """Two numbers that add up, and one that is always there."""
 
     constant: float = 0.0
@@ -330,7 +334,7 @@ class Pair(nn.Module):
         return Embeddings(vector=jnp.ones((len(drop), 1)) * (a + b + self.constant))
 
     @nn.nowrap
-    def example(self, batch, image_shape=None):
+    def example(self, batch, data_shape=None):
         return jnp.zeros(batch)
 
 

@@ -1,7 +1,6 @@
 """Data consistency: samples that agree exactly with a given low-resolution image."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -38,7 +37,7 @@ class DataConsistency:
             "a condition of the model", f"name one of: {names}",
         )  # fmt: skip
         low_res = conditions[self.condition]
-        value: Any = low_res.value["value"] if isinstance(low_res.value, Mapping) else low_res.value
+        value: Any = low_res.value
         small = value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(jnp.float32) / 127.5 - 1
 
         def consistent(prediction: Prediction, x: Data, t: Scalar) -> Prediction:

@@ -20,7 +20,6 @@ from jaxdiff.evaluation.reports.class_conditional import ImageEvaluation
 from jaxdiff.likelihood.flow import ExactDivergence, Heun, Hutchinson
 from jaxdiff.likelihood.variational import TanhDecoder, bound
 from jaxdiff.process.gaussian import VarianceExploding
-from jaxdiff.sampling.loop import TimePath
 from jaxdiff.sampling.protocols import TimePath
 from tests.evaluation.models import inputs
 from tests.oracles import Gaussian

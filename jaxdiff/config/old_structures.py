@@ -1,4 +1,4 @@
-"""Converters of stored U-Nets whose attention was fields of a level and of the network, not parts."""
+"""Converters of stored blocks whose fields were regrouped: attention into parts, text into tokenizer and encoder."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -76,3 +76,25 @@ def _middle(block: Block, levels: Any, heads: Block) -> Any:
     crossed = bool(levels) and levels[-1].get("cross_attention", False)
     attention = _attention(block.get("middle_attention", True), crossed, heads)
     return {"target": "jaxdiff.models.blocks:ResidualMiddle", "attention": attention}
+
+
+def convert_text(block: Block) -> dict[str, Any]:
+    """``Text(width, length, ...)`` -> ``Text(tokenizer, encoder, ...)``."""
+    if "tokenizer" in block or "length" not in block:
+        return dict(block)
+    encoder = {name: block[name] for name in _ENCODER_FIELDS if name in block}
+    kept = {name: value for name, value in block.items() if name not in encoder}
+    return convert_tokenize(kept) | {
+        "encoder": {"target": "jaxdiff.models.text_encoder:ByteTransformer"} | encoder
+    }
+
+
+def convert_tokenize(block: Block) -> dict[str, Any]:
+    """A field `length` -> a block `tokenizer`."""
+    if "tokenizer" in block or "length" not in block:
+        return dict(block)
+    tokenizer = {"target": "jaxdiff.data.text:ByteTokenizer", "length": block["length"]}
+    return {name: value for name, value in block.items() if name != "length"} | {"tokenizer": tokenizer}
+
+
+_ENCODER_FIELDS = ("width", "layers", "window", "words", "phrase", "head_dim", "expansion", "dtype")

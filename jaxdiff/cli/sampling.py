@@ -1,0 +1,111 @@
+"""Sampling from the command line: a request with its models becomes images on disk."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxdiff.cli import conditions as cli
+from jaxdiff.cli import output, values
+from jaxdiff.cli.request import Request
+from jaxdiff.conditioning.condition import Condition
+from jaxdiff.errors import UserError, expect
+from jaxdiff.generation import inputs
+from jaxdiff.generation.cascade import Cascade, consistency
+from jaxdiff.generation.generator import Generator
+
+Load = Callable[..., Generator]
+"""``load(workdir, *, step, overrides, packages, guide)`` -> the generator of a run; see `Generator.load`."""
+
+
+class Samples(NamedTuple):
+    """Images, and the conditions that they were sampled for."""
+
+    images: np.ndarray
+    requested: cli.Requested
+    conditions: Mapping[str, Condition]
+
+
+def run(request: Request, load: Load = Generator.load) -> None:
+    """Sample as requested, and write the output.
+
+    Args:
+      request: the parsed command line.
+      load: opens a run.
+    """
+    options = {
+        "overrides": request.overrides,
+        "packages": request.packages,
+        "guide": request.guiding_model,
+    }
+    stages = [load(folder, step=step, **options) for folder, step in request.runs]
+    sample = sample_cascade if request.flags.cascade else sample_model
+    images, requested, conditions = sample(request, stages)
+    arrays = cli.to_arrays(requested.values, conditions, len(images))
+    output.write(request.out, images, arrays, requested.rows)
+    print(f"{len(images)} images in {request.out}")
+
+
+def sample_model(request: Request, stages: Sequence[Generator]) -> Samples:
+    """Images of one model."""
+    flags, generator = request.flags, stages[0]
+    conditioner, trained = generator.denoiser.conditioner, generator.image_shape
+    available, size = conditioner.conditions, values.size(flags.size)
+    requested = cli.conditions(flags, available)
+    given = cli.apply_levels(requested.values, available, cli.levels(flags.level, available))
+    height, width = inputs.size(conditioner, given, trained, size)
+    shape = (height, width, trained[2])
+    mask = (
+        None if flags.mask is None else values.image_of_size("--mask", flags.mask, (height, width, 1)) >= 128
+    )
+    if flags.known is None and flags.edit is None:
+        given, mask = cli.apply_mask(given, available, mask)
+    options: dict[str, Any] = {
+        "seed": flags.seed,
+        "guidance": cli.guidance(flags.guidance, available),
+        "image_size": size,
+        "mask": mask,
+        "negative": cli.one_for_all("--negative", flags.negative, available),
+        **given,
+    }
+    requested = requested._replace(values=given)
+    if flags.edit is not None:
+        return Samples(_edit(request, generator, shape, requested.n, options), requested, available)
+    expect(not flags.source, "--source", flags.source, "--edit as well", "give --edit, or leave it out")
+    pixels = None if flags.known is None else values.image_of_size("--known", flags.known, shape)
+    return Samples(generator(requested.n, known=pixels, **options), requested, available)
+
+
+def _edit(
+    request: Request, generator: Generator, shape: inputs.Shape, n: int, options: Mapping[str, Any]
+) -> np.ndarray:
+    """``--edit``: n edits of one image."""
+    flags, available = request.flags, generator.denoiser.conditioner.conditions
+    if flags.known is not None:
+        raise UserError(f"--known={flags.known!r}: --edit gives the image. Fix: leave it out")
+    image = values.image_of_size("--edit", flags.edit, shape)
+    source = cli.one_for_all("--source", flags.source, available) if flags.source else None
+    return generator.edit(np.broadcast_to(image, (n, *shape)), flags.strength, before=source, **options)
+
+
+def sample_cascade(request: Request, stages: Sequence[Generator]) -> Samples:
+    """Images of the last stage of a cascade; prints how consistent each stage is with the one before."""
+    flags, cascade = request.flags, Cascade(tuple(stages), request.flags.cascade_field)
+    available = cascade.conditions
+    passed_on = {cascade.field_of(number) for number in range(1, len(stages))}
+    requested = cli.conditions(
+        flags, {name: each for name, each in available.items() if name not in passed_on}
+    )
+    images = cascade.run(
+        requested.n,
+        seed=flags.seed,
+        guidance=cli.guidance(flags.guidance, available),
+        levels=cli.levels(flags.level, available),
+        **requested.values,
+    )
+    for number, difference in enumerate(consistency(images), 1):
+        size = "x".join(map(str, images[number].shape[1:3]))
+        print(
+            f"stage {number}: {size}, {difference:.2f} of 255 levels (RMS) from the images of the stage before"
+        )
+    return Samples(images[-1], requested, available)

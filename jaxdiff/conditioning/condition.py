@@ -1,0 +1,155 @@
+"""The base of all conditions: a condition turns a user's value into `Embeddings`."""
+
+import json
+import pathlib
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import numpy as np
+
+from jaxdiff.conditioning.nulls import Null
+from jaxdiff.embeddings import Embeddings
+from jaxdiff.errors import UserError
+from jaxdiff.typing import Array, Bool, Keys
+
+Shape = tuple[int, ...]
+"""Shape of one example of the data that are diffused, such as (height, width, channels)."""
+
+Values = Any
+"""Values of a condition for a batch: an array, or a tree of arrays, each with a leading batch axis."""
+
+
+class _Defaults:
+    """Attributes of conditions that a subclass may turn into fields.
+
+    They are not in `Condition` itself, whose class variables would come before the required fields of a subclass.
+    """
+
+    flag: ClassVar[str | None] = None
+    default: ClassVar[Any] = None
+    null: ClassVar[Null] = "none"
+    drop_rate: ClassVar[float] = 0.0
+
+
+class Condition(_Defaults, nn.Module):
+    """Condition: a module from values and drop masks to `Embeddings`, with its reading, checking and description.
+
+    A subclass gives `__call__` and `example`. Every other method has a default, and overriding it declares a
+    capability: nothing outside looks at the class, or at the name under which the model has the condition.
+
+    The path of a value: a word (`parse`) or JSON (`from_json`) becomes what a Python user gives; `read` makes arrays
+    of it; `check` validates them; `draw` applies random augmentation on the device; `__call__` embeds.
+
+    Attributes:
+      flag: the flag of `jaxdiff.sample` that gives this kind of condition without naming it: "label" or "text".
+      default: the value for users and data that give none; None if a value is required.
+      null: the kind of null that replaces a dropped condition, see `Null`.
+      drop_rate: probability of dropping an example's condition in training, in [0, 1).
+    """
+
+    def __call__(self, values: Values, drop: Bool[Array, "batch"]) -> Embeddings:
+        """Embed the values; where `drop` is True, show the null."""
+        raise NotImplementedError
+
+    @nn.nowrap
+    def example(self, batch: int, data_shape: Shape | None = None) -> Values:
+        """Dummy values of the right shapes and types; the size of an image depends on `data_shape`."""
+        raise NotImplementedError
+
+    @nn.nowrap
+    def check(self, values: Values, name: str = "value") -> None:
+        """Raise `UserError` unless these are valid values; `name` is for the message. Not for traced values."""
+
+    @nn.nowrap
+    def read(self, value: object, name: str = "value") -> Values:
+        """Arrays from a user's value, for one example or for several."""
+        return np.asarray(value)
+
+    @nn.nowrap
+    def draw(self, values: Values, keys: Keys, train: bool) -> Values:
+        """The values with their random augmentation, from a key per example."""
+        return values
+
+    @nn.nowrap
+    def unaugmented(self, values: Values) -> Values:
+        """The values without what an augmentation adds to them, such as a noise level."""
+        return values
+
+    @nn.nowrap
+    def with_level(self, value: object, level: float) -> Any:
+        """A user's value at a noise level.
+
+        Raises:
+          UserError: the condition is not noise-augmented.
+        """
+        raise UserError(
+            f"level={level}: expected a condition with noise augmentation, got {type(self).__name__}. "
+            "Fix: leave the level out"
+        )
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes, if the value is a class label; sampling then goes through all classes by default."""
+        return None
+
+    @nn.nowrap
+    def image_shape(self, data_shape: Shape) -> tuple[int, int, int] | None:
+        """(height, width, channels) of the image that goes with data of this shape; None if it is not an image."""
+        return None
+
+    @nn.nowrap
+    def known_pixels(self, values: Values) -> tuple[np.ndarray, np.ndarray] | None:
+        """Images and a mask [..., height, width, 1], True at the pixels to generate; None if no pixel is known.
+
+        A `Generator` returns the other pixels exactly as they are in the images.
+        """
+        return None
+
+    @nn.nowrap
+    def masked(self, value: object, mask: np.ndarray, name: str = "value") -> Any:
+        """A user's value in which `mask` [height, width, 1] marks the pixels to generate; None if not possible."""
+        return None
+
+    @nn.nowrap
+    def parse(self, text: str, name: str) -> list[Any]:
+        """User's values from a command-line word: one for each image in turn, or a single one for all.
+
+        Args:
+          text: JSON, or else a string.
+          name: the flag and the condition, for messages.
+        """
+        return [json_or_text(text)]
+
+    @nn.nowrap
+    def from_json(self, value: Any, name: str, folder: pathlib.Path) -> Any:
+        """A user's value from a JSON value; paths in it are relative to `folder`."""
+        return value
+
+    @nn.nowrap
+    def to_arrays(self, value: Any, name: str, n: int) -> dict[str, np.ndarray]:
+        """A user's value for n images as named arrays, for an output file."""
+        return {name: np.asarray(value)}
+
+    @nn.nowrap
+    def describe(self, values: Values) -> list[str] | None:
+        """A line of text per example, for sample grids; None if there is no short one."""
+        array = np.asarray(values)
+        if array.ndim != 1 or array.dtype.kind not in "iuUSO":
+            return None
+        return [
+            value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+            for value in array.tolist()
+        ]
+
+    @nn.nowrap
+    def images(self, values: Values) -> np.ndarray | None:
+        """Images to show for the values in sample grids, uint8 or floats in [-1, 1]; None if it is not an image."""
+        return None
+
+
+def json_or_text(text: str) -> Any:
+    """The JSON value that a word holds, or the word itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

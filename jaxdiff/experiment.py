@@ -1,7 +1,7 @@
 """An experiment: everything in a config, as objects. The one place where parts of all layers meet."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.distributed.mesh import MeshShape
@@ -13,6 +13,11 @@ from jaxdiff.training.ema import EmaProfile
 from jaxdiff.training.optimizer import Optimizer
 from jaxdiff.training.step import Task
 from jaxdiff.training.transfer import InitFrom
+
+
+@runtime_checkable
+class SampledTask(Task, Sampleable, Protocol):
+    """A task that is trained and makes samples."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +72,8 @@ class Experiment:
             expect(samples or not value, name, value, "a task with samples", fix, type(self.task).__name__)
 
     @property
-    def sampled(self) -> Sampleable:
-        """The task, where it makes samples.
+    def sampled(self) -> SampledTask:
+        """The task, if it makes samples.
 
         Raises:
           UserError: it makes none, or there is no recipe.
@@ -78,6 +83,14 @@ class Experiment:
         fits = self.sampling is not None and isinstance(task, Sampleable)
         expect(fits, "config.task", type(task).__name__, "a task with samples and a sampling recipe", fix)
         return task
+
+    @property
+    def recipe(self) -> Recipe:
+        """The sampling recipe; raises `UserError` if there is none."""
+        recipe = self.sampling
+        expect(recipe is not None, "config.sampling", None, "a sampling recipe", "give spec(Recipe, ...)")
+        assert recipe is not None
+        return recipe
 
     def check(self, devices: int) -> None:
         """Raise `UserError` where data, task and devices do not fit each other; before anything is compiled."""

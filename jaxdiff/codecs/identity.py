@@ -43,7 +43,7 @@ class Identity:
         return array
 
     def stored(self, decoded: np.ndarray) -> np.ndarray:
-        finite = np.isfinite(decoded).reshape(len(decoded), -1).all(axis=1)
+        finite = np.asarray(np.isfinite(decoded).reshape(len(decoded), -1).all(axis=1))
         if not finite.all():
             bad = np.flatnonzero(~finite)
             raise UserError(

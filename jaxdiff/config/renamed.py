@@ -75,6 +75,8 @@ CLASSES = {
 """``"new.module:OldClass"`` -> the class's name there."""
 
 FIELDS = {
+    "jaxdiff.data.folder:ImageFolder": {"test_share": "test_fraction"},
+    "jaxdiff.data.masks:Uncrop": {"share": "fraction"},
     "jaxdiff.models.unet:UNet": {
         "groups": "block.groups",
         "min_group_size": "block.min_group_size",

@@ -65,7 +65,7 @@ def estimate(
     activations = memory.live_bytes(backward) // mesh.shape["tensor"]
     kept = memory.of_step(state, experiment.accumulation * examples, activations, experiment.accumulation)
     training = count(backward)
-    drawing = evaluations(experiment.sampling, _process(task.denoiser), task.data_shape, conditions)
+    drawing = evaluations(experiment.recipe, _process(task.denoiser), task.data_shape, conditions)
     sampling = _sum(
         (2, encode),  # the conditional and the unconditional embeddings
         (drawing.calls * drawing.model, denoise),

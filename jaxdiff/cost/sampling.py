@@ -35,14 +35,14 @@ class Evaluations:
 
 
 def evaluations(
-    recipe: Recipe, process: Process, shape: tuple[int, int, int], conditions: Callable[[], Conditions]
+    recipe: Recipe, process: Process, shape: tuple[int, ...], conditions: Callable[[], Conditions]
 ) -> Evaluations:
     """Count evaluations by tracing one guided call with a stand-in for the network.
 
     Args:
       recipe: the sampling recipe; the times of its grid are computed.
       process: the forward process.
-      shape: (height, width, channels) of an image.
+      shape: of a diffused example.
       conditions: returns the encoded conditions of one image; called while tracing.
     """
     x, t = jax.ShapeDtypeStruct((1, *shape), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)

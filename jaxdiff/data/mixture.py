@@ -72,15 +72,14 @@ class MixtureExamples:
     """The opened examples of a `Mixture`; `index` counts in the mixture, and the field `origin` numbers the source.
 
     Attributes:
-      image_shape: (height, width, channels) of all sources; None for a size in which they differ.
+      image_shape: (height, width, channels) of all sources; None for a size in which they differ, or in all if a source has no images.
       num_classes: number of classes of each source.
     """
 
     def __init__(self, source: Mixture, parts: list[Examples], weights: list[float]):
-        shapes = [tuple(part.image_shape) for part in parts]
-        self.image_shape = tuple(
-            sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*shapes, strict=True)
-        )
+        shapes = [part.image_shape for part in parts if part.image_shape is not None]
+        same = (sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*shapes, strict=True))
+        self.image_shape = tuple(same) if len(shapes) == len(parts) else None
         self.num_classes = parts[0].num_classes
         self._source, self._parts = source, parts
         # The source that is largest for its weight is read once, so the others are read at least once.

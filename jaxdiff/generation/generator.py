@@ -84,8 +84,7 @@ class Generator(SampledModel):
           params: the parameters of its task, untrained ones included; None for checks without weights.
           frozen: trees by the names in `Task.frozen`.
         """
-        task, recipe = experiment.sampled, experiment.sampling
-        assert recipe is not None  # guaranteed by `sampled`
+        task, recipe = experiment.sampled, experiment.recipe
         full = params if params is None else task.full_params(params, frozen)
         codec = {name: tree for name, tree in frozen.items() if name in task.codec.frozen}
         return cls(task.denoiser, full, recipe, tuple(task.image_shape), mesh, codec=task.codec, frozen=codec)
@@ -170,8 +169,8 @@ class Generator(SampledModel):
         if request.mask is None:
             return samples
         # A codec may lose detail on the way to data and back; known pixels lose none.
-        known = request.known if request.known.dtype == samples.dtype else sized.codec.stored(request.known)
-        return np.where(request.mask, samples, known)
+        whole = request.known if request.known.dtype == samples.dtype else sized.codec.stored(request.known)
+        return np.where(request.mask, samples, whole)
 
     def invert(
         self,

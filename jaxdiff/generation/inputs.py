@@ -154,7 +154,7 @@ def size(
     for name, found in sizes.items():
         first, agreed = next(iter(sizes.items()))
         expect(found == agreed, name, _by(found), f"{_by(agreed)}, the size of {first}", "choose one size")
-    return next(iter(sizes.values()), shape[:2])
+    return next(iter(sizes.values()), (shape[0], shape[1]))
 
 
 def _lengths(value: Any, example: Any) -> Iterator[int]:

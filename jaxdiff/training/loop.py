@@ -65,12 +65,23 @@ class Settings(Protocol):
       seed: of every random draw.
     """
 
-    steps: int
-    accumulation: int
-    log_every: int
-    checkpoint_every: int
-    keep: int
-    seed: int
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def accumulation(self) -> int: ...
+
+    @property
+    def log_every(self) -> int: ...
+
+    @property
+    def checkpoint_every(self) -> int: ...
+
+    @property
+    def keep(self) -> int: ...
+
+    @property
+    def seed(self) -> int: ...
 
 
 def run(
@@ -126,7 +137,7 @@ def run(
         step = make_train_step(task, optimizer, ema, settings.seed, settings.accumulation)
         jitted = jit_train_step(step, abstract, mesh, frozen)
         compiled = jitted.lower(abstract, global_batch(first, mesh), frozen).compile()
-        writers = open_writers(workdir, start)
+        writers = open_writers(workdir, start, settings.steps)
         try:
             return _Run(settings, compiled, frozen, mesh, hooks, checkpoints, writers, signals, size).go(
                 state, start, iterator

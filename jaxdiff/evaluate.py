@@ -104,7 +104,7 @@ def inputs_of(experiment, generator):
         guidance=scale,
         train=train,
         test=test,
-        label=class_label(conditioner.conditions),
+        label=conditioner.only("label"),
         batch_size=generator.batch_size,
         settings={
             "sampler": repr(recipe.sampler),
@@ -125,13 +125,6 @@ def inputs_of(experiment, generator):
         if isinstance(task.codec, Pixels)
         else None,
     )
-
-
-def class_label(conditions) -> str | None:
-    """Name of the condition that is the class label of the data set; None if there is none."""
-    from jaxdiff.conditioning.vector import ClassLabel
-
-    return next((name for name, part in conditions.items() if isinstance(part, ClassLabel)), None)
 
 
 if __name__ == "__main__":

@@ -80,8 +80,8 @@ class Experiment:
         """
         task: Any = self.task
         fix = "use a run whose task makes samples, such as DenoisingTask"
-        fits = self.sampling is not None and isinstance(task, Sampleable)
-        expect(fits, "config.task", type(task).__name__, "a task with samples and a sampling recipe", fix)
+        samples = self.sampling is not None and isinstance(self.task, Sampleable)
+        expect(samples, "config.task", type(task).__name__, "a task with samples and a sampling recipe", fix)
         return task
 
     @property

@@ -12,7 +12,7 @@ from jaxdiff.data.image_files import read_image
 from jaxdiff.errors import UserError, expect
 
 Conditions = Mapping[str, Condition]
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
 
 
 def listed(conditions: Conditions) -> str:

@@ -72,7 +72,7 @@ class MixtureExamples:
     """The opened examples of a `Mixture`; `index` counts in the mixture, and the field `origin` numbers the source.
 
     Attributes:
-      image_shape: (height, width, channels) of all sources; None for a size in which they differ, or in all if a source has no images.
+      image_shape: (height, width, channels) of all sources, with None for a size in which they differ.
       num_classes: number of classes of each source.
     """
 

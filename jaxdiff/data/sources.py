@@ -26,6 +26,9 @@ Example = dict[str, np.ndarray]
 """One example, or a batch with a leading axis: image uint8 [height, width, channels], index int32, optionally label
 int32 and further fields."""
 
+LABEL = "label"
+"""The field of class numbers; `Examples.num_classes` is about it."""
+
 EMBEDDED = {
     "digits": "jaxdiff.data.digits:Digits",
     "photos": "jaxdiff.data.photos:Photos",

@@ -11,6 +11,7 @@ from flax.core import FrozenDict
 
 from jaxdiff.codecs.pixels import Pixels
 from jaxdiff.codecs.protocol import Codec, Shape
+from jaxdiff.data.sources import LABEL
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import UserError, expect
 from jaxdiff.process import gaussian, time_sampling
@@ -75,7 +76,7 @@ class DenoisingTask:
                 "use None",
                 f"data {shape}",
             )
-            condition = self.denoiser.conditioner.conditions.get(FIELD)
+            condition: Any = self.denoiser.conditioner.conditions.get(FIELD)
             expect(
                 getattr(condition, "size", None) == size, "augmentation", self.augmentation,
                 f"a condition {FIELD!r} of {size} numbers", f"give the conditioner {FIELD}=Continuous({size}, ...)",
@@ -236,10 +237,13 @@ class DenoisingTask:
         }
         fields = conditioner.draw(arrays, jax.random.split(jax.random.key(0), 1), train=False)
         conditioner.check({name: fields[name] for name in given})
-        label = conditioner.conditions.get("label")
-        expect(label is None or label.num_classes == num_classes,
-               "config.task.denoiser.conditioner.conditions.label.num_classes", getattr(label, "num_classes", None),
-               f"the number of classes of the data, {num_classes}", "use the same number")  # fmt: skip
+        label = conditioner.conditions.get(LABEL)
+        if label is not None:
+            field = f"config.task.denoiser.conditioner.conditions.{LABEL}.num_classes"
+            expected = f"the number of classes of the data, {num_classes}"
+            expect(
+                label.classes in (None, num_classes), field, label.classes, expected, "use the same number"
+            )
 
 
 def _without(tree: Params, path: list[str], name: str) -> Params:

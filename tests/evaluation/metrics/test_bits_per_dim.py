@@ -159,7 +159,7 @@ def test_the_report_states_bits_and_conditions(digits):
     assert {name: stated[name] for name in entry} == entry
     assert stated["test"] == report["yardstick"]["conditions"]["test"]
     assert (stated["n"], stated["seed"]) == (9, 4)
-    for word in ("32 times", "Heun()", "Hutchinson(probes=5, law='rademacher')"):
+    for word in ("32 times", "Heun()", "Hutchinson(probes=5, distribution='rademacher')"):
         assert word in stated["method"]
     text = table(whole)
     (row,) = [line for line in text.splitlines() if line.startswith("bits/dim of test images")]

@@ -1,11 +1,12 @@
 """Group normalisation as one operation with a short derivative, in forward and reverse mode."""
 
 import functools
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from jaxdiff.models.forward_mode import with_forward_mode
 from jaxdiff.typing import Array, Float
 
 
@@ -15,7 +16,6 @@ def group_count(channels: int, groups: int, min_group_size: int) -> int:
     return next(count for count in range(limit, 0, -1) if channels % count == 0)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))
 def group_norm(
     x: Float[Array, "batch pixels channels"],
     gamma: Float[Array, "batch channels"],
@@ -28,23 +28,17 @@ def group_norm(
 
     Statistics are float32 at least and are taken in two passes: E[x^2] - E[x]^2 would lose all digits where the mean is
     large. Sums run over pixels first, where memory is contiguous; channels are folded into groups by a product with a
-    constant matrix, which XLA does not repeat for every pixel.
+    constant matrix, which XLA does not repeat for every pixel. The backward pass keeps `x` and its statistics only.
     """
+    return _with_options(groups, eps, silu)((x, gamma, beta), ())
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _group_norm(x: Array, gamma: Array, beta: Array, groups: int, eps: float, silu: bool) -> Array:
     return _forward(x, gamma, beta, groups, eps, silu)[0]
 
 
-@group_norm.defjvp
-def _group_norm_jvp(groups: int, eps: float, silu: bool, primals: tuple, tangents: tuple) -> tuple:
-    """Values and their derivative, whose transpose is the backward pass.
-
-    The checkpoint makes the backward pass keep `x` and its statistics, and compute all else of the size of `x` again.
-    """
-    y, residuals = _forward(*primals, groups, eps, silu)
-    tangent = jax.checkpoint(functools.partial(_tangent, groups, silu), prevent_cse=False)
-    return y, tangent(residuals, tangents)
-
-
-def _forward(x: Array, gamma: Array, beta: Array, groups: int, eps: float, silu: bool) -> tuple[Array, Any]:
+def _forward(x: Array, gamma: Array, beta: Array, groups: int, eps: float, silu: bool) -> tuple[Array, tuple]:
     wide = x.astype(statistics_dtype(x))
     fold = functools.partial(_group_mean, groups=groups)
     mean = fold(jnp.mean(wide, axis=1))
@@ -55,28 +49,36 @@ def _forward(x: Array, gamma: Array, beta: Array, groups: int, eps: float, silu:
     return y.astype(x.dtype), (x, mean, rstd, gamma, beta)
 
 
-def _tangent(groups: int, silu: bool, residuals: tuple, tangents: tuple) -> Array:
-    """``dy = silu'(z) (gamma (du - E[du] - u E[u du]) + u dgamma + dbeta)``, ``u = (x - mean) rstd, du = rstd dx``.
-
-    Terms and factors are ordered for the backward pass: its transpose adds and multiplies from left to right.
-    """
+def _backward(groups: int, eps: float, silu: bool, residuals: tuple, dy: Array) -> tuple[Array, Array, Array]:
+    """With ``u = (x - mean) rstd``: ``dx = rstd (gamma dz - E[gamma dz] - u E[gamma dz u])``."""
     x, mean, rstd, gamma, beta = residuals
-    dx, dgamma, dbeta = tangents
     dtype, pixels = statistics_dtype(x), x.shape[1]
     fold = functools.partial(_group_mean, groups=groups)
     centred = x.astype(dtype) - mean[:, None]
-    du = dx.astype(dtype) * rstd[:, None]
-    constant = jnp.sum(du, axis=1)
-    slope = jnp.sum(centred * du, axis=1) * rstd
-    dbeta = dbeta.astype(dtype) - gamma * fold(constant / pixels)
-    dgamma = dgamma.astype(dtype) - gamma * fold(slope / pixels)
-    spread = functools.partial(jax.lax.broadcast_in_dim, shape=x.shape, broadcast_dimensions=(0, 2))
-    dz = du * gamma[:, None] + centred * spread(rstd * dgamma) + spread(dbeta)
+    dz = dy.astype(dtype)
     if silu:
         z = centred * (rstd * gamma)[:, None] + beta[:, None]
         sigmoid = jax.nn.sigmoid(z)
-        dz = dz * (1 + z * (1 - sigmoid)) * sigmoid
-    return dz.astype(x.dtype)
+        dz = dz * sigmoid * (1 + z * (1 - sigmoid))
+    dbeta = jnp.sum(dz, axis=1)
+    dgamma = jnp.sum(dz * centred, axis=1) * rstd
+    constant = fold(gamma * dbeta) / pixels
+    slope = fold(gamma * dgamma) / pixels
+    dx = dz * gamma[:, None] - centred * (rstd * slope)[:, None] - constant[:, None]
+    dx = dx * rstd[:, None]
+    return dx.astype(x.dtype), dgamma.astype(gamma.dtype), dbeta.astype(beta.dtype)
+
+
+_group_norm.defvjp(_forward, _backward)
+
+
+@functools.cache
+def _with_options(groups: int, eps: float, silu: bool) -> Callable:
+    """Group norm of (x, gamma, beta), differentiable in both modes."""
+    return with_forward_mode(
+        lambda arrays, _: _group_norm(*arrays, groups, eps, silu),
+        lambda arrays, _: _forward(*arrays, groups, eps, silu)[0],
+    )
 
 
 def _group_mean(sums: Float[Array, "batch channels"], groups: int) -> Float[Array, "batch channels"]:

@@ -16,7 +16,7 @@ from jaxdiff.sampling.guidance.classifier import ClassifierGuidance
 from jaxdiff.sampling.guidance.classifier_free import ClassifierFree, Interval
 from jaxdiff.sampling.guidance.per_condition import PerCondition
 from jaxdiff.sampling.guidance.rules import Projected
-from jaxdiff.sampling.protocols import Encoded
+from jaxdiff.sampling.protocols import Encoded, GuidedDenoiser
 from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.sampling.samplers.ddim import Ddim
 from jaxdiff.sampling.samplers.dpm_solver import DpmSolver2M
@@ -102,13 +102,16 @@ def test_a_classifier_and_its_gradient_are_counted():
 
 @dataclasses.dataclass(frozen=True)
 class Thrice:
-    """A modifier with three calls."""
+    """A modifier that calls the denoiser three times."""
 
     def __call__(self, denoise, process, conditions, keys):
-        def call(x, t):
-            return jax.lax.scan(lambda last, _: (denoise(last.x_0, t), None), Prediction(x, x), length=3)[0]
+        def call(x, t, state):
+            def again(last, _):
+                return denoise.call(last[0].x_0, t, last[1]), None
 
-        return call
+            return jax.lax.scan(again, (Prediction(x, x), state), length=3)[0]
+
+        return GuidedDenoiser(call, denoise.init)
 
 
 def test_guidance_with_state_costs_the_same():

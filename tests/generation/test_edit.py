@@ -128,11 +128,11 @@ def test_invalid_edits_raise():
     for strength in (0.0, 1.5, -0.1):
         with pytest.raises(UserError, match=f"strength={strength}: it is a share of the steps"):
             generator.edit(IMAGES, strength, label=1)
-    with pytest.raises(UserError, match=r"share=2.0: it is a share"):
+    with pytest.raises(UserError, match=r"fraction=2.0: expected"):
         Truncated(Uniform(), 2.0)
     with pytest.raises(UserError, match=r"images=uint8\[3, 2, 3, 1\]: expected 2 images"):
         generator.edit(IMAGES, label=[1, 2])
-    with pytest.raises(UserError, match=r"sampling.grid=RePaint.*no single end"):
+    with pytest.raises(UserError, match=r"grid=RePaint.*only decreases"):
         a_generator(grid=RePaint(Uniform(), 1, 2)).edit(IMAGES, label=1)
     with pytest.raises(UserError, match="label=: the model needs it"):
         generator.edit(IMAGES, label=1, before={})

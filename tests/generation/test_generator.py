@@ -156,7 +156,7 @@ def test_autoguidance_with_a_guiding_model_of_another_network_and_process():
 
 def test_guides_that_do_not_fit_are_refused_and_so_is_none():
     generator = a_generator(Autoguidance(1.5))
-    with pytest.raises(UserError, match="guide=None: autoguidance needs another model"):
+    with pytest.raises(UserError, match="guide=None: expected a guiding model"):
         generator(label=[1])
     with pytest.raises(UserError, match="guide=None"):
         generator.check()
@@ -166,7 +166,7 @@ def test_guides_that_do_not_fit_are_refused_and_so_is_none():
     text = Denoiser(Mean(), Conditioner(NoNoiseLevel(), {"text": ClassLabel(5, 2)}), FLOW, Data())
     with pytest.raises(UserError, match="guide='text': the guided model lacks"):
         generator.guided_by(dataclasses.replace(a_generator(), denoiser=text))
-    with pytest.raises(UserError, match="no use for another model"):
+    with pytest.raises(UserError, match="expected no second model"):
         a_generator(ClassifierFree(2.0)).guided_by(a_generator())(label=[1])
     with pytest.raises(UserError, match="label=4: expected a class from 0 to 2"):
         generator.guided_by(a_generator(classes=3))(label=[4])

@@ -162,7 +162,10 @@ VARIANTS = {
     "EDMPrecond": (VE, Edm(sigma_data=0.5)),
     "VPPrecond": (VP, Noise(label=Time(999.0))),
     "VEPrecond": (VE, Score(scaled=True, label=LogSigma(1.0, -math.log(2)))),
-    "iDDPMPrecond": (VariancePreserving(Table(CosineBetas())), LearnedVariance(Noise(label=StepIndex()))),
+    "iDDPMPrecond": (
+        VariancePreserving(Table(CosineBetas())),
+        LearnedVariance(Noise(label=StepIndex(rounded=True))),
+    ),
 }
 EDM_ADM = adm(attention=PixelAttention(head_dim=64), block=BlockOptions())
 EDM = {
@@ -207,11 +210,10 @@ def test_edm(name, variant):
     given = {part: jnp.asarray(stored[stored_as[part]], jnp.float32) for part in parts}
     seen, label = parameterization.network_input(process, scaled, t)
     close(seen, nhwc(stored[f"out/{variant}/F_in"]), "F_in")
-    if variant != "iDDPMPrecond":  # which rounds to a step; ours lie in between
-        # The peer's VP label takes log(1 + sigma^2) in float32, which is off by 5e-4 at sigma = 0.002.
-        np.testing.assert_allclose(
-            label, stored[f"out/{variant}/c_noise"], rtol=2e-6, atol=1e-3 * (process is VP)
-        )
+    # The peer's VP label takes log(1 + sigma^2) in float32, which is off by 5e-4 at sigma = 0.002.
+    np.testing.assert_allclose(
+        label, stored[f"out/{variant}/c_noise"], rtol=2e-6, atol=1e-3 * (process is VP)
+    )
     for suffix, fields in (("_null", {}), ("", given)):
         output = run(model, params, seen, jnp.asarray(stored[f"out/{variant}/c_noise"]), fields, told)
         close(output, nhwc(stored[f"out/{variant}/F{suffix}"]), f"F{suffix}")

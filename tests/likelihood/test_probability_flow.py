@@ -226,7 +226,7 @@ def test_parts_are_config_blocks(part):
     assert build(from_json(to_json(describe(part))), ("jaxdiff",)) == part
 
 
-@pytest.mark.parametrize("arguments", [{"probes": 0}, {"law": "uniform"}])
+@pytest.mark.parametrize("arguments", [{"probes": 0}, {"distribution": "uniform"}])
 def test_impossible_probes_are_errors(arguments):
     with pytest.raises(UserError, match=f"{next(iter(arguments))}="):
         Hutchinson(**arguments)

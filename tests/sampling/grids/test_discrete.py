@@ -10,8 +10,9 @@ from jaxdiff.config import build, describe, from_json, to_json
 from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import VariancePreserving
 from jaxdiff.process.labels import StepIndex
-from jaxdiff.process.table import LinearBetas, Table
-from jaxdiff.sampling.grids.discrete import Leading, Linspace, Quadratic, Respaced, Strided, Trailing
+from jaxdiff.process.table import CosineBetas, LinearBetas, Table
+from jaxdiff.sampling.grids.continuous import Karras
+from jaxdiff.sampling.grids.discrete import Leading, Linspace, Quadratic, Respaced, Rounded, Strided, Trailing
 
 DDPM = VariancePreserving(Table(LinearBetas()))
 GOLDENS = np.load(pathlib.Path(__file__).parents[2] / "goldens" / "tables.npz")
@@ -157,3 +158,13 @@ def test_times_are_single_precision_where_that_is_the_default(float32):
     t = Trailing()(DDPM, 1000)
     assert t.dtype == jnp.float32
     np.testing.assert_allclose(StepIndex()(DDPM, t), np.arange(999, -1, -1), atol=1e-4)
+
+
+def test_a_rounded_grid_visits_the_models_steps_of_the_nearest_noise_levels():
+    """EDM's `round_sigma` of a Karras grid, on the levels of an iDDPM model."""
+    process = VariancePreserving(Table(CosineBetas()))
+    alpha, sigma = map(np.asarray, process.signal(jnp.arange(1, 1001) / 1000))
+    grid = Karras(0.01, 100.0)
+    wanted = np.exp(-np.asarray(process.log_snr(grid(process, 18))) / 2)
+    nearest = np.argmin(np.abs(sigma / alpha - wanted[:, None]), axis=1)
+    np.testing.assert_allclose(Rounded(grid)(process, 18), (nearest + 1) / 1000, rtol=1e-12)

@@ -5,6 +5,9 @@ from typing import Any
 
 Block = Mapping[str, Any]
 
+ENCODER_FIELDS = ("width", "layers", "window", "words", "phrase", "head_dim", "expansion", "dtype")
+"""Fields of the old `Text` that are fields of its encoder now."""
+
 _MOVED = ("groups", "min_group_size", "eps", "modulation", "skip_scale", "resample_taps", "project_resampled")
 """Fields of the old `UNet` that are fields of `BlockOptions` now, with their defaults in the converter."""
 
@@ -82,7 +85,7 @@ def convert_text(block: Block) -> dict[str, Any]:
     """``Text(width, length, ...)`` -> ``Text(tokenizer, encoder, ...)``."""
     if "tokenizer" in block or "length" not in block:
         return dict(block)
-    encoder = {name: block[name] for name in _ENCODER_FIELDS if name in block}
+    encoder = {name: block[name] for name in ENCODER_FIELDS if name in block}
     kept = {name: value for name, value in block.items() if name not in encoder}
     return convert_tokenize(kept) | {
         "encoder": {"target": "jaxdiff.models.text_encoder:ByteTransformer"} | encoder
@@ -95,6 +98,3 @@ def convert_tokenize(block: Block) -> dict[str, Any]:
         return dict(block)
     tokenizer = {"target": "jaxdiff.data.text:ByteTokenizer", "length": block["length"]}
     return {name: value for name, value in block.items() if name != "length"} | {"tokenizer": tokenizer}
-
-
-_ENCODER_FIELDS = ("width", "layers", "window", "words", "phrase", "head_dim", "expansion", "dtype")

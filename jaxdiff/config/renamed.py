@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxdiff.config.old_structures import (
+    ENCODER_FIELDS,
     convert_magnitude_unet,
     convert_text,
     convert_tokenize,
@@ -86,7 +87,16 @@ FIELDS = {
         "resample_taps": "block.resample_taps",
         "project_resampled": "block.project_resampled",
     },
+    "jaxdiff.models.unet:Level": {
+        "self_attention": "attention.self_attention",
+        "cross_attention": "attention.cross_attention",
+    },
     "jaxdiff.conditioning.conditioner:Conditioner": {"parts": "conditions"},
+    "jaxdiff.conditioning.text:Text": {
+        "length": "tokenizer.length",
+        **{name: f"encoder.{name}" for name in ENCODER_FIELDS},
+    },
+    "jaxdiff.data.text:Tokenize": {"length": "tokenizer.length"},
     "jaxdiff.evaluation.reports.class_conditional:ImageEvaluation": {"judge": "classifier"},
     "jaxdiff.evaluation.scenes.report:SceneEvaluation": {"judge": "classifier"},
     "jaxdiff.experiment:Experiment": {"start_from": "init_from"},

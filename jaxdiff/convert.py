@@ -74,9 +74,11 @@ def convert(
     from jaxdiff.interop import edm, families
     from jaxdiff.interop.mapping import to_params
     from jaxdiff.interop.tensors import read_tensors
+    from jaxdiff.runs.restore import save_untrained
     from jaxdiff.runs.workdir import init_workdir
     from jaxdiff.training.checkpoint import Checkpoints
-    from jaxdiff.training.state import abstract_state, begin
+    from jaxdiff.training.partition import split
+    from jaxdiff.training.state import abstract_params, abstract_state, begin
 
     experiment = configs.build(config)
     task, mesh = experiment.task, experiment.mesh.make()
@@ -87,15 +89,20 @@ def convert(
         raise UserError(f"--workdir={workdir}: {expected}. Fix: give another folder")
     checkpoint = read_tensors(source, ema)
     mapping = families.entries(checkpoint.tensors, task.denoiser, task.image_shape[0], attention_order)
-    abstract = abstract_state(task, optimizer, mesh, extra_emas)
-    params = to_params(mapping, checkpoint.tensors, abstract.params, edm.BUFFERS)
+    abstract, _ = abstract_params(task, mesh)
+    params = to_params(mapping, checkpoint.tensors, abstract, edm.BUFFERS)
 
     run = init_workdir(config, workdir)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    placed = jax.tree.map(jax.device_put, params, shardings.params)
+    placed = jax.tree.map(jax.device_put, params, jax.tree.map(lambda leaf: leaf.sharding, abstract))
+    patterns = experiment.optimizer.frozen
+    trained, untrained = split(placed, patterns)
+    state = abstract_state(task, optimizer, mesh, extra_emas, patterns)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     make_state = jax.jit(lambda params: begin(task, optimizer, params, extra_emas), out_shardings=shardings)
+    if untrained:
+        save_untrained(untrained, run)
     with Checkpoints(run / "checkpoints", experiment.keep) as checkpoints:
-        checkpoints.save(0, make_state(placed))
+        checkpoints.save(0, make_state(trained))
         checkpoints.wait()
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     tree = f" ({checkpoint.tree})" if checkpoint.tree else ""

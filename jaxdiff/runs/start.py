@@ -21,7 +21,7 @@ def prepare(experiment: Experiment, workdir: epath.PathLike, mesh: jax.sharding.
         from the other run's at step 0.
     """
     folder = epath.Path(workdir).expanduser()
-    networks = weights.load(experiment.task.frozen, mesh, folder)
+    networks = weights.load(experiment.task.frozen, mesh, folder, record=True)
     if experiment.init_from is None and not experiment.optimizer.frozen:
         return Frozen(networks)
     with Checkpoints(folder / "checkpoints", experiment.keep) as checkpoints:

@@ -81,25 +81,25 @@ class FileWeights:
 
 
 def load(
-    weights: Mapping[str, Weights], mesh: jax.sharding.Mesh, workdir: epath.PathLike | None = None
+    weights: Mapping[str, Weights],
+    mesh: jax.sharding.Mesh,
+    workdir: epath.PathLike | None = None,
+    record: bool = False,
 ) -> dict[str, Params]:
     """The networks' parameters on `mesh`, each sharded by the names of its axes or by its size.
 
     Args:
       weights: origins by name, as in `Task.frozen`.
-      workdir: the run's folder. Its record of origins and hashes is written if there is none, and is compared if
-        there is.
+      workdir: the run's folder, whose record of origins and hashes is compared if there is one.
+      record: write the record if there is none.
 
     Raises:
       UserError: an origin cannot be read, or its parameters are not the recorded ones.
     """
     read = {name: origin.read() for name, origin in weights.items()}
     if workdir is not None and weights:
-        _record(
-            weights,
-            {name: fingerprint(nn.meta.unbox(tree)) for name, tree in read.items()},
-            epath.Path(workdir),
-        )
+        hashes = {name: fingerprint(nn.meta.unbox(tree)) for name, tree in read.items()}
+        _compare(weights, hashes, epath.Path(workdir) / RECORD, record)
     return {name: _placed(tree, mesh) for name, tree in read.items()}
 
 
@@ -113,12 +113,16 @@ def fingerprint(tree: Params) -> str:
     return digest.hexdigest()
 
 
-def _record(weights: Mapping[str, Weights], hashes: Mapping[str, str], workdir: epath.Path) -> None:
-    file = workdir / RECORD
-    found = {name: {"from": weights[name].describe(), "sha256": digest} for name, digest in hashes.items()}
+def _compare(
+    weights: Mapping[str, Weights], hashes: Mapping[str, str], file: epath.Path, record: bool
+) -> None:
+    """Raise `UserError` where a hash differs from the record in `file`, which is written if there is none."""
     if not file.exists():
-        if jax.process_index() == 0:
-            partial = workdir / f".{RECORD}.partial"
+        if record and jax.process_index() == 0:
+            found = {
+                name: {"from": weights[name].describe(), "sha256": digest} for name, digest in hashes.items()
+            }
+            partial = file.parent / f".{file.name}.partial"
             partial.write_text(json.dumps(found, indent=1) + "\n")
             partial.replace(file)
         return

@@ -98,7 +98,7 @@ def test_arrays_in_memory_train_and_continue_exactly(tmp_path):
     assert images.shape == (2, 8, 8, 1)
     stored = read_config(str(tmp_path / "once")).data.source
     assert (stored.length, tuple(stored.fields)) == (200, ("image", "label"))
-    with pytest.raises(UserError, match=r"a run with another config lives there \(data.source.sha256"):
+    with pytest.raises(UserError, match=r"got a run with another config \(data.source.sha256"):
         train(tiny(6), str(tmp_path / "once"), source=Arrays(image=DIGIT_IMAGES[::-1], label=LABELS))
     with pytest.raises(UserError, match="expected a source that can be read, got a record of 200 examples"):
         configs.build(read_config(str(tmp_path / "once"))).data.example()

@@ -100,15 +100,16 @@ def test_an_unconditional_model():
 def test_missing_and_unknown_conditions():
     none = CONDITIONER.none_dropped(3)
     with pytest.raises(
-        UserError, match="style=: expected a value for this condition of the model, fields has none"
+        UserError, match="style=: expected a value for this condition of the model, got none in fields"
     ):
         vector({"label": LABELS}, none)
     with pytest.raises(
-        UserError, match=r"text=: the model has no such condition. Fix: choose from label, style"
+        UserError,
+        match=r"conditions='text': expected a condition of the model, .* Fix: choose from label, style",
     ):
         vector(FIELDS | {"text": LABELS}, none)
     with pytest.raises(
-        UserError, match="label=: expected a value for this condition of the model, drop has none"
+        UserError, match="label=: expected a value for this condition of the model, got none in drop"
     ):
         vector(FIELDS, {"style": none["style"]})
 

@@ -76,7 +76,7 @@ def test_a_missing_field_is_its_default():
     given = model.draw(batch | {"crop": jnp.arange(3.0)}, keys, train=True)
     np.testing.assert_array_equal(given["crop"], [0, 1, 2])
     with pytest.raises(
-        UserError, match="label=: expected a field for this condition of the model, the batch has none"
+        UserError, match="label=: expected a field for this condition of the model, got none in the batch"
     ):
         model.draw({"image": batch["image"]}, keys, train=True)
 

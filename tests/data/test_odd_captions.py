@@ -167,5 +167,7 @@ def test_half_of_a_character_is_told_with_its_example(images):
         with open(images / "x.jsonl", "a") as table:
             print(f'{{"file_name": "{file}", "text": "{text}"}}', file=table)
     source = ImageFolder(str(images), 2, label=None, captions="x.jsonl")
-    with pytest.raises(UserError, match=r"index=3: text=.*character 1 is U\+D83D, half of a surrogate pair"):
+    with pytest.raises(
+        UserError, match=r"index=3: text=.*got U\+D83D, half of a surrogate pair, as character 1"
+    ):
         Pipeline(source, conditions=(Tokenize(ByteTokenizer(8)),), threads=0).all()

@@ -106,10 +106,13 @@ def test_a_batch_is_its_texts():
         (lambda: Tokenize(ByteTokenizer(0)), "length=0: "),
         (
             lambda: ByteTokenizer(8).encode("ab\ud83d!"),
-            r"text='ab\\ud83d!': character 2 is U\+D83D, half of a surrogate pair",
+            r"text='ab\\ud83d!': expected UTF-8, got U\+D83D, half of a surrogate pair, as character 2",
         ),
-        (lambda: ByteTokenizer(8).encode(b"caf\xe9"), r"text=b'caf\\xe9': byte 3 is not UTF-8"),
-        (lambda: ByteTokenizer(8).encode(b"\xed\xa0\xbd"), "byte 0 is not UTF-8"),
+        (
+            lambda: ByteTokenizer(8).encode(b"caf\xe9"),
+            r"text=b'caf\\xe9': expected UTF-8, got another byte at 3",
+        ),
+        (lambda: ByteTokenizer(8).encode(b"\xed\xa0\xbd"), "got another byte at 0"),
         (lambda: ByteTokenizer(8).encode(b"x" * 90 + b"\xff"), r"text=b'x{40}'\.\.\.: byte 90"),
         (lambda: ByteTokenizer(8).encode_batch(["a", "\udc00"]), r"text\[1\]='\\udc00': character 0"),
         (lambda: ByteTokenizer(8).decode(np.array([100, 2, 1])), "ids=2: expected the id of a byte"),

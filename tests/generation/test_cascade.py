@@ -112,7 +112,7 @@ def test_invalid_cascades_raise():
         "low: expected no value, since the stage before generates it": lambda: cascade(
             label=[1], low=np.zeros((4, 4, 1))
         ),
-        "label=: the model needs it": lambda: cascade(2),
+        "label=: expected a value for this condition of the model, got none": lambda: cascade(2),
         "stages=1: expected two models or more": lambda: Cascade((base(),)),
         "the image conditions of stage 1: none": lambda: Cascade((larger(), base())),
         "stages=1: expected 1 channels in low, as in the images before, got 3": lambda: Cascade(

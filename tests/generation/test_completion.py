@@ -178,7 +178,7 @@ def test_all_pixels_are_inverted():
         ({"source": np.full((8, 8, 4), 0.5, np.float32)}, r"source.alpha=\[0.5\]: expected 1 where a pixel is known"),
         ({"source": HOLES, "image_size": (8, 8)}, "source='8x12': expected 8x8, the size of image_size"),
         ({"source": HOLES, "mask": MASK[..., None]}, "known=None: known images and a mask belong together"),
-        ({"n": 2, "source": HOLES}, "source: 3 values for 2 images"),
+        ({"n": 2, "source": HOLES}, "source: expected 2 values, one per image, got 3"),
     ],
 )  # fmt: skip
 def test_invalid_conditions_raise(given, message):
@@ -288,7 +288,7 @@ class FirstChannel(nn.Module):
          "known=None: known images and a mask belong together"),
         (("--image", "source=rgb0.png", "--image", "source=small.png"),
          "source: expected images of one size, got 8x8 and 12x8 pixels"),
-        (("--image", "source=many.txt"), "--image source=many.txt: No such file"),
+        (("--image", "source=many.txt"), "--image source=many.txt: expected an image, got No such file"),
     ],
 )  # fmt: skip
 def test_mistakes_in_flags_are_reported(call, words, message):

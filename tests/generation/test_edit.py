@@ -134,6 +134,6 @@ def test_invalid_edits_raise():
         generator.edit(IMAGES, label=[1, 2])
     with pytest.raises(UserError, match=r"grid=RePaint.*only decreases"):
         a_generator(grid=RePaint(Uniform(), 1, 2)).edit(IMAGES, label=1)
-    with pytest.raises(UserError, match="label=: the model needs it"):
+    with pytest.raises(UserError, match="label=: expected a value for this condition of the model"):
         generator.edit(IMAGES, label=1, before={})
     assert dataclasses.replace(generator, batch_size=2).edit(IMAGES, label=1).shape == IMAGES.shape

@@ -171,11 +171,11 @@ def test_both_branches_of_guidance_see_the_same_noisy_condition():
 @pytest.mark.parametrize(
     ("conditions", "message"),
     [
-        ({}, "low=: the model needs it"),
+        ({}, "low=: expected a value for this condition of the model"),
         ({"low": None}, "low=None: expected a value, since this condition has no null"),
-        ({"low": LOW, "size": 1}, "size=1: the model has no such condition"),
-        ({"low": LOW, "n": 2}, "low: 3 values for 2 images"),
-        ({"low": {"value": LOW, "level": [0.1, 0.2]}}, "low: 3 values for 2 images"),
+        ({"low": LOW, "size": 1}, "size=1: expected a condition of the model"),
+        ({"low": LOW, "n": 2}, "low: expected 2 values, one per image, got 3"),
+        ({"low": {"value": LOW, "level": [0.1, 0.2]}}, "low: expected 2 values, one per image, got 3"),
         ({"low": {"value": LOW, "level": 0.9}}, "low.level=.*from 0 to 0.5"),
         ({"low": {"image": LOW}}, "expected a value and its level"),
         ({"low": LOW[..., 0]}, r"low="),

@@ -243,14 +243,14 @@ def test_more_tokens_beside_old_ones_are_told_if_they_change_the_model(tmp_path)
     ("parts", "changes", "options", "message"),
     [
         (MAP, {"task__denoiser__network__levels[0]__width": "24"}, {},
-         r"init_from: network/\S+ is \[.*\] there and \[.*\] here"),
+         r"init_from: expected network/\S+ \[.*\] in the other run, got \["),
         (MAP, {"task__denoiser__network__levels[0]__blocks": "2"}, {}, 
-         "the other run lacks network/decoder_0_block_2/"),
-        ({}, {}, {}, r"init_from: network/stem/kernel is \[3, 3, 3, 16\] there and \[3, 3, 1, 16\] here"),
-        (MAP | {"label": spec(Continuous, size=1, width=WIDTH)}, {}, {}, "only the other run has .*parts_label/table"),
+         "expected a value in the other run for each parameter, got none for network/decoder_0_block_2/"),
+        ({}, {}, {}, r"expected network/stem/kernel \[3, 3, 1, 16\] in the other run, got \[3, 3, 3, 16\]"),
+        (MAP | {"label": spec(Continuous, size=1, width=WIDTH)}, {}, {}, "other run alone, got .*parts_label/table"),
         (MAP, {"task__denoiser__parameterization": "jaxdiff.process.prediction:V"}, {}, "the same model at step 0"),
-        (MAP, {}, {"step": 5}, "step=5: it is not in .*choose from: 3, 7"),
-        (MAP, {}, {"fresh": ("network/stemm",)}, r"init_from.fresh='network/stemm': it names no parameter"),
+        (MAP, {}, {"step": 5}, "step=5: expected a checkpoint of this step .*choose from: 3, 7"),
+        (MAP, {}, {"fresh": ("network/stemm",)}, r"init_from.fresh='network/stemm': expected a pattern"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_named(old, parts, changes, options, message):
@@ -261,7 +261,7 @@ def test_what_does_not_fit_is_named(old, parts, changes, options, message):
 
 
 def test_a_folder_without_a_run_is_told(tmp_path):
-    with pytest.raises(UserError, match=r"init_from.workdir=.*there is no config.json"):
+    with pytest.raises(UserError, match=r"init_from.workdir=.*expected a folder with config.json"):
         first_state(build(a_config(), tmp_path), a_mesh())
     (tmp_path / "config.json").write_text(configs.to_json(a_config()))
     with pytest.raises(UserError, match="expected a checkpoint"):
@@ -271,7 +271,9 @@ def test_a_folder_without_a_run_is_told(tmp_path):
 def test_what_is_named_fresh_starts_anew(old):
     folder, _, _, ema = old
     more = MAP | {"label": spec(ClassLabel, num_classes=12, width=WIDTH)}
-    with pytest.raises(UserError, match=r"parts_label/table is \[10, 32\] there and \[12, 32\] here"):
+    with pytest.raises(
+        UserError, match=r"expected \S*parts_label/table \[12, 32\] in the other run, got \[10, 32\]"
+    ):
         first_state(build(a_config(more), folder), a_mesh())
     new = build(a_config(more), folder, fresh=("conditioner/parts_label",))
     state, plain = (
@@ -312,7 +314,7 @@ def test_a_run_from_before_there_was_a_start_goes_on_but_not_from_another_start(
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     init_workdir(config, str(tmp_path))
     command.override(config, "init_from", "jaxdiff.training.transfer:InitFrom(workdir='x')")
-    with pytest.raises(UserError, match=r"a run with another config lives there .*init_from"):
+    with pytest.raises(UserError, match=r"got a run with another config .*init_from"):
         init_workdir(config, str(tmp_path))
 
 
@@ -345,5 +347,7 @@ def test_a_part_without_a_last_layer_of_its_own_is_silenced_as_a_whole_or_refuse
     found = starting.zero_initialised_in(more, "pair", (8, 8, 1))
     assert sorted(found) == ["conditioner/parts_pair/a", "conditioner/parts_pair/b"]
     loud = denoiser.clone(conditioner=denoiser.conditioner.clone(conditions={"pair": Pair(1.0)}))
-    with pytest.raises(UserError, match=r"the new condition pair \(Pair\) changes the model at once"):
+    with pytest.raises(
+        UserError, match=r"expected a new condition without effect at step 0, got pair \(Pair\)"
+    ):
         starting.zero_initialised_in(loud, "pair", (8, 8, 1))

@@ -124,7 +124,7 @@ def test_it_goes_down_a_valley_that_is_steep_on_one_side():
 
 
 @pytest.mark.parametrize(
-    ("option", "said"),
+    ("option", "message"),
     [
         ({"learning_rate": 0.0}, "learning_rate=0.0"),
         ({"beta": 1.0}, "beta=1.0"),
@@ -134,8 +134,8 @@ def test_it_goes_down_a_valley_that_is_steep_on_one_side():
         ({"clip_norm": 0.0}, "clip_norm=0.0"),
     ],
 )
-def test_an_option_that_cannot_be_is_told(option, said):
-    with pytest.raises(UserError, match=said):
+def test_options_out_of_range_are_errors(option, message):
+    with pytest.raises(UserError, match=message):
         Muon(**option)
 
 

@@ -81,10 +81,10 @@ def test_merge_is_the_inverse_of_split(patterns):
     assert (len(paths(parts[0])) == 1) == bool(patterns)
 
 
-def test_patterns_that_match_nothing_or_everything_are_refused():
+def test_patterns_that_match_nothing_or_everything_are_errors():
     for patterns, message in (
         (("network/encoder_1",), r"frozen='network/encoder_1': expected a pattern that names a parameter"),
-        (("network", "*/table"), "expected something left to train"),
+        (("network", "*/table"), "expected some trained parameters"),
         (("encoder_0",), "expected a pattern that names a parameter"),
     ):
         with pytest.raises(UserError, match=message):

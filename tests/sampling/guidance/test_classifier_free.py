@@ -203,7 +203,7 @@ def test_an_empty_interval_is_refused(ends):
 
 def test_what_guidance_cannot_use_or_lacks_is_said_before_any_call():
     _, fields, _ = a_batch()
-    with pytest.raises(UserError, match=r"guide=.*expected no second model"):
+    with pytest.raises(UserError, match=r"guiding_model=.*expected no second model"):
         ClassifierFree(1.0)(model, FLOW, fields, KEYS, model)
     with pytest.raises(UserError, match=r"scale=2.0: expected a model with conditions"):
         ClassifierFree(2.0)(model, FLOW, {}, KEYS)
@@ -329,7 +329,7 @@ def test_scales_that_fit_no_condition_are_refused():
     _, fields, _ = a_batch()
     with pytest.raises(UserError, match=r"'text': expected conditions of the model.*Fix: name one of mean"):
         PerCondition(("text",), (2.0,))(model, FLOW, fields, KEYS)
-    with pytest.raises(UserError, match="guide"):
+    with pytest.raises(UserError, match="guiding_model"):
         PerCondition(("mean",), (2.0,))(model, FLOW, fields, KEYS, model)
 
 
@@ -362,7 +362,7 @@ def test_autoguidance_calls_the_guide_where_it_counts_only():
             np.testing.assert_array_equal(found.x_0, plain.x_0)
     found = Autoguidance(1.0)(model, FLOW, fields, KEYS)(x, t)
     np.testing.assert_array_equal(found.x_0, plain.x_0)
-    with pytest.raises(UserError, match=r"guide=None: expected a guiding model"):
+    with pytest.raises(UserError, match=r"guiding_model=None: expected a guiding model"):
         Autoguidance(2.0)(model, FLOW, fields, KEYS)
 
 

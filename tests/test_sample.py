@@ -103,7 +103,7 @@ def test_values_of_one_name_are_taken_in_turn(call):
     assert len(call(generator, "--label", "1", *texts)["images"]) == 3
 
 
-def test_a_scale_for_each_condition_is_guidance_by_each(call):
+def test_a_scale_per_condition_is_per_condition_guidance(call):
     generator = a_generator(CONDITIONS, PARAMS, scale=3.0)
     given = ("--label", "0", "--text", "x" * 10, "--condition", "crop=0")
     plain = call(generator, *given, "--guidance", "2")
@@ -142,7 +142,7 @@ def test_label_and_text_find_their_conditions_by_kind(call):
     assert every["digit"].tolist() == [0, 1, 2]
 
 
-def test_of_several_labels_one_must_be_named(call):
+def test_one_of_several_labels_must_be_named(call):
     conditions = {"digit": LABEL, "style": LABEL}
     generator = a_generator(conditions, dict.fromkeys(conditions, WEIGHTS["label"]))
     with pytest.raises(
@@ -225,7 +225,7 @@ def a_unet():
     return dataclasses.replace(small, denoiser=denoiser, params=params["params"], image_shape=(8, 8, 1))
 
 
-def test_a_size_that_the_network_does_not_accept_raises_before_any_computation():
+def test_an_impossible_size_raises_before_any_computation():
     """The parameters are shapes only: whatever computed with them would fail."""
     generator = a_unet()
     assert generator.of_size(10, 24).image_shape == (10, 24, 1)

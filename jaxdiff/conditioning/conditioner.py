@@ -53,7 +53,8 @@ class Conditioner(nn.Module):
                     "Fix: derive its class from jaxdiff.conditioning.condition.Condition"
                 )
         for name in self.concatenated:
-            expect(name in self.conditions, "concatenated", name, "names of conditions", self._listed())
+            fix = f"choose from {', '.join(self.conditions) or 'no conditions'}"
+            expect(name in self.conditions, "concatenated", name, "names of conditions", fix)
         both = bool(self.concatenated) == (self.mapping is not None)
         expect(both, "mapping", self.mapping, "a module together with concatenated", "give both, or neither")
         # Sorted: configs come back from JSON in another order. Frozen: modules are static arguments of jit.

@@ -115,7 +115,7 @@ class Checkpoints:
         """
         fields = [field.name for field in dataclasses.fields(abstract)]
         item = self._as_saved(step, {name: getattr(abstract, name) for name in fields})
-        _compare(self._metadata(step), item)
+        _compare(self.metadata(step), item)
         restore_args = ocp.checkpoint_utils.construct_restore_args(item)
         # All arrays agree by now. Partial, since an empty field may be newer than the checkpoint.
         args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
@@ -126,7 +126,7 @@ class Checkpoints:
     def restore_part(self, step: int, name: str, abstract: Any) -> Any:
         """One field of the saved state, ``"ema"`` or ``"params"``; the rest is not read."""
         item = self._as_saved(step, {name: abstract})
-        saved = self._metadata(step)
+        saved = self.metadata(step)
         _compare({key: saved[key] for key in item}, item)
         restore_args = ocp.checkpoint_utils.construct_restore_args(item)
         args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
@@ -143,7 +143,8 @@ class Checkpoints:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _metadata(self, step: int) -> Any:
+    def metadata(self, step: int) -> Any:
+        """The tree of the state of `step`, with shapes and dtypes in place of arrays."""
         steps = self.steps()
         found = ", ".join(map(str, steps)) or "none"
         expect(
@@ -158,7 +159,7 @@ class Checkpoints:
 
     def _as_saved(self, step: int, fields: dict[str, Any]) -> dict[str, Any]:
         """Fields of a state, under their names in the checkpoint of `step`."""
-        saved = self._metadata(step)
+        saved = self.metadata(step)
         old = {name: RENAMED[name] for name in fields if RENAMED.get(name) in saved}
         return {old.get(name, name): value for name, value in fields.items()}
 

@@ -20,34 +20,38 @@ _log = logging.getLogger(__name__)
 
 
 class Snapshots:
-    """Checkpoints of the averages alone, ``<workdir>/averages/<step>``. None is ever deleted."""
+    """Checkpoints of the averages alone, ``<workdir>/averages/<step>``. None is ever deleted.
+
+    Attributes:
+      checkpoints: the underlying `Checkpoints`.
+    """
 
     def __init__(self, workdir: epath.PathLike, read_only: bool = False):
-        self._checkpoints = Checkpoints(epath.Path(workdir) / FOLDER, 1, keep_every=1, read_only=read_only)
+        self.checkpoints = Checkpoints(epath.Path(workdir) / FOLDER, 1, keep_every=1, read_only=read_only)
 
     def save(self, state: Any, step: int) -> Mapping[str, Any]:
         """Store the averages of `state`, as a hook of the training loop. A failure loses this snapshot only."""
         try:
-            self._checkpoints.save(step, state.replace(params=(), opt_state=(), task_state=()))
+            self.checkpoints.save(step, state.replace(params=(), opt_state=(), task_state=()))
         except Exception as error:
             _log.warning("step %d: its averages could not be stored; training continues: %s", step, error)
         return {}
 
     def steps(self) -> list[int]:
-        return self._checkpoints.steps()
+        return self.checkpoints.steps()
 
     def restore(self, step: int, extra_emas: int, abstract: Params) -> tuple[Params, ...]:
         """All averages of a step: the one for sampling, then the `extra_emas`."""
         rest = (
-            self._checkpoints.restore_part(step, "extra_emas", (abstract,) * extra_emas) if extra_emas else ()
+            self.checkpoints.restore_part(step, "extra_emas", (abstract,) * extra_emas) if extra_emas else ()
         )
-        return (self._checkpoints.restore_part(step, "ema", abstract), *rest)
+        return (self.checkpoints.restore_part(step, "ema", abstract), *rest)
 
     def __enter__(self) -> "Snapshots":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._checkpoints.close()
+        self.checkpoints.close()
 
 
 def reconstruct(

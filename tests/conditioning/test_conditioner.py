@@ -261,7 +261,7 @@ def test_a_config_describes_every_condition():
     model.check(jax.tree.map(np.asarray, fields))
 
 
-def test_fourier_features_are_those_of_the_papers():
+def test_fourier_features_match_the_papers():
     label, half = 37.0, 4
     adm = [label * 10_000 ** (-i / half) for i in range(half)]
     np.testing.assert_allclose(

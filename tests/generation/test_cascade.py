@@ -28,7 +28,7 @@ def last(scale=1.0):
     return a_generator({"low": LOW}, {"low": {}}, (16, 16, 1), scale)
 
 
-def test_each_stage_sees_the_images_of_the_one_before_and_its_own_conditions():
+def test_each_stage_receives_the_previous_images_and_its_conditions():
     stages = base(), larger(), last()
     generated = Cascade(stages).run(label=[0, 2, 1])
     np.testing.assert_array_equal(generated[0], constant(LEVELS[[0, 2, 1]]))
@@ -63,7 +63,7 @@ def test_levels_go_to_the_condition_that_they_name():
         both(label=[1], levels={"low": 0.9})
 
 
-def test_stages_draw_noise_of_their_own():
+def test_stages_draw_independent_noise():
     seeds = [stage_seed(7, stage) for stage in range(4)]
     assert seeds[0] == 7
     assert len(set(seeds)) == 4

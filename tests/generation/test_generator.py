@@ -88,7 +88,7 @@ def constant(means):
     return image_arrays.to_uint8(values)
 
 
-def test_images_are_those_of_their_class_and_guidance_extrapolates_from_the_null():
+def test_images_follow_their_class_and_guidance_extrapolates():
     generator = a_generator()
     np.testing.assert_array_equal(generator(label=[0, 3]), constant(MEANS[[0, 3]]))
     np.testing.assert_array_equal(generator(2, label=None), constant([NULL, NULL]))
@@ -98,7 +98,7 @@ def test_images_are_those_of_their_class_and_guidance_extrapolates_from_the_null
     np.testing.assert_array_equal(every(label=[0, 3], guidance=2.0), constant(expected))
 
 
-def test_conditional_images_do_not_depend_on_the_null_nor_unconditional_ones_on_a_class():
+def test_at_scale_1_the_null_and_at_scale_0_the_class_have_no_effect():
     generator = a_generator()
 
     def broken(name):
@@ -174,7 +174,7 @@ def test_a_missing_or_unsuitable_guiding_model_is_refused():
 
 
 @pytest.mark.parametrize("grid", [UNIFORM, RePaint(UNIFORM, 1, 2)], ids=["plain", "RePaint"])
-def test_known_pixels_of_all_256_levels_come_back_to_the_bit(grid):
+def test_known_pixels_of_all_256_levels_are_kept_exactly(grid):
     generator = a_generator(grid=grid)
     mask = np.array([[True, False, False], [False, False, True]])
     known = np.zeros((64, *SHAPE), np.uint8)
@@ -239,7 +239,7 @@ class Label:
         return value * jnp.sum(x, axis=(1, 2, 3))
 
 
-def test_a_classifier_sees_conditions_as_they_were_given():
+def test_a_classifier_receives_the_conditions():
     """The image moves by ``sigma^2 / alpha`` times the gradient; at level 1, time 1/2, that is half the class."""
     generator = a_generator(grid=Karras(0.5, 1.0), steps=1, modifiers=(ClassifierGuidance(Label()),))
     np.testing.assert_array_equal(generator(label=[0, 1]), constant([MEANS[0], MEANS[1] + 0.5]))
@@ -263,7 +263,7 @@ def call(tmp_path):
     return run
 
 
-def test_the_command_passes_on_negative_conditions_images_and_a_guiding_model(call, tmp_path):
+def test_the_command_passes_on_all_flags_of_the_generator(call, tmp_path):
     images, options = call("--label", "1", "--negative", "label=3", "--guiding-model", "runs/weak:500")
     np.testing.assert_array_equal(images, constant([2 * MEANS[1] - MEANS[3]]))
     assert options["guiding_model"] == ("runs/weak", 500)

@@ -60,7 +60,7 @@ class Line:
 
 
 def trained(task, mesh, untrained=(), steps=3):
-    """The state after a few steps, the shapes that it should have, and the arrays beside it."""
+    """The state after a few steps, its expected shapes, and the arrays outside it."""
     state = create_state(task, OPTIMIZER, mesh, 0, untrained=untrained)
     abstract = abstract_state(task, OPTIMIZER, mesh, untrained=untrained)
     frozen = Frozen(params=untrained_params(task, mesh, 0, untrained))
@@ -110,7 +110,7 @@ def test_untrained_parameters_are_constants_of_the_step(shape):
     assert all(jax.tree.leaves(same))
 
 
-def test_the_step_takes_untrained_parameters_as_an_argument():
+def test_untrained_parameters_are_an_argument_of_the_step():
     """Large frozen networks must not be constants of the compiled program."""
     mesh = toy.mesh()
     abstract = abstract_state(Line(), OPTIMIZER, mesh, untrained=ENCODER)

@@ -1,4 +1,4 @@
-"""ADM on ImageNet, and its upsamplers (Dhariwal & Nichol 2021).
+"""ADM: class-conditional ImageNet models and upsamplers (Dhariwal & Nichol 2021).
 
 variant             parameters  multiply-adds
 imagenet64          295.90 M    109.7 G
@@ -10,11 +10,11 @@ upsample256         311.80 M    631.6 G    from 64 x 64 pixels
 upsample512         308.84 M    2505 G     from 128 x 128 pixels
 
 Published FIDs with classifier guidance: 2.07, 2.97, 4.59, 7.72 at 64 to 512 pixels; 3.94 and 3.85 with upsampling.
-Hardware and time: not run here; 512 pixels took 1914 V100-days. bfloat16 stands for float16.
-From memory: batch sizes, learning rates, numbers of steps (but for those of imagenet512) and the decay of the average.
-Data: TFDS sets ``imagenet_64`` to ``imagenet_512`` prepared once as array_record: centre crops, halved by 2 x 2 means
-while they are twice too large, then resized bicubically. The upsamplers' condition is made of the image, by means of
-4 x 4 pixels.
+Hardware and time: not run here; 512 pixels took 1914 V100-days. bfloat16 replaces float16.
+From memory, not checked: batch sizes, learning rates, numbers of steps (except that of imagenet512), the EMA's decay.
+Data: TFDS sets ``imagenet_64`` to ``imagenet_512``, prepared once as array_record. Images are cropped at the centre,
+halved by 2 x 2 means while at least twice too large, then resized bicubically. The upsamplers' condition is the image,
+averaged over 4 x 4 pixels.
 
     python -m jaxdiff.train --config configs/adm.py:imagenet64
 """
@@ -31,7 +31,7 @@ from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.sources import Tfds
 from jaxdiff.data.transforms import HorizontalFlip
 from jaxdiff.denoiser import Denoiser
-from jaxdiff.errors import require
+from jaxdiff.errors import expect
 from jaxdiff.experiment import Experiment
 from jaxdiff.models.blocks import ResidualMiddle
 from jaxdiff.models.interface import BlockOptions
@@ -71,7 +71,7 @@ VARIANTS = {
 
 
 def get_config(variant: str = "imagenet64") -> ConfigDict:
-    require(variant in VARIANTS, "variant", variant, "no such model", f"use one of {', '.join(VARIANTS)}")
+    expect(variant in VARIANTS, "variant", variant, f"one of {', '.join(VARIANTS)}", "choose one of these")
     return experiment(**VARIANTS[variant])
 
 
@@ -81,7 +81,7 @@ def experiment(
     betas: type = LinearBetas, classes: int | None = 1000, upsamples: bool = False, rate: float = 1e-4,
     batch: int = 256, dtype: str = "bfloat16",
 ) -> ConfigDict:  # fmt: skip
-    """`attention`: the sizes at which pixels attend; heads have 64 channels each unless their number is given."""
+    """`attention`: sizes with self-attention. Heads have 64 channels each, unless their number is given."""
     pixels = spec(PixelAttention, head_dim=64 if heads is None else None, heads=heads)
     network = spec(
         UNet,

@@ -1,8 +1,8 @@
-"""DDPM on CIFAR-10 (Ho et al. 2020): 35.75 M parameters, 6.2 G multiply-adds an image.
+"""DDPM: unconditional CIFAR-10 (Ho et al. 2020); 35.75 M parameters, 6.2 G multiply-adds per image.
 
-Hardware and time: not run here; published are 10.6 hours on a TPU v3-8. Its FID was 3.17.
-Data: TFDS's ``cifar10``, prepared once: ``tfds build cifar10 --file_format=array_record``.
-From memory: the variance "large", and zeros at one side of strided convolutions.
+Hardware and time: not run here; published: 10.6 hours on a TPU v3-8, FID 3.17.
+Data: the TFDS set ``cifar10``, prepared once: ``tfds build cifar10 --file_format=array_record``.
+From memory, not checked: the variance "large", and padding at the end of strided convolutions.
 
     python -m jaxdiff.train --config configs/ddpm.py
 """
@@ -16,7 +16,7 @@ from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.sources import Tfds
 from jaxdiff.data.transforms import HorizontalFlip
 from jaxdiff.denoiser import Denoiser
-from jaxdiff.errors import require
+from jaxdiff.errors import expect
 from jaxdiff.experiment import Experiment
 from jaxdiff.models.blocks import ResidualMiddle
 from jaxdiff.models.interface import BlockOptions
@@ -41,7 +41,7 @@ WIDTH, STEPS = 128, 1000
 
 
 def get_config(variant: str = "cifar10") -> ConfigDict:
-    require(variant in VARIANTS, "variant", variant, "no such model", f"use one of {', '.join(VARIANTS)}")
+    expect(variant in VARIANTS, "variant", variant, f"one of {', '.join(VARIANTS)}", "choose one of these")
     attention = spec(PixelAttention, head_dim=None, heads=1)
     network = spec(
         UNet,

@@ -1,6 +1,7 @@
-"""The `UNet2DModel` of a folder of diffusers: its network, noise and target, to be sampled, judged or trained on.
+"""A `UNet2DModel` of diffusers, for sampling, evaluation or fine-tuning.
 
-The variant is the folder, of a model or of a whole pipeline, whose scheduler tells the noise; see `jaxdiff.convert`.
+The variant is the folder of a model or of a pipeline. Network, noise schedule and parameterization are those of its
+files; see `jaxdiff.convert`.
 Hardware and time: those of the model.
 
     python -m jaxdiff.convert --from ddpm-cifar10-32 --config configs/diffusers.py:ddpm-cifar10-32 --workdir runs/ddpm
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 from jaxdiff.config import describe, spec
 from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.sources import Tfds
-from jaxdiff.errors import require
+from jaxdiff.errors import expect
 from jaxdiff.experiment import Experiment
 from jaxdiff.interop import diffusers
 from jaxdiff.process.time_sampling import UniformSteps
@@ -26,7 +27,14 @@ from jaxdiff.training.optimizer import AdamW
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    require(variant != "", "variant", variant, "the folder is missing", "configs/diffusers.py:FOLDER")
+    expect(
+        variant != "",
+        "variant",
+        variant,
+        "a folder of diffusers",
+        "write configs/diffusers.py:FOLDER",
+        "none",
+    )
     model, scheduler = diffusers.read_settings(variant)
     shape = (model["sample_size"],) * 2 + (model["in_channels"],)
     steps = scheduler.get("num_train_timesteps", 1000)

@@ -1,4 +1,4 @@
-"""Handwritten digits by class, on a laptop: the first thing to run.
+"""Class-conditional handwritten digits on a laptop: the first example to run.
 
 scikit-learn's 8x8 scans (1,500 to train, 297 held out), a small ADM-style U-Net, EDM's noise and preconditioning.
 

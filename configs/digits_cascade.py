@@ -1,8 +1,8 @@
-"""Handwritten digits by class in two stages: 4 x 4 pixels, then twice as large.
+"""A cascade of two class-conditional models of handwritten digits: 4 x 4 pixels, then 8 x 8.
 
-variant   makes  from
-base      4 x 4  the class
-upsample  8 x 8  the class and the 4 x 4 image, which is made noisy on purpose in training
+variant   output  conditions
+base      4 x 4   the class
+upsample  8 x 8   the class and the 4 x 4 image, with noise augmentation
 
     python -m jaxdiff.train --config configs/digits_cascade.py:base
     python -m jaxdiff.train --config configs/digits_cascade.py:upsample
@@ -22,7 +22,7 @@ from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.sources import Tfds
 from jaxdiff.data.transforms import Resize
 from jaxdiff.denoiser import Denoiser
-from jaxdiff.errors import require
+from jaxdiff.errors import expect
 from jaxdiff.evaluation.reports.class_conditional import ImageEvaluation
 from jaxdiff.experiment import Experiment
 from jaxdiff.models.pixel_attention import PixelAttention
@@ -47,11 +47,11 @@ SIGMA_DATA = 0.75  # standard deviation of the pixels, background included
 
 
 def get_config(variant: str = "base") -> ConfigDict:
-    require(variant in VARIANTS, "variant", variant, "no such stage", f"use one of {', '.join(VARIANTS)}")
+    expect(variant in VARIANTS, "variant", variant, f"one of {', '.join(VARIANTS)}", "choose one of these")
     label = spec(ClassLabel, num_classes=10, width=4 * WIDTH, drop_rate=0.1)
     if variant == "base":
-        made = (spec(Resize, size=4, method="area"),)
-        return experiment({"label": label}, made, size=4, mean=-0.4, guidance=1.5)
+        derived = (spec(Resize, size=4, method="area"),)
+        return experiment({"label": label}, derived, size=4, mean=-0.4, guidance=1.5)
     low_res = spec(
         NoiseAugmented,
         part=spec(ImageCondition, channels=1, factor=2.0, method="bicubic"),
@@ -60,8 +60,8 @@ def get_config(variant: str = "base") -> ConfigDict:
         max_level=0.5,
         level=0.05,
     )
-    made = (spec(Degrade, field="low_res", degradation=spec(Downsample, factor=2)),)
-    return experiment({"label": label, "low_res": low_res}, made, size=8, mean=-1.0, guidance=1.0)
+    derived = (spec(Degrade, field="low_res", degradation=spec(Downsample, factor=2)),)
+    return experiment({"label": label, "low_res": low_res}, derived, size=8, mean=-1.0, guidance=1.0)
 
 
 def experiment(parts: dict, conditions: tuple, size: int, mean: float, guidance: float) -> ConfigDict:

@@ -1,4 +1,4 @@
-"""EDM's models (Karras et al. 2022): DDPM++ and NCSN++ on CIFAR-10, FFHQ and AFHQv2, ADM's network on ImageNet-64.
+"""EDM: DDPM++ and NCSN++ on CIFAR-10, FFHQ and AFHQv2, and ADM's network on ImageNet-64 (Karras et al. 2022).
 
 variant            network  parameters  multiply-adds  published FID  published cost
 cifar10            DDPM++   55.74 M     21.2 G         1.79           2 days on 8 V100
@@ -8,8 +8,8 @@ cifar10_ncsnpp     NCSN++   56.40 M     21.2 G
 ffhq64, afhq64     DDPM++   61.81 M     41.9 G                        4 days on 8 V100
 imagenet64         ADM      295.90 M    109.7 G        1.36           13 days on 32 A100
 
-Hardware and time: not run here. bfloat16 stands for the paper's float16 on ImageNet.
-Data: TFDS sets prepared once as array_record, images of the right size: ``cifar10``; ``ffhq_64`` and ``afhqv2_64``
+Hardware and time: not run here. On ImageNet, bfloat16 replaces the paper's float16.
+Data: TFDS sets of images of the model's size, prepared once as array_record: ``cifar10``; ``ffhq_64`` and ``afhqv2_64``
 without labels; ``imagenet_64`` with labels, cropped and resized as for ADM.
 
     python -m jaxdiff.train --config configs/edm.py:cifar10
@@ -26,7 +26,7 @@ from jaxdiff.config import spec
 from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.sources import Tfds
 from jaxdiff.denoiser import Denoiser
-from jaxdiff.errors import require
+from jaxdiff.errors import expect
 from jaxdiff.experiment import Experiment
 from jaxdiff.models.blocks import ResidualMiddle
 from jaxdiff.models.interface import BlockOptions
@@ -68,7 +68,7 @@ VARIANTS = {
 
 
 def get_config(variant: str = "cifar10") -> ConfigDict:
-    require(variant in VARIANTS, "variant", variant, "no such model", f"use one of {', '.join(VARIANTS)}")
+    expect(variant in VARIANTS, "variant", variant, f"one of {', '.join(VARIANTS)}", "choose one of these")
     return VARIANTS[variant]()
 
 
@@ -76,9 +76,9 @@ def small(
     data: str, size: int, multiples: tuple[int, ...], batch: int, rate: float, dropout: float, p: float,
     steps: int, classes: int | None = None, ncsnpp: bool = False, width: int = 128,
 ) -> ConfigDict:  # fmt: skip
-    """DDPM++, or NCSN++, with augmentation of which the model is told."""
-    # Random frequencies are as many pairs as the network has channels; the conditions are added to their waves.
-    waves = 2 * width if ncsnpp else width
+    """DDPM++ or NCSN++, with non-leaking augmentation: its parameters are a condition."""
+    # NCSN++ has as many random frequencies as channels, hence twice as many Fourier features.
+    features = 2 * width if ncsnpp else width
     attention = spec(PixelAttention, head_dim=None, heads=1)
     network = spec(
         UNet,
@@ -106,14 +106,14 @@ def small(
         decoder_attention="last",
         input_path="residual" if ncsnpp else "none",
     )
-    frequencies = {"frequencies": waves // 2, "sine_first": True}
+    frequencies = {"frequencies": features // 2, "sine_first": True}
     frequencies |= {"random_scale": 16.0} if ncsnpp else {"endpoint": True}
-    parts = {"augment": spec(Continuous, size=9, width=waves, default=0.0, before_mapping=True)}
+    parts = {"augment": spec(Continuous, size=9, width=features, default=0.0, before_mapping=True)}
     if classes is not None:
         parts["label"] = spec(
             ClassLabel,
             num_classes=classes,
-            width=waves,
+            width=features,
             drop_rate=0.0,
             null="zero",
             bias=True,
@@ -162,7 +162,7 @@ def experiment(
     network: ConfigDict, conditioner: ConfigDict, source: ConfigDict, size: int, batch: int, rate: float,
     sampler: ConfigDict, steps: int, images: float, half_life: float, augmentation: ConfigDict | None = None,
 ) -> ConfigDict:  # fmt: skip
-    """What all have in common. `images` and `half_life` count images."""
+    """The part that all variants share. `images` and `half_life` count images."""
     return spec(
         Experiment,
         task=spec(

@@ -1,18 +1,18 @@
-"""EDM2's magnitude-preserving models on ImageNet-64, in pixels (Karras et al. 2024, table 6).
+"""EDM2: magnitude-preserving models on ImageNet-64, in pixels (Karras et al. 2024, table 6).
 
 variant  parameters  learning rate  dropout  images
-xxs      31.3 M      0.017          0        1024 Mi   not in the paper at 64 pixels: as the latent model of this size
+xxs      31.3 M      0.017          0        1024 Mi   not in the paper at 64 pixels; as its latent model
 xs       124.7 M     0.012          0        1024 Mi
 s        280.2 M     0.010          0        1024 Mi
 m        497.8 M     0.009          0.1      2048 Mi
 l        777.5 M     0.008          0.1      1024 Mi
 xl       1119.3 M    0.007          0.1      640 Mi
-xxl      1523.2 M    0.0065         0.1      448 Mi    not in the paper at 64 pixels; its images are half the latent's
+xxl      1523.2 M    0.0065         0.1      448 Mi    not in the paper at 64 pixels; half the latent model's images
 
-The published models of 512-pixel images have the same network on 64 x 64 latents of 4 channels, an inverse square root
-that begins after 70,000 steps instead of 35,000, and times of mean -0.4 and standard deviation 1.
-Hardware and time: not run here; the authors recommend 32 A100. bfloat16 stands for float16. Published FIDs without
-guidance are 1.58 (s), 1.43 (m) and 1.33 (l, xl).
+The published models of 512-pixel images use the same network on 64 x 64 latents of 4 channels. Their learning rate
+decays after 70,000 steps instead of 35,000, and log(sigma) has mean -0.4 and standard deviation 1.
+Hardware and time: not run here; the authors recommend 32 A100. bfloat16 replaces float16.
+Published FIDs without guidance: 1.58 (s), 1.43 (m) and 1.33 (l, xl).
 Data: a TFDS set ``imagenet_64`` with labels, prepared once as array_record, cropped and resized as for ADM.
 Averages of any length after training: ``python -m jaxdiff.posthoc_ema``.
 
@@ -27,7 +27,7 @@ from jaxdiff.config import spec
 from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.sources import Tfds
 from jaxdiff.denoiser import Denoiser
-from jaxdiff.errors import require
+from jaxdiff.errors import expect
 from jaxdiff.experiment import Experiment
 from jaxdiff.models.magnitude import MagnitudeUncertainty
 from jaxdiff.models.magnitude_unet import MagnitudeLevel, MagnitudeUNet
@@ -57,7 +57,7 @@ VARIANTS = {
 
 
 def get_config(variant: str = "s") -> ConfigDict:
-    require(variant in VARIANTS, "variant", variant, "no such model", f"use one of {', '.join(VARIANTS)}")
+    expect(variant in VARIANTS, "variant", variant, f"one of {', '.join(VARIANTS)}", "choose one of these")
     return experiment(**VARIANTS[variant])
 
 

@@ -1,21 +1,21 @@
-"""Imagen: images of 64, 256 and 1024 pixels from text, by a cascade of three models (Saharia et al. 2022).
+"""Imagen: text to image at 1024 pixels by a cascade of three models (Saharia et al. 2022).
 
-variant  makes                  parameters  multiply-adds
+variant  output                 parameters  multiply-adds
 64       64 x 64 from text      2255 M      787 G
 sr256    256 x 256 from 64      717 M       369 G
-sr1024   1024 x 1024 from 256   645 M       348 G for a crop of 256 x 256, on which it is trained; 5538 G for all
+sr1024   1024 x 1024 from 256   645 M       348 G per training crop, 256 x 256; 5538 G per image
 
 Hardware and time: not run here. Models of this size need weights split over devices: the mesh is all `fsdp`.
-Widths, depths and attention are the paper's, as imagen-pytorch has them. From memory: batch, learning rate, steps,
-schedules, thresholds, guidance, numbers of sampling steps, and the paper's 2 B, 600 M and 400 M parameters. Not as in
-the paper: Adam in place of Adafactor for the base model; in the upsamplers every block of the way up joins a skip,
-there are two blocks between the ways, and v is predicted, since noise is a bad target at large sizes (colours drift).
-The noise of the low resolution is that of Ho et al. 2022 with the cosine schedule.
+Widths, depths and attention are the paper's, as implemented in imagen-pytorch. From memory, not checked: batch size,
+learning rate, steps, schedules, thresholds, guidance, numbers of sampling steps, and the paper's 2 B, 600 M and 400 M
+parameters. Differences from the paper: AdamW replaces Adafactor for the base model. In the upsamplers, every decoder
+block has a skip connection, there are two middle blocks, and v is predicted, since predicting noise shifts colours at
+large sizes. The noise augmentation of the low resolution is that of Ho et al. 2022 with the cosine schedule.
 Data: TFDS sets ``images_64``, ``images_256`` and ``images_1024_crops`` (crops of 256 x 256), prepared once as
-array_record. Each example needs a field ``text``, what T5-XXL's encoder says, float [128, 4096] with zeros behind the
-last token. `Tfds` reads images only: this takes a source of one's own. The low resolution is made of the image, at a
-quarter of its size, resized bicubically.
-To make whole images with sr1024: ``--config.task.image_shape='(1024, 1024, 3)'``; its network fits any size.
+array_record. Each example needs a field ``text``: the output of T5-XXL's encoder, float [128, 4096], zeros after the
+last token. `Tfds` reads images only, so this needs a source of your own. The low-resolution image is the image,
+downsampled bicubically by 4.
+To sample full images with sr1024: ``--config.task.image_shape='(1024, 1024, 3)'``; its network accepts any size.
 
     python -m jaxdiff.train --config configs/imagen.py:64
 """
@@ -36,7 +36,7 @@ from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.sources import Tfds
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.distributed.mesh import MeshShape
-from jaxdiff.errors import require
+from jaxdiff.errors import expect
 from jaxdiff.experiment import Experiment
 from jaxdiff.models.blocks import ResidualMiddle
 from jaxdiff.models.interface import BlockOptions
@@ -66,7 +66,7 @@ PROCESS = spec(VariancePreserving, schedule=spec(Cosine))
 
 
 def get_config(variant: str = "64") -> ConfigDict:
-    require(variant in VARIANTS, "variant", variant, "no such model", f"use one of {', '.join(VARIANTS)}")
+    expect(variant in VARIANTS, "variant", variant, f"one of {', '.join(VARIANTS)}", "choose one of these")
     return VARIANTS[variant]()
 
 
@@ -88,7 +88,7 @@ def base(width: int = 512) -> ConfigDict:
 
 
 def upsampler(data: str, self_attention: bool, width: int = 128) -> ConfigDict:
-    """The "efficient U-Net": no block at full resolution, most of them at the lowest. It is trained on 256 x 256."""
+    """The "efficient U-Net": no block at full resolution, most blocks at the lowest. Trained on 256 x 256 pixels."""
     attention = spec(
         PixelAttention, self_attention=self_attention, cross_attention=True, head_dim=None, heads=8
     )
@@ -124,8 +124,14 @@ def text(tokens: int, vector: int) -> ConfigDict:
 
 
 def experiment(
-    network: ConfigDict, vector: int, parts: dict[str, ConfigDict], data: str, size: int, target: ConfigDict, steps: int
-) -> ConfigDict:  # fmt: skip
+    network: ConfigDict,
+    vector: int,
+    parts: dict[str, ConfigDict],
+    data: str,
+    size: int,
+    target: ConfigDict,
+    steps: int,
+) -> ConfigDict:
     return spec(
         Experiment,
         task=spec(

@@ -1,25 +1,26 @@
-"""Palette: one image into another at 256 x 256 pixels (Saharia et al. 2022).
+"""Palette: image-to-image models at 256 x 256 pixels (Saharia et al. 2022).
 
-variant   what is given
+variant   condition
 colorize  the grey image
 inpaint   the image without some strokes, or without a box
-uncrop    half of it: without one side, or without its margins
-jpeg      what JPEG of quality 5 to 30 has left of it
-multi     one of these, and which
+uncrop    half of the image: without one side, or without its margins
+jpeg      the image after JPEG compression at quality 5 to 30
+multi     one of these, and the index of the task
 
-552.82 M parameters and 1120.0 G multiply-adds an image: ADM's network for 256 pixels without classes, which sees the
-given image beside the noisy one. Alpha is its fourth channel: it tells pixels that are known, and come out to the bit,
-from mere hints. The paper's networks have none; without it these are 552.81 M and 1119.8 G: 9 weights less for each of
-the stem's 256 filters. In `multi`, the task is a class, numbered as in this table from 0, of 4096 parameters in all.
+552.82 M parameters and 1120.0 G multiply-adds per image: ADM's unconditional network for 256 pixels, with the condition
+joined to the noisy image. Its fourth channel, alpha, separates known pixels, which samples reproduce exactly, from
+hints. The paper's networks have no such channel; without it, the numbers are 552.81 M and 1119.8 G, since each of the
+stem's 256 filters has 9 weights less. In `multi`, the task is a class, numbered from 0 in the order of this table; its
+embedding has 4096 parameters.
 
 Hardware and time: not run here.
-From memory: batch, learning rate, warm-up, steps, the decay of the average, no dropout, the plain squared error, the
-four tasks, qualities of JPEG, and halves in uncropping. How large strokes and boxes are is this library's choice.
-Not as in the paper, from memory: missing pixels are grey, not Gaussian noise; the error counts all pixels, also those
-that are known; the model of all tasks is told which one it is, and learns to uncrop as well. The paper samples with
-other betas than it trains with, and tells the network alpha^2; here betas are those of training (1e-6 to 0.01 in 2000
-steps), and the network is told the time, which says the same.
-Data: a TFDS set ``images_256`` prepared once as array_record. The given image is made of each image.
+From memory, not checked: batch size, learning rate, warm-up, steps, the EMA's decay, no dropout, the squared error, the
+four tasks, JPEG qualities, and halves in uncropping. The sizes of strokes and boxes are this library's choice.
+Differences from the paper, also from memory: missing pixels are grey instead of Gaussian noise. The loss includes known
+pixels. The multi-task model has the task as a condition, and also learns uncropping. The paper samples with other betas
+than it trains with, and its network receives alpha^2; here both betas are those of training (1e-6 to 0.01 in 2000
+steps), and the network receives the time, which is equivalent.
+Data: a TFDS set ``images_256``, prepared once as array_record. Each condition is computed from the image.
 
     python -m jaxdiff.train --config configs/palette.py:multi
     python -m jaxdiff.sample --workdir runs/palette --condition task=1 --image source=photo.png --mask mask.png
@@ -37,7 +38,7 @@ from jaxdiff.data.masks import BoxMask, FreeFormMask, Hint, Masked, OneOf, Uncro
 from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.sources import Tfds
 from jaxdiff.denoiser import Denoiser
-from jaxdiff.errors import require
+from jaxdiff.errors import expect
 from jaxdiff.experiment import Experiment
 from jaxdiff.models.blocks import ResidualMiddle
 from jaxdiff.models.interface import BlockOptions
@@ -67,7 +68,7 @@ VARIANTS = (*TASKS, "multi")
 
 
 def get_config(variant: str = "multi") -> ConfigDict:
-    require(variant in VARIANTS, "variant", variant, "no such model", f"use one of {', '.join(VARIANTS)}")
+    expect(variant in VARIANTS, "variant", variant, f"one of {', '.join(VARIANTS)}", "choose one of these")
     parts = {"source": spec(PartialImage, channels=3, fill=GREY)}
     if variant == "multi":
         parts["task"] = spec(ClassLabel, num_classes=len(TASKS), width=4 * WIDTH, drop_rate=0.0, null="none")

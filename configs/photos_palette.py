@@ -1,7 +1,7 @@
-"""One model that colours, completes and extends photographs, and makes them of sketches, on a laptop: 32 x 32 pixels.
+"""Palette on a laptop: one model for colourising, inpainting, uncropping and sketches, at 32 x 32 pixels.
 
-Crops of scikit-learn's two photographs; a band of rows of each is for testing only. The condition is an image with
-transparency: what is opaque is kept exactly. Both cores work, each on half of a batch.
+Data: crops of scikit-learn's two photographs; a band of rows of each is held out. The condition is an image with
+transparency; samples reproduce its opaque pixels exactly. The command uses two CPU cores, each for half of a batch.
 
     JAX_NUM_CPU_DEVICES=2 python -m jaxdiff.train --config configs/photos_palette.py
 """
@@ -95,7 +95,7 @@ def get_config() -> ConfigDict:
         sampling=spec(
             Recipe,
             sampler=spec(DpmSolver2M),
-            # Training hardly sees more noise than this, and at 80 what is made of lines loses its colours.
+            # Training rarely draws more noise than this. With sigma_max = 80, samples from sketches lose their colours.
             grid=spec(Karras, sigma_min=0.02, sigma_max=10.0),
             guidance=spec(ClassifierFree),
             steps=16,

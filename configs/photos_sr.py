@@ -1,8 +1,8 @@
-"""Photographs at four times the resolution, on a laptop: 16 x 16 to 64 x 64 pixels, learned from crops of 32 x 32.
+"""Super-resolution of photographs by 4 on a laptop: 16 x 16 to 64 x 64 pixels, trained on crops of 32 x 32.
 
-Crops of scikit-learn's two photographs; a band of rows of each is for testing only. The small image is a condition,
-made noisy in training, and the model is told how noisy. Samples agree with it to rounding (`DataConsistency`).
-Both cores work, each on half of a batch.
+Data: crops of scikit-learn's two photographs; a band of rows of each is held out. The low-resolution image is a
+condition with noise augmentation. Samples agree with it up to rounding (`DataConsistency`). The command uses two CPU
+cores, each for half of a batch.
 
     JAX_NUM_CPU_DEVICES=2 python -m jaxdiff.train --config configs/photos_sr.py
 """

@@ -1,8 +1,8 @@
-"""Coloured digits in places from captions, on a laptop: text to image from nothing but the data.
+"""Text to image on a laptop: scenes of coloured digits, with a text encoder trained from scratch.
 
-24 x 24 pixels, one to three real scans, "a red three above a green seven": 16,000 scenes to train with, and 1,000 in
-compositions that training never shows. Captions are read as bytes, which make words, by a transformer that is trained
-with the U-Net.
+Data: scenes of 24 x 24 pixels with one to three scanned digits, "a red three above a green seven". 16,000 scenes are
+for training, and 1,000 in held-out compositions for testing. Captions are sequences of bytes, which the encoder groups
+into words; it is a transformer trained together with the U-Net.
 
     python -m jaxdiff.train --config configs/scenes_text.py
 """
@@ -67,7 +67,7 @@ def get_config() -> ConfigDict:
             layers=2,
             window=5,
             words=18,
-            phrase=9,  # "to the left of" lies between two digits
+            phrase=9,  # long enough for "to the left of" between two digits
             head_dim=32,
             expansion=2,
         ),

@@ -1,15 +1,16 @@
-"""simple diffusion: ImageNet at 256 and 512 pixels by one model, a U-ViT (Hoogeboom et al. 2023).
+"""simple diffusion: ImageNet at 256 and 512 pixels without a cascade, by a U-ViT (Hoogeboom et al. 2023).
 
 variant      parameters  multiply-adds
 imagenet256  2215 M      676 G
 imagenet512  2216 M      774 G
 
-The schedule is the cosine one, shifted as for images of 64 pixels; most of the network is a transformer at 16 x 16,
-there is no block above 128 x 128, and dropout only at 32 x 32 and below.
+The noise schedule is the cosine schedule of 64-pixel images, shifted to the image size. Most of the network is a
+transformer at 16 x 16. There are no blocks above 128 x 128, and dropout only at 32 x 32 and below. The network predicts
+v, and the loss is the error of the noise.
 Hardware and time: not run here. A model of this size needs weights split over devices: the mesh is all `fsdp`.
-From memory: all widths and depths (the paper says 2 B parameters), optimizer, batch, steps, and the sampler. The
-network predicts v and is judged by the error of the noise. Not as in the paper: no wavelets at the input, no loss at
-several scales, and the plain shift at 512 pixels instead of a mean of two.
+From memory, not checked: all widths and depths (2 B parameters in the paper), optimizer, batch size, steps, sampler.
+Differences from the paper: no wavelets at the input, no multi-scale loss, and the plain shift at 512 pixels instead of
+a mean of two.
 Data: TFDS sets ``imagenet_256`` and ``imagenet_512`` with labels, prepared once as array_record.
 
     python -m jaxdiff.train --config configs/simple_diffusion.py:imagenet256
@@ -27,7 +28,7 @@ from jaxdiff.data.sources import Tfds
 from jaxdiff.data.transforms import HorizontalFlip
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.distributed.mesh import MeshShape
-from jaxdiff.errors import require
+from jaxdiff.errors import expect
 from jaxdiff.experiment import Experiment
 from jaxdiff.models.transformer import TransformerMiddle
 from jaxdiff.models.unet import Level, UNet
@@ -51,7 +52,7 @@ VECTOR = 1024
 
 
 def get_config(variant: str = "imagenet256") -> ConfigDict:
-    require(variant in VARIANTS, "variant", variant, "no such model", f"use one of {', '.join(VARIANTS)}")
+    expect(variant in VARIANTS, "variant", variant, f"one of {', '.join(VARIANTS)}", "choose one of these")
     size = VARIANTS[variant]
     # Blocks begin at 128 x 128; the transformer works at 16 x 16.
     levels = tuple(spec(Level, width=128, blocks=0) for _ in range(size // 256))

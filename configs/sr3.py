@@ -1,17 +1,17 @@
-"""SR3: super-resolution of faces by repeated refinement (Saharia et al. 2021).
+"""SR3: super-resolution of faces by iterative refinement (Saharia et al. 2021).
 
 variant     from     to         parameters  multiply-adds
 16_to_128   16 x 16  128 x 128  560.7 M     273.7 G
 64_to_512   64 x 64  512 x 512  609.8 M     1146 G
 
 Hardware and time: not run here.
-Widths, depths, dropout, batch, learning rate and steps are the paper's, all from memory, as are its 550 M and 625 M
-parameters: networks differ in details. The betas (1e-6 to 0.01 in 2000 steps) are those of the open repository
-Janspiry/Image-Super-Resolution-via-Iterative-Refinement, whose networks have half the width and 2 blocks a level. Not
-as in the paper: the network is told the time instead of alpha, which says the same; the error is squared, not
-absolute; and sampling takes 100 equal steps of time, where the paper searches for good betas.
-Data: TFDS sets ``ffhq_128`` and ``ffhq_512`` prepared once as array_record. The condition is made of the image, at an
-eighth of its size, resized bicubically.
+From memory, not checked: the paper's widths, depths, dropout, batch size, learning rate and steps, and its 550 M and
+625 M parameters, from which these networks differ in details. The betas (1e-6 to 0.01 in 2000 steps) are those of the
+repository Janspiry/Image-Super-Resolution-via-Iterative-Refinement, whose networks have half the width and 2 blocks per
+level. Differences from the paper: the network receives the time instead of alpha, which is equivalent. The loss is the
+squared error, not the absolute one. Sampling takes 100 steps, equal in time, where the paper searches for good betas.
+Data: TFDS sets ``ffhq_128`` and ``ffhq_512``, prepared once as array_record. The condition is the image, downsampled
+bicubically by 8.
 
     python -m jaxdiff.train --config configs/sr3.py:16_to_128
 """
@@ -29,7 +29,7 @@ from jaxdiff.data.degradations import Downsample
 from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.sources import Tfds
 from jaxdiff.denoiser import Denoiser
-from jaxdiff.errors import require
+from jaxdiff.errors import expect
 from jaxdiff.experiment import Experiment
 from jaxdiff.models.blocks import ResidualMiddle
 from jaxdiff.models.interface import BlockOptions
@@ -55,7 +55,7 @@ VARIANTS = {
 
 
 def get_config(variant: str = "16_to_128") -> ConfigDict:
-    require(variant in VARIANTS, "variant", variant, "no such model", f"use one of {', '.join(VARIANTS)}")
+    expect(variant in VARIANTS, "variant", variant, f"one of {', '.join(VARIANTS)}", "choose one of these")
     return experiment(**VARIANTS[variant])
 
 

@@ -69,4 +69,6 @@ def _concatenate(tokens: Sequence[Tokens]) -> Tokens:
 
 def _check_equal(field: str, sizes: list, reason: str) -> None:
     if len(set(sizes)) > 1:
-        raise UserError(f"{field}={sizes}: expected equal sizes, since {reason}. Fix: give all the same")
+        raise UserError(
+            f"{field}={sizes}: expected equal sizes, since {reason}, got others. Fix: make them equal"
+        )

@@ -1,10 +1,10 @@
-"""User errors: one line that names the field, what was expected, what was given, and the fix."""
+"""User errors: one line with the field, its value, the expected value, and the fix."""
 
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Something a user can mend. Its text has the form ``field=value: expected X, got Y. Fix: Z``.
+    """A mistake that the user can fix. Its text has the form ``field=value: expected X, got Y. Fix: Z``.
 
     Commands print it as one line and exit with status 2; there is no traceback without ``--debug``.
     """
@@ -57,9 +57,3 @@ def expect(
     if not condition:
         found = repr(value) if got is None else got
         raise UserError(f"{field}={value!r}: expected {expected}, got {found}. Fix: {fix}")
-
-
-def require(condition: bool, field: str, value: object, why: str, fix: str) -> None:
-    """Raise a `UserError` about `field` unless `condition` holds."""
-    if not condition:
-        raise UserError(f"{field}={value!r}: {why}. Fix: {fix}")

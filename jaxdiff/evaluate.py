@@ -2,7 +2,7 @@
 
     python -m jaxdiff.evaluate --workdir runs/digits
 
-writes evaluation.json and evaluation.png into the run's folder and prints a table.
+Writes evaluation.json and evaluation.png into the run's folder, and prints a table.
 """
 
 import functools
@@ -13,21 +13,28 @@ from jaxdiff.cli import app as command
 from jaxdiff.errors import UserError
 
 DESCRIPTION = (
-    "Evaluate a trained model on held-out data: writes evaluation.json and evaluation.png into the workdir."
+    "Evaluate a trained model on held-out data; write evaluation.json and evaluation.png to its folder."
 )
 
 
 def parser() -> command.Parser:
     flags = command.Parser(
-        description=DESCRIPTION, epilog="--config.evaluation.n=500 and the like change the stored config."
+        description=DESCRIPTION,
+        epilog="--config.PATH=VALUE changes any field of the stored config, --config.evaluation.n=500 for example.",
     )
     flags.add_argument("--workdir", required=True, help="folder of the training run")
     flags.add_argument("--step", type=int, default=None, help="which checkpoint (default: the newest)")
     flags.add_argument(
-        "--guide", default=None, metavar="FOLDER[:STEP]", help="run of a weaker model, for Autoguidance"
+        "--guiding-model",
+        "--guide",
+        default=None,
+        metavar="FOLDER[:STEP]",
+        help="run of a weaker model, for Autoguidance",
     )
     flags.add_argument(
-        "--packages", default="", help="comma-separated packages that the stored config may use"
+        "--packages",
+        default="",
+        help="packages, separated by commas, whose classes the stored config may use",
     )
     return flags
 
@@ -54,9 +61,13 @@ def main(argv: Sequence[str]) -> None:
 
     from jaxdiff.generation.generator import Generator
 
-    guide = None if flags.guide is None else command.run_and_step(flags.guide)
+    guiding_model = None if flags.guiding_model is None else command.run_and_step(flags.guiding_model)
     generator = Generator.load(
-        flags.workdir, step=flags.step, overrides=overrides, packages=packages[1:], guide=guide
+        flags.workdir,
+        step=flags.step,
+        overrides=overrides,
+        packages=packages[1:],
+        guiding_model=guiding_model,
     )
     generator.check()
     print(evaluate(experiment, generator, flags.workdir))
@@ -71,7 +82,7 @@ def evaluate(experiment, generator, workdir: str | os.PathLike[str]):
       workdir: receives ``evaluation.json`` and ``evaluation.png``, which replace earlier ones.
 
     Returns:
-      the `Report`, which prints as a table.
+      The `Report`, which prints as a table.
     """
     import jax
 
@@ -120,7 +131,7 @@ def inputs_of(experiment, generator):
             "train": losses.denoising_loss(task, params, train, mesh, generator.frozen),
             "test": losses.denoising_loss(task, params, test, mesh, generator.frozen),
         },
-        # Bits per dimension are those of 256 levels: they mean nothing for latents.
+        # Bits per dimension are defined for images of 256 levels, not for latents.
         bits=functools.partial(losses.bits, denoiser=task.denoiser, params=params, examples=test, mesh=mesh)
         if isinstance(task.codec, Pixels)
         else None,

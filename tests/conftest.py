@@ -17,7 +17,7 @@ FORMULAS = [pathlib.Path(__file__).parent / name for name in ("likelihood", "pro
 
 @pytest.fixture(autouse=True)
 def formulas(request):
-    """Formulas in double precision, unless a test asks for `float32`, and compiled without ado: they run but once."""
+    """Double precision unless a test requests `float32`; fast compilation, since each program runs only once."""
     formula = any(folder in request.path.parents for folder in FORMULAS)
     exact = formula and "float32" not in request.fixturenames
     jax.config.update("jax_disable_most_optimizations", formula)

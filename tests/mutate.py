@@ -38,7 +38,7 @@ SWAPS = {
 }  # fmt: skip
 SIGNS: dict[type, type] = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
 SILENT = ("require", "UserError")
-"""Calls whose arguments are words and bounds: what a user is told, not what is computed."""
+"""Calls whose arguments are texts and bounds of error messages, not computations."""
 
 SHAPES = ("expand", "noise_like", "zeros_like", "ones_like")
 """Calls whose last argument lends nothing but its shape."""

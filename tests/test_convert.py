@@ -125,7 +125,7 @@ def test_a_workdir_with_checkpoints_is_not_changed(folder):
         (["--from", "x", "--weights", "old"], "--weights"),
     ],
 )
-def test_mistakes_are_named(flags, message, tmp_path, monkeypatch):
+def test_invalid_flags_are_errors(flags, message, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     flags = [str(tmp_path / flag) if flag == "w" else flag for flag in flags]
     with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-"""The denoiser joins its parts as their equations say."""
+"""The denoiser combines its parts according to their equations."""
 
 import functools
 
@@ -55,7 +55,7 @@ def test_a_zero_network_with_edm_is_the_denoiser_of_gaussian_data():
 @pytest.mark.parametrize(
     ("process", "parameterization"), [(VarianceExploding(), Edm()), (RectifiedFlow(), Velocity())]
 )
-def test_the_pair_makes_the_noisy_image_again(process, parameterization):
+def test_the_prediction_reproduces_the_noisy_image(process, parameterization):
     denoiser = Denoiser(NETWORK, CONDITIONER, process, parameterization)
     pair = predict(denoiser, randomised(), FIELDS, CONDITIONER.none_dropped(3))
     alpha, sigma = (value[:, None, None, None] for value in process.signal(T))
@@ -73,7 +73,7 @@ def test_labels_matter_unless_they_are_dropped():
         np.testing.assert_array_equal(got, want)
 
 
-def test_uncertainty_is_a_part_of_the_model_and_changes_nothing_else():
+def test_uncertainty_changes_nothing_else():
     certain = initial()["params"]
     denoiser = Denoiser(NETWORK, CONDITIONER, VarianceExploding(), Edm(SIGMA_DATA), Uncertainty(8))
     init = jax.jit(functools.partial(denoiser.init, train=False))

@@ -92,7 +92,7 @@ def test_killed_at_a_random_step_the_same_command_reaches_the_same_state(trained
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_the_same_command_goes_on(trained, tmp_path, number, status):
+def test_a_signal_saves_and_the_same_command_continues(trained, tmp_path, number, status):
     """The command is repeated after SIGTERM only: the saved state does not depend on the signal."""
     workdir, _ = trained
     command = (

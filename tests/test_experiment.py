@@ -1,4 +1,4 @@
-"""What does not fit together is told before anything is compiled."""
+"""Inconsistent experiments are errors before anything is compiled."""
 
 import pathlib
 
@@ -53,7 +53,7 @@ SCENES = configs.spec(Tfds, name="scenes", label_key=None, text_key="caption")
     ],
     ids=["low resolution", "with noise", "text", "crops of a larger picture"],
 )
-def test_what_fits_is_let_through(fits):
+def test_consistent_experiments_are_accepted(fits):
     fits().check(1)
 
 
@@ -69,6 +69,6 @@ def test_what_fits_is_let_through(fits):
     ],
     ids=["a field is missing", "text is no ids", "another size"],
 )
-def test_what_does_not_fit_is_named(wrong, message):
+def test_inconsistent_experiments_are_errors(wrong, message):
     with pytest.raises(UserError, match=message):
         wrong().check(1)

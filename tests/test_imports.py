@@ -41,7 +41,7 @@ def test_help_needs_no_jax(name):
     assert not loaded_by(f"jaxdiff.{name}") & {"jax", "jaxlib", "flax", "numpy", *HEAVY}
 
 
-def test_what_a_config_names_imports_nothing_heavy():
+def test_classes_of_configs_import_nothing_heavy():
     """A config imports the classes that it names; reading one must not cost seconds."""
     trees = [ast.parse(file.read_text()) for file in CONFIGS.glob("*.py")]
     nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]

@@ -78,7 +78,7 @@ def test_the_new_folder_has_the_average_and_can_be_sampled_from(kept, capsys):
         posthoc_ema.main(["--workdir", str(kept / "run"), "--std", "0.08", "--out", str(out)])
 
 
-def test_mistakes_are_named(kept):
+def test_invalid_flags_are_errors(kept):
     out = str(kept / "out")
     with pytest.raises(UserError, match=r"std=0\.4"):
         posthoc_ema.main(["--workdir", str(kept / "run"), "--std", "0.4", "--out", out])

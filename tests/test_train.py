@@ -44,7 +44,7 @@ def get_config(keep="1.0"):
 """
 
 
-def test_a_task_that_is_no_denoiser_trains_by_the_command(tmp_path):
+def test_other_tasks_than_denoising_are_trained(tmp_path):
     config = tmp_path / "classifier.py"
     config.write_text(CLASSIFIER)
     workdir = tmp_path / "run"
@@ -59,7 +59,7 @@ def test_a_task_that_is_no_denoiser_trains_by_the_command(tmp_path):
     assert out == ""
 
 
-def test_what_only_samples_need_is_refused_for_another_task():
+def test_sampling_fields_are_refused_for_other_tasks():
     scope = {}
     exec(CLASSIFIER, scope)
     experiment = configs.build(scope["get_config"]())
@@ -98,13 +98,13 @@ def test_arrays_in_memory_train_and_continue_exactly(tmp_path):
     assert images.shape == (2, 8, 8, 1)
     stored = read_config(str(tmp_path / "once")).data.source
     assert (stored.length, tuple(stored.fields)) == (200, ("image", "label"))
-    with pytest.raises(UserError, match=r"a run with another config lives there \(data.source.sha256"):
+    with pytest.raises(UserError, match=r"got a run with another config \(data.source.sha256"):
         train(tiny(6), str(tmp_path / "once"), source=Arrays(image=DIGIT_IMAGES[::-1], label=LABELS))
     with pytest.raises(UserError, match="expected a source that can be read, got a record of 200 examples"):
         configs.build(read_config(str(tmp_path / "once"))).data.example()
 
 
-def test_arrays_have_the_order_and_the_batches_of_any_source():
+def test_arrays_have_the_order_and_batches_of_other_sources():
     class Listed:
         """The same examples, one by one."""
 
@@ -137,12 +137,12 @@ def test_arrays_have_the_order_and_the_batches_of_any_source():
         ({"index": LABELS}, "expected other names than index"),
     ],
 )
-def test_arrays_that_are_no_examples_are_refused(fields, message):
+def test_invalid_arrays_are_refused(fields, message):
     with pytest.raises(UserError, match=message):
         Arrays(**fields)
 
 
-def test_arrays_that_do_not_fit_the_model_are_refused_before_anything_is_compiled(tmp_path):
+def test_arrays_that_do_not_fit_the_model_raise_before_compilation(tmp_path):
     with pytest.raises(
         UserError, match=r"image_shape=\(8, 8, 1\): expected the shape of the examples, \(4, 4, 1\)"
     ):

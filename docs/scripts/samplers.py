@@ -26,7 +26,7 @@ from jaxdiff.sampling.samplers.pndm import Plms, Pndm  # noqa: E402
 from jaxdiff.sampling.samplers.sa_solver import SaSolver  # noqa: E402
 from jaxdiff.sampling.samplers.unipc import UniPc  # noqa: E402
 from tests.oracles import Counting  # noqa: E402  (the path above)
-from tests.sampling.laws import VP, misses  # noqa: E402
+from tests.sampling.affine import VP, relative_errors  # noqa: E402
 from tests.sampling.solving import GRIDS, VE, denoiser, errors, orders, start, truth  # noqa: E402
 
 BUDGETS = (5, 10, 20, 50)
@@ -99,8 +99,8 @@ def main() -> None:
         "|---|---|---|---|---|---|---|",
     ]
     for sampler, (draws, eta) in STOCHASTIC.items():
-        few, many = (misses(sampler, VP, count, draws, eta)[1] for count in (60, 120))
-        found = [misses(sampler, VP, _steps(sampler, budget), draws, eta)[1] for budget in BUDGETS]
+        few, many = (relative_errors(sampler, VP, count, draws, eta)[1] for count in (60, 120))
+        found = [relative_errors(sampler, VP, _steps(sampler, budget), draws, eta)[1] for budget in BUDGETS]
         lines.append(
             _row(f"`{_name(sampler)}`", f"{np.log2(few / many):.2f}", _calls(sampler), *map(_error, found))
         )

@@ -1,6 +1,7 @@
 """Shared by all commands: flags, readable errors, exit codes. Imports nothing heavy, so that --help is instant."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -33,7 +34,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}. Fix: see --help")
+        raise UserError(_in_our_form(message))
 
     def parse(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
         """The flags, and the overrides of the config as (path, text) pairs."""
@@ -44,8 +45,27 @@ class Parser(argparse.ArgumentParser):
                 raise UserError(f"{word}: expected a flag, got a word that belongs to none. Fix: see --help")
             options = [option for action in self._actions for option in action.option_strings]
             name = word.partition("=")[0]
-            raise UserError(f"{name}: there is no such flag. Fix: {suggest(name, options)}")
+            raise UserError(
+                f"{word}: expected a flag of this command, got {name}. Fix: {suggest(name, options)}"
+            )
         return flags, overrides
+
+
+FLAG = r"argument ([^/:]+)[^:]*: "
+ARGPARSE = {
+    FLAG + r"invalid (\w+) value: (.*)": r"\1=\3: expected a value of type \2, got \3. Fix: give one",
+    FLAG + r"invalid choice: (.*) \(choose from (.*)\)": r"\1=\2: expected one of \3, got \2. Fix: give one",
+    FLAG + r"expected .*": r"\1=: expected a value, got none. Fix: \1=VALUE",
+    r"the following arguments are required: ([^/,]+).*": r"\1=: expected a value, got none. Fix: give \1",
+}
+"""Patterns of argparse's messages -> their form here."""
+
+
+def _in_our_form(message: str) -> str:
+    for pattern, form in ARGPARSE.items():
+        if match := re.fullmatch(pattern, message):
+            return match.expand(form)
+    return f"arguments: expected those of --help, got an error: {message}. Fix: see --help"
 
 
 def _split(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
@@ -59,7 +79,7 @@ def _split(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
         path, equals, text = word.removeprefix("--config.").partition("=")
         if not equals:
             if not words or words[0].startswith("--"):
-                raise UserError(f"{word}: a value is missing. Fix: {word}=VALUE")
+                raise UserError(f"{word}=: expected a value, got none. Fix: {word}=VALUE")
             text = words.pop(0)
         overrides.append((path, text))
     return overrides, rest
@@ -68,7 +88,7 @@ def _split(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
 def load_config(path: str | None, overrides: Sequence[tuple[str, str]]) -> Any:
     """The config of a file, with the overrides of the command line."""
     if path is None:
-        raise UserError(f"--config=: a config is needed. Fix: {suggest_file()}")
+        raise UserError(f"--config=: expected a config, got none. Fix: {suggest_file()}")
     config = load(path)
     for name, text in overrides:
         override(config, name, text)

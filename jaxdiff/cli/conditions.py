@@ -55,8 +55,8 @@ def conditions(flags: argparse.Namespace, available: Conditions) -> Requested:
     missing = [name for name, each in available.items() if name not in given and each.default is None]
     if missing:
         raise UserError(
-            f"--condition {missing[0]}: the model needs it. Fix: give {', '.join(missing)}; "
-            f"it has: {values.listed(available)}"
+            f"--condition {missing[0]}=: expected a value for this condition of the model, got none. "
+            f"Fix: give {', '.join(missing)}; the model has: {values.listed(available)}"
         )
     return Requested(*values.in_turn(given, flags.n), rows)
 
@@ -86,7 +86,8 @@ def _only(flag: str, given: str, available: Conditions) -> str:
     names = _with_flag(flag, available)
     if not names:
         raise UserError(
-            f"--{flag}={given!r}: the model has no {flag}. Fix: leave it out; it has: {values.listed(available)}"
+            f"--{flag}={given!r}: expected a model with a {flag}, got {values.listed(available)}. "
+            f"Fix: leave --{flag} out"
         )
     if len(names) > 1:
         listed = ", ".join(names)

@@ -45,7 +45,9 @@ def of(flags: argparse.Namespace, overrides: Sequence[tuple[str, str]]) -> Reque
     """
     out = pathlib.Path(flags.out).expanduser()
     if out.exists() and not flags.overwrite:
-        raise UserError(f"--out={flags.out}: it exists. Fix: choose another name, or pass --overwrite")
+        raise UserError(
+            f"--out={flags.out}: expected a new file, got an existing one. Fix: give another name, or --overwrite"
+        )
     expect(flags.n is None or flags.n > 0, "--n", flags.n, "at least one image", "give a number > 0")
     packages = [name for name in flags.packages.split(",") if name]
     return Request(flags, out, runs(flags), [*overrides, *_recipe_overrides(flags)], packages)
@@ -56,16 +58,19 @@ def runs(flags: argparse.Namespace) -> list[tuple[str, int | None]]:
     if flags.cascade is None:
         if flags.workdir is None:
             raise UserError(
-                "--workdir=: a run is needed. Fix: give the folder of a training run, or --cascade"
+                "--workdir=: expected a run, got none. Fix: give the folder of a training run, or --cascade"
             )
         return [(flags.workdir, flags.step)]
     if flags.workdir is not None:
-        raise UserError(f"--workdir={flags.workdir!r}: --cascade names the runs. Fix: leave it out")
+        raise UserError(
+            f"--workdir={flags.workdir!r}: expected either --workdir or --cascade, got both. Fix: leave one out"
+        )
     for name in NOT_IN_CASCADES:
         value = getattr(flags, name)
         if value not in (None, []):
             raise UserError(
-                f"--{name.replace('_', '-')}={value!r}: a cascade has no use for it. Fix: leave it out"
+                f"--{name.replace('_', '-')}={value!r}: expected a flag for cascades, got one for a single model. "
+                "Fix: leave it out"
             )
     named = [run_and_step(folder) for folder in flags.cascade.split(",")]
     return [run if isinstance(run, tuple) else (run, None) for run in named]
@@ -102,5 +107,5 @@ def sampler_target(text: str) -> str:
                 found[name.lower()] = f"{cls.__module__}:{name}"
     if word.lower() not in found:
         names = ", ".join(target.partition(":")[2] for target in found.values())
-        raise UserError(f"--sampler={text}: there is no such sampler. Fix: use one of {names}")
+        raise UserError(f"--sampler={text}: expected a known sampler, got {word!r}. Fix: use one of {names}")
     return found[word.lower()] + bracket + arguments

@@ -15,7 +15,7 @@ from jaxdiff.generation.cascade import Cascade, consistency
 from jaxdiff.generation.generator import Generator
 
 Load = Callable[..., Generator]
-"""``load(workdir, *, step, overrides, packages, guide)`` -> the generator of a run; see `Generator.load`."""
+"""``load(workdir, *, step, overrides, packages, guiding_model)`` -> the generator of a run; see `Generator.load`."""
 
 
 class Samples(NamedTuple):
@@ -36,7 +36,7 @@ def run(request: Request, load: Load = Generator.load) -> None:
     options = {
         "overrides": request.overrides,
         "packages": request.packages,
-        "guide": request.guiding_model,
+        "guiding_model": request.guiding_model,
     }
     stages = [load(folder, step=step, **options) for folder, step in request.runs]
     sample = sample_cascade if request.flags.cascade else sample_model
@@ -82,7 +82,9 @@ def _edit(
     """``--edit``: n edits of one image."""
     flags, available = request.flags, generator.denoiser.conditioner.conditions
     if flags.known is not None:
-        raise UserError(f"--known={flags.known!r}: --edit gives the image. Fix: leave it out")
+        raise UserError(
+            f"--known={flags.known!r}: expected either --known or --edit, got both. Fix: leave one out"
+        )
     image = values.image_of_size("--edit", flags.edit, shape)
     source = cli.one_for_all("--source", flags.source, available) if flags.source else None
     return generator.edit(np.broadcast_to(image, (n, *shape)), flags.strength, before=source, **options)

@@ -20,12 +20,10 @@ def listed(conditions: Conditions) -> str:
     return ", ".join(f"{name} ({type(each).__name__})" for name, each in conditions.items()) or "none"
 
 
-def require_known(flag: str, name: str, conditions: Conditions) -> None:
-    """Raise `UserError` unless there is a condition of this name."""
-    if name not in conditions:
-        raise UserError(
-            f"{flag}={name!r}: the model has no such condition. Fix: it has: {listed(conditions)}"
-        )
+def check_known(flag: str, name: str, conditions: Conditions) -> None:
+    """Raise a `UserError` unless the model has a condition of this name."""
+    known = listed(conditions)
+    expect(name in conditions, flag, name, "a condition of the model", f"choose from {known}")
 
 
 def pairs(flag: str, words: Iterable[str]) -> list[tuple[str, str]]:
@@ -42,7 +40,7 @@ def numbers(flag: str, text: str, conditions: Conditions) -> dict[str, float]:
     """A number for each condition that is named: ``text=5,low_res=1.5``."""
     found = {}
     for name, value in pairs(flag, text.split(",")):
-        require_known(flag, name, conditions)
+        check_known(flag, name, conditions)
         try:
             found[name] = float(value)
         except ValueError:
@@ -56,7 +54,7 @@ def values(flag: str, words: Iterable[str], conditions: Conditions) -> dict[str,
     """The values of words ``NAME=VALUE``, per name; a repeated name gives several. None for ``none``."""
     found: dict[str, list] = {}
     for name, text in pairs(flag, words):
-        require_known(flag, name, conditions)
+        check_known(flag, name, conditions)
         parsed = [None] if text == "none" else conditions[name].parse(text, f"{flag} {name}")
         found.setdefault(name, []).extend(parsed)
     return found
@@ -74,7 +72,7 @@ def lines(flag: str, path: str, conditions: Conditions) -> dict[str, list]:
         where = f"{flag}={path}, line {number}"
         row = _json_object(where, line)
         for name, value in row.items():
-            require_known(where, name, conditions)
+            check_known(where, name, conditions)
             expect(
                 count == 0 or name in found, where, name, "the names of the lines before", "add null there"
             )
@@ -92,8 +90,10 @@ def _read_lines(flag: str, file: pathlib.Path) -> list[tuple[int, str]]:
     try:
         rows = [(i, line) for i, line in enumerate(file.read_text().split("\n"), 1) if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "not a text file"
-        raise UserError(f"{flag}={file}: {why}. Fix: give a file of JSON lines") from None
+        why = getattr(error, "strerror", None) or "other bytes"
+        raise UserError(
+            f"{flag}={file}: expected a text file, got {why}. Fix: give a file of JSON lines"
+        ) from None
     expect(bool(rows), flag, str(file), "a JSON object per line", "write one for each image", "no lines")
     return rows
 
@@ -102,7 +102,7 @@ def _json_object(where: str, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise UserError(f"{where}: {error}. Fix: write one JSON object per line") from None
+        raise UserError(f"{where}: expected JSON, got {error}. Fix: write one JSON object per line") from None
     if not isinstance(row, dict):
         raise UserError(
             f'{where}: expected a JSON object, got {line}. Fix: write {{"NAME": VALUE}} for each image'

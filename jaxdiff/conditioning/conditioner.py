@@ -53,7 +53,8 @@ class Conditioner(nn.Module):
                     "Fix: derive its class from jaxdiff.conditioning.condition.Condition"
                 )
         for name in self.concatenated:
-            expect(name in self.conditions, "concatenated", name, "names of conditions", self._listed())
+            fix = f"choose from {', '.join(self.conditions) or 'no conditions'}"
+            expect(name in self.conditions, "concatenated", name, "names of conditions", fix)
         both = bool(self.concatenated) == (self.mapping is not None)
         expect(both, "mapping", self.mapping, "a module together with concatenated", "give both, or neither")
         # Sorted: configs come back from JSON in another order. Frozen: modules are static arguments of jit.
@@ -184,14 +185,14 @@ class Conditioner(nn.Module):
     def check(self, fields: Fields) -> None:
         """Raise `UserError` where a value does not fit its condition. Not for traced values."""
         for name, values in fields.items():
-            self._require(name)
+            self._check_known(name)
             self.conditions[name].check(values, name)
 
     @nn.nowrap
     def _default(self, name: str, batch: int) -> Values:
         if not self.has_default(name):
             raise UserError(
-                f"{name}=: expected a field for this condition of the model, the batch has none. Fix: give {name}"
+                f"{name}=: expected a field for this condition of the model, got none in the batch. Fix: give {name}"
             )
 
         def repeat(leaf: Any) -> Array:
@@ -202,18 +203,14 @@ class Conditioner(nn.Module):
     @nn.nowrap
     def _match(self, kind: str, given: Mapping) -> None:
         for name in given:
-            self._require(name)
+            self._check_known(name)
         for name in self.conditions:
             if name not in given:
                 raise UserError(
-                    f"{name}=: expected a value for this condition of the model, {kind} has none. Fix: give {name}"
+                    f"{name}=: expected a value for this condition of the model, got none in {kind}. Fix: give {name}"
                 )
 
     @nn.nowrap
-    def _require(self, name: str) -> None:
-        if name not in self.conditions:
-            raise UserError(f"{name}=: the model has no such condition. Fix: {self._listed()}")
-
-    @nn.nowrap
-    def _listed(self) -> str:
-        return f"choose from {', '.join(self.conditions) or 'no conditions'}"
+    def _check_known(self, name: str) -> None:
+        fix = f"choose from {', '.join(self.conditions) or 'no conditions'}"
+        expect(name in self.conditions, "conditions", name, "a condition of the model", fix)

@@ -159,8 +159,8 @@ class LabelCondition(Condition):
         fits = rows.shape[1] == self.classes and np.all(rows >= 0)
         if not (fits and np.allclose(np.sum(rows, axis=1), 1, atol=1e-3)):
             raise UserError(
-                f"{name}={rows.dtype}{list(rows.shape)}: expected weights of classes. "
-                f"Fix: give rows [n, {self.classes}] that add up to 1, or None for no class"
+                f"{name}={rows.dtype}{list(rows.shape)}: expected weights >= 0 of {self.classes} classes with sum 1, "
+                f"got others. Fix: give rows [n, {self.classes}] that add up to 1, or None for no class"
             )
 
 

@@ -24,10 +24,8 @@ def read_image(name: str, path: str, channels: int) -> UInt8[np.ndarray, "height
     """
     from PIL import Image, ImageOps
 
-    expect(
-        channels in MODES, name, path, f"an image of 1 to 4 channels, the condition has {channels}",
-        "give the values in Python",
-    )  # fmt: skip
+    fix, got = "give the values in Python", f"a condition of {channels} channels"
+    expect(channels in MODES, name, path, "an image of 1 to 4 channels", fix, got)
     try:
         with Image.open(path, formats=["PNG", "JPEG", "WEBP"]) as opened:
             image = ImageOps.exif_transpose(opened)
@@ -38,6 +36,8 @@ def read_image(name: str, path: str, channels: int) -> UInt8[np.ndarray, "height
                 image = Image.alpha_composite(white, image.convert("RGBA"))
             array = np.asarray(image.convert(MODES[channels]))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        why = getattr(error, "strerror", None) or "not a readable image"
-        raise UserError(f"{name}={path}: {why}. Fix: give a PNG, JPEG or WEBP file") from None
+        why = getattr(error, "strerror", None) or "other data"
+        raise UserError(
+            f"{name}={path}: expected an image, got {why}. Fix: give a PNG, JPEG or WEBP file"
+        ) from None
     return array.reshape(*array.shape[:2], channels)

@@ -125,7 +125,7 @@ class ByteTokenizer:
         bad = np.flatnonzero(~np.all(valid, axis=1))
         if bad.size:
             raise UserError(
-                f"{name}[{bad[0]}]={ids[bad[0]].tolist()}: expected one end, and padding after it only. Fix: {fix}"
+                f"{name}[{bad[0]}]={ids[bad[0]].tolist()}: expected one end and then padding, got other ids. Fix: {fix}"
             )
 
 
@@ -167,10 +167,10 @@ def _utf8(text: object, name: str) -> bytes:
         return bytes(text)
     except UnicodeEncodeError as error:
         character = f"U+{ord(error.object[error.start]):04X}"
-        why, fix = f"character {error.start} is {character}, half of a surrogate pair", "remove it"
+        got, fix = f"{character}, half of a surrogate pair, as character {error.start}", "remove it"
     except UnicodeDecodeError as error:
-        why, fix = f"byte {error.start} is not UTF-8", "encode it as UTF-8"
-    raise UserError(f"{name}={_quoted(text)}: {why}. Fix: {fix}")
+        got, fix = f"another byte at {error.start}", "encode it as UTF-8"
+    raise UserError(f"{name}={_quoted(text)}: expected UTF-8, got {got}. Fix: {fix}")
 
 
 def _warn_cut(length: int, raw: bytes, room: int) -> None:

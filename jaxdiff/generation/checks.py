@@ -62,7 +62,9 @@ def check_shape(denoiser: Denoiser, params: Params, shape: Shape, trained: Shape
     try:
         jax.eval_shape(predict, params)
     except UserError as error:
-        raise UserError(f"size={size}: the model cannot generate this size: {error}") from None
+        raise UserError(
+            f"size={size}: expected a size that the model can generate, got an error: {error}"
+        ) from None
     except (FlaxError, TypeError, ValueError) as error:
         raise UserError(
             f"size={size}: expected {trained[0]}x{trained[1]}, the only size of this network, got {size}. "

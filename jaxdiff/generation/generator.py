@@ -44,7 +44,7 @@ class Generator(SampledModel):
         step: int | None = None,
         overrides: Sequence[tuple[str, str]] = (),
         packages: Sequence[str] = (),
-        guide: str | tuple[str, int] | None = None,
+        guiding_model: str | tuple[str, int] | None = None,
     ) -> "Generator":
         """The EMA of a training run.
 
@@ -53,8 +53,8 @@ class Generator(SampledModel):
           step: of the checkpoint; the latest if None.
           overrides: (path, text) pairs that change the stored config, ``("sampling.steps", "10")``.
           packages: packages other than jaxdiff whose classes the stored config may build.
-          guide: the folder of a weaker, guiding model for `Autoguidance`, or (folder, step). An early step of the
-            same folder is one.
+          guiding_model: the folder of a weaker model for `Autoguidance`, or (folder, step); an early step of the
+            same run serves well.
         """
         config = read_config(workdir)
         for path, text in overrides:
@@ -62,13 +62,20 @@ class Generator(SampledModel):
         experiment: Experiment = configs.build(config, packages=("jaxdiff", *packages))
         mesh = experiment.mesh.make()
         generator = cls._restored(experiment, workdir, mesh, step, "--workdir")
-        if guide is None:
+        if guiding_model is None:
             return generator
-        folder, guide_step = (guide, None) if isinstance(guide, str) else guide
+        folder, guiding_step = (guiding_model, None) if isinstance(guiding_model, str) else guiding_model
         exists = (epath.Path(folder).expanduser() / CONFIG_FILE).exists()
-        expect(exists, "guide", folder, "the folder of a training run", "give one", f"no {CONFIG_FILE} in it")
+        expect(
+            exists,
+            "guiding_model",
+            folder,
+            "the folder of a training run",
+            "give one",
+            f"no {CONFIG_FILE} in it",
+        )
         other: Experiment = configs.build(read_config(folder), packages=("jaxdiff", *packages))
-        return generator.guided_by(cls._restored(other, folder, mesh, guide_step, "guide"))
+        return generator.guided_by(cls._restored(other, folder, mesh, guiding_step, "guiding_model"))
 
     @classmethod
     def of(
@@ -97,19 +104,22 @@ class Generator(SampledModel):
         params = restore_params(experiment, workdir, mesh, step, flag=flag)
         return cls.of(experiment, params, mesh, frozen)
 
-    def guided_by(self, guide: SampledModel) -> "Generator":
+    def guided_by(self, guiding_model: SampledModel) -> "Generator":
         """This generator with a guiding model, whose network, parameterization and process are its own.
 
         Raises:
           UserError: the guiding model has another shape of data, or a condition that this model lacks.
         """
-        expect(guide.data_shape == self.data_shape, "guide", guide.image_shape, f"images of {self.image_shape}",
-               "use a guiding model for images of the same shape")  # fmt: skip
-        for name in guide.denoiser.conditioner.conditions:
-            known = ", ".join(self.denoiser.conditioner.conditions) or "no conditions"
-            expect(name in self.denoiser.conditioner.conditions, "guide", name, f"a model whose conditions are {known}",
-                   "use a guiding model with the same conditions")  # fmt: skip
-        return dataclasses.replace(self, guide=guide)
+        same, images = guiding_model.data_shape == self.data_shape, f"images of {self.image_shape}"
+        fix = "use a guiding model for images of the same shape"
+        expect(same, "guiding_model", guiding_model.image_shape, images, fix)
+        known = self.denoiser.conditioner.conditions
+        expected = f"a model whose conditions are {', '.join(known) or 'none'}"
+        for name in guiding_model.denoiser.conditioner.conditions:
+            expect(
+                name in known, "guiding_model", name, expected, "use a guiding model with the same conditions"
+            )
+        return dataclasses.replace(self, guiding_model=guiding_model)
 
     def __call__(
         self,

@@ -53,13 +53,13 @@ def _check_names(conditioner: Conditioner, conditions: Mapping[str, Any]) -> Non
     """Raise `UserError` where a condition is unknown, is required and missing, or has no null and is None."""
     names = conditioner.conditions
     for name in conditions:
-        has = f"it has: {', '.join(names) or 'none'}"
-        if name not in names:
-            raise UserError(f"{name}={conditions[name]!r}: the model has no such condition. Fix: {has}")
+        fix = f"choose from {', '.join(names) or 'no conditions'}"
+        expect(name in names, name, conditions[name], "a condition of the model", fix, "another name")
     missing = [name for name in names if name not in conditions and not conditioner.has_default(name)]
     if missing:
         raise UserError(
-            f"{missing[0]}=: the model needs it. Fix: give {', '.join(missing)}, or None for no condition"
+            f"{missing[0]}=: expected a value for this condition of the model, got none. "
+            f"Fix: give {', '.join(missing)}, or None for no condition"
         )
 
 
@@ -168,7 +168,8 @@ def _broadcast(name: str, value: Any, example: Any, n: int) -> Any:
     """One row for each of n images, from as many or from one for all."""
     for length in _lengths(value, example):
         if length != n:
-            raise UserError(f"{name}: {length} values for {n} images. Fix: give one for each, or one for all")
+            expected = f"expected {n} values, one per image, got {length}"
+            raise UserError(f"{name}: {expected}. Fix: give one for each image, or one for all")
 
     def rows(array: Any, one: Any) -> np.ndarray:
         array = np.asarray(array)

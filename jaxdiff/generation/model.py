@@ -35,7 +35,7 @@ class SampledModel:
       image_shape: shape of a sample, (height, width, channels) for images; see `of_size` for other sizes.
       mesh: the devices that share a batch.
       batch_size: the largest number of samples that are generated at once.
-      guide: a guiding model, for `Autoguidance`; see `guided_by`.
+      guiding_model: a weaker model, for `Autoguidance`; see `guided_by`.
       codec: from diffused data to samples.
       frozen: parameters of the codec's networks, by name.
     """
@@ -46,7 +46,7 @@ class SampledModel:
     image_shape: tuple[int, ...]
     mesh: jax.sharding.Mesh
     batch_size: int = 256
-    guide: "SampledModel | None" = None
+    guiding_model: "SampledModel | None" = None
     codec: Codec = Pixels()
     frozen: Mapping[str, Params] = FrozenDict()
 
@@ -151,7 +151,7 @@ class SampledModel:
 
     @property
     def _models(self) -> "list[SampledModel]":
-        return [self] if self.guide is None else [self, self.guide]
+        return [self] if self.guiding_model is None else [self, self.guiding_model]
 
     @property
     def _denoisers(self) -> tuple[Denoiser, ...]:

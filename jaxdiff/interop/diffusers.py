@@ -108,7 +108,9 @@ def read_settings(folder: str) -> tuple[dict[str, Any], dict[str, Any]]:
             found.get("config", {}).get("_class_name", "UNet2DModel") != "UNet2DModel"
             or "config" not in found
         ):
-            raise Unreadable("it holds no UNet2DModel", "name the folder of one, with its config.json")
+            raise Unreadable(
+                "expected a UNet2DModel, got none in it", "name the folder of one, with its config.json"
+            )
     return found["config"], found.get("scheduler", {})
 
 

@@ -1,4 +1,4 @@
-"""Fine-tuning: step 0 of a run, from the parameters of another run."""
+"""Fine-tuning: the initial state of a run from the parameters of another run."""
 
 import functools
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from jaxdiff import config as configs
 from jaxdiff.conditioning.conditioner import parameters_of
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.distributed import partitioning
-from jaxdiff.errors import UserError, expect, require
+from jaxdiff.errors import UserError, expect
 from jaxdiff.experiment import Experiment
 from jaxdiff.runs.restore import restore_params
 from jaxdiff.runs.weights import load
@@ -26,23 +26,24 @@ from jaxdiff.training.step import TrainState
 from jaxdiff.typing import Params
 
 CLOSE = 1e-2
-"""Relative difference that computing the old and the new model in another order may make, also in bfloat16."""
-
+"""Relative difference between the models that rounding may cause, also in bfloat16."""
 
 READERS = (
     "network/*/cross_attention",
     *(f"network/middle/block_*/{name}" for name in ("query", "key_value", "norm_tokens", "cross_out")),
 )
-"""Parts of networks that read tokens, and come with the first condition that gives any. They start as their skip."""
+"""Modules that read tokens; they are new with the first condition that gives tokens. At first they add nothing."""
 
 
 def first_state(
     experiment: Experiment, mesh: jax.sharding.Mesh, networks: Mapping[str, Params]
 ) -> tuple[TrainState, Params]:
-    """Step 0 of a run with `init_from`, and the parameters that the run does not train.
+    """Initial state of a run with `init_from`, and the parameters that the run does not train.
 
     Args:
-      networks: trees by the names in `Task.frozen`.
+      experiment: the run to start; its `init_from` names the other run.
+      mesh: the devices of the run.
+      networks: parameters of frozen networks, by the names in `Task.frozen`.
 
     Raises:
       UserError: there is no such run, its parameters do not fit, or the two models differ at step 0.
@@ -75,16 +76,15 @@ def first_state(
         full_new = task.full_params(merge(state.params, untrained), networks)
         models = (other.task.denoiser, full_old), (task.denoiser, full_new)
         difference = _difference(*models, other.task.data_shape, mesh)
-        expect(
-            difference <= CLOSE, "init_from.workdir", start.workdir, "the same model at step 0",
-            "use the same process, parameterization and network, or name what is new in init_from.fresh",
-            f"outputs that differ by {difference:.2g} of the largest",
-        )  # fmt: skip
+        fix = "use the same process, parameterization and network, or name what is new in init_from.fresh"
+        got = f"outputs that differ by {difference:.2g} of the largest"
+        same = difference <= CLOSE
+        expect(same, "init_from.workdir", start.workdir, "the same model at step 0", fix, got)
     return state, untrained
 
 
 def layout(experiment: Experiment) -> dict[str, int]:
-    """What the network's input channels are: the noisy image's, then those of each condition that is joined to them."""
+    """Input channels of the network: the noisy image, then each condition that is joined to it; name -> number."""
     conditioner: Any = experiment.task.denoiser.conditioner
     shape = experiment.task.data_shape
     found = {"image": shape[-1]}
@@ -96,37 +96,38 @@ def layout(experiment: Experiment) -> dict[str, int]:
 
 
 def zero_initialised_in(denoiser: Denoiser, name: str, data_shape: tuple[int, ...]) -> list[str]:
-    """Paths of parameters of a condition that, as zeros, keep it from saying anything to the norms.
+    """Paths of parameters of a condition which, set to zero, remove its effect on the norms.
 
-    The last that suffice are chosen, found by trial: a class's vectors, the last layer of several. Those before them
-    stay as they are, so that gradients reach them. What the condition says by channels of the image or by tokens is
-    up to the network.
+    They are found by trial, from the last parameter on: the embeddings of a class, or the last of several layers.
+    Earlier parameters keep their initial values, so that gradients reach them. Effects through channels of the image or
+    through tokens are left to the network.
 
     Raises:
-      UserError: none of its parameters, nor all of one module, can do it.
+      UserError: neither one parameter nor all of one module suffice.
     """
-    part: Any = denoiser.conditioner.conditions[name]
-    values = _some_values(part, data_shape)
+    condition: Any = denoiser.conditioner.conditions[name]
+    values = _some_values(condition, data_shape)
     none = jnp.zeros((2,), bool)
-    params = nn.meta.unbox(part.init(jax.random.key(0), values, none)).get("params", {})
+    params = nn.meta.unbox(condition.init(jax.random.key(0), values, none)).get("params", {})
     chosen: list[str] = []
     for drop in (none, ~none):
 
-        def speaks(without: list[str], drop: Any = drop) -> bool:
-            muted = _zeroed(params, without)
-            said = part.apply({"params": muted}, values, drop)
-            return any(bool(jnp.any(slot != 0)) for slot in (said.vector, said.features) if slot is not None)
+        def has_effect(zeros: list[str], drop: Any = drop) -> bool:
+            found = condition.apply({"params": _zeroed(params, zeros)}, values, drop)
+            slots = (found.vector, found.features)
+            return any(bool(jnp.any(slot != 0)) for slot in slots if slot is not None)
 
-        if speaks(chosen):
+        if has_effect(chosen):
             every = list(reversed(paths(params)))
             modules = dict.fromkeys(path.rpartition("/")[0] for path in every)
             trials = [[path] for path in every]
             trials += [[path for path in every if path.rpartition("/")[0] == module] for module in modules]
-            found = next((trial for trial in trials if not speaks(chosen + trial)), None)
+            found = next((trial for trial in trials if not has_effect(chosen + trial)), None)
             if found is None:
                 raise UserError(
-                    f"init_from: the new condition {name} ({type(part).__name__}) changes the model at once, whatever "
-                    f"is zero. Fix: use another condition, or init_from.fresh=('conditioner/{parameters_of(name)}',)"
+                    f"init_from: expected a new condition without effect at step 0, got {name} "
+                    f"({type(condition).__name__}), which has one with any parameter at zero. "
+                    f"Fix: use another condition, or init_from.fresh=('conditioner/{parameters_of(name)}',)"
                 )
             chosen += found
     return [f"conditioner/{parameters_of(name)}/{path}" for path in chosen]
@@ -134,9 +135,8 @@ def zero_initialised_in(denoiser: Denoiser, name: str, data_shape: tuple[int, ..
 
 def _other_run(start: transfer.InitFrom, mesh: jax.sharding.Mesh) -> tuple[Experiment, Params]:
     exists = (epath.Path(start.workdir).expanduser() / CONFIG_FILE).exists()
-    require(
-        exists, "init_from.workdir", start.workdir, f"there is no {CONFIG_FILE}", "give the folder of a run"
-    )
+    fix = "give the folder of a run"
+    expect(exists, "init_from.workdir", start.workdir, f"a folder with {CONFIG_FILE}", fix, "none")
     other: Any = configs.build(read_config(start.workdir), packages=("jaxdiff", *start.packages))
     field = "ema" if start.ema else "params"
     return other, restore_params(other, start.workdir, mesh, start.step, field, flag="init_from.workdir")
@@ -148,49 +148,49 @@ def _difference(
     shape: tuple[int, ...],
     mesh: jax.sharding.Mesh,
 ) -> float:
-    """How far two models answer differently to noisy images with and without conditions, relative to the largest."""
-    values = {name: _some_values(part, shape) for name, part in new[0].conditioner.conditions.items()}
+    """Largest difference of two models' outputs, with and without conditions, relative to the largest output."""
+    values = {name: _some_values(each, shape) for name, each in new[0].conditioner.conditions.items()}
 
-    def answer(denoiser: Any, params: Params) -> Any:
+    def output(denoiser: Any, params: Params) -> Any:
         x, t = jax.random.normal(jax.random.key(1), (2, *shape)), jnp.array([0.3, 0.7])
-        parts = denoiser.conditioner.conditions
-        fields = {name: values[name] for name in parts}
-        drop = dict.fromkeys(parts, jnp.array([False, True]))
+        conditions = denoiser.conditioner.conditions
+        fields = {name: values[name] for name in conditions}
+        drop = dict.fromkeys(conditions, jnp.array([False, True]))
         return denoiser.apply({"params": params}, x, t, fields, drop, train=False)
 
     everywhere = partitioning.replicated(mesh)
     before, after = (
-        np.asarray(jax.jit(functools.partial(answer, denoiser), out_shardings=everywhere)(params))
+        np.asarray(jax.jit(functools.partial(output, denoiser), out_shardings=everywhere)(params))
         for denoiser, params in (old, new)
     )
     largest = float(np.abs(before).max())
     return float(np.abs(after - before).max()) / largest if largest else float(np.abs(after).max())
 
 
-def _some_values(part: Any, data_shape: tuple[int, ...]) -> Any:
-    """Two values of a condition; its dummies, with numbers between 0 and 1 in place of zeros."""
-    leaves, structure = jax.tree.flatten(part.example(2, data_shape))
+def _some_values(condition: Any, data_shape: tuple[int, ...]) -> Any:
+    """Two values of a condition: its example, with floats drawn from [0, 1)."""
+    leaves, structure = jax.tree.flatten(condition.example(2, data_shape))
     keys = jax.random.split(jax.random.key(0), len(leaves))
     floats = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
     drawn = [
-        jax.random.uniform(key, leaf.shape, leaf.dtype) if moves else leaf
-        for key, leaf, moves in zip(keys, leaves, floats, strict=True)
+        jax.random.uniform(key, leaf.shape, leaf.dtype) if is_float else leaf
+        for key, leaf, is_float in zip(keys, leaves, floats, strict=True)
     ]
     return jax.tree.unflatten(structure, drawn)
 
 
 def _channels(conditioner: Any, name: str, data_shape: tuple[int, ...]) -> dict[str, int]:
-    """How many channels a condition has as "spatial" and as "tokens", if it has any; nothing is computed."""
-    part, none = conditioner.conditions[name], jnp.zeros((1,), bool)
+    """Number of channels of a condition's "spatial" and "tokens" slots, if filled; by abstract evaluation."""
+    condition, none = conditioner.conditions[name], jnp.zeros((1,), bool)
 
-    def said() -> dict[str, Any]:
-        found, _ = part.init_with_output(jax.random.key(0), part.example(1, data_shape), none)
+    def embeddings() -> dict[str, Any]:
+        found, _ = condition.init_with_output(jax.random.key(0), condition.example(1, data_shape), none)
         return {"spatial": found.spatial, "tokens": found.tokens and found.tokens.features}
 
-    slots = jax.eval_shape(said)
+    slots = jax.eval_shape(embeddings)
     return {slot: array.shape[-1] for slot, array in slots.items() if array is not None}
 
 
-def _zeroed(params: Mapping[str, Any], named: list[str]) -> Any:
-    leaves = [jnp.zeros_like(leaf) if path in named else leaf for path, leaf in paths(params).items()]
+def _zeroed(params: Mapping[str, Any], zeros: list[str]) -> Any:
+    leaves = [jnp.zeros_like(leaf) if path in zeros else leaf for path, leaf in paths(params).items()]
     return jax.tree.unflatten(jax.tree.structure(params), leaves)

@@ -1,4 +1,4 @@
-"""A run's folder: its stored config, made when training starts and read by everything else."""
+"""The folder of a run and its stored config, written when training starts and read by all other commands."""
 
 import json
 from typing import Any
@@ -12,7 +12,7 @@ from jaxdiff.errors import UserError
 
 CONFIG_FILE = "config.json"
 
-# What a run may change when it is continued: it alters how long, how often or where, never what is learned so far.
+# Fields that may change when a run continues: they affect duration, outputs or devices, not what is learned.
 FREE = (
     "steps",
     "log_every",
@@ -27,10 +27,13 @@ FREE = (
 
 
 def init_workdir(config: Any, workdir: str) -> epath.Path:
-    """Make `workdir` the home of `config`: store it there, or see that the run there has the same one.
+    """Create the folder of a run and store its config, or check that the run there has the same config.
+
+    Returns:
+      The folder.
 
     Raises:
-      UserError: a run with another config lives there (naming the fields that differ), or it cannot be written.
+      UserError: the folder holds a run with another config (the error names the fields), or it cannot be written.
     """
     path = epath.Path(workdir).expanduser()
     file = path / CONFIG_FILE
@@ -41,39 +44,45 @@ def init_workdir(config: Any, workdir: str) -> epath.Path:
             fixed = {
                 name: (old, new)
                 for name, (old, new) in changed.items()
-                # A field that is younger than the run changes nothing while it has its default.
+                # A field that the stored config lacks, with its default value, changes nothing.
                 if name.partition(".")[0] not in FREE and not (old == "absent" and is_default(config, name))
             }
             if fixed:
                 listed = "; ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in fixed.items())
                 raise UserError(
-                    f"--workdir={workdir}: a run with another config lives there ({listed}). "
-                    "Fix: use another --workdir, or the same config"
+                    f"--workdir={workdir}: expected an empty folder or a run with this config, "
+                    f"got a run with another config ({listed}). Fix: use another --workdir, or the same config"
                 )
         partial = path / f"{CONFIG_FILE}.new"
         partial.write_text(configs.to_json(config))
         partial.replace(file)
     except OSError as error:
         raise UserError(
-            f"--workdir={workdir}: {error.strerror or error}. Fix: give a folder that can be written"
+            f"--workdir={workdir}: expected a writable folder, got {error.strerror or error}. Fix: give another folder"
         ) from None
     return path
 
 
 def _has_trained(workdir: epath.Path) -> bool:
-    """Whether there is something to continue: a run that failed before its first checkpoint binds nobody."""
+    """Whether the run has a checkpoint. The config of a run without one may be replaced."""
     checkpoints = workdir / "checkpoints"
     return checkpoints.exists() and any(path.name.isdigit() for path in checkpoints.iterdir())
 
 
 def read_config(workdir: str) -> Any:
-    """The resolved config that a run stored."""
+    """The stored config of a run.
+
+    Raises:
+      UserError: there is no config, or the file is not valid JSON.
+    """
     file = epath.Path(workdir).expanduser() / CONFIG_FILE
     if not file.exists():
         raise UserError(
-            f"--workdir={workdir}: there is no {CONFIG_FILE}. Fix: give the folder of a training run"
+            f"--workdir={workdir}: expected a folder with {CONFIG_FILE}, got none. Fix: give the folder of a run"
         )
     try:
         return configs.from_json(file.read_text())
     except ValueError as error:
-        raise UserError(f"{file}: {error}. Fix: restore the file; it is not JSON any more") from None
+        raise UserError(
+            f"--workdir={workdir}: expected JSON in {file.name}, got {error}. Fix: restore the file"
+        ) from None

@@ -1,4 +1,4 @@
-"""Augmentation that does not leak: images are changed, and the model is told how."""
+"""Non-leaking augmentation: images are transformed, and the transformation is a condition of the model."""
 
 import dataclasses
 import math
@@ -7,17 +7,17 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from jaxdiff.errors import require
+from jaxdiff.errors import between
 from jaxdiff.tasks.warping import warp
 from jaxdiff.typing import Array, Bool, Float, Images, Keys
 
 FIELD = "augment"
-"""The condition that tells the model what was done."""
+"""Name of the condition that describes the transformation."""
 
 
 @runtime_checkable
 class Augmentation(Protocol):
-    """Random changes of images, and `size` numbers for each that say what they were; zeros say: none."""
+    """Random transformations of images, and `size` labels per image that describe them; zeros for none."""
 
     size: int
 
@@ -25,15 +25,15 @@ class Augmentation(Protocol):
 
 
 class Geometry(NamedTuple):
-    """What is done to each image, in this order.
+    """Transformation of each image, applied in this order.
 
     Attributes:
-      x_flip, y_flip: mirrored left to right, top to bottom.
+      x_flip, y_flip: whether it is mirrored left to right, top to bottom.
       scale: logarithm of the enlargement, in standard deviations.
-      angle: of the rotation, counter-clockwise, in radians.
-      stretch: logarithm of the anisotropic scaling, in standard deviations: enlarged along `axis`, shrunk across it.
-      axis: an angle, counter-clockwise from the x axis.
-      translation: to the right and down, in standard deviations.
+      angle: counter-clockwise rotation, in radians.
+      stretch: logarithm of the anisotropic scaling, in standard deviations; enlarges along `axis`, shrinks across it.
+      axis: counter-clockwise angle from the x axis, in radians.
+      translation: shift to the right and down, in standard deviations.
     """
 
     x_flip: Bool[Array, "batch"]
@@ -45,7 +45,7 @@ class Geometry(NamedTuple):
     translation: Float[Array, "batch 2"]
 
     def labels(self) -> Float[Array, "batch 9"]:
-        """The nine numbers of EDM: 0 for what is not done, and continuous where angles begin again."""
+        """The nine labels of EDM: 0 without the transformation, and continuous across the period of angles."""
         numbers = [
             self.x_flip, self.y_flip, self.scale, jnp.cos(self.angle) - 1, jnp.sin(self.angle),
             self.stretch * jnp.cos(self.axis), self.stretch * jnp.sin(self.axis), *self.translation.T,
@@ -57,18 +57,18 @@ class Geometry(NamedTuple):
 class GeometricAugmentation:
     """EDM's flips, scaling, rotation, stretching and translation (Karras et al. 2022, appendix F.2).
 
-    Each is done to an image with probability `p`, independently; flips then in half of the cases, and the flip left to
-    right always so. All that is no flip is one affine map, see `warping.warp`. An image of which all labels are 0 is
-    untouched. Sizes of 0 and False leave a kind out.
+    Each kind is applied to an image with probability `p`, independently. A vertical flip then happens in half of the
+    cases; the horizontal flip has probability 1/2 regardless of `p`. All kinds but flips form one affine map, see
+    `warping.warp`. An image whose labels are all 0 is unchanged. False, or a size of 0, disables a kind.
 
     Attributes:
-      p: 0.12 for CIFAR-10 and 0.15 for FFHQ and AFHQv2 in the paper.
-      x_flip, y_flip: whether there are such flips.
-      scale: standard deviation of the logarithm, to base 2, of the enlargement.
-      rotation: the largest angle, in half turns.
-      anisotropy: standard deviation of the logarithm, to base 2, of the stretching; in half of the cases along the
-        x axis, else along any.
-      translation: standard deviation in either direction, as a share of the image's size.
+      p: probability of each kind; 0.12 for CIFAR-10, and 0.15 for FFHQ and AFHQv2 in the paper.
+      x_flip, y_flip: whether to flip left to right, top to bottom.
+      scale: standard deviation of the base-2 logarithm of the enlargement.
+      rotation: largest angle, in half turns, in [0, 1].
+      anisotropy: standard deviation of the base-2 logarithm of the stretching; in half of the cases along the x axis,
+        else in a random direction.
+      translation: standard deviation in either direction, as a fraction of the image's size.
     """
 
     p: float = 0.12
@@ -81,32 +81,23 @@ class GeometricAugmentation:
     size = 9
 
     def __post_init__(self):
-        require(0 <= self.p <= 1, "p", self.p, "it is a probability", "try 0.12")
-        require(
-            0 <= self.rotation <= 1,
-            "rotation",
-            self.rotation,
-            "a half turn to either side is all",
-            "give 0 to 1",
-        )
-        for name in ("scale", "anisotropy", "translation"):
-            require(
-                getattr(self, name) >= 0, name, getattr(self, name), "it is a standard deviation", "try 0.2"
-            )
+        between(self, "p", 0, 1)
+        between(self, "rotation", 0, 1)
+        for deviation in ("scale", "anisotropy", "translation"):
+            between(self, deviation, 0, math.inf)
 
     def __call__(self, images: Images, keys: Keys) -> tuple[Images, Float[Array, "batch 9"]]:
         geometry = self.draw(keys)
         return self.apply(images, geometry), geometry.labels()
 
     def draw(self, keys: Keys) -> Geometry:
-        """What is to be done, from one key for each image."""
+        """Random transformations, from one key per image."""
         kinds = (self.y_flip, self.scale > 0, self.rotation > 0, self.anisotropy > 0, self.translation > 0)
 
         def one(key: Array) -> Geometry:
-            key_done, key_halves, key_normal, key_angle = jax.random.split(key, 4)
-            flips, scales, turns, stretches, moves = jax.random.uniform(key_done, (5,)) < self.p * jnp.array(
-                kinds
-            )
+            key_applied, key_halves, key_normal, key_angle = jax.random.split(key, 4)
+            applied = jax.random.uniform(key_applied, (5,)) < self.p * jnp.array(kinds)
+            flips, scales, turns, stretches, moves = applied
             left, top, tilted = jax.random.bernoulli(key_halves, 0.5, (3,))
             scale, stretch, *translation = jax.random.normal(key_normal, (4,))
             angle, axis = jax.random.uniform(key_angle, (2,), minval=-math.pi, maxval=math.pi)
@@ -123,7 +114,7 @@ class GeometricAugmentation:
         return jax.vmap(one)(keys)
 
     def apply(self, images: Images, geometry: Geometry) -> Images:
-        """The images, changed so."""
+        """The transformed images."""
         for flip, axis in ((geometry.x_flip, 2), (geometry.y_flip, 1)):
             images = jnp.where(flip[:, None, None, None], jnp.flip(images, axis), images)
         matrix, shift = self.inverse(geometry, *images.shape[1:3])
@@ -133,7 +124,7 @@ class GeometricAugmentation:
     def inverse(
         self, geometry: Geometry, height: int, width: int
     ) -> tuple[Float[Array, "batch 2 2"], Float[Array, "batch 2"]]:
-        """The map from where a pixel is to where it was, flips aside: ``p -> matrix p + shift``."""
+        """The inverse affine map, without flips: ``p -> matrix p + shift`` is the source of pixel p."""
         stretch = jnp.exp2(self.anisotropy * geometry.stretch)
         scaling = jnp.exp2(-self.scale * geometry.scale)[:, None, None]
         stretching = _diagonal(1 / stretch, stretch)
@@ -154,7 +145,7 @@ def _diagonal(x: Float[Array, "batch"], y: Float[Array, "batch"]) -> Float[Array
 
 
 def _product(*matrices: Float[Array, "batch 2 2"]) -> Float[Array, "batch 2 2"]:
-    """In the precision of their numbers: a matrix unit's default would move pixels."""
+    """Matrix product in full float32: the default precision of matrix units would shift pixels."""
     product = matrices[0]
     for matrix in matrices[1:]:
         product = jnp.sum(product[:, :, :, None] * matrix[:, None, :, :], axis=2)

@@ -1,4 +1,4 @@
-"""Images seen through affine maps, without jags: what is between pixels is found with a wavelet's low-pass filter."""
+"""Affine warps of images without aliasing: values between pixels are interpolated with a wavelet's low-pass filter."""
 
 import jax
 import jax.numpy as jnp
@@ -12,20 +12,23 @@ SYM6 = (
     0.787641141030194, 0.3379294217276218, -0.07263752278646252, -0.021060292512300564, 0.04472490177066578,
     0.0017677118642428036, -0.007800708325034148,
 )  # fmt: skip
-REACH = len(SYM6) // 2 - 1  # half pixels that the filter reaches back; forward it is one more
+REACH = len(SYM6) // 2 - 1  # half pixels that the filter extends backward; forward, it extends one more
 
 
 def warp(images: Images, matrix: Float[Array, "batch 2 2"], shift: Float[Array, "batch 2"]) -> Images:
-    """Each image through a map of its own (Karras et al. 2020, "ADA", appendix B.2).
+    """Affine warp with one map per image (Karras et al. 2020, "ADA", appendix B.2).
 
-    The pixel at ``p = (x, y)`` shows what was at ``matrix p + shift``, in pixels from the centre, x to the right and y
-    down. Beyond its edges an image goes on as its reflection, for ever. It is upsampled to half pixels with the filter,
-    looked up between them linearly, and downsampled with the same filter, which is orthogonal: without a map, the image
-    comes back.
+    The output at ``p = (x, y)`` is the input at ``matrix p + shift``, in pixels from the centre, x to the right and y
+    down. Images are extended by reflection, periodically. The image is upsampled to half pixels with the filter,
+    interpolated linearly between them, and downsampled with the same filter. The filter is orthogonal, so the identity
+    map returns the image.
 
     Args:
       images: [batch, height, width, channels].
-      matrix, shift: the maps, from where a pixel is to where it was.
+      matrix, shift: the maps from output to input positions.
+
+    Returns:
+      The warped images, with the shape of `images`.
     """
     height, width = images.shape[1:3]
     fine = _along(_along(images, _upsampling(height), 1), _upsampling(width), 2)
@@ -44,7 +47,7 @@ def _look_up(
     y: Float[Array, "rows columns"],
     x: Float[Array, "rows columns"],
 ) -> Float[Array, "rows columns channels"]:
-    """The image at these indices, linearly between them. It repeats itself without end."""
+    """Linear interpolation of a periodic image at fractional indices."""
     height, width, channels = image.shape
     top, left = jnp.floor(y), jnp.floor(x)
     down, right = (y - top)[..., None], (x - left)[..., None]
@@ -56,14 +59,14 @@ def _look_up(
 
 
 def _along(images: Images, matrix: np.ndarray, axis: int) -> Array:
-    """`matrix` times the rows or columns."""
+    """Product of `matrix` with the rows or columns of images."""
     weights = jnp.asarray(matrix, images.dtype)
     product = jnp.tensordot(images, weights, axes=(axis, 1), precision=jax.lax.Precision.HIGHEST)
     return jnp.moveaxis(product, -1, axis)
 
 
 def _upsampling(side: int) -> np.ndarray:
-    """From pixels to one period of their endless reflection at half pixels, the filter spread around each pixel."""
+    """Matrix from pixels to half pixels, over one period of their reflection."""
     period = max(2 * side - 2, 1)
     matrix = np.zeros((2 * period, side))
     for pixel in range(period):
@@ -73,7 +76,7 @@ def _upsampling(side: int) -> np.ndarray:
 
 
 def _downsampling(side: int) -> np.ndarray:
-    """From half pixels, beginning where the filter of the first pixel does, to pixels: the adjoint."""
+    """Matrix from half pixels to pixels, the adjoint. The first half pixel is the first under the filter of pixel 0."""
     matrix = np.zeros((side, 2 * side + 2 * REACH))
     for pixel in range(side):
         matrix[pixel, 2 * pixel : 2 * pixel + len(SYM6)] = SYM6

@@ -1,8 +1,8 @@
-"""Checkpoints of a run: written in the background, found again after any kind of death.
+"""Checkpoints of a run: written in the background, and complete or ignored after any kind of interruption.
 
-``<directory>/<step>/state`` holds one `TrainState` in Orbax's format. Orbax writes to a temporary name first,
-so a killed save leaves the earlier ones as they were; but it trusts any directory whose name is a number,
-which `Checkpoints` does not.
+``<directory>/<step>/state`` holds one `TrainState` in Orbax's format. Orbax writes to a temporary name first, so a
+killed save leaves earlier checkpoints intact. But Orbax accepts any directory whose name is a number; `Checkpoints`
+accepts complete ones only.
 """
 
 import dataclasses
@@ -16,11 +16,11 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from jaxdiff.errors import UserError, require
+from jaxdiff.errors import UserError, expect
 
 ITEM = "state"
 COMPLETE = (f"{ITEM}/_METADATA", f"{ITEM}/manifest.ocdbt")
-"""What a finished checkpoint has, of which an interrupted copy or a stray directory lacks something."""
+"""Files of every complete checkpoint. An interrupted copy or a stray directory lacks one of them."""
 
 RENAMED = {"task_state": "memory", "extra_emas": "others"}
 """Fields of `TrainState` -> their names in checkpoints of jaxdiff 0.1.0."""
@@ -33,20 +33,19 @@ def _is_quiet(record: logging.LogRecord) -> bool:
 
 
 class Checkpoints:
-    """The checkpoints below one directory.
+    """The checkpoints in one directory.
 
     Args:
-      directory: made when something is to be saved.
-      keep: how many of the latest to keep. An older one is deleted only after its successor is complete on
-        disk.
-      keep_every: also keep the steps that this divides, for good.
+      directory: created by the first save.
+      keep: number of latest checkpoints to keep. An older one is deleted only after its successor is complete on disk.
+      keep_every: also keep every step that is a multiple of this, permanently.
       read_only: for sampling, while a run may still be writing.
     """
 
     def __init__(
         self, directory: epath.PathLike, keep: int = 3, keep_every: int | None = None, read_only: bool = False
     ):
-        require(keep >= 1, "keep", keep, "the latest checkpoint is needed to go on", "keep at least 1")
+        expect(keep >= 1, "keep", keep, "at least 1", "keep the latest one, from which a run continues")
         logging.getLogger("absl").addFilter(_is_quiet)
         self.directory = epath.Path(directory).expanduser().resolve()  # Orbax fails late on a relative path
         if not read_only:
@@ -64,7 +63,7 @@ class Checkpoints:
         )  # fmt: skip
 
     def steps(self) -> list[int]:
-        """The steps of which a complete checkpoint exists, in order."""
+        """The steps with a complete checkpoint, in order."""
         if not self.directory.exists():
             return []
         named = (path for path in self.directory.iterdir() if path.name.isdigit())
@@ -75,11 +74,13 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def save(self, step: int, state: Any) -> bool:
-        """Start saving `state`, which may be given away (donated) as soon as this returns.
+        """Start to save `state`, which may be donated as soon as this returns.
 
-        Returns whether a save was started: a state that is not finite is not worth keeping and would push out
-        one that is, and an existing step stays as it is. A save that failed earlier (on a full disk) is
-        reported now, and costs neither an older checkpoint nor this one.
+        A state that is not finite is not saved, since it would replace one that is. An existing step stays as it is. An
+        earlier save that failed, on a full disk for example, is reported now; older checkpoints and this one are safe.
+
+        Returns:
+          Whether a save was started.
         """
         try:
             self.wait()
@@ -94,10 +95,10 @@ class Checkpoints:
         return self._manager.save(step, args=args, force=True)
 
     def wait(self) -> None:
-        """Return when all that was saved is complete on disk.
+        """Wait until all saves are complete on disk.
 
         Raises:
-          Exception: whatever has kept the last save from completing.
+          Exception: the error that made the last save fail.
         """
         try:
             self._manager.wait_until_finished()
@@ -114,7 +115,7 @@ class Checkpoints:
         """
         fields = [field.name for field in dataclasses.fields(abstract)]
         item = self._as_saved(step, {name: getattr(abstract, name) for name in fields})
-        _compare(self._metadata(step), item)
+        _compare(self.metadata(step), item)
         restore_args = ocp.checkpoint_utils.construct_restore_args(item)
         # All arrays agree by now. Partial, since an empty field may be newer than the checkpoint.
         args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
@@ -125,7 +126,7 @@ class Checkpoints:
     def restore_part(self, step: int, name: str, abstract: Any) -> Any:
         """One field of the saved state, ``"ema"`` or ``"params"``; the rest is not read."""
         item = self._as_saved(step, {name: abstract})
-        saved = self._metadata(step)
+        saved = self.metadata(step)
         _compare({key: saved[key] for key in item}, item)
         restore_args = ocp.checkpoint_utils.construct_restore_args(item)
         args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
@@ -133,7 +134,7 @@ class Checkpoints:
         return found
 
     def close(self) -> None:
-        """Wait for what is being saved, and let the threads go."""
+        """Wait for unfinished saves, and stop the threads."""
         self._manager.close()
 
     def __enter__(self) -> "Checkpoints":
@@ -142,26 +143,36 @@ class Checkpoints:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _metadata(self, step: int) -> Any:
+    def metadata(self, step: int) -> Any:
+        """The tree of the state of `step`, with shapes and dtypes in place of arrays."""
         steps = self.steps()
         found = ", ".join(map(str, steps)) or "none"
-        require(step in steps, "step", step, f"it is not in {self.directory}", f"choose from: {found}")
+        expect(
+            step in steps,
+            "step",
+            step,
+            f"a checkpoint of this step in {self.directory}",
+            f"choose from: {found}",
+            "none",
+        )
         return self._manager.item_metadata(step)[ITEM].tree
 
     def _as_saved(self, step: int, fields: dict[str, Any]) -> dict[str, Any]:
-        """Fields of a state under the names that they have in the checkpoint of `step`."""
-        saved = self._metadata(step)
+        """Fields of a state, under their names in the checkpoint of `step`."""
+        saved = self.metadata(step)
         old = {name: RENAMED[name] for name in fields if RENAMED.get(name) in saved}
         return {old.get(name, name): value for name, value in fields.items()}
 
     def _set_aside(self) -> None:
-        """Rename what looks like a step and is none: Orbax would take it for the latest."""
+        """Rename incomplete checkpoints, which Orbax would take for the latest step."""
         if jax.process_index() == 0 and self.directory.exists():
             for path in self.directory.iterdir():
                 if path.name.isdigit() and not _complete(path):
                     _log.warning("%s is not a complete checkpoint: renamed to %s.incomplete", path, path.name)
                     path.rename(_unused(path.parent / f"{path.name}.incomplete"))
-        multihost_utils.sync_global_devices("set aside")  # before the extra_emas look; alone, it does nothing
+        multihost_utils.sync_global_devices(
+            "set aside"
+        )  # other processes read afterwards; with one, this does nothing
 
 
 def _complete(path: epath.Path) -> bool:
@@ -178,23 +189,28 @@ def _is_finite(tree: Any) -> Any:
 
 
 def _compare(saved: Any, abstract: Any) -> None:
-    """Complain of every leaf in which a checkpoint differs; Orbax would cast other types without a word."""
+    """Raise a `UserError` that lists all leaves that differ; Orbax would silently cast other types."""
     old, new = _leaves(saved), _leaves(abstract)
-    lines = [f"  {path}: {old.get(path, 'absent')} in the checkpoint, {new.get(path, 'absent')} in the config"
-             for path in sorted(old.keys() | new.keys()) if old.get(path) != new.get(path)]  # fmt: skip
+    lines = [
+        f"  {path}: {old.get(path, 'absent')} in the checkpoint, {new.get(path, 'absent')} in the config"
+        for path in sorted(old.keys() | new.keys())
+        if old.get(path) != new.get(path)
+    ]
     if lines:
         shown = "\n".join(lines[:20]) + (f"\n  and {len(lines) - 20} more" if len(lines) > 20 else "")
         raise UserError(
-            f"checkpoint: {len(lines)} arrays differ from the config.\n{shown}\n"
-            "Fix: use the config that the checkpoint was made with, or another directory"
+            f"checkpoint: expected the arrays of the config, got {len(lines)} that differ.\n{shown}\n"
+            "Fix: use the config of the run that saved the checkpoint, or another directory"
         )
 
 
 def _leaves(tree: Any) -> dict[str, str]:
-    """Path -> type and shape, with the paths as they are in a checkpoint: names and numbers."""
+    """Path -> dtype and shape. Paths are those of checkpoints: names and numbers."""
     flat, _ = jax.tree.flatten_with_path(tree, is_leaf=lambda x: hasattr(x, "shape") and hasattr(x, "dtype"))
-    return {
-        "/".join(str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))) for key in path):
-        f"{jnp.dtype(leaf.dtype).name}{list(leaf.shape)}"
-        for path, leaf in flat
-    }  # fmt: skip
+
+    def name(path: Any) -> str:
+        return "/".join(
+            str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))) for key in path
+        )
+
+    return {name(path): f"{jnp.dtype(leaf.dtype).name}{list(leaf.shape)}" for path, leaf in flat}

@@ -1,4 +1,4 @@
-"""The moving average of the parameters, which is what samples are drawn with."""
+"""Moving averages of the parameters. Samples are drawn with the average, not with the latest parameters."""
 
 import dataclasses
 import math
@@ -7,71 +7,70 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdiff.errors import require
+from jaxdiff.errors import between, positive
 from jaxdiff.typing import Params
 
 
 class EmaProfile:
-    """An average over the course of training, which starts as the initial parameters.
+    """Base class of averages over the steps of training. They start as the initial parameters.
 
     Attributes:
-      snapshot_every: after how many steps a copy of this average and its `extra_emas` is kept for good; 0 for never.
+      snapshot_every: interval, in steps, at which the average and its `extra_emas` are stored permanently; 0 for never.
     """
 
     snapshot_every: int = 0
 
     def one_minus_decay(self, step: Any) -> Any:
-        """How much of the way to the parameters it moves after the update number `step`; the first is 0."""
+        """Weight of the new parameters in the average after update number `step`; the first update is 0."""
         raise NotImplementedError
 
     def update(self, ema: Params, params: Params, step: Any) -> Params:
-        """The average after the update number `step` gave `params`, in the types that it has."""
+        """The average after update number `step`, which gave `params`. The dtypes of the average are kept."""
         gain = self.one_minus_decay(step)
         return jax.tree.map(lambda e, p: (e + gain * (p - e)).astype(e.dtype), ema, params)
 
     def extra_emas(self) -> "tuple[EmaProfile, ...]":
-        """Averages of other lengths that are to be tracked beside this one, for later use."""
+        """Further averages to track during training, of other lengths. Samples are not drawn with them."""
         return ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Ema(EmaProfile):
-    """An exponential moving average, ``ema <- d ema + (1 - d) params``.
+    """Exponential moving average, ``ema <- d ema + (1 - d) params``.
 
-    With `warmup`, ``d = min(decay, (1 + step) / (10 + step))``, so that the initial parameters are soon
-    forgotten.
+    Attributes:
+      decay: d, in [0, 1).
+      warmup: use ``d = min(decay, (1 + step) / (10 + step))``, so that the weight of the initial parameters falls
+        quickly.
     """
 
     decay: float = 0.9999
     warmup: bool = True
 
     def __post_init__(self):
-        require(
-            0.0 <= self.decay < 1.0, "decay", self.decay, "the average would never move", "choose from [0, 1)"
-        )
+        between(self, "decay", 0, 1, open_high=True)
 
     def one_minus_decay(self, step: Any) -> Any:
-        """1 - d after the update number `step` (the first is 0), with no cancellation for d close to 1."""
+        """1 - d after update number `step` (the first is 0), without cancellation for d close to 1."""
         rest = 1.0 - self.decay
         return jnp.maximum(rest, 9.0 / (10.0 + step)) if self.warmup else jnp.asarray(rest)
 
 
 @dataclasses.dataclass(frozen=True)
 class HalfLifeEma(EmaProfile):
-    """An exponential moving average that forgets half in `half_life` steps (Karras et al. 2022, "EDM").
+    """Exponential moving average with a half-life in steps (Karras et al. 2022, "EDM").
 
     Attributes:
-      half_life: in optimizer steps; the paper's half-life in images, over the batch size.
-      ramp: the half-life is at most this share of the steps done; None for no such bound. The paper's is 0.05.
+      half_life: steps after which the weight of old parameters has halved: the paper's half-life in images, divided by
+        the batch size.
+      ramp: upper bound of the half-life, as a fraction of the steps done; None for no bound. The paper's is 0.05.
     """
 
     half_life: float
     ramp: float | None = 0.05
 
     def __post_init__(self):
-        require(self.half_life > 0, "half_life", self.half_life, "it is a number of steps", "use > 0")
-        fix = "use > 0, as 0.05, or None for no bound"
-        require(self.ramp is None or self.ramp > 0, "ramp", self.ramp, "nothing would be averaged", fix)
+        positive(self, "half_life", "ramp")
 
     def one_minus_decay(self, step: Any) -> Any:
         """1 - d, where ``d = 2^(-1 / half-life)``."""

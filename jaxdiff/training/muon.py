@@ -1,37 +1,39 @@
-"""Muon: an optimizer for matrices, which learns more of each example than Adam does."""
+"""Muon: an optimizer for matrices, which needs fewer examples than Adam."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import optax
 from optax import contrib
 
-from jaxdiff.errors import require
+from jaxdiff.errors import between, positive
 from jaxdiff.training.optimizer import Constant, Schedule
 from jaxdiff.typing import Params
 
 KERNEL = "kernel"
 PER_HEAD = ("query_key_value", "query", "key_value")
-"""Layers whose kernels are [channels, count, heads, head_dim]: a matrix for each head of each projection. As one matrix
-the gradients of values, which are large from the start, would leave nothing to queries and keys."""
+"""Layers whose kernels [channels, count, heads, head_dim] count as one matrix per head and projection.
+
+As a single matrix, the gradients of the values, which are large from the start, would dominate queries and keys."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Muon:
-    """Momentum, made orthogonal, for the kernels of layers (Jordan et al. 2024, "Muon"); Adam for all else.
+    """Muon: orthogonalised momentum for the kernels of layers (Jordan et al. 2024); Adam for all other parameters.
 
-    Both with Nesterov's look ahead, for Adam that of Dozat 2016. A kernel counts as the matrix whose columns are its
-    last axis, projections to heads as many matrices (`PER_HEAD`). Its updates are scaled to the root mean square that
-    Adam's have, so that rates of `AdamW` fit (Liu et al. 2025, "Muon is Scalable for LLM Training", equation 4). A step
-    costs more than Adam's, by some products of matrices as large as the kernels, whatever the batch.
+    Both use Nesterov momentum, Adam in the form of Dozat 2016. A kernel counts as the matrix whose columns are its last
+    axis; projections to heads count as several matrices (`PER_HEAD`). Updates of kernels are scaled to the root mean
+    square of Adam's, so that learning rates of `AdamW` fit (Liu et al. 2025, "Muon is Scalable for LLM Training",
+    equation 4). A step costs a few products of matrices of the kernels' sizes more than Adam's, for any batch size.
 
     Attributes:
       learning_rate, schedule: as in `AdamW`.
-      beta: decay of the momentum of kernels.
-      b1, b2, eps: of Adam.
-      weight_decay: of kernels, decoupled.
-      iterations: of Newton and Schulz, which make the momentum orthogonal.
+      beta: decay of the momentum of kernels, in [0, 1).
+      b1, b2, eps: parameters of Adam.
+      weight_decay: decoupled weight decay of kernels.
+      iterations: number of Newton-Schulz iterations, which orthogonalise the momentum.
       clip_norm, frozen: as in `AdamW`.
     """
 
@@ -47,15 +49,10 @@ class Muon:
     frozen: tuple[str, ...] = ()
 
     def __post_init__(self):
-        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "nothing would move", "use > 0")
-        for name in ("beta", "b1", "b2"):
-            decay = getattr(self, name)
-            require(0.0 <= decay < 1.0, name, decay, "it is the decay of an average", "use [0, 1)")
-        require(self.eps > 0, "eps", self.eps, "it keeps a division finite", "use > 0, as 1e-8")
-        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "weights would grow", "use >= 0")
-        require(self.iterations > 0, "iterations", self.iterations, "nothing is made orthogonal", "use 5")
-        clips = self.clip_norm is None or self.clip_norm > 0
-        require(clips, "clip_norm", self.clip_norm, "nothing would be left", "use > 0, or None for none")
+        positive(self, "learning_rate", "eps", "iterations", "clip_norm")
+        for decay in ("beta", "b1", "b2"):
+            between(self, decay, 0, 1, open_high=True)
+        between(self, "weight_decay", 0, math.inf)
 
     def make(self, total_steps: int) -> optax.GradientTransformation:
         """The optimizer of a run of `total_steps`."""
@@ -71,12 +68,11 @@ class Muon:
             consistent_rms=0.2,
         )
         clip = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
-        whole = optax.chain(*clip, muon)
-        return whole
+        return optax.chain(*clip, muon)
 
 
 def _matrices(params: Params) -> Any:
-    """Which axes of each kernel are a row; None for parameters that are no kernels."""
+    """The axes of each kernel that are its rows and its columns; None for other parameters."""
 
     def matrix(path: Any, leaf: Any) -> contrib.MuonDimensionNumbers | None:
         names = {getattr(key, "key", None) for key in path}

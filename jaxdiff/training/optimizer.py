@@ -4,26 +4,27 @@ Rates count optimizer steps: neither the number of devices nor gradient accumula
 """
 
 import dataclasses
+import math
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdiff.errors import require
+from jaxdiff.errors import between, expect, positive
 from jaxdiff.typing import Params
 
 
 @runtime_checkable
 class Schedule(Protocol):
-    """How the learning rate moves below its peak during a run."""
+    """Learning-rate schedule of a run, from the peak rate and the number of steps."""
 
     def __call__(self, peak: float, total_steps: int) -> optax.Schedule: ...
 
 
 @runtime_checkable
 class Optimizer(Protocol):
-    """The block of a config that says how parameters move."""
+    """Optimizer of a config; `frozen` are patterns of parameters that are not trained."""
 
     @property
     def learning_rate(self) -> float: ...
@@ -35,18 +36,18 @@ class Optimizer(Protocol):
 
 
 def _warmup(step: Any, warmup_steps: int) -> Any:
-    """The share of the peak that is reached: linear, and positive at the first step already."""
+    """Fraction of the peak: linear in the step, and above 0 at the first one."""
     return jnp.minimum(1.0, (step + 1) / max(warmup_steps, 1))
 
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-    """The peak, after `warmup_steps` of linear increase."""
+    """Constant learning rate, after `warmup_steps` of linear increase."""
 
     warmup_steps: int = 0
 
     def __post_init__(self):
-        require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "it counts steps", "use 0 or more")
+        between(self, "warmup_steps", 0, math.inf)
 
     def __call__(self, peak: float, total_steps: int) -> optax.Schedule:
         return lambda step: peak * _warmup(step, self.warmup_steps)
@@ -54,43 +55,47 @@ class Constant:
 
 @dataclasses.dataclass(frozen=True)
 class Cosine:
-    """Half a cosine from the peak to `final` of it (Loshchilov & Hutter 2017, eq. 5), after a warm-up."""
+    """Half a cosine from the peak to the fraction `final` of it (Loshchilov & Hutter 2017, eq. 5), after a warm-up."""
 
     warmup_steps: int = 0
     final: float = 0.0
 
     def __post_init__(self):
-        require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "it counts steps", "use 0 or more")
-        require(0.0 <= self.final <= 1.0, "final", self.final, "it is a share of the peak", "use 0 to 1")
+        between(self, "warmup_steps", 0, math.inf)
+        between(self, "final", 0, 1)
 
     def __call__(self, peak: float, total_steps: int) -> optax.Schedule:
-        require(
-            self.warmup_steps < total_steps, "warmup_steps", self.warmup_steps,
-            f"the warm-up fills all {total_steps} steps", "choose fewer, or train longer",
-        )  # fmt: skip
+        fewer = f"fewer steps than the run's {total_steps}"
+        expect(
+            self.warmup_steps < total_steps,
+            "warmup_steps",
+            self.warmup_steps,
+            fewer,
+            "give fewer, or train longer",
+        )
 
         def rate(step: Any) -> Any:
             progress = jnp.clip((step - self.warmup_steps) / (total_steps - self.warmup_steps), 0.0, 1.0)
-            share = self.final + (1.0 - self.final) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
-            return peak * _warmup(step, self.warmup_steps) * share
+            fraction = self.final + (1.0 - self.final) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+            return peak * _warmup(step, self.warmup_steps) * fraction
 
         return rate
 
 
 @dataclasses.dataclass(frozen=True)
 class InverseSqrt:
-    """The peak, and from `decay_steps` on ``peak / sqrt(step / decay_steps)``, after a warm-up.
+    """Constant up to `decay_steps`, then ``peak / sqrt(step / decay_steps)``; a warm-up comes first.
 
-    Karras et al. 2024, "EDM2": where weights are kept at one length (`AdamW.unit_weights`), the learning rate is their
-    relative change, and nothing but a schedule lowers it.
+    Karras et al. 2024, "EDM2": for weights of constant norm (`AdamW.unit_weights`), the learning rate is their relative
+    change, which only a schedule lowers.
     """
 
     decay_steps: int
     warmup_steps: int = 0
 
     def __post_init__(self):
-        require(self.decay_steps > 0, "decay_steps", self.decay_steps, "it counts steps", "use 1 or more")
-        require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "it counts steps", "use 0 or more")
+        positive(self, "decay_steps")
+        between(self, "warmup_steps", 0, math.inf)
 
     def __call__(self, peak: float, total_steps: int) -> optax.Schedule:
         return lambda step: (
@@ -102,14 +107,20 @@ class InverseSqrt:
 class AdamW:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019).
 
-    Only arrays of two axes or more decay: biases, gains of norms and the frequencies of embeddings are no weights.
-    `clip_norm` bounds the global norm of the gradient first; None leaves it alone.
+    Only arrays with at least two axes decay: not biases, gains of norms, or frequencies of embeddings.
 
-    `unit_weights` is the name of parameters that are kept at a root mean square of 1 for each output, their last axis:
-    ``"weight"`` for the layers of `jaxdiff.models.magnitude`, which is the forced weight normalisation of Karras et al.
-    2024 ("EDM2"). None moves all parameters freely.
-
-    `frozen` are patterns of parameters that are not trained, ``"network/encoder_*"``; see `jaxdiff.training.partition`.
+    Attributes:
+      learning_rate: peak rate, per optimizer step.
+      schedule: the rate during the run, relative to the peak.
+      b1, b2: decays of the averages of the gradient and of its square, in [0, 1).
+      eps: added to the square root in the denominator.
+      weight_decay: decoupled weight decay.
+      clip_norm: bound of the global norm of the gradient; None for no bound.
+      unit_weights: name of the parameters that are kept at a root mean square of 1 per output, their last axis; None
+        for no such constraint. ``"weight"`` names the layers of `jaxdiff.models.magnitude`: this is the forced weight
+        normalisation of Karras et al. 2024 ("EDM2").
+      frozen: patterns of parameters that are not trained, such as ``"network/encoder_*"``; see
+        `jaxdiff.training.partition`.
     """
 
     learning_rate: float = 1e-4
@@ -123,13 +134,10 @@ class AdamW:
     frozen: tuple[str, ...] = ()
 
     def __post_init__(self):
-        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "nothing would move", "use > 0")
-        for name, decay in (("b1", self.b1), ("b2", self.b2)):
-            require(0.0 <= decay < 1.0, name, decay, "it is the decay of an average", "use [0, 1)")
-        require(self.eps > 0, "eps", self.eps, "it keeps a division finite", "use > 0, as 1e-8")
-        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "weights would grow", "use >= 0")
-        clips = self.clip_norm is None or self.clip_norm > 0
-        require(clips, "clip_norm", self.clip_norm, "nothing would be left", "use > 0, or None for none")
+        positive(self, "learning_rate", "eps", "clip_norm")
+        for decay in ("b1", "b2"):
+            between(self, decay, 0, 1, open_high=True)
+        between(self, "weight_decay", 0, math.inf)
 
     def make(self, total_steps: int) -> optax.GradientTransformation:
         """The optimizer of a run of `total_steps`."""
@@ -139,23 +147,24 @@ class AdamW:
         )
         clip = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
         unit = [] if self.unit_weights is None else [keep_unit(self.unit_weights)]
-        whole = optax.chain(*clip, adamw, *unit) if clip or unit else adamw
-        return whole
+        return optax.chain(*clip, adamw, *unit) if clip or unit else adamw
 
 
 def keep_unit(name: str) -> optax.GradientTransformation:
-    """To come last: the updates that leave parameters of this name with a root mean square of 1 for each output.
+    """Unit weights: updates after which parameters of this name have a root mean square of 1 per output.
 
-    Outputs are the last axis.
+    Outputs are the last axis. This transformation must be the last of a chain.
 
     Raises:
-      UserError: at `init`, where no parameter has the name.
+      UserError: at `init`, if no parameter has the name.
     """
 
     def init(params: Params) -> optax.EmptyState:
         paths = [path for path, _ in jax.tree.leaves_with_path(params)]
         found = any(_names(path, name) for path in paths)
-        require(found, "unit_weights", name, "no parameter has this name", "give None, or the name of one")
+        expect(
+            found, "unit_weights", name, "the name of a parameter", "give such a name, or None", "no match"
+        )
         return optax.EmptyState()
 
     def update(updates: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:

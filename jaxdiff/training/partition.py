@@ -1,7 +1,7 @@
 """Parameter trees split into trained and untrained parts, and merged again.
 
-A parameter is named by its path, ``network/encoder_0_block_0/residual/conv_0/kernel``. A pattern of paths has * for
-anything, slashes included. A pattern that names a module, ``network/encoder_0_block_0``, covers everything in it.
+A parameter is named by its path, ``network/encoder_0_block_0/residual/conv_0/kernel``. In a pattern of paths, * matches
+any text, slashes included. A pattern that names a module, ``network/encoder_0_block_0``, covers all its parameters.
 """
 
 import fnmatch
@@ -42,14 +42,8 @@ def split(params: Params, untrained: Sequence[str]) -> tuple[Params, Params]:
         fix = f"use paths such as {some_of(found)}"
         expect(some, "optimizer.frozen", pattern, "a pattern that names a parameter", fix, "no match")
     trained = any(not matches(path, untrained) for path in found)
-    expect(
-        trained,
-        "optimizer.frozen",
-        tuple(untrained),
-        "something left to train",
-        "name fewer",
-        "all parameters",
-    )
+    some = "some trained parameters"
+    expect(trained, "optimizer.frozen", tuple(untrained), some, "name fewer patterns", "none")
     return _kept(params, untrained, False), _kept(params, untrained, True)
 
 

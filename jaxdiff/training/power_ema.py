@@ -1,7 +1,7 @@
-"""Averages whose length is a share of the training so far, and any of them from a few that were kept.
+"""Power-function EMA: averages whose length is a fraction of the training so far, and their post-hoc reconstruction.
 
-Karras et al. 2024, "EDM2", section 3 and appendix C. When t steps are done, a profile weighs the parameters of step tau
-by ``tau^gamma``. Its length is told by its standard deviation as a share of t, the paper's ``sigma_rel``.
+Karras et al. 2024, "EDM2", section 3 and appendix C. After t steps, a profile weights the parameters of step tau by
+``tau^gamma``. The length of an average is its standard deviation as a fraction of t, the paper's ``sigma_rel``.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jaxdiff.errors import require
+from jaxdiff.errors import between, expect
 from jaxdiff.training.ema import EmaProfile
 
 LONGEST = 12**-0.5
@@ -24,41 +24,38 @@ class PowerEma(EmaProfile):
     """Power-function averages, one for each of `stds`; samples are drawn with the first.
 
     Attributes:
-      stds: their standard deviations, as shares of the steps done. Post-hoc reconstruction needs two at least.
-      snapshot_every: keep all of them every so many steps, from which `snapshots.reconstruct` makes averages of any
-        other length; 0 for never. A few tens in a run are enough.
+      stds: standard deviations, as fractions of the steps done. Post-hoc reconstruction needs at least two.
+      snapshot_every: interval, in steps, at which all averages are stored; 0 for never. From them
+        `snapshots.reconstruct` computes averages of any other length. A few tens in a run are enough.
     """
 
     stds: tuple[float, ...] = (0.05, 0.10)
     snapshot_every: int = 0
 
     def __post_init__(self):
-        require(len(self.stds) > 0, "stds", self.stds, "there is no average", "try (0.05, 0.1)")
-        require(
-            len(set(self.stds)) == len(self.stds), "stds", self.stds, "two are the same", "keep one of them"
-        )
+        expect(len(self.stds) > 0, "stds", self.stds, "at least one standard deviation", "try (0.05, 0.1)")
+        different = len(set(self.stds)) == len(self.stds)
+        expect(different, "stds", self.stds, "different standard deviations", "keep one of the equal ones")
         for std in self.stds:
-            require_std("stds", std)
-        fix = "use 0 for never, or more"
-        require(self.snapshot_every >= 0, "snapshot_every", self.snapshot_every, "it counts steps", fix)
+            check_std("stds", std)
+        between(self, "snapshot_every", 0, math.inf)
 
     def extra_emas(self) -> "tuple[PowerEma, ...]":
         return tuple(PowerEma((std,)) for std in self.stds[1:])
 
     def one_minus_decay(self, step: Any) -> Any:
-        """``1 - (1 - 1 / t)^(gamma + 1)`` after t = step + 1 updates: 1 at the first, which forgets the start."""
+        """``1 - (1 - 1 / t)^(gamma + 1)`` after t = step + 1 updates: 1 at the first, so initial values vanish."""
         power = exponent(self.stds[0]) + 1
         return -jnp.expm1(power * jnp.log1p(-1.0 / (jnp.asarray(step) + 1.0)))
 
 
-def require_std(field: str, std: float) -> None:
-    """Raise `UserError` unless a power-function profile has this standard deviation."""
-    why = f"an average over training has a standard deviation between 0 and {LONGEST:.4f} of it"
-    require(0 < std < LONGEST, field, std, why, "try 0.05 or 0.1")
+def check_std(field: str, std: float) -> None:
+    """Raise a `UserError` unless a power-function profile can have this standard deviation."""
+    expect(0 < std < LONGEST, field, std, f"a number in (0, {LONGEST:.4f})", "try 0.05 or 0.1")
 
 
 def exponent(std: float) -> float:
-    """The gamma of a profile of this relative standard deviation (algorithm 2).
+    """The gamma of a profile with this relative standard deviation (algorithm 2).
 
     The largest root of ``(gamma + 2)^2 (gamma + 3) std^2 = gamma + 1``.
     """
@@ -74,7 +71,7 @@ def relative_std(gamma: float) -> float:
 def coefficients(
     steps: Float[np.ndarray, "kept"], stds: Float[np.ndarray, "kept"], step: float | int, std: float
 ) -> Float[np.ndarray, "kept"]:
-    """The sum of kept averages that is nearest to the average of length `std` at `step` (algorithm 3).
+    """Coefficients of the sum of kept averages that is nearest to the average of length `std` at `step` (algorithm 3).
 
     Each kept average is a profile that ends at one of `steps`. The distance is the integral of the squared difference
     of the profiles over time. The coefficients add up to 1.
@@ -94,8 +91,8 @@ def _inner(
 ) -> Float[np.ndarray, "..."]:
     """``integral p_a p_b``, where ``p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1)`` up to t, and 0 after it.
 
-    The power belongs to the profile that ends later: the other one ends the integral.
+    The integral ends with the shorter profile, hence the power of the longer one.
     """
     longer = np.where(t_a < t_b, gamma_b, gamma_a)
-    share = np.minimum(t_a, t_b) / np.maximum(t_a, t_b)
-    return (gamma_a + 1) * (gamma_b + 1) * share**longer / ((gamma_a + gamma_b + 1) * np.maximum(t_a, t_b))
+    ratio = np.minimum(t_a, t_b) / np.maximum(t_a, t_b)
+    return (gamma_a + 1) * (gamma_b + 1) * ratio**longer / ((gamma_a + gamma_b + 1) * np.maximum(t_a, t_b))

@@ -1,4 +1,4 @@
-"""Averages of a run that are kept for good, and averages of other lengths that are made of them afterwards."""
+"""Snapshots: stored averages of a run, and averages of other lengths computed from them after training."""
 
 import functools
 import logging
@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from etils import epath
 
-from jaxdiff.errors import require
+from jaxdiff.errors import expect
 from jaxdiff.training.checkpoint import Checkpoints
-from jaxdiff.training.power_ema import PowerEma, coefficients, require_std
+from jaxdiff.training.power_ema import PowerEma, check_std, coefficients
 from jaxdiff.typing import Params
 
 FOLDER = "averages"
@@ -20,49 +20,54 @@ _log = logging.getLogger(__name__)
 
 
 class Snapshots:
-    """``<workdir>/averages/<step>``: checkpoints that hold the averages alone, and none of which is deleted."""
+    """Checkpoints of the averages alone, ``<workdir>/averages/<step>``. None is ever deleted.
+
+    Attributes:
+      checkpoints: the underlying `Checkpoints`.
+    """
 
     def __init__(self, workdir: epath.PathLike, read_only: bool = False):
-        self._checkpoints = Checkpoints(epath.Path(workdir) / FOLDER, 1, keep_every=1, read_only=read_only)
+        self.checkpoints = Checkpoints(epath.Path(workdir) / FOLDER, 1, keep_every=1, read_only=read_only)
 
     def save(self, state: Any, step: int) -> Mapping[str, Any]:
-        """Keep the averages of `state`, as a hook of the training loop. A failure costs this snapshot only."""
+        """Store the averages of `state`, as a hook of the training loop. A failure loses this snapshot only."""
         try:
-            self._checkpoints.save(step, state.replace(params=(), opt_state=(), task_state=()))
+            self.checkpoints.save(step, state.replace(params=(), opt_state=(), task_state=()))
         except Exception as error:
-            _log.warning("step %d: its averages could not be kept, training goes on: %s", step, error)
+            _log.warning("step %d: its averages could not be stored; training continues: %s", step, error)
         return {}
 
     def steps(self) -> list[int]:
-        return self._checkpoints.steps()
+        return self.checkpoints.steps()
 
     def restore(self, step: int, extra_emas: int, abstract: Params) -> tuple[Params, ...]:
-        """All averages of a step: the one that samples are drawn with, then the `extra_emas`."""
+        """All averages of a step: the one for sampling, then the `extra_emas`."""
         rest = (
-            self._checkpoints.restore_part(step, "extra_emas", (abstract,) * extra_emas) if extra_emas else ()
+            self.checkpoints.restore_part(step, "extra_emas", (abstract,) * extra_emas) if extra_emas else ()
         )
-        return (self._checkpoints.restore_part(step, "ema", abstract), *rest)
+        return (self.checkpoints.restore_part(step, "ema", abstract), *rest)
 
     def __enter__(self) -> "Snapshots":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._checkpoints.close()
+        self.checkpoints.close()
 
 
 def reconstruct(
     workdir: epath.PathLike, ema: PowerEma, abstract: Params, std: float, step: int | None = None
 ) -> tuple[Params, int]:
-    """The power-function average of relative length `std`, nearly as if it had been tracked all along.
+    """Post-hoc EMA: the power-function average of relative length `std`, from stored snapshots.
 
-    Karras et al. 2024, "EDM2", algorithm 3. One snapshot at a time is in memory.
+    Karras et al. 2024, "EDM2", algorithm 3. Nearly equals the average that training would have tracked. One snapshot at
+    a time is in memory.
 
     Args:
-      workdir: folder of a run whose `ema` has kept snapshots.
-      ema: what the run tracked.
+      workdir: folder of a run whose `ema` has stored snapshots.
+      ema: the run's profile.
       abstract: shapes, types and shardings of the parameters.
-      std: the length that is wanted; see `PowerEma`. Best near or between those that were tracked.
-      step: after how many steps; the last snapshot's if None.
+      std: relative standard deviation, see `PowerEma`. Most accurate near or between the tracked ones.
+      step: number of steps after which the average ends; the last snapshot's if None.
 
     Returns:
       The average, and the step.
@@ -70,11 +75,11 @@ def reconstruct(
     Raises:
       UserError: there are no snapshots up to that step.
     """
-    require_std("std", std)
+    check_std("std", std)
     with Snapshots(workdir, read_only=True) as snapshots:
         steps = [kept for kept in snapshots.steps() if step is None or kept <= step]
         fix = "give a later step, or train with PowerEma(snapshot_every=...)"
-        require(len(steps) > 0, "step", step, f"{workdir} has no snapshot until then", fix)
+        expect(len(steps) > 0, "step", step, f"a snapshot up to this step in {workdir}", fix, "none")
         end = steps[-1] if step is None else step
         times = np.repeat(np.array(steps, np.float64), len(ema.stds))
         weights = coefficients(times, np.tile(ema.stds, len(steps)), end, std).reshape(len(steps), -1)

@@ -11,28 +11,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.errors import UserError, require
+from jaxdiff.errors import UserError, expect
 from jaxdiff.training.partition import matches, paths, some_of
 from jaxdiff.typing import Params
 
 Layouts = tuple[Mapping[str, int], Mapping[str, int]]
-"""What the input channels of the old and of the new network are, in their order: name -> how many."""
+"""Input channels of the old and of the new network, in order: name -> number of channels."""
 
 
 @dataclasses.dataclass(frozen=True)
 class InitFrom:
-    """Another run, from whose parameters a run starts.
+    """Initial parameters from another run.
 
-    What the new model has besides starts so that at step 0 it is the old model: new input channels have no weights
-    yet, and a new condition says nothing.
+    At step 0 the new model computes the same function as the old one: weights of new input channels start as zeros, and
+    a new condition has no effect yet.
 
     Attributes:
-      workdir: the other run's folder.
-      step: which of its checkpoints; the newest if None.
-      ema: the averaged parameters, rather than those that the last step left.
-      fresh: patterns of parameters that start as in a new run, or that only the other run has: a model with these is
-        another one at step 0.
-      packages: packages besides jaxdiff whose classes the other run's config may make.
+      workdir: folder of the other run.
+      step: step of its checkpoint; the newest if None.
+      ema: use the averaged parameters instead of the latest ones.
+      fresh: patterns of parameters that start as in a new run, or that only the other run has. With these, the new
+        model may differ from the old one at step 0.
+      packages: packages, in addition to jaxdiff, whose classes the other run's config may build.
     """
 
     workdir: str
@@ -50,32 +50,35 @@ def transfer_params(
     added: Sequence[str],
     fresh: Sequence[str],
 ) -> Params:
-    """The parameters of `new` with the values that they have in `old`.
+    """Parameters of the new model, with values of the old one.
 
     Args:
-      old: of the other run.
-      new: fresh ones, of the model that is to be trained.
-      zero_initialised: those of them that start as zeros, so that new conditions say nothing.
-      layouts: the input channels of both networks. A kernel [..., inputs, outputs] that has become wider by those that
-        are new keeps its weights for the extra_emas, and has zeros for these.
-      added: patterns of parameters that the new model may have besides.
+      old: parameters of the other run.
+      new: initial parameters of the model to train.
+      zero_initialised: paths of new parameters that start as zeros, so that new conditions have no effect.
+      layouts: input channels of both networks. A kernel [..., inputs, outputs] with additional inputs keeps its weights
+        for the old ones, and has zeros for the new ones.
+      added: patterns of parameters that only the new model may have.
       fresh: see `InitFrom`.
 
     Raises:
-      UserError: it names the parameters that one of the two models lacks, or that have another shape, or the pattern
-        that fits none.
+      UserError: parameters exist in one model only or have other shapes, or a pattern of `fresh` matches none.
     """
     before, after = paths(old), paths(new)
     for pattern in fresh:
         some = any(matches(path, (pattern,)) for path in [*before, *after])
-        require(some, "init_from.fresh", pattern, "it names no parameter", f"there are {some_of(after)}")
+        fix = f"use paths such as {some_of(after)}"
+        expect(some, "init_from.fresh", pattern, "a pattern that names a parameter", fix, "no match")
     lost = [path for path in before if path not in after and not matches(path, fresh)]
     missing = [path for path in after if path not in before and not matches(path, (*added, *fresh))]
     fix = "change the config, or name them in init_from.fresh, with *"
     if lost:
-        raise UserError(f"init_from: only the other run has {some_of(lost)}. Fix: {fix}")
+        raise UserError(
+            f"init_from: expected no parameter of the other run alone, got {some_of(lost)}. Fix: {fix}"
+        )
     if missing:
-        raise UserError(f"init_from: the other run lacks {some_of(missing)}. Fix: {fix}")
+        expected = f"expected a value in the other run for each parameter, got none for {some_of(missing)}"
+        raise UserError(f"init_from: {expected}. Fix: {fix}")
     return jax.tree.unflatten(
         jax.tree.structure(new),
         [
@@ -97,15 +100,15 @@ def _start(
         return old.astype(new.dtype)
     widened = _widened(old, new.shape, layouts)
     if widened is None:
-        shapes = f"{list(old.shape)} there and {list(new.shape)} here"
         raise UserError(
-            f"init_from: {path} is {shapes}. Fix: change the config, or name it in init_from.fresh"
+            f"init_from: expected {path} {list(new.shape)} in the other run, got {list(old.shape)}. "
+            "Fix: change the config, or name it in init_from.fresh"
         )
     return widened.astype(new.dtype)
 
 
 def _widened(old: Any, shape: tuple[int, ...], layouts: Layouts) -> Any:
-    """A kernel for more input channels, the new ones without weights; None if it is not that in which they differ."""
+    """The kernel with zeros for new input channels; None if the shapes differ in another way."""
     before, after = layouts
     if len(shape) < 2 or len(shape) != old.ndim:
         return None
@@ -115,5 +118,5 @@ def _widened(old: Any, shape: tuple[int, ...], layouts: Layouts) -> Any:
     if not same or any(after.get(name) != count for name, count in before.items()):
         return None
     starts = dict(zip(after, np.cumsum([0, *after.values()]), strict=False))
-    places = np.concatenate([starts[name] + np.arange(count) for name, count in before.items()])
-    return jnp.zeros(shape, old.dtype).at[..., places, :].set(old)
+    positions = np.concatenate([starts[name] + np.arange(count) for name, count in before.items()])
+    return jnp.zeros(shape, old.dtype).at[..., positions, :].set(old)

@@ -64,7 +64,7 @@ def test_overrides_reach_the_config(call):
 
 
 MISTAKES = {
-    "no config": (["--n", "1"], "--config=: a config is needed. Fix: choose one of configs/half.py"),
+    "no config": (["--n", "1"], "--config=: expected a config, got none. Fix: choose one of configs/half.py"),
     "missing file": (["--config", "configs/halv.py"], "Fix: did you mean configs/half.py?"),
     "folder": (["--config", "configs"], "Is a directory"),
     "stray word": (
@@ -75,16 +75,28 @@ MISTAKES = {
         ["more", "--config", "configs/half.py"],
         "more: expected a flag, got a word that belongs to none",
     ),
-    "unknown flag": (["--workdri=x"], "--workdri: there is no such flag. Fix: did you mean --workdir?"),
-    "unknown flag and value": (["--workdri", "x"], "--workdri: there is no such flag"),
-    "strange flag": (["--qqqqqq"], "--qqqqqq: there is no such flag. Fix: use one of "),
-    "abbreviation": (["--work", "x"], "--work: there is no such flag. Fix: did you mean --workdir?"),
-    "wrong number": (["--n", "few"], "argument --n: invalid int value: 'few'. Fix: see --help"),
-    "no value": (["--config"], "argument --config: expected one argument"),
-    "needed flag": (["--need-workdir"], "the following arguments are required: --workdir"),
+    "unknown flag": (
+        ["--workdri=x"],
+        "--workdri=x: expected a flag of this command, got --workdri. Fix: did you mean",
+    ),
+    "unknown flag and value": (
+        ["--workdri", "x"],
+        "--workdri: expected a flag of this command, got --workdri",
+    ),
+    "strange flag": (
+        ["--qqqqqq"],
+        "--qqqqqq: expected a flag of this command, got --qqqqqq. Fix: use one of ",
+    ),
+    "abbreviation": (["--work", "x"], "got --work. Fix: did you mean --workdir?"),
+    "wrong number": (["--n", "few"], "--n='few': expected a value of type int, got 'few'. Fix: give one"),
+    "no value": (["--config"], "--config=: expected a value, got none. Fix: --config=VALUE"),
+    "needed flag": (["--need-workdir"], "--workdir=: expected a value, got none. Fix: give --workdir"),
     "unknown field": (["--config=configs/half.py", "--config.numeratro=3"], "mean --config.numerator?"),
-    "field without value": (["--config.numerator"], "--config.numerator: a value is missing"),
-    "flag for a value": (["--config.numerator", "--n", "1"], "--config.numerator: a value is missing"),
+    "field without value": (["--config.numerator"], "--config.numerator=: expected a value, got none"),
+    "flag for a value": (
+        ["--config.numerator", "--n", "1"],
+        "--config.numerator=: expected a value, got none",
+    ),
 }
 
 

@@ -17,13 +17,13 @@ KEY = jax.random.key(0)
 
 
 @pytest.mark.parametrize("codec", [Pixels(), Identity()])
-def test_they_are_codecs(codec):
+def test_codecs_satisfy_the_protocol(codec):
     assert isinstance(codec, Codec)
     assert not codec.frozen
 
 
 @pytest.mark.parametrize(("codec", "stored"), [(Pixels(), LEVELS), (Identity(), VECTORS)])
-def test_what_is_stored_comes_back_to_the_bit(codec, stored):
+def test_stored_values_survive_the_round_trip_exactly(codec, stored):
     x_0 = jax.jit(codec.encode)({}, codec.checked("x", stored), KEY)
     assert x_0.dtype == jnp.float32
     assert x_0.shape[1:] == codec.data_shape(stored.shape[1:])
@@ -34,13 +34,13 @@ def test_what_is_stored_comes_back_to_the_bit(codec, stored):
     assert (example.shape, example.dtype) == ((3, *stored.shape[1:]), stored.dtype)
 
 
-def test_pixels_on_the_device_are_those_on_the_host_up_to_rounding():
+def test_device_and_host_pixels_agree_up_to_rounding():
     on_device = jax.jit(Pixels().encode)({}, LEVELS, KEY)
     np.testing.assert_allclose(on_device, to_float(LEVELS), atol=1.2e-7)
     np.testing.assert_array_equal(Pixels().encode({}, on_device, KEY), on_device)  # floats are data already
 
 
-def test_what_cannot_be_coded_is_named():
+def test_unsuitable_values_are_errors():
     with pytest.raises(UserError, match=r"config.data.image=float32\[5, 7\]: expected uint8, got float32"):
         Pixels().checked("config.data.image", VECTORS)
     with pytest.raises(UserError, match=r"x=uint8\[4, 8, 8, 1\]: expected floats, got uint8"):

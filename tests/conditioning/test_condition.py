@@ -96,7 +96,7 @@ def test_image_files_are_parsed(tmp_path):
     assert LOW.from_json(None, "low", tmp_path) is None
     with pytest.raises(UserError, match="low=3: expected the path of an image"):
         LOW.from_json(3, "low", tmp_path)
-    with pytest.raises(UserError, match=r"--image low=.*absent.png: No such file"):
+    with pytest.raises(UserError, match=r"--image low=.*absent.png: expected an image, got No such file"):
         LOW.parse(str(tmp_path / "absent.png"), "--image low")
     noisy = NOISY.from_json({"value": "x.png", "level": 0.3}, "low", tmp_path)
     assert noisy["level"] == 0.3

@@ -100,15 +100,16 @@ def test_an_unconditional_model():
 def test_missing_and_unknown_conditions():
     none = CONDITIONER.none_dropped(3)
     with pytest.raises(
-        UserError, match="style=: expected a value for this condition of the model, fields has none"
+        UserError, match="style=: expected a value for this condition of the model, got none in fields"
     ):
         vector({"label": LABELS}, none)
     with pytest.raises(
-        UserError, match=r"text=: the model has no such condition. Fix: choose from label, style"
+        UserError,
+        match=r"conditions='text': expected a condition of the model, .* Fix: choose from label, style",
     ):
         vector(FIELDS | {"text": LABELS}, none)
     with pytest.raises(
-        UserError, match="label=: expected a value for this condition of the model, drop has none"
+        UserError, match="label=: expected a value for this condition of the model, got none in drop"
     ):
         vector(FIELDS, {"style": none["style"]})
 
@@ -260,7 +261,7 @@ def test_a_config_describes_every_condition():
     model.check(jax.tree.map(np.asarray, fields))
 
 
-def test_fourier_features_are_those_of_the_papers():
+def test_fourier_features_match_the_papers():
     label, half = 37.0, 4
     adm = [label * 10_000 ** (-i / half) for i in range(half)]
     np.testing.assert_allclose(

@@ -76,7 +76,7 @@ def test_a_missing_field_is_its_default():
     given = model.draw(batch | {"crop": jnp.arange(3.0)}, keys, train=True)
     np.testing.assert_array_equal(given["crop"], [0, 1, 2])
     with pytest.raises(
-        UserError, match="label=: expected a field for this condition of the model, the batch has none"
+        UserError, match="label=: expected a field for this condition of the model, got none in the batch"
     ):
         model.draw({"image": batch["image"]}, keys, train=True)
 
@@ -140,7 +140,7 @@ def test_rows_of_weights_add_up_to_one():
     part = ClassLabel(3, 4)
     part.check(np.array([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]))
     for rows in (np.zeros((1, 3)), np.full((1, 3), 0.5), np.array([[2.0, -1.0, 0.0]]), np.full((1, 2), 0.5)):
-        with pytest.raises(UserError, match=r"label=float64.*: expected weights of classes"):
+        with pytest.raises(UserError, match=r"label=float64.*: expected weights >= 0 of 3 classes"):
             part.check(rows)
     with pytest.raises(UserError, match=r"label=\[1, 2\]: expected one class per image"):
         part.check([[1, 2]])

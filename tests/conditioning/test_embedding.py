@@ -55,7 +55,7 @@ def test_tokens_are_the_normalised_projection():
     np.testing.assert_array_equal(tokens.mask, [[True] * 3 + [False] * 2, [True] * 5])
 
 
-def test_the_vector_is_made_of_the_mean_over_tokens():
+def test_the_vector_is_computed_from_the_mean_over_tokens():
     params, embeddings = PARAMS["params"], embed(values())
     mean = np.asarray(embeddings.tokens.features[0, :3]).mean(axis=0)
     hidden = mean @ np.asarray(params["dense_0"]["kernel"]) + np.asarray(params["dense_0"]["bias"])
@@ -88,8 +88,8 @@ def test_a_null_of_zeros_has_no_parameters_and_none_is_always_shown():
             np.testing.assert_array_equal(tokens.mask, embed(values()).tokens.mask)
 
 
-def test_padding_changes_nothing_that_pixels_see():
-    """What follows the last token is no token: a shorter array says the same."""
+def test_padding_does_not_change_attention():
+    """Padding after the last token is ignored: a shorter array gives the same embedding."""
     block = AttentionBlock(heads=2)
     x = jax.random.normal(jax.random.key(2), (1, 4, 4, 8))
     params = filled(block, x, embed(values()[:1], SHOWN[:1]).tokens)
@@ -105,7 +105,7 @@ def test_padding_changes_nothing_that_pixels_see():
         assert not np.allclose(long[i], other[i], atol=1e-3)
 
 
-def test_short_sequences_are_padded_and_one_stands_for_all():
+def test_short_sequences_are_padded_and_one_sequence_is_repeated():
     conditioner = Conditioner(NoiseLevel(16), {"text": TEXT})
     rows, absent, n = fields([conditioner], 2, {"text": values()[1, :3]}, (4, 4, 3))
     assert (n, rows["text"].shape) == (2, (2, LENGTH, SIZE))

@@ -15,7 +15,7 @@ def spatial(part, images, drop=False, **params):
     return part.apply({"params": params}, images, jnp.full(len(images), drop)).spatial
 
 
-def test_an_image_of_the_right_size_is_shown_as_it_is():
+def test_an_image_of_the_right_size_is_unchanged():
     np.testing.assert_array_equal(spatial(ImageCondition(1), RAMP), RAMP)
 
 
@@ -42,13 +42,13 @@ def test_nearest_repeats_pixels():
 
 @pytest.mark.parametrize("method", ["nearest", "bilinear", "bicubic"])
 @pytest.mark.parametrize("factor", [2.0, 0.5])
-def test_a_plain_image_stays_plain_to_its_edges(method, factor):
+def test_a_constant_image_stays_constant_to_its_edges(method, factor):
     found = spatial(ImageCondition(2, factor=factor, method=method), jnp.full((1, 8, 4, 2), 0.7))
     assert found.shape == (1, int(8 * factor), int(4 * factor), 2)
     np.testing.assert_allclose(found, 0.7, atol=1e-6)
 
 
-def test_an_image_that_shrinks_is_low_passed():
+def test_downsampled_images_are_low_passed():
     checks = jnp.asarray((-1.0) ** np.add.outer(np.arange(16), np.arange(16)))[None, :, :, None]
     found = spatial(ImageCondition(1, factor=0.5), checks)[:, 1:-1, 1:-1]
     np.testing.assert_allclose(found, 0, atol=1e-6)

@@ -32,7 +32,7 @@ def draw(values, count=None, seed=0, train=False, model=MODEL):
     return model.draw({"low": values}, keys(count or len(values), seed), train)["low"]
 
 
-def test_levels_of_training_are_uniform_and_the_noise_has_that_level():
+def test_training_levels_are_uniform_and_match_the_noise():
     images = jnp.full((20_000, 4, 4, 1), 0.4)
     drawn = draw(images, train=True)
     level, value = drawn["level"], drawn["value"]
@@ -46,7 +46,7 @@ def test_levels_of_training_are_uniform_and_the_noise_has_that_level():
     assert abs(np.corrcoef(level, noise.mean(axis=(1, 2, 3)))[0, 1]) < 4 / np.sqrt(20_000)
 
 
-def test_the_level_of_sampling_is_the_default_or_the_one_that_is_given():
+def test_the_sampling_level_is_the_given_one_or_the_default():
     images = jnp.linspace(-1, 1, 32).reshape(2, 4, 4, 1)
     drawn = draw(images)
     np.testing.assert_array_equal(drawn["level"], 0.25)
@@ -58,7 +58,7 @@ def test_the_level_of_sampling_is_the_default_or_the_one_that_is_given():
     np.testing.assert_allclose(draw({"value": bytes_, "level": jnp.zeros(2)})["value"], 1)
 
 
-def test_noise_follows_from_the_key_of_its_image_and_the_name_of_the_condition():
+def test_noise_is_a_function_of_the_image_key_and_the_condition():
     images = jnp.zeros((3, 4, 4, 1))
     together = draw(images)["value"]
     alone = MODEL.draw({"low": images[:1]}, keys(3)[1:2], train=False)["low"]["value"]

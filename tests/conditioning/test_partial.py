@@ -87,7 +87,7 @@ def test_colours_and_alpha_are_embedded_like_any_image():
         np.testing.assert_array_equal(found[0], values[0])
 
 
-def test_its_size_is_that_of_the_images():
+def test_its_size_is_the_size_of_the_images():
     assert PartialImage(2).example(3, (8, 12, 2)).shape == (3, 8, 12, 3)
 
 

@@ -61,7 +61,7 @@ def parameters(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_vector_is_that_of_the_published_network(name):
+def test_the_vector_matches_the_published_network(name):
     """Its networks apply the SiLU that ends their mapping once; ours do so to the vector that they are given."""
     model, params = MODELS[name], parameters(name)
     noise_label = stored(name, "noise_label")

@@ -89,7 +89,7 @@ def changed(**leaves):
     return {"params": PARAMS["params"] | leaves}
 
 
-def test_tokens_are_those_of_pytorchs_encoder():
+def test_tokens_match_pytorchs_encoder():
     torch = pytest.importorskip("torch")
     options = {"dropout": 0.0, "activation": "gelu", "norm_first": True, "batch_first": True}
     layer = torch.nn.TransformerEncoderLayer(WIDTH, HEADS, 3 * WIDTH, **options)
@@ -120,7 +120,7 @@ def test_tokens_are_those_of_pytorchs_encoder():
     np.testing.assert_allclose(found.tokens[~padding], expected[~padding], atol=2e-5)
 
 
-def test_the_vector_is_made_of_the_mean_over_tokens():
+def test_the_vector_is_computed_from_the_mean_over_tokens():
     embeddings, pool = embed(), jax.tree.map(np.asarray, PARAMS["params"]["pool"])
     for i, size in enumerate(SIZES):
         mean = embeddings.tokens[i, :size].mean(axis=0)
@@ -224,7 +224,7 @@ def test_a_word_is_the_sum_of_its_bytes_over_the_root_of_their_number():
     np.testing.assert_allclose(rest[0, 1], x[0, 1:8].sum(0) / 7**0.5, atol=1e-6)  # the last takes the rest
 
 
-def test_words_are_what_a_network_reads():
+def test_the_network_reads_words():
     part = a_text(words=3, window=3)
     params = randomised(part, jnp.asarray(IDS), SHOWN)
     seen = embed(part=part, params=params)
@@ -339,7 +339,7 @@ def test_an_encoder_may_have_its_own_vector(null):
     np.testing.assert_array_equal(found[dropped], np.broadcast_to(nulls[null](), (3, WIDTH)))
 
 
-def test_parameters_of_the_encoder_are_those_of_the_condition():
+def test_the_encoders_parameters_belong_to_the_condition():
     """Checkpoints of runs whose encoder was not a part of its own have these names."""
     part = a_text(window=3, words=4, phrase=3)
     tree = jax.eval_shape(part.init, jax.random.key(0), jnp.asarray(IDS), SHOWN)["params"]
@@ -358,7 +358,7 @@ def test_parameters_of_the_encoder_are_those_of_the_condition():
     assert set(tree["window"]) == set(tree["phrase"]) == {"dense_0", "dense_1"}
 
 
-def test_a_stored_config_of_the_encoder_before_it_was_a_part_opens():
+def test_old_configs_of_the_text_condition_build():
     old = {
         "target": "jaxdiff.conditioning.text:Text", "width": WIDTH, "length": LENGTH, "layers": 2, "head_dim": 8,
         "expansion": 3, "window": 1, "words": None, "phrase": 1, "vector_width": VECTOR, "drop_rate": 0.1,
@@ -535,7 +535,7 @@ def test_text_needs_a_network_that_reads_tokens():
         a_generator(cross_attention=False)
 
 
-def test_it_learns_a_task_that_depends_on_positions():
+def test_the_encoder_learns_a_task_that_depends_on_positions():
     """The third digit of six: who does not read has an error of 1, who reads but not where, one of 5/6."""
     part = Text(ByteTokenizer(8), ByteTransformer(32, layers=1, head_dim=16), vector_width=32)
     steps, size = 60, 64

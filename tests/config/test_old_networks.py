@@ -99,7 +99,7 @@ def test_every_default_is_written_down():
     assert differences(upgrade(old(level(64, True))), now) == {}
 
 
-def test_a_present_config_is_left_alone():
+def test_a_present_config_is_unchanged():
     config = spec(
         UNet, levels=(spec(Level, width=8),), out_channels=1, middle=spec(ResidualMiddle, attention=None)
     )

@@ -22,7 +22,7 @@ def vector(size=N, dtype=jnp.float32):
     return jax.ShapeDtypeStruct((size,), dtype)
 
 
-def test_a_chain_holds_two_arrays_at_a_time_and_neither_input_nor_output_counts():
+def test_a_chain_holds_two_arrays_excluding_input_and_output():
     assert live(jnp.sin, vector()) == 0
     assert live(lambda x: jnp.sin(jnp.cos(x)), vector()) == BYTES
     assert live(lambda x: jnp.sin(jnp.cos(jnp.tan(jnp.exp(x)))), vector()) == 2 * BYTES
@@ -61,7 +61,7 @@ def tower(layers, block=lambda f: f):
     return bytes_for
 
 
-def test_activations_grow_with_depth_and_batch_and_remat_keeps_the_inputs_of_blocks_only():
+def test_activations_grow_with_depth_and_batch_unless_rematerialised():
     rows = 1024
     array = 4 * rows * 8
     plain = [tower(layers)(rows) / array for layers in (4, 8, 16)]
@@ -90,7 +90,7 @@ def test_branches_loops_and_calls_count_the_arrays_inside_them():
 
 
 @pytest.mark.parametrize("shape", [{}, {"fsdp": 8}, {"fsdp": 2, "tensor": 2}])
-def test_the_state_has_the_bytes_that_the_devices_hold(shape):
+def test_state_bytes_match_the_devices(shape):
     mesh = toy.mesh(8, **shape)
     state = create_state(toy.WIDE, toy.ADAM, mesh, 0, extra_emas=1)
     kept = memory.of_step(abstract_state(toy.WIDE, toy.ADAM, mesh, 1), 7, 1000, 1)

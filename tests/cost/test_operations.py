@@ -46,7 +46,7 @@ LAYERS = {
 
 
 @pytest.mark.parametrize(("layer", "x", "kernel", "expected"), LAYERS.values(), ids=LAYERS)
-def test_layers_have_the_textbooks_multiply_adds(layer, x, kernel, expected):
+def test_layers_have_the_textbook_multiply_adds(layer, x, kernel, expected):
     found = counted(layer, shape(*x), shape(*kernel))
     assert found.by_dtype == {"float32": expected}
     assert found.total == expected
@@ -145,12 +145,12 @@ def test_a_scans_constant_initial_value_is_not_constant_inside():
     assert counted(powers, shape(6, 6)).total == 5 * 2 * 6 * 6
 
 
-def test_resizing_pixels_with_a_constant_matrix_is_work():
+def test_resizing_with_a_constant_matrix_is_counted():
     found = counted(lambda x: jnp.einsum("bhwc,hy->bywc", x, jnp.ones((8, 4))), shape(2, 8, 8, 3))
     assert found.total == 2 * 4 * 8 * 8 * 3
 
 
-def test_a_scan_counts_its_length_and_a_conditional_its_most_expensive_branch():
+def test_scans_count_their_length_and_conditionals_their_largest_branch():
     w, x = shape(6, 6), shape(2, 6)
     step = 2 * 6 * 6
 

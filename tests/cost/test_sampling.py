@@ -80,7 +80,7 @@ def counted(one):
 
 
 @pytest.mark.parametrize(("changes", "expected"), CASES.values(), ids=CASES)
-def test_planned_evaluations_are_those_of_a_run(changes, expected):
+def test_planned_evaluations_match_a_run(changes, expected):
     one = recipe(**changes)
     plan = planned(one)
     assert plan.calls * plan.model == pytest.approx(counted(one))

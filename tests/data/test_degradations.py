@@ -246,7 +246,7 @@ def test_weak_edges_are_drawn_where_they_continue_strong_ones():
 @pytest.mark.parametrize(
     "degradation", [Blur(), GaussianNoise(), Jpeg(), Bsr(2), Downsample(2), Grayscale(), Edges()], ids=str
 )
-def test_draws_follow_from_the_generator_and_nothing_is_written_into_the_image(degradation):
+def test_draws_follow_from_the_generator_and_the_input_is_unchanged(degradation):
     assert isinstance(degradation, Degradation)
     image = smooth()
     image.flags.writeable = False

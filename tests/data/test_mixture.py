@@ -114,7 +114,7 @@ def test_sources_may_differ_in_size_but_not_in_classes_or_fields():
         Mixture((Levels(0, 3), Levels(0, 0))).open()
 
 
-def test_mixtures_of_stored_data_sets_know_what_they_are():
+def test_mixtures_of_stored_data_sets_have_their_metadata():
     mixture = Mixture((Tfds("digits", "train"), Tfds("digits", "test")), (1.0, 1.0))
     examples = mixture.open()
     assert (examples.image_shape, examples.num_classes, len(examples)) == ((8, 8, 1), 10, 3000)
@@ -127,7 +127,7 @@ def test_mixtures_of_stored_data_sets_know_what_they_are():
 
 
 @pytest.mark.parametrize("weights", [(1.0,), (1.0, 0.0), (1.0, -1.0), (1.0, 1.0, 1.0)])
-def test_weights_that_are_none_are_refused(weights):
+def test_invalid_weights_are_refused(weights):
     with pytest.raises(UserError, match="weights"):
         Mixture((Levels(0, 3), Levels(0, 3)), weights)
 

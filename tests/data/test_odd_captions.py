@@ -84,7 +84,7 @@ def test_several_lines_of_a_text_file_are_several_captions(images):
     assert examples[0]["text"].tolist() == ["one", "two\u2028half", "three"]
 
 
-def test_a_long_caption_is_cut_and_the_warning_says_what_was_lost(images, caplog):
+def test_a_long_caption_is_cut_with_a_warning(images, caplog):
     long = "a cat " * 40_000 + "\u4e09"
     with open(images / "x.jsonl", "w", encoding="utf-8") as file:
         for key, name in FILES.items():
@@ -161,11 +161,13 @@ def test_a_bad_line_is_named_by_its_number(images, line, message):
     assert message in str(error.value)
 
 
-def test_half_of_a_character_is_told_with_its_example(images):
+def test_half_a_character_is_an_error_with_its_example(images):
     for i, file in enumerate(FILES.values()):
         text = "a\\ud83d" if i == 3 else "a"
         with open(images / "x.jsonl", "a") as table:
             print(f'{{"file_name": "{file}", "text": "{text}"}}', file=table)
     source = ImageFolder(str(images), 2, label=None, captions="x.jsonl")
-    with pytest.raises(UserError, match=r"index=3: text=.*character 1 is U\+D83D, half of a surrogate pair"):
+    with pytest.raises(
+        UserError, match=r"index=3: text=.*got U\+D83D, half of a surrogate pair, as character 1"
+    ):
         Pipeline(source, conditions=(Tokenize(ByteTokenizer(8)),), threads=0).all()

@@ -174,7 +174,7 @@ NAMES = (
 )
 
 
-def test_names_may_hold_anything(tmp_path):
+def test_file_names_may_have_any_characters(tmp_path):
     for i, name in enumerate(NAMES):
         Image.fromarray(noise(i)).save(tmp_path / name, "PNG")
     examples = folder(tmp_path).open()
@@ -244,7 +244,7 @@ def test_a_folder_with_the_name_of_an_image_is_named(tmp_path):
         examples[examples.files.index("a.png")]
 
 
-def test_empty_folders_are_no_classes(tmp_path):
+def test_empty_folders_are_ignored(tmp_path):
     for name in ("cat", "dog", "empty", ".hidden"):
         (tmp_path / name).mkdir()
     for name in ("cat", "dog", ".hidden"):

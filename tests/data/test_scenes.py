@@ -96,7 +96,7 @@ def test_images_are_the_scans_in_their_colours_and_boxes_on_black(splits):
         assert not scene["image"][outside].any()
 
 
-def test_digits_are_those_of_the_scans_and_training_uses_training_scans(splits):
+def test_each_split_uses_its_own_scans(splits):
     labels = load_digits().target
     train, test = (set(rows) for rows in stratified_split(labels, 297))
     for name, part in splits.items():
@@ -106,7 +106,7 @@ def test_digits_are_those_of_the_scans_and_training_uses_training_scans(splits):
     assert len(set(splits["train"]["scans"].ravel())) > 1400, "nearly all of 1,500, and -1"
 
 
-def test_novel_combinations_are_unseen_but_each_two_of_their_attributes_are_seen(splits):
+def test_test_combinations_are_new_but_all_their_pairs_are_in_training(splits):
     train, test, novel = (triples(splits[name]) for name in ("train", "test", "novel"))
     assert not train & novel
     assert not test & novel

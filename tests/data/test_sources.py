@@ -138,7 +138,7 @@ def test_a_field_cannot_have_the_name_of_another():
         Tfds("digits", fields=("text", "image"))
 
 
-def test_preparing_a_built_in_data_set_leaves_only_the_data_set_and_one_line(tmp_path, capfd, caplog):
+def test_preparing_a_built_in_data_set_leaves_no_other_files(tmp_path, capfd, caplog):
     with caplog.at_level(logging.WARNING):
         Tfds("digits", data_dir=str(tmp_path)).open()[0]
         first = capfd.readouterr()
@@ -209,7 +209,7 @@ def test_an_unknown_name_is_an_error_with_the_known_ones(block, phrases):
 @pytest.mark.skipif(
     importlib.util.find_spec("tensorflow") is not None, reason="shows what happens without TensorFlow"
 )
-def test_a_data_set_whose_code_needs_tensorflow_gets_the_recipe():
+def test_a_data_set_that_needs_tensorflow_is_an_error_with_instructions():
     with pytest.raises(UserError, match="tfds build coco_captions/2014"):
         Tfds("coco_captions/2014").open()
 

@@ -106,16 +106,22 @@ def test_a_batch_is_its_texts():
         (lambda: Tokenize(ByteTokenizer(0)), "length=0: "),
         (
             lambda: ByteTokenizer(8).encode("ab\ud83d!"),
-            r"text='ab\\ud83d!': character 2 is U\+D83D, half of a surrogate pair",
+            r"text='ab\\ud83d!': expected UTF-8, got U\+D83D, half of a surrogate pair, as character 2",
         ),
-        (lambda: ByteTokenizer(8).encode(b"caf\xe9"), r"text=b'caf\\xe9': byte 3 is not UTF-8"),
-        (lambda: ByteTokenizer(8).encode(b"\xed\xa0\xbd"), "byte 0 is not UTF-8"),
-        (lambda: ByteTokenizer(8).encode(b"x" * 90 + b"\xff"), r"text=b'x{40}'\.\.\.: byte 90"),
-        (lambda: ByteTokenizer(8).encode_batch(["a", "\udc00"]), r"text\[1\]='\\udc00': character 0"),
+        (
+            lambda: ByteTokenizer(8).encode(b"caf\xe9"),
+            r"text=b'caf\\xe9': expected UTF-8, got another byte at 3",
+        ),
+        (lambda: ByteTokenizer(8).encode(b"\xed\xa0\xbd"), "got another byte at 0"),
+        (
+            lambda: ByteTokenizer(8).encode(b"x" * 90 + b"\xff"),
+            r"text=b'x{40}'\.\.\.: expected UTF-8, got another byte at 90",
+        ),
+        (lambda: ByteTokenizer(8).encode_batch(["a", "\udc00"]), r"text\[1\]='\\udc00': .* as character 0"),
         (lambda: ByteTokenizer(8).decode(np.array([100, 2, 1])), "ids=2: expected the id of a byte"),
         (lambda: ByteTokenizer(8).decode(np.array([259])), "ids=259: "),
-        (lambda: ByteTokenizer(8).decode(np.array([0xE9 + 3, 1])), "ids=b'.xe9': byte 0"),
-        (lambda: TOKENIZE({"text": b"\xff", "index": 7}, RNG), r"index=7: text=b'\\xff': byte 0"),
+        (lambda: ByteTokenizer(8).decode(np.array([0xE9 + 3, 1])), "ids=b'.xe9': expected UTF-8"),
+        (lambda: TOKENIZE({"text": b"\xff", "index": 7}, RNG), r"index=7: text=b'\\xff': expected UTF-8"),
         (lambda: TOKENIZE({"text": 3, "index": 7}, RNG), "index=7: text=3: expected a text, got int"),
         (
             lambda: TOKENIZE({"text": [], "index": 7}, RNG),
@@ -184,7 +190,7 @@ def test_rows_of_ids_are_checked():
     for ids, message in {
         (100, 1, 0, 0, 0, 300): "text=300: expected ids from 0 to 258",
         (100, 1, 1, 0, 0, 0): r"text\[0\]=.*expected one end",
-        (100, 0, 1, 0, 0, 0): r"text\[0\]=.*padding after it only",
+        (100, 0, 1, 0, 0, 0): r"text\[0\]=.*expected one end and then padding",
         (100, 1): r"text=int64\[1, 2\]: expected texts or their ids",
     }.items():
         with pytest.raises(UserError, match=message):

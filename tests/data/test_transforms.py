@@ -59,7 +59,7 @@ def test_a_crop_of_full_size_is_the_image():
 
 
 @pytest.mark.parametrize("method", ["nearest", "area", "bilinear", "bicubic", "lanczos"])
-def test_resize_is_pillows_and_keeps_the_aspect(method):
+def test_resize_matches_pillow_and_keeps_the_aspect(method):
     image = rng().integers(0, 256, (30, 41, 3), np.uint8)
     found = Resize(10, method)({"image": image, "index": np.int32(0)}, rng())["image"]
     name = {"area": "BOX"}.get(method, method.upper())

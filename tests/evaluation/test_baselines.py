@@ -30,7 +30,7 @@ def test_a_ramp_stays_a_ramp(factor):
     assert np.abs(large[:, :, inner, 0] - expected[inner]).max() <= 0.5 + 1e-9
 
 
-def test_nearest_makes_squares():
+def test_nearest_repeats_pixels():
     small = noise(2, 3, 4, 3)
     squares = small.repeat(3, axis=1).repeat(3, axis=2)
     np.testing.assert_array_equal(Enlarged(3, "nearest")(small), squares)
@@ -45,7 +45,7 @@ def test_bytes_and_floats_are_the_same_condition():
     np.testing.assert_array_equal(MeanColour((1.0, 2.0, 3.0))(pixels), MeanColour((1.0, 2.0, 3.0))(source))
 
 
-def test_known_pixels_stay_and_the_others_get_the_mean_of_the_training_images():
+def test_unknown_pixels_get_the_mean_of_the_training_images():
     train, image = noise(10, 4, 4, 3), noise(3, 8, 8, 3, seed=1)
     where = noise(3, 8, 8, seed=2) < 100
     baseline = MeanColour.of([train[:3], train[3:]])

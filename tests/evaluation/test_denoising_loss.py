@@ -54,7 +54,7 @@ def task():
 
 
 @pytest.mark.parametrize(("count", "shape"), [(BATCH + 9, MeshShape(data=1)), (5, MeshShape(data=4, fsdp=2))])
-def test_errors_are_those_of_the_skip_of_a_zero_network(task, count, shape):
+def test_a_zero_network_has_the_error_of_its_skip(task, count, shape):
     rng = np.random.default_rng(count)
     images = rng.integers(0, 256, (count, 8, 8, 3)).astype(np.uint8)
     params = nn.unbox(task.init(jax.random.key(0)))

@@ -80,7 +80,7 @@ def test_values_do_not_depend_on_the_size_of_batches(size):
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: type(metric).__name__)
-def test_a_state_is_the_start_of_many_columns(metric):
+def test_one_initial_state_serves_several_columns(metric):
     """Samples that follow the same real images are scored independently of each other."""
     states = folds.init((metric,))
     (_, train), (_, test), _ = streams(20)
@@ -150,7 +150,7 @@ def test_two_values_of_one_name_are_refused():
     assert {"frechet", "to_train"} == set(run((Frechet(), Frechet(reference="train", key="to_train")), 1000))
 
 
-def test_settings_of_several_feature_spaces_are_all_stated():
+def test_settings_of_all_feature_spaces_are_reported():
     same = folds.settings((Frechet(), PrecisionRecall(k=3)))
     assert same == {"features": Pixels().name, "k": 3}
     both = folds.settings((Frechet(), PatchFrechet(Patches(4, 2))))

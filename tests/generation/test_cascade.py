@@ -28,7 +28,7 @@ def last(scale=1.0):
     return a_generator({"low": LOW}, {"low": {}}, (16, 16, 1), scale)
 
 
-def test_each_stage_sees_the_images_of_the_one_before_and_its_own_conditions():
+def test_each_stage_receives_the_previous_images_and_its_conditions():
     stages = base(), larger(), last()
     generated = Cascade(stages).run(label=[0, 2, 1])
     np.testing.assert_array_equal(generated[0], constant(LEVELS[[0, 2, 1]]))
@@ -63,7 +63,7 @@ def test_levels_go_to_the_condition_that_they_name():
         both(label=[1], levels={"low": 0.9})
 
 
-def test_stages_draw_noise_of_their_own():
+def test_stages_draw_independent_noise():
     seeds = [stage_seed(7, stage) for stage in range(4)]
     assert seeds[0] == 7
     assert len(set(seeds)) == 4
@@ -112,7 +112,7 @@ def test_invalid_cascades_raise():
         "low: expected no value, since the stage before generates it": lambda: cascade(
             label=[1], low=np.zeros((4, 4, 1))
         ),
-        "label=: the model needs it": lambda: cascade(2),
+        "label=: expected a value for this condition of the model, got none": lambda: cascade(2),
         "stages=1: expected two models or more": lambda: Cascade((base(),)),
         "the image conditions of stage 1: none": lambda: Cascade((larger(), base())),
         "stages=1: expected 1 channels in low, as in the images before, got 3": lambda: Cascade(

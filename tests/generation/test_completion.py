@@ -70,7 +70,7 @@ def a_model(source=PARTIAL, **parts):
 
 
 def without_alpha():
-    """The same model with an image condition that knows no pixels."""
+    """The same model with an image condition, which has no known pixels."""
     plain, params = a_model(ImageCondition(4, null="learned", drop_rate=0.1)), dict(a_model().params)
     inner = {"parts_source": params["conditioner"]["parts_source"]["image"]}
     return dataclasses.replace(plain, params={**params, "conditioner": {**params["conditioner"], **inner}})
@@ -177,8 +177,8 @@ def test_all_pixels_are_inverted():
         ({"source": image_arrays.to_float(RGB)}, r"source=float32\[3, 8, 12, 3\]: expected images"),
         ({"source": np.full((8, 8, 4), 0.5, np.float32)}, r"source.alpha=\[0.5\]: expected 1 where a pixel is known"),
         ({"source": HOLES, "image_size": (8, 8)}, "source='8x12': expected 8x8, the size of image_size"),
-        ({"source": HOLES, "mask": MASK[..., None]}, "known=None: known images and a mask belong together"),
-        ({"n": 2, "source": HOLES}, "source: 3 values for 2 images"),
+        ({"source": HOLES, "mask": MASK[..., None]}, "known=None: expected known images together with a mask"),
+        ({"n": 2, "source": HOLES}, "source: expected 2 values, one per image, got 3"),
     ],
 )  # fmt: skip
 def test_invalid_conditions_raise(given, message):
@@ -285,10 +285,10 @@ class FirstChannel(nn.Module):
         (("--image", "source=rgb0.png", "--mask", "small.png"),
          "--mask='small.png': expected an image of 12x8 pixels, got 8x8"),
         (("--condition", "source=none", "--mask", "small.png"),
-         "known=None: known images and a mask belong together"),
+         "known=None: expected known images together with a mask"),
         (("--image", "source=rgb0.png", "--image", "source=small.png"),
          "source: expected images of one size, got 8x8 and 12x8 pixels"),
-        (("--image", "source=many.txt"), "--image source=many.txt: No such file"),
+        (("--image", "source=many.txt"), "--image source=many.txt: expected an image, got No such file"),
     ],
 )  # fmt: skip
 def test_mistakes_in_flags_are_reported(call, words, message):

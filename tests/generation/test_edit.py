@@ -35,7 +35,7 @@ def noise_of(n, seed):
     return np.asarray(noise_like(fold_in(keys, PRIOR), jnp.zeros((n, *SHAPE))))
 
 
-def test_one_step_is_the_models_answer_to_the_diffused_image():
+def test_one_step_is_the_prediction_for_the_diffused_image():
     generator = a_generator(slope=0.3, steps=4)  # times 1, 3/4, 1/2, 1/4 of a rectified flow
     found = generator.edit(IMAGES, 0.25, label=[0, 1, 4], seed=5)
     noise = noise_of(3, 5)
@@ -48,7 +48,7 @@ def test_one_step_is_the_models_answer_to_the_diffused_image():
     assert np.any(one[0] != found[0])
 
 
-def test_the_whole_grid_begins_with_noise_and_little_of_it_with_the_image():
+def test_strength_1_starts_with_noise_and_small_strengths_with_the_image():
     generator = a_v_model()
     edited = generator.edit(IMAGES, 1.0, label=2, seed=1).astype(int)
     drawn = generator(3, label=2, seed=1, noise=noise_of(3, 1) + image_arrays.to_float(IMAGES) / 5)
@@ -62,7 +62,7 @@ def test_noise_of_a_seed_is_what_sampling_draws():
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_an_inverted_image_comes_back_under_its_own_conditions_and_moves_under_others(strength):
+def test_an_inverted_image_is_reproduced_under_its_own_conditions_only(strength):
     """v and so every step are linear in the mean: the image moves as much as an image of zeros does."""
     generator = a_v_model()
     images = IMAGES // 4 + np.uint8(100)  # nothing is cut off at black or white
@@ -79,7 +79,7 @@ def test_an_inverted_image_comes_back_under_its_own_conditions_and_moves_under_o
     assert np.abs(moved).min() > 3
 
 
-def test_pixels_outside_the_mask_stay_and_those_inside_are_edited_as_without_one():
+def test_pixels_outside_the_mask_are_unchanged():
     generator, mask = a_v_model(), np.array([[True, False, True], [False, False, True]])
     for options in ({}, {"before": {"label": 0}}):
         edited = generator.edit(IMAGES, 0.5, label=4, **options)
@@ -99,7 +99,7 @@ class MeanOfPixels(nn.Module):
         return gain * embeddings.vector[:, 0][:, None, None, None] + slope * mean + 0 * x
 
 
-def test_pixels_inside_the_mask_see_the_diffused_image_around_it():
+def test_pixels_inside_the_mask_depend_on_the_image_around_it():
     generator = a_generator(slope=0.9, steps=4)
     generator = dataclasses.replace(generator, denoiser=generator.denoiser.clone(network=MeanOfPixels()))
     mask = np.array([[True, False, False], [False, False, False]])
@@ -126,7 +126,7 @@ def test_a_truncated_grid_is_the_end_of_its_grid(fraction, left):
 def test_invalid_edits_raise():
     generator = a_generator()
     for strength in (0.0, 1.5, -0.1):
-        with pytest.raises(UserError, match=f"strength={strength}: it is a share of the steps"):
+        with pytest.raises(UserError, match=f"strength={strength}: expected a fraction of the steps"):
             generator.edit(IMAGES, strength, label=1)
     with pytest.raises(UserError, match=r"fraction=2.0: expected"):
         Truncated(Uniform(), 2.0)
@@ -134,6 +134,6 @@ def test_invalid_edits_raise():
         generator.edit(IMAGES, label=[1, 2])
     with pytest.raises(UserError, match=r"grid=RePaint.*only decreases"):
         a_generator(grid=RePaint(Uniform(), 1, 2)).edit(IMAGES, label=1)
-    with pytest.raises(UserError, match="label=: the model needs it"):
+    with pytest.raises(UserError, match="label=: expected a value for this condition of the model"):
         generator.edit(IMAGES, label=1, before={})
     assert dataclasses.replace(generator, batch_size=2).edit(IMAGES, label=1).shape == IMAGES.shape

@@ -88,7 +88,7 @@ def constant(means):
     return image_arrays.to_uint8(values)
 
 
-def test_images_are_those_of_their_class_and_guidance_extrapolates_from_the_null():
+def test_images_follow_their_class_and_guidance_extrapolates():
     generator = a_generator()
     np.testing.assert_array_equal(generator(label=[0, 3]), constant(MEANS[[0, 3]]))
     np.testing.assert_array_equal(generator(2, label=None), constant([NULL, NULL]))
@@ -98,7 +98,7 @@ def test_images_are_those_of_their_class_and_guidance_extrapolates_from_the_null
     np.testing.assert_array_equal(every(label=[0, 3], guidance=2.0), constant(expected))
 
 
-def test_conditional_images_do_not_depend_on_the_null_nor_unconditional_ones_on_a_class():
+def test_at_scale_1_the_null_and_at_scale_0_the_class_have_no_effect():
     generator = a_generator()
 
     def broken(name):
@@ -127,8 +127,8 @@ def test_negative_conditions_replace_the_null():
     [
         ({"negative": {"label": 3}, "guidance": 1.0}, "negative=.*no negative conditions"),
         ({"negative": {"label": 7}}, "label=7: expected a class from 0 to 4"),
-        ({"negative": {"text": "x"}}, "text='x': the model has no such condition"),
-        ({"negative": {"label": [1, 2, 3]}}, "label: 3 values for 2 images"),
+        ({"negative": {"text": "x"}}, "text='x': expected a condition of the model"),
+        ({"negative": {"label": [1, 2, 3]}}, "label: expected 2 values, one per image, got 3"),
         ({"known": np.zeros(SHAPE, np.uint8)}, "mask=None.*together with a mask"),
         ({"mask": np.ones(SHAPE, bool)}, "known=None.*together with a mask"),
         ({"known": np.zeros((3, *SHAPE), np.uint8), "mask": np.ones((2, 3), bool)}, r"known=uint8\[3, 2, 3, 1\]"),
@@ -145,26 +145,26 @@ def test_invalid_arguments_raise(arguments, message):
 
 
 def test_autoguidance_with_a_guiding_model_of_another_network_and_process():
-    """At level 3 and with noise of ones, ``x / alpha`` is 3 for every process; the guide predicts a tenth of it."""
+    """At level 3 and with noise of ones, ``x / alpha`` is 3 for every process; the guiding model predicts a tenth."""
     generator = a_generator(Autoguidance(1.5), Karras(0.1, 3.0), steps=1)
-    guide = a_generator(process=VarianceExploding(), gain=0.5, slope=0.1, classes=9)
-    found = generator.guided_by(guide)(label=[1, 4], noise=np.ones(SHAPE, np.float32))
+    weak = a_generator(process=VarianceExploding(), gain=0.5, slope=0.1, classes=9)
+    found = generator.guided_by(weak)(label=[1, 4], noise=np.ones(SHAPE, np.float32))
     main, bad = MEANS[[1, 4]], 0.5 * MEANS[[1, 4]] + 0.3
     np.testing.assert_allclose(found, constant(main + 0.5 * (main - bad)).astype(int), atol=1)
     assert np.all(found != generator.guided_by(generator)(label=[1, 4]))
 
 
-def test_guides_that_do_not_fit_are_refused_and_so_is_none():
+def test_a_missing_or_unsuitable_guiding_model_is_refused():
     generator = a_generator(Autoguidance(1.5))
-    with pytest.raises(UserError, match="guide=None: expected a guiding model"):
+    with pytest.raises(UserError, match="guiding_model=None: expected a guiding model"):
         generator(label=[1])
-    with pytest.raises(UserError, match="guide=None"):
+    with pytest.raises(UserError, match="guiding_model=None"):
         generator.check()
     np.testing.assert_array_equal(generator(label=[1], guidance=1.0), constant(MEANS[[1]]))
-    with pytest.raises(UserError, match=r"guide=\(4, 4, 1\): its images are no \(2, 3, 1\)"):
+    with pytest.raises(UserError, match=r"guiding_model=\(4, 4, 1\): expected images of \(2, 3, 1\)"):
         generator.guided_by(dataclasses.replace(a_generator(), image_shape=(4, 4, 1)))
     text = Denoiser(Mean(), Conditioner(NoNoiseLevel(), {"text": ClassLabel(5, 2)}), FLOW, Data())
-    with pytest.raises(UserError, match="guide='text': the guided model lacks"):
+    with pytest.raises(UserError, match="guiding_model='text': expected a model whose conditions are label"):
         generator.guided_by(dataclasses.replace(a_generator(), denoiser=text))
     with pytest.raises(UserError, match="expected no second model"):
         a_generator(ClassifierFree(2.0)).guided_by(a_generator())(label=[1])
@@ -174,7 +174,7 @@ def test_guides_that_do_not_fit_are_refused_and_so_is_none():
 
 
 @pytest.mark.parametrize("grid", [UNIFORM, RePaint(UNIFORM, 1, 2)], ids=["plain", "RePaint"])
-def test_known_pixels_of_all_256_levels_come_back_to_the_bit(grid):
+def test_known_pixels_of_all_256_levels_are_kept_exactly(grid):
     generator = a_generator(grid=grid)
     mask = np.array([[True, False, False], [False, False, True]])
     known = np.zeros((64, *SHAPE), np.uint8)
@@ -239,7 +239,7 @@ class Label:
         return value * jnp.sum(x, axis=(1, 2, 3))
 
 
-def test_a_classifier_sees_conditions_as_they_were_given():
+def test_a_classifier_receives_the_conditions():
     """The image moves by ``sigma^2 / alpha`` times the gradient; at level 1, time 1/2, that is half the class."""
     generator = a_generator(grid=Karras(0.5, 1.0), steps=1, modifiers=(ClassifierGuidance(Label()),))
     np.testing.assert_array_equal(generator(label=[0, 1]), constant([MEANS[0], MEANS[1] + 0.5]))
@@ -263,12 +263,12 @@ def call(tmp_path):
     return run
 
 
-def test_the_command_passes_on_negative_conditions_images_and_a_guiding_model(call, tmp_path):
+def test_the_command_passes_on_all_flags_of_the_generator(call, tmp_path):
     images, options = call("--label", "1", "--negative", "label=3", "--guiding-model", "runs/weak:500")
     np.testing.assert_array_equal(images, constant([2 * MEANS[1] - MEANS[3]]))
-    assert options["guide"] == ("runs/weak", 500)
-    assert call("--label", "1", "--guide", "runs/weak")[1]["guide"] == "runs/weak"
-    assert call("--label", "1")[1]["guide"] is None
+    assert options["guiding_model"] == ("runs/weak", 500)
+    assert call("--label", "1", "--guide", "runs/weak")[1]["guiding_model"] == "runs/weak"
+    assert call("--label", "1")[1]["guiding_model"] is None
     known, mask = np.arange(6, dtype=np.uint8).reshape(2, 3), np.array([[255, 0, 0], [127, 128, 0]], np.uint8)
     Image.fromarray(known).save(tmp_path / "known.png")
     Image.fromarray(mask).save(tmp_path / "mask.png")
@@ -288,7 +288,7 @@ def test_a_mistake_in_an_image_or_a_flag_is_reported(call, tmp_path):
             "--mask",
             str(tmp_path / "large.png"),
         ): "3x2 pixels, got 5x4",
-        ("--mask", str(tmp_path / "text.png")): "--mask=.*text.png: not a readable image",
+        ("--mask", str(tmp_path / "text.png")): "--mask=.*text.png: expected an image, got other data",
         ("--known", str(tmp_path / "absent.png")): "--known=.*No such file",
         ("--negative", "label"): "--negative='label': expected NAME=VALUE",
         ("--negative", "label=x"): "--negative label=x: expected classes",

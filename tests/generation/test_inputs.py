@@ -85,7 +85,7 @@ def test_a_class_may_be_a_mixture():
     np.testing.assert_array_equal(found, constant(rows @ LEVELS))
 
 
-def test_guidance_drops_conditions_and_shows_those_without_a_null_in_both_branches():
+def test_conditions_without_a_null_are_in_both_branches_of_guidance():
     found = a_generator(NUMBERS, WEIGHTS, scale=2.0)(label=[0, 2])
     np.testing.assert_array_equal(found, constant(2 * (LEVELS[[0, 2]] + 0.2)))
     always = NUMBERS | {"size": Continuous(2, 1, default=(0.5, 0.0), null="none")}
@@ -99,7 +99,7 @@ def test_guidance_drops_conditions_and_shows_those_without_a_null_in_both_branch
 LOW = np.random.default_rng(0).integers(60, 200, (3, 4, 4, 1), np.uint8)
 
 
-def test_an_image_is_given_as_bytes_or_numbers_for_each_or_for_all():
+def test_images_may_be_bytes_or_floats_for_each_or_for_all():
     generator = a_generator(
         {"low": ImageCondition(1, factor=2.0, method="nearest")}, {"low": {}}, (8, 8, 1), 3.0
     )
@@ -129,7 +129,7 @@ def noisy(scale=1.0, label=False, **options):
     return a_generator(parts, params, scale=scale)
 
 
-def test_a_noisy_condition_is_at_its_level_and_its_noise_is_the_images_own():
+def test_a_noisy_condition_has_its_level_and_the_noise_of_its_image():
     generator = noisy(level=0.2, max_level=0.5)
     grey = np.zeros((3, 4, 4, 1), np.float32)
     generated = generator(low=grey)
@@ -171,11 +171,11 @@ def test_both_branches_of_guidance_see_the_same_noisy_condition():
 @pytest.mark.parametrize(
     ("conditions", "message"),
     [
-        ({}, "low=: the model needs it"),
+        ({}, "low=: expected a value for this condition of the model"),
         ({"low": None}, "low=None: expected a value, since this condition has no null"),
-        ({"low": LOW, "size": 1}, "size=1: the model has no such condition"),
-        ({"low": LOW, "n": 2}, "low: 3 values for 2 images"),
-        ({"low": {"value": LOW, "level": [0.1, 0.2]}}, "low: 3 values for 2 images"),
+        ({"low": LOW, "size": 1}, "size=1: expected a condition of the model"),
+        ({"low": LOW, "n": 2}, "low: expected 2 values, one per image, got 3"),
+        ({"low": {"value": LOW, "level": [0.1, 0.2]}}, "low: expected 2 values, one per image, got 3"),
         ({"low": {"value": LOW, "level": 0.9}}, "low.level=.*from 0 to 0.5"),
         ({"low": {"image": LOW}}, "expected a value and its level"),
         ({"low": LOW[..., 0]}, r"low="),

@@ -1,4 +1,4 @@
-"""Sample grids of training: every kind of condition beside its samples."""
+"""Sample grids during training: every kind of condition next to its samples."""
 
 import dataclasses
 
@@ -135,7 +135,7 @@ def test_texts_label_their_samples():
     np.testing.assert_array_equal(short[:, :width], row_labels[:, :width])
 
 
-def test_hints_and_fills_are_shown_beside_their_samples():
+def test_hints_and_fills_are_shown_next_to_their_samples():
     """Colours under transparent pixels of bytes mean nothing, and are not shown; in floats they are hints."""
     pixels = np.random.default_rng(0).integers(0, 256, (3, 2, 4, 3), np.uint8)
     values = PartialImage(fill=-0.2).read(pixels)

@@ -108,7 +108,7 @@ def test_the_same_network(name):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_and_back_again(name):
+def test_converting_back_gives_the_same_tensors(name):
     """The config and every tensor come back, so that diffusers opens what we write."""
     model = peer(name)
     ours = layout.denoiser(model.config)
@@ -122,7 +122,7 @@ def test_and_back_again(name):
     assert build(describe(ours)) == ours
 
 
-def test_the_scheduler_says_what_is_predicted_and_of_which_noise():
+def test_the_scheduler_sets_parameterization_and_schedule():
     scheduler = diffusers.DDPMScheduler(
         num_train_timesteps=500, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction",
         rescale_betas_zero_snr=True,
@@ -176,7 +176,7 @@ def test_other_networks_are_refused(changed, message):
         ({"block": BlockOptions()}, "min_group_size=4"),
     ],
 )
-def test_options_that_it_lacks_are_refused(options, message):
+def test_options_without_an_equivalent_are_refused(options, message):
     network = UNet(
         **{
             "levels": (Level(32, 1, PixelAttention()), Level(32, 1)),

@@ -104,7 +104,7 @@ def test_loss():
     near(losses, STORED["out/loss"].mean((1, 2, 3)))
 
 
-def test_names_lead_there_and_back_and_each_array_is_used_once():
+def test_names_are_mapped_one_to_one():
     params = load(TENSORS)
     back = to_tensors(edm2.entries(DENOISER.network, SIZE), params)
     assert back.keys() == TENSORS.keys()
@@ -114,7 +114,7 @@ def test_names_lead_there_and_back_and_each_array_is_used_once():
     assert len(jax.tree.leaves(params)) == len(TENSORS)
 
 
-def test_what_does_not_fit_is_named():
+def test_arrays_that_do_not_fit_are_errors():
     wrong = {name: tensor for name, tensor in TENSORS.items() if name != "unet.out_gain"}
     wrong |= {"unet.emb_noise.weight": np.zeros((64, 31), np.float32), "unet.extra": np.zeros(())}
     with pytest.raises(UserError) as error:
@@ -123,7 +123,7 @@ def test_what_does_not_fit_is_named():
         assert error.match(line)
 
 
-def test_a_denoiser_without_uncertainty_has_no_place_for_the_log_variance():
+def test_a_denoiser_without_uncertainty_refuses_the_log_variance():
     with pytest.raises(UserError, match=r"got 3 that differ.*\n.*not read +logvar"):
         load(TENSORS, DENOISER.clone(uncertainty=None))
 

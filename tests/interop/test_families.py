@@ -1,4 +1,4 @@
-"""A file's names tell its family, from the file to the parameters."""
+"""The family of a file is recognised by its names, from the file to the parameters."""
 
 import jax
 import numpy as np
@@ -42,7 +42,7 @@ def test_every_stored_file_finds_its_mapping(name, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
-def test_the_order_of_attention_is_that_of_the_published_models():
+def test_the_order_of_attention_matches_the_published_models():
     denoiser, tensors, _ = model("gd_unet_adm_new")
 
     def layout(size, order=None):

@@ -1,4 +1,4 @@
-"""Whatever bytes a file has: weights, or one `UserError` that says why and what to do. Nothing of it runs."""
+"""Arbitrary bytes in a file give weights or one `UserError` with a fix. No code of the file runs."""
 
 import json
 import os
@@ -94,7 +94,7 @@ def test_a_file_cut_off_anywhere_is_refused(kind, samples, tmp_path):
 
 
 def test_a_bit_flipped_in_a_zip_archive_never_changes_a_number(samples, tmp_path):
-    """Its checksums tell. (The other formats have none.)"""
+    """The archive has checksums; the other formats have none."""
     good, path, choice = samples["zip"], tmp_path / "a", random.Random(0)
     path.write_bytes(good)
     truth = attempt(path)

@@ -35,7 +35,7 @@ class ByPixel(WeightedError):
         return losses, {**metrics, "pixels": weights * jnp.square(error)}
 
 
-LOSSES = {  # process, parameterization, law of times, the random number that it takes, weighting
+LOSSES = {  # process, parameterization, time sampler, its random number, weighting
     "EDM": (VE, Edm(0.5), LogNormalSigma(-1.2, 1.2), "normal", weighting.Edm(0.5)),
     "EDM_opts": (VE, Edm(0.5), LogNormalSigma(-0.6, 1.4), "normal", weighting.Edm(0.5)),
     # They count time from the most noise on, and scale images as if alpha were 1.
@@ -46,9 +46,9 @@ LOSSES = {  # process, parameterization, law of times, the random number that it
 
 
 def task_of(name):
-    process, parameterization, law, _, weight = LOSSES[name]
+    process, parameterization, time_sampler, _, weight = LOSSES[name]
     model = small_song(process, parameterization, augment=Continuous(9, 16, default=0.0, before_mapping=True))
-    return DenoisingTask(model, law, (8, 8, 3), ByPixel(weight))
+    return DenoisingTask(model, time_sampler, (8, 8, 3), ByPixel(weight))
 
 
 def examples(task, stored, uniform, augmented):
@@ -80,7 +80,7 @@ def test_losses_of_edm(name):
     params = load_small_song(task.denoiser, tensors)
     with jax.enable_x64(True):
         normal, uniform = (
-            jnp.asarray(stored[f"in/rnd_{law}"].ravel(), jnp.float64) for law in ("normal", "uniform")
+            jnp.asarray(stored[f"in/rnd_{kind}"].ravel(), jnp.float64) for kind in ("normal", "uniform")
         )
         u = {"normal": ndtr(normal), "uniform": uniform, "reversed": 1 - uniform}[LOSSES[name][3]]
         alpha, sigma = task.denoiser.process.signal(task.time_sampler.quantile(u, task.denoiser.process))

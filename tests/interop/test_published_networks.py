@@ -215,7 +215,9 @@ def test_edm(name, variant):
         label, stored[f"out/{variant}/c_noise"], rtol=2e-6, atol=1e-3 * (process is VP)
     )
     for suffix, fields in (("_null", {}), ("", given)):
-        output = run(model, params, seen, jnp.asarray(stored[f"out/{variant}/c_noise"]), fields, told)
+        output = run(
+            model, params, seen, jnp.asarray(stored[f"out/{variant}/c_noise"]), fields, network_output
+        )
         close(output, nhwc(stored[f"out/{variant}/F{suffix}"]), f"F{suffix}")
         # The levels are those of the images before they are scaled: a noise and an image are what they are in VE.
         row = parameterization if variant in ("EDMPrecond", "VEPrecond") else LearnedVariance(Noise())
@@ -253,7 +255,9 @@ def test_progressive_input_and_output(name):
     model, (tensors, stored) = progressive(name), golden(name)
     entries = list(edm.entries(model.network, 8, "SongUNet"))
     params = to_params(entries, tensors, shapes(model, 8), edm.BUFFERS)
-    found = run(model, params, nhwc(stored["in/x"]), jnp.asarray(stored["in/noise_labels"]), {}, told)
+    found = run(
+        model, params, nhwc(stored["in/x"]), jnp.asarray(stored["in/noise_labels"]), {}, network_output
+    )
     close(found, nhwc(stored["out/y"]))
     trained = {key for key in tensors if key.rpartition(".")[2] not in edm.BUFFERS}
     assert set(to_tensors(entries, params)) == trained
@@ -269,10 +273,10 @@ def test_resampling_without_parameters():
     close(run(model, params, nhwc(stored["in/x"]), t, {}, None), nhwc(stored["out/y"]))
 
 
-def told(denoiser, x, label, fields, drop, train):
-    """What the network says of images as it sees them, and with the very label: the peer's, to the last digit.
+def network_output(denoiser, x, label, fields, drop, train):
+    """The raw output of the network for its scaled input and the peer's exact noise label.
 
-    Random waves turn it by 16 turns a unit: labels near 1000, NCSN++ under VP, leave few digits of that.
+    Random Fourier features multiply the label by about 16 turns, so labels near 1000 (NCSN++ under VP) lose digits.
     """
     return denoiser.network(x, denoiser.conditioner(label, fields, drop), train=train)
 
@@ -285,7 +289,7 @@ def all_networks():
 
 
 @pytest.mark.parametrize("name", [*GUIDED, *EDM])
-def test_no_stored_layer_is_at_its_start(name):
+def test_no_stored_layer_has_its_initial_values(name):
     """A last convolution of zeros gives zeros, whatever is wrong before it."""
     for key, tensor in golden(name)[0].items():
         if tensor.size > 1 and key.rpartition(".")[2] not in edm.BUFFERS:

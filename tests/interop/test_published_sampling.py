@@ -88,7 +88,7 @@ def test_trajectories_of_edm(name, double, tolerance):
     np.testing.assert_allclose(final, last(stored[f"out/net/{name}/x_final"]), rtol=0, atol=tolerance)
 
 
-def test_a_compiled_recipe_makes_edms_images():
+def test_a_compiled_recipe_generates_edms_images():
     """The loop that users run: one scan over the steps, in float32."""
     params, stored = edm()
     recipe = Recipe(Heun(), Karras(), ClassifierFree(), 18)
@@ -164,7 +164,7 @@ def test_mean_variance_and_image_of_guided_diffusions_steps(name, variance, para
 @each_table
 @each_clip
 def test_steps_of_guided_diffusion_with_its_noise(clip, table):
-    """Ancestral, DDIM with any share of fresh noise, and DDIM upwards."""
+    """Ancestral sampling, DDIM for several eta, and DDIM inversion."""
     with jax.enable_x64(True):
         for row, step in enumerate(GUIDED["in/t"]):
             denoise = guided(table, clip, LearnedVariance(Noise(label=StepIndex())), row)

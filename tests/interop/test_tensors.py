@@ -37,7 +37,7 @@ def same(tensors, arrays):
 
 @pytest.mark.parametrize("name", ["interop_zip.pt", "interop_legacy.pt"])
 def test_both_formats_of_torch_without_torch(name, tmp_path):
-    renamed = tmp_path / "weights.safetensors"  # the name says nothing
+    renamed = tmp_path / "weights.safetensors"  # the name does not matter
     renamed.write_bytes((GOLDENS / name).read_bytes())
     checkpoint = read_tensors(renamed)
     same(checkpoint.tensors, expected())

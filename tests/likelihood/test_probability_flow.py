@@ -62,7 +62,7 @@ GRIDS = [
     ("process", "grid"), list(zip(PROCESSES, GRIDS, strict=True)), ids=["VE", "VP", "flow"]
 )
 def test_pf_ode_nll_gaussian(process, grid):
-    """The law of noise carried down by the exact flow, along which every pixel keeps its quantile."""
+    """The distribution of noise, transported by the exact flow: every pixel keeps its quantile."""
     x, mean, std = (jnp.asarray(np.broadcast_to(v, X.shape)).reshape(-1, 1, 1, 1) for v in (X, MEAN, STD))
     model = Gaussian(mean, std).denoiser(process)
     first, last = math.exp(2), math.exp(-2)
@@ -97,18 +97,18 @@ def test_pf_ode_nll_mixture(process, values):
     truth = np.log(
         np.sum(weights * np.exp(-square / 2 / variance) / (2 * np.pi * variance) ** (values / 2), 1)
     )
-    times = LogSnrUniform(-46.0, 8.0)(process, 541)  # so much noise that the law of noisy data is noise
+    times = LogSnrUniform(-46.0, 8.0)(process, 541)  # enough noise that noisy data are distributed like noise
     run = jax.jit(lambda x: log_likelihood(model, process, times, x, keys_of(x), ExactDivergence()))
     np.testing.assert_allclose(run(jnp.asarray(x).reshape(5, values, 1, 1)), truth, rtol=0, atol=2e-8)
 
 
-def test_the_price_of_the_prior_is_as_stated():
-    """Data of mean m need on average m^2 / (2 s^2) nats more than their own law at the first time would give."""
+def test_the_error_of_the_prior_is_as_documented():
+    """With mean m, data cost on average m^2 / (2 s^2) nats more than under their exact density at the first time."""
     level, mean, std = 20.0, 1.0, 0.01
     process, data = PROCESSES[0], Gaussian(jnp.full((1, 1, 1, 1), mean), jnp.full((1, 1, 1, 1), std))
     times = LogSnrUniform(-2 * math.log(level), 10.0)(process, 201)
     last = math.exp(-5)
-    z = jnp.asarray([-1.0, 1.0])  # with these two, the mean and the variance of a normal law
+    z = jnp.asarray([-1.0, 1.0])  # these two have the mean and variance of a standard normal
     x = (mean + math.hypot(std, last) * z).reshape(2, 1, 1, 1)
     found = log_likelihood(data.denoiser(process), process, times, x, keys_of(x), ExactDivergence())
     own = -(z**2) / 2 - math.log(2 * math.pi * (std**2 + last**2)) / 2
@@ -147,22 +147,22 @@ def test_hutchinson_unbiased(with_probes):
     np.testing.assert_allclose(together, exact, rtol=1e-10)
 
 
-@pytest.mark.parametrize("law", ["rademacher", "normal"])
-def test_probes_have_their_law_and_each_image_its_own(law):
+@pytest.mark.parametrize("distribution", ["rademacher", "normal"])
+def test_probes_have_their_distribution_and_differ_per_image(distribution):
     x = jnp.zeros((4096, 1, 3, 1))
     keys = keys_of(x)
-    drawn = np.asarray(Hutchinson(2, law).vectors(keys, x))
+    drawn = np.asarray(Hutchinson(2, distribution).vectors(keys, x))
     assert drawn.shape == (2, 4096, 1, 3, 1)
     flat = math.sqrt(2) * drawn.transpose(0, 1, 3, 2, 4).reshape(8192, 3)
-    assert (set(np.unique(flat.round(6))) == {-1.0, 1.0}) == (law == "rademacher")
+    assert (set(np.unique(flat.round(6))) == {-1.0, 1.0}) == (distribution == "rademacher")
     np.testing.assert_allclose(flat.mean(axis=0), 0, atol=5 / math.sqrt(8192))
     np.testing.assert_allclose(flat.T @ flat / 8192, np.eye(3), atol=8 / math.sqrt(8192))
     np.testing.assert_allclose(np.mean(drawn[0] * drawn[1]) * 2, 0, atol=5 / math.sqrt(3 * 4096))
     some = jnp.asarray([7, 5])
-    np.testing.assert_array_equal(Hutchinson(2, law).vectors(keys[some], x[:2]), drawn[:, [7, 5]])
+    np.testing.assert_array_equal(Hutchinson(2, distribution).vectors(keys[some], x[:2]), drawn[:, [7, 5]])
 
 
-def test_a_network_with_a_gradient_of_its_own_will_do():
+def test_a_network_with_a_custom_gradient_works():
     """Norms define their reverse derivative by hand, and so have no forward one."""
     process = PROCESSES[0]
     x, times = images(), LogSnrUniform(-8.0, 8.0)(process, 5)
@@ -211,7 +211,7 @@ def test_bpd_units_and_dequantisation():
         np.testing.assert_allclose(bits_per_dim(log_density, shape), 8, rtol=1e-12)
 
 
-def test_an_image_has_its_own_noise_of_dequantisation():
+def test_dequantisation_noise_differs_per_image():
     levels = jnp.full((4, 2, 2, 1), 9, jnp.uint8)
     keys = keys_of(levels)
     values = dequantise(levels, keys)

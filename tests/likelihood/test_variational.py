@@ -80,7 +80,7 @@ def peer_terms():
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
-def test_terms_are_those_of_guided_diffusion(peer_terms, name):
+def test_terms_match_guided_diffusion(peer_terms, name):
     free, clipped, prior, prior_of_peer = peer_terms[name]
     assert "guided" in json.loads(str(GOLDENS["meta"]))["peer"]["file"]
     np.testing.assert_allclose(free, GOLDENS[f"{name}/vb/clip0"], rtol=1e-10)
@@ -99,7 +99,7 @@ def test_the_divergence_is_the_integral():
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda process: type(process).__name__)
-def test_the_prior_is_the_noise_that_samples_begin_as(process):
+def test_the_prior_is_the_initial_noise_of_sampling(process):
     x_0 = jnp.linspace(-1, 1, 6).reshape(2, 1, 3, 1)
     alpha, sigma = process.signal(jnp.ones(()))
     nats = normal_kl(alpha * x_0, 2 * jnp.log(sigma), 0 * x_0, 2 * jnp.log(sigma))
@@ -119,7 +119,7 @@ def test_the_probabilities_of_the_levels_sum_to_one(decoder):
         np.testing.assert_allclose(jnp.sum(probability, axis=(1, 2, 3)), 1, rtol=1e-9)
 
 
-def test_the_decoder_is_the_normal_law_and_keeps_its_tails():
+def test_the_decoder_is_the_discretised_normal_with_accurate_tails():
     x_0 = jnp.asarray(LEVELS).reshape(1, -1, 1, 1)
     std = 0.3
     edges = np.concatenate([[-np.inf], (LEVELS[1:] + LEVELS[:-1]) / 2, [np.inf]])

@@ -29,7 +29,7 @@ def test_attention_is_softmax():
     np.testing.assert_allclose(attend(*inputs()), formula(*inputs()), atol=1e-6)
 
 
-def test_masked_tokens_are_not_there():
+def test_masked_tokens_have_no_effect():
     mask = jnp.array([[1, 1, 1, 0, 1, 0, 0], [0, 1, 1, 1, 1, 1, 1]], bool)
     query, key, value = inputs()
     got = attend(query, key, value, mask)
@@ -61,7 +61,7 @@ def test_bfloat16_softmax_is_float32():
         jnp.array([[0] * 7, [1] * 7], bool),
     ],
 )
-def test_counts_of_tokens_stand_for_a_mask(length, mask):
+def test_token_counts_are_equivalent_to_a_mask(length, mask):
     """What the fused kernel is given, with XLA's kernel in its place: values and gradients."""
     arrays = inputs(length)
 
@@ -112,7 +112,7 @@ def squares(query, key, value, mask):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("tokens", [77, 80, 1])
 @pytest.mark.parametrize("length", [64, 49])
-def test_the_kernel_is_that_of_the_platform_of_the_program(length, tokens, masked):
+def test_the_kernel_follows_from_the_programs_platform(length, tokens, masked):
     """Odd lengths and masks, which JAX's interface to cuDNN refuses, included; the process has no GPU."""
     backward = jax.grad(squares, (0, 1, 2))
     assert "__cudnn$fmhaSoftmax" in lowered(attend, length, tokens, masked, "cuda")
@@ -138,7 +138,7 @@ def test_programs_for_cuda_have_forward_mode(masked):
 
 @pytest.mark.usefixtures("cudnn")
 @pytest.mark.parametrize("mask", [None, jnp.array([[1, 0, 1, 0, 1, 1, 0], [0] * 7], bool)])
-def test_derivatives_of_half_precision_are_those_of_the_formula(mask):
+def test_half_precision_derivatives_match_the_formula(mask):
     """On the CPU, in a process that can build programs for CUDA as well."""
     arrays = inputs(dtype="bfloat16")
     exact = [array.astype("float32") for array in arrays]

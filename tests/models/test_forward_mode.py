@@ -69,7 +69,7 @@ MODES = {
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("compiled", [False, True])
-def test_every_derivative_is_that_of_the_reference(mode, compiled):
+def test_derivatives_match_the_reference(mode, compiled):
     wrap = jax.jit if compiled else lambda function: function
     found = wrap(lambda: MODES[mode](both))()
     for got, want in zip(jax.tree.leaves(found), jax.tree.leaves(MODES[mode](reference)), strict=True):

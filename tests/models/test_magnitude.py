@@ -71,7 +71,7 @@ def test_activation_sum_and_concatenation_keep_the_variance():
         assert share == pytest.approx((1 - balance) ** 2 / ((1 - balance) ** 2 + balance**2), abs=0.01)
 
 
-def test_a_sum_leans_to_its_balance():
+def test_a_sum_is_weighted_by_its_balance():
     one, zero = jnp.ones(3), jnp.zeros(3)
     np.testing.assert_allclose(mp_sum(one, zero, 0.3), 0.7 / 0.58**0.5, rtol=1e-6)
     np.testing.assert_allclose(mp_sum(zero, one, 0.3), 0.3 / 0.58**0.5, rtol=1e-6)
@@ -91,7 +91,7 @@ def test_features_and_conditions_have_unit_variance_also_together():
     assert variance(merge(parts).vector) == pytest.approx(1, abs=0.06)
 
 
-def test_a_class_is_the_layer_over_its_scaled_unit_vector_and_no_class_is_zero():
+def test_a_class_embedding_is_the_layer_of_a_scaled_unit_vector():
     label, dense = MagnitudeClassLabel(10, 16, scale=1.0), MagnitudeDense(16)
     params = {"params": {"weight": normal(10, 16)}}
     labels = jnp.asarray([7, 0, 9])
@@ -117,7 +117,7 @@ def test_pixels_are_normalised_and_zeros_have_no_slope():
     np.testing.assert_allclose(half.astype(jnp.float32), normalize(x), rtol=2**-7, atol=1e-6)
 
 
-def test_only_the_direction_of_a_weight_matters_and_its_gradient_is_at_right_angles():
+def test_gradients_are_orthogonal_to_weights():
     layer, x = MagnitudeConv(8), normal(2, 6, 6, 5)
     params = made(layer, x)
     weight = params["params"]["weight"]
@@ -135,13 +135,13 @@ def test_only_the_direction_of_a_weight_matters_and_its_gradient_is_at_right_ang
 
 
 @pytest.mark.parametrize("shape", [(7, 5), (3, 3, 4, 6)])
-def test_weights_begin_with_unit_columns(shape):
+def test_initial_weights_have_unit_columns(shape):
     weight = unit_init(jax.random.key(0), shape)
     np.testing.assert_allclose(np.mean(np.square(weight.reshape(-1, shape[-1])), 0), 1, rtol=1e-6)
     assert weight.dtype == jnp.float32
 
 
-def test_frequencies_and_phases_never_move():
+def test_frequencies_and_phases_are_constant():
     head = MagnitudeUncertainty(8)
     labels = jnp.asarray([-0.3, 0.9])
     params = made(head, labels)
@@ -178,6 +178,6 @@ def test_parameters_are_float32_with_named_axes_whatever_is_computed_in():
         (lambda: MagnitudeUncertainty(0), "width=0"),
     ],
 )
-def test_what_cannot_be_is_named(make, message):
+def test_impossible_settings_are_errors(make, message):
     with pytest.raises(UserError, match=message):
         make()

@@ -79,7 +79,7 @@ def test_a_block_keeps_the_variance(encoder, width):
     assert np.mean(out**2) == pytest.approx(1, abs=0.05)
 
 
-def test_attention_is_by_the_cosine_and_a_mean_of_normalised_values():
+def test_attention_is_cosine_attention_of_normalised_values():
     """With equal pixels all is one value; and however long a query or key is, its logits do not change."""
     attention = MagnitudeAttention(head_dim=8)
     x = jnp.broadcast_to(normal(2, 1, 1, 16), (2, 3, 3, 16))
@@ -109,7 +109,7 @@ def test_no_activation_exceeds_the_clip():
     assert np.max(np.abs(free)) > 5
 
 
-def test_ones_stand_in_for_biases():
+def test_a_channel_of_ones_replaces_biases():
     """A network of convolutions without biases would make nothing of nothing."""
     assert shapes(NETWORK)["stem"]["weight"].value.shape == (3, 3, 3, 8)
     assert np.max(np.abs(run(NETWORK, randomised(NETWORK), 0 * images()))) > 0.1
@@ -197,6 +197,6 @@ def test_parameters_are_float32_with_named_axes():
             tokens=Tokens(normal(3, 5, 6), jnp.ones((3, 5), bool)))), "tokens: .*no cross-attention"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_named(make, message):
+def test_impossible_settings_are_errors(make, message):
     with pytest.raises(UserError, match=message):
         make()

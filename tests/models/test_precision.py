@@ -125,8 +125,8 @@ def test_all_convolutions_but_the_last_compute_in_bfloat16():
     assert single == [False] * 7 + [True]
 
 
-def test_a_model_in_bfloat16_draws_learns_and_keeps_float32():
-    """Noise on the grid of bfloat16 would be another law, and small steps would be lost from such parameters."""
+def test_draws_updates_and_state_are_float32_in_a_bfloat16_model():
+    """Noise in bfloat16 would have another distribution, and parameters in bfloat16 would lose small updates."""
     network = UNet(
         (Level(8, blocks=1),),
         out_channels=2,

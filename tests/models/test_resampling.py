@@ -52,7 +52,7 @@ def test_down_is_a_strided_convolution(taps):
 
 @each_symmetric_filter
 def test_up_is_a_convolution_with_zeros_between_the_pixels(taps):
-    """As StyleGAN2's: what is lost to the zeros comes back as a factor of 4."""
+    """As in StyleGAN2: a factor of 4 makes up for the inserted zeros."""
     x, reach = images(), len(taps) // 2
     expected = 4 * depthwise(x, taps, 1, (reach, reach), dilation=2)
     np.testing.assert_allclose(resample(x, "up", taps), expected, atol=1e-6)
@@ -114,7 +114,7 @@ def test_resampling_is_edms(how):
 
 
 @pytest.mark.parametrize(("name", "taps"), [("conv_fused_down", FIR), ("conv_fused_down_box", BOX)])
-def test_the_input_path_is_edms_convolution_that_downsamples(name, taps):
+def test_the_input_path_matches_edms_downsampling_convolution(name, taps):
     found = run(ResidualInput(16, taps), conv("conv", name), name, nhwc("in/x"))
     np.testing.assert_allclose(found, nhwc(f"out/{name}"), atol=1e-5)
 

@@ -76,8 +76,8 @@ def test_the_transformer_is_diffusers(name):
     )  # fmt: skip
     x, read = draw(2, 4, 6, 32), tokens(12)
     with torch.no_grad():
-        told = {"encoder_hidden_states": torch.tensor(np.asarray(read.features))}
-        expected = peer(nchw(x), **told if part.cross_attention else {}, return_dict=False)[0].numpy()
+        given = {"encoder_hidden_states": torch.tensor(np.asarray(read.features))}
+        expected = peer(nchw(x), **given if part.cross_attention else {}, return_dict=False)[0].numpy()
     module = SpatialTransformerStack(part)
     abstract = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), x, read))["params"]
     entries = list(spatial_transformer.entries("at", "there", part))

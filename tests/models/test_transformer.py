@@ -175,7 +175,7 @@ def test_every_parameter_matters():
     assert not dead
 
 
-def test_only_the_places_tell_where_a_pixel_is():
+def test_positions_are_known_from_position_embeddings_only():
     module, (x, vector, tokens) = Transformer(CROSSED), pixels()
     params = randomised(module, x, vector, tokens)
     order = np.random.default_rng(5).permutation(16)
@@ -192,7 +192,7 @@ def test_only_the_places_tell_where_a_pixel_is():
     assert changes(without) < 1e-5
 
 
-def test_an_image_sees_its_own_pixels_vector_and_tokens_only():
+def test_an_image_depends_on_its_own_inputs_only():
     module, (x, vector, tokens) = Transformer(CROSSED), pixels()
     params = randomised(module, x, vector, tokens)
     before = run(module, params, x, vector, tokens)
@@ -226,7 +226,7 @@ def test_dropout_acts_in_training_only():
     np.testing.assert_array_equal(run(plain.clone(train=True), params, *inputs), still)
 
 
-def test_it_takes_the_place_of_the_middle_blocks():
+def test_it_replaces_the_middle_blocks():
     levels = (Level(8, blocks=1), Level(16, blocks=1))
     plain = UNet(levels, out_channels=2, middle=ResidualMiddle(PixelAttention(head_dim=8)))
     network = plain.clone(middle=CROSSED)
@@ -257,6 +257,6 @@ def test_it_takes_the_place_of_the_middle_blocks():
         ({"dropout": -0.1}, r"dropout=-0\.1"),
     ],
 )
-def test_impossible_levels(change, message):
+def test_impossible_settings_are_errors(change, message):
     with pytest.raises(UserError, match=f"{message}.*Fix: "):
         TransformerMiddle(**{"width": 16, "blocks": 1, "head_dim": 8} | change)

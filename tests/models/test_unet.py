@@ -77,7 +77,7 @@ def test_output_is_zero_at_initialisation():
     assert jnp.all(run(ONE, nn.meta.unbox(params), images(), embeddings()) == 0)
 
 
-def test_blocks_begin_as_their_skip():
+def test_blocks_are_initially_their_skip():
     x, vector = images(channels=8), embeddings().vector
     residual, attention = ResidualBlock(8), AttentionBlock(2)
     key = jax.random.key(0, impl="rbg")
@@ -238,8 +238,8 @@ def test_coordinates_are_two_more_channels():
     middles = (np.arange(8) + 0.5) / 8 * 2 - 1
     where = np.broadcast_to(np.stack(np.meshgrid(middles, middles, indexing="ij"), axis=-1), (3, 8, 8, 2))
     found = run(with_them, params, x, given)
-    told = given.replace(spatial=jnp.asarray(where, jnp.float32))
-    np.testing.assert_allclose(found, run(PLAIN, params, x, told), atol=1e-5)
+    shown = given.replace(spatial=jnp.asarray(where, jnp.float32))
+    np.testing.assert_allclose(found, run(PLAIN, params, x, shown), atol=1e-5)
     assert np.abs(found - run(with_them, params, x[:, ::-1], given)[:, ::-1]).max() > 0.1
 
 

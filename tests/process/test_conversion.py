@@ -35,7 +35,7 @@ jitted = jax.jit(convert, static_argnums=(0, 1))
 
 
 @each_pair
-def test_the_same_pair_makes_the_converted_images(source, target):
+def test_conversion_keeps_data_and_noise(source, target):
     x_0, noise = a_pair()
     t = jnp.array([0.03, 0.2, 0.5, 0.8, 0.99])
     x_source = diffuse(source, x_0, noise, t)
@@ -50,7 +50,7 @@ def test_the_same_pair_makes_the_converted_images(source, target):
 
 
 @pytest.mark.parametrize("target", PROCESSES, ids=str)
-def test_ends_go_to_ends(target):
+def test_ends_are_mapped_to_ends(target):
     x_0, noise = a_pair()
     for t, end in ((jnp.array(0.0), 0), (jnp.array(1.0), 1)):
         x, t_target = convert(RectifiedFlow(), target, diffuse(RectifiedFlow(), x_0, noise, t), t)

@@ -20,7 +20,7 @@ PROCESSES = [
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=str)
-def test_log_snr_is_that_of_the_signal(process):
+def test_log_snr_follows_from_the_signal(process):
     t = jnp.asarray(np.linspace(0.001, 0.999, 201))
     alpha, sigma = process.signal(t)
     np.testing.assert_allclose(

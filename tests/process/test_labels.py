@@ -81,7 +81,7 @@ def test_configs_build_the_same_label(label):
     assert build(block) == build(from_json(to_json(block))) == label
 
 
-def test_rounded_labels_are_those_of_edms_round_sigma():
+def test_rounded_labels_match_edms_round_sigma():
     """The peer's index counts from the noisiest step; 1000 is clean data."""
     t = IDDPM.time(-2 * jnp.log(jnp.asarray(STORED["in/round_sigma_in"], jnp.float64)))
     index = STORED["out/iDDPMPrecond/round_sigma_index_exact"].ravel()

@@ -49,7 +49,7 @@ def test_any_parameters_fall_strictly_between_their_ends_and_are_inverted(seed):
     np.testing.assert_allclose(ends, [-params["gamma_0"], -params["gamma_0"] - span], rtol=1e-6)
 
 
-def test_a_network_that_hardly_rises_is_inverted_beyond_its_ends_too():
+def test_a_nearly_flat_network_is_inverted_beyond_its_ends():
     flat = {"slope": jnp.asarray(-3.0), "height": jnp.full(16, -9.0)}
     t = jnp.asarray([-0.4, -0.1, 1.1, 1.4])
     _, back = there_and_back(schedule({**parameters(), **flat}), t)
@@ -69,7 +69,7 @@ def test_gamma_is_the_networks_formula_between_its_ends():
     np.testing.assert_allclose(there_and_back(learned, jnp.asarray(t))[0], -gamma, rtol=1e-9, atol=1e-9)
 
 
-def test_it_begins_between_the_ends_that_were_given_and_almost_straight():
+def test_initial_gamma_is_nearly_linear_between_its_ends():
     learned = schedule(parameters())
     t = jnp.asarray(np.linspace(0, 1, 101))
     log_snr = learned.log_snr(t)
@@ -80,7 +80,7 @@ def test_it_begins_between_the_ends_that_were_given_and_almost_straight():
 
 
 @pytest.mark.parametrize(("name", "at"), [("log_snr", [0.05, 0.4, 0.9]), ("time", [9.0, 2.0, -1.5])])
-def test_gradients_are_those_of_finite_differences(name, at):
+def test_gradients_match_finite_differences(name, at):
     """Forwards along one direction of parameters and argument, and backwards against it."""
     primals, rng = (parameters(4, 0.5), jnp.array(at)), np.random.default_rng(5)
     direction = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), primals)
@@ -104,7 +104,7 @@ def test_gradients_are_those_of_finite_differences(name, at):
     np.testing.assert_allclose(backwards, np.sum(forwards), rtol=1e-9)
 
 
-def test_the_inverse_of_its_inverse_has_no_gradient_but_in_its_argument():
+def test_the_inverse_has_gradients_for_its_argument_only():
     """``log_snr(time(x)) = x`` whatever the parameters."""
     level = jnp.array([5.0, -2.0])
     back = lambda params, x: schedule(params).log_snr(schedule(params).time(x))  # noqa: E731
@@ -140,7 +140,7 @@ class Scaling(nn.Module):
         return x * nn.Dense(1, name="scale")(embeddings.vector)[:, None, None]
 
 
-def test_in_a_denoiser_it_learns_with_the_rest(float32):
+def test_it_is_trained_as_a_part_of_a_denoiser(float32):
     block = spec(LearnedVariancePreserving, width=8)
     process = build(from_json(to_json(block)))
     assert process == build(block) == LearnedVariancePreserving(width=8)

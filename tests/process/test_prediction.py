@@ -53,7 +53,7 @@ def test_decode_inverts_target(process, parameterization):
 
 
 @each_parameterization
-def test_at_the_ends_of_a_flow_what_is_known_is_exact_and_nothing_is_nan(parameterization):
+def test_a_flow_is_exact_and_finite_at_its_ends(parameterization):
     x_0, noise = a_pair()
     t, flow = jnp.array([0.0, 1.0, 0.0, 1.0, 0.5]), RectifiedFlow()
     x_t = diffuse(flow, x_0, noise, t)
@@ -67,14 +67,14 @@ def test_at_the_ends_of_a_flow_what_is_known_is_exact_and_nothing_is_nan(paramet
 
 
 @each_parameterization
-def test_clean_data_of_a_vp_process_are_read_off(parameterization):
+def test_decode_returns_the_clean_input_of_a_vp_process(parameterization):
     x_0, noise = a_pair()
     found = decode(parameterization, VariancePreserving(Linear()), jnp.zeros(len(T)), x_0, noise)
     np.testing.assert_array_equal(found.x_0, x_0)
     assert np.all(np.isfinite(found.noise))
 
 
-def test_targets_of_the_papers():
+def test_targets_match_the_papers():
     x_0, noise = a_pair()
     t, vp, flow = jnp.asarray(T), VariancePreserving(Cosine()), RectifiedFlow()
     alpha, sigma = (np.asarray(value)[:, None, None, None] for value in vp.signal(t))
@@ -134,7 +134,7 @@ def test_other_networks_see_the_image_and_ddpm_time(parameterization):
 
 @each_process
 @each_parameterization
-def test_error_ratio_is_how_a_perturbed_output_moves_the_other_targets(process, parameterization):
+def test_error_ratio_is_the_sensitivity_of_other_targets(process, parameterization):
     x_0, noise = a_pair()
     t = jnp.asarray(T)
     x_t = diffuse(process, x_0, noise, t)
@@ -184,7 +184,7 @@ def test_learned_variance_is_the_second_half_of_the_channels(mean):
 
 
 @pytest.mark.parametrize("mean", [Noise(StepIndex(250)), Edm(0.7, LogSigma(1.0))], ids=str)
-def test_learned_variance_sees_what_its_mean_sees(mean):
+def test_learned_variance_has_the_inputs_of_its_mean(mean):
     x_t, t = jnp.ones((2, 1, 1, 1)), jnp.array([0.1, 0.5])
     both = LearnedVariance(mean)
     assert both.label == mean.label
@@ -196,8 +196,8 @@ def test_learned_variance_sees_what_its_mean_sees(mean):
 
 
 @each_parameterization
-def test_at_zero_terminal_snr_the_noise_is_read_off(parameterization):
-    """And a network of the noise says nothing of the image: 0 stands for it, never NaN."""
+def test_at_zero_terminal_snr_decode_returns_the_noise(parameterization):
+    """From pure noise, a noise network determines no image: x_0 is 0, never NaN."""
     x_0, noise = a_pair()
     process, t = VariancePreserving(Table(ScaledLinearBetas(), zero_terminal_snr=True)), jnp.ones(len(T))
     x_t = diffuse(process, x_0, noise, t)
@@ -211,7 +211,7 @@ def test_at_zero_terminal_snr_the_noise_is_read_off(parameterization):
         np.testing.assert_allclose(found.x_0, -0.3 * x_0, rtol=1e-12)
 
 
-def test_arithmetic_is_float32_whatever_the_network_computes_in(float32):
+def test_arithmetic_is_float32_for_any_network_dtype(float32):
     x_t, output = jnp.ones((1, 2, 2, 1), jnp.bfloat16), jnp.full((1, 2, 2, 2), 0.3, jnp.bfloat16)
     found = decode(LearnedVariance(V()), VariancePreserving(Cosine()), jnp.array([0.3]), x_t, output)
     assert found.x_0.dtype == found.noise.dtype == jnp.float32

@@ -94,7 +94,7 @@ def test_scaled_linear_adds_noise_at_the_square_of_a_linear_rate():
 
 
 @pytest.mark.parametrize("schedule", [Sigmoid(), Sigmoid(-2.0, 5.0, 0.4), Laplace(1.5, 0.8)], ids=str)
-def test_what_was_infinite_reaches_its_bounds(schedule):
+def test_infinite_log_snrs_are_clipped_to_their_bounds(schedule):
     bounds = dataclasses.replace(schedule, log_snr_min=-7.0, log_snr_max=11.0)
     np.testing.assert_allclose(bounds.log_snr(jnp.array([0.0, 1.0])), [11.0, -7.0], rtol=1e-12)
 
@@ -109,7 +109,7 @@ def test_sigmoid_is_the_papers():
     np.testing.assert_allclose(found, np.log(gamma / (1 - gamma)), rtol=1e-9, atol=1e-9)
 
 
-def test_laplace_is_the_papers_and_makes_uniform_times_that_law():
+def test_laplace_is_the_papers_for_uniform_times():
     mu, b = 0.7, 0.5
     schedule, t = Laplace(mu, b, -np.inf, np.inf), np.linspace(0.001, 0.999, 201)
     formula = mu - b * np.sign(0.5 - t) * np.log(1 - 2 * np.abs(t - 0.5))
@@ -133,7 +133,7 @@ def test_configs_build_the_same_schedule(schedule):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
-def test_the_slope_is_finite_and_that_of_the_values(schedule):
+def test_the_slope_is_finite_and_the_derivative(schedule):
     """Branches that are not taken must not reach the gradient."""
 
     @jax.jit

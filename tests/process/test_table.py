@@ -60,7 +60,7 @@ def times(table):
         ("diffusers/scaled_linear_zero_snr", Table(ScaledLinearBetas(), zero_terminal_snr=True)),
     ],
 )
-def test_tables_are_those_of_other_libraries(name, table):
+def test_tables_match_other_libraries(name, table):
     alpha, sigma = signal(table, times(table)[goldens()["index"]])
     expected = goldens()[name]
     np.testing.assert_allclose(alpha**2, expected, rtol=1e-10, atol=0)
@@ -111,7 +111,7 @@ def test_zero_terminal_snr_keeps_the_first_alpha_and_scales_the_others():
 
 
 @each_table
-def test_between_its_steps_too_a_table_falls_and_is_inverted(table):
+def test_a_table_falls_and_is_inverted_between_its_steps(table):
     t = jnp.asarray(np.concatenate([[0], np.logspace(-9, -3, 20), np.linspace(0.002, 1, 2001)]))
     log_snr, back = there_and_back(table, t)
     assert np.all(np.diff(log_snr) < 0)
@@ -124,7 +124,7 @@ def test_between_its_steps_too_a_table_falls_and_is_inverted(table):
 
 
 @each_table
-def test_the_levels_between_two_steps_are_those_that_are_documented(table):
+def test_levels_between_two_steps_are_as_documented(table):
     steps = table.steps
     t = np.arange(1, steps + 1) / steps
     beyond = [0.1 / steps, 1 - 0.1 / steps, 1 + 0.5 / steps]
@@ -142,7 +142,7 @@ def test_the_levels_between_two_steps_are_those_that_are_documented(table):
 
 
 @each_table
-def test_slopes_are_finite_where_the_levels_are(table):
+def test_slopes_are_finite_for_finite_levels(table):
     t = (jnp.asarray(np.unique(np.linspace(0, table.steps - 1, 50).astype(int))) + 0.37) / table.steps
 
     @jax.jit

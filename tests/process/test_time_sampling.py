@@ -106,7 +106,7 @@ def test_independent_numbers_are_not_stratified():
     assert len(set(np.floor(np.asarray(u) * 4096).astype(int))) < 0.7 * 4096  # 1 - 1/e of the strata are hit
 
 
-def test_a_sampler_that_does_not_adapt_takes_numbers_as_they_are():
+def test_a_static_sampler_leaves_numbers_unchanged():
     u = jnp.array(U)
     chosen, weights = Uniform().choose(Uniform().init_history(), u)
     np.testing.assert_array_equal(chosen, u)
@@ -188,7 +188,7 @@ def test_importance_finds_the_root_mean_square_of_a_known_loss():
     np.testing.assert_allclose(sampler.probabilities(history), expected, rtol=0.03)
 
 
-def test_importance_leaves_every_mean_as_it_is():
+def test_importance_sampling_is_unbiased():
     """Exactly: the probability of each bin times its weight is uniform, and so is the distribution within a bin."""
     sampler = Importance(Uniform(), bins=6, history=1, uniform=0.1)
     history = History(jnp.array([[5.0], [1.0], [0.01], [2.0], [0.3], [1.0]]), jnp.ones(6, jnp.int32))
@@ -251,7 +251,7 @@ def test_importance_does_not_depend_on_the_number_of_devices():
     ],
     ids=str,
 )
-def test_a_sampler_comes_back_from_json_as_it_was(sampler):
+def test_samplers_survive_json(sampler):
     block = configs.from_json(configs.to_json(configs.describe(sampler)))
     assert configs.build(block, packages=("jaxdiff",)) == sampler
 

@@ -42,7 +42,7 @@ def snr():
     return np.exp(np.asarray(VP.log_snr(times())))
 
 
-def test_flat_counts_the_output_as_it_is():
+def test_flat_is_the_plain_error_of_the_output():
     assert weighting.Flat().space is None
     np.testing.assert_array_equal(weighting.Flat()(jnp.array([-9.0, 9.0])), 1)
 
@@ -77,7 +77,7 @@ def test_soft_min_snr_is_k_diffusions_on_the_edm_output(sigma_data):
     np.testing.assert_allclose(found, (s * sigma_data) ** 2 / (s**2 + sigma_data**2) ** 2, rtol=1e-8)
 
 
-def test_weight_per_log_snr_is_the_weight_times_the_density_of_the_law():
+def test_weight_per_log_snr_is_the_weight_times_the_density():
     """Kingma & Gao 2023: under uniform times the noise error of log-SNR l counts weight(l) / |d log-SNR / dt|."""
     weight, edges = weighting.Sigmoid(1.0), np.linspace(-6.1, 5.9, 13)
     t = np.asarray(Uniform().quantile(jnp.asarray((np.arange(200_000) + 0.5) / 200_000), VP))
@@ -105,7 +105,7 @@ def test_min_snr_is_the_papers_for_every_target(parameterization, formula):
 
 @pytest.mark.parametrize("process", [VP, VarianceExploding(), RectifiedFlow()], ids=str)
 @pytest.mark.parametrize("sigma_data", [0.5, 1.7])
-def test_edm_weight_makes_the_edm_output_count_as_it_is(process, sigma_data):
+def test_the_edm_weight_is_a_plain_error_of_the_edm_output(process, sigma_data):
     weight = weighting.Edm(sigma_data)
     np.testing.assert_allclose(on_output(weight, prediction.Edm(sigma_data), process, times()), 1, rtol=1e-9)
     s = np.exp(-np.asarray(process.log_snr(times())) / 2)
@@ -133,7 +133,7 @@ def test_no_weight_is_nan_at_the_ends(weight, float32):
 
 
 @pytest.mark.parametrize("weight", ALL, ids=str)
-def test_a_part_of_a_config_comes_back_from_json_as_it_was(weight):
+def test_weightings_survive_json(weight):
     block = configs.from_json(configs.to_json(configs.describe(weight)))
     assert configs.build(block, packages=("jaxdiff",)) == weight
 

@@ -116,7 +116,7 @@ def same(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def test_the_same_model_starts_with_all_that_was_learned(old):
+def test_the_same_model_starts_with_the_learned_parameters(old):
     folder, _, params, ema = old
     state = first_state(build(a_config(MAP), folder), a_mesh())
     same(state.params, ema)
@@ -138,7 +138,7 @@ def answers(experiment, params, values, drop):
     return np.asarray(call(params))
 
 
-def test_new_conditions_of_every_kind_say_nothing_yet_and_can_learn_to(old):
+def test_new_conditions_have_no_effect_at_first_and_are_trainable(old):
     """Their names come before and after the old one's: the old channels keep their weights wherever they now are."""
     folder, experiment, _, ema = old
     noisy = spec(NoiseAugmented, part=spec(ImageCondition, channels=1), noise=spec(NoiseLevel, width=WIDTH),
@@ -201,7 +201,7 @@ def test_new_conditions_of_every_kind_say_nothing_yet_and_can_learn_to(old):
 SEQUENCE = spec(EmbeddedSequence, size=6, length=5, width=16, vector_width=WIDTH)
 
 
-def test_conditions_before_the_mapping_and_tokens_for_the_middle_say_nothing_yet(tmp_path):
+def test_conditions_before_the_mapping_have_no_effect_at_first(tmp_path):
     """What every other slot gets is tested above, with tokens for the levels."""
 
     def with_transformer(parts, cross_attention):
@@ -225,7 +225,7 @@ def test_conditions_before_the_mapping_and_tokens_for_the_middle_say_nothing_yet
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-def test_more_tokens_beside_old_ones_are_told_if_they_change_the_model(tmp_path):
+def test_additional_tokens_that_change_the_model_are_an_error(tmp_path):
     """Attention is shared among all tokens: new ones take some of it from the old."""
 
     def a_reader(*names):
@@ -243,35 +243,37 @@ def test_more_tokens_beside_old_ones_are_told_if_they_change_the_model(tmp_path)
     ("parts", "changes", "options", "message"),
     [
         (MAP, {"task__denoiser__network__levels[0]__width": "24"}, {},
-         r"init_from: network/\S+ is \[.*\] there and \[.*\] here"),
+         r"init_from: expected network/\S+ \[.*\] in the other run, got \["),
         (MAP, {"task__denoiser__network__levels[0]__blocks": "2"}, {}, 
-         "the other run lacks network/decoder_0_block_2/"),
-        ({}, {}, {}, r"init_from: network/stem/kernel is \[3, 3, 3, 16\] there and \[3, 3, 1, 16\] here"),
-        (MAP | {"label": spec(Continuous, size=1, width=WIDTH)}, {}, {}, "only the other run has .*parts_label/table"),
+         "expected a value in the other run for each parameter, got none for network/decoder_0_block_2/"),
+        ({}, {}, {}, r"expected network/stem/kernel \[3, 3, 1, 16\] in the other run, got \[3, 3, 3, 16\]"),
+        (MAP | {"label": spec(Continuous, size=1, width=WIDTH)}, {}, {}, "other run alone, got .*parts_label/table"),
         (MAP, {"task__denoiser__parameterization": "jaxdiff.process.prediction:V"}, {}, "the same model at step 0"),
-        (MAP, {}, {"step": 5}, "step=5: it is not in .*choose from: 3, 7"),
-        (MAP, {}, {"fresh": ("network/stemm",)}, r"init_from.fresh='network/stemm': it names no parameter"),
+        (MAP, {}, {"step": 5}, "step=5: expected a checkpoint of this step .*choose from: 3, 7"),
+        (MAP, {}, {"fresh": ("network/stemm",)}, r"init_from.fresh='network/stemm': expected a pattern"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_named(old, parts, changes, options, message):
+def test_parameters_that_do_not_fit_are_errors(old, parts, changes, options, message):
     if "kind" in parts:
         pytest.importorskip("flax")
     with pytest.raises(UserError, match=message):
         first_state(build(a_config(parts, **changes), old[0], **options), a_mesh())
 
 
-def test_a_folder_without_a_run_is_told(tmp_path):
-    with pytest.raises(UserError, match=r"init_from.workdir=.*there is no config.json"):
+def test_a_folder_without_a_run_is_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"init_from.workdir=.*expected a folder with config.json"):
         first_state(build(a_config(), tmp_path), a_mesh())
     (tmp_path / "config.json").write_text(configs.to_json(a_config()))
     with pytest.raises(UserError, match="expected a checkpoint"):
         first_state(build(a_config(), tmp_path), a_mesh())
 
 
-def test_what_is_named_fresh_starts_anew(old):
+def test_fresh_parameters_start_as_in_a_new_run(old):
     folder, _, _, ema = old
     more = MAP | {"label": spec(ClassLabel, num_classes=12, width=WIDTH)}
-    with pytest.raises(UserError, match=r"parts_label/table is \[10, 32\] there and \[12, 32\] here"):
+    with pytest.raises(
+        UserError, match=r"expected \S*parts_label/table \[12, 32\] in the other run, got \[10, 32\]"
+    ):
         first_state(build(a_config(more), folder), a_mesh())
     new = build(a_config(more), folder, fresh=("conditioner/parts_label",))
     state, plain = (
@@ -288,7 +290,7 @@ def test_what_is_named_fresh_starts_anew(old):
     assert "parts_label" not in first_state(without, a_mesh()).params["conditioner"]
 
 
-def test_a_run_keeps_its_own_start_and_goes_on_from_it(old, tmp_path):
+def test_a_run_continues_without_its_initial_run(old, tmp_path):
     folder, _, _, ema = old
     experiment, mesh = build(a_config(MAP), folder), a_mesh()
     prepare(experiment, tmp_path, mesh)
@@ -304,7 +306,7 @@ def test_a_run_keeps_its_own_start_and_goes_on_from_it(old, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_a_run_from_before_there_was_a_start_goes_on_but_not_from_another_start(tmp_path):
+def test_a_run_without_init_from_continues_only_without_it(tmp_path):
     config = a_config()
     stored = json.loads(configs.to_json(config))
     del stored["init_from"], stored["optimizer"]["frozen"]
@@ -312,7 +314,7 @@ def test_a_run_from_before_there_was_a_start_goes_on_but_not_from_another_start(
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     init_workdir(config, str(tmp_path))
     command.override(config, "init_from", "jaxdiff.training.transfer:InitFrom(workdir='x')")
-    with pytest.raises(UserError, match=r"a run with another config lives there .*init_from"):
+    with pytest.raises(UserError, match=r"got a run with another config .*init_from"):
         init_workdir(config, str(tmp_path))
 
 
@@ -338,12 +340,14 @@ class Pair(Condition):
         return jnp.zeros(batch)
 
 
-def test_a_part_without_a_last_layer_of_its_own_is_silenced_as_a_whole_or_refused():
+def test_a_condition_without_a_last_layer_is_zeroed_entirely_or_refused():
     experiment = build(a_config())
     denoiser = experiment.task.denoiser
     more = denoiser.clone(conditioner=denoiser.conditioner.clone(conditions={"pair": Pair()}))
     found = starting.zero_initialised_in(more, "pair", (8, 8, 1))
     assert sorted(found) == ["conditioner/parts_pair/a", "conditioner/parts_pair/b"]
     loud = denoiser.clone(conditioner=denoiser.conditioner.clone(conditions={"pair": Pair(1.0)}))
-    with pytest.raises(UserError, match=r"the new condition pair \(Pair\) changes the model at once"):
+    with pytest.raises(
+        UserError, match=r"expected a new condition without effect at step 0, got pair \(Pair\)"
+    ):
         starting.zero_initialised_in(loud, "pair", (8, 8, 1))

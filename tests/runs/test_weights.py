@@ -117,7 +117,7 @@ def test_origins_are_weights(basis):
         dataclasses.replace(basis, module="decoder").read()
 
 
-def test_vectors_are_trained_and_sampled_through_a_codec_with_a_frozen_network(run, basis):
+def test_vectors_are_trained_and_sampled_through_a_frozen_codec(run, basis):
     folder, generator = run
     samples = generator(5)
     assert samples.shape == (5, SIZE)
@@ -129,7 +129,7 @@ def test_vectors_are_trained_and_sampled_through_a_codec_with_a_frozen_network(r
     assert not any("matrix" in path for path in saved(folder, 4))
 
 
-def test_the_loss_is_that_of_vectors_encoded_beforehand(tmp_path, run):
+def test_the_loss_matches_vectors_encoded_beforehand(tmp_path, run):
     """The codec acts once, in the draw: training on VECTORS through it is training on VECTORS @ BASIS."""
     beforehand = dataclasses.replace(experiment().task, image_shape=(DATA,))
     plain = dataclasses.replace(experiment(), task=beforehand)

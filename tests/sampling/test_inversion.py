@@ -52,7 +52,7 @@ def test_without_iterations_it_is_ddim_upwards():
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_it_leads_to_the_noise_of_the_flow():
+def test_the_result_is_the_noise_of_the_flow():
     """Every pixel of Gaussian data keeps its quantile, up to pure noise."""
     flow, x = RectifiedFlow(), images()[:POINTS]
     times = jnp.linspace(1.0, 0.01, 400)

@@ -100,7 +100,7 @@ def test_a_plain_function_is_a_denoiser_without_state():
     assert stateless(denoise) is denoise
 
 
-def test_a_path_that_returns_to_noise_diffuses_the_data_and_resets_the_history():
+def test_a_path_that_returns_to_noise_resets_the_history():
     """A sampler that counts its steps; afterwards the data have the variance of their noise level."""
 
     @dataclasses.dataclass(frozen=True)

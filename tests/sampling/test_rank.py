@@ -140,7 +140,7 @@ def test_inversion(shape):
     np.testing.assert_allclose(noise(shape), noise(SHAPES[1]), rtol=1e-6, atol=1e-9)
 
 
-def test_data_consistency_is_about_images():
+def test_data_consistency_requires_images():
     low_res = Encoded(None, None, jnp.zeros((3, 1, 1, 3)), jnp.zeros(3, bool))
     denoise = DataConsistency()(stateless(lambda x, t: Prediction(x, x)), PROCESS, {"low_res": low_res}, KEYS)
     with pytest.raises(UserError, match=r"expected images.*got data of shape \(12,\)"):

@@ -53,7 +53,7 @@ def prior(keys):
 
 @pytest.mark.parametrize("sampler", [Ddim(), Heun(), DpmSolver2M()], ids=str)
 @pytest.mark.parametrize("scale", [1.0, 2.0])
-def test_calls_are_those_that_are_promised(sampler, scale):
+def test_calls_match_the_promised_number(sampler, scale):
     recipe, counting = a_recipe(sampler, 3, scale), Counting(conditional(RectifiedFlow()))
     mean, keys = three_images()
     with jax.disable_jit():
@@ -83,7 +83,7 @@ def test_from_pure_noise_every_pixel_keeps_its_quantile(sampler, tolerance):
     )
 
 
-def test_ancestral_sampling_of_a_gaussian_has_the_variance_of_its_affine_recursion():
+def test_ancestral_sampling_of_a_gaussian_has_the_closed_form_variance():
     process, steps, std = VariancePreserving(Linear()), 20, 0.5
     keys = jax.random.split(jax.random.key(2), 1000)
     found = make(a_recipe(Ddim(1.0), steps), process, jnp.zeros(1000), keys)
@@ -112,7 +112,7 @@ def test_the_first_images_have_the_noise_of_the_first_time(process):
     np.testing.assert_allclose(found, sigma * prior(keys), rtol=1e-12)
 
 
-def test_noise_is_float32_and_one_key_makes_one_image():
+def test_noise_is_float32_with_one_key_per_image():
     keys = jax.random.split(jax.random.key(0), 3)
     noise = noise_like(keys, jnp.zeros((3, *SHAPE), jnp.bfloat16))
     assert noise.dtype == jnp.float32

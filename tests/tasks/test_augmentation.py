@@ -23,7 +23,7 @@ def keys(count, seed=0):
 
 
 def smooth(y, x):
-    """A picture without edges, reflected at those of a square from -10 to 10."""
+    """A smooth image, reflected at the edges of a square from -10 to 10."""
     y, x = (np.pi * (value + 10) / 20 for value in (y, x))
     return np.cos(y) + 0.5 * np.cos(2 * x) + 0.3 * np.cos(y) * np.cos(x) + 0.2 * np.cos(3 * x)
 
@@ -57,13 +57,13 @@ def test_filter_is_orthogonal_and_has_six_vanishing_moments():
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (5, 12), (1, 2), (2, 1)])
-def test_without_a_map_the_image_comes_back(shape):
+def test_the_identity_map_returns_the_image(shape):
     images = jnp.asarray(RANDOM.normal(size=(2, *shape, 3)))
     np.testing.assert_allclose(through(images, EYE, NO), images, atol=1e-9)
 
 
 @pytest.mark.parametrize("shift", [(3, -2), (-25, 40)])
-def test_a_shift_by_whole_pixels_shows_the_endless_reflection(shift):
+def test_an_integer_shift_shows_the_reflected_image(shift):
     images = RANDOM.normal(size=(1, 6, 9, 2))
     endless = np.pad(images, ((0, 0), (60, 60), (60, 60), (0, 0)), mode="reflect")
     x, y = shift
@@ -72,7 +72,7 @@ def test_a_shift_by_whole_pixels_shows_the_endless_reflection(shift):
     np.testing.assert_allclose(found, expected, atol=1e-9)
 
 
-def test_a_smooth_picture_is_seen_where_the_map_says():
+def test_a_smooth_image_moves_as_the_map_prescribes():
     matrix, shift = jnp.array([[0.9, 0.35], [-0.3, 1.1]]), jnp.array([1.3, -2.6])
     y, x = np.mgrid[-10:11, -10:11]
     expected = smooth(-0.3 * x + 1.1 * y - 2.6, 0.9 * x + 0.35 * y + 1.3)
@@ -80,7 +80,7 @@ def test_a_smooth_picture_is_seen_where_the_map_says():
     np.testing.assert_allclose(through(picture(), matrix, shift)[0, :, :, 0], expected, atol=0.03)
 
 
-def test_labels_maps_and_images_are_those_of_edm():
+def test_labels_maps_and_images_match_edm():
     """Eight images of EDM's own code, each with most of what there is done to it."""
     geometry = Geometry(*(jnp.asarray(STORED[name]) for name in Geometry._fields))
     np.testing.assert_allclose(geometry.labels(), STORED["labels"], atol=1e-6)
@@ -92,7 +92,7 @@ def test_labels_maps_and_images_are_those_of_edm():
     np.testing.assert_allclose(APPLY(images, geometry), STORED["warped"], atol=1e-5)
 
 
-def test_an_image_of_which_nothing_is_said_is_untouched_to_the_bit(float32):
+def test_an_image_with_zero_labels_is_unchanged_exactly(float32):
     images = jnp.asarray(RANDOM.normal(size=(400, 6, 6, 1)), jnp.float32)
     found, labels = jax.jit(GeometricAugmentation())(images, keys(400))
     untouched = np.all(np.asarray(labels) == 0, axis=1)
@@ -133,7 +133,7 @@ def test_enlarged_stretched_and_moved():
     np.testing.assert_allclose(turned[0, :, :, 0], smooth(y / double, x * double), atol=0.02)
 
 
-def test_the_inverse_undoes_a_smooth_picture():
+def test_the_inverse_restores_a_smooth_image():
     geometry = still(scale=[0.4], angle=[0.7], stretch=[-0.5], axis=[1.1], translation=[[0.2, -0.3]])
     matrix, shift = GeometricAugmentation().inverse(geometry, 21, 21)
     back = jnp.linalg.inv(matrix)
@@ -144,7 +144,7 @@ def test_the_inverse_undoes_a_smooth_picture():
     np.testing.assert_allclose(found[inside], picture()[inside], atol=0.03)
 
 
-def test_labels_follow_their_law():
+def test_labels_follow_their_distribution():
     n, p = 40_000, 0.3
     labels = np.asarray(jax.jit(GeometricAugmentation(p=p, rotation=0.5).draw)(keys(n)).labels())
     x_flip, y_flip, scale, cosine, sine, along, across, right, down = labels.T
@@ -171,7 +171,7 @@ def test_labels_follow_their_law():
     np.testing.assert_allclose(np.corrcoef(done), np.eye(5), atol=0.025)
 
 
-def test_an_image_is_changed_by_its_own_key():
+def test_an_image_is_transformed_by_its_own_key():
     images, augmentation = jnp.asarray(RANDOM.normal(size=(6, 5, 5, 1))), GeometricAugmentation(p=0.9)
     change = jax.jit(augmentation)
     found, labels = change(images, keys(6))
@@ -182,7 +182,7 @@ def test_an_image_is_changed_by_its_own_key():
     assert labels.shape == (6, augmentation.size)
 
 
-def test_what_is_left_out_is_neither_done_nor_said():
+def test_disabled_transformations_have_zero_labels():
     off = {
         "x_flip": False,
         "y_flip": False,

@@ -43,7 +43,7 @@ PROCESSES = {
 }
 STD = models.STD
 LEARNED = LearnedVariance()
-TAIL = norm.isf(1.2e-7)  # where a normal law of times ends
+TAIL = norm.isf(1.2e-7)  # where normally distributed times are cut off
 
 
 def golden(name):
@@ -52,7 +52,7 @@ def golden(name):
 
 
 def constant_task(process, objective, parameterization=LEARNED):
-    """A network that says the same of all images, on the steps of a discrete model."""
+    """A network with a constant output for all images, on the steps of a discrete model."""
     channels = 6 if parameterization == LEARNED else 3
     network = models.Constant((4, 6, 6, channels))
     denoiser = Denoiser(network, Conditioner(models.Label()), process, parameterization)
@@ -93,7 +93,7 @@ def test_losses_of_guided_diffusion(schedule):
     np.testing.assert_allclose(metrics["squared_error"], np.mean(losses), rtol=1e-12)
 
 
-def test_hybrid_teaches_the_mean_by_the_error_and_the_variance_by_the_bound():
+def test_hybrid_trains_the_variance_by_the_bound_only():
     process = PROCESSES["cosine"]
     params, examples = stored()
 
@@ -133,14 +133,14 @@ class Silent(SoftmaxDecoder):
         return 0 * mean
 
 
-def continuous_task(process, law, **objective):
+def continuous_task(process, time_sampler, **objective):
     """The best denoiser of N(0, STD^2) pixels at every time: EDM's preconditioning of nothing."""
     denoiser = Denoiser(models.Zero(), Conditioner(models.Label()), process, prediction.Edm(STD))
-    return DenoisingTask(denoiser, law, (1, 1, 1), ContinuousVlb(**objective))
+    return DenoisingTask(denoiser, time_sampler, (1, 1, 1), ContinuousVlb(**objective))
 
 
 def integrated(task, params, nodes=200):
-    """The exact mean over pixel, noise and u: Gauss and Legendre's nodes, in the normal quantile for a normal law."""
+    """The exact mean over pixel, noise and u: Gauss-Legendre nodes, in the quantile for normal times."""
     points, weights = np.polynomial.legendre.leggauss(nodes)
     u, weights = (points + 1) / 2, weights / 2
     if isinstance(task.time_sampler, LogNormalSigma):
@@ -151,7 +151,7 @@ def integrated(task, params, nodes=200):
 
 
 @pytest.mark.parametrize(
-    ("process", "law", "first", "last"),
+    ("process", "time_sampler", "first", "last"),
     [
         (VariancePreserving(Cosine(-5.0, 9.0)), Uniform(), 9.0, -5.0),
         (VarianceExploding(math.exp(-4.5), math.exp(2.5)), Uniform(), 9.0, -5.0),
@@ -160,9 +160,9 @@ def integrated(task, params, nodes=200):
     ],
     ids=str,
 )
-def test_diffusion_term_is_the_information_whatever_the_law(process, law, first, last):
-    """I-MMSE: ``-1/2 int mmse dSNR``, in closed form for Gaussian data; the schedule and the law drop out."""
-    task = continuous_task(process, law, decoder=Silent())
+def test_diffusion_term_is_the_information_for_any_time_distribution(process, time_sampler, first, last):
+    """I-MMSE: ``-1/2 int mmse dSNR``, for Gaussian data, independent of schedule and time distribution."""
+    task = continuous_task(process, time_sampler, decoder=Silent())
     total = integrated(task, {})
     snr_0, snr_1 = np.exp(first), np.exp(last)
     prior = snr_1 * STD**2 / 2
@@ -212,8 +212,8 @@ def learned_config(**task):
     )
 
 
-def test_learned_process_is_trained_from_a_config_through_its_times_too():
-    """The inner shape of the schedule drops out of the mean bound; its ends move it as the closed form says."""
+def test_a_learned_process_is_trained_through_its_times():
+    """The mean bound depends on the ends of the schedule only, as in the closed form."""
     task = configs.build(learned_config())
     zero_initialised = configs.build(learned_config(objective=spec(ContinuousVlb, decoder=spec(Silent))))
     params = jax.tree.map(jnp.float64, nn.meta.unbox(jax.jit(task.init)(jax.random.key(0))))
@@ -250,12 +250,12 @@ def test_learned_process_is_trained_from_a_config_through_its_times_too():
     [Vlb(), Vlb(TanhDecoder()), Hybrid(WeightedError(weighting.MinSnr()), 0.01), ContinuousVlb()],
     ids=str,
 )
-def test_an_objective_comes_back_from_json_as_it_was(objective):
+def test_objectives_survive_json(objective):
     block = configs.from_json(configs.to_json(configs.describe(objective)))
     assert configs.build(block, packages=("jaxdiff",)) == objective
 
 
-def test_what_cannot_be_is_refused():
+def test_impossible_settings_are_refused():
     process = VariancePreserving(Cosine())
     for objective in (Vlb(), Hybrid()):
         with pytest.raises(UserError, match=r"time_sampler=Uniform.*UniformSteps"):

@@ -1,4 +1,4 @@
-"""The task: what it draws for whom, and what it tells the law of times."""
+"""The denoising task: its random draws per example, and the losses that its time sampler receives."""
 
 import jax
 import jax.numpy as jnp
@@ -54,15 +54,15 @@ def test_noise_differs_per_sample_step_and_shard(float32):
         np.testing.assert_array_equal(np.concatenate([s.data for s in shards]), steps[1][name])
 
 
-def test_law_of_times_is_told_the_losses_before_they_are_weighted():
-    law = Importance(UniformSteps(5), bins=5, history=2)
-    task = models.affine_task(VP, WeightedError(weighting.Snr()), times=law)
+def test_time_sampler_receives_the_unweighted_losses():
+    time_sampler = Importance(UniformSteps(5), bins=5, history=2)
+    task = models.affine_task(VP, WeightedError(weighting.Snr()), times=time_sampler)
     plain = models.affine_task(VP, WeightedError(weighting.Snr()))
     memory = History(jnp.asarray([[8.0, 8], [4, 4], [2, 2], [1, 1], [1, 1]]), jnp.full(5, 2, jnp.int32))
     examples = jax.jit(task.draw)(
         {"image": jnp.ones((400, 1, 1, 1))}, Context(task_state=memory), jax.random.key(0)
     )
-    p = law.probabilities(memory)
+    p = time_sampler.probabilities(memory)
     bins = np.floor(np.asarray(examples["u"]) * 5).astype(int)
     np.testing.assert_allclose(np.bincount(bins) / 400, p, atol=1 / 400)
     params = nn.meta.unbox(jax.jit(task.init)(jax.random.key(0)))
@@ -78,7 +78,7 @@ def test_law_of_times_is_told_the_losses_before_they_are_weighted():
     np.testing.assert_array_equal(task.init_task_state().counts, 0)
 
 
-def test_error_at_chosen_times_is_that_of_the_image():
+def test_error_at_chosen_times_is_the_images_error():
     """For nothing preconditioned as EDM's, which is the best denoiser of N(0, sigma_data^2)."""
     std = 0.6
     for process in (VP, RectifiedFlow()):
@@ -101,7 +101,7 @@ def conditional(parts, network=None, **options):
     return DenoisingTask(denoiser, UniformSteps(3), (4, 4, 1), **options)
 
 
-def test_the_model_is_told_how_its_images_are_augmented():
+def test_augmentation_labels_are_a_condition():
     augmentation = GeometricAugmentation(p=0.5)
     task = conditional({"augment": Continuous(9, 1)}, augmentation=augmentation)
     images = jnp.asarray(np.random.default_rng(0).standard_normal((200, 4, 4, 1)))
@@ -135,7 +135,7 @@ def test_augmentation_is_the_same_on_one_device_and_on_eight(float32):
 
 
 @pytest.mark.parametrize("parts", [{}, {"augment": Continuous(8, 1)}, {"augmentation": Continuous(9, 1)}])
-def test_augmentation_of_which_the_model_is_not_told_would_leak(parts):
+def test_augmentation_without_its_condition_is_an_error(parts):
     with pytest.raises(UserError, match=r"augmentation=.*expected a condition 'augment' of 9 numbers"):
         conditional(parts, augmentation=GeometricAugmentation())
 
@@ -148,7 +148,7 @@ class Shown(nn.Module):
         return embeddings.spatial
 
 
-def test_conditions_are_noisy_in_training_and_at_their_own_level_when_errors_are_measured():
+def test_conditions_have_random_levels_in_training_only():
     """A model that answers with its condition errs by the noise that is on it: ``level^2`` when clean images are 0."""
     low = NoiseAugmented(ImageCondition(1), NoiseLevel(1, frequencies=2), RectifiedFlow(), level=0.3)
     task = conditional({"low": low}, Shown())
@@ -165,7 +165,7 @@ def test_conditions_are_noisy_in_training_and_at_their_own_level_when_errors_are
     )
     assert abs(errors.mean() - 0.09) < 4 * 0.09 * np.sqrt(2 / 16 / 500)
     fields = {"low": batch["low"], "text": batch["low"]}
-    with pytest.raises(UserError, match="text=: the model has no such condition"):
+    with pytest.raises(UserError, match="conditions='text': expected a condition of the model"):
         task.evaluation_loss(params, {}, batch["image"], fields, jnp.full(500, 0.5), jax.random.key(2))
-    with pytest.raises(UserError, match="low=: the model has this condition, the batch lacks it"):
+    with pytest.raises(UserError, match=r"low=: expected a .* for this condition of the model, got none in"):
         task.draw({"image": batch["image"]}, Context(), jax.random.key(0))

@@ -1,4 +1,4 @@
-"""Losses have the minimum, the value at it and the gradient that theory says, with no sampling error."""
+"""Losses have the minimum, minimal value and gradient of the theory, without sampling error."""
 
 import dataclasses
 import json
@@ -59,9 +59,9 @@ def by_level(task, params):
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=str)
-def test_loss_of_the_best_denoiser_is_the_least_that_is_possible(process):
+def test_the_optimal_denoiser_has_the_smallest_possible_loss(process):
     """The closed-form posterior variance at each level; Edm's weight makes it 1 where sigma_data is the data's."""
-    t = times()[:-1]  # a flow has no image left at t = 1, and the noise says all
+    t = times()[:-1]  # at t = 1 a flow is pure noise
     for parameterization, weight, expected in (
         (prediction.Data(LABEL), weighting.Flat(prediction.Data()), models.mmse(process, t)),
         (prediction.V(LABEL), weighting.Edm(STD), np.ones(STEPS - 1)),
@@ -84,7 +84,7 @@ def test_every_weighting_has_the_same_optimum(weight):
         assert np.all(np.abs(at_best[name]) < 1e-10 * np.abs(beside[name]))
 
 
-def test_loss_is_the_same_whatever_the_network_outputs():
+def test_loss_is_the_same_for_every_parameterization():
     """The same denoiser behind another target: a weighting names its space."""
     losses = []
     for parameterization in (prediction.Data(LABEL), prediction.Noise(LABEL), prediction.Velocity(LABEL)):
@@ -128,12 +128,12 @@ def test_linear_model_reaches_optimum(uncertain, float32):
         np.testing.assert_allclose(u, np.log(models.mmse(VP, times())), atol=0.1)
 
 
-def test_uncertain_is_equation_21_and_is_best_at_the_log_of_the_error():
+def test_uncertainty_weighted_is_equation_21():
     objective, random = UncertaintyWeighted(WeightedError(weighting.Edm())), np.random.default_rng(0)
     x_0, noise, output = (jnp.asarray(random.standard_normal((STEPS, 2, 2, 1))) for _ in range(3))
     u = jnp.asarray(random.standard_normal(STEPS))
-    law, u_of_times = Uniform(), times() - 0.05
-    seen = LossInputs(VP, LEARNS_V, law, u_of_times, u_of_times, x_0, noise, x_0, output, u)
+    time_sampler, u_of_times = Uniform(), times() - 0.05
+    seen = LossInputs(VP, LEARNS_V, time_sampler, u_of_times, u_of_times, x_0, noise, x_0, output, u)
     errors, _ = objective.error(seen)
     losses, metrics = objective(seen)
     np.testing.assert_allclose(losses, errors * np.exp(-u) + u, rtol=1e-12)
@@ -181,19 +181,21 @@ def test_uncertainty_is_edm2s():
 
 def test_noise_levels_of_edms_losses():
     """EDM's rows of table 1: what VP, VE and EDM make of the same random numbers (float32 there)."""
-    normal, uniform = (jnp.asarray(GOLDENS[f"edm/rnd_{law}"], jnp.float64) for law in ("normal", "uniform"))
+    normal, uniform = (jnp.asarray(GOLDENS[f"edm/rnd_{kind}"], jnp.float64) for kind in ("normal", "uniform"))
     vp, ve = VariancePreserving(Linear(0.1, 20.0)), VarianceExploding()
-    for name, law, process, u in (
+    for name, time_sampler, process, u in (
         ("EDM", LogNormalSigma(-1.2, 1.2), ve, jax.scipy.special.ndtr(normal)),
         ("EDM_opts", LogNormalSigma(-0.6, 1.4), ve, jax.scipy.special.ndtr(normal)),
         ("VP", Uniform(1e-5, 1.0), vp, 1 - uniform),  # there the first number means the most noise
         ("VE", LogUniformSigma(0.02, 100.0), ve, uniform),
     ):
-        alpha, sigma = process.signal(law.quantile(u, process))
+        alpha, sigma = process.signal(time_sampler.quantile(u, process))
         np.testing.assert_allclose(sigma / alpha, GOLDENS[f"edm/{name}/sigma"], rtol=5e-6)
         s = sigma / alpha
         if name in ("VP", "VE"):
-            np.testing.assert_allclose(weighting.Snr()(process.log_snr(law.quantile(u, process))), 1 / s**2)
+            np.testing.assert_allclose(
+                weighting.Snr()(process.log_snr(time_sampler.quantile(u, process))), 1 / s**2
+            )
 
 
 def test_pseudo_huber_is_a_square_near_zero_and_a_norm_far_away():
@@ -208,7 +210,7 @@ def test_pseudo_huber_is_a_square_near_zero_and_a_norm_far_away():
     np.testing.assert_allclose(Squared()(error), norm**2 / 40, rtol=1e-12)
 
 
-def test_distance_is_of_the_error_in_the_weightings_space():
+def test_distance_is_computed_in_the_weightings_space():
     parameterization = prediction.Noise(LABEL)
     objective = WeightedError(weighting.MinSnr(2.0), PseudoHuber(0.3))
     task = models.affine_task(VP, objective, parameterization)
@@ -235,12 +237,12 @@ def test_distance_is_of_the_error_in_the_weightings_space():
     ],
     ids=str,
 )
-def test_an_objective_comes_back_from_json_as_it_was(objective):
+def test_objectives_survive_json(objective):
     block = configs.from_json(configs.to_json(configs.describe(objective)))
     assert configs.build(block, packages=("jaxdiff",)) == objective
 
 
-def test_what_cannot_be_is_refused_before_anything_runs():
+def test_impossible_settings_are_refused_before_anything_runs():
     with pytest.raises(UserError, match=r"denoiser\.uncertainty=None: .* Fix: "):
         models.affine_task(VP, UncertaintyWeighted())
     with pytest.raises(UserError, match="c=0"):
@@ -249,5 +251,5 @@ def test_what_cannot_be_is_refused_before_anything_runs():
         Uncertainty(0)
 
 
-def test_goldens_say_where_they_come_from():
+def test_goldens_state_their_origin():
     assert set(json.loads(str(GOLDENS["meta"]))) == {"guided_diffusion", "edm", "edm2"}

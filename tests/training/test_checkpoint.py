@@ -54,7 +54,7 @@ def test_restore_is_the_inverse_of_save_and_the_latest_are_kept(checkpoints):
     [(), Importance(bins=4, history=3).init_history()._replace(counts=jnp.arange(4, dtype=jnp.int32))],
     ids=["none", "history"],
 )
-def test_memory_is_saved_and_comes_back_as_it_was(tmp_path, memory):
+def test_task_state_is_saved_and_restored(tmp_path, memory):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state(1, task_state=memory))
         checkpoints.wait()
@@ -63,12 +63,12 @@ def test_memory_is_saved_and_comes_back_as_it_was(tmp_path, memory):
     assert type(restored.task_state) is type(memory)
 
 
-def test_steps_that_keep_every_divides_stay(tmp_path):
+def test_multiples_of_keep_every_are_kept(tmp_path):
     with Checkpoints(tmp_path, keep=1, keep_every=2) as checkpoints:
         assert saved(checkpoints, 1, 2, 3, 4, 5).steps() == [2, 4, 5]
 
 
-def test_state_may_be_given_away_as_soon_as_it_is_saved(checkpoints):
+def test_state_may_be_donated_after_save_returns(checkpoints):
     given = jax.tree.map(lambda x: jnp.tile(x[None], (2**16,) + (1,) * x.ndim), state(1))
     expected = toy.sha(given)
     checkpoints.save(1, given)
@@ -102,7 +102,7 @@ def test_stray_numeric_directory_is_not_a_checkpoint_and_is_not_deleted(tmp_path
     assert "not a complete checkpoint" in caplog.text
 
 
-def test_checkpoint_that_lost_a_file_is_passed_over(tmp_path):
+def test_a_checkpoint_without_one_of_its_files_is_ignored(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         saved(checkpoints, 2, 3)
         (tmp_path / "3" / "state" / "manifest.ocdbt").unlink()
@@ -117,14 +117,14 @@ def test_state_that_is_not_finite_is_not_saved(checkpoints, caplog):
     assert "not finite" in caplog.text
 
 
-def test_existing_step_stays_as_it_is(checkpoints):
+def test_an_existing_step_is_not_overwritten(checkpoints):
     saved(checkpoints, 1)
     assert not checkpoints.save(1, state(1, scale=5.0))
     checkpoints.wait()
     assert toy.sha(checkpoints.restore(1, abstract(state(0)))) == toy.sha(state(1))
 
 
-def test_save_that_fails_in_the_background_costs_nothing_that_was_there(checkpoints, monkeypatch, caplog):
+def test_a_failed_background_save_loses_no_other_checkpoint(checkpoints, monkeypatch, caplog):
     def full(self, directory):
         raise OSError("no space left on device")
 
@@ -136,7 +136,7 @@ def test_save_that_fails_in_the_background_costs_nothing_that_was_there(checkpoi
             checkpoints.wait()
         assert checkpoints.steps() == [1, 2]
         checkpoints.save(4, state(4))
-        checkpoints.save(5, state(5))  # says that 4 was lost
+        checkpoints.save(5, state(5))  # logs that 4 was lost
         assert "no space" in caplog.text
         with pytest.raises(OSError, match="no space"):
             checkpoints.wait()
@@ -144,7 +144,7 @@ def test_save_that_fails_in_the_background_costs_nothing_that_was_there(checkpoi
     assert toy.sha(checkpoints.restore(6, abstract(state(0)))) == toy.sha(state(6))
 
 
-def test_other_shapes_types_and_names_are_told_apart(checkpoints):
+def test_other_shapes_types_and_names_are_errors(checkpoints):
     saved(checkpoints, 1)
     wanted = abstract(state(0))
     wanted.params["bias"] = jax.ShapeDtypeStruct((3,), jnp.bfloat16, sharding=wanted.params["bias"].sharding)
@@ -167,7 +167,7 @@ def test_a_field_that_is_empty_may_be_newer_than_the_checkpoint(checkpoints):
     assert toy.sha(checkpoints.restore(1, abstract(state(0)))) == toy.sha(now)
 
 
-def test_missing_step_is_named_with_those_there_are(checkpoints):
+def test_a_missing_step_is_an_error_that_lists_the_steps(checkpoints):
     with pytest.raises(UserError, match=r"step=7: .* choose from: 1, 2"):
         saved(checkpoints, 1, 2).restore_part(7, "ema", abstract(state(0).ema))
 

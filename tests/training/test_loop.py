@@ -52,7 +52,7 @@ def checkpoints(workdir):
 
 
 @pytest.mark.parametrize("kind", [toy.Linear, toy.Recalling])
-def test_resumed_run_is_the_run_that_was_never_interrupted(tmp_path, kind):
+def test_a_resumed_run_equals_an_uninterrupted_run(tmp_path, kind):
     task = kind(dropout=True)
     straight = run(tmp_path / "straight", 12, task=task)
     run(tmp_path / "halves", 6, task=task)
@@ -63,14 +63,14 @@ def test_resumed_run_is_the_run_that_was_never_interrupted(tmp_path, kind):
     assert [row["step"] for row in logged(tmp_path / "halves")] == [2, 4, 6, 8, 10, 12]
 
 
-def test_finished_run_gives_its_state_and_does_nothing(tmp_path):
+def test_a_finished_run_returns_its_state_without_training(tmp_path):
     done = run(tmp_path, 4)
     assert toy.sha(
         run(tmp_path, 4, batches=lambda start: pytest.fail("a finished run reads data"))
     ) == toy.sha(done)
 
 
-def test_run_that_died_goes_on_from_its_checkpoint_and_writes_no_row_twice(tmp_path):
+def test_a_killed_run_continues_and_writes_no_row_twice(tmp_path):
     def mortal(start):
         for step, batch in enumerate(toy.batches(start), start):
             if step == 7:
@@ -85,7 +85,7 @@ def test_run_that_died_goes_on_from_its_checkpoint_and_writes_no_row_twice(tmp_p
     assert toy.sha(resumed) == toy.sha(run(tmp_path / "straight", 8))
 
 
-def test_hooks_are_called_on_their_steps_and_at_the_end_and_what_they_return_is_written(tmp_path):
+def test_hooks_run_on_their_steps_and_at_the_end(tmp_path):
     calls = []
 
     def hook(state, step):
@@ -105,14 +105,14 @@ def test_one_bad_batch_costs_one_step(tmp_path):
     assert int(state.step) == 4
 
 
-def test_run_without_a_finite_loss_stops_and_says_where(tmp_path):
+def test_a_run_without_a_finite_loss_stops_with_its_step(tmp_path):
     with pytest.raises(RuntimeError, match=r"step 14: .* last 10 steps"):
         run(tmp_path, 40, batches=lambda start: toy.batches(start, poison=range(4, 100)))
     assert 4 in checkpoints(tmp_path)
     assert logged(tmp_path)[-1]["loss"] is None
 
 
-def test_checkpoint_that_fails_on_the_way_is_lost_and_no_more(tmp_path, monkeypatch, caplog):
+def test_a_failed_checkpoint_does_not_stop_the_run(tmp_path, monkeypatch, caplog):
     def full_after_two(self, step, state, save=Checkpoints.save):
         if step in (4, 6):
             raise OSError("no space left on device")
@@ -132,7 +132,7 @@ def test_batch_that_does_not_divide_is_an_error_before_compiling(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_saves_after_its_step_and_handlers_are_put_back(tmp_path, number):
+def test_a_signal_saves_after_its_step_and_handlers_are_restored(tmp_path, number):
     before = signal.getsignal(number)
     kill = loop.Hook(3, lambda state, step: os.kill(os.getpid(), number) if step == 3 else None)
     with pytest.raises(loop.Stopped) as stopped:
@@ -170,7 +170,7 @@ print(toy.sha(state))
 """
 
 
-def test_terminated_process_saves_and_the_same_command_ends_in_the_same_state(tmp_path):
+def test_a_terminated_process_can_be_continued_exactly(tmp_path):
     environment = os.environ | {"PYTHONPATH": f"{TESTS}:{TESTS.parent}", "JAX_NUM_CPU_DEVICES": "8"}
     environment["JAX_COMPILATION_CACHE_DIR"] = jax.config.jax_compilation_cache_dir
     command = [sys.executable, "-u", "-c", SCRIPT, str(tmp_path / "killed")]
@@ -187,6 +187,6 @@ def test_terminated_process_saves_and_the_same_command_ends_in_the_same_state(tm
     assert [row["step"] for row in logged(tmp_path / "killed")] == list(range(1, 13))
 
 
-def test_state_on_eight_devices_is_that_on_one(tmp_path):
+def test_state_is_the_same_on_one_device_and_eight(tmp_path):
     one, eight = (run(tmp_path / str(devices), 3, devices=devices) for devices in (1, 8))
     assert all(jax.tree.leaves(jax.tree.map(lambda x, y: np.allclose(x, y, atol=1e-6), one, eight)))

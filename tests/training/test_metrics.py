@@ -88,7 +88,7 @@ def lines(tmp_path, capsys, *steps):
     return capsys.readouterr().out.splitlines()
 
 
-def test_a_plain_log_shows_step_total_loss_speed_and_remaining_time_in_columns(tmp_path, capsys):
+def test_a_log_line_shows_step_loss_speed_and_remaining_time(tmp_path, capsys):
     values = {"loss": 1.07604, "grad_norm": 2.3221, "skipped": 0.0, "images_per_second": 539.31}
     other = {"loss": 0.9, "grad_norm": 0.020518, "skipped": 0.0, "images_per_second": 12345.6}
     first, second, last = lines(tmp_path, capsys, (25, values), (975, other), (1000, values))

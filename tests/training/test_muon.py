@@ -52,7 +52,7 @@ def test_updates_of_kernels_are_orthogonal_and_as_large_as_adams(name):
     assert np.sum(-matrix * (u @ v)) > 0.95 * np.linalg.norm(matrix) * np.linalg.norm(u @ v)
 
 
-def test_each_head_is_a_matrix_of_its_own():
+def test_each_head_is_a_separate_matrix():
     found = update(Muon(learning_rate=0.1))["query_key_value"]["kernel"]
     tiny = jax.tree.map(lambda leaf: leaf, GRADIENTS)
     tiny["query_key_value"]["kernel"] = tiny["query_key_value"]["kernel"].at[:, 0].multiply(1e-3)
@@ -67,7 +67,7 @@ def test_each_head_is_a_matrix_of_its_own():
             assert 0.6 < values.min() / (0.1 * 0.2 * 6**0.5) <= values.max() / (0.1 * 0.2 * 6**0.5) < 1.3
 
 
-def test_all_else_is_nadams():
+def test_other_parameters_are_updated_by_nadam():
     nadam = optax.chain(optax.clip_by_global_norm(1.0), optax.nadam(0.1))
     found, adam = update(Muon(learning_rate=0.1), 2), update(nadam, 2)
     for path in (("conv", "bias"), ("dense", "bias"), ("table",)):
@@ -92,7 +92,7 @@ def test_a_schedule_ends_at_zero():
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(updates)) < 1e-8
 
 
-def test_its_state_is_placed_as_the_parameters_are():
+def test_its_state_is_sharded_like_the_parameters():
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"))
     boxed = {
         "kernel": nn.LogicallyPartitioned(normal(64, 512), ("channels_in", "channels_out")),
@@ -105,7 +105,7 @@ def test_its_state_is_placed_as_the_parameters_are():
     assert any("tensor" in spec for spec in specs)
 
 
-def test_it_goes_down_a_valley_that_is_steep_on_one_side():
+def test_it_minimises_an_ill_conditioned_quadratic():
     # A quadratic whose curvatures differ by 1e4: the momentum's directions count alike.
     curvature = jnp.asarray(np.geomspace(1e-2, 1e2, 6).astype(np.float32))
     target = normal(6, 6)
@@ -124,7 +124,7 @@ def test_it_goes_down_a_valley_that_is_steep_on_one_side():
 
 
 @pytest.mark.parametrize(
-    ("option", "said"),
+    ("option", "message"),
     [
         ({"learning_rate": 0.0}, "learning_rate=0.0"),
         ({"beta": 1.0}, "beta=1.0"),
@@ -134,8 +134,8 @@ def test_it_goes_down_a_valley_that_is_steep_on_one_side():
         ({"clip_norm": 0.0}, "clip_norm=0.0"),
     ],
 )
-def test_an_option_that_cannot_be_is_told(option, said):
-    with pytest.raises(UserError, match=said):
+def test_options_out_of_range_are_errors(option, message):
+    with pytest.raises(UserError, match=message):
         Muon(**option)
 
 

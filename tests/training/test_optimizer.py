@@ -9,7 +9,7 @@ from jaxdiff.errors import UserError
 from jaxdiff.training.optimizer import AdamW, Constant, Cosine, InverseSqrt
 
 
-def test_cosine_without_warmup_is_that_of_optax():
+def test_cosine_without_warmup_matches_optax():
     ours, theirs = Cosine(final=0.1)(2e-3, 100), optax.cosine_decay_schedule(2e-3, 100, alpha=0.1)
     steps = jnp.arange(150)
     assert np.allclose(ours(steps), theirs(steps), rtol=1e-5)
@@ -24,11 +24,11 @@ def test_warmup_is_linear_positive_at_once_and_ends_at_the_peak(schedule):
     assert np.isclose(rate(10), 0.5)
 
 
-def test_cosine_ends_at_its_final_share():
+def test_cosine_ends_at_its_final_fraction():
     assert np.isclose(Cosine(warmup_steps=3, final=0.25)(0.4, 50)(50), 0.1)
 
 
-def test_inverse_square_root_is_the_peak_and_then_falls_as_the_root_of_the_steps():
+def test_inverse_sqrt_is_constant_up_to_decay_steps():
     rate = InverseSqrt(decay_steps=100)(0.4, 1000)
     assert np.allclose(rate(jnp.arange(101)), 0.4)
     assert np.allclose(rate(jnp.array([400, 2500])), [0.2, 0.08])
@@ -41,7 +41,7 @@ def test_first_step_of_adam_is_the_rate_in_the_direction_of_the_sign():
     assert np.allclose(updates, [-0.01, 0.01, -0.01], rtol=1e-4)
 
 
-def test_weight_decay_shrinks_weights_without_gradient_and_is_scaled_by_the_rate():
+def test_weight_decay_is_decoupled_and_scaled_by_the_rate():
     optimizer = AdamW(learning_rate=0.01, weight_decay=0.5).make(10)
     params = {"kernel": jnp.array([[2.0]]), "bias": jnp.array([2.0])}
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
@@ -58,8 +58,8 @@ def test_gradients_above_the_clip_norm_act_as_if_scaled_to_it():
 
 
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
-def test_unit_weights_stay_on_the_sphere_and_nothing_else_does(clip_norm):
-    """After a step each output's weights have the norm sqrt(fan in); they have moved where the gradient says."""
+def test_unit_weights_stay_on_the_sphere(clip_norm):
+    """After a step, the weights of each output have norm sqrt(fan in), and have moved along the negative gradient."""
     random = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(random.standard_normal(shape, np.float32))  # noqa: E731
     params = {
@@ -83,13 +83,13 @@ def test_unit_weights_stay_on_the_sphere_and_nothing_else_does(clip_norm):
     assert np.array_equal(moved[None]["dense"]["kernel"], moved["weight"]["dense"]["kernel"])
 
 
-def test_unit_weights_of_a_name_that_nothing_has_are_an_error():
-    with pytest.raises(UserError, match=r"unit_weights='weights'.*no parameter"):
+def test_unit_weights_without_a_matching_name_are_an_error():
+    with pytest.raises(UserError, match=r"unit_weights='weights': expected the name of a parameter"):
         AdamW(unit_weights="weights").make(10).init({"weight": jnp.ones((2, 2))})
 
 
 @pytest.mark.parametrize("arguments", [{"decay_steps": 0}, {"decay_steps": 5, "warmup_steps": -1}])
-def test_bad_steps_of_a_schedule_are_named(arguments):
+def test_impossible_steps_of_a_schedule_are_errors(arguments):
     with pytest.raises(UserError, match=f"{list(arguments)[-1]}="):
         InverseSqrt(**arguments)
 
@@ -98,7 +98,7 @@ def test_bad_steps_of_a_schedule_are_named(arguments):
     "arguments",
     [{"learning_rate": 0.0}, {"b2": 1.0}, {"eps": 0.0}, {"weight_decay": -1.0}, {"clip_norm": 0.0}],
 )
-def test_bad_numbers_are_named(arguments):
+def test_impossible_numbers_are_errors(arguments):
     with pytest.raises(UserError, match=next(iter(arguments))):
         AdamW(**arguments)
 
@@ -108,6 +108,6 @@ def test_warmup_longer_than_the_run_is_an_error():
         AdamW(schedule=Cosine(warmup_steps=10)).make(10)
 
 
-def test_is_the_same_object_after_a_round_trip_through_json():
+def test_optimizers_survive_json():
     block = spec(AdamW, learning_rate=3e-4, schedule=spec(Cosine, warmup_steps=5), clip_norm=None)
     assert build(from_json(to_json(block))) == AdamW(3e-4, Cosine(5), clip_norm=None)

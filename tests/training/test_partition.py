@@ -60,7 +60,7 @@ class Line:
 
 
 def trained(task, mesh, untrained=(), steps=3):
-    """The state after a few steps, the shapes that it should have, and the arrays beside it."""
+    """The state after a few steps, its expected shapes, and the arrays outside it."""
     state = create_state(task, OPTIMIZER, mesh, 0, untrained=untrained)
     abstract = abstract_state(task, OPTIMIZER, mesh, untrained=untrained)
     frozen = Frozen(params=untrained_params(task, mesh, 0, untrained))
@@ -81,10 +81,10 @@ def test_merge_is_the_inverse_of_split(patterns):
     assert (len(paths(parts[0])) == 1) == bool(patterns)
 
 
-def test_patterns_that_match_nothing_or_everything_are_refused():
+def test_patterns_that_match_nothing_or_everything_are_errors():
     for patterns, message in (
         (("network/encoder_1",), r"frozen='network/encoder_1': expected a pattern that names a parameter"),
-        (("network", "*/table"), "expected something left to train"),
+        (("network", "*/table"), "expected some trained parameters"),
         (("encoder_0",), "expected a pattern that names a parameter"),
     ):
         with pytest.raises(UserError, match=message):
@@ -110,7 +110,7 @@ def test_untrained_parameters_are_constants_of_the_step(shape):
     assert all(jax.tree.leaves(same))
 
 
-def test_the_step_takes_untrained_parameters_as_an_argument():
+def test_untrained_parameters_are_an_argument_of_the_step():
     """Large frozen networks must not be constants of the compiled program."""
     mesh = toy.mesh()
     abstract = abstract_state(Line(), OPTIMIZER, mesh, untrained=ENCODER)

@@ -34,7 +34,7 @@ def test_training_finds_the_least_squares_solution():
     assert np.allclose(state.params["bias"], 1.0, atol=0.1)
 
 
-def test_loss_and_gradient_norm_are_those_of_the_closed_form():
+def test_loss_and_gradient_norm_match_the_closed_form():
     sgd = optax.sgd(0.1)
     before = jax.device_get(create_state(toy.LINEAR, sgd, toy.mesh(), 0).params)
     after, history = toy.train(1, mesh=toy.mesh(), optimizer=sgd)
@@ -52,7 +52,7 @@ def test_accumulation_does_not_change_what_is_learned(accumulation):
     assert distance(parts.params, whole.params) < 1e-6
 
 
-def test_accumulation_takes_every_example_once_and_gives_micro_batches_their_own_keys():
+def test_micro_batches_take_every_example_once_with_different_keys():
     seen = []
 
     def look(params, examples, key):
@@ -71,7 +71,7 @@ def test_accumulation_takes_every_example_once_and_gives_micro_batches_their_own
     assert len({tuple(key) for _, key in seen}) == 3
 
 
-def test_rate_counts_optimizer_steps_whatever_the_accumulation():
+def test_rate_counts_optimizer_steps_with_any_accumulation():
     rates = []
 
     def rate(count):
@@ -105,7 +105,7 @@ def test_sharded_state_is_split_and_learns_the_same(shape, accumulation):
         assert tree["bias"].sharding.is_fully_replicated
 
 
-def test_state_is_created_the_same_on_any_mesh_and_as_the_abstract_state_says():
+def test_state_is_created_the_same_on_any_mesh():
     task, optimizer = toy.WIDE, toy.ADAM
     states = [create_state(task, optimizer, toy.mesh(8, **shape), 3) for shape in ({}, {"fsdp": 8})]
     assert toy.sha(states[0]) == toy.sha(states[1])
@@ -121,7 +121,7 @@ def test_average_starts_at_the_parameters_and_seeds_differ():
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])
-def test_memory_takes_the_losses_of_all_examples_in_the_order_of_the_batch(accumulation):
+def test_task_state_receives_the_losses_in_the_order_of_the_batch(accumulation):
     mesh = toy.mesh(2)
     before, _ = toy.train(1, mesh=mesh, task=toy.RECALLING, accumulation=accumulation)
     after, history = toy.train(2, mesh=mesh, task=toy.RECALLING, accumulation=accumulation)
@@ -134,11 +134,11 @@ def test_memory_takes_the_losses_of_all_examples_in_the_order_of_the_batch(accum
     np.testing.assert_array_equal(after.task_state["x"], batch["x"][:, 0])
     np.testing.assert_allclose(
         after.task_state["total"] - memory["total"], np.sum(losses), rtol=1e-5
-    )  # told once
+    )  # added once
     np.testing.assert_allclose(history[1]["loss"], np.mean(losses), rtol=1e-6)
 
 
-def test_memory_is_the_same_on_one_device_and_eight_and_whole_on_each():
+def test_task_state_is_replicated_and_the_same_on_any_mesh():
     one, _ = toy.train(3, mesh=toy.mesh(), task=toy.RECALLING)
     eight, _ = toy.train(3, mesh=toy.mesh(8), task=toy.RECALLING, accumulation=2)
     assert distance(eight.task_state, one.task_state) < 1e-6
@@ -146,7 +146,7 @@ def test_memory_is_the_same_on_one_device_and_eight_and_whole_on_each():
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(eight.task_state))
 
 
-def test_large_memory_stays_whole_on_every_device_where_parameters_are_split():
+def test_large_task_state_is_replicated_where_parameters_are_split():
     task = toy.Linear(128)
     task.init_task_state = lambda: jnp.zeros((2**15,))
     state = abstract_state(task, toy.ADAM, toy.mesh(8, fsdp=8))
@@ -175,7 +175,7 @@ def test_update_that_overflows_is_skipped():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state)))
 
 
-def test_step_draws_by_its_number():
+def test_random_draws_follow_from_the_step():
     state = create_state(toy.LINEAR, toy.ADAM, toy.mesh(), 0)
     step = jax.jit(make_train_step(toy.LINEAR, toy.ADAM, Ema(), 0))
     at_0, again, at_1 = (
@@ -185,7 +185,7 @@ def test_step_draws_by_its_number():
     assert at_0 != at_1
 
 
-def test_step_moves_the_average_by_its_rule():
+def test_a_step_updates_the_average_by_its_rule():
     initial = toy.program(toy.mesh(), toy.ADAM, 1, toy.LINEAR)[1].params
     after, _ = toy.train(1, mesh=toy.mesh())
     expected = jax.tree.map(lambda old, new: 0.1 * old + 0.9 * np.asarray(new), initial, after.params)

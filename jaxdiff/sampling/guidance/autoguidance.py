@@ -39,8 +39,8 @@ class Autoguidance(IntervalGuidance):
         guiding = models.guiding_model
         if guiding is None:
             raise UserError(
-                "guide=None: expected a guiding model for autoguidance, got None. "
-                "Fix: give one (--guide, or Generator.load(..., guide=...)), or guidance scale 1"
+                "guiding_model=None: expected a guiding model for autoguidance, got None. "
+                "Fix: give one (--guiding-model, or Generator.load(..., guiding_model=...)), or guidance scale 1"
             )
 
         def both(x: Data, t: Scalar) -> Sequence[Prediction]:

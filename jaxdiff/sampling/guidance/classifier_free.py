@@ -154,7 +154,7 @@ def refuse_guiding_model(guiding_model: ConditionalDenoise | None) -> None:
     """Raise a `UserError` where a second model is given to guidance that uses none."""
     if guiding_model is not None:
         raise UserError(
-            "guide=given: expected no second model with this recipe's guidance, got one. "
+            "guiding_model=given: expected no second model with this recipe's guidance, got one. "
             "Fix: leave it out, or use Autoguidance"
         )
 

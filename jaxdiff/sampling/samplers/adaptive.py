@@ -124,7 +124,7 @@ class Rk45:
         walk = Walk(phi, z, velocity, h, jnp.zeros((), jnp.int32), jnp.array(False))
         walk = jax.lax.while_loop(
             lambda walk: (walk.phi > end) & (walk.tries < self._tries()),
-            lambda walk: self._try(slope, end, walk),
+            lambda walk: self.attempt(slope, end, walk),
             walk,
         )
         x = jnp.where(walk.phi > end, jnp.nan, _norm(process, t_next) * walk.z)
@@ -139,7 +139,8 @@ class Rk45:
         size, speed = _worst(z / allowed), _worst(velocity / allowed)
         return 0.01 * size / jnp.maximum(speed, 1e-6 * size + 1e-30)
 
-    def _try(self, slope: Slope, end: Scalar, walk: Walk) -> Walk:
+    def attempt(self, slope: Slope, end: Scalar, walk: Walk) -> Walk:
+        """The state after one attempted step, which is accepted if its error is within the tolerance."""
         last = walk.h >= walk.phi - end
         h = jnp.where(last, walk.phi - end, walk.h)
         z, velocities = walk.z, [walk.velocity]

@@ -39,7 +39,7 @@ def test_only_patches_that_touch_a_pixel_are_kept():
 
 
 @pytest.mark.parametrize("some", [False, True], ids=["all", "touching"])
-def test_statistics_are_those_of_all_patches_at_once(some):
+def test_streamed_statistics_match_all_patches_at_once(some):
     images, touching = noise(20), np.zeros((20, 14, 11), bool)
     touching[7, 3, 3], touching[12] = True, True
     chosen = touching if some else None

@@ -133,7 +133,7 @@ def test_a_figure_that_is_not_finite_is_named():
         measure(likelihood, lambda index: np.where(index == bad, np.nan, 1.0), 10)
 
 
-def test_a_flow_never_goes_back():
+def test_a_path_that_returns_to_noise_is_refused():
     with pytest.raises(UserError, match="grid=Back"):
         run(OdeLikelihood(grid=Back()))
 

@@ -65,7 +65,7 @@ def test_singular_covariances_have_a_closed_form():
     np.testing.assert_allclose(frechet_distance(a, b), 4 + 9, rtol=1e-14)
 
 
-def test_statistics_are_those_of_numpy():
+def test_statistics_match_numpy():
     features = np.random.default_rng(4).normal(size=(50, 7))
     found = fit(features)
     np.testing.assert_allclose(found.mean, features.mean(axis=0), atol=1e-15)

@@ -21,7 +21,7 @@ def test_a_shift_by_three_levels(truth):
         assert paired.psnr(paired.squared_error(shifted, truth)) == pytest.approx(10 * np.log10(255**2 / 9))
 
 
-def test_mean_colours_are_those_of_each_image_and_channel(truth):
+def test_mean_colours_are_per_image_and_channel(truth):
     """Shifts that cancel over images or channels count; details do not."""
     signs = np.where(np.arange(6) % 2, 1, -1)[:, None, None, None] * np.array([1, -1, 1])
     assert paired.mean_colour_error((truth + 3 * signs).astype(np.uint8), truth).value == pytest.approx(3)
@@ -36,7 +36,7 @@ def test_nothing_is_nearer_than_the_truth(truth):
     assert paired.psnr(paired.squared_error(truth, truth)) is None
 
 
-def test_errors_are_those_of_the_given_pixels(truth):
+def test_errors_count_the_given_pixels_only(truth):
     where = np.zeros(truth.shape[:3], bool)
     where[:, :2] = True
     changed = truth.copy()
@@ -75,7 +75,7 @@ def test_a_wrong_factor_is_named(truth):
         paired.inconsistency(truth, truth[:, :2, :3], 2)
 
 
-def test_one_pixel_by_one_level_is_noticed(truth):
+def test_one_level_at_one_pixel_changes_the_error(truth):
     known = np.zeros(truth.shape[:3], bool)
     known[:, :4] = True
     assert paired.fraction_kept(truth, truth, known).value == 1

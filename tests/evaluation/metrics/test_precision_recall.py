@@ -45,7 +45,7 @@ def test_a_set_against_itself_is_perfect():
     assert scores.density == pytest.approx((5 + 1) / 5)  # every ball contains its centre and k neighbours
 
 
-def test_sets_far_apart_share_nothing():
+def test_distant_sets_have_zero_precision_and_recall():
     points = np.random.default_rng(2).normal(size=(50, 4))
     assert manifold_scores(points, points + 100, (3,))[3] == (0, 0, 0, 0)
 

@@ -36,7 +36,7 @@ def test_constant_images_have_no_power_whatever_their_mean():
 
 
 @pytest.mark.parametrize("cycles", [4, 9])
-def test_a_wave_has_its_power_at_its_own_radius(cycles):
+def test_a_sine_has_its_power_at_its_own_radius(cycles):
     side, amplitude = 32, 100
     wave = 128 + amplitude * np.cos(2 * np.pi * cycles * np.arange(side) / side)
     power = radial_power(grey(np.broadcast_to(wave, (1, side, side))))
@@ -59,7 +59,7 @@ def test_many_images_have_the_mean_of_their_powers():
     np.testing.assert_allclose(radial_power(images), np.mean(singly, axis=0), rtol=1e-10)
 
 
-def test_luma_is_that_of_pillow():
+def test_luma_matches_pillow():
     from PIL import Image
 
     image = np.random.default_rng(3).integers(0, 256, (16, 16, 3)).astype(np.uint8)
@@ -79,7 +79,7 @@ def test_distances_are_in_powers_of_ten():
     assert spectrum_distance(100 * tilted, 100 * power) == pytest.approx(1)
 
 
-def test_less_than_rounding_is_none():
+def test_power_below_rounding_is_none():
     nothing, little, much = np.zeros(5), np.full(5, ROUNDING / 2), np.full(5, 100 * ROUNDING)
     assert spectrum_distance(nothing, little) == 0
     assert spectrum_distance(nothing, much) == pytest.approx(2)

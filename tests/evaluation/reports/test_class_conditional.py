@@ -98,7 +98,7 @@ def test_every_row_states_its_conditions(values):
     assert values["samples"][0]["classifier_accuracy_on_test"] > 0.975
 
 
-def test_a_fingerprint_is_that_of_all_images_and_labels(values, model, digits):
+def test_a_fingerprint_covers_all_images_and_labels(values, model, digits):
     for name, (images, labels) in zip(("train", "test"), digits, strict=True):
         parts = (str(images.shape).encode(), images.tobytes(), labels.astype(np.int64).tobytes())
         expected = hashlib.sha256(b"".join(parts)).hexdigest()
@@ -160,7 +160,7 @@ def test_unseen_images_are_new_and_varied(digits):
     assert row["relative"]["coverage"] == pytest.approx(1, abs=0.05)
 
 
-def test_noise_fails_every_question_but_novelty(digits):
+def test_noise_fails_all_metrics_but_novelty(digits):
     def generate(conditions, seed, guidance):
         return np.random.default_rng(seed).integers(0, 256, (200, 8, 8, 1)).astype(np.uint8)
 
@@ -207,7 +207,7 @@ def test_classes_are_requested_in_turn(digits):
         Requests.make(model, 19, digits[0][1], digits[1][1])
 
 
-def test_other_conditions_are_those_of_test_examples(digits):
+def test_other_conditions_come_from_test_examples(digits):
     train, (images, labels) = digits
     test = {"image": images, "label": labels, "low_res": images[:, ::2, ::2]}
     model = inputs(None, ("label", "low_res"), labelled(train, train)[0], test)
@@ -291,7 +291,7 @@ def test_evaluations_are_config_blocks():
     assert isinstance(built, Evaluator)
 
 
-def test_a_stored_config_of_the_version_before_builds():
+def test_a_config_of_the_previous_version_builds():
     old = {
         "target": "jaxdiff.evaluation.evaluator:ImageEvaluation",
         "features": {"target": "jaxdiff.evaluation.features:Pixels"},

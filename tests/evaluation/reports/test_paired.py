@@ -77,7 +77,7 @@ def sharp():
     return SuperResolutionEvaluation(factor=4, n=40, features=PATCHES)
 
 
-def test_a_perfect_model_has_no_distance_and_agrees_as_the_truth_does(sharp, small):
+def test_a_perfect_model_has_distance_zero_and_the_truths_consistency(sharp, small):
     values = sharp(model_of(answering(small, "low_res", small[1]["image"]), small, "low_res")).values
     model = values["samples"][0]
     assert model["frechet"] < 1e-9
@@ -98,7 +98,7 @@ def test_a_model_that_is_the_baseline_scores_as_the_baseline(sharp, small):
     assert baseline["name"] == "bicubic"
 
 
-def test_sharp_noise_beats_the_blur_in_kind_and_loses_in_psnr(sharp, small):
+def test_sharp_noise_has_a_better_spectrum_and_a_worse_psnr_than_blur(sharp, small):
     """The truth with noise has the right details at the wrong positions: a model's fault, not a blur's."""
     train, test = small
     shifted = np.stack([np.roll(image, (1, 1), (0, 1)) for image in test["image"]])
@@ -110,7 +110,7 @@ def test_sharp_noise_beats_the_blur_in_kind_and_loses_in_psnr(sharp, small):
     assert len(train["image"]) == values["conditions"]["train_images"]
 
 
-def test_a_shift_of_colour_differs_from_a_loss_of_detail(sharp, small):
+def test_a_colour_shift_differs_from_a_loss_of_detail(sharp, small):
     images = small[1]["image"] // 2 + 60
     examples = small[0], {**small[1], "image": images}
     values = sharp(model_of(answering(examples, "low_res", images + 3), examples, "low_res")).values
@@ -221,7 +221,7 @@ def test_hints_of_samples_are_compared_with_the_given_hints(translation, partial
     assert darker["tasks"]["colourise"]["samples"][0]["hint_error"] > 20
 
 
-def test_a_model_that_ignores_its_condition_has_the_same_error_with_shuffled_ones(translation, partial):
+def test_shuffling_does_not_matter_to_a_model_that_ignores_its_condition(translation, partial):
     images = noisy(np.full((60, 32, 32, 3), 110), 0, 30)
     for column in score(translation, partial, lambda conditions, *_: images)["tasks"].values():
         model = column["samples"][0]
@@ -252,7 +252,7 @@ def test_luma_makes_a_harder_baseline(translation, partial):
     assert hard["inpaint"]["baseline"] == flat["inpaint"]["baseline"]
 
 
-def test_one_known_pixel_by_one_level_is_noticed_in_the_table_too(translation, partial):
+def test_one_changed_known_pixel_appears_in_the_table(translation, partial):
     images, task = partial[1]["image"].copy(), partial[1]["task"]
     image = np.flatnonzero(task == 1)[3]
     opaque = known(partial[1]["source"])
@@ -431,7 +431,7 @@ def flat(values, path=""):
     return found
 
 
-def test_they_are_blocks_of_a_config():
+def test_evaluations_are_config_blocks():
     for evaluation in (
         config.spec(SuperResolutionEvaluation, factor=2, features=config.spec(Patches, size=4, stride=2)),
         config.spec(TranslationEvaluation, tasks=TASKS, keep_luma=("colourise",)),
@@ -455,12 +455,12 @@ def test_they_are_blocks_of_a_config():
         (lambda: TranslationEvaluation(("a",), samples_per_input=0), "samples_per_input=0"),
     ],
 )
-def test_mistakes_of_a_config_are_named(make, message):
+def test_invalid_settings_are_errors(make, message):
     with pytest.raises(UserError, match=message):
         make()
 
 
-def test_what_does_not_fit_the_data_is_named(small, partial):
+def test_settings_that_do_not_fit_the_data_are_errors(small, partial):
     def black(conditions, seed, guidance):
         return np.zeros((20, 32, 32, 3), np.uint8)
 

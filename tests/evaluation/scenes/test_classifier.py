@@ -148,7 +148,7 @@ def test_other_images_are_wrong(classifier, splits):
         assert not classifier(images, wanted)["all"].any()
 
 
-def test_a_digit_out_of_line_is_seen(classifier, splits):
+def test_a_misplaced_digit_is_detected(classifier, splits):
     """Two side by side near the top, and a third one near the bottom, outside any relation."""
     test = splits["test"]
     low = test["boxes"][:, :, 2].max(axis=1)
@@ -230,7 +230,7 @@ def test_impossible_settings_are_errors(arguments):
         SceneClassifier(**arguments)
 
 
-def test_other_data_are_errors(splits):
+def test_unsuitable_data_are_errors(splits):
     train = splits["train"]
     with pytest.raises(UserError, match=r"fields=.*got no \['count'\]"):
         SceneClassifier().fit(train["image"], {name: train[name] for name in FIELDS if name != "count"})

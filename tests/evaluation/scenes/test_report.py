@@ -177,7 +177,7 @@ def test_the_interval_is_wilsons(successes, n):
     assert wilson(successes, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
-def test_the_interval_is_that_of_the_headline(perfect):
+def test_the_interval_belongs_to_the_headline(perfect):
     row = perfect.values["samples"][1]
     low, high = wilson(round(row["correct"]["all"] * N), N)
     assert (row["interval"]["low"], row["interval"]["high"]) == (low, high)
@@ -194,7 +194,7 @@ def test_shuffled_captions_are_of_other_scenes(train, seed):
     assert not np.array_equal(others, shuffled(scenes, seed + 1))
 
 
-def test_the_same_scene_in_other_words_is_no_other_scene():
+def test_the_same_scene_in_other_words_is_not_another_scene():
     """Four times "a above b", half of them as "b below a", and four others: none may get one of its own kind."""
     digits = np.array([[1, 2, -1], [2, 1, -1]] * 2 + [[i, i, -1] for i in range(4)])
     relation = np.array([3, 4] * 2 + [1] * 4)

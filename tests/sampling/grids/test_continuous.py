@@ -68,7 +68,7 @@ def test_uniform_log_snr(process):
     np.testing.assert_allclose(log_snr, np.arange(-8.0, 7.0, 2.0), atol=1e-9)
 
 
-def test_exponential_is_uniform_log_snr_in_other_words():
+def test_exponential_equals_uniform_log_snr():
     found = Exponential(0.02, 40.0)(RectifiedFlow(), 7)
     other = LogSnrUniform(-2 * math.log(40.0), -2 * math.log(0.02))(RectifiedFlow(), 7)
     np.testing.assert_allclose(found, other, rtol=1e-12)
@@ -85,7 +85,7 @@ def test_exponential_is_uniform_log_snr_in_other_words():
         ("vp_opts", UniformBetween(1.0, 2e-3), VariancePreserving(Linear(0.3, 15.3))),
     ],
 )
-def test_levels_are_those_of_k_diffusion(name, grid, process):
+def test_levels_match_k_diffusion(name, grid, process):
     np.testing.assert_allclose(
         levels(process, grid(process, 10)), GOLDENS[f"kdiffusion/{name}"][:-1], rtol=1e-9
     )
@@ -99,15 +99,15 @@ def test_levels_are_those_of_k_diffusion(name, grid, process):
         ("iddpm", Linspace(1000, skip=8), VariancePreserving(Table(CosineBetas()))),
     ],
 )
-def test_levels_of_earlier_models_are_those_of_edm(name, grid, process):
+def test_levels_of_earlier_models_match_edm(name, grid, process):
     """Karras et al. 2022, table 1: the columns VP, VE and iDDPM, with 18 steps. Its table of iDDPM is in float32."""
     rtol = 1e-3 if name == "iddpm" else 1e-9
     np.testing.assert_allclose(levels(process, grid(process, 18)), GOLDENS[f"edm/{name}"], rtol=rtol)
 
 
 @pytest.mark.parametrize(("name", "make"), [("v_karras", Karras), ("exponential", Exponential)])
-def test_levels_between_the_steps_of_a_table_are_those_of_diffusers(name, make):
-    """Levels, and the fractional step that the network is told: ``log(sigma / alpha)`` is linear between steps."""
+def test_levels_between_the_steps_of_a_table_match_diffusers(name, make):
+    """Levels, and the fractional step that the network receives: ``log(sigma / alpha)`` is linear between steps."""
     last, first = levels(DDPM, jnp.array([0.001, 1.0]))
     t = make(float(last), float(first))(DDPM, 10)
     np.testing.assert_allclose(levels(DDPM, t), GOLDENS[f"diffusers/euler/{name}/sigmas"][:-1], rtol=1e-9)
@@ -125,7 +125,7 @@ def test_levels_between_the_steps_of_a_table_are_those_of_diffusers(name, make):
         ("dpmpp/order2_flow_shift3", Shifted(Uniform(0.999), 3.0)),
     ],
 )
-def test_shifted_flows_are_those_of_diffusers(name, grid):
+def test_shifted_flows_match_diffusers(name, grid):
     _, sigma = RectifiedFlow().signal(grid(RectifiedFlow(), 10))
     np.testing.assert_allclose(sigma, GOLDENS[f"diffusers/{name}/sigmas"][:-1], rtol=1e-9)
 
@@ -168,7 +168,7 @@ def test_one_step_is_the_noisiest_level(grid):
 
 
 def test_the_ends_of_a_flow_stay_times(float32):
-    """In single precision and inside a program, as samplers ask for them."""
+    """In single precision and compiled, as in sampling."""
     for grid in GRIDS:
         t = jax.jit(lambda grid=grid: grid(RectifiedFlow(), 9))()
         assert t.dtype == jnp.float32

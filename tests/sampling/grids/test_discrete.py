@@ -43,7 +43,7 @@ GRIDS = [
         ("dpmpp/order2_euler_at_final", Leading(offset=1, drop_last=True)),
     ],
 )
-def test_steps_are_those_of_diffusers(name, grid):
+def test_steps_match_diffusers(name, grid):
     t = grid(DDPM, 10)
     np.testing.assert_allclose(StepIndex()(DDPM, t), GOLDENS[f"diffusers/{name}/timesteps"], atol=1e-9)
     if f"diffusers/{name}/sigmas" in GOLDENS:
@@ -93,7 +93,7 @@ def test_timestep_spacing_prev_is_next_in_list(grid, steps):
         ("T4000_ddim250", Strided(4000)),
     ],
 )
-def test_steps_are_those_of_guided_diffusion(spacing, grid):
+def test_steps_match_guided_diffusion(spacing, grid):
     expected = GOLDENS[f"guided/respace/{spacing}/timesteps"]
     np.testing.assert_array_equal(grid.indices(len(expected)), expected[::-1])
 
@@ -102,7 +102,7 @@ def test_two_steps_are_the_ends():
     np.testing.assert_array_equal(Respaced(100, (2, 3)).indices(5), [99, 74, 50, 49, 0])
 
 
-def test_the_stride_is_the_least_that_gives_so_many():
+def test_the_stride_is_the_smallest_for_the_number_of_steps():
     np.testing.assert_array_equal(Strided(1000).indices(30), np.arange(0, 1000, 34)[::-1])
 
 
@@ -149,7 +149,7 @@ def test_steps_that_a_model_does_not_have_are_refused(grid, steps):
 
 
 @pytest.mark.parametrize("last", [0.0, 1.0])
-def test_impossible_shares_are_refused(last):
+def test_impossible_fractions_are_refused(last):
     with pytest.raises(UserError, match="last="):
         Quadratic(last=last)
 
@@ -160,7 +160,7 @@ def test_times_are_single_precision_where_that_is_the_default(float32):
     np.testing.assert_allclose(StepIndex()(DDPM, t), np.arange(999, -1, -1), atol=1e-4)
 
 
-def test_a_rounded_grid_visits_the_models_steps_of_the_nearest_noise_levels():
+def test_a_rounded_grid_visits_the_steps_of_the_nearest_noise_levels():
     """EDM's `round_sigma` of a Karras grid, on the levels of an iDDPM model."""
     process = VariancePreserving(Table(CosineBetas()))
     alpha, sigma = map(np.asarray, process.signal(jnp.arange(1, 1001) / 1000))

@@ -1,4 +1,4 @@
-"""Grids that return to noise: their papers' order of steps, and the law of what comes out."""
+"""Grids that return to noise: the order of steps in the papers, and the distribution of samples."""
 
 import dataclasses
 import math
@@ -22,6 +22,7 @@ from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.sampling.samplers.heun import Euler, Heun
 from jaxdiff.sampling.samplers.pndm import Pndm
 from tests.oracles import Counting, Gaussian
+from tests.sampling.solving import Draws
 
 PROCESSES = [VariancePreserving(Cosine()), VarianceExploding(), RectifiedFlow()]
 BASE = Karras(0.02, 20.0)
@@ -55,7 +56,7 @@ def papers_repaint(total, jump_length, repeats):
     ("total", "jump_length", "repeats"),
     [(250, 10, 10), (20, 5, 3), (21, 5, 1), (7, 3, 2), (5, 5, 4), (6, 1, 2), (1, 1, 2)],
 )
-def test_repaint_visits_what_the_paper_visits(total, jump_length, repeats):
+def test_repaint_visits_the_papers_steps(total, jump_length, repeats):
     visited = papers_repaint(total, jump_length, repeats)
     down = np.flatnonzero(np.diff(visited) < 0)[:-1]  # the last step is the jump to clean data
     path = RePaint(Uniform(), jump_length, repeats)(RectifiedFlow(), total)
@@ -66,7 +67,7 @@ def test_repaint_visits_what_the_paper_visits(total, jump_length, repeats):
 
 
 @pytest.mark.parametrize(("sampler", "calls"), [(Euler(), 13 + 1), (Pndm(), 13 + 3 * 12 + 1)], ids=str)
-def test_repaint_calls_the_denoiser_as_often_as_it_says(sampler, calls):
+def test_repaint_makes_the_promised_number_of_calls(sampler, calls):
     """Levels 6543, 543, 54321, 321 and 321: 13 steps, and the jump. `Pndm` takes 3 more calls for up to 3 of a run."""
     recipe = Recipe(sampler, RePaint(Uniform(), 2, 3), ClassifierFree(), 6)
     counting = Counting(
@@ -93,7 +94,7 @@ def test_restart_goes_back_to_s_max_from_the_level_nearest_s_min(process):
     assert Recipe(Heun(), grid, ClassifierFree(), 9).calls(process) == 2 * (8 + 12) + 1
 
 
-def test_restart_turns_below_s_max_though_a_level_above_is_nearer_to_s_min():
+def test_restart_returns_from_below_s_max_only():
     """Among the levels exp(2, 1, 0, -1, -2) the nearest to exp(-0.45) is 1, but exp(-0.4) is below it."""
     base, process = LogSnrUniform(-4.0, 4.0), VarianceExploding()
     path = Restart(base, math.exp(-0.45), math.exp(-0.4), repeats=1, steps=1)(process, 5)
@@ -104,7 +105,7 @@ def test_restart_turns_below_s_max_though_a_level_above_is_nearer_to_s_min():
 @pytest.mark.parametrize(
     "grid", [RePaint(BASE, 2, 1), RePaint(BASE, 9, 3), Restart(BASE, repeats=0)], ids=str
 )
-def test_what_is_repeated_never_is_the_base(grid):
+def test_a_restart_with_no_repetitions_is_the_base_grid(grid):
     times, path = BASE(VarianceExploding(), 9), grid(VarianceExploding(), 9)
     np.testing.assert_array_equal(path.start, times[:-1])
     np.testing.assert_array_equal(path.end, times[1:])
@@ -123,7 +124,7 @@ def test_every_step_falls_and_none_begins_below_the_end_of_the_last(grid, float3
         assert np.all(start[1:] >= end[:-1])
 
 
-def test_restarts_of_a_learned_process_are_a_program_of_its_parameters():
+def test_restarts_of_a_learned_process_depend_on_its_parameters():
     """Where the base is interrupted depends on them, and how many steps there are does not."""
     module, grid = LearnedVariancePreserving(width=8), Restart(Uniform(), 0.3, 2.0, 2, 3)
     params = module.init(jax.random.key(0))["params"]
@@ -161,23 +162,18 @@ class Exact:
 
 @pytest.mark.parametrize("process", PROCESSES[::2], ids=str)
 @pytest.mark.parametrize("grid", [RePaint(BASE, 2, 2), Restart(BASE, 0.3, 2.0, 2, 2)], ids=str)
-def test_what_has_the_right_law_keeps_it_on_the_way(grid, process, monkeypatch):
-    """An image is affine in the noise it began with and that of every rise; their weights give its exact law.
+def test_data_with_the_right_distribution_keep_it(grid, process):
+    """An image is affine in its initial noise and in that of every return; the weights give its exact distribution.
 
     Pixel k of the image carries source k alone: pixel 0 the first noise, pixel k + 1 that of step k.
     """
     path, std = grid(process, 6), 0.6
     sources = 1 + len(path.start)
-    steps = iter(range(sources))
-
-    def one_source(keys, x):
-        return jnp.zeros(x.shape).at[0, 0, 1 + next(steps), 0].set(1.0)
-
-    monkeypatch.setattr(loop, "noise_like", one_source)
+    draws = jnp.eye(sources)[1:].reshape(-1, 1, 1, sources, 1)
     marginal = lambda t: np.hypot(np.asarray(process.signal(t).alpha) * std, process.signal(t).sigma)  # noqa: E731
     x = jnp.zeros((1, 1, sources, 1)).at[0, 0, 0, 0].set(marginal(path.start[0]))
     oracle, keys = Gaussian(jnp.zeros(()), jnp.asarray(std)), jax.random.split(jax.random.key(0), 1)
-    with jax.disable_jit():
+    with jax.disable_jit(), Draws(draws):
         found = loop.integrate(Exact(oracle), oracle.denoiser(process), process, path, x, keys)
     weights = np.asarray(found).ravel()
     np.testing.assert_allclose(np.linalg.norm(weights), marginal(path.end[-1]), rtol=1e-9)

@@ -76,7 +76,7 @@ def test_the_noise_is_a_function_of_the_images_key_and_the_time():
     assert np.abs(correlations).max() < 5 / np.sqrt(WIDTH)
 
 
-def test_each_part_of_a_condition_has_noise_of_its_own_and_a_flat_one_stays_finite():
+def test_parts_of_a_condition_have_independent_noise():
     flat = jnp.zeros((BATCH, WIDTH))
 
     def model(x, t, conditions, drop):
@@ -91,7 +91,7 @@ def test_each_part_of_a_condition_has_noise_of_its_own_and_a_flat_one_stays_fini
     np.testing.assert_array_equal(still(jnp.asarray(X), jnp.asarray(0.8)).x_0, 0.0)
 
 
-def test_the_null_stays_clean_and_the_guidance_inside_guides():
+def test_the_null_stays_clean_and_the_inner_guidance_acts():
     """``null + 3 (noisy - null)`` with a null of 0."""
     arguments = {"tau_1": 0.5, "tau_2": 0.9, "noise_scale": 0.5}
     guided = seen(Cads(ClassifierFree(3.0), **arguments), 0.7)
@@ -99,7 +99,7 @@ def test_the_null_stays_clean_and_the_guidance_inside_guides():
     np.testing.assert_array_equal(seen(Cads(ClassifierFree(0.0), **arguments), 0.7), 0.0)
 
 
-def test_without_noise_it_is_the_guidance_inside_with_its_state():
+def test_without_noise_it_is_the_inner_guidance_with_its_state():
     rule = Projected(0.0, 2.0, -0.5)
     plain, cads = (
         guidance(shows_the_condition, FLOW, conditions(), KEYS)
@@ -136,6 +136,6 @@ def test_everything_composes_in_one_compiled_recipe(float32):
 
 
 @pytest.mark.parametrize("wrong", [{"tau_2": 0.6}, {"noise_scale": -0.1}, {"rescale": 1.5}])
-def test_settings_that_mean_nothing_are_refused(wrong):
+def test_invalid_settings_are_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         Cads(ClassifierFree(), **wrong)

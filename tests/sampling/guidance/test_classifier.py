@@ -63,7 +63,7 @@ def test_with_the_true_density_it_is_the_conditional_denoiser(process):
     np.testing.assert_allclose(found.noise, expected.noise, rtol=1e-9)
 
 
-def test_the_gradient_moves_each_image_by_its_scale_and_keeps_the_noisy_image():
+def test_each_image_has_its_scale_and_keeps_its_noisy_image():
     x, process, t = jnp.ones((3, 2, 2, 1)), RectifiedFlow(), jnp.asarray(0.6)
 
     def denoise(x, t):
@@ -75,7 +75,7 @@ def test_the_gradient_moves_each_image_by_its_scale_and_keeps_the_noisy_image():
     np.testing.assert_array_equal(found.variance_fraction, 1.0)
 
 
-def test_at_pure_noise_there_is_nothing_to_be_guided_by():
+def test_at_pure_noise_the_classifier_has_no_effect():
     x = jnp.ones((3, 2, 2, 1))
     guided = ClassifierGuidance(Constant(), 3.0)(
         stateless(lambda x, t: Prediction(0 * x, x)), RectifiedFlow(), {}, KEYS
@@ -136,7 +136,7 @@ def test_a_ddim_step_is_algorithm_2_of_guided_diffusion(table):
 
 
 @pytest.mark.parametrize("table", ["linear", "cosine"])
-def test_an_ancestral_step_moves_by_the_true_shift_which_is_algorithm_1_for_small_steps(table):
+def test_a_small_ancestral_step_is_algorithm_1_of_guided_diffusion(table):
     """Ours moves the mean by ``beta / sqrt(1 - beta)`` times the gradient (Tweedie), theirs by its variance."""
     for row in (1, 2):
         plain, gradient, beta, variance = step_of(Ancestral("learned"), table, row, guided=False)

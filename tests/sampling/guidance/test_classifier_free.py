@@ -122,7 +122,7 @@ def test_a_limited_interval_guides_inside_and_is_conditional_outside(scale, jit)
         np.testing.assert_allclose(found.noise, expected.noise, rtol=1e-12)
 
 
-def test_an_interval_holds_its_upper_end_and_not_its_lower_one():
+def test_an_interval_includes_its_upper_end_only():
     """Equation 5 of Kynkäänniemi et al. 2024. Without bounds it holds pure noise too."""
     exact = RectifiedFlow()
     half, one = exact.time(jnp.asarray(-2 * np.log(0.5))), exact.time(jnp.asarray(0.0))
@@ -201,9 +201,9 @@ def test_an_empty_interval_is_refused(ends):
         Interval(*ends)
 
 
-def test_what_guidance_cannot_use_or_lacks_is_said_before_any_call():
+def test_unsuitable_inputs_of_guidance_raise_before_any_call():
     _, fields, _ = a_batch()
-    with pytest.raises(UserError, match=r"guide=.*expected no second model"):
+    with pytest.raises(UserError, match=r"guiding_model=.*expected no second model"):
         ClassifierFree(1.0)(model, FLOW, fields, KEYS, model)
     with pytest.raises(UserError, match=r"scale=2.0: expected a model with conditions"):
         ClassifierFree(2.0)(model, FLOW, {}, KEYS)
@@ -227,7 +227,7 @@ def two_means(x, t, fields, drop):
 
 @pytest.mark.parametrize("chained", [True, False])
 @pytest.mark.parametrize("scales", [(1.5, 7.5), (1.0, 4.0), (2.0, 0.0), (1.0, 1.0), (0.0, 0.0), (3.0, 3.0)])
-def test_each_condition_has_its_own_scale_and_branches_that_cancel_are_not_called(scales, chained):
+def test_each_condition_has_its_scale_and_cancelled_branches_cost_nothing(scales, chained):
     x, _, t = a_batch()
     fields, batches = {"a": jnp.asarray([1.0, -0.5, 2.0]), "b": jnp.asarray([0.3, 1.0, -1.0])}, []
 
@@ -243,7 +243,7 @@ def test_each_condition_has_its_own_scale_and_branches_that_cancel_are_not_calle
     assert batches == [3 * sum(factor != 0 for factor in factors)]
 
 
-def test_a_chain_with_equal_scales_is_classifier_free_guidance_and_one_condition_is_both_forms():
+def test_one_condition_is_the_same_in_both_forms():
     x, fields, t = a_batch()
     expected = ClassifierFree(3.0)(model, FLOW, fields, KEYS)(x, t)
     for chained in (True, False):
@@ -262,7 +262,7 @@ def shown_alone(x, t, **drop):
 
 @pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
 @pytest.mark.parametrize("scale", [-0.5, 0.3, 4.0])
-def test_a_chain_of_several_with_equal_scales_is_classifier_free_guidance_by_all(names, scale):
+def test_a_chain_with_equal_scales_is_classifier_free_guidance(names, scale):
     x, _, t = a_batch()
     expected = ClassifierFree(scale)(two_means, FLOW, TWO, KEYS)(x, t)
     one = PerCondition(names, (scale, scale))(two_means, FLOW, TWO, KEYS)(x, t)
@@ -295,7 +295,7 @@ def test_a_scale_of_0_is_guidance_without_that_condition(chained):
     np.testing.assert_allclose(found.x_0, none.x_0 + 2.5 * (a.x_0 - none.x_0), rtol=1e-9)
 
 
-def test_guidance_by_each_acts_in_its_interval_and_is_conditional_outside():
+def test_per_condition_guidance_acts_in_its_interval_only():
     x, _, _ = a_batch()
     limited = PerCondition(("a", "b"), (2.0, 5.0), interval=Interval(0.3, 2.0))(two_means, FLOW, TWO, KEYS)
     always = PerCondition(("a", "b"), (2.0, 5.0))(two_means, FLOW, TWO, KEYS)
@@ -304,7 +304,7 @@ def test_guidance_by_each_acts_in_its_interval_and_is_conditional_outside():
         np.testing.assert_allclose(limited(x, t).x_0, expected.x_0, rtol=1e-9)
 
 
-def test_the_order_of_the_chain_counts_and_what_it_does_not_name_is_always_shown():
+def test_a_chain_is_ordered_and_other_conditions_are_always_shown():
     x, _, t = a_batch()
     fields = {"a": jnp.asarray([1.0, -0.5, 2.0]), "b": jnp.asarray([0.3, 1.0, -1.0])}
     one, other = (
@@ -329,7 +329,7 @@ def test_scales_that_fit_no_condition_are_refused():
     _, fields, _ = a_batch()
     with pytest.raises(UserError, match=r"'text': expected conditions of the model.*Fix: name one of mean"):
         PerCondition(("text",), (2.0,))(model, FLOW, fields, KEYS)
-    with pytest.raises(UserError, match="guide"):
+    with pytest.raises(UserError, match="guiding_model"):
         PerCondition(("mean",), (2.0,))(model, FLOW, fields, KEYS, model)
 
 
@@ -338,7 +338,7 @@ def wide(x, t, fields, drop):
     return oracle(jnp.where(drop["mean"], 0.0, fields["mean"])[:, None, None, None], jnp.asarray(0.8))(x, t)
 
 
-def test_autoguidance_is_away_from_the_guide_and_both_see_the_conditions():
+def test_autoguidance_extrapolates_from_the_guiding_model():
     x, fields, t = a_batch()
     none = {"mean": jnp.zeros(3, bool)}
     main, bad = model(x, t, fields, none), wide(x, t, fields, none)
@@ -353,7 +353,7 @@ def throws(*arguments):
     raise AssertionError("this model was not to be called")
 
 
-def test_autoguidance_calls_the_guide_where_it_counts_only():
+def test_autoguidance_calls_the_guiding_model_in_its_interval_only():
     x, fields, t = a_batch()
     plain = model(x, t, fields, {"mean": jnp.zeros(3, bool)})
     with jax.disable_jit():
@@ -362,7 +362,7 @@ def test_autoguidance_calls_the_guide_where_it_counts_only():
             np.testing.assert_array_equal(found.x_0, plain.x_0)
     found = Autoguidance(1.0)(model, FLOW, fields, KEYS)(x, t)
     np.testing.assert_array_equal(found.x_0, plain.x_0)
-    with pytest.raises(UserError, match=r"guide=None: expected a guiding model"):
+    with pytest.raises(UserError, match=r"guiding_model=None: expected a guiding model"):
         Autoguidance(2.0)(model, FLOW, fields, KEYS)
 
 

@@ -46,7 +46,7 @@ def test_rescaling_brings_the_contrast_of_each_image_back(phi):
     guided = uncond + 4.0 * (cond - uncond)
     std, std_cond = (np.std(x, axis=(1, 2, 3)) for x in (guided, cond))
     np.testing.assert_allclose(np.std(found.x_0, axis=(1, 2, 3)), phi * std_cond + (1 - phi) * std, rtol=1e-9)
-    ratio = np.asarray(found.x_0) / guided  # one factor for each image: the picture itself stays as it is
+    ratio = np.asarray(found.x_0) / guided  # one factor per image, whose shape is unchanged
     np.testing.assert_allclose(ratio, np.broadcast_to(ratio[:, :1, :1, :1], SHAPE), rtol=1e-9)
     makes_x(found)
 
@@ -78,13 +78,13 @@ def test_without_its_three_parts_projection_is_extrapolation():
     np.testing.assert_allclose(change, 0.0, atol=1e-9)
 
 
-def test_no_difference_and_no_image_are_no_nan():
+def test_zero_differences_and_zero_images_give_no_nan():
     for rule in (Projected(0.0, 2.0), MOMENTUM):
         found, _ = apply(rule, 4.0, jnp.zeros(SHAPE), jnp.zeros(SHAPE))
         np.testing.assert_array_equal(found.x_0, 0.0)
 
 
-def test_cfg_plus_plus_is_the_guided_image_with_the_noise_of_the_unconditional_model():
+def test_cfg_plus_plus_has_the_guided_image_and_unconditional_noise():
     found, _ = apply(CfgPlusPlus(), 0.6)
     np.testing.assert_allclose(found.x_0, UNCOND + 0.6 * (COND - UNCOND), rtol=1e-9)
     np.testing.assert_array_equal(found.noise, pair(UNCOND).noise)
@@ -94,7 +94,7 @@ def test_cfg_plus_plus_is_the_guided_image_with_the_noise_of_the_unconditional_m
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
-def test_a_rule_gives_each_image_what_it_gives_it_alone(rule):
+def test_a_rule_treats_images_independently(rule):
     together, _ = apply(rule, 0.8)
     one = [jax.tree.map(lambda value: value[1:2], pair(x)) for x in (COND, UNCOND)]
     alone, _ = rule(rule.init(jnp.asarray(X[1:2])), 0.8, *one, FLOW.signal(jnp.asarray(T)))
@@ -117,7 +117,7 @@ def _rows(prediction, batch):
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @pytest.mark.parametrize("scale", [0.0, 0.5, 1.0])
-def test_a_rule_is_called_with_what_it_needs_and_no_more(rule, scale):
+def test_a_rule_receives_only_the_predictions_that_it_needs(rule, scale):
     """And where one prediction is enough, it is the whole result, as the rule itself would have it."""
     calls = []
     guided = ClassifierFree(scale, rule)(model(calls), FLOW, {"c": jnp.zeros(3)}, KEYS)
@@ -133,7 +133,7 @@ def test_a_rule_is_called_with_what_it_needs_and_no_more(rule, scale):
     assert calls == [plain if one else [0, 1] * 3]
 
 
-def test_momentum_goes_from_step_to_step_and_stands_still_outside_the_interval():
+def test_momentum_carries_over_steps_and_is_unchanged_outside_the_interval():
     """With a constant difference d, the k-th sum is d (1 - beta^k) / (1 - beta)."""
     rule = Projected(eta=1.0, momentum=-0.5)
 
@@ -156,7 +156,7 @@ def test_momentum_goes_from_step_to_step_and_stands_still_outside_the_interval()
 
 
 @pytest.mark.parametrize("wrong", [{"norm": 0.0}, {"momentum": 1.0}, {"momentum": -1.0}])
-def test_projections_that_mean_nothing_are_refused(wrong):
+def test_invalid_projections_are_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         Projected(**wrong)
     with pytest.raises(UserError, match="phi"):

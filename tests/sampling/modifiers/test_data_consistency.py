@@ -43,7 +43,7 @@ def means(images):
                       for i in range(2)] for image in np.asarray(images)])  # fmt: skip
 
 
-def test_means_are_those_of_the_small_image_and_the_rest_is_the_models():
+def test_means_match_the_small_image_and_details_the_model():
     found = matched(SMALL)
     np.testing.assert_allclose(means(found.x_0), SMALL, atol=1e-12)
     change = np.asarray(found.x_0 - X_0)
@@ -52,18 +52,18 @@ def test_means_are_those_of_the_small_image_and_the_rest_is_the_models():
     np.testing.assert_allclose(alpha * found.x_0 + sigma * found.noise, X, atol=1e-12)
 
 
-def test_an_image_that_agrees_is_left_alone():
+def test_a_consistent_image_is_unchanged():
     found = matched(means(X_0))
     np.testing.assert_allclose(found.x_0, X_0, atol=1e-12)
 
 
-def test_an_image_without_the_condition_is_left_alone():
+def test_an_image_without_the_condition_is_unchanged():
     found = matched(SMALL, (True, False, True))
     np.testing.assert_allclose(found.x_0[::2], X_0[::2], atol=1e-12)
     np.testing.assert_allclose(means(found.x_0)[1], SMALL[1], atol=1e-12)
 
 
-def test_bytes_come_out_to_a_level():
+def test_bytes_are_consistent_within_a_level():
     image = RNG.integers(60, 190, (8, 12, 2)).astype(np.uint8)
     small = Downsample(4)(image, RNG)
     denoiser = DataConsistency()(stateless(denoise), FLOW, condition(small[None].repeat(3, 0)), KEYS)
@@ -71,7 +71,7 @@ def test_bytes_come_out_to_a_level():
     np.testing.assert_allclose(means(x_0), np.broadcast_to(to_float(small), (3, 2, 3, 2)), atol=1e-6)
 
 
-def test_what_cannot_be_matched_is_told():
+def test_unsuitable_conditions_are_errors():
     with pytest.raises(
         UserError, match=r"condition='source': expected a condition of the model.*name one of: low_res"
     ):

@@ -1,4 +1,4 @@
-"""Completing images: known pixels exactly, unknown ones against the exact conditional law of a correlated Gaussian."""
+"""Inpainting: known pixels exactly, unknown ones against the conditional distribution of a correlated Gaussian."""
 
 import dataclasses
 import functools
@@ -81,7 +81,7 @@ def split(at):
     return (at[1:3] - at[0]).T, (at[3:] - at[0]).T, at[0]
 
 
-def law(sampler, process, base, steps, repeats):
+def moments(sampler, process, base, steps, repeats):
     """The exact mean and covariance of the two pixels at the end, from those at pure noise."""
     found = jax.tree.map(np.asarray, values(sampler, process, base, steps, repeats))
     each, last, numbers, rises, (alpha, sigma) = found
@@ -96,13 +96,13 @@ def law(sampler, process, base, steps, repeats):
 
 def errors(process, repeats, steps):
     """Of the unknown pixel's mean and variance; the known one is as it is given."""
-    mean, covariance = law(Ancestral("small"), process, Karras(0.02, 20.0), steps, repeats)
+    mean, covariance = moments(Ancestral("small"), process, Karras(0.02, 20.0), steps, repeats)
     assert mean[0] == KNOWN
     assert covariance[0, 0] == 0
     return mean[1] - CORRELATION * KNOWN, covariance[1, 1] - (1 - CORRELATION**2)
 
 
-def test_resampling_approaches_the_conditional_law_from_which_plain_replacement_is_far():
+def test_resampling_approaches_the_conditional_distribution():
     """What remains of the variance's error is the sampler's own, and halves with its steps."""
     plain, many = errors(VP, 1, 40), errors(VP, 125, 40)
     few = errors(VarianceExploding(), 5, 40)  # in the coordinates of samplers all processes are one
@@ -114,7 +114,7 @@ def test_resampling_approaches_the_conditional_law_from_which_plain_replacement_
 
 
 @pytest.mark.parametrize("sampler", [Ddim(), Ddim(1.0), Heun(), DpmSolver2M(), Ancestral("small")], ids=str)
-def test_what_is_known_of_noisy_images_is_the_known_image_diffused(sampler):
+def test_known_pixels_of_noisy_images_are_the_diffused_known_image(sampler):
     """Mean alpha known and standard deviation sigma, at every time and with every sampler."""
     keys, times = jax.random.split(jax.random.key(1), 4000), jnp.asarray([1.0, 0.8, 0.6, 0.3])
 
@@ -128,7 +128,7 @@ def test_what_is_known_of_noisy_images_is_the_known_image_diffused(sampler):
     assert abs(np.std(x) / 0.3 - 1) < 4 / np.sqrt(8000)
 
 
-def test_the_pair_makes_the_noisy_image_and_a_learned_variance_is_the_posteriors():
+def test_the_prediction_is_consistent_with_the_noisy_image():
     x, t = jnp.asarray(np.random.default_rng(0).normal(size=(5, 1, 2, 1))), jnp.asarray(0.6)
 
     def denoise(x, t):
@@ -141,7 +141,7 @@ def test_the_pair_makes_the_noisy_image_and_a_learned_variance_is_the_posteriors
 
 
 @pytest.mark.parametrize("grid", [Uniform(), RePaint(Uniform(), 1, 3)], ids=["plain", "RePaint"])
-def test_known_pixels_come_out_to_the_bit(grid, float32):
+def test_known_pixels_are_kept_exactly(grid, float32):
     known = first_pixel_known(5)
     recipe = Recipe(Ddim(1.0), grid, ClassifierFree(), 4, inpainting=Replacement())
     made = recipe(conditional(correlated(FLOW)), FLOW, {}, (1, 2, 1), KEYS, known=known)

@@ -54,7 +54,7 @@ def test_configs_build_the_same_modifier(modifier):
     assert build(from_json(to_json(describe(modifier)))) == modifier
 
 
-def test_limits_that_leave_nothing_are_refused():
+def test_invalid_limits_are_refused():
     for cls in (StaticThreshold, DynamicThreshold):
         with pytest.raises(UserError, match=r"limit=0.0"):
             cls(limit=0.0)

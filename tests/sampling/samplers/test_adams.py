@@ -1,4 +1,4 @@
-"""Adams methods: exact where the noise is a polynomial of their coordinate, and of the order that they say."""
+"""Adams methods: exact for polynomials of their coordinate, and of their documented order."""
 
 import functools
 import math
@@ -101,7 +101,7 @@ def test_order_from_an_exact_start(sampler, order):
     assert np.all(np.abs(np.log2(few / many) - order) < 0.3), np.log2(few / many)
 
 
-def test_more_predictions_are_worth_it_from_any_start():
+def test_higher_orders_have_smaller_errors():
     few, many = errors(Lms(2), 96), errors(Lms(4), 96)
     assert np.all(many < few / 10)
 
@@ -146,7 +146,7 @@ def test_a_polynomial_is_integrated_exactly(sampler, coordinate, process):
             assert abs(noise(times[k]) * (np.exp(lam[k + 1]) - np.exp(lam[k])) - exact) > 1e-4
 
 
-def test_fixed_coefficients_are_those_of_textbooks():
+def test_fixed_coefficients_match_textbooks():
     """On equal steps of s, 55/24, -59/24, 37/24, -9/24 of the last four, and before that those of lower orders."""
     rng = np.random.default_rng(0)
     noise, sigma = rng.normal(size=6), np.linspace(3.0, 1.0, 6)
@@ -166,7 +166,7 @@ def test_fixed_coefficients_are_those_of_textbooks():
                 np.testing.assert_allclose(seen[k + 1] - seen[k], (sigma[k + 1] - sigma[k]) * mean, rtol=1e-9)
 
 
-def test_in_time_or_in_log_rho_is_the_same_where_one_is_linear_in_the_other():
+def test_time_and_log_rho_agree_where_one_is_linear_in_the_other():
     times = GRIDS[0](VE, 6)
     found, expected = (walk(Deis(3, name), denoiser(VE), VE, times, start()) for name in ("t", "log_rho"))
     np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-12)
@@ -179,7 +179,7 @@ def test_first_order_is_ddim(sampler):
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
-def test_steps_from_pure_noise_stretch_nothing():
+def test_stretch_from_pure_noise_is_zero():
     flow = RectifiedFlow()
     t, t_next = jnp.asarray(0.8), jnp.asarray(0.5)
     np.testing.assert_allclose(stretch(flow, t, t_next), 0.5 * (1.0 - 4.0), rtol=1e-12)

@@ -26,7 +26,7 @@ def test_order_of_convergence():
     assert np.all((found > 4.6) & (found < 7)), found
 
 
-def test_the_coefficients_are_scipys():
+def test_coefficients_match_scipy():
     for row, known in zip(STAGES, [*RK45.A[1:], RK45.B], strict=True):
         np.testing.assert_allclose(row, known[: len(row)], rtol=1e-15)
     np.testing.assert_allclose(np.abs(ERROR), np.abs(RK45.E), rtol=1e-14)
@@ -65,7 +65,7 @@ def next_step(sampler, h, rejected=False):
     """What the solver would try after a step of length h of dz/dphi = z."""
     z = jnp.ones((2, 1, 1, 1))
     walk = Walk(jnp.asarray(1.5), z, z, jnp.asarray(h), jnp.zeros((), jnp.int32), jnp.asarray(rejected))
-    return float(sampler._try(lambda phi, z: z, jnp.asarray(0.1), walk).h)
+    return float(sampler.attempt(lambda phi, z: z, jnp.asarray(0.1), walk).h)
 
 
 def test_steps_follow_the_error():
@@ -77,7 +77,7 @@ def test_steps_follow_the_error():
     np.testing.assert_allclose(next_step(Rk45(0.0, 1e-14), 0.8), 0.2 * 0.8, rtol=1e-12)
 
 
-def test_when_calls_run_out_it_shows():
+def test_exhausted_calls_give_nan():
     needed, end = calls(Rk45(1e-5, 1e-5), points=2)
     assert np.all(np.isfinite(end))
     just, same = calls(Rk45(1e-5, 1e-5, max_calls=needed), points=2)
@@ -89,7 +89,7 @@ def test_when_calls_run_out_it_shows():
     assert Rk45(max_calls=20).calls(3) == 3 * 19
 
 
-def test_a_nan_of_the_denoiser_is_not_tried_again():
+def test_a_nan_of_the_denoiser_is_not_retried():
     def broken(x, t):
         return Prediction(jnp.full_like(x, jnp.nan), x)
 
@@ -98,7 +98,7 @@ def test_a_nan_of_the_denoiser_is_not_tried_again():
     assert np.all(np.isnan(end))
 
 
-def test_the_length_of_a_step_is_remembered():
+def test_the_step_size_carries_over():
     """A long way in pieces takes one careful first step only: after that a try for each piece is enough."""
     times = GRIDS[1](VE, 25)
     used, _ = calls(Rk45(1e-2, 1e-2), times, points=2)
@@ -129,7 +129,7 @@ def test_every_image_is_within_the_tolerance():
 
 
 @pytest.mark.parametrize("sampler", [RungeKutta4(), Rk45(1e-4, 1e-4)], ids=str)
-def test_every_process_is_the_same_path_in_other_coordinates(sampler):
+def test_every_process_gives_the_same_path(sampler):
     expected = solve(sampler, VE, GRIDS[0](VE, 3)[None], start())
     for process in OTHERS:
         times = GRIDS[0](process, 3)

@@ -1,4 +1,4 @@
-"""DDPM's ancestral sampling: its law by Bayes, its three variances, and guided-diffusion's numbers."""
+"""DDPM's ancestral sampling: Bayes' posterior, three variances, and guided-diffusion's values."""
 
 import itertools
 import pathlib
@@ -85,8 +85,8 @@ def test_the_scale_of_the_noise_multiplies_what_is_drawn():
 
 
 @pytest.mark.parametrize("sampler", [Ancestral("small"), Ddim(1.0), Ddim(0.5), EulerAncestral()], ids=str)
-def test_from_pure_noise_nothing_of_it_is_left_but_its_share(sampler):
-    """At alpha = 0 the image says nothing of x_0: with eta = 1, x_next is drawn as if it were diffused anew."""
+def test_from_pure_noise_a_step_mixes_old_and_new_noise(sampler):
+    """At alpha = 0 the image has no information on x_0: with eta = 1, the prediction is diffused with new noise."""
     flow = RectifiedFlow()
     x, x_0, z, x_next = a_step(sampler, flow, t=1.0)
     eta = getattr(sampler, "eta", 1.0)
@@ -94,7 +94,7 @@ def test_from_pure_noise_nothing_of_it_is_left_but_its_share(sampler):
     np.testing.assert_allclose(x_next, expected, rtol=1e-9)
 
 
-def test_from_pure_noise_the_larger_variance_is_the_whole_of_it():
+def test_from_pure_noise_the_larger_variance_is_1():
     _, x_0, z, x_next = a_step(Ancestral("large"), RectifiedFlow(), t=1.0)
     np.testing.assert_allclose(x_next, 0.6 * x_0 + z, rtol=1e-9)
 
@@ -109,7 +109,7 @@ def test_mistakes_are_named():
 
 
 @pytest.mark.parametrize("part", [Ancestral("learned"), EulerAncestral(0.5, 1.1)], ids=str)
-def test_it_is_written_down_in_a_config(part):
+def test_it_is_a_config_block(part):
     assert config.build(config.from_json(config.to_json(config.describe(part)))) == part
 
 

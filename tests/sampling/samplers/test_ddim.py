@@ -80,6 +80,6 @@ def test_any_eta_keeps_the_noise_level(process):
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.1])
-def test_eta_is_a_share(eta):
+def test_eta_is_a_fraction(eta):
     with pytest.raises(UserError, match="eta="):
         Ddim(eta)

@@ -114,7 +114,7 @@ def start(scheduler, name: str) -> float:
     RECIPES,
     ids=[f"{row[0]}-{row[2]}-{row[4]}-{'-'.join(row[5])}" for row in RECIPES],
 )
-def test_a_whole_recipe_is_that_of_diffusers(name, settings, sampler, grid, steps, ending, diffusers):
+def test_complete_recipes_match_diffusers(name, settings, sampler, grid, steps, ending, diffusers):
     expected = run_peer(diffusers, name, settings, steps)
     recipe = Recipe(sampler, grid, ClassifierFree(), steps, **ending)
     denoise = mixture().denoiser(PROCESS)

@@ -155,7 +155,7 @@ def run_peer(diffusers, name: str, settings: dict, steps: int):
                 (VE, VE.time(-2 * jnp.log(jnp.asarray(sigma)))) if alpha == 1 else levels(alpha, sigma)
             )
             x_0, predicted, _ = data().denoiser(process)(jnp.asarray(x.numpy()), time)
-            if name == "IPNDMScheduler":  # it is told v
+            if name == "IPNDMScheduler":  # its model output is v
                 predicted = alpha * predicted - sigma * x_0
             states.append(x.numpy())
             called.append((alpha, sigma))

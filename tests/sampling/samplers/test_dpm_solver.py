@@ -39,7 +39,7 @@ class Levels:
         return alpha, sigma, math.log(alpha / sigma)
 
     def between(self, t, t_next, r):
-        """The time after the share r of the step in lambda."""
+        """The time after the fraction r of the step in lambda."""
         (_, _, first), (_, _, last) = self.at(t), self.at(t_next)
         return float(self.process.time(jnp.asarray(2 * (first + r * (last - first)))))
 
@@ -114,7 +114,7 @@ def test_dpm_solver_3(r, process):
 
 @each_process
 @pytest.mark.parametrize("integrand", ["x_0", "noise"])
-def test_the_first_step_is_ddim_and_the_second_knows_a_slope(integrand, process):
+def test_the_first_step_is_ddim_and_the_second_extrapolates(integrand, process):
     ddim = ours(Ddim(), process)
     at = Levels(process)
     slope = getattr(at, integrand)(ddim[1], TIMES[1]) - getattr(at, integrand)(start(), TIMES[0])
@@ -130,8 +130,8 @@ def test_the_first_step_is_ddim_and_the_second_knows_a_slope(integrand, process)
 
 @each_process
 @pytest.mark.parametrize("integrand", ["x_0", "noise"])
-def test_3m_mends_its_first_step_by_the_exact_integral_of_a_line(integrand, process):
-    """Two steps of 3M are those of 2M (heun) from where the first should have come to by the line it now knows."""
+def test_3m_corrects_its_first_step_by_a_linear_integral(integrand, process):
+    """Two steps of 3M are those of 2M (heun) after the first is corrected by the line through both predictions."""
     at, (t, t_1, t_2) = Levels(process), map(float, TIMES[:3])
     (_, _, a), (alpha, sigma, b), (alpha_2, sigma_2, c) = at.at(t), at.at(t_1), at.at(t_2)
     x_1, last, h = ours(Ddim(), process)[1], b - a, c - b
@@ -152,7 +152,7 @@ def test_3m_mends_its_first_step_by_the_exact_integral_of_a_line(integrand, proc
     np.testing.assert_allclose(ours(DpmSolver3M(integrand=integrand), process)[2], expected, rtol=1e-6)
 
 
-def test_the_draws_of_dpm_solver_sde_are_of_one_path():
+def test_draws_of_dpm_solver_sde_belong_to_one_path():
     """The noise at t_next is that at s, carried on by the bridge to x_0, and fresh noise for the rest."""
     process, (t, t_next) = VarianceExploding(), jnp.asarray(TIMES[:2])
     s = node(process, t, t_next, (process.log_snr(t_next) - process.log_snr(t)) / 2, 0.5)
@@ -175,7 +175,7 @@ def test_the_draws_of_dpm_solver_sde_are_of_one_path():
     np.testing.assert_allclose(second - still, spread * drawn[1], rtol=1e-9)
 
 
-def test_from_pure_noise_the_path_is_one_draw():
+def test_from_pure_noise_the_path_has_one_draw():
     flow = RectifiedFlow()
     times = jnp.asarray([1.0, 0.6])
     drawn = start((2,))
@@ -187,7 +187,7 @@ def test_from_pure_noise_the_path_is_one_draw():
     "sampler", [DpmSolver2(), DpmSolver2S(), DpmSolverSde(eta=0.0), DpmSolver3()], ids=str
 )
 def test_from_pure_noise_every_later_call_is_where_the_step_ends(sampler):
-    """Nothing lies between infinite noise and the next time, and a second look at the same noise would tell nothing."""
+    """No time lies between infinite noise and the next one, and a second call at pure noise adds no information."""
     asked = []
 
     def denoise(x, t):
@@ -199,7 +199,7 @@ def test_from_pure_noise_every_later_call_is_where_the_step_ends(sampler):
 
 
 @pytest.mark.parametrize("sampler", [DpmSolver1(1.0), DpmSolver2M(1.0), DpmSolver3M(1.0)], ids=str)
-def test_from_pure_noise_all_of_it_is_drawn_anew(sampler):
+def test_from_pure_noise_all_noise_is_drawn_again(sampler):
     times, drawn = jnp.asarray([1.0, 0.6]), start((1,))
     found, expected = (ours(one, RectifiedFlow(), times, drawn)[-1] for one in (sampler, Ddim(1.0)))
     np.testing.assert_allclose(found, expected, rtol=1e-12)
@@ -236,7 +236,7 @@ ALL = [
 
 
 @pytest.mark.parametrize("part", ALL, ids=str)
-def test_it_is_written_down_in_a_config(part):
+def test_it_is_a_config_block(part):
     assert config.build(config.from_json(config.to_json(config.describe(part)))) == part
 
 

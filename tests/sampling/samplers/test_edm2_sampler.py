@@ -1,4 +1,4 @@
-"""EDM2's sampler on the exact denoiser of a Gaussian mixture: its own runs, with a guide and with churn."""
+"""EDM2's sampler on the exact denoiser of a Gaussian mixture: its own runs, with a guiding model and with churn."""
 
 import pathlib
 

@@ -38,7 +38,7 @@ def first_call(sampler, process, t):
 
 @pytest.mark.parametrize("process", PROCESSES, ids=str)
 @pytest.mark.parametrize("kind", [Euler, Heun])
-def test_churn_adds_the_noise_that_the_denoiser_is_told_of(kind, process):
+def test_churn_adds_the_noise_of_the_denoisers_level(kind, process):
     t = 0.4
     x, keys, x_hat, t_hat = first_call(kind(churn=0.3, noise_scale=1.1), process, t)
     alpha, sigma = map(np.asarray, process.signal(jnp.asarray(t)))
@@ -65,7 +65,7 @@ def test_pure_noise_cannot_be_churned():
     assert t_hat == 1
 
 
-def test_from_pure_noise_the_step_is_eulers():
+def test_from_pure_noise_the_step_is_an_euler_step():
     flow, x = RectifiedFlow(), jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 2, 1)))
     denoise = Gaussian(jnp.asarray(0.3), jnp.asarray(0.5)).denoiser(flow)
     keys = jax.random.split(jax.random.key(3), 3)

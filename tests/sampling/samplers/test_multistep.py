@@ -1,4 +1,4 @@
-"""What all multistep solvers share, and what is true of each of them."""
+"""Multistep solvers: their common functions, and properties of each solver."""
 
 import math
 
@@ -39,7 +39,7 @@ SAMPLERS = [
 IN_TIME = (Deis(3, "t"), Pndm())
 """Those whose steps depend on how a process runs through its noise levels."""
 REMEMBER_NOISE = (Deis(3, "t"), AdamsBashforth(4), Plms())
-"""Those to which pure noise is not infinitely far away. (The second step of Pndm asks for no past at all.)"""
+"""Solvers for which pure noise is not infinitely far away. (The second step of Pndm needs no history.)"""
 each_sampler = pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
 
 
@@ -68,7 +68,7 @@ def test_integrals_are_those_of_the_interpolating_polynomial(count):
 
 
 @pytest.mark.parametrize("known", [0, 1, 2])
-def test_a_prediction_infinitely_far_away_counts_for_nothing(known):
+def test_predictions_at_infinite_noise_are_ignored(known):
     lengths = [jnp.asarray(one) for one in (0.4, 0.9, 0.5)[:known]]
     moments = [jnp.asarray(one) for one in (0.3, -1.2, 0.8, 0.1)]
     found = integrals(
@@ -95,7 +95,7 @@ def test_exponential_moments_are_the_integrals(integrand, h):
 
 @pytest.mark.parametrize("process", OTHERS, ids=str)
 @pytest.mark.parametrize("sampler", [one for one in SAMPLERS if one not in IN_TIME], ids=str)
-def test_every_process_is_the_same_path_in_other_coordinates(sampler, process):
+def test_every_process_gives_the_same_path(sampler, process):
     x = start()
     first, last = process.signal(GRIDS[0](process, 2)).alpha
     expected = go(sampler, denoiser(VE), VE, GRIDS[0](VE, 6), x)[-1]
@@ -113,7 +113,7 @@ def test_a_single_image_is_reached_exactly_from_pure_noise(sampler):
 
 
 @each_sampler
-def test_from_pure_noise_the_first_step_is_eulers(sampler):
+def test_from_pure_noise_the_first_step_is_an_euler_step(sampler):
     """And where it lies infinitely far away, it is forgotten: then the second is a first step too."""
     flow, x = RectifiedFlow(), start()[:POINTS]
     times, denoise = jnp.asarray([1.0, 0.8, 0.6]), gaussian().denoiser(flow)
@@ -143,7 +143,7 @@ def test_calls_are_counted(sampler):
 
 
 @each_sampler
-def test_what_was_before_a_rise_is_forgotten(sampler):
+def test_returning_to_noise_resets_the_history(sampler):
     """The loop makes a new history there, with which a step is a first step."""
     denoise, x, times = stateless(gaussian().denoiser(VE)), start()[:POINTS], GRIDS[0](VE, 5)
     fresh = go(sampler, denoise, VE, times[3:], x)[-1]

@@ -43,7 +43,7 @@ def test_order_of_convergence(sampler, band):
 
 @pytest.mark.parametrize("process", OTHERS, ids=str)
 @each_sampler
-def test_every_process_is_the_same_path_in_other_coordinates(sampler, process):
+def test_every_process_gives_the_same_path(sampler, process):
     """``x / alpha`` depends on the noise levels ``sigma / alpha`` alone, so no process can favour a mistake."""
     x = start()
     first, last = process.signal(GRIDS[0](process, 2)).alpha
@@ -62,8 +62,8 @@ def test_a_single_image_is_reached_exactly_from_pure_noise(sampler):
 
 
 @each_sampler
-def test_from_pure_noise_the_first_step_is_eulers_and_is_forgotten(sampler):
-    """What was predicted from pure noise is infinitely far away in log-SNR: it tells the next step no slope."""
+def test_from_pure_noise_the_first_step_is_an_euler_step(sampler):
+    """A prediction from pure noise is infinitely far away in log-SNR, so the next step has no slope from it."""
     flow, x = RectifiedFlow(), start()[:POINTS]
     times, denoise = jnp.asarray([1.0, 0.8, 0.6]), gaussian().denoiser(flow)
     _, second, third = walk(sampler, denoise, flow, times, x)

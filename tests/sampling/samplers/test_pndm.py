@@ -34,7 +34,7 @@ def test_order_of_convergence(sampler):
     assert np.all(errors(sampler, 96) < 1e-3)
 
 
-def test_fourth_order_where_steps_of_time_are_equal_steps_of_the_noise_level():
+def test_fourth_order_for_equal_steps_of_the_noise_level():
     """The start is there the classical Runge-Kutta method."""
 
     def found(sampler, steps):

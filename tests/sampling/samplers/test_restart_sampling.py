@@ -46,7 +46,7 @@ def grid(repeats: int) -> Restart:
 
 
 @functools.cache
-def law(sampler, process, restart):
+def coefficients(sampler, process, restart):
     """The path; offset, gain of the start and coefficients of every draw at its end."""
     path = restart(process, 6)
     steps = len(path.start)
@@ -75,8 +75,8 @@ def turn(path):
 
 
 @each_process
-def test_an_exact_flow_keeps_the_law_through_every_restart(process):
-    path, offset, gain, draws = law(Exact(), process, grid(3))
+def test_an_exact_flow_keeps_the_distribution_through_restarts(process):
+    path, offset, gain, draws = coefficients(Exact(), process, grid(3))
     (alpha, std), (alpha_end, std_end) = (scale(process, t) for t in (path.start[0], path.end[-1]))
     np.testing.assert_allclose(offset + gain * alpha * MEAN, alpha_end * MEAN, rtol=1e-10)
     variance = (gain * alpha * std) ** 2 + np.sum(draws**2)
@@ -90,7 +90,7 @@ def test_an_error_of_the_prior_shrinks_with_every_restart(process):
 
     It is the contraction of the flow from s_max to s_min; what the way up adds is the same with and without the error.
     """
-    path, _, gain, _ = law(Exact(), process, grid(3))
+    path, _, gain, _ = coefficients(Exact(), process, grid(3))
     (alpha, std), (alpha_end, std_end) = (scale(process, t) for t in (path.start[0], path.end[-1]))
     low, high, rises = turn(path)
     assert rises == 3
@@ -99,12 +99,12 @@ def test_an_error_of_the_prior_shrinks_with_every_restart(process):
     np.testing.assert_allclose(gain, (std_end / std) * (alpha_end / alpha) * factor**3, rtol=1e-10)
 
 
-def test_restarts_mend_a_prior_of_wrong_mean_and_variance():
+def test_restarts_correct_a_prior_of_wrong_mean_and_variance():
     """The flow alone carries the error of the start to the end; of it three restarts leave next to nothing."""
     process, wrong_mean, wrong_variance = VarianceExploding(), 3.0, 4.0
     missed = {}
     for repeats in (0, 3):
-        path, offset, gain, draws = law(Exact(), process, grid(repeats))
+        path, offset, gain, draws = coefficients(Exact(), process, grid(repeats))
         _, std = scale(process, path.start[0])
         _, std_end = scale(process, path.end[-1])
         mean = offset + gain * (MEAN + wrong_mean)
@@ -114,13 +114,13 @@ def test_restarts_mend_a_prior_of_wrong_mean_and_variance():
     assert np.all(np.array(missed[3]) < np.array(missed[0]) / (20, 400))
 
 
-def test_restarts_mend_the_errors_of_a_solver_too():
+def test_restarts_correct_errors_of_the_solver():
     """A coarse solver errs above the interval; the restarts are of its own steps, yet leave less of that."""
     process = VarianceExploding()
 
     def error(repeats):
         restart = Restart(grids.Karras(0.02, 40.0), 0.1, 1.5, repeats, steps=4)
-        path, _, gain, draws = law(Heun(), process, restart)
+        path, _, gain, draws = coefficients(Heun(), process, restart)
         _, std = scale(process, path.start[0])
         _, std_end = scale(process, path.end[-1])
         return abs(((gain * std) ** 2 + np.sum(draws**2)) / std_end**2 - 1)

@@ -1,4 +1,4 @@
-"""SA-Solver: its law exactly, by affine propagation, and its special cases."""
+"""SA-Solver: its exact distribution, by affine propagation, and its special cases."""
 
 import math
 
@@ -11,7 +11,7 @@ from jaxdiff.process.gaussian import RectifiedFlow
 from jaxdiff.sampling.protocols import stateless
 from jaxdiff.sampling.samplers.dpm_solver import DpmSolver1, DpmSolver2M
 from jaxdiff.sampling.samplers.sa_solver import SaSolver
-from tests.sampling.laws import MOST, VP, data, misses
+from tests.sampling.affine import MOST, VP, data, relative_errors
 from tests.sampling.solving import GRIDS, VE, Draws, denoiser, start, walk
 
 DRAWN = np.random.default_rng(3).normal(size=(12, 32, 1, 1, 2))
@@ -19,7 +19,7 @@ DRAWN = np.random.default_rng(3).normal(size=(12, 32, 1, 1, 2))
 
 @pytest.mark.parametrize("integrand", ["x_0", "noise"])
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
-def test_special_cases_are_the_solvers_of_dpm(integrand, eta):
+def test_special_cases_are_dpm_solvers(integrand, eta):
     """With one and with two predictions and no corrector, where ``tau^2`` is eta."""
     times, tau = GRIDS[0](VE, 6), math.sqrt(eta)
     for sampler, expected in (
@@ -42,13 +42,13 @@ def test_special_cases_are_the_solvers_of_dpm(integrand, eta):
     ],
     ids=str,
 )
-def test_the_law_is_right_and_reached_at_the_weak_order(sampler, gain_order):
+def test_the_distribution_is_reached_at_the_weak_order(sampler, gain_order):
     """The mean is exact; the variance is of second order, since what is drawn within a step is not resolved.
 
     The gain, how much a start moves the result, is of the order of the polynomials. With the noise as integrand the
     first step, where there is none, is what is left.
     """
-    few, many = (misses(sampler, VP, steps, 1, sampler.tau**2) for steps in (MOST // 2, MOST))
+    few, many = (relative_errors(sampler, VP, steps, 1, sampler.tau**2) for steps in (MOST // 2, MOST))
     assert few[0] < 1e-12
     assert many[1] < 0.01
     assert abs(np.log2(few[1] / many[1]) - 2) < 0.4
@@ -58,7 +58,7 @@ def test_the_law_is_right_and_reached_at_the_weak_order(sampler, gain_order):
         assert abs(np.log2(few[2] / many[2]) - gain_order) < 0.25
 
 
-def test_noise_is_added_where_it_is_asked_for():
+def test_noise_is_added_in_its_interval_only():
     """Step by step, as a sampler that adds it always or never, on the levels between two bounds."""
     times = GRIDS[0](VE, 7)
     levels = np.asarray(VE.signal(times).sigma)

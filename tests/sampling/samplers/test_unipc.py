@@ -77,7 +77,7 @@ def test_fourth_order_from_exact_starting_values(integrand, rule):
     assert np.all(np.abs(found - 4) < 0.15), found
 
 
-def test_the_corrector_is_worth_a_call():
+def test_the_corrector_reduces_the_error():
     assert np.all(errors(UniPc(2), 96) < errors(UniPc(2, corrector=False), 96) / 5)
 
 
@@ -99,7 +99,7 @@ def test_without_the_corrector_the_first_order_is_ddim():
 
 
 @pytest.mark.parametrize("integrand", ["x_0", "noise"])
-def test_b_of_h_makes_a_difference_between_two_predictions_only(integrand):
+def test_b_of_h_matters_between_two_predictions_only(integrand):
     """With a past of three predictions a step and its correction are the exact ones, whatever B(h)."""
     times, x = GRIDS[0](VE, 7), start()
     one, *others = (
@@ -119,8 +119,8 @@ def test_b_of_h_makes_a_difference_between_two_predictions_only(integrand):
         assert np.abs(other - whole[0]).max() > 1e-5
 
 
-def test_a_correction_is_what_an_exact_integral_asks_for():
-    """The predicted image is a parabola in lambda. UniP-2 knows its slope only, UniPC-2 all of it."""
+def test_a_correction_is_the_exact_integral_of_a_parabola():
+    """The predicted image is a parabola in lambda: UniP-2 uses its slope only, UniPC-2 is exact."""
 
     def image(lam):
         return 0.3 + lam * (0.7 - 1.1 * lam)

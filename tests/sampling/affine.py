@@ -1,7 +1,7 @@
-"""The law of stochastic samplers on Gaussian data, exactly: a sampler is affine in its start and in what it draws.
+"""Exact moments of stochastic samplers on Gaussian data: samples are affine in the initial image and in the draws.
 
-So each start and each draw moves the result by a number, found by setting that one to 1 and the others to 0. Mean and
-variance follow without any random number.
+The coefficient of each is found by setting it to 1 and all others to 0. Mean and variance follow without random
+numbers.
 """
 
 import functools
@@ -26,10 +26,10 @@ def data() -> Gaussian:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 4), compiler_options=QUICK)
-def law(sampler, process, times, steps, draws: int, start):
-    """Mean and variance after so many steps, from those at the first time; and how much a start moves the result.
+def moments(sampler, process, times, steps, draws: int, start):
+    """Mean and variance after `steps` steps, from `start`, the pair at the first time; and the gain of the start.
 
-    The times may be more than the steps need, so that runs of several lengths are one program.
+    There may be more times than steps, so that runs of several lengths share a program.
     """
     # Image 0 starts at 0 and draws 0; image 1 starts at 1; each of the others draws a single 1.
     size = 2 + (len(times) - 1) * draws
@@ -55,10 +55,10 @@ def marginal(process, t):
 
 
 def exact_gain(process, t, t_next, eta):
-    """How much x at t moves the mean of x at t_next.
+    """Derivative of the mean of x at t_next by x at t.
 
-    In the flow by the ratio of their standard deviations, in the reverse SDE by their regression; the drift, and so
-    the logarithm, is linear in eta between and beyond the two.
+    In the flow, the ratio of their standard deviations; in the reverse SDE, their regression coefficient. The drift,
+    and so the logarithm of the gain, is linear in eta.
     """
     (_, variance), (_, variance_next) = marginal(process, t), marginal(process, t_next)
     flow = jnp.sqrt(variance_next / variance)
@@ -66,10 +66,10 @@ def exact_gain(process, t, t_next, eta):
     return flow * (alpha / alpha_next * flow) ** eta
 
 
-def misses(sampler, process, steps: int, draws: int, eta: float) -> np.ndarray:
-    """Relative errors of mean, variance and gain at the end, from the exact law at the start."""
+def relative_errors(sampler, process, steps: int, draws: int, eta: float) -> np.ndarray:
+    """Relative errors of mean, variance and gain at the end, from the exact moments at the start."""
     times = GRIDS[0](process, steps + 1)
     padded = jnp.pad(times, (0, MOST - steps), mode="edge")
-    found = law(sampler, process, padded, steps, draws, marginal(process, times[0]))
+    found = moments(sampler, process, padded, steps, draws, marginal(process, times[0]))
     truth = (*marginal(process, times[-1]), exact_gain(process, times[0], times[-1], eta))
     return np.abs(np.divide(found, truth) - 1)

@@ -1,4 +1,4 @@
-"""The law of stochastic samplers on Gaussian data: right in the limit, and reached at the weak order that is stated."""
+"""Distribution of stochastic samplers on Gaussian data: the right limit, and convergence of the stated weak order."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +12,7 @@ from jaxdiff.sampling.samplers.ddim import Ddim, EulerAncestral
 from jaxdiff.sampling.samplers.dpm_solver import DpmSolver1, DpmSolver2M, DpmSolver3M
 from jaxdiff.sampling.samplers.dpm_solver_single import DpmSolver2, DpmSolver2S, DpmSolverSde
 from jaxdiff.sampling.samplers.heun import Euler, Heun
-from tests.sampling.laws import MOST, VP, data, law, marginal, misses
+from tests.sampling.affine import MOST, VP, data, marginal, moments, relative_errors
 from tests.sampling.solving import GRIDS, walk
 
 CASES = [
@@ -35,9 +35,9 @@ CASES = [
 
 
 @pytest.mark.parametrize(("sampler", "draws", "eta", "variance_order", "gain_order"), CASES, ids=str)
-def test_the_law_is_right_and_reached_at_the_weak_order(sampler, draws, eta, variance_order, gain_order):
+def test_the_distribution_is_reached_at_the_weak_order(sampler, draws, eta, variance_order, gain_order):
     """The mean is exact, since the predicted image of the mean is the mean, at every noise level."""
-    few, many = (misses(sampler, VP, steps, draws, eta) for steps in (MOST // 2, MOST))
+    few, many = (relative_errors(sampler, VP, steps, draws, eta) for steps in (MOST // 2, MOST))
     assert few[0] < 1e-12
     assert many[1] < 0.05
     assert abs(np.log2(few[1] / many[1]) - variance_order) < 0.2
@@ -48,9 +48,9 @@ def test_the_law_is_right_and_reached_at_the_weak_order(sampler, draws, eta, var
 
 
 @pytest.mark.parametrize(("sampler", "order"), [(Euler, 1), (Heun, 2)])
-def test_churn_keeps_the_law(sampler, order):
+def test_churn_keeps_the_distribution(sampler, order):
     """A total of churn that is shared among the steps, as in Karras et al. 2022."""
-    few, many = (misses(sampler(churn=2 / steps), VP, steps, 1, 0.0) for steps in (MOST // 2, MOST))
+    few, many = (relative_errors(sampler(churn=2 / steps), VP, steps, 1, 0.0) for steps in (MOST // 2, MOST))
     assert many[1] < 0.05
     assert abs(np.log2(few[1] / many[1]) - order) < 0.2
 
@@ -62,15 +62,15 @@ def test_churn_keeps_the_law(sampler, order):
     ids=["vp", "flow", "ve"],
 )  # fmt: skip
 def test_prior_mismatch_is_the_closed_form(process, grid):
-    """Samples start from N(0, sigma^2). What is left of the data's mean at the first time is missing for ever.
+    """Samples start from N(0, sigma^2), without the remaining mean of the data at the first time.
 
-    The flow then ends at the mean less ``alpha_1 mean std_0 / std_1``, however many steps are taken; only where
-    alpha_1 = 0 is nothing missing.
+    The flow then ends at the mean minus ``alpha_1 mean std_0 / std_1``, for any number of steps. The error is 0 only
+    for alpha_1 = 0.
     """
     steps = 200
     times = jnp.append(grid(process, steps), process.time(jnp.asarray(2 * np.log(1000.0))))
     alpha, sigma = process.signal(times[0])
-    mean, variance, _ = law(Heun(), process, times, steps, 1, (0.0, sigma**2))
+    mean, variance, _ = moments(Heun(), process, times, steps, 1, (0.0, sigma**2))
     (first, first_variance), (last, last_variance) = marginal(process, times[0]), marginal(process, times[-1])
     shrink = jnp.sqrt(last_variance / first_variance)
     np.testing.assert_allclose(mean, last - first * shrink, atol=2e-5)

@@ -1,8 +1,11 @@
 """The documentation is true: its recipes run, and the tests that it names exist."""
 
 import ast
+import importlib.util
+import inspect
 import json
 import pathlib
+import pkgutil
 import re
 import sys
 import types
@@ -11,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+import jaxdiff
 from jaxdiff import sample, train
 from jaxdiff.distributed import runtime
 from jaxdiff.errors import UserError
@@ -49,6 +53,34 @@ def test_recipe_ends_with_a_truth_about_a_part_of_its_own(title):
     assert classes
     assert isinstance(tree.body[-1], ast.Assert | ast.For)
     assert all(ast.get_docstring(node) or "Examples" in node.name for node in classes)
+
+
+CLASSES = {
+    name
+    for module in pkgutil.walk_packages(jaxdiff.__path__, "jaxdiff.")
+    for name, cls in vars(importlib.import_module(module.name)).items()
+    if inspect.isclass(cls) and cls.__module__ == module.name
+}
+
+
+def sections(document):
+    """(heading, text) of each section."""
+    parts = re.split(r"^## (.+)$", (ROOT / document).read_text(), flags=re.MULTILINE)
+    return list(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@pytest.mark.parametrize(("heading", "text"), sections("docs/parts.md"), ids=lambda text: text.split(":")[0][:20])
+def test_each_part_that_is_listed_exists(heading, text):
+    packages = [*re.findall(r"`(jaxdiff[\w.]*)`", heading), "jaxdiff"]
+    named = re.findall(r"([a-z_][\w.]*):([A-Z]\w+)", text)
+    for module, name in named:
+        modules = [module] if module.startswith("jaxdiff.") else [f"{each}.{module}" for each in packages]
+        found = [each for each in modules if importlib.util.find_spec(each.rpartition(".")[0])]
+        assert any(
+            importlib.util.find_spec(each) and hasattr(importlib.import_module(each), name) for each in found
+        ), f"{module}:{name}"
+    for name in re.findall(r"`([A-Z][a-z]\w*)[`(]", text):
+        assert name in CLASSES, name
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -175,7 +207,7 @@ def test_a_condition_in_one_file_and_a_line_of_a_config_is_trained_and_sampled(l
     for conditions, message in {
         (): r"attributes=: the model needs it. Fix: give attributes",
         (("attribute", 1),): r"attribute=1: the model has no such condition. Fix: it has: attributes",
-        (("attributes", (True,)),): r"attributes=bool\[1, 1\]: expected bools \[n, 3\]",
+        (("attributes", (True,)),): r"attributes=bool\[2, 1\]: expected bools \[n, 3\]",
     }.items():
         with pytest.raises(UserError, match=message):
             generator(2, **dict(conditions))

@@ -1,7 +1,11 @@
 """The documentation is true: its recipes run, and the tests that it names exist."""
 
+import ast
+import importlib.util
+import inspect
 import json
 import pathlib
+import pkgutil
 import re
 import sys
 import types
@@ -10,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+import jaxdiff
 from jaxdiff import sample, train
 from jaxdiff.distributed import runtime
 from jaxdiff.errors import UserError
@@ -25,7 +30,12 @@ NAMED = sorted(set(re.findall(r"`(tests/[\w/]+\.py(?:::\w+)?)`", (ROOT / "docs/c
 
 
 def test_there_is_a_recipe_for_each_kind_of_part():
-    assert list(RECIPES) == ["A schedule", "A sampler", "A condition", "A data set", "A model"]
+    assert list(RECIPES) == [
+        "A schedule", "A sampler", "A condition", "A data set", "A model",
+        "Attention of a level", "A codec", "A frozen network", "A metric", "A task",
+    ]  # fmt: skip
+    headings = re.findall(r"^## (.+)$", (ROOT / "docs/extending.md").read_text(), re.MULTILINE)
+    assert headings == list(RECIPES), "every section has a recipe"
 
 
 @pytest.mark.parametrize("title", RECIPES)
@@ -33,6 +43,46 @@ def test_recipe_runs(title, monkeypatch):
     module = types.ModuleType("recipe")
     monkeypatch.setitem(sys.modules, "recipe", module)  # dataclasses look their module up
     exec(compile(RECIPES[title], f"docs/extending.md ({title})", "exec"), module.__dict__)
+
+
+@pytest.mark.parametrize("title", RECIPES)
+def test_recipe_ends_with_a_truth_about_a_part_of_its_own(title):
+    """Without its classes' bodies, or without its checks, a recipe would prove nothing."""
+    tree = ast.parse(RECIPES[title])
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    assert classes
+    assert isinstance(tree.body[-1], ast.Assert | ast.For)
+    assert all(ast.get_docstring(node) or "Examples" in node.name for node in classes)
+
+
+CLASSES = {
+    name
+    for module in pkgutil.walk_packages(jaxdiff.__path__, "jaxdiff.")
+    for name, cls in vars(importlib.import_module(module.name)).items()
+    if inspect.isclass(cls) and cls.__module__ == module.name
+}
+
+
+def sections(document):
+    """(heading, text) of each section."""
+    parts = re.split(r"^## (.+)$", (ROOT / document).read_text(), flags=re.MULTILINE)
+    return list(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("heading", "text"), sections("docs/parts.md"), ids=lambda text: text.split(":")[0][:20]
+)
+def test_each_part_that_is_listed_exists(heading, text):
+    packages = [*re.findall(r"`(jaxdiff[\w.]*)`", heading), "jaxdiff"]
+    named = re.findall(r"([a-z_][\w.]*):([A-Z]\w+)", text)
+    for module, name in named:
+        modules = [module] if module.startswith("jaxdiff.") else [f"{each}.{module}" for each in packages]
+        found = [each for each in modules if importlib.util.find_spec(each.rpartition(".")[0])]
+        assert any(
+            importlib.util.find_spec(each) and hasattr(importlib.import_module(each), name) for each in found
+        ), f"{module}:{name}"
+    for name in re.findall(r"`([A-Z][a-z]\w*)[`(]", text):
+        assert name in CLASSES, name
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -98,7 +148,7 @@ BRIEF = {
 
 @pytest.fixture
 def lamps(tmp_path, monkeypatch):
-    """A user's package: the recipe's condition in one file, and in others data that have it and a config."""
+    """A user's package: the condition of the recipe, a data set with this condition, and a config."""
     package = tmp_path / "lamps"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -133,7 +183,9 @@ def test_a_condition_in_one_file_and_a_line_of_a_config_is_trained_and_sampled(l
     found = draw("--n", "6", "--guidance", "1", *given)
     assert found["attributes"].tolist() == [[True, False, True], [False, False, True]] * 3
     levels = found["images"].mean(axis=(1, 2, 3))
-    assert levels[::2].min() > levels[1::2].max() + 60, "what they say is what is made"
+    assert levels[::2].min() > levels[1::2].max() + 60, (
+        "images are bright where the first attribute is present"
+    )
     (lamps / "many.jsonl").write_text("\n".join(
         json.dumps({"attributes": value}) for value in ([True, False, True], None)
     ))  # fmt: skip
@@ -147,8 +199,11 @@ def test_a_condition_in_one_file_and_a_line_of_a_config_is_trained_and_sampled(l
             "--condition",
             "attribute=1",
         ): r"'attribute': expected a condition of the model, .* choose from attributes",
-        ("--condition", "attributes=[1, 0, 1]"): r"attributes=int.*no attributes. Fix: give bools \[n, 3\]",
-        ("--condition", "attributes=[true]"): r"attributes=bool.*these are no attributes",
+        (
+            "--condition",
+            "attributes=[1, 0, 1]",
+        ): r"attributes=int64\[1, 3\]: expected bools \[n, 3\], got int64",
+        ("--condition", "attributes=[true]"): r"attributes=bool\[1, 1\]: expected bools \[n, 3\]",
         ("--label", "3"): r"--label='3': expected a model with a label, got attributes",
     }.items():
         with pytest.raises(UserError, match=message):
@@ -159,7 +214,7 @@ def test_a_condition_in_one_file_and_a_line_of_a_config_is_trained_and_sampled(l
     for conditions, message in {
         (): r"attributes=: expected a value .*Fix: give attributes",
         (("attribute", 1),): r"attribute=1: expected a condition of the model, .* choose from attributes",
-        (("attributes", (True,)),): r"attributes=bool.*these are no attributes",
+        (("attributes", (True,)),): r"attributes=bool\[2, 1\]: expected bools \[n, 3\]",
     }.items():
         with pytest.raises(UserError, match=message):
             generator(2, **dict(conditions))

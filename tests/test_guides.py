@@ -26,7 +26,7 @@ GUIDES = {name: (ROOT / f"docs/{name}.md").read_text() for name in NAMES}
 BLOCK = re.compile(
     r"(?P<needs><!-- needs: [^\n]+ -->\n)?^```python\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE
 )
-SECTIONS = ("Train", "Sample", "Judge", "Your own data", "Options that matter", "Fine-tune", "Scale up")
+SECTIONS = ("Train", "Sample", "Evaluate", "Your own data", "Options that matter", "Fine-tune", "Scale up")
 
 
 def lines(text):
@@ -143,7 +143,7 @@ def picture(path, size, seed=0, alpha=None, levels=(0, 256)):
 
 @pytest.fixture
 def followed(tmp_path, monkeypatch):
-    """Follows the sections "Train", at whose end the model is judged, and "Sample" of a guide, in an empty folder."""
+    """Follows the sections "Train", which ends with an evaluation, and "Sample" of a guide, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runtime, "start", lambda: None)
 

@@ -1,4 +1,4 @@
-"""Does a test notice? Break the mathematics in many small ways, one at a time, and run the tests that should see it.
+"""Mutation testing: break the mathematics in small ways, one at a time, and run the tests that should fail.
 
     python tests/mutate.py                     120 mutants of the files below, drawn with seed 0
     python tests/mutate.py --count 20 --seed 7 --only jaxdiff/sampling/samplers/unipc.py

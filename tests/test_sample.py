@@ -32,7 +32,7 @@ from tests.generation.test_inputs import LEVELS, WEIGHTS, a_generator, constant,
 
 
 class Length(Condition):
-    """A text, which acts by a hundredth of its length."""
+    """A text, with an effect of a hundredth of its length."""
 
     flag: ClassVar[str | None] = "text"
     null: ClassVar[Null] = "zero"
@@ -226,7 +226,7 @@ def a_unet():
 
 
 def test_an_impossible_size_raises_before_any_computation():
-    """The parameters are shapes only: whatever computed with them would fail."""
+    """The parameters are shapes only, so that any computation with them would fail."""
     generator = a_unet()
     assert generator.of_size(10, 24).image_shape == (10, 24, 1)
     assert generator.of_size(8, 8) is generator

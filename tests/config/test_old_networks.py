@@ -94,7 +94,7 @@ def test_an_old_unet_builds_the_same_network(name):
 
 
 def test_every_default_is_written_down():
-    """So that a run resumed by the config that started it finds no difference."""
+    """A run resumed by its original config must find no difference."""
     now = spec(UNet, levels=(spec(Level, width=64, attention=spec(PixelAttention)),), out_channels=3)
     assert differences(upgrade(old(level(64, True))), now) == {}
 

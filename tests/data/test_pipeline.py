@@ -1,4 +1,4 @@
-"""The order of the data is a function of (seed, step), whatever the number of processes or threads."""
+"""The order of the data is a function of (seed, step), for any number of processes or threads."""
 
 import dataclasses
 import itertools

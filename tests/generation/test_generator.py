@@ -36,7 +36,7 @@ FLOW, UNIFORM, PLAIN, DATA = RectifiedFlow(), Uniform(), ClassifierFree(), Data(
 
 
 class NoNoiseLevel(nn.Module):
-    """A vector of zeros, whatever the noise level."""
+    """A vector of zeros for every noise level."""
 
     @nn.compact
     def __call__(self, noise_label):
@@ -188,7 +188,7 @@ def test_known_pixels_of_all_256_levels_are_kept_exactly(grid):
 
 
 def test_an_image_is_inverted_to_the_noise_that_generates_it():
-    """A network that answers v = 0.1 x + mean: images differ as their noise, and iterations find it."""
+    """A network with v = 0.1 x + mean: images differ like their noise, which fixed-point iterations recover."""
     process, grid = VariancePreserving(Cosine()), Karras(0.005, 5.0)
     generator = a_generator(ClassifierFree(1.5), grid, process, slope=0.1, steps=6, parameterization=V())
     noise = 0.3 * np.random.default_rng(0).normal(size=(2, *SHAPE)).astype(np.float32)
@@ -231,7 +231,7 @@ def test_a_call_continues_another_at_a_later_image():
 
 @dataclasses.dataclass(frozen=True)
 class Label:
-    """A log-density whose gradient is the class itself, where there is one."""
+    """A log-density whose gradient is the class, if given."""
 
     def __call__(self, x, t, conditions):
         label = conditions["label"]

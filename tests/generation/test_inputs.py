@@ -30,7 +30,7 @@ LEVELS = np.array([0.12, -0.2, 0.32])
 
 
 class NoNoiseLevel(nn.Module):
-    """A vector of zeros, whatever the noise level."""
+    """A vector of zeros for every noise level."""
 
     @nn.compact
     def __call__(self, noise_label):

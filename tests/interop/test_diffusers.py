@@ -1,4 +1,4 @@
-"""Live against diffusers' `UNet2DModel`: its networks in ours, and ours in it."""
+"""Conversions from and to diffusers' `UNet2DModel`, compared with diffusers itself."""
 
 import functools
 import os
@@ -62,7 +62,7 @@ LAYOUTS = {
 
 @functools.cache
 def peer(name):
-    """A network of diffusers, every parameter away from its start."""
+    """A network of diffusers with random parameters."""
     model = diffusers.UNet2DModel(**LAYOUTS[name]).eval()
     generator = torch.Generator().manual_seed(0)
     for key, value in model.named_parameters():

@@ -1,4 +1,4 @@
-"""Pickles that would run something, tensors that cannot be, objects without end: all refused, and nothing runs."""
+"""Pickles that run code, impossible tensors and endless objects are refused, and nothing runs."""
 
 import functools
 import os

@@ -1,4 +1,4 @@
-"""Networks of guided-diffusion and EDM with random weights, as their authors' code ran them, in ours."""
+"""Networks of guided-diffusion and EDM with random weights match the authors' code."""
 
 import functools
 import math
@@ -35,7 +35,7 @@ TABLE = VariancePreserving(Table(LinearBetas()))
 
 
 def adm(**options):
-    """The two levels that all of the stored networks have."""
+    """The two levels of all stored networks."""
     attention = options.pop("attention", PixelAttention(head_dim=16))
     widths = options.pop("widths", (WIDTH, 2 * WIDTH))
     attends = options.pop("attends", (False, True))
@@ -110,7 +110,7 @@ def nhwc(array):
 
 @functools.cache
 def golden(name):
-    """The peer's parameters, and all else of its file."""
+    """The peer's parameters, and the other arrays of its file."""
     stored = np.load(GOLDENS / f"{name}.npz")
     params = {key.removeprefix("param/"): stored[key] for key in stored.files if key.startswith("param/")}
     return params, {key: stored[key] for key in stored.files if not key.startswith("param/")}
@@ -290,7 +290,7 @@ def all_networks():
 
 @pytest.mark.parametrize("name", [*GUIDED, *EDM])
 def test_no_stored_layer_has_its_initial_values(name):
-    """A last convolution of zeros gives zeros, whatever is wrong before it."""
+    """A last convolution of zeros would hide all errors before it."""
     for key, tensor in golden(name)[0].items():
         if tensor.size > 1 and key.rpartition(".")[2] not in edm.BUFFERS:
             assert np.std(tensor) > 0.02, key

@@ -1,4 +1,4 @@
-"""The variational bound: its terms in closed form, as guided-diffusion has them, and what they sum to."""
+"""Variational bound: terms in closed form and of guided-diffusion, and their sum."""
 
 import json
 import pathlib
@@ -223,7 +223,7 @@ def test_the_bound_is_its_terms_at_the_noise_of_each_images_key():
 
 
 def test_a_bad_model_has_finite_gradients_in_single_precision(float32):
-    """What is not selected, the decoder after the first step and the divergence at it, must not poison the gradient."""
+    """Branches that are not selected, such as the decoder after the first step, must not make gradients NaN."""
     process, steps = VarianceExploding(), 1000
     x_0 = jnp.asarray([-1.0, 1.0, 0.0, 0.5], jnp.float32).reshape(4, 1, 1, 1)
     t = jnp.asarray([1, 2, 700, 1000]) / steps

@@ -1,4 +1,4 @@
-"""What must hold for the magnitude-preserving U-Net besides its authors' numbers (tests/interop/test_edm2.py)."""
+"""Properties of the magnitude-preserving U-Net, in addition to its authors' values (tests/interop/test_edm2.py)."""
 
 import functools
 
@@ -37,7 +37,7 @@ def shapes(network, x=None, given=GIVEN):
 
 @functools.cache
 def randomised(network, channels=2, gain=0.7):
-    """Weights of any length; gains, which begin at 0 and hide all else, away from it."""
+    """Random weights of any length, and gains away from their initial 0, which would hide all else."""
     rng = np.random.default_rng(2)
     tree = nn.meta.unbox(shapes(network, images(channels)))
     draw = lambda leaf: jnp.asarray(  # noqa: E731
@@ -69,7 +69,7 @@ def test_every_parameter_matters():
 @pytest.mark.parametrize("encoder", [True, False])
 @pytest.mark.parametrize("width", [64, 96])
 def test_a_block_keeps_the_variance(encoder, width):
-    """With white noise of unit variance in, each branch has it, and so has what becomes of them."""
+    """For white noise of unit variance, each branch and the block's output have unit variance."""
     block = MagnitudeBlock(width, encoder, head_dim=None)
     x = normal(2, 24, 24, 64)
     vector = normal(2, 32, seed=1)
@@ -80,7 +80,7 @@ def test_a_block_keeps_the_variance(encoder, width):
 
 
 def test_attention_is_cosine_attention_of_normalised_values():
-    """With equal pixels all is one value; and however long a query or key is, its logits do not change."""
+    """Equal pixels give one value; the length of queries and keys does not change the logits."""
     attention = MagnitudeAttention(head_dim=8)
     x = jnp.broadcast_to(normal(2, 1, 1, 16), (2, 3, 3, 16))
     weights = {
@@ -110,7 +110,7 @@ def test_no_activation_exceeds_the_clip():
 
 
 def test_a_channel_of_ones_replaces_biases():
-    """A network of convolutions without biases would make nothing of nothing."""
+    """Without biases, a network of convolutions would map zeros to zeros."""
     assert shapes(NETWORK)["stem"]["weight"].value.shape == (3, 3, 3, 8)
     assert np.max(np.abs(run(NETWORK, randomised(NETWORK), 0 * images()))) > 0.1
 

@@ -1,4 +1,4 @@
-"""A run that starts from another is that model at step 0, learns what is new, and leaves alone what is frozen."""
+"""Fine-tuning: a run starts as the other model, trains new parameters, and keeps frozen ones."""
 
 import dataclasses
 import json
@@ -49,7 +49,7 @@ def first_state(experiment, mesh):
 
 @pytest.fixture(autouse=True)
 def quick():
-    """What is compiled here runs once or twice."""
+    """Programs here run once or twice."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -85,7 +85,7 @@ def a_mesh():
 
 
 def trained(abstract, seed):
-    """Parameters of which none is zero any more."""
+    """Parameters without zeros."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: jnp.asarray(0.2 * rng.normal(size=leaf.shape), leaf.dtype), abstract)
 
@@ -139,7 +139,7 @@ def answers(experiment, params, values, drop):
 
 
 def test_new_conditions_have_no_effect_at_first_and_are_trainable(old):
-    """Their names come before and after the old one's: the old channels keep their weights wherever they now are."""
+    """Their names sort before and after the old one: old channels keep their weights at any position."""
     folder, experiment, _, ema = old
     noisy = spec(NoiseAugmented, part=spec(ImageCondition, channels=1), noise=spec(NoiseLevel, width=WIDTH),
                  process=spec(RectifiedFlow))  # fmt: skip
@@ -202,7 +202,7 @@ SEQUENCE = spec(EmbeddedSequence, size=6, length=5, width=16, vector_width=WIDTH
 
 
 def test_conditions_before_the_mapping_have_no_effect_at_first(tmp_path):
-    """What every other slot gets is tested above, with tokens for the levels."""
+    """The other slots are tested above, with tokens for the levels."""
 
     def with_transformer(parts, cross_attention):
         config = a_config(parts)
@@ -226,7 +226,7 @@ def test_conditions_before_the_mapping_have_no_effect_at_first(tmp_path):
 
 
 def test_additional_tokens_that_change_the_model_are_an_error(tmp_path):
-    """Attention is shared among all tokens: new ones take some of it from the old."""
+    """Softmax normalises over all tokens, so new tokens change the weights of old ones."""
 
     def a_reader(*names):
         config = a_config(dict.fromkeys(names, SEQUENCE))
@@ -326,7 +326,7 @@ def test_a_flag_of_the_command_is_a_field_of_the_config():
 
 
 class Pair(Condition):
-    """Two numbers that add up, and one that is always there."""
+    """Two numbers that are added, and a constant."""
 
     constant: float = 0.0
 

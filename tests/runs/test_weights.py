@@ -1,4 +1,4 @@
-"""Networks that are used and not trained: read once, recorded, arguments of the step, in no checkpoint."""
+"""Frozen networks: read once, recorded, passed to the step as arguments, and in no checkpoint."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Augmentation that does not leak: what is done to images, and what is said of it."""
+"""Non-leaking augmentation: transformations of images, and their labels."""
 
 import math
 import pathlib
@@ -35,7 +35,7 @@ def picture(size=21):
 
 
 def still(count=1, **changes):
-    """The geometry that does nothing, but for the changes."""
+    """The identity, with the given changes."""
     no, zero = jnp.zeros(count, bool), jnp.zeros(count)
     geometry = Geometry(no, no, zero, zero, zero, zero, jnp.zeros((count, 2)))
     return geometry._replace(**{name: jnp.asarray(value) for name, value in changes.items()})
@@ -47,7 +47,7 @@ def through(images, matrix, shift):
 
 
 def test_filter_is_orthogonal_and_has_six_vanishing_moments():
-    """Which, but for the choice among roots, is what defines it (Daubechies 1992, chapter 8)."""
+    """These properties define the filter, up to the choice of roots (Daubechies 1992, chapter 8)."""
     taps, k = np.asarray(SYM6), np.arange(12)
     for lag in range(6):
         assert abs(np.dot(taps[2 * lag :], taps[: 12 - 2 * lag]) - (lag == 0)) < 1e-10
@@ -81,7 +81,7 @@ def test_a_smooth_image_moves_as_the_map_prescribes():
 
 
 def test_labels_maps_and_images_match_edm():
-    """Eight images of EDM's own code, each with most of what there is done to it."""
+    """Eight images of EDM's code, each with most kinds of transformations."""
     geometry = Geometry(*(jnp.asarray(STORED[name]) for name in Geometry._fields))
     np.testing.assert_allclose(geometry.labels(), STORED["labels"], atol=1e-6)
     augmentation = GeometricAugmentation()
@@ -118,7 +118,7 @@ def test_a_quarter_turn_is_counter_clockwise():
 
 
 def test_enlarged_stretched_and_moved():
-    """By 2^0.2, by that in x and its inverse in y, by an eighth of the width to the right and of the height up."""
+    """Enlarged by 2^0.2; stretched by 2^0.2 in x and its inverse in y; moved by 1/8 to the right and up."""
     y, x = np.mgrid[-10:11, -10:11]
     double = 2**0.2
     cases = {

@@ -33,7 +33,7 @@ def labelled(train, test):
 
 
 def class_model(generate, train, test, **settings):
-    """A class-conditional model that generates images in this way."""
+    """A class-conditional model that generates images by this function."""
     return inputs(generate, ("label",), *labelled(train, test), **settings)
 
 

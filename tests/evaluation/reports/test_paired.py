@@ -1,4 +1,4 @@
-"""Models of known faults, evaluated on crops of photographs."""
+"""Models with known defects, evaluated on crops of photographs."""
 
 import dataclasses
 import json
@@ -52,7 +52,7 @@ def partial():
 
 
 def model_of(generate, examples, condition, **settings):
-    """A model with this condition alone."""
+    """A model with only this condition."""
     return inputs(generate, (condition,), *examples, **settings)
 
 

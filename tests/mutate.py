@@ -212,8 +212,10 @@ def main() -> int:
             if not seen:
                 missed.append(mutant)
     share = 1 - len(missed) / max(len(chosen), 1)
-    print(f"\n{len(chosen) - len(missed)} of {len(chosen)} mutants noticed ({share:.1%}), seed {asked.seed}, "
-          f"{time.monotonic() - began:.0f} s")  # fmt: skip
+    print(
+        f"\n{len(chosen) - len(missed)} of {len(chosen)} mutants noticed ({share:.1%}), seed {asked.seed}, "
+        f"{time.monotonic() - began:.0f} s"
+    )
     return 0 if share >= ENOUGH else 1
 
 

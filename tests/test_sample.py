@@ -265,7 +265,10 @@ def test_a_file_has_a_line_for_each_image(call, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"label": 1}\n{"labl": 1}', r"line 2='labl': expected a condition .* choose from crop \(Continuous\), label"),
+        (
+            '{"label": 1}\n{"labl": 1}',
+            r"line 2='labl': expected a condition .* choose from crop \(Continuous\), label",
+        ),
         ('{"label": 1}\n{"label": 1, "text": "a"}', r"line 2='text': expected the names of the lines before"),
         ('{"label": 1, "text": "a"}\n\n{"label": 1}', r"line 3=.*expected a value for text"),
         ("label 1", r"line 1: expected JSON, got Expecting value"),
@@ -276,7 +279,7 @@ def test_a_file_has_a_line_for_each_image(call, tmp_path):
         ('{"label": 1, "text": "a", "low": 3}', r"low=3: expected the path of an image"),
         ('{"label": 1, "text": "a", "low": "x.png"}', r"low=.*x.png: expected an image, got No such file"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_in_a_file_names_its_line(call, tmp_path, text, message):
     (tmp_path / "many.jsonl").write_text(text)
     parts = (
@@ -298,7 +301,7 @@ def test_a_mistake_in_a_file_names_its_line(call, tmp_path, text, message):
         (("--text", "a", "--conditions", "absent.jsonl"), "--conditions=absent.jsonl: expected a text file"),
         (("--text", "a", "--condition", "crop"), "--condition='crop': expected NAME=VALUE"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_in_a_flag_names_it(call, flags, message):
     with pytest.raises(UserError, match=message):
         call(a_generator(CONDITIONS, PARAMS), *flags)

@@ -85,8 +85,9 @@ def some(part, seed):
     rng = np.random.default_rng(seed)
     if isinstance(part, NoiseAugmented):
         return {
-            "value": some(part.part, seed), "level": jnp.asarray((np.arange(3) + 1 + 3 * seed) / 10, jnp.float32)
-        }  # fmt: skip
+            "value": some(part.part, seed),
+            "level": jnp.asarray((np.arange(3) + 1 + 3 * seed) / 10, jnp.float32),
+        }
     if isinstance(part, Text):
         return jnp.asarray(part.read([["a", "xy", "three"], ["", "xyz", "\u4e09"]][seed]))
     if isinstance(part, ClassLabel | MagnitudeClassLabel):

@@ -343,9 +343,7 @@ def test_the_encoders_parameters_belong_to_the_condition():
     """Checkpoints of version 0.1.0, which had no separate encoder, have these names."""
     part = a_text(window=3, words=4, phrase=3)
     tree = jax.eval_shape(part.init, jax.random.key(0), jnp.asarray(IDS), SHOWN)["params"]
-    assert set(tree) == {
-        "bytes", "places", "window", "phrase", "block_0", "block_1", "norm", "pool", "null"
-    }  # fmt: skip
+    assert set(tree) == {"bytes", "places", "window", "phrase", "block_0", "block_1", "norm", "pool", "null"}
     assert set(tree["block_0"]) == {
         "norm_0",
         "query_key_value",

@@ -109,9 +109,11 @@ def test_a_present_config_is_unchanged():
 
 def test_an_old_magnitude_unet_builds_the_same_network():
     stored = {
-        "target": "jaxdiff.models.magnitude_unet:MagnitudeUNet", "levels": [level(64), level(128, True)],
-        "out_channels": 3, "head_dim": 64,
-    }  # fmt: skip
+        "target": "jaxdiff.models.magnitude_unet:MagnitudeUNet",
+        "levels": [level(64), level(128, True)],
+        "out_channels": 3,
+        "head_dim": 64,
+    }
     levels = (MagnitudeLevel(64), MagnitudeLevel(128, self_attention=True))
     assert build(from_json(json.dumps(stored))) == MagnitudeUNet(levels, 3)
     now = spec(MagnitudeUNet, levels=(spec(MagnitudeLevel, width=8),), out_channels=1)

@@ -124,9 +124,11 @@ def test_converting_back_gives_the_same_tensors(name):
 
 def test_the_scheduler_sets_parameterization_and_schedule():
     scheduler = diffusers.DDPMScheduler(
-        num_train_timesteps=500, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction",
+        num_train_timesteps=500,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
         rescale_betas_zero_snr=True,
-    )  # fmt: skip
+    )
     found = layout.denoiser(peer("ddpm").config, scheduler.config)
     assert found.process == VariancePreserving(Table(CosineBetas(500), zero_terminal_snr=True))
     assert isinstance(found.parameterization, V)

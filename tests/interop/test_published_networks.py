@@ -179,13 +179,15 @@ EDM = {
     ),
     "edm_song_ncsnpp": (
         song(
-            attends=(True, False), input_path="residual", taps=(1.0, 3.0, 3.0, 1.0),
+            attends=(True, False),
+            input_path="residual",
+            taps=(1.0, 3.0, 3.0, 1.0),
         ),
         FOURIER,
         {"augment": Continuous(9, 2 * WIDTH, before_mapping=True)},
         "SongUNet",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
@@ -230,22 +232,24 @@ def test_edm(name, variant):
 
 
 PROGRESSIVE = {  # input and output path, noise embedding
-    "edm_song_skip_skip": (
-        ("skip", "skip"), NoiseLevel(32, frequencies=8, endpoint=True, sine_first=True)
-    ),
+    "edm_song_skip_skip": (("skip", "skip"), NoiseLevel(32, frequencies=8, endpoint=True, sine_first=True)),
     "edm_song_residual_skip": (
-        ("residual", "skip"), NoiseLevel(32, frequencies=16, random_scale=16.0, sine_first=True)
+        ("residual", "skip"),
+        NoiseLevel(32, frequencies=16, random_scale=16.0, sine_first=True),
     ),
-}  # fmt: skip
+}
 
 
 def progressive(name):
     """A network on 8 x 8 pixels with three levels, an image at each of them."""
     (input_path, output_path), noise = PROGRESSIVE[name]
     network = song(
-        widths=(16, 16, 32), attends=(False, True, False), taps=(1.0, 3.0, 3.0, 1.0),
-        input_path=input_path, output_path=output_path,
-    )  # fmt: skip
+        widths=(16, 16, 32),
+        attends=(False, True, False),
+        taps=(1.0, 3.0, 3.0, 1.0),
+        input_path=input_path,
+        output_path=output_path,
+    )
     return denoiser(network, noise, {}, VE, Edm())
 
 

@@ -159,7 +159,7 @@ def two_sets(first, second):
             {"w": B},
         ),
     ],
-)  # fmt: skip
+)
 def test_averaged_weights_are_preferred_and_marked(body, ema, tree, arrays, tmp_path):
     (tmp_path / "a.pt").write_bytes(archive(body))
     checkpoint = read_tensors(tmp_path / "a.pt", ema)

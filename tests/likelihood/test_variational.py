@@ -72,11 +72,14 @@ def peer_terms():
         t = jnp.asarray((GOLDENS["in/t"] + 1) / STEPS)
         return {
             name: terms(
-                jnp.asarray(GOLDENS[f"{name}/alphas_cumprod"]), golden("in/x_start"), golden(f"{name}/x_t"),
-                golden("in/model_out"), t,
+                jnp.asarray(GOLDENS[f"{name}/alphas_cumprod"]),
+                golden("in/x_start"),
+                golden(f"{name}/x_t"),
+                golden("in/model_out"),
+                t,
             )
             for name in ("linear", "cosine")
-        }  # fmt: skip
+        }
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])

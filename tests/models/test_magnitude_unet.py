@@ -100,8 +100,9 @@ def test_no_activation_exceeds_the_clip():
     x = 100 * images(channels=16)
     apply = jax.jit(
         lambda block: block.apply({"params": params}, x, GIVEN.vector),
-        static_argnums=0, compiler_options=QUICK,
-    )  # fmt: skip
+        static_argnums=0,
+        compiler_options=QUICK,
+    )
     out = apply(block)
     assert np.max(np.abs(out)) == 0.5
     free = apply(block.clone(clip=None))
@@ -155,8 +156,9 @@ def test_dropout_acts_in_training_only():
     params, x = randomised(network), images()
     apply = jax.jit(
         lambda key, train: network.apply(params, x, GIVEN, train=train, rngs={"dropout": key}),
-        static_argnums=1, compiler_options=QUICK,
-    )  # fmt: skip
+        static_argnums=1,
+        compiler_options=QUICK,
+    )
     one, two = jax.random.key(0), jax.random.key(1)
     assert np.any(apply(one, True) != apply(two, True))
     np.testing.assert_array_equal(apply(one, False), apply(two, False))

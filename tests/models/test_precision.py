@@ -28,9 +28,10 @@ from jaxdiff.training.step import Context
 
 QUICK = {"xla_backend_optimization_level": 0}
 NETWORK = UNet(
-    (Level(8, blocks=1, attention=PixelAttention(head_dim=8), dropout=0.2),), out_channels=2,
+    (Level(8, blocks=1, attention=PixelAttention(head_dim=8), dropout=0.2),),
+    out_channels=2,
     middle=TransformerMiddle(16, blocks=1, head_dim=8, cross_attention=True, dropout=0.2),
-)  # fmt: skip
+)
 ROUNDING = 2.0**-9  # of a number with eight bits, relative to it, at most
 
 

@@ -74,9 +74,11 @@ def a_config(parts=None, **changes):
 
 def build(config, workdir=None, **options):
     experiment = configs.build(config)
-    return experiment if workdir is None else dataclasses.replace(
-        experiment, init_from=InitFrom(str(workdir), **options)
-    )  # fmt: skip
+    return (
+        experiment
+        if workdir is None
+        else dataclasses.replace(experiment, init_from=InitFrom(str(workdir), **options))
+    )
 
 
 def a_mesh():
@@ -133,8 +135,11 @@ def answers(experiment, params, values, drop):
     parts = denoiser.conditioner.conditions
     fields = {name: values[name] for name in parts}
     drops = {name: jnp.asarray(drop) for name in parts}
-    call = jax.jit(lambda params: denoiser.apply({"params": params}, x, jnp.array([0.1, 0.5, 0.9]), fields, drops,
-                                                 train=False))  # fmt: skip
+    call = jax.jit(
+        lambda params: denoiser.apply(
+            {"params": params}, x, jnp.array([0.1, 0.5, 0.9]), fields, drops, train=False
+        )
+    )
     return np.asarray(call(params))
 
 
@@ -157,14 +162,19 @@ def test_new_conditions_have_no_effect_at_first_and_are_trainable(old):
     new = build(config, folder)
     state = first_state(new, a_mesh())
     rng = np.random.default_rng(1)
-    images = {name: rng.normal(size=(3, 8, 8, channels)).astype(np.float32) for name, channels in
-              (("map", 2), ("a_map", 3), ("z_noisy", 1))}  # fmt: skip
+    images = {
+        name: rng.normal(size=(3, 8, 8, channels)).astype(np.float32)
+        for name, channels in (("map", 2), ("a_map", 3), ("z_noisy", 1))
+    }
     values = {
-        "label": np.array([1, 2, 3]), "map": images["map"], "a_map": images["a_map"], "kind": np.array([0, 3, 1]),
+        "label": np.array([1, 2, 3]),
+        "map": images["map"],
+        "a_map": images["a_map"],
+        "kind": np.array([0, 3, 1]),
         "z_noisy": {"value": images["z_noisy"], "level": np.float32([0.1, 0.5, 1.0])},
         "crop": rng.normal(size=(3, 2)).astype(np.float32),
         "text": new.task.denoiser.conditioner.read("text", ["a", "red", "three"]),
-    }  # fmt: skip
+    }
     values = jax.tree.map(jnp.asarray, values)
     drop = [False, True, False]
     expected = answers(experiment, ema, values, drop)
@@ -194,8 +204,9 @@ def test_new_conditions_have_no_effect_at_first_and_are_trainable(old):
     kernel = moved["network"]["stem"]["kernel"]
     assert kernel.shape[2] == 1 + 3 + 2 + 1
     assert np.all(np.abs(kernel).max(axis=(0, 1, 3)) > 0)
-    np.testing.assert_array_equal(state.params["network"]["stem"]["kernel"][:, :, 4:6],
-                                  ema["network"]["stem"]["kernel"][:, :, 1:3])  # fmt: skip
+    np.testing.assert_array_equal(
+        state.params["network"]["stem"]["kernel"][:, :, 4:6], ema["network"]["stem"]["kernel"][:, :, 1:3]
+    )
 
 
 SEQUENCE = spec(EmbeddedSequence, size=6, length=5, width=16, vector_width=WIDTH)
@@ -217,8 +228,11 @@ def test_conditions_before_the_mapping_have_no_effect_at_first(tmp_path):
     new = build(with_transformer({"augment": features, "text": SEQUENCE}, True), tmp_path)
     state = first_state(new, a_mesh())
     rng = np.random.default_rng(3)
-    values = {"label": jnp.array([1, 2, 3]), "augment": jnp.asarray(rng.normal(size=(3, 9)), jnp.float32),
-              "text": jnp.asarray(rng.normal(size=(3, 5, 6)), jnp.float32)}  # fmt: skip
+    values = {
+        "label": jnp.array([1, 2, 3]),
+        "augment": jnp.asarray(rng.normal(size=(3, 9)), jnp.float32),
+        "text": jnp.asarray(rng.normal(size=(3, 5, 6)), jnp.float32),
+    }
     expected = answers(experiment, ema, values, [False, True, False])
     assert np.abs(expected).max() > 0.1
     found = answers(new, state.params, values, [False, True, False])

@@ -319,8 +319,10 @@ def test_all_conditions_are_shuffled_together(partial):
 
 
 def test_one_task_needs_no_field(partial):
-    examples = tuple({name: values[part["task"] == 1] for name, values in part.items() if name != "task"}
-                     for part in partial)  # fmt: skip
+    examples = tuple(
+        {name: values[part["task"] == 1] for name, values in part.items() if name != "task"}
+        for part in partial
+    )
     evaluation = TranslationEvaluation(("inpaint",), task_field=None, n=10)
     values = score(evaluation, examples, answering(examples, "source", examples[1]["image"]))
     assert list(values["tasks"]) == ["all", "inpaint"]

@@ -116,10 +116,11 @@ COORDINATES = {
 @pytest.mark.parametrize("process", [RectifiedFlow(), VariancePreserving(Cosine())], ids=str)
 @pytest.mark.parametrize(
     ("sampler", "coordinate"),
-    [(Lms(order), "s") for order in (1, 2, 3, 4)] + [(Deis(order), "log s") for order in (1, 2, 3, 4)]
+    [(Lms(order), "s") for order in (1, 2, 3, 4)]
+    + [(Deis(order), "log s") for order in (1, 2, 3, 4)]
     + [(Deis(order, "t"), "t") for order in (1, 2, 3)],
     ids=str,
-)  # fmt: skip
+)
 def test_a_polynomial_is_integrated_exactly(sampler, coordinate, process):
     """The noise is a polynomial of the coordinate alone, of the highest degree that the order integrates."""
     where, degree = COORDINATES[coordinate], sampler.order - 1

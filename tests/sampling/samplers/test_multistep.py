@@ -206,7 +206,7 @@ def test_a_config_gives_the_same_sampler(sampler):
         (lambda: Rk45(atol=0.0), "atol"),
         (lambda: Rk45(max_calls=6), "max_calls"),
     ],
-)  # fmt: skip
+)
 def test_impossible_settings_are_named(make, field):
     with pytest.raises(UserError, match=f"^{field}="):
         make()

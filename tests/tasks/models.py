@@ -58,10 +58,10 @@ class Constant(nn.Module):
         return self.param("output", nn.initializers.zeros, self.shape)
 
 
-def affine_task(process, objective, parameterization=OF_DATA, uncertainty=None, times=None):
+def affine_task(process, objective, parameterization=OF_DATA, uncertainty=None, time_sampler=None):
     """An affine model of one pixel on the times i / STEPS."""
     denoiser = Denoiser(Affine(), Conditioner(Label()), process, parameterization, uncertainty)
-    return DenoisingTask(denoiser, times or UniformSteps(STEPS), (1, 1, 1), objective)
+    return DenoisingTask(denoiser, time_sampler or UniformSteps(STEPS), (1, 1, 1), objective)
 
 
 def best(process, parameterization, t):

@@ -28,7 +28,7 @@ def smooth(y, x):
     return np.cos(y) + 0.5 * np.cos(2 * x) + 0.3 * np.cos(y) * np.cos(x) + 0.2 * np.cos(3 * x)
 
 
-def picture(size=21):
+def smooth_image(size=21):
     """`smooth` at the pixels of a square image."""
     y, x = np.mgrid[:size, :size] - (size - 1) / 2
     return jnp.asarray(smooth(y, x))[None, :, :, None]
@@ -76,8 +76,8 @@ def test_a_smooth_image_moves_as_the_map_prescribes():
     matrix, shift = jnp.array([[0.9, 0.35], [-0.3, 1.1]]), jnp.array([1.3, -2.6])
     y, x = np.mgrid[-10:11, -10:11]
     expected = smooth(-0.3 * x + 1.1 * y - 2.6, 0.9 * x + 0.35 * y + 1.3)
-    assert np.abs(expected - picture()[0, :, :, 0]).max() > 0.9
-    np.testing.assert_allclose(through(picture(), matrix, shift)[0, :, :, 0], expected, atol=0.03)
+    assert np.abs(expected - smooth_image()[0, :, :, 0]).max() > 0.9
+    np.testing.assert_allclose(through(smooth_image(), matrix, shift)[0, :, :, 0], expected, atol=0.03)
 
 
 def test_labels_maps_and_images_match_edm():
@@ -112,8 +112,8 @@ def test_flips_are_exact(x_flip, y_flip):
 
 def test_a_quarter_turn_is_counter_clockwise():
     geometry = still(angle=[math.pi / 2])
-    found = APPLY(picture(), geometry)
-    np.testing.assert_allclose(found, jnp.rot90(picture(), axes=(1, 2)), atol=0.03)
+    found = APPLY(smooth_image(), geometry)
+    np.testing.assert_allclose(found, jnp.rot90(smooth_image(), axes=(1, 2)), atol=0.03)
     np.testing.assert_allclose(geometry.labels(), [[0, 0, 0, -1, 1, 0, 0, 0, 0]], atol=1e-12)
 
 
@@ -127,9 +127,9 @@ def test_enlarged_stretched_and_moved():
         "translation": ([[1.0, -1.0]], smooth(y + 21 / 8, x - 21 / 8)),
     }
     for name, (value, expected) in cases.items():
-        found = APPLY(picture(), still(**{name: value}))
+        found = APPLY(smooth_image(), still(**{name: value}))
         np.testing.assert_allclose(found[0, :, :, 0], expected, atol=0.02, err_msg=name)
-    turned = APPLY(picture(), still(stretch=[1.0], axis=[math.pi / 2]))
+    turned = APPLY(smooth_image(), still(stretch=[1.0], axis=[math.pi / 2]))
     np.testing.assert_allclose(turned[0, :, :, 0], smooth(y / double, x * double), atol=0.02)
 
 
@@ -137,11 +137,11 @@ def test_the_inverse_restores_a_smooth_image():
     geometry = still(scale=[0.4], angle=[0.7], stretch=[-0.5], axis=[1.1], translation=[[0.2, -0.3]])
     matrix, shift = GeometricAugmentation().inverse(geometry, 21, 21)
     back = jnp.linalg.inv(matrix)
-    moved = jax.jit(warp)(picture(), matrix, shift)
+    moved = jax.jit(warp)(smooth_image(), matrix, shift)
     found = jax.jit(warp)(moved, back, -jnp.einsum("bij,bj->bi", back, shift))
     inside = np.s_[0, 7:14, 7:14]
-    assert jnp.abs(moved - picture())[inside].max() > 0.3
-    np.testing.assert_allclose(found[inside], picture()[inside], atol=0.03)
+    assert jnp.abs(moved - smooth_image())[inside].max() > 0.3
+    np.testing.assert_allclose(found[inside], smooth_image()[inside], atol=0.03)
 
 
 def test_labels_follow_their_distribution():

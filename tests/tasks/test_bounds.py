@@ -208,7 +208,7 @@ def learned_config(**task):
             parameterization=spec(prediction.Edm, sigma_data=STD),
         ),
         image_shape=(1, 1, 1),
-        **{"times": spec(Uniform), "objective": spec(ContinuousVlb), **task},
+        **{"time_sampler": spec(Uniform), "objective": spec(ContinuousVlb), **task},
     )
 
 

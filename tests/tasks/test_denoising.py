@@ -56,7 +56,7 @@ def test_noise_differs_per_sample_step_and_shard(float32):
 
 def test_time_sampler_receives_the_unweighted_losses():
     time_sampler = Importance(UniformSteps(5), bins=5, history=2)
-    task = models.affine_task(VP, WeightedError(weighting.Snr()), times=time_sampler)
+    task = models.affine_task(VP, WeightedError(weighting.Snr()), time_sampler=time_sampler)
     plain = models.affine_task(VP, WeightedError(weighting.Snr()))
     memory = History(jnp.asarray([[8.0, 8], [4, 4], [2, 2], [1, 1], [1, 1]]), jnp.full(5, 2, jnp.int32))
     examples = jax.jit(task.draw)(

@@ -112,7 +112,7 @@ def test_a_scale_per_condition_is_per_condition_guidance(call):
     np.testing.assert_array_equal(each["images"], constant([4 * 0.1 + 0.5 * LEVELS[0]]))
     for text, message in {
         "text=much": "--guidance text=much: expected a number",
-        "texts=4": r"--guidance='texts': .*it has: crop \(Continuous\), label \(ClassLabel\), text \(Length\)",
+        "texts=4": r"--guidance='texts': .*choose from crop \(Continuous\), label \(ClassLabel\), text \(Length\)",
         "much": "--guidance=much: expected a scale",
     }.items():
         with pytest.raises(UserError, match=message):
@@ -354,7 +354,7 @@ def test_images_of_every_kind_are_read(tmp_path):
     turned = Image.Exif()
     turned[0x0112] = 6  # the camera was on its side: the first row is the right-hand column
     np.testing.assert_array_equal(read(rgb, 3, exif=turned), np.rot90(rgb, -1))
-    with pytest.raises(UserError, match="expected an image of 1 to 4 channels, the condition has 5"):
+    with pytest.raises(UserError, match="expected an image of 1 to 4 channels, got a condition of 5 channels"):
         read_image("--image", str(tmp_path / "x.png"), 5)
     complete = (tmp_path / "x.png").read_bytes()
     (tmp_path / "x.png").write_bytes(complete[:-30])
@@ -417,7 +417,7 @@ def test_an_image_is_edited(call, tmp_path):
         call(generator, *edit, "--source", "label=1")["images"], constant(LEVELS[[0, 2]])
     )
     for flags, message in {
-        (*edit, "--strength", "0"): "strength=0.0: it is a share",
+        (*edit, "--strength", "0"): "strength=0.0: expected a fraction",
         (*edit, "--known", "x.png"): "--known='x.png': expected either --known or --edit",
         (*edit, "--source", "labl=1"): "--source='labl': expected a condition of the model",
         ("--label", "1", "--source", "label=1"): "--source=.*: expected --edit as well",

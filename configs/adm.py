@@ -87,7 +87,10 @@ def experiment(
         UNet,
         levels=tuple(
             spec(
-                Level, width=int(width * multiple), blocks=blocks, dropout=dropout,
+                Level,
+                width=int(width * multiple),
+                blocks=blocks,
+                dropout=dropout,
                 attention=pixels if size >> i in attention else None,
             )
             for i, multiple in enumerate(multiples)
@@ -96,7 +99,7 @@ def experiment(
         block=spec(BlockOptions, min_group_size=1),
         middle=spec(ResidualMiddle, attention=pixels),
         dtype=dtype,
-    )  # fmt: skip
+    )
     parts = {}
     if classes is not None:
         parts["label"] = spec(ClassLabel, num_classes=classes, width=4 * width, drop_rate=0.0, null="none")

@@ -26,9 +26,10 @@ def parser() -> command.Parser:
         "--weights", choices=("averaged", "trained"), help="weights to read from a file that has both"
     )
     flags.add_argument(
-        "--attention-order", choices=("new", "legacy"),
+        "--attention-order",
+        choices=("new", "legacy"),
         help="order of guided-diffusion's queries, keys and values (default: as published, new for 64x64 images)",
-    )  # fmt: skip
+    )
     flags.add_argument(
         "--to", metavar="FOLDER", help="write the run's averaged weights in the layout of diffusers"
     )

@@ -49,13 +49,17 @@ def parser() -> app.Parser:
 
 def _add_cascade(flags: app.Parser) -> None:
     flags.add_argument(
-        "--cascade", default=None, metavar="FOLDER[:STEP],...",
+        "--cascade",
+        default=None,
+        metavar="FOLDER[:STEP],...",
         help="runs in sequence, each with the images of the one before as a condition",
-    )  # fmt: skip
+    )
     flags.add_argument(
-        "--cascade-field", default=None, metavar="NAME",
+        "--cascade-field",
+        default=None,
+        metavar="NAME",
         help="the condition that takes these images, if there are several image conditions",
-    )  # fmt: skip
+    )
 
 
 def _add_output(flags: app.Parser) -> None:
@@ -96,13 +100,18 @@ def _add_edit(flags: app.Parser) -> None:
     )
     flags.add_argument("--edit", default=None, help="an image to change towards the conditions")
     flags.add_argument(
-        "--strength", type=float, default=0.6,
+        "--strength",
+        type=float,
+        default=0.6,
         help="of the edit: the fraction of the steps that are taken, from 0 to 1 (default: %(default)s)",
-    )  # fmt: skip
+    )
     flags.add_argument(
-        "--source", action="append", default=[], metavar="NAME=VALUE",
+        "--source",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
         help="a condition that describes the image to edit, which is then inverted to its noise by DDIM",
-    )  # fmt: skip
+    )
 
 
 def _add_recipe(flags: app.Parser) -> None:
@@ -110,9 +119,12 @@ def _add_recipe(flags: app.Parser) -> None:
         "--guidance", default=None, metavar="SCALE", help="guidance scale, 1 for none; or text=5,low_res=1.5"
     )
     flags.add_argument(
-        "--guiding-model", "--guide", default=None, metavar="FOLDER[:STEP]",
+        "--guiding-model",
+        "--guide",
+        default=None,
+        metavar="FOLDER[:STEP]",
         help="the run of a weaker model, for Autoguidance",
-    )  # fmt: skip
+    )
     flags.add_argument("--steps", type=int, default=None, help="sampling steps")
     flags.add_argument(
         "--sampler",

@@ -31,15 +31,18 @@ if TYPE_CHECKING:
 DESCRIPTION = "Train a model; the same command again continues an interrupted run."
 EPILOG = """\
 --config.PATH=VALUE changes any field of the config, --config.sampling.steps=20 for example.
-exit status: 0 finished, 2 a user error, 75 stopped by SIGTERM with all saved, 130 the same by Ctrl-C."""
+exit status: 0 finished, 2 user error, 75 stopped by SIGTERM and saved, 130 stopped by Ctrl-C and saved."""
 
 
 def parser() -> app.Parser:
     flags = app.Parser(description=DESCRIPTION, epilog=EPILOG)
     flags.add_argument("--config", help="a config file, configs/x.py or configs/x.py:variant")
-    flags.add_argument("--workdir", help="the run's folder (default: runs/NAME_OF_CONFIG)")
+    flags.add_argument("--workdir", help="folder of the run (default: runs/NAME_OF_CONFIG)")
     flags.add_argument(
-        "--from-workdir", default=None, metavar="FOLDER[:STEP]", help="start from the parameters of this run"
+        "--from-workdir",
+        default=None,
+        metavar="FOLDER[:STEP]",
+        help="initialise the parameters from this run",
     )
     return flags
 
@@ -66,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def init_from(folder: str | None) -> list[tuple[str, str]]:
-    """The override that lets a run start from another one, given as ``folder`` or ``folder:step``."""
+    """The override of `init_from` for another run, given as ``folder`` or ``folder:step``."""
     if folder is None:
         return []
     run = app.run_and_step(folder)
@@ -83,7 +86,7 @@ def train(
 ) -> "Generator | None":
     """Train to the end, then evaluate if the experiment has an evaluation.
 
-    The same call again continues an interrupted run, exactly.
+    The same call again continues an interrupted run exactly.
 
     Args:
       experiment: a config, as `jaxdiff.config.load` returns it, or an `Experiment`.
@@ -93,10 +96,10 @@ def train(
       test_source: held-out examples instead of the experiment's.
 
     Returns:
-      A generator with the EMA of the parameters; None for a task that makes no samples.
+      A generator with the EMA of the parameters; None for a task without samples.
 
     Raises:
-      UserError: the experiment, its data and its devices do not fit each other; the folder holds another run.
+      UserError: the experiment, its data and the devices are inconsistent, or the folder holds another run.
       Stopped: SIGTERM or SIGINT arrived, and the state is saved.
     """
     from jaxdiff.config import build, describe
@@ -112,7 +115,7 @@ def train(
 
 
 def _recorded(experiment: "Experiment") -> "Experiment":
-    """The experiment with a record of arrays in memory in place of the arrays, which no config can hold."""
+    """The experiment with records in place of arrays in memory, since configs cannot hold arrays."""
     from jaxdiff.data.arrays import Arrays
 
     changed = {}
@@ -138,7 +141,7 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | None":
     if experiment.sampling is not None:
         Generator.of(experiment, None, mesh).check()
     conditions = None
-    if experiment.sample_every:  # looked up now, so that a missing condition is an error before training
+    if experiment.sample_every:  # now, so that a missing condition raises before training
         conditioner = experiment.sampled.denoiser.conditioner
         conditions = preview.conditions(conditioner, experiment.data, experiment.test_data, experiment.seed)
     frozen = prepare(experiment, workdir, mesh)
@@ -151,7 +154,7 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | None":
         return {"samples": preview.sample_grid(generator(state), conditions)}
 
     def evaluate_during_training(state: Any, step: int) -> dict:
-        """Scalars and figure of an evaluation; that of the last step follows after training."""
+        """Scalars and figure of an evaluation. The last step is evaluated after training."""
         if step == experiment.steps:
             return {}
         report = evaluate(experiment, generator(state), workdir)

@@ -1,4 +1,4 @@
-"""Run jaxdiff's commands as a user does: in a process of their own."""
+"""Run jaxdiff's commands as a user does, in separate processes."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ TINY = (
 
 
 def environment(devices: int | None = None, **extra: str) -> dict[str, str]:
-    """This process's environment, with so many forced CPU devices (None: the command's own choice)."""
+    """The environment of this process, with a forced number of CPU devices (None: the command's default)."""
     names = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")
     env = {name: value for name, value in os.environ.items() if name not in names}
     if devices is not None:
@@ -45,7 +45,7 @@ def start(module: str, *arguments: str, devices: int | None = None, **extra: str
 def run(
     module: str, *arguments: str, devices: int | None = None, code: int = 0, **extra: str
 ) -> tuple[str, str]:
-    """Run a command to its end, see that it ends with `code`, and return its output and errors."""
+    """Run a command, check its exit status, and return its output and errors."""
     process = start(module, *arguments, devices=devices, **extra)
     out, err = process.communicate(timeout=300)
     assert process.returncode == code, f"status {process.returncode}\n{out}\n{err}"

@@ -28,4 +28,4 @@ def formulas(request):
 
 @pytest.fixture
 def float32():
-    """Ask for it to test in single precision."""
+    """Request this fixture to test in single precision."""

@@ -1,4 +1,4 @@
-"""Does a test notice? Break the mathematics in many small ways, one at a time, and run the tests that should see it.
+"""Mutation testing: break the mathematics in small ways, one at a time, and run the tests that should fail.
 
     python tests/mutate.py                     120 mutants of the files below, drawn with seed 0
     python tests/mutate.py --count 20 --seed 7 --only jaxdiff/sampling/samplers/unipc.py
@@ -212,8 +212,10 @@ def main() -> int:
             if not seen:
                 missed.append(mutant)
     share = 1 - len(missed) / max(len(chosen), 1)
-    print(f"\n{len(chosen) - len(missed)} of {len(chosen)} mutants noticed ({share:.1%}), seed {asked.seed}, "
-          f"{time.monotonic() - began:.0f} s")  # fmt: skip
+    print(
+        f"\n{len(chosen) - len(missed)} of {len(chosen)} mutants noticed ({share:.1%}), seed {asked.seed}, "
+        f"{time.monotonic() - began:.0f} s"
+    )
     return 0 if share >= ENOUGH else 1
 
 

@@ -12,7 +12,7 @@ from jaxdiff.process.prediction import Prediction
 
 
 def predict_from_data(process, x_t, t, x_0) -> Prediction:
-    """The pair that belongs to a predicted image (needs sigma > 0)."""
+    """The prediction with this image (needs sigma > 0)."""
     alpha, sigma = process.signal(t)
     return Prediction(x_0, (x_t - alpha * x_0) / sigma)
 

@@ -1,4 +1,4 @@
-"""Every embedded config is evaluated by its own evaluation: a tiny network of random weights, from data to report."""
+"""Every config is evaluated by its own evaluation: a tiny random network, from data to report."""
 
 import json
 import pathlib

@@ -55,8 +55,11 @@ def launch(tmp_path):
         finished = subprocess.run(
             [TPU_POD, "--poll=0", *given, *arguments],
             env=os.environ | {"PATH": f"{gcloud.parent}:{os.environ['PATH']}", "FAKE": str(tmp_path)},
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         return finished, [verb(line) for line in calls.read_text().splitlines()]
 
     return run

@@ -1,4 +1,4 @@
-"""The command for averages of another length, on snapshots with known averages."""
+"""The command for post-hoc EMA, on snapshots with known averages."""
 
 import jax
 import jax.numpy as jnp

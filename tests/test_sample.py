@@ -32,7 +32,7 @@ from tests.generation.test_inputs import LEVELS, WEIGHTS, a_generator, constant,
 
 
 class Length(Condition):
-    """A text, which acts by a hundredth of its length."""
+    """A text, with an effect of a hundredth of its length."""
 
     flag: ClassVar[str | None] = "text"
     null: ClassVar[Null] = "zero"
@@ -112,7 +112,7 @@ def test_a_scale_per_condition_is_per_condition_guidance(call):
     np.testing.assert_array_equal(each["images"], constant([4 * 0.1 + 0.5 * LEVELS[0]]))
     for text, message in {
         "text=much": "--guidance text=much: expected a number",
-        "texts=4": r"--guidance='texts': .*it has: crop \(Continuous\), label \(ClassLabel\), text \(Length\)",
+        "texts=4": r"--guidance='texts': .*choose from crop \(Continuous\), label \(ClassLabel\), text \(Length\)",
         "much": "--guidance=much: expected a scale",
     }.items():
         with pytest.raises(UserError, match=message):
@@ -226,7 +226,7 @@ def a_unet():
 
 
 def test_an_impossible_size_raises_before_any_computation():
-    """The parameters are shapes only: whatever computed with them would fail."""
+    """The parameters are shapes only, so that any computation with them would fail."""
     generator = a_unet()
     assert generator.of_size(10, 24).image_shape == (10, 24, 1)
     assert generator.of_size(8, 8) is generator
@@ -265,7 +265,10 @@ def test_a_file_has_a_line_for_each_image(call, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"label": 1}\n{"labl": 1}', r"line 2='labl': expected a condition .* choose from crop \(Continuous\), label"),
+        (
+            '{"label": 1}\n{"labl": 1}',
+            r"line 2='labl': expected a condition .* choose from crop \(Continuous\), label",
+        ),
         ('{"label": 1}\n{"label": 1, "text": "a"}', r"line 2='text': expected the names of the lines before"),
         ('{"label": 1, "text": "a"}\n\n{"label": 1}', r"line 3=.*expected a value for text"),
         ("label 1", r"line 1: expected JSON, got Expecting value"),
@@ -276,7 +279,7 @@ def test_a_file_has_a_line_for_each_image(call, tmp_path):
         ('{"label": 1, "text": "a", "low": 3}', r"low=3: expected the path of an image"),
         ('{"label": 1, "text": "a", "low": "x.png"}', r"low=.*x.png: expected an image, got No such file"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_in_a_file_names_its_line(call, tmp_path, text, message):
     (tmp_path / "many.jsonl").write_text(text)
     parts = (
@@ -298,7 +301,7 @@ def test_a_mistake_in_a_file_names_its_line(call, tmp_path, text, message):
         (("--text", "a", "--conditions", "absent.jsonl"), "--conditions=absent.jsonl: expected a text file"),
         (("--text", "a", "--condition", "crop"), "--condition='crop': expected NAME=VALUE"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_in_a_flag_names_it(call, flags, message):
     with pytest.raises(UserError, match=message):
         call(a_generator(CONDITIONS, PARAMS), *flags)
@@ -351,7 +354,9 @@ def test_images_of_every_kind_are_read(tmp_path):
     turned = Image.Exif()
     turned[0x0112] = 6  # the camera was on its side: the first row is the right-hand column
     np.testing.assert_array_equal(read(rgb, 3, exif=turned), np.rot90(rgb, -1))
-    with pytest.raises(UserError, match="expected an image of 1 to 4 channels, the condition has 5"):
+    with pytest.raises(
+        UserError, match="expected an image of 1 to 4 channels, got a condition of 5 channels"
+    ):
         read_image("--image", str(tmp_path / "x.png"), 5)
     complete = (tmp_path / "x.png").read_bytes()
     (tmp_path / "x.png").write_bytes(complete[:-30])
@@ -414,7 +419,7 @@ def test_an_image_is_edited(call, tmp_path):
         call(generator, *edit, "--source", "label=1")["images"], constant(LEVELS[[0, 2]])
     )
     for flags, message in {
-        (*edit, "--strength", "0"): "strength=0.0: it is a share",
+        (*edit, "--strength", "0"): "strength=0.0: expected a fraction",
         (*edit, "--known", "x.png"): "--known='x.png': expected either --known or --edit",
         (*edit, "--source", "labl=1"): "--source='labl': expected a condition of the model",
         ("--label", "1", "--source", "label=1"): "--source=.*: expected --edit as well",

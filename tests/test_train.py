@@ -85,7 +85,7 @@ LABELS = load_digits().target[:200]
 
 
 def test_arrays_in_memory_train_and_continue_exactly(tmp_path):
-    """Stopped after three steps and called again, it ends as if it had not been stopped."""
+    """A run that stops after three steps and continues equals an uninterrupted one."""
     source = Arrays(image=DIGIT_IMAGES, label=LABELS)
     once = train(tiny(6), str(tmp_path / "once"), source=source)
     train(tiny(3), str(tmp_path / "twice"), source=source)

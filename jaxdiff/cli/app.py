@@ -28,9 +28,11 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *, description: str, epilog: str = ""):
         super().__init__(
-            description=description, epilog=epilog, allow_abbrev=False,
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
-        )  # fmt: skip
+        )
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def error(self, message: str) -> NoReturn:

@@ -48,9 +48,12 @@ class NoiseAugmented(Condition):
     def __post_init__(self):
         expect(0 < self.max_level <= 1, "max_level", self.max_level, "a time in (0, 1]", "try 1.0")
         expect(
-            0 <= self.level <= self.max_level, "level", self.level,
-            f"a level of training, from 0 to max_level={self.max_level}", "choose one of these",
-        )  # fmt: skip
+            0 <= self.level <= self.max_level,
+            "level",
+            self.level,
+            f"a level of training, from 0 to max_level={self.max_level}",
+            "choose one of these",
+        )
         super().__post_init__()
 
     def __call__(self, values: dict[str, Array], drop: Bool[Array, "batch"]) -> Embeddings:

@@ -55,9 +55,12 @@ class Text(Condition):
     def __call__(self, values: Int[Array, "batch length"], drop: Bool[Array, "batch"]) -> Embeddings:
         size = values.shape[1]
         expect(
-            size == self.tokenizer.length, "tokenizer.length", self.tokenizer.length,
-            f"the {size} ids of this batch's texts", "give Tokenize and Text the same tokenizer",
-        )  # fmt: skip
+            size == self.tokenizer.length,
+            "tokenizer.length",
+            self.tokenizer.length,
+            f"the {size} ids of this batch's texts",
+            "give Tokenize and Text the same tokenizer",
+        )
         if self.null == "empty":
             empty = jnp.asarray(self.tokenizer.encode(""), values.dtype)
             values = jnp.where(drop[:, None], empty[None], values)

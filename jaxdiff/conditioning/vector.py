@@ -60,9 +60,12 @@ class NoiseLevel(nn.Module):
         if features is not None:
             size, expected = features.shape[-1], fourier.shape[-1]
             expect(
-                size == expected, "width", size, f"{expected}, the number of Fourier features of the noise level",
+                size == expected,
+                "width",
+                size,
+                f"{expected}, the number of Fourier features of the noise level",
                 f"use width={expected} in conditions with before_mapping=True",
-            )  # fmt: skip
+            )
             fourier = fourier + features
         hidden = jax.nn.silu(Dense(self.width, name="dense_0")(fourier))
         return Embeddings(vector=Dense(self.width, name="dense_1")(hidden))

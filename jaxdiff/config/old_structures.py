@@ -68,8 +68,8 @@ def _attention(self_attention: bool, cross_attention: bool, heads: Block) -> dic
 
 def _level(level: Block, heads: Block) -> dict[str, Any]:
     kept = {name: level[name] for name in level if name not in ("self_attention", "cross_attention")}
-    wants = level.get("self_attention", False), level.get("cross_attention", False)
-    return kept if "attention" in level else kept | {"attention": _attention(*wants, heads)}
+    kinds = level.get("self_attention", False), level.get("cross_attention", False)
+    return kept if "attention" in level else kept | {"attention": _attention(*kinds, heads)}
 
 
 def _middle(block: Block, levels: Any, heads: Block) -> Any:

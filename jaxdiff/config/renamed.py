@@ -73,7 +73,7 @@ CLASSES = {
     "jaxdiff.tasks.objectives:Uncertain": "UncertaintyWeighted",
     "jaxdiff.training.transfer:StartFrom": "InitFrom",
 }
-"""``"new.module:OldClass"`` -> the class's name there."""
+"""``"new.module:OldClass"`` -> the present name of the class."""
 
 FIELDS = {
     "jaxdiff.data.folder:ImageFolder": {"test_share": "test_fraction"},
@@ -104,7 +104,7 @@ FIELDS = {
     "jaxdiff.sampling.grids.truncated:Truncated": {"share": "fraction"},
     "jaxdiff.tasks.denoising:DenoisingTask": {"times": "time_sampler"},
 }
-"""``"module:Class"`` of today -> {old field: new field, or its path if it moved into a block}."""
+"""Present ``"module:Class"`` -> {old field: new field, or its path if it moved into a block}."""
 
 CONVERTERS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "jaxdiff.models.unet:UNet": convert_unet,
@@ -112,11 +112,11 @@ CONVERTERS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "jaxdiff.conditioning.text:Text": convert_text,
     "jaxdiff.data.text:Tokenize": convert_tokenize,
 }
-"""``"module:Class"`` of today -> a function from a stored block of any age to one of today's structure."""
+"""Present ``"module:Class"`` -> a function from a stored block of any version to its present structure."""
 
 
 def current(target: str) -> str:
-    """The present name of a target, which may be an old one."""
+    """The present name of a target, old or present."""
     module, colon, name = target.partition(":")
     module = MODULES.get(module, module)
     return f"{module}{colon}{CLASSES.get(f'{module}:{name}', name)}"

@@ -42,10 +42,13 @@ class Cascade:
             shape = after.denoiser.conditioner.conditions[name].image_shape(after.image_shape)
             channels = 0 if shape is None else shape[-1]
             expect(
-                channels == before.image_shape[2], "stages", number,
+                channels == before.image_shape[2],
+                "stages",
+                number,
                 f"{before.image_shape[2]} channels in {name}, as in the images before",
-                "use models for images of the same kind", str(channels),
-            )  # fmt: skip
+                "use models for images of the same kind",
+                str(channels),
+            )
 
     def __call__(self, n: int | None = None, **options: Any) -> np.ndarray:
         """The images of the last stage; see `run`."""
@@ -103,10 +106,12 @@ class Cascade:
         if self.field is not None and self.field in found:
             return self.field
         expect(
-            len(found) == 1, "cascade_field", self.field,
+            len(found) == 1,
+            "cascade_field",
+            self.field,
             f"one of the image conditions of stage {number}: {', '.join(found) or 'none'}",
             "name the one that takes the images of the stage before",
-        )  # fmt: skip
+        )
         return found[0]
 
     def _check_names(self, *named: Mapping[str, Any]) -> None:

@@ -27,7 +27,7 @@ CONDITION = 2**31 - 4
 
 @dataclasses.dataclass(frozen=True)
 class StaticArgs:
-    """What a compiled function is specific to, besides its recipe.
+    """The static arguments of a compiled function, in addition to its recipe.
 
     Attributes:
       denoisers: of the model and, if there is one, of its guiding model.

@@ -76,9 +76,12 @@ def _read(
             values[name] = conditioner.read(name, value)
         if absent[name].any():
             expect(
-                conditioner.has_null(name), name, None, "a value, since this condition has no null",
+                conditioner.has_null(name),
+                name,
+                None,
+                "a value, since this condition has no null",
                 "give it for every image",
-            )  # fmt: skip
+            )
     return values, absent
 
 
@@ -89,7 +92,7 @@ def known(
 
     Args:
       conditions: the conditions, see `Condition.known_pixels`.
-      values, absent: as `fields` returns them; an absent condition knows no pixel.
+      values, absent: as `fields` returns them; an absent condition has no known pixels.
       shape: of the images to generate.
 
     Returns:
@@ -107,9 +110,12 @@ def known(
         if unknown.all():
             continue
         expect(
-            given.shape[1:] == shape, name, _by(given.shape[1:]), f"opaque pixels of {_by(shape)}, as the images have",
+            given.shape[1:] == shape,
+            name,
+            _by(given.shape[1:]),
+            f"opaque pixels of {_by(shape)}, as the images have",
             "use a model for such images, or an image without transparency, which is a hint",
-        )  # fmt: skip
+        )
         images = given if mask is None else np.where(mask, given, images)
         mask = unknown if mask is None else mask & unknown
     return images, mask
@@ -197,9 +203,12 @@ def mask(given: Any, n: int, shape: Shape) -> np.ndarray:
     array = array[..., None] if array.ndim == 2 else array
     shapes = [(*batch, *shape[:2], last) for batch in ((), (1,), (n,)) for last in (1, shape[2])]
     expect(
-        array.dtype == bool and array.shape in shapes, "mask", f"{array.dtype}{list(array.shape)}",
-        f"a bool for each of {_by(shape[:2])} pixels", "give such an array",
-    )  # fmt: skip
+        array.dtype == bool and array.shape in shapes,
+        "mask",
+        f"{array.dtype}{list(array.shape)}",
+        f"a bool for each of {_by(shape[:2])} pixels",
+        "give such an array",
+    )
     return np.broadcast_to(array, (n, *array.shape[-3:]))
 
 

@@ -33,11 +33,15 @@ from jaxdiff.process.table import (
 # For each block type: whether it attends, and whether it resamples in a residual block. None: decided by the config's
 # downsample_type or upsample_type.
 DOWN: dict[str, tuple[bool, bool | None]] = {
-    "DownBlock2D": (False, False), "ResnetDownsampleBlock2D": (False, True), "AttnDownBlock2D": (True, None),
-}  # fmt: skip
+    "DownBlock2D": (False, False),
+    "ResnetDownsampleBlock2D": (False, True),
+    "AttnDownBlock2D": (True, None),
+}
 UP: dict[str, tuple[bool, bool | None]] = {
-    "UpBlock2D": (False, False), "ResnetUpsampleBlock2D": (False, True), "AttnUpBlock2D": (True, None),
-}  # fmt: skip
+    "UpBlock2D": (False, False),
+    "ResnetUpsampleBlock2D": (False, True),
+    "AttnUpBlock2D": (True, None),
+}
 # Defaults of the fields of `config.json` that matter here.
 DEFAULTS: dict[str, Any] = {
     "in_channels": 3, "out_channels": 3, "center_input_sample": False, "time_embedding_type": "positional",
@@ -55,8 +59,10 @@ FIXED = {
     "resnet_time_scale_shift": ("default", "scale_shift"), "freq_shift": (0, 1), "downsample_padding": (0, 1),
 }  # fmt: skip
 SCHEDULES: dict[str, type] = {
-    "linear": LinearBetas, "scaled_linear": ScaledLinearBetas, "sigmoid": SigmoidBetas,
-}  # fmt: skip
+    "linear": LinearBetas,
+    "scaled_linear": ScaledLinearBetas,
+    "sigmoid": SigmoidBetas,
+}
 _FIXED_FIELDS = (
     "patch",
     "coordinates",
@@ -88,9 +94,11 @@ def denoiser(model: Mapping[str, Any], scheduler: Mapping[str, Any] | None = Non
         width = given["time_embedding_dim"] or 4 * widths[0]
         parts = {"label": ClassLabel(given["num_class_embeds"], width, drop_rate=0.0, null="zero")}
     noise = NoiseLevel(
-        given["time_embedding_dim"] or 4 * widths[0], frequencies=widths[0] // 2, endpoint=given["freq_shift"] == 1,
+        given["time_embedding_dim"] or 4 * widths[0],
+        frequencies=widths[0] // 2,
+        endpoint=given["freq_shift"] == 1,
         sine_first=not given["flip_sin_to_cos"],
-    )  # fmt: skip
+    )
     process, parameterization = _diffusion(scheduler or {}, given)
     return Denoiser(_network(given), Conditioner(noise, parts), process, parameterization)
 

@@ -70,7 +70,7 @@ def read_legacy(
         raise Unreadable("expected little-endian numbers, got another byte order", _ELSEWHERE)
     for name in names:
         (length,) = struct.unpack_from("<q", data, at)
-        storage = storages.made.get(name) if isinstance(name, str) else None
+        storage = storages.known.get(name) if isinstance(name, str) else None
         if storage is None or length != storage.length:
             raise Unreadable("expected the storages that its pickle names, got others")
         storage.data = data[at + 8 : at + 8 + storage.size]
@@ -97,14 +97,14 @@ def _inline_storage(budget: Budget, content: Any) -> Storage:
 
 
 class _Storages:
-    """Makes the storages that a pickle names by persistent ids, each once.
+    """Creates the storages that a pickle names by persistent ids, each once.
 
     Args:
       stored: bytes and checksum of each storage by name; None if they follow later in the file.
     """
 
     def __init__(self, stored: Mapping[str, tuple[memoryview, int]] | None = None):
-        self.made: dict[str, Storage] = {}
+        self.known: dict[str, Storage] = {}
         self._stored = stored
 
     def __call__(self, key: Any) -> Storage:
@@ -120,10 +120,10 @@ class _Storages:
             )
         if not isinstance(name, str) or (self._stored is not None and name not in self._stored):
             raise Unreadable("expected every storage that its pickle names, got one less")
-        if name not in self.made:
+        if name not in self.known:
             data, checksum = (None, None) if self._stored is None else self._stored[name]
-            self.made[name] = storage_of(kind, length, data, checksum)
-        return self.made[name]
+            self.known[name] = storage_of(kind, length, data, checksum)
+        return self.known[name]
 
 
 def _entries(path: pathlib.Path, data: memoryview) -> dict[str, tuple[memoryview, int]]:

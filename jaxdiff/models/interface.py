@@ -52,7 +52,7 @@ class BlockOptions:
 
 @flax.struct.dataclass
 class BlockInputs:
-    """Everything besides the features that the blocks of one forward pass receive.
+    """All inputs of the blocks of one forward pass except the features.
 
     Attributes:
       vector: conditioning vector after its SiLU.

@@ -84,9 +84,12 @@ class Conv(nn.Module):
             # Padding is explicit: "SAME" pads a stride of 2 on one side only, unlike most published U-Nets.
             padding = self.padding or (self.size // 2, self.size // 2)
             x = jax.lax.conv_general_dilated(
-                x, kernel, window_strides=(self.stride,) * 2, padding=[padding] * 2,
+                x,
+                kernel,
+                window_strides=(self.stride,) * 2,
+                padding=[padding] * 2,
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )  # fmt: skip
+            )
         return x + _bias(self, x.ndim)
 
 

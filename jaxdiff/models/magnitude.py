@@ -87,9 +87,12 @@ class MagnitudeConv(nn.Module):
         if self.size == 1:
             return x @ weight[0, 0]
         return jax.lax.conv_general_dilated(
-            x, weight, window_strides=(1, 1), padding=[(self.size // 2, self.size // 2)] * 2,
+            x,
+            weight,
+            window_strides=(1, 1),
+            padding=[(self.size // 2, self.size // 2)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )  # fmt: skip
+        )
 
 
 class MagnitudeFourier(nn.Module):

@@ -45,16 +45,22 @@ class ByteTransformer(nn.Module):
     def __post_init__(self):
         positive(self, "width", "layers", "words", "head_dim", "expansion")
         expect(
-            self.width % self.head_dim == 0, "width", self.width,
-            f"a multiple of head_dim={self.head_dim}", "change one of them",
-        )  # fmt: skip
+            self.width % self.head_dim == 0,
+            "width",
+            self.width,
+            f"a multiple of head_dim={self.head_dim}",
+            "change one of them",
+        )
         for name in ("window", "phrase"):
             size = getattr(self, name)
             expect(size > 0 and size % 2 == 1, name, size, "an odd number > 0", "try 1 or 5")
         expect(
-            self.phrase == 1 or self.words is not None, "phrase", self.phrase,
-            "1 where tokens are bytes, not words", "set words, or use window for bytes",
-        )  # fmt: skip
+            self.phrase == 1 or self.words is not None,
+            "phrase",
+            self.phrase,
+            "1 where tokens are bytes, not words",
+            "set words, or use window for bytes",
+        )
         check_dtype(self.dtype)
         super().__post_init__()
 

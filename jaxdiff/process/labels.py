@@ -1,4 +1,4 @@
-"""Noise labels: the number that tells a network the noise level of its input."""
+"""Noise labels: numbers by which a network receives the noise level of its input."""
 
 import dataclasses
 from typing import Protocol, runtime_checkable

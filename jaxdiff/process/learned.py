@@ -72,9 +72,12 @@ class LearnedVariancePreserving(nn.Module):
     def __post_init__(self):
         super().__post_init__()
         expect(
-            self.log_snr_max > self.log_snr_min, "log_snr_max", self.log_snr_max,
-            f"a number > log_snr_min={self.log_snr_min}", "give a larger number",
-        )  # fmt: skip
+            self.log_snr_max > self.log_snr_min,
+            "log_snr_max",
+            self.log_snr_max,
+            f"a number > log_snr_min={self.log_snr_min}",
+            "give a larger number",
+        )
 
     @nn.compact
     def __call__(self) -> LearnedProcess:

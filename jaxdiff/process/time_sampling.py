@@ -143,7 +143,7 @@ class Importance(TimeSampler):
 
     The uniform numbers of `base` fall into equal bins. Once every bin has `history` losses, bin b is chosen with
     probability ``p_b ~ sqrt(mean of its last losses^2)``, mixed with a small uniform part, and weights
-    ``1 / (p_b bins)`` keep the expected loss what it was.
+    ``1 / (p_b bins)`` leave the expected loss unchanged.
 
     Attributes:
       base: the distribution that is resampled.

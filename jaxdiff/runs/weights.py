@@ -33,7 +33,7 @@ class RunWeights:
       step: of its checkpoint; the latest if None. Give it where the other run may still be trained.
       ema: take the EMA rather than the parameters after the last step.
       module: path of the module whose parameters are used, such as ``network``; all if empty.
-      packages: packages besides jaxdiff whose classes the other run's config may build.
+      packages: packages, in addition to jaxdiff, whose classes the other run's config may build.
     """
 
     workdir: str
@@ -130,10 +130,13 @@ def _compare(
     for name, digest in hashes.items():
         stored = known.get(name, {}).get("sha256")
         expect(
-            stored == digest, f"config.task.frozen.{name}", weights[name].describe(),
+            stored == digest,
+            f"config.task.frozen.{name}",
+            weights[name].describe(),
             f"the weights that the run started with (sha256 {str(stored)[:16]})",
-            "restore these weights, or start a new run in another --workdir", f"sha256 {digest[:16]}",
-        )  # fmt: skip
+            "restore these weights, or start a new run in another --workdir",
+            f"sha256 {digest[:16]}",
+        )
 
 
 def _placed(tree: Params, mesh: jax.sharding.Mesh) -> Params:

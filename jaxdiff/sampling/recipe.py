@@ -100,7 +100,7 @@ class Recipe:
           known: partially known data, for the recipe's `inpainting`.
 
         Raises:
-          UserError: `known` is given and the recipe has no `inpainting`; or the guidance lacks what it needs.
+          UserError: `known` is given and the recipe has no `inpainting`; or an input of the guidance is missing.
         """
         times = self.times(process)
         first = ends(times)[0]

@@ -23,7 +23,7 @@ from jaxdiff.typing import Array, Batch, Data, Float, Key, Metrics, Params, Time
 
 @runtime_checkable
 class TaskContext(Protocol):
-    """What the engine lends to a task besides the parameters that are trained, see `training.step.Context`."""
+    """The inputs of a task in addition to its trained parameters, see `training.step.Context`."""
 
     @property
     def frozen(self) -> Mapping[str, Params]: ...
@@ -78,10 +78,13 @@ class DenoisingTask:
             )
             condition: Any = self.denoiser.conditioner.conditions.get(FIELD)
             expect(
-                getattr(condition, "size", None) == size, "augmentation", self.augmentation,
-                f"a condition {FIELD!r} of {size} numbers", f"give the conditioner {FIELD}=Continuous({size}, ...)",
+                getattr(condition, "size", None) == size,
+                "augmentation",
+                self.augmentation,
+                f"a condition {FIELD!r} of {size} numbers",
+                f"give the conditioner {FIELD}=Continuous({size}, ...)",
                 repr(condition),
-            )  # fmt: skip
+            )
 
     @property
     def data_shape(self) -> Shape:

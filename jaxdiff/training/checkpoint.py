@@ -57,10 +57,12 @@ class Checkpoints:
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-                create=not read_only, read_only=read_only, cleanup_tmp_directories=not read_only,
+                create=not read_only,
+                read_only=read_only,
+                cleanup_tmp_directories=not read_only,
             ),
             item_handlers={ITEM: ocp.PyTreeCheckpointHandler()},
-        )  # fmt: skip
+        )
 
     def steps(self) -> list[int]:
         """The steps with a complete checkpoint, in order."""

@@ -34,7 +34,7 @@ def create_state(
     """The state at step 0, created sharded: no device ever holds all of a sharded state.
 
     Args:
-      extra_emas: EMAs besides the one that samples are drawn with.
+      extra_emas: EMAs in addition to the one for sampling.
       untrained: patterns of parameters that are not trained, which the state leaves out.
     """
     abstract = abstract_state(task, optimizer, mesh, extra_emas, untrained)

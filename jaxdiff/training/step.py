@@ -26,7 +26,7 @@ class TrainState:
     Attributes:
       step: optimizer steps so far.
       params, ema, opt_state: trained parameters only.
-      task_state: what the task keeps from step to step besides parameters, such as a history of losses.
+      task_state: state of the task other than parameters, such as a history of losses.
       extra_emas: EMAs of other lengths than that of `ema`.
     """
 
@@ -53,7 +53,7 @@ class Frozen:
 
 @struct.dataclass
 class Context:
-    """What a task may use besides the parameters that it trains.
+    """Inputs of a task in addition to its trained parameters.
 
     Attributes:
       step: optimizer steps so far.

@@ -123,9 +123,12 @@ BROKEN = {
     "import": ("\n\nimport absent_package\n", "line 3: ModuleNotFoundError: No module named"),
     "exception": ("def get_config():\n    return 1 / 0\n", "line 2: ZeroDivisionError: division by zero"),
     "assertion": ("assert 1 == 2, 'first\\nsecond'\n", "line 1: AssertionError: first second"),
-    "typo": (CONFIG.replace("denominator", "denominatr"), "line 8: denominatr=2: expected a field of Fraction"),
+    "typo": (
+        CONFIG.replace("denominator", "denominatr"),
+        "line 8: denominatr=2: expected a field of Fraction",
+    ),
     "nothing": ("", "expected a function get_config(), got none"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("text", "expected"), BROKEN.values(), ids=BROKEN)

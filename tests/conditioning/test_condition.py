@@ -29,7 +29,7 @@ NOISY = NoiseAugmented(LOW, NoiseLevel(8), RectifiedFlow(), level=0.2)
 
 
 class Number(Condition):
-    """The least that a condition can be."""
+    """A minimal condition."""
 
     @nn.compact
     def __call__(self, values, drop):
@@ -126,7 +126,7 @@ def test_image_conditions_have_a_shape_and_images_to_show():
 
 
 def test_noise_levels_of_values():
-    """A value, a value with a level, and lists of both mean the same, whatever is given first."""
+    """A value, a value with a level, and lists of both are equivalent, in any order."""
     images = [np.full((4, 6, 3), level, np.uint8) for level in (10, 20)]
     stacked = np.stack(images)
     for value, levels in (

@@ -126,7 +126,7 @@ def test_features_need_a_noise_module_that_takes_them(part):
 
 
 class Pooled(Condition):
-    """A vector that a frozen encoder has pooled, as it is."""
+    """A pooled vector of a frozen encoder, unchanged."""
 
     size: int
     null: Null = "zero"
@@ -142,7 +142,7 @@ class Pooled(Condition):
 
 
 def test_concatenated_vectors_are_mapped_as_in_sdxl():
-    """``emb = time + MLP([pooled text, fourier(sizes)])``, number by number (Podell et al. 2023)."""
+    """``emb = time + MLP([pooled text, fourier(sizes)])``, with Fourier features of each size (Podell et al. 2023)."""
     conditions = {
         "text": Pooled(5),
         "size": Continuous(2, None, frequencies=3, null="none"),

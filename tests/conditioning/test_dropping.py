@@ -85,8 +85,9 @@ def some(part, seed):
     rng = np.random.default_rng(seed)
     if isinstance(part, NoiseAugmented):
         return {
-            "value": some(part.part, seed), "level": jnp.asarray((np.arange(3) + 1 + 3 * seed) / 10, jnp.float32)
-        }  # fmt: skip
+            "value": some(part.part, seed),
+            "level": jnp.asarray((np.arange(3) + 1 + 3 * seed) / 10, jnp.float32),
+        }
     if isinstance(part, Text):
         return jnp.asarray(part.read([["a", "xy", "three"], ["", "xyz", "\u4e09"]][seed]))
     if isinstance(part, ClassLabel | MagnitudeClassLabel):
@@ -111,7 +112,7 @@ def drops(*names):
 
 @functools.cache
 def parameters(denoiser=DENOISER):
-    """None of them is zero: zeros at the start would hide whatever lies behind them."""
+    """No parameter is zero: zeros would hide the effect of everything before them."""
     tree = jax.eval_shape(
         functools.partial(denoiser.init, train=False), jax.random.key(0), X, T, values(), drops()
     )
@@ -160,7 +161,7 @@ def test_only_the_examples_that_are_dropped_lose_their_condition(name):
 
 @pytest.mark.parametrize("name", CONDITIONS)
 def test_none_is_the_dropped_condition(name):
-    """What a user gives as None becomes values that nobody sees."""
+    """None becomes values that have no effect."""
     given = {**jax.tree.map(np.asarray, values()), name: None}
     rows, absent, n = given_fields([CONDITIONER], BATCH, given, SHAPE)
     assert (n, [key for key, gone in absent.items() if gone.all()]) == (BATCH, [name])
@@ -171,7 +172,7 @@ def test_none_is_the_dropped_condition(name):
 
 @pytest.mark.parametrize("name", [*CONDITIONS, *ALWAYS])
 def test_each_example_sees_its_own_values(name):
-    """Values that change places among the examples change every output."""
+    """Permuting the values among the examples changes every output."""
     moved = {**values(), name: jax.tree.map(lambda leaf: jnp.roll(leaf, 1, axis=0), values()[name])}
     assert np.all(change(answer(moved, drops()), answer(values(), drops())) > 1e-4)
 
@@ -193,7 +194,7 @@ def test_the_network_sees_the_level_unless_the_condition_is_dropped(name):
 
 
 class Reader(nn.Module):
-    """Reads every slot, and is compiled with its gradient in no time."""
+    """Reads every slot; compiles quickly, with its gradient."""
 
     @nn.compact
     def __call__(self, x, embeddings, *, train):
@@ -224,7 +225,7 @@ def _draw(task, batch):
 
 
 def drawn(rate, seed):
-    """What training draws for these values, with conditions that are dropped at this rate."""
+    """The draws of training for these values, at the given drop rate."""
 
     def dropping(part):
         inner = {"part": dropping(part.part)} if isinstance(part, NoiseAugmented) else {"drop_rate": rate}

@@ -30,7 +30,7 @@ def values():
 
 
 def filled(module, *arguments, seed=1):
-    """Parameters none of which is 0 or 1."""
+    """Parameters that are neither 0 nor 1."""
     leaves, tree = jax.tree.flatten(nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), *arguments)))
     rng = np.random.default_rng(seed)
     return tree.unflatten([jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32) for leaf in leaves])

@@ -28,7 +28,7 @@ def test_bilinear_keeps_straight_lines_and_stops_at_the_edge():
 
 
 def test_bicubic_keeps_parabolas():
-    """Of all cubic kernels only Keys's with a = -1/2 does (Keys 1981)."""
+    """Among cubic kernels, only the one with a = -1/2 is exact for parabolas (Keys 1981)."""
     y = (np.arange(24) + 0.5) / 2 - 0.5
     parabola = jnp.broadcast_to(jnp.arange(12.0)[None, :, None, None] ** 2, (1, 12, 3, 1))
     found = spatial(ImageCondition(1, factor=2.0, method="bicubic"), parabola)[0, 4:-4, 2, 0]

@@ -107,10 +107,13 @@ def test_a_condition_without_a_null_always_shows_its_level():
         (lambda: NoiseAugmented(ImageCondition(1), NOISE, RectifiedFlow(), max_level=0.0), "max_level=0.0"),
         (lambda: NoiseAugmented(ImageCondition(1), NOISE, RectifiedFlow(), 0.5, level=0.6), "level=0.6"),
         (lambda: PART.read({"image": 1}), r"\['image'\]: expected a value and its level"),
-        (lambda: PART.check(PART.example(2, (8, 8, 3)) | {"level": np.array([0, 0.6])}, "low"), "low.level=.*0.6"),
+        (
+            lambda: PART.check(PART.example(2, (8, 8, 3)) | {"level": np.array([0, 0.6])}, "low"),
+            "low.level=.*0.6",
+        ),
         (lambda: PART.check({"value": np.zeros((2, 4, 4, 3)), "level": np.zeros(2)}, "low"), "low=float64"),
     ],
-)  # fmt: skip
+)
 def test_invalid_levels_raise(make, message):
     with pytest.raises(UserError, match=message):
         make()

@@ -1,4 +1,4 @@
-"""The vectors of published networks: those of EDM's own code for noise level, class and augmentation labels."""
+"""Vectors of EDM's code for noise level, class and augmentation labels."""
 
 import math
 import pathlib
@@ -62,7 +62,7 @@ def parameters(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_vector_matches_the_published_network(name):
-    """Its networks apply the SiLU that ends their mapping once; ours do so to the vector that they are given."""
+    """EDM applies the SiLU at the end of its mapping once; our networks apply it to their input vector."""
     model, params = MODELS[name], parameters(name)
     noise_label = stored(name, "noise_label")
     count = len(noise_label)

@@ -50,7 +50,7 @@ SHOWN, DROPPED = jnp.zeros(4, bool), jnp.array([True, False, True, True])
 
 
 def randomised(module, *inputs, seed=3, **options):
-    """Every parameter away from its start: zero-initialised layers would hide all else."""
+    """Random values for all parameters: zero-initialised layers would hide all others."""
     abstract = jax.eval_shape(functools.partial(module.init, **options), jax.random.key(0), *inputs)
     rng = np.random.default_rng(seed)
 
@@ -79,7 +79,7 @@ class Seen(NamedTuple):
 
 
 def embed(ids=IDS, drop=SHOWN, part=TEXT, params=PARAMS):
-    """What a network is given."""
+    """The input of a network."""
     found = run(part, params, jnp.asarray(ids), drop)
     vector = None if found.vector is None else np.asarray(found.vector)
     return Seen(np.asarray(found.tokens.features), np.asarray(found.tokens.mask), vector)
@@ -149,7 +149,7 @@ def assert_same_bits(one, other):
 
 
 def test_padding_never_leaks():
-    """Neither what padding looks like, nor how much of it there is, changes a bit of what a network may see."""
+    """Neither the content nor the amount of padding changes the network's input by a bit."""
     params = PARAMS["params"]
     table = params["bytes"].at[0].set(100.0)
     places = params["places"].at[SIZES.max() :].mul(-30.0)
@@ -299,7 +299,7 @@ def test_a_null_of_zeros_has_no_parameters_and_none_is_always_shown():
 
 
 def test_the_empty_null_is_the_encoding_of_the_empty_text():
-    """Bit for bit, in batches of dropped and shown texts, and without parameters of its own."""
+    """Bit for bit, in mixed batches, and without additional parameters."""
     part = a_text(null="empty")
     assert part.null != "none"
     params = randomised(part, jnp.asarray(IDS), SHOWN)
@@ -340,12 +340,10 @@ def test_an_encoder_may_have_its_own_vector(null):
 
 
 def test_the_encoders_parameters_belong_to_the_condition():
-    """Checkpoints of runs whose encoder was not a part of its own have these names."""
+    """Checkpoints of version 0.1.0, which had no separate encoder, have these names."""
     part = a_text(window=3, words=4, phrase=3)
     tree = jax.eval_shape(part.init, jax.random.key(0), jnp.asarray(IDS), SHOWN)["params"]
-    assert set(tree) == {
-        "bytes", "places", "window", "phrase", "block_0", "block_1", "norm", "pool", "null"
-    }  # fmt: skip
+    assert set(tree) == {"bytes", "places", "window", "phrase", "block_0", "block_1", "norm", "pool", "null"}
     assert set(tree["block_0"]) == {
         "norm_0",
         "query_key_value",
@@ -484,7 +482,7 @@ def test_a_config_describes_it():
 
 @functools.cache
 def a_generator(cross_attention=True):
-    """A network that reads text in both ways, with parameters that nobody has trained."""
+    """An untrained network that reads text by vector and tokens."""
     attention = PixelAttention(False, True, head_dim=4) if cross_attention else None
     levels = (Level(8, blocks=0, attention=attention),)
     network = UNet(levels, out_channels=1, middle=ResidualMiddle(attention))
@@ -502,7 +500,7 @@ def a_generator(cross_attention=True):
 
 @pytest.fixture
 def unoptimized():
-    """Programs that run but once are compiled without ado."""
+    """Programs that run once are compiled without optimizations."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -536,7 +534,7 @@ def test_text_needs_a_network_that_reads_tokens():
 
 
 def test_the_encoder_learns_a_task_that_depends_on_positions():
-    """The third digit of six: who does not read has an error of 1, who reads but not where, one of 5/6."""
+    """The third digit of six: without text the error is 1, without positions it is 5/6."""
     part = Text(ByteTokenizer(8), ByteTransformer(32, layers=1, head_dim=16), vector_width=32)
     steps, size = 60, 64
     digits = np.random.default_rng(0).integers(0, 10, (steps + 4, size, 6))

@@ -240,9 +240,12 @@ def write(tmp_path, text: str) -> str:
 
 
 def test_load_runs_the_file(tmp_path):
-    file = write(tmp_path, "from jaxdiff.config import spec\nimport fractions\n"
-                           "def get_config(variant='1'):\n"
-                           "    return spec(fractions.Fraction, numerator=int(variant))\n")  # fmt: skip
+    file = write(
+        tmp_path,
+        "from jaxdiff.config import spec\nimport fractions\n"
+        "def get_config(variant='1'):\n"
+        "    return spec(fractions.Fraction, numerator=int(variant))\n",
+    )
     assert configs.load(file).numerator == 1
     assert configs.load(f"{file}:7").numerator == 7
 

@@ -94,7 +94,7 @@ def test_an_old_unet_builds_the_same_network(name):
 
 
 def test_every_default_is_written_down():
-    """So that a run resumed by the config that started it finds no difference."""
+    """A run resumed by its original config must find no difference."""
     now = spec(UNet, levels=(spec(Level, width=64, attention=spec(PixelAttention)),), out_channels=3)
     assert differences(upgrade(old(level(64, True))), now) == {}
 
@@ -109,9 +109,11 @@ def test_a_present_config_is_unchanged():
 
 def test_an_old_magnitude_unet_builds_the_same_network():
     stored = {
-        "target": "jaxdiff.models.magnitude_unet:MagnitudeUNet", "levels": [level(64), level(128, True)],
-        "out_channels": 3, "head_dim": 64,
-    }  # fmt: skip
+        "target": "jaxdiff.models.magnitude_unet:MagnitudeUNet",
+        "levels": [level(64), level(128, True)],
+        "out_channels": 3,
+        "head_dim": 64,
+    }
     levels = (MagnitudeLevel(64), MagnitudeLevel(128, self_attention=True))
     assert build(from_json(json.dumps(stored))) == MagnitudeUNet(levels, 3)
     now = spec(MagnitudeUNet, levels=(spec(MagnitudeLevel, width=8),), out_channels=1)

@@ -56,8 +56,10 @@ def test_layers_have_the_textbook_multiply_adds(layer, x, kernel, expected):
 @pytest.mark.parametrize(("layer", "x", "kernel", "expected"), LAYERS.values(), ids=LAYERS)
 def test_the_gradient_of_each_argument_costs_as_much_as_the_layer(layer, x, kernel, expected):
     def pull(x, kernel, cotangent, wanted):
-        _, back = jax.vjp(lambda *both: layer(*(both if wanted == "both" else (x, *both))),
-                          *((x, kernel) if wanted == "both" else (kernel,)))  # fmt: skip
+        _, back = jax.vjp(
+            lambda *both: layer(*(both if wanted == "both" else (x, *both))),
+            *((x, kernel) if wanted == "both" else (kernel,)),
+        )
         return back(cotangent)
 
     arguments = shape(*x), shape(*kernel)

@@ -1,4 +1,4 @@
-"""The data sets of these tests are in a folder of their own, which all workers of a test run use."""
+"""Data sets of these tests are in a separate folder, shared by all workers of a test run."""
 
 import os
 

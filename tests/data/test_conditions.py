@@ -78,8 +78,10 @@ def test_a_choice_draws_by_weight_and_stores_what_it_drew():
         assert np.array_equal(one["source"], images.to_float(fixed(one["image"], np.random.default_rng())))
         assert one["task"].dtype == np.int32
     assert set(Choice("source", (Grayscale(),), task_field=None)(example(), np.random.default_rng())) == {
-        "image", "index", "source",
-    }  # fmt: skip
+        "image",
+        "index",
+        "source",
+    }
 
 
 def test_hints_and_masked_images_share_one_field():

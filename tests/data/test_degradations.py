@@ -167,9 +167,9 @@ def test_bsr_shrinks_by_one_of_three_methods_once():
     image = noise()
     methods = "area", "bilinear", "bicubic"
     expected = [Jpeg((95, 95))(Downsample(2, method)(image, rng()), rng()) for method in methods]
-    drawn = np.array([
-        [np.array_equal(only_small(image, rng(i)), one) for one in expected] for i in range(60)
-    ])  # fmt: skip
+    drawn = np.array(
+        [[np.array_equal(only_small(image, rng(i)), one) for one in expected] for i in range(60)]
+    )
     assert (drawn.sum(axis=1) == 1).all()
     assert (np.abs(drawn.mean(axis=0) - 1 / 3) < 0.2).all()
 

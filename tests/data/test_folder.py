@@ -47,8 +47,10 @@ def test_classes_are_subfolders_in_the_order_of_their_names(folder):
         assert np.array_equal(example["image"], stored)
         assert (example["index"], example["label"]) == (i, i // 4)
         assert {name: value.dtype for name, value in example.items()} == {
-            "image": np.uint8, "index": np.int32, "label": np.int32,
-        }  # fmt: skip
+            "image": np.uint8,
+            "index": np.int32,
+            "label": np.int32,
+        }
 
 
 def test_without_classes_there_are_no_labels_and_files_may_lie_anywhere(folder):

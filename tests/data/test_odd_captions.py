@@ -36,7 +36,7 @@ def images(tmp_path):
 
 
 def captions(folder, name):
-    """What a model gets, by the names of the files: ids, turned back into text."""
+    """The input of the model for each file: ids, decoded to text."""
     source = ImageFolder(str(folder), 2, label=None, captions=name)
     examples, tokenize = source.open(), Tokenize(ByteTokenizer(128))
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""The order of the data is a function of (seed, step), whatever the number of processes or threads."""
+"""The order of the data is a function of (seed, step), for any number of processes or threads."""
 
 import dataclasses
 import itertools
@@ -124,8 +124,10 @@ def test_index_names_the_record():
 def test_a_batch_has_the_stored_types():
     batch = next(Pipeline(Toy()).batches(8, seed=0))
     assert {name: value.dtype for name, value in batch.items()} == {
-        "image": np.uint8, "index": np.int32, "label": np.int32,
-    }  # fmt: skip
+        "image": np.uint8,
+        "index": np.int32,
+        "label": np.int32,
+    }
     stored = Pipeline(Toy()).all()
     np.testing.assert_array_equal(batch["image"], stored["image"][batch["index"]])
 

@@ -217,9 +217,11 @@ def test_a_data_set_that_needs_tensorflow_is_an_error_with_instructions():
 def test_blocks_survive_json():
     block = Pipeline(Tfds("digits", split="test"), transforms=(HorizontalFlip(0.25),), cache=True)
     written = spec(
-        Pipeline, source=spec(Tfds, name="digits", split="test"),
-        transforms=(spec(HorizontalFlip, probability=0.25),), cache=True,
-    )  # fmt: skip
+        Pipeline,
+        source=spec(Tfds, name="digits", split="test"),
+        transforms=(spec(HorizontalFlip, probability=0.25),),
+        cache=True,
+    )
     assert build(written) == block
     assert build(from_json(to_json(written)), packages=("jaxdiff",)) == block
     assert repr(build(written)) == repr(block)

@@ -16,9 +16,12 @@ def example(height=12, width=20):
     y, x = np.mgrid[:height, :width].astype(np.uint8)
     image = np.stack([y, x, y + x], axis=-1)
     return {
-        "image": image, "index": np.int32(4), "mask": image[..., 2:] * 2.0, "tokens": np.arange(6.0).reshape(2, 3),
+        "image": image,
+        "index": np.int32(4),
+        "mask": image[..., 2:] * 2.0,
+        "tokens": np.arange(6.0).reshape(2, 3),
         "text": np.array("a"),
-    }  # fmt: skip
+    }
 
 
 def rng(seed=0):

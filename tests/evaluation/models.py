@@ -1,4 +1,4 @@
-"""Models of known faults: functions that return images of real data, for evaluations to find out."""
+"""Models with known defects, which evaluations have to detect: functions that return real images."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from jaxdiff.evaluation.protocols import EvaluationInputs
 
 
 def inputs(generate, conditions, train, test, guidance=1.0, batch_size=10_000, **settings):
-    """The inputs of a model that generates all its images at once: ``generate(conditions, seed, guidance)``."""
+    """Evaluation inputs of a model that generates all images at once: ``generate(conditions, seed, guidance)``."""
 
     def batch(given, seed, scale, first):
         assert first == 0

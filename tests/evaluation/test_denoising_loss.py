@@ -1,4 +1,4 @@
-"""Denoising loss of held-out images, against the closed form of a network that is still zero."""
+"""Denoising loss of held-out images, against the closed form for a zero network."""
 
 import flax.linen as nn
 import jax

@@ -262,8 +262,10 @@ def test_grey_files_have_transparency_too(call):
     part = PartialImage(channels=1)
     Image.fromarray(HOLES[0]).convert("LA").save("grey.png")
     stored = np.asarray(Image.open("grey.png"))
-    generator = dataclasses.replace(a_generator({}, {}, (8, 12, 1)), denoiser=a_generator(
-        {"source": part}, {}, (8, 12, 1)).denoiser.clone(network=FirstChannel()))  # fmt: skip
+    generator = dataclasses.replace(
+        a_generator({}, {}, (8, 12, 1)),
+        denoiser=a_generator({"source": part}, {}, (8, 12, 1)).denoiser.clone(network=FirstChannel()),
+    )
     found = call(generator, "--image", "source=grey.png")["images"][0]
     np.testing.assert_array_equal(found[~MASK[0]], stored[~MASK[0]][:, :1])
     np.testing.assert_array_equal(found[MASK[0]], 0)

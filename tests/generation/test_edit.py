@@ -1,4 +1,4 @@
-"""Editing, with a model that answers ``mean + slope x`` for each pixel, so that every step is known in closed form."""
+"""Editing with a model that predicts ``mean + slope x`` per pixel, so that every step has a closed form."""
 
 import dataclasses
 
@@ -63,7 +63,7 @@ def test_noise_of_a_seed_is_what_sampling_draws():
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_an_inverted_image_is_reproduced_under_its_own_conditions_only(strength):
-    """v and so every step are linear in the mean: the image moves as much as an image of zeros does."""
+    """v, and so every step, is linear in the mean: the image changes as much as an image of zeros."""
     generator = a_v_model()
     images = IMAGES // 4 + np.uint8(100)  # nothing is cut off at black or white
     before = {"label": [0, 1, 2]}

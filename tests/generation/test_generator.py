@@ -36,7 +36,7 @@ FLOW, UNIFORM, PLAIN, DATA = RectifiedFlow(), Uniform(), ClassifierFree(), Data(
 
 
 class NoNoiseLevel(nn.Module):
-    """A vector of zeros, whatever the noise level."""
+    """A vector of zeros for every noise level."""
 
     @nn.compact
     def __call__(self, noise_label):
@@ -131,14 +131,17 @@ def test_negative_conditions_replace_the_null():
         ({"negative": {"label": [1, 2, 3]}}, "label: expected 2 values, one per image, got 3"),
         ({"known": np.zeros(SHAPE, np.uint8)}, "mask=None.*together with a mask"),
         ({"mask": np.ones(SHAPE, bool)}, "known=None.*together with a mask"),
-        ({"known": np.zeros((3, *SHAPE), np.uint8), "mask": np.ones((2, 3), bool)}, r"known=uint8\[3, 2, 3, 1\]"),
+        (
+            {"known": np.zeros((3, *SHAPE), np.uint8), "mask": np.ones((2, 3), bool)},
+            r"known=uint8\[3, 2, 3, 1\]",
+        ),
         ({"known": np.zeros(SHAPE), "mask": np.ones((2, 3), bool)}, r"known=float64.*as uint8"),
         ({"known": np.zeros(SHAPE, np.uint8), "mask": np.ones((3, 2), bool)}, r"mask='bool\[3, 2, 1\]'"),
         ({"known": np.zeros(SHAPE, np.uint8), "mask": np.ones((2, 3))}, r"mask='float64\[2, 3, 1\]'"),
         ({"noise": np.zeros((2, 3, 2, 1))}, r"noise=float64\[2, 3, 2, 1\]: expected 2 images of 2x3x1"),
         ({"seed": -1}, "seed=-1"),
     ],
-)  # fmt: skip
+)
 def test_invalid_arguments_raise(arguments, message):
     with pytest.raises(UserError, match=message):
         a_generator(ClassifierFree(2.0))(label=[1, 2], **arguments)
@@ -188,7 +191,7 @@ def test_known_pixels_of_all_256_levels_are_kept_exactly(grid):
 
 
 def test_an_image_is_inverted_to_the_noise_that_generates_it():
-    """A network that answers v = 0.1 x + mean: images differ as their noise, and iterations find it."""
+    """A network with v = 0.1 x + mean: images differ like their noise, which fixed-point iterations recover."""
     process, grid = VariancePreserving(Cosine()), Karras(0.005, 5.0)
     generator = a_generator(ClassifierFree(1.5), grid, process, slope=0.1, steps=6, parameterization=V())
     noise = 0.3 * np.random.default_rng(0).normal(size=(2, *SHAPE)).astype(np.float32)
@@ -213,9 +216,12 @@ def test_an_image_is_inverted_to_the_noise_that_generates_it():
 def test_an_image_does_not_depend_on_its_batch():
     generator = a_generator(ClassifierFree(2.0), Karras(0.05, 5.0), slope=0.2)
     arguments = {
-        "label": [0, 1, 2, 3, 4], "negative": {"label": [4, 3, 2, 1, 0]}, "seed": 7,
-        "known": np.arange(30, dtype=np.uint8).reshape(5, *SHAPE), "mask": np.eye(2, 3, dtype=bool),
-    }  # fmt: skip
+        "label": [0, 1, 2, 3, 4],
+        "negative": {"label": [4, 3, 2, 1, 0]},
+        "seed": 7,
+        "known": np.arange(30, dtype=np.uint8).reshape(5, *SHAPE),
+        "mask": np.eye(2, 3, dtype=bool),
+    }
     together = generator(**arguments)
     np.testing.assert_array_equal(dataclasses.replace(generator, batch_size=2)(**arguments), together)
     assert len({image.tobytes() for image in together}) == 5
@@ -231,7 +237,7 @@ def test_a_call_continues_another_at_a_later_image():
 
 @dataclasses.dataclass(frozen=True)
 class Label:
-    """A log-density whose gradient is the class itself, where there is one."""
+    """A log-density whose gradient is the class, if given."""
 
     def __call__(self, x, t, conditions):
         label = conditions["label"]

@@ -30,7 +30,7 @@ LEVELS = np.array([0.12, -0.2, 0.32])
 
 
 class NoNoiseLevel(nn.Module):
-    """A vector of zeros, whatever the noise level."""
+    """A vector of zeros for every noise level."""
 
     @nn.compact
     def __call__(self, noise_label):
@@ -180,7 +180,7 @@ def test_both_branches_of_guidance_see_the_same_noisy_condition():
         ({"low": {"image": LOW}}, "expected a value and its level"),
         ({"low": LOW[..., 0]}, r"low="),
     ],
-)  # fmt: skip
+)
 def test_invalid_conditions_raise(conditions, message):
     with pytest.raises(UserError, match=message):
         noisy(max_level=0.5)(**conditions)

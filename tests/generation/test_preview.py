@@ -136,7 +136,7 @@ def test_texts_label_their_samples():
 
 
 def test_hints_and_fills_are_shown_next_to_their_samples():
-    """Colours under transparent pixels of bytes mean nothing, and are not shown; in floats they are hints."""
+    """Colours of transparent pixels are ignored in uint8 images; in float images they are hints."""
     pixels = np.random.default_rng(0).integers(0, 256, (3, 2, 4, 3), np.uint8)
     values = PartialImage(fill=-0.2).read(pixels)
     np.testing.assert_array_equal(preview.fit(values[0], (2, 4, 3)), pixels[0])

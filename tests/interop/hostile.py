@@ -1,4 +1,4 @@
-"""A file that means harm is tried here: Python itself reports whatever would be run because of it."""
+"""Reads a hostile file, while Python's audit hooks report all code that would run."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Small files as others publish them, and pickles put together by hand.
+"""Small files in published formats, and pickles assembled by hand.
 
 With PyTorch, `python tests/interop/published.py` writes the samples in tests/goldens that are read without it.
 """
@@ -185,7 +185,7 @@ def tensor(shape: tuple = (2, 3), strides: tuple = (3, 1), offset: int = 0, of: 
 
 
 def archive(body: bytes, files: dict[str, bytes] | None = None, method: int = zipfile.ZIP_STORED) -> bytes:
-    """What torch.save would make of a program, with a storage "0" of six numbers."""
+    """A file of torch.save with this pickle program, and a storage "0" of six numbers."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", method) as made:
         made.writestr("archive/data.pkl", program(body))
@@ -202,7 +202,7 @@ def legacy(body: bytes, data: bytes, keys: tuple[str, ...] = ("0",)) -> bytes:
 
 
 def rechecked(data: bytes) -> bytes:
-    """A zip archive, changed here or there, with checksums that fit again: changes that only a villain makes."""
+    """A modified zip archive with correct checksums, as an attacker would write it."""
     made, at = bytearray(data), data.rfind(b"PK\x05\x06")
     entry = int.from_bytes(data[at + 16 : at + 20], "little")
     while 0 <= entry < len(made) - 46 and made[entry : entry + 4] == b"PK\x01\x02":

@@ -1,4 +1,4 @@
-"""Live against diffusers' `UNet2DModel`: its networks in ours, and ours in it."""
+"""Conversions from and to diffusers' `UNet2DModel`, compared with diffusers itself."""
 
 import functools
 import os
@@ -62,7 +62,7 @@ LAYOUTS = {
 
 @functools.cache
 def peer(name):
-    """A network of diffusers, every parameter away from its start."""
+    """A network of diffusers with random parameters."""
     model = diffusers.UNet2DModel(**LAYOUTS[name]).eval()
     generator = torch.Generator().manual_seed(0)
     for key, value in model.named_parameters():
@@ -124,9 +124,11 @@ def test_converting_back_gives_the_same_tensors(name):
 
 def test_the_scheduler_sets_parameterization_and_schedule():
     scheduler = diffusers.DDPMScheduler(
-        num_train_timesteps=500, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction",
+        num_train_timesteps=500,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
         rescale_betas_zero_snr=True,
-    )  # fmt: skip
+    )
     found = layout.denoiser(peer("ddpm").config, scheduler.config)
     assert found.process == VariancePreserving(Table(CosineBetas(500), zero_terminal_snr=True))
     assert isinstance(found.parameterization, V)

@@ -1,4 +1,4 @@
-"""EDM2's network with random weights, as its authors' code ran it, in ours: outputs, loss, and every name."""
+"""EDM2's network with random weights: outputs, loss and names match the authors' code."""
 
 import functools
 import pathlib

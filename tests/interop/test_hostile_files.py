@@ -84,7 +84,7 @@ def test_changed_files_are_read_or_refused(kind, samples, tmp_path):
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "edm", "safetensors", "index"])
 def test_a_file_cut_off_anywhere_is_refused(kind, samples, tmp_path):
-    """Half a download is never taken for the whole."""
+    """A partial download is never accepted as complete."""
     good, path = samples[kind], tmp_path / "a"
     for end in range(0, len(good), 1 + len(good) // 200):
         path.write_bytes(good[:end])

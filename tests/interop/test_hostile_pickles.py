@@ -1,4 +1,4 @@
-"""Pickles that would run something, tensors that cannot be, objects without end: all refused, and nothing runs."""
+"""Pickles that run code, impossible tensors and endless objects are refused, and nothing runs."""
 
 import functools
 import os
@@ -101,7 +101,7 @@ def test_storages_within_storages(tmp_path):
         "a name that is a list": head + pickle.dumps([[[]]], 2) + struct.pack("<q", 6) + SIX,
         "no storages": head + pickle.dumps([], 2),
         "another number at the start": good.replace(b"\x8a\x0a\x6c", b"\x8a\x0a\x6d"),
-    }  # fmt: skip
+    }
     for case, content in bad.items():
         (tmp_path / "a").write_bytes(inline(content))
         assert attempt(tmp_path / "a") is None, case

@@ -1,4 +1,4 @@
-"""Tasks, networks and processes together: the losses of EDM's own code, pixel by pixel."""
+"""Tasks, networks and processes together reproduce the losses of EDM's code, pixel by pixel."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ QUICK = {"xla_backend_optimization_level": 0}
 
 @dataclasses.dataclass(frozen=True)
 class ByPixel(WeightedError):
-    """Tells what its mean is of, too."""
+    """Also returns the error by pixel."""
 
     def __call__(self, attempt):
         losses, metrics = super().__call__(attempt)

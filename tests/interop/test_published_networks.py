@@ -1,4 +1,4 @@
-"""Networks of guided-diffusion and EDM with random weights, as their authors' code ran them, in ours."""
+"""Networks of guided-diffusion and EDM with random weights match the authors' code."""
 
 import functools
 import math
@@ -35,7 +35,7 @@ TABLE = VariancePreserving(Table(LinearBetas()))
 
 
 def adm(**options):
-    """The two levels that all of the stored networks have."""
+    """The two levels of all stored networks."""
     attention = options.pop("attention", PixelAttention(head_dim=16))
     widths = options.pop("widths", (WIDTH, 2 * WIDTH))
     attends = options.pop("attends", (False, True))
@@ -110,7 +110,7 @@ def nhwc(array):
 
 @functools.cache
 def golden(name):
-    """The peer's parameters, and all else of its file."""
+    """The peer's parameters, and the other arrays of its file."""
     stored = np.load(GOLDENS / f"{name}.npz")
     params = {key.removeprefix("param/"): stored[key] for key in stored.files if key.startswith("param/")}
     return params, {key: stored[key] for key in stored.files if not key.startswith("param/")}
@@ -179,13 +179,15 @@ EDM = {
     ),
     "edm_song_ncsnpp": (
         song(
-            attends=(True, False), input_path="residual", taps=(1.0, 3.0, 3.0, 1.0),
+            attends=(True, False),
+            input_path="residual",
+            taps=(1.0, 3.0, 3.0, 1.0),
         ),
         FOURIER,
         {"augment": Continuous(9, 2 * WIDTH, before_mapping=True)},
         "SongUNet",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
@@ -230,22 +232,24 @@ def test_edm(name, variant):
 
 
 PROGRESSIVE = {  # input and output path, noise embedding
-    "edm_song_skip_skip": (
-        ("skip", "skip"), NoiseLevel(32, frequencies=8, endpoint=True, sine_first=True)
-    ),
+    "edm_song_skip_skip": (("skip", "skip"), NoiseLevel(32, frequencies=8, endpoint=True, sine_first=True)),
     "edm_song_residual_skip": (
-        ("residual", "skip"), NoiseLevel(32, frequencies=16, random_scale=16.0, sine_first=True)
+        ("residual", "skip"),
+        NoiseLevel(32, frequencies=16, random_scale=16.0, sine_first=True),
     ),
-}  # fmt: skip
+}
 
 
 def progressive(name):
     """A network on 8 x 8 pixels with three levels, an image at each of them."""
     (input_path, output_path), noise = PROGRESSIVE[name]
     network = song(
-        widths=(16, 16, 32), attends=(False, True, False), taps=(1.0, 3.0, 3.0, 1.0),
-        input_path=input_path, output_path=output_path,
-    )  # fmt: skip
+        widths=(16, 16, 32),
+        attends=(False, True, False),
+        taps=(1.0, 3.0, 3.0, 1.0),
+        input_path=input_path,
+        output_path=output_path,
+    )
     return denoiser(network, noise, {}, VE, Edm())
 
 
@@ -290,7 +294,7 @@ def all_networks():
 
 @pytest.mark.parametrize("name", [*GUIDED, *EDM])
 def test_no_stored_layer_has_its_initial_values(name):
-    """A last convolution of zeros gives zeros, whatever is wrong before it."""
+    """A last convolution of zeros would hide all errors before it."""
     for key, tensor in golden(name)[0].items():
         if tensor.size > 1 and key.rpartition(".")[2] not in edm.BUFFERS:
             assert np.std(tensor) > 0.02, key

@@ -1,4 +1,4 @@
-"""Samplers, networks and processes together: the images of EDM's and guided-diffusion's own code, step by step."""
+"""Samplers, networks and processes together reproduce images of EDM's and guided-diffusion's code, step by step."""
 
 import functools
 import pathlib

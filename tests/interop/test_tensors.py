@@ -1,4 +1,4 @@
-"""Weights come out of every format with their names, numbers and dtypes, and averaged ones before others."""
+"""Every format gives the names, values and dtypes of weights; averaged weights have precedence."""
 
 import json
 import subprocess
@@ -93,7 +93,7 @@ def test_all_dtypes_of_torch(zipped, tmp_path):
 
 
 def test_tensors_are_read_on_access(tmp_path):
-    """Tensors are views of the file: as many as one likes cost nothing."""
+    """Tensors are views of the file and take no memory."""
     (tmp_path / "a.pt").write_bytes(archive(mapping(text("a"), tensor(), text("b"), tensor())))
     tensors = read_tensors(tmp_path / "a.pt").tensors
     assert not tensors["a"].flags.owndata
@@ -159,7 +159,7 @@ def two_sets(first, second):
             {"w": B},
         ),
     ],
-)  # fmt: skip
+)
 def test_averaged_weights_are_preferred_and_marked(body, ema, tree, arrays, tmp_path):
     (tmp_path / "a.pt").write_bytes(archive(body))
     checkpoint = read_tensors(tmp_path / "a.pt", ema)
@@ -306,7 +306,7 @@ def test_unsupported_dtypes_are_refused(tensors, field, tmp_path):
 
 
 def test_the_stored_samples_equal_what_torch_writes():
-    """The stored samples were made by `published.py`; PyTorch still means the same by them."""
+    """PyTorch reads the stored samples, written by `published.py`, with the same values."""
     torch = pytest.importorskip("torch")
     for name in ("interop_zip.pt", "interop_legacy.pt"):
         loaded = torch.load(GOLDENS / name, weights_only=True)["state_dict"]

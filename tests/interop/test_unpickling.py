@@ -1,4 +1,4 @@
-"""The machine for pickles makes data like Python's own, and nothing else: no call, no import, bounded memory."""
+"""The unpickler gives the data that Python gives, without calls or imports, in bounded memory."""
 
 import pickle
 import sys
@@ -14,7 +14,7 @@ from tests.interop.published import called, found, mapping, number, program, sev
 
 @pytest.fixture(autouse=True)
 def as_users_run_it(untyped):
-    """Hostile values come everywhere: the machine itself must refuse them, not the type checker of the tests."""
+    """Hostile values must be refused by the unpickler, not by the type checks of the tests."""
 
 
 def load(data, known=KNOWN, budget=None):
@@ -240,7 +240,7 @@ def test_limits_are_far_above_real_files():
 
 
 def test_shared_tuples_of_exponential_size_are_not_traversed():
-    """Sixty doublings: hashing, comparing or printing the result would never end."""
+    """Sixty doublings: hashing, comparing or printing the result would not terminate."""
     doubled = pickle.EMPTY_TUPLE + (pickle.BINPUT + b"\0" + pickle.BINGET + b"\0" + pickle.TUPLE2) * 60
     assert len(load(program(doubled))) == 2
     with pytest.raises(Unreadable):

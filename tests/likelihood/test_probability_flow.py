@@ -1,4 +1,4 @@
-"""The likelihood along the probability flow, against densities in closed form."""
+"""Likelihood by the probability-flow ODE, against densities in closed form."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""The variational bound: its terms in closed form, as guided-diffusion has them, and what they sum to."""
+"""Variational bound: terms in closed form and of guided-diffusion, and their sum."""
 
 import json
 import pathlib
@@ -72,11 +72,14 @@ def peer_terms():
         t = jnp.asarray((GOLDENS["in/t"] + 1) / STEPS)
         return {
             name: terms(
-                jnp.asarray(GOLDENS[f"{name}/alphas_cumprod"]), golden("in/x_start"), golden(f"{name}/x_t"),
-                golden("in/model_out"), t,
+                jnp.asarray(GOLDENS[f"{name}/alphas_cumprod"]),
+                golden("in/x_start"),
+                golden(f"{name}/x_t"),
+                golden("in/model_out"),
+                t,
             )
             for name in ("linear", "cosine")
-        }  # fmt: skip
+        }
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
@@ -223,7 +226,7 @@ def test_the_bound_is_its_terms_at_the_noise_of_each_images_key():
 
 
 def test_a_bad_model_has_finite_gradients_in_single_precision(float32):
-    """What is not selected, the decoder after the first step and the divergence at it, must not poison the gradient."""
+    """Branches that are not selected, such as the decoder after the first step, must not make gradients NaN."""
     process, steps = VarianceExploding(), 1000
     x_0 = jnp.asarray([-1.0, 1.0, 0.0, 0.5], jnp.float32).reshape(4, 1, 1, 1)
     t = jnp.asarray([1, 2, 700, 1000]) / steps

@@ -62,7 +62,7 @@ def test_bfloat16_softmax_is_float32():
     ],
 )
 def test_token_counts_are_equivalent_to_a_mask(length, mask):
-    """What the fused kernel is given, with XLA's kernel in its place: values and gradients."""
+    """The inputs of the fused kernel, with XLA's kernel in its place: values and gradients."""
     arrays = inputs(length)
 
     def counted(*arrays):

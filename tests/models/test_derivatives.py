@@ -23,10 +23,13 @@ NETWORKS = {
         (Level(8, 0, BOTH),), 2, middle=TransformerMiddle(8, 1, head_dim=4), dtype="float64", remat=True
     ),
     "spatial_transformer": UNet(
-        (Level(8, 0),), 2, block=BlockOptions(modulation="shift"),
-        middle=ResidualMiddle(SpatialTransformer(heads=2, head_dim=None)), dtype="float64",
+        (Level(8, 0),),
+        2,
+        block=BlockOptions(modulation="shift"),
+        middle=ResidualMiddle(SpatialTransformer(heads=2, head_dim=None)),
+        dtype="float64",
     ),
-}  # fmt: skip
+}
 STEP = 5e-3  # large, because the vector's layers compute in float32
 
 

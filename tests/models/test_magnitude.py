@@ -1,4 +1,4 @@
-"""Unit variance in, unit variance out: of every layer, for any number of channels; and what weights' length means."""
+"""Magnitude-preserving layers: unit variance is kept by every layer, for any number of channels."""
 
 import functools
 
@@ -32,7 +32,7 @@ def normal(*shape, seed=0):
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def made(module, *inputs, seed=0):
-    """Parameters as they begin."""
+    """Initial parameters."""
     return nn.meta.unbox(module.init(jax.random.key(seed, impl="rbg"), *inputs))
 
 

@@ -1,4 +1,4 @@
-"""What must hold for the magnitude-preserving U-Net besides its authors' numbers (tests/interop/test_edm2.py)."""
+"""Properties of the magnitude-preserving U-Net, in addition to its authors' values (tests/interop/test_edm2.py)."""
 
 import functools
 
@@ -37,7 +37,7 @@ def shapes(network, x=None, given=GIVEN):
 
 @functools.cache
 def randomised(network, channels=2, gain=0.7):
-    """Weights of any length; gains, which begin at 0 and hide all else, away from it."""
+    """Random weights of any length, and gains away from their initial 0, which would hide all else."""
     rng = np.random.default_rng(2)
     tree = nn.meta.unbox(shapes(network, images(channels)))
     draw = lambda leaf: jnp.asarray(  # noqa: E731
@@ -69,7 +69,7 @@ def test_every_parameter_matters():
 @pytest.mark.parametrize("encoder", [True, False])
 @pytest.mark.parametrize("width", [64, 96])
 def test_a_block_keeps_the_variance(encoder, width):
-    """With white noise of unit variance in, each branch has it, and so has what becomes of them."""
+    """For white noise of unit variance, each branch and the block's output have unit variance."""
     block = MagnitudeBlock(width, encoder, head_dim=None)
     x = normal(2, 24, 24, 64)
     vector = normal(2, 32, seed=1)
@@ -80,7 +80,7 @@ def test_a_block_keeps_the_variance(encoder, width):
 
 
 def test_attention_is_cosine_attention_of_normalised_values():
-    """With equal pixels all is one value; and however long a query or key is, its logits do not change."""
+    """Equal pixels give one value; the length of queries and keys does not change the logits."""
     attention = MagnitudeAttention(head_dim=8)
     x = jnp.broadcast_to(normal(2, 1, 1, 16), (2, 3, 3, 16))
     weights = {
@@ -100,8 +100,9 @@ def test_no_activation_exceeds_the_clip():
     x = 100 * images(channels=16)
     apply = jax.jit(
         lambda block: block.apply({"params": params}, x, GIVEN.vector),
-        static_argnums=0, compiler_options=QUICK,
-    )  # fmt: skip
+        static_argnums=0,
+        compiler_options=QUICK,
+    )
     out = apply(block)
     assert np.max(np.abs(out)) == 0.5
     free = apply(block.clone(clip=None))
@@ -110,7 +111,7 @@ def test_no_activation_exceeds_the_clip():
 
 
 def test_a_channel_of_ones_replaces_biases():
-    """A network of convolutions without biases would make nothing of nothing."""
+    """Without biases, a network of convolutions would map zeros to zeros."""
     assert shapes(NETWORK)["stem"]["weight"].value.shape == (3, 3, 3, 8)
     assert np.max(np.abs(run(NETWORK, randomised(NETWORK), 0 * images()))) > 0.1
 
@@ -155,8 +156,9 @@ def test_dropout_acts_in_training_only():
     params, x = randomised(network), images()
     apply = jax.jit(
         lambda key, train: network.apply(params, x, GIVEN, train=train, rngs={"dropout": key}),
-        static_argnums=1, compiler_options=QUICK,
-    )  # fmt: skip
+        static_argnums=1,
+        compiler_options=QUICK,
+    )
     one, two = jax.random.key(0), jax.random.key(1)
     assert np.any(apply(one, True) != apply(two, True))
     np.testing.assert_array_equal(apply(one, False), apply(two, False))

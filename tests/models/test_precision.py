@@ -1,4 +1,4 @@
-"""What bfloat16 and recomputation may change: bounds that follow from the eight bits, and what stays float32."""
+"""Effects of bfloat16 and rematerialisation: bounds that follow from eight bits, and parts that stay float32."""
 
 import functools
 import math
@@ -28,9 +28,10 @@ from jaxdiff.training.step import Context
 
 QUICK = {"xla_backend_optimization_level": 0}
 NETWORK = UNet(
-    (Level(8, blocks=1, attention=PixelAttention(head_dim=8), dropout=0.2),), out_channels=2,
+    (Level(8, blocks=1, attention=PixelAttention(head_dim=8), dropout=0.2),),
+    out_channels=2,
     middle=TransformerMiddle(16, blocks=1, head_dim=8, cross_attention=True, dropout=0.2),
-)  # fmt: skip
+)
 ROUNDING = 2.0**-9  # of a number with eight bits, relative to it, at most
 
 
@@ -46,7 +47,7 @@ def inputs(seed=0):
 
 @functools.cache
 def randomised():
-    """Every parameter away from its start: zero-initialised layers would hide all else."""
+    """Random values for all parameters: zero-initialised layers would hide all others."""
     x, _, given = inputs()
     init = functools.partial(NETWORK.init, train=False)
     rng = np.random.default_rng(2)
@@ -78,7 +79,7 @@ def flat(tree):
 
 
 def distance(found, expected):
-    """The norm of the difference, relative to that of what is expected."""
+    """The norm of the difference, relative to the norm of the expected values."""
     return np.linalg.norm(flat(found) - flat(expected)) / np.linalg.norm(flat(expected))
 
 

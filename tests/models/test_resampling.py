@@ -1,4 +1,4 @@
-"""Halving and doubling against other resizers, convolutions, and the blocks of EDM's own code."""
+"""Resampling by 2 against other resizers, convolutions, and EDM's blocks."""
 
 import math
 import pathlib
@@ -79,7 +79,7 @@ def test_two_equal_taps_repeat_pixels_and_take_means():
 
 @pytest.mark.parametrize(("how", "size"), [("up", (16, 12)), ("down", (4, 3))])
 def test_four_taps_are_linear_interpolation_inside(how, size):
-    """Upwards 3/4 of the nearest pixel and 1/4 of the next, downwards the triangle of antialiasing."""
+    """Upsampling takes 3/4 of the nearest pixel and 1/4 of the next; downsampling uses the antialiased triangle."""
     linear = jax.image.resize(images(), (2, *size, 3), "linear", antialias=True)
     found = resample(images(), how, FIR)
     np.testing.assert_allclose(found[:, 1:-1, 1:-1], linear[:, 1:-1, 1:-1], atol=1e-6)

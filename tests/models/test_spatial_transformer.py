@@ -38,7 +38,7 @@ def tokens(width, seed=2):
 
 
 def randomise(module):
-    """Every parameter away from its start: zero-initialised layers would hide all else."""
+    """Random values for all parameters: zero-initialised layers would hide all others."""
     torch = pytest.importorskip("torch")
     generator = torch.Generator().manual_seed(0)
     for name, value in module.named_parameters():
@@ -100,7 +100,7 @@ def stable_diffusion(attention, **options):
 
 
 def test_the_unet_of_stable_diffusion_is_diffusers():
-    """No attention at the coarsest level, cross-attention in the middle and in the decoder's blocks."""
+    """No attention at the coarsest level; cross-attention in the middle and in the decoder's blocks."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     torch = pytest.importorskip("torch")
     diffusers = pytest.importorskip("diffusers")

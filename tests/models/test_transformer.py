@@ -1,4 +1,4 @@
-"""The transformer of a U-ViT against its formula, against PyTorch's, and in what it may depend on."""
+"""The transformer of a U-ViT against its formula and PyTorch's, and its dependence on its inputs."""
 
 import functools
 import math
@@ -36,7 +36,7 @@ def given(seed=2):
 
 
 def randomised(module, *inputs, **options):
-    """Every parameter away from its start: zero-initialised layers would hide all else."""
+    """Random values for all parameters: zero-initialised layers would hide all others."""
     abstract = jax.eval_shape(functools.partial(module.init, **options), jax.random.key(0), *inputs)
     rng = np.random.default_rng(3)
 
@@ -102,7 +102,7 @@ def plain_block(params, x, vector, tokens=None):
 
 @pytest.mark.parametrize("crossed", [False, True])
 def test_a_block_is_its_formula(crossed):
-    """Norm, softmax over all pixels, softmax over the tokens that are there, exact GELU; one image has no token."""
+    """Norm, softmax over all pixels, softmax over unmasked tokens, exact GELU; one image has no token."""
     block, (x, vector, tokens) = TransformerBlock(HEAD_DIM, 3, crossed), given()
     params = randomised(block, x, vector, tokens)
     expected = plain_block(params, x, vector, tokens if crossed else None)

@@ -1,4 +1,4 @@
-"""What must hold for any U-Net: its start, its inputs, its options."""
+"""Properties of every U-Net: initial output, inputs, options."""
 
 import dataclasses
 import functools
@@ -46,7 +46,7 @@ def shapes(network, x, given):
 
 @functools.cache
 def randomised(network, tokens=True, channels=2):
-    """Every parameter away from its start: zero-initialised layers would hide all else."""
+    """Random values for all parameters: zero-initialised layers would hide all others."""
     rng = np.random.default_rng(2)
 
     def draw(path, leaf):
@@ -88,7 +88,7 @@ def test_blocks_are_initially_their_skip():
 
 
 def test_every_parameter_matters():
-    """A parameter with a zero gradient would be dead weight: made, and not used."""
+    """A parameter with a zero gradient would be unused."""
 
     def loss(params, x, given):
         return jnp.sum(jnp.square(NETWORK.apply(params, x, given, train=False)))

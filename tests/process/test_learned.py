@@ -1,4 +1,4 @@
-"""The learned schedule: monotone, with exact ends, an inverse and gradients that are true."""
+"""The learned schedule: monotone, with exact ends, inverse and gradients."""
 
 import flax.linen as nn
 import jax
@@ -19,7 +19,7 @@ MODULE = LearnedVariancePreserving(log_snr_min=-6.0, log_snr_max=11.0, width=16)
 
 
 def parameters(seed=None, size=1.5):
-    """Those that it begins with, or others, far from them."""
+    """Initial parameters, or others far from them."""
     params = MODULE.init(jax.random.key(0))["params"]
     if seed is None:
         return params
@@ -105,7 +105,7 @@ def test_gradients_match_finite_differences(name, at):
 
 
 def test_the_inverse_has_gradients_for_its_argument_only():
-    """``log_snr(time(x)) = x`` whatever the parameters."""
+    """``log_snr(time(x)) = x`` for all parameters."""
     level = jnp.array([5.0, -2.0])
     back = lambda params, x: schedule(params).log_snr(schedule(params).time(x))  # noqa: E731
     of_params, of_level = jax.jit(jax.jacrev(back, (0, 1)))(parameters(5), level)

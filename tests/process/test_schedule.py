@@ -36,7 +36,7 @@ T = np.concatenate(
 
 @functools.partial(jax.jit, static_argnums=0)
 def there_and_back(schedule, t, log_snr):
-    """Both ways round."""
+    """Both compositions are the identity."""
     found = schedule.log_snr(t)
     return found, schedule.time(found), schedule.log_snr(schedule.time(log_snr))
 
@@ -100,7 +100,7 @@ def test_infinite_log_snrs_are_clipped_to_their_bounds(schedule):
 
 
 def test_sigmoid_is_the_papers():
-    """Between bounds so wide that they cut off nothing that could be seen."""
+    """With bounds wide enough to clip nothing."""
     start, end, tau = -3.0, 2.0, 0.7
     t = np.linspace(0.01, 0.99, 201)
     low, high, z = (1 / (1 + np.exp(-at / tau)) for at in (start, end, start + t * (end - start)))
@@ -134,7 +134,7 @@ def test_configs_build_the_same_schedule(schedule):
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_the_slope_is_finite_and_the_derivative(schedule):
-    """Branches that are not taken must not reach the gradient."""
+    """Branches that are not selected must not affect the gradient."""
 
     @jax.jit
     def slopes(t, h):

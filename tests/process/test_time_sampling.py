@@ -140,7 +140,7 @@ def bins_of(sampler, u):
     "sampler", [Importance(Uniform(), 5, 3, 0.01), Importance(UniformSteps(2), 2, 4, 0.3)]
 )
 def test_importance_is_the_rule_of_the_paper_on_random_losses(sampler):
-    """Batches of 17 over 5 bins of 3: often more losses in a bin than it can hold."""
+    """Batches of 17 over 5 bins of 3: often more losses than a bin stores."""
     random, rule, history = np.random.default_rng(0), Rule(sampler), sampler.init_history()
     choose, update, probabilities = (
         jax.jit(sampler.choose),

@@ -102,7 +102,7 @@ def test_one_time_for_all_images_is_each_ones_time(process):
 
 @pytest.mark.parametrize("process", [PROCESSES[2], RectifiedFlow()], ids=str)
 def test_at_the_ends_nothing_is_nan(process):
-    """To clean data the posterior is x_0; from pure noise it is what is known of x_s without x_t."""
+    """At clean data the posterior is x_0; from pure noise it is the prior q(x_s | x_0)."""
     x_0, noise = (value[:1] for value in a_pair())
     s, zero, one = jnp.array(0.5), jnp.array(0.0), jnp.array(1.0)
     assert posterior_std(process, zero, s) == 0
@@ -117,7 +117,7 @@ def test_at_the_ends_nothing_is_nan(process):
 @pytest.mark.parametrize(("name", "betas"), [("linear", LinearBetas()), ("cosine", CosineBetas())])
 @pytest.mark.parametrize("spacing", ["T1000_25", "T1000_ddim25", "T1000_10-10-10"])
 def test_respaced_betas_recompose(name, betas, spacing):
-    """A step over several of a model's steps is the one that guided-diffusion makes of their betas."""
+    """A step over several steps of a model equals guided-diffusion's with recomputed betas."""
     goldens = np.load(pathlib.Path(__file__).parents[1] / "goldens" / "tables.npz")
     t = (goldens[f"guided/respace/{spacing}/timesteps"].astype(float) + 1) / 1000
     s = np.concatenate([[0.0], t[:-1]])

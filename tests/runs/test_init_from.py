@@ -1,4 +1,4 @@
-"""A run that starts from another is that model at step 0, learns what is new, and leaves alone what is frozen."""
+"""Fine-tuning: a run starts as the other model, trains new parameters, and keeps frozen ones."""
 
 import dataclasses
 import json
@@ -49,7 +49,7 @@ def first_state(experiment, mesh):
 
 @pytest.fixture(autouse=True)
 def quick():
-    """What is compiled here runs once or twice."""
+    """Programs here run once or twice."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -74,9 +74,11 @@ def a_config(parts=None, **changes):
 
 def build(config, workdir=None, **options):
     experiment = configs.build(config)
-    return experiment if workdir is None else dataclasses.replace(
-        experiment, init_from=InitFrom(str(workdir), **options)
-    )  # fmt: skip
+    return (
+        experiment
+        if workdir is None
+        else dataclasses.replace(experiment, init_from=InitFrom(str(workdir), **options))
+    )
 
 
 def a_mesh():
@@ -85,7 +87,7 @@ def a_mesh():
 
 
 def trained(abstract, seed):
-    """Parameters of which none is zero any more."""
+    """Parameters without zeros."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: jnp.asarray(0.2 * rng.normal(size=leaf.shape), leaf.dtype), abstract)
 
@@ -133,13 +135,16 @@ def answers(experiment, params, values, drop):
     parts = denoiser.conditioner.conditions
     fields = {name: values[name] for name in parts}
     drops = {name: jnp.asarray(drop) for name in parts}
-    call = jax.jit(lambda params: denoiser.apply({"params": params}, x, jnp.array([0.1, 0.5, 0.9]), fields, drops,
-                                                 train=False))  # fmt: skip
+    call = jax.jit(
+        lambda params: denoiser.apply(
+            {"params": params}, x, jnp.array([0.1, 0.5, 0.9]), fields, drops, train=False
+        )
+    )
     return np.asarray(call(params))
 
 
 def test_new_conditions_have_no_effect_at_first_and_are_trainable(old):
-    """Their names come before and after the old one's: the old channels keep their weights wherever they now are."""
+    """Their names sort before and after the old one: old channels keep their weights at any position."""
     folder, experiment, _, ema = old
     noisy = spec(NoiseAugmented, part=spec(ImageCondition, channels=1), noise=spec(NoiseLevel, width=WIDTH),
                  process=spec(RectifiedFlow))  # fmt: skip
@@ -157,14 +162,19 @@ def test_new_conditions_have_no_effect_at_first_and_are_trainable(old):
     new = build(config, folder)
     state = first_state(new, a_mesh())
     rng = np.random.default_rng(1)
-    images = {name: rng.normal(size=(3, 8, 8, channels)).astype(np.float32) for name, channels in
-              (("map", 2), ("a_map", 3), ("z_noisy", 1))}  # fmt: skip
+    images = {
+        name: rng.normal(size=(3, 8, 8, channels)).astype(np.float32)
+        for name, channels in (("map", 2), ("a_map", 3), ("z_noisy", 1))
+    }
     values = {
-        "label": np.array([1, 2, 3]), "map": images["map"], "a_map": images["a_map"], "kind": np.array([0, 3, 1]),
+        "label": np.array([1, 2, 3]),
+        "map": images["map"],
+        "a_map": images["a_map"],
+        "kind": np.array([0, 3, 1]),
         "z_noisy": {"value": images["z_noisy"], "level": np.float32([0.1, 0.5, 1.0])},
         "crop": rng.normal(size=(3, 2)).astype(np.float32),
         "text": new.task.denoiser.conditioner.read("text", ["a", "red", "three"]),
-    }  # fmt: skip
+    }
     values = jax.tree.map(jnp.asarray, values)
     drop = [False, True, False]
     expected = answers(experiment, ema, values, drop)
@@ -194,15 +204,16 @@ def test_new_conditions_have_no_effect_at_first_and_are_trainable(old):
     kernel = moved["network"]["stem"]["kernel"]
     assert kernel.shape[2] == 1 + 3 + 2 + 1
     assert np.all(np.abs(kernel).max(axis=(0, 1, 3)) > 0)
-    np.testing.assert_array_equal(state.params["network"]["stem"]["kernel"][:, :, 4:6],
-                                  ema["network"]["stem"]["kernel"][:, :, 1:3])  # fmt: skip
+    np.testing.assert_array_equal(
+        state.params["network"]["stem"]["kernel"][:, :, 4:6], ema["network"]["stem"]["kernel"][:, :, 1:3]
+    )
 
 
 SEQUENCE = spec(EmbeddedSequence, size=6, length=5, width=16, vector_width=WIDTH)
 
 
 def test_conditions_before_the_mapping_have_no_effect_at_first(tmp_path):
-    """What every other slot gets is tested above, with tokens for the levels."""
+    """The other slots are tested above, with tokens for the levels."""
 
     def with_transformer(parts, cross_attention):
         config = a_config(parts)
@@ -217,8 +228,11 @@ def test_conditions_before_the_mapping_have_no_effect_at_first(tmp_path):
     new = build(with_transformer({"augment": features, "text": SEQUENCE}, True), tmp_path)
     state = first_state(new, a_mesh())
     rng = np.random.default_rng(3)
-    values = {"label": jnp.array([1, 2, 3]), "augment": jnp.asarray(rng.normal(size=(3, 9)), jnp.float32),
-              "text": jnp.asarray(rng.normal(size=(3, 5, 6)), jnp.float32)}  # fmt: skip
+    values = {
+        "label": jnp.array([1, 2, 3]),
+        "augment": jnp.asarray(rng.normal(size=(3, 9)), jnp.float32),
+        "text": jnp.asarray(rng.normal(size=(3, 5, 6)), jnp.float32),
+    }
     expected = answers(experiment, ema, values, [False, True, False])
     assert np.abs(expected).max() > 0.1
     found = answers(new, state.params, values, [False, True, False])
@@ -226,7 +240,7 @@ def test_conditions_before_the_mapping_have_no_effect_at_first(tmp_path):
 
 
 def test_additional_tokens_that_change_the_model_are_an_error(tmp_path):
-    """Attention is shared among all tokens: new ones take some of it from the old."""
+    """Softmax normalises over all tokens, so new tokens change the weights of old ones."""
 
     def a_reader(*names):
         config = a_config(dict.fromkeys(names, SEQUENCE))
@@ -326,7 +340,7 @@ def test_a_flag_of_the_command_is_a_field_of_the_config():
 
 
 class Pair(Condition):
-    """Two numbers that add up, and one that is always there."""
+    """Two numbers that are added, and a constant."""
 
     constant: float = 0.0
 

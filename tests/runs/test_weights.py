@@ -1,4 +1,4 @@
-"""Networks that are used and not trained: read once, recorded, arguments of the step, in no checkpoint."""
+"""Frozen networks: read once, recorded, passed to the step as arguments, and in no checkpoint."""
 
 import dataclasses
 import json
@@ -164,7 +164,7 @@ def test_a_module_of_the_denoiser_may_come_from_another_run(tmp_path, run, basis
     assert np.any(
         np.asarray(trained.params["network"]["outer"]["kernel"]) != other.params["network"]["outer"]["kernel"]
     )
-    assert not any("inner" in path for path in saved(tmp_path / "run", 4))
+    assert not any("'network', 'inner'" in path for path in saved(tmp_path / "run", 4))
     np.testing.assert_array_equal(Generator.load(str(tmp_path / "run"), packages=("tests",))(3), trained(3))
 
 
@@ -172,7 +172,7 @@ def test_untrained_parameters_are_stored_once_and_come_back(tmp_path, basis):
     made = experiment(Projection(weights=basis), frozen=("network/inner",))
     trained = train(made, str(tmp_path / "run"))
     assert sorted(path.name for path in (tmp_path / "run" / "untrained").iterdir()) == ["0"]
-    assert not any("inner" in path for path in saved(tmp_path / "run", 4))
+    assert not any("'network', 'inner'" in path for path in saved(tmp_path / "run", 4))
     again = Generator.load(str(tmp_path / "run"), packages=("tests",))
     assert set(paths(again.params)) == set(paths(trained.params))
     jax.tree.map(np.testing.assert_array_equal, again.params, trained.params)

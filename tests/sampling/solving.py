@@ -1,4 +1,4 @@
-"""What solvers are held against: exact solutions, orders of convergence, and runs whose noise is given."""
+"""Tools for tests of solvers: exact solutions, orders of convergence, and runs with given noise."""
 
 import functools
 import itertools
@@ -83,13 +83,13 @@ def flow(sigmas) -> np.ndarray:
 
 @functools.cache
 def truth() -> np.ndarray:
-    """Where the flow comes to at SIGMA_MIN."""
+    """The flow at SIGMA_MIN."""
     return flow([SIGMA_MIN])[0]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=QUICK)
 def solve(sampler, process, times, x):
-    """The whole batch over every grid: times is [grids, steps + 1], the result [grids, batch, ...]."""
+    """The batch on every grid: times is [grids, steps + 1], the result [grids, batch, ...]."""
     keys = jax.random.split(jax.random.key(0), x.shape[0])
     return jax.vmap(lambda one: integrate(sampler, denoiser(process), process, one, x, keys))(times)
 
@@ -103,7 +103,7 @@ def errors(sampler, steps: int) -> np.ndarray:
 
 
 def orders(sampler, steps: int = 96) -> np.ndarray:
-    """Measured order of convergence on each grid and data set, from so many steps and twice as many."""
+    """Measured order of convergence on each grid and data set, from `steps` and twice as many."""
     return np.log2(errors(sampler, steps) / errors(sampler, 2 * steps))
 
 
@@ -114,7 +114,7 @@ def levels(alpha, sigma):
 
 
 class Draws:
-    """Stands in for `noise_like` in every sampler, and gives this noise instead, one array at each call."""
+    """Context in which samplers draw the given arrays instead of noise, one per call."""
 
     def __init__(self, noise):
         self.noise = iter(noise)

@@ -1,4 +1,4 @@
-"""Up along the grid and down again: how much of an image is lost, and that iterations lose nothing."""
+"""DDIM inversion: the error of the round trip, and its decrease with iterations."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def images() -> jax.Array:
 
 
 def round_trip(process, times, x, iterations):
-    """How far from x one comes by the way up and down again."""
+    """The distance from x after inversion and sampling."""
     keys, denoise = jax.random.split(jax.random.key(0), len(x)), denoiser(process)
     up = invert(denoise, process, times, x, keys, iterations)
     return integrate(Ddim(), denoise, process, times, up, keys) - x

@@ -1,4 +1,4 @@
-"""The shape of an example has no meaning: flat data give what images of the same values give."""
+"""The shape of an example does not matter: flat data give the same values as images."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""A task that is no denoiser: softmax regression of classes on pixels, by the engine's protocol alone."""
+"""A task other than denoising: softmax regression of classes on pixels, by the task protocol alone."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Denoisers whose best parameters, or whose losses, are known in closed form, and expectations without chance."""
+"""Denoisers with optimal parameters or losses in closed form, and exact expectations."""
 
 import functools
 import itertools
@@ -23,14 +23,14 @@ OF_DATA = Data(Time(1.0))
 
 
 class Label(nn.Module):
-    """Hands the noise label on to the network as it is."""
+    """Passes the noise label to the network unchanged."""
 
     def __call__(self, noise_label):
         return Embeddings(vector=noise_label[:, None])
 
 
 class Affine(nn.Module):
-    """``a x + b`` with two numbers of its own at each of `steps` times i / steps; the label is the time."""
+    """``a x + b`` with separate a and b at each of the times i / steps; the label is the time."""
 
     steps: int = STEPS
 
@@ -42,14 +42,14 @@ class Affine(nn.Module):
 
 
 class Zero(nn.Module):
-    """Nothing. With `prediction.Edm` that is the best denoiser of N(0, sigma_data^2) images."""
+    """Zero output. With `prediction.Edm`, this is the optimal denoiser of N(0, sigma_data^2) images."""
 
     def __call__(self, x, embeddings, *, train):
         return 0 * x
 
 
 class Constant(nn.Module):
-    """The same output whatever it is shown."""
+    """A constant output."""
 
     shape: tuple
 
@@ -58,10 +58,10 @@ class Constant(nn.Module):
         return self.param("output", nn.initializers.zeros, self.shape)
 
 
-def affine_task(process, objective, parameterization=OF_DATA, uncertainty=None, times=None):
+def affine_task(process, objective, parameterization=OF_DATA, uncertainty=None, time_sampler=None):
     """An affine model of one pixel on the times i / STEPS."""
     denoiser = Denoiser(Affine(), Conditioner(Label()), process, parameterization, uncertainty)
-    return DenoisingTask(denoiser, times or UniformSteps(STEPS), (1, 1, 1), objective)
+    return DenoisingTask(denoiser, time_sampler or UniformSteps(STEPS), (1, 1, 1), objective)
 
 
 def best(process, parameterization, t):
@@ -77,7 +77,7 @@ def best(process, parameterization, t):
 
 
 def mmse(process, t):
-    """The least squared error of the image that is possible: the posterior variance."""
+    """The smallest possible squared error of the image: the posterior variance."""
     alpha, sigma = process.signal(t)
     return STD**2 * sigma**2 / (alpha**2 * STD**2 + sigma**2)
 

@@ -1,4 +1,4 @@
-"""Augmentation that does not leak: what is done to images, and what is said of it."""
+"""Non-leaking augmentation: transformations of images, and their labels."""
 
 import math
 import pathlib
@@ -28,14 +28,14 @@ def smooth(y, x):
     return np.cos(y) + 0.5 * np.cos(2 * x) + 0.3 * np.cos(y) * np.cos(x) + 0.2 * np.cos(3 * x)
 
 
-def picture(size=21):
+def smooth_image(size=21):
     """`smooth` at the pixels of a square image."""
     y, x = np.mgrid[:size, :size] - (size - 1) / 2
     return jnp.asarray(smooth(y, x))[None, :, :, None]
 
 
 def still(count=1, **changes):
-    """The geometry that does nothing, but for the changes."""
+    """The identity, with the given changes."""
     no, zero = jnp.zeros(count, bool), jnp.zeros(count)
     geometry = Geometry(no, no, zero, zero, zero, zero, jnp.zeros((count, 2)))
     return geometry._replace(**{name: jnp.asarray(value) for name, value in changes.items()})
@@ -47,7 +47,7 @@ def through(images, matrix, shift):
 
 
 def test_filter_is_orthogonal_and_has_six_vanishing_moments():
-    """Which, but for the choice among roots, is what defines it (Daubechies 1992, chapter 8)."""
+    """These properties define the filter, up to the choice of roots (Daubechies 1992, chapter 8)."""
     taps, k = np.asarray(SYM6), np.arange(12)
     for lag in range(6):
         assert abs(np.dot(taps[2 * lag :], taps[: 12 - 2 * lag]) - (lag == 0)) < 1e-10
@@ -76,12 +76,12 @@ def test_a_smooth_image_moves_as_the_map_prescribes():
     matrix, shift = jnp.array([[0.9, 0.35], [-0.3, 1.1]]), jnp.array([1.3, -2.6])
     y, x = np.mgrid[-10:11, -10:11]
     expected = smooth(-0.3 * x + 1.1 * y - 2.6, 0.9 * x + 0.35 * y + 1.3)
-    assert np.abs(expected - picture()[0, :, :, 0]).max() > 0.9
-    np.testing.assert_allclose(through(picture(), matrix, shift)[0, :, :, 0], expected, atol=0.03)
+    assert np.abs(expected - smooth_image()[0, :, :, 0]).max() > 0.9
+    np.testing.assert_allclose(through(smooth_image(), matrix, shift)[0, :, :, 0], expected, atol=0.03)
 
 
 def test_labels_maps_and_images_match_edm():
-    """Eight images of EDM's own code, each with most of what there is done to it."""
+    """Eight images of EDM's code, each with most kinds of transformations."""
     geometry = Geometry(*(jnp.asarray(STORED[name]) for name in Geometry._fields))
     np.testing.assert_allclose(geometry.labels(), STORED["labels"], atol=1e-6)
     augmentation = GeometricAugmentation()
@@ -112,13 +112,13 @@ def test_flips_are_exact(x_flip, y_flip):
 
 def test_a_quarter_turn_is_counter_clockwise():
     geometry = still(angle=[math.pi / 2])
-    found = APPLY(picture(), geometry)
-    np.testing.assert_allclose(found, jnp.rot90(picture(), axes=(1, 2)), atol=0.03)
+    found = APPLY(smooth_image(), geometry)
+    np.testing.assert_allclose(found, jnp.rot90(smooth_image(), axes=(1, 2)), atol=0.03)
     np.testing.assert_allclose(geometry.labels(), [[0, 0, 0, -1, 1, 0, 0, 0, 0]], atol=1e-12)
 
 
 def test_enlarged_stretched_and_moved():
-    """By 2^0.2, by that in x and its inverse in y, by an eighth of the width to the right and of the height up."""
+    """Enlarged by 2^0.2; stretched by 2^0.2 in x and its inverse in y; moved by 1/8 to the right and up."""
     y, x = np.mgrid[-10:11, -10:11]
     double = 2**0.2
     cases = {
@@ -127,9 +127,9 @@ def test_enlarged_stretched_and_moved():
         "translation": ([[1.0, -1.0]], smooth(y + 21 / 8, x - 21 / 8)),
     }
     for name, (value, expected) in cases.items():
-        found = APPLY(picture(), still(**{name: value}))
+        found = APPLY(smooth_image(), still(**{name: value}))
         np.testing.assert_allclose(found[0, :, :, 0], expected, atol=0.02, err_msg=name)
-    turned = APPLY(picture(), still(stretch=[1.0], axis=[math.pi / 2]))
+    turned = APPLY(smooth_image(), still(stretch=[1.0], axis=[math.pi / 2]))
     np.testing.assert_allclose(turned[0, :, :, 0], smooth(y / double, x * double), atol=0.02)
 
 
@@ -137,11 +137,11 @@ def test_the_inverse_restores_a_smooth_image():
     geometry = still(scale=[0.4], angle=[0.7], stretch=[-0.5], axis=[1.1], translation=[[0.2, -0.3]])
     matrix, shift = GeometricAugmentation().inverse(geometry, 21, 21)
     back = jnp.linalg.inv(matrix)
-    moved = jax.jit(warp)(picture(), matrix, shift)
+    moved = jax.jit(warp)(smooth_image(), matrix, shift)
     found = jax.jit(warp)(moved, back, -jnp.einsum("bij,bj->bi", back, shift))
     inside = np.s_[0, 7:14, 7:14]
-    assert jnp.abs(moved - picture())[inside].max() > 0.3
-    np.testing.assert_allclose(found[inside], picture()[inside], atol=0.03)
+    assert jnp.abs(moved - smooth_image())[inside].max() > 0.3
+    np.testing.assert_allclose(found[inside], smooth_image()[inside], atol=0.03)
 
 
 def test_labels_follow_their_distribution():

@@ -110,7 +110,7 @@ def test_hybrid_trains_the_variance_by_the_bound_only():
 
 
 def test_the_terms_of_all_steps_have_the_bound_as_their_mean():
-    """Each is the divergence of two normal distributions of equal variance: what the best denoiser cannot know."""
+    """Each term is the divergence of two normal distributions of equal variance, at the optimal denoiser."""
     steps, process = 5, VariancePreserving(Cosine(-6.0, 6.0))
     task = models.affine_task(process, Vlb())
     examples, mean = models.quadrature((np.arange(steps) + 0.5) / steps)
@@ -134,7 +134,7 @@ class Silent(SoftmaxDecoder):
 
 
 def continuous_task(process, time_sampler, **objective):
-    """The best denoiser of N(0, STD^2) pixels at every time: EDM's preconditioning of nothing."""
+    """The optimal denoiser of N(0, STD^2) pixels at every time: EDM's preconditioning of zeros."""
     denoiser = Denoiser(models.Zero(), Conditioner(models.Label()), process, prediction.Edm(STD))
     return DenoisingTask(denoiser, time_sampler, (1, 1, 1), ContinuousVlb(**objective))
 
@@ -197,7 +197,7 @@ def test_probabilities_of_the_levels_sum_to_one(std):
 
 
 def learned_config(**task):
-    """A variational diffusion model, as a config writes it down."""
+    """A variational diffusion model as a config."""
     return spec(
         DenoisingTask,
         denoiser=spec(
@@ -208,7 +208,7 @@ def learned_config(**task):
             parameterization=spec(prediction.Edm, sigma_data=STD),
         ),
         image_shape=(1, 1, 1),
-        **{"times": spec(Uniform), "objective": spec(ContinuousVlb), **task},
+        **{"time_sampler": spec(Uniform), "objective": spec(ContinuousVlb), **task},
     )
 
 

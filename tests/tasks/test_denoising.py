@@ -56,7 +56,7 @@ def test_noise_differs_per_sample_step_and_shard(float32):
 
 def test_time_sampler_receives_the_unweighted_losses():
     time_sampler = Importance(UniformSteps(5), bins=5, history=2)
-    task = models.affine_task(VP, WeightedError(weighting.Snr()), times=time_sampler)
+    task = models.affine_task(VP, WeightedError(weighting.Snr()), time_sampler=time_sampler)
     plain = models.affine_task(VP, WeightedError(weighting.Snr()))
     memory = History(jnp.asarray([[8.0, 8], [4, 4], [2, 2], [1, 1], [1, 1]]), jnp.full(5, 2, jnp.int32))
     examples = jax.jit(task.draw)(
@@ -79,7 +79,7 @@ def test_time_sampler_receives_the_unweighted_losses():
 
 
 def test_error_at_chosen_times_is_the_images_error():
-    """For nothing preconditioned as EDM's, which is the best denoiser of N(0, sigma_data^2)."""
+    """For EDM's preconditioning of zeros, the optimal denoiser of N(0, sigma_data^2)."""
     std = 0.6
     for process in (VP, RectifiedFlow()):
         denoiser = Denoiser(models.Zero(), Conditioner(models.Label()), process, prediction.Edm(std))
@@ -141,7 +141,7 @@ def test_augmentation_without_its_condition_is_an_error(parts):
 
 
 class Shown(nn.Module):
-    """Answers with its condition."""
+    """Predicts its condition."""
 
     @nn.compact
     def __call__(self, x, embeddings, *, train):
@@ -149,7 +149,7 @@ class Shown(nn.Module):
 
 
 def test_conditions_have_random_levels_in_training_only():
-    """A model that answers with its condition errs by the noise that is on it: ``level^2`` when clean images are 0."""
+    """A model that predicts its condition has the error of the condition's noise: ``level^2`` for clean images of 0."""
     low = NoiseAugmented(ImageCondition(1), NoiseLevel(1, frequencies=2), RectifiedFlow(), level=0.3)
     task = conditional({"low": low}, Shown())
     params = nn.meta.unbox(jax.jit(task.init)(jax.random.key(0)))

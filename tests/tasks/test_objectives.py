@@ -112,7 +112,7 @@ def train(task, params, steps, batch_size):
 
 @pytest.mark.parametrize("uncertain", [False, True])
 def test_linear_model_reaches_optimum(uncertain, float32):
-    """A linear denoiser ends at the closed-form a(sigma), b(sigma), and a learned log-variance at that of its error."""
+    """A linear denoiser converges to the closed-form a(sigma), b(sigma), and the log-variance to that of its error."""
     objective = WeightedError(weighting.Flat(prediction.Data()))
     if uncertain:
         task = models.affine_task(VP, UncertaintyWeighted(objective), uncertainty=Uncertainty(32))

@@ -1,4 +1,4 @@
-"""Muon: updates that are orthogonal, for kernels alone, and a run that learns."""
+"""Muon: orthogonal updates for kernels only, and convergence."""
 
 import jax
 import jax.numpy as jnp

@@ -93,7 +93,7 @@ def test_patterns_that_match_nothing_or_everything_are_errors():
 
 @pytest.mark.parametrize("shape", [{}, {"data": 2, "fsdp": 2, "tensor": 2}])
 def test_untrained_parameters_are_constants_of_the_step(shape):
-    """The others learn as where a constant stands in their place: nothing clips or decays them together."""
+    """Other parameters are trained as with constants in place of these: no common clipping or decay."""
     mesh = toy.mesh(8 if shape else 1, **shape)
     state, abstract, frozen = trained(Line(), mesh, ENCODER)
     alone, _, _ = trained(Line(encoder=1.0), mesh)

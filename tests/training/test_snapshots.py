@@ -1,4 +1,4 @@
-"""Averages that a run keeps, and what can be made of them."""
+"""Snapshots of a run, and averages reconstructed from them."""
 
 import types
 
@@ -41,7 +41,7 @@ def distance(a, b):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run that tracks two lengths and keeps them, as it ends, and its folder."""
+    """The folder and final state of a run that tracks two lengths and stores snapshots."""
     workdir = tmp_path_factory.mktemp("kept")
     return workdir, run(workdir, KEPT)
 
@@ -99,7 +99,7 @@ def test_an_interrupted_run_continues_with_all_averages(trained, tmp_path):
 
 
 def test_a_skipped_step_changes_no_average(tmp_path):
-    """Else it would also count as one that the average has seen."""
+    """Otherwise the average would count it as a step."""
     poisoned = run(tmp_path / "a", KEPT, steps=2, batches=lambda start: toy.batches(start, poison=(1,)))
     before = run(tmp_path / "b", KEPT, steps=1)
     assert toy.sha((poisoned.ema, poisoned.extra_emas)) == toy.sha((before.ema, before.extra_emas))

@@ -1,4 +1,4 @@
-"""A task small enough to know by heart: least squares on vectors, with noise drawn by the task."""
+"""A tiny task: least squares on vectors, with noise drawn by the task."""
 
 import functools
 import hashlib
@@ -56,7 +56,7 @@ class Linear:
 
 
 class Recalling(Linear):
-    """The same, with more noise after larger losses: what it remembers matters. Keeps the last losses as they come."""
+    """The same, with more noise after larger losses, so that its state matters. Keeps the last losses."""
 
     def init_task_state(self):
         return {"losses": jnp.zeros((COUNT,)), "x": jnp.zeros((COUNT,)), "total": jnp.zeros(())}
@@ -112,7 +112,7 @@ def train(steps, *, mesh, optimizer=ADAM, accumulation=1, task=LINEAR, **options
 
 
 def sha(state):
-    """The SHA-256 of every byte of a state, and of where it belongs."""
+    """The SHA-256 of all arrays of a state, with their paths."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree.flatten_with_path(state)[0]:
         digest.update(f"{path}{leaf.dtype}{leaf.shape}".encode() + np.asarray(leaf).tobytes())

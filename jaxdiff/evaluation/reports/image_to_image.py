@@ -179,7 +179,7 @@ class TranslationEvaluation:
             yield dataclasses.replace(batch, generated=~known(source))
 
     def _baseline(self, inputs: EvaluationInputs):
-        """The function that fills generated pixels with the mean colour of training images, as each task says."""
+        """The function that fills generated pixels with the mean colour of training images, by task."""
         colour = MeanColour.of(fields["image"] for fields in inputs.train.batches(inputs.batch_size))
         tinted = dataclasses.replace(colour, keep_luma=True)
         grey_tasks = [self.tasks.index(name) for name in self.keep_luma]

@@ -100,7 +100,7 @@ class SceneClassifier:
         ink = _ink(images, self.faint)
         layouts = SVC(C=self.c).fit(_profiles(ink), _layout(truth.count, truth.stacked))
         shapes, digits = [], []
-        gamma: Any = self.gamma  # its type says str
+        gamma: Any = self.gamma  # annotated as str
         for i, count in enumerate(truth.count):
             for j, strip in enumerate(_strips(ink[i], int(count), bool(truth.stacked[i]))):
                 if ink[i][strip].sum() >= 255 * LEAST:

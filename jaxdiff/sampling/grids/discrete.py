@@ -57,9 +57,12 @@ class Leading(_Discrete):
         stride = self.train_steps // (steps + self.drop_last)
         found = np.arange(steps + self.drop_last)[::-1][:steps] * stride + self.offset
         expect(
-            stride > 0 and int(found[0]) < self.train_steps, "offset", self.offset,
-            f"{steps} steps within the model's {self.train_steps}", "lower it, or choose fewer steps",
-        )  # fmt: skip
+            stride > 0 and int(found[0]) < self.train_steps,
+            "offset",
+            self.offset,
+            f"{steps} steps within the model's {self.train_steps}",
+            "lower it, or choose fewer steps",
+        )
         return found
 
 
@@ -95,9 +98,12 @@ class Linspace(_Discrete):
     def indices(self, steps: int) -> Int[np.ndarray, "steps"]:
         last = self.train_steps - 1 - self.skip
         expect(
-            0 <= self.skip <= self.train_steps - steps, "skip", self.skip,
-            f"a count in [0, {self.train_steps - steps}], to leave {steps} steps", "skip fewer",
-        )  # fmt: skip
+            0 <= self.skip <= self.train_steps - steps,
+            "skip",
+            self.skip,
+            f"a count in [0, {self.train_steps - steps}], to leave {steps} steps",
+            "skip fewer",
+        )
         if steps == 1:
             return np.array([last])
         return np.round(np.linspace(0, last, steps + self.drop_last)).astype(int)[::-1][:steps]
@@ -113,9 +119,12 @@ class Strided(_Discrete):
         stride = -(-self.train_steps // steps)
         found = np.arange(0, self.train_steps, stride)[::-1]
         expect(
-            len(found) == steps, "steps", steps,
-            f"a count that some stride over {self.train_steps} steps gives", f"choose {len(found)}",
-        )  # fmt: skip
+            len(found) == steps,
+            "steps",
+            steps,
+            f"a count that some stride over {self.train_steps} steps gives",
+            f"choose {len(found)}",
+        )
         return found
 
 

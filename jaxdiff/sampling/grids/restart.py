@@ -53,7 +53,7 @@ class Restart:
         # Exactly the time at which the base continues: a step that began above it would add noise.
         again = process.time(-2 * self.rho * jnp.log(root)).at[-1].set(times[turn])
         # Step j is one of the base before the turn, then one of a restart, then one of the base again. The turn may
-        # depend on learned parameters, so it is no Python number.
+        # depend on learned parameters, so it is a traced number.
         extra = self.repeats * self.steps
         j = jnp.arange(steps - 1 + extra)
         restarting = (j >= turn) & (j < turn + extra)

@@ -28,9 +28,12 @@ class Interval:
 
     def __post_init__(self):
         expect(
-            0 <= self.sigma_min < self.sigma_max, "sigma_max", self.sigma_max,
-            f"a noise level > sigma_min={self.sigma_min} >= 0", "give 0 <= sigma_min < sigma_max",
-        )  # fmt: skip
+            0 <= self.sigma_min < self.sigma_max,
+            "sigma_max",
+            self.sigma_max,
+            f"a noise level > sigma_min={self.sigma_min} >= 0",
+            "give 0 <= sigma_min < sigma_max",
+        )
 
     def contains(self, process: Process, t: Scalar) -> Bool[Array, ""]:
         """Whether the noise level of time t lies in the interval."""
@@ -129,7 +132,7 @@ def predict(
 ) -> list[Prediction]:
     """One prediction for each item of `dropped`, the names of conditions to ignore; all in one call."""
     branches, batch = len(dropped), x.shape[0]
-    # Each example stands beside its copies, so that a batch split over devices stays where it is.
+    # Copies of an example are adjacent, so that a batch split over devices needs no communication.
     x, conditions = jax.tree.map(lambda value: jnp.repeat(value, branches, axis=0), (x, conditions))
     drop = {name: jnp.tile(jnp.array([name in names for names in dropped]), batch) for name in conditions}
     together = denoise(x, t, conditions, drop)

@@ -49,9 +49,12 @@ class PerCondition(IntervalGuidance):
             "list each once",
         )
         expect(
-            len(self.scales) == len(names), "scales", self.scales, f"{len(names)} scales, one per condition",
+            len(self.scales) == len(names),
+            "scales",
+            self.scales,
+            f"{len(names)} scales, one per condition",
             "give one scale for each",
-        )  # fmt: skip
+        )
 
     def guided(self, models: Models) -> GuidedDenoiser:
         refuse_guiding_model(models.guiding_model)

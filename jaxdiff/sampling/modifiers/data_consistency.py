@@ -33,9 +33,12 @@ class DataConsistency:
     ) -> GuidedDenoiser:
         names = ", ".join(conditions) or "none"
         expect(
-            self.condition in conditions, "sampling.modifiers.condition", self.condition,
-            "a condition of the model", f"name one of: {names}",
-        )  # fmt: skip
+            self.condition in conditions,
+            "sampling.modifiers.condition",
+            self.condition,
+            "a condition of the model",
+            f"name one of: {names}",
+        )
         low_res = conditions[self.condition]
         value: Any = low_res.value
         small = value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(jnp.float32) / 127.5 - 1

@@ -37,9 +37,12 @@ class Euler(FixedCalls):
 
     def __post_init__(self):
         expect(
-            0 <= self.churn <= MAX_CHURN + 1e-6, "churn", self.churn,
-            "a fraction in [0, sqrt(2) - 1]", "divide S_churn by the steps",
-        )  # fmt: skip
+            0 <= self.churn <= MAX_CHURN + 1e-6,
+            "churn",
+            self.churn,
+            "a fraction in [0, sqrt(2) - 1]",
+            "divide S_churn by the steps",
+        )
 
     def step(
         self, denoise: Denoise, process: Process, state: SamplerState, t: Scalar, t_next: Scalar, keys: Keys

@@ -33,7 +33,7 @@ def labelled(train, test):
 
 
 def class_model(generate, train, test, **settings):
-    """A class-conditional model that generates images in this way."""
+    """A class-conditional model that generates images by this function."""
     return inputs(generate, ("label",), *labelled(train, test), **settings)
 
 
@@ -122,8 +122,9 @@ def test_batches_of_any_size_are_the_same_evaluation(model, values, digits):
     def generate(conditions, seed, guidance, first):
         everything = {"label": np.arange(200) % 10}
         images = model.generate(everything, seed, guidance, 0)[first : first + len(conditions["label"])]
-        np.testing.assert_array_equal(everything["label"][first : first + len(images)],
-                                      conditions["label"][: len(images)])  # fmt: skip
+        np.testing.assert_array_equal(
+            everything["label"][first : first + len(images)], conditions["label"][: len(images)]
+        )
         return np.resize(images, (len(conditions["label"]), 8, 8, 1))
 
     small = dataclasses.replace(

@@ -1,4 +1,4 @@
-"""Models of known faults, evaluated on crops of photographs."""
+"""Models with known defects, evaluated on crops of photographs."""
 
 import dataclasses
 import json
@@ -52,7 +52,7 @@ def partial():
 
 
 def model_of(generate, examples, condition, **settings):
-    """A model with this condition alone."""
+    """A model with only this condition."""
     return inputs(generate, (condition,), *examples, **settings)
 
 
@@ -319,8 +319,10 @@ def test_all_conditions_are_shuffled_together(partial):
 
 
 def test_one_task_needs_no_field(partial):
-    examples = tuple({name: values[part["task"] == 1] for name, values in part.items() if name != "task"}
-                     for part in partial)  # fmt: skip
+    examples = tuple(
+        {name: values[part["task"] == 1] for name, values in part.items() if name != "task"}
+        for part in partial
+    )
     evaluation = TranslationEvaluation(("inpaint",), task_field=None, n=10)
     values = score(evaluation, examples, answering(examples, "source", examples[1]["image"]))
     assert list(values["tasks"]) == ["all", "inpaint"]

@@ -1,4 +1,4 @@
-"""Models of known strengths and faults: the report has to find them."""
+"""Models with known strengths and defects, which the report has to detect."""
 
 import json
 

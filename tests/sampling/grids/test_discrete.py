@@ -1,4 +1,4 @@
-"""Which steps of a discrete model are visited: the numbers of the libraries whose models they are."""
+"""Steps of discrete models match the libraries in which the models were published."""
 
 import pathlib
 
@@ -68,7 +68,7 @@ def test_spacings_are_table_2_of_lin_et_al(steps):
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 @pytest.mark.parametrize("steps", [1, 2, 10, 40, 250, 500])
 def test_timestep_spacing_prev_is_next_in_list(grid, steps):
-    """A step goes to the next time of the list, so the list must be of distinct steps of the model, and fall."""
+    """A step goes to the next time of the list, so times must be distinct and decreasing."""
     indices = grid.indices(steps)
     assert indices.shape == (steps,)
     assert indices.min() >= 0

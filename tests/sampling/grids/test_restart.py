@@ -113,7 +113,7 @@ def test_a_restart_with_no_repetitions_is_the_base_grid(grid):
 
 @pytest.mark.parametrize("grid", [RePaint(BASE, 2, 3), Restart(BASE, 0.3, 2.0, 2, 3)], ids=str)
 def test_every_step_falls_and_none_begins_below_the_end_of_the_last(grid, float32):
-    """Exactly, inside a program too: a step that began a rounding error above the last would be a rise."""
+    """Exactly, also in a compiled program: a rounding error would count as a return to noise."""
     module = LearnedVariancePreserving(log_snr_min=-7.0, width=8)
     learned = module.apply({"params": module.init(jax.random.key(0))["params"]})
     for process in [*PROCESSES, learned]:
@@ -125,7 +125,7 @@ def test_every_step_falls_and_none_begins_below_the_end_of_the_last(grid, float3
 
 
 def test_restarts_of_a_learned_process_depend_on_its_parameters():
-    """Where the base is interrupted depends on them, and how many steps there are does not."""
+    """The position of a restart depends on the parameters; the number of steps does not."""
     module, grid = LearnedVariancePreserving(width=8), Restart(Uniform(), 0.3, 2.0, 2, 3)
     params = module.init(jax.random.key(0))["params"]
 

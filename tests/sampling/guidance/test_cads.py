@@ -116,7 +116,7 @@ def test_without_noise_it_is_the_inner_guidance_with_its_state():
 
 
 def test_everything_composes_in_one_compiled_recipe(float32):
-    """CADS around projected guidance in an interval, with a dynamic threshold: finite, and each image its own."""
+    """CADS around projected guidance in an interval, with a dynamic threshold: finite, and independent per image."""
     guidance = Cads(ClassifierFree(4.0, Projected(0.1, 5.0, -0.5), Interval(0.2, 3.0)), 0.4, 0.9, 0.3)
     recipe = Recipe(Ddim(1.0), Uniform(), guidance, 6, modifiers=(DynamicThreshold(0.95, 2.0),))
     tree = jax.tree.map(

@@ -26,7 +26,7 @@ MEAN, STD = 0.7, 0.4
 
 @dataclasses.dataclass(frozen=True)
 class Likelihood:
-    """``log p(y | x_t)`` for y of which the images are N(sign MEAN, STD^2), among all images N(0, 1)."""
+    """``log p(y | x_t)`` for a class y with images N(sign MEAN, STD^2), among all images N(0, 1)."""
 
     process: object = RectifiedFlow()
 
@@ -96,7 +96,7 @@ class Stored:
 
 
 def step_of(sampler, table, row, guided):
-    """One step of guided-diffusion's, with its network's output, clipping, gradient and noise; ours and theirs."""
+    """One step with guided-diffusion's network output, clipping, gradient and noise; ours and theirs."""
     i = int(GOLDENS["t"][row])
     bars = GOLDENS[f"{table}/alphas_cumprod"]
     alpha_bars = np.array([bars[i], bars[i - 1]])

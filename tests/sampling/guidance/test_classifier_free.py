@@ -123,7 +123,7 @@ def test_a_limited_interval_guides_inside_and_is_conditional_outside(scale, jit)
 
 
 def test_an_interval_includes_its_upper_end_only():
-    """Equation 5 of Kynkäänniemi et al. 2024. Without bounds it holds pure noise too."""
+    """Equation 5 of Kynkäänniemi et al. 2024. Without bounds, the interval includes pure noise."""
     exact = RectifiedFlow()
     half, one = exact.time(jnp.asarray(-2 * np.log(0.5))), exact.time(jnp.asarray(0.0))
     assert bool(Interval(0.25, 1.0).contains(exact, one))
@@ -220,7 +220,7 @@ def terms(scales, chained, x, t, fields):
 
 
 def two_means(x, t, fields, drop):
-    """The mean of the images is a^2 + 3 b + a b, so that effects neither repeat nor add up."""
+    """The mean of the images is a^2 + 3 b + a b, which is not additive."""
     a, b = (jnp.where(drop[name], 0.0, fields[name]) for name in "ab")
     return oracle((a**2 + 3 * b + a * b)[:, None, None, None], jnp.asarray(0.5))(x, t)
 

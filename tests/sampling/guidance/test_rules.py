@@ -118,7 +118,7 @@ def _rows(prediction, batch):
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @pytest.mark.parametrize("scale", [0.0, 0.5, 1.0])
 def test_a_rule_receives_only_the_predictions_that_it_needs(rule, scale):
-    """And where one prediction is enough, it is the whole result, as the rule itself would have it."""
+    """If one prediction is enough, it equals the result of the rule."""
     calls = []
     guided = ClassifierFree(scale, rule)(model(calls), FLOW, {"c": jnp.zeros(3)}, KEYS)
     x, t = jnp.asarray(X), jnp.asarray(T)
@@ -142,7 +142,7 @@ def test_momentum_carries_over_steps_and_is_unchanged_outside_the_interval():
         return Prediction(away + 0 * x, 0 * x)
 
     def images(interval, times):
-        """The image that the last call predicts."""
+        """The predicted image of the last call."""
         guided = ClassifierFree(3.0, rule, interval)(denoise, FLOW, {"c": jnp.zeros(3)}, KEYS)
         return sample(Ddim(), guided, FLOW, jnp.asarray(times), jnp.asarray(X), KEYS)
 

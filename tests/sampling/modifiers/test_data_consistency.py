@@ -1,4 +1,4 @@
-"""Images that must agree with a smaller one."""
+"""Data consistency: images agree with a low-resolution one."""
 
 import jax
 import jax.numpy as jnp

@@ -95,7 +95,7 @@ def moments(sampler, process, base, steps, repeats):
 
 
 def errors(process, repeats, steps):
-    """Of the unknown pixel's mean and variance; the known one is as it is given."""
+    """Errors of the unknown pixel's mean and variance; the known pixel is exact."""
     mean, covariance = moments(Ancestral("small"), process, Karras(0.02, 20.0), steps, repeats)
     assert mean[0] == KNOWN
     assert covariance[0, 0] == 0
@@ -103,7 +103,7 @@ def errors(process, repeats, steps):
 
 
 def test_resampling_approaches_the_conditional_distribution():
-    """What remains of the variance's error is the sampler's own, and halves with its steps."""
+    """The remaining error of the variance is the sampler's: it halves when the steps double."""
     plain, many = errors(VP, 1, 40), errors(VP, 125, 40)
     few = errors(VarianceExploding(), 5, 40)  # in the coordinates of samplers all processes are one
     assert plain[0] < -0.4  # of a conditional mean of 1.2
@@ -155,7 +155,7 @@ def conditional(denoise):
 
 @dataclasses.dataclass(frozen=True)
 class Untouched:
-    """An inpainting that leaves the model alone."""
+    """An inpainting method without effect."""
 
     def __call__(self, denoise, process, known):
         return denoise

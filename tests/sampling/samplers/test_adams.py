@@ -35,7 +35,7 @@ SECOND = (1.85, 2.1)
 
 @pytest.mark.parametrize("sampler", [Lms(2), Deis(2), AdamsBashforth(2), AdamsBashforth(4)], ids=str)
 def test_order_of_convergence(sampler):
-    """Fixed coefficients are of second order on steps that change, however many predictions there are."""
+    """On varying steps, fixed coefficients are of second order for any number of predictions."""
     found = orders(sampler)
     assert np.all((SECOND[0] < found) & (found < SECOND[1])), found
     assert np.all(errors(sampler, 96) < 1e-3)
@@ -89,7 +89,7 @@ noise_of = jax.jit(lambda x, t: denoiser(VE)(x, t).noise)
 
 @pytest.mark.parametrize(("sampler", "order"), [(Lms(4), 4), (Deis(3), 3)], ids=str)
 def test_order_from_an_exact_start(sampler, order):
-    """Without it the first-order step of the start is what is left in the end, second order in all."""
+    """Otherwise the first-order initial step dominates: second order overall."""
 
     def found(steps):
         times = jnp.stack([grid(VE, steps + 1) for grid in GRIDS])
@@ -116,12 +116,13 @@ COORDINATES = {
 @pytest.mark.parametrize("process", [RectifiedFlow(), VariancePreserving(Cosine())], ids=str)
 @pytest.mark.parametrize(
     ("sampler", "coordinate"),
-    [(Lms(order), "s") for order in (1, 2, 3, 4)] + [(Deis(order), "log s") for order in (1, 2, 3, 4)]
+    [(Lms(order), "s") for order in (1, 2, 3, 4)]
+    + [(Deis(order), "log s") for order in (1, 2, 3, 4)]
     + [(Deis(order, "t"), "t") for order in (1, 2, 3)],
     ids=str,
-)  # fmt: skip
+)
 def test_a_polynomial_is_integrated_exactly(sampler, coordinate, process):
-    """Where the noise is one in the coordinate, whatever x is, of the highest degree that the order can know."""
+    """The noise is a polynomial of the coordinate alone, of the highest degree that the order integrates."""
     where, degree = COORDINATES[coordinate], sampler.order - 1
 
     def noise(t):

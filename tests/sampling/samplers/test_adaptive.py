@@ -1,4 +1,4 @@
-"""Runge-Kutta solvers in the angle: order, tolerance, and what is seen when calls run out."""
+"""Adaptive Runge-Kutta solvers: order, tolerance, and the limit of calls."""
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ def test_the_error_goes_with_the_tolerance():
 
 
 def two_times():
-    """One step of the grid, all of which is left to the tolerance."""
+    """One step of the grid, divided by the solver according to its tolerance."""
     return GRIDS[0](VE, 2)
 
 
@@ -62,14 +62,14 @@ def test_calls_grow_with_the_fifth_root_of_the_tolerance():
 
 
 def next_step(sampler, h, rejected=False):
-    """What the solver would try after a step of length h of dz/dphi = z."""
+    """The next step size after a step h of dz/dphi = z."""
     z = jnp.ones((2, 1, 1, 1))
     walk = Walk(jnp.asarray(1.5), z, z, jnp.asarray(h), jnp.zeros((), jnp.int32), jnp.asarray(rejected))
     return float(sampler.attempt(lambda phi, z: z, jnp.asarray(0.1), walk).h)
 
 
 def test_steps_follow_the_error():
-    """By its fifth root; five times as long at most, and no longer than the one just after one that failed."""
+    """By the fifth root of the error; at most five times larger, and not larger after a rejected step."""
     few, many = (next_step(Rk45(0.0, tolerance), 0.8) for tolerance in (1e-3, 32e-3))
     np.testing.assert_allclose(many / few, 2, rtol=1e-12)
     np.testing.assert_allclose(next_step(Rk45(), 1e-3), 5e-3, rtol=1e-12)
@@ -99,7 +99,7 @@ def test_a_nan_of_the_denoiser_is_not_retried():
 
 
 def test_the_step_size_carries_over():
-    """A long way in pieces takes one careful first step only: after that a try for each piece is enough."""
+    """Only the first piece of a grid has a careful initial step; each later piece needs one attempt."""
     times = GRIDS[1](VE, 25)
     used, _ = calls(Rk45(1e-2, 1e-2), times, points=2)
     assert used < 24 * 7 + 6 * 6
@@ -113,7 +113,7 @@ def test_an_image_depends_on_its_neighbours_within_the_tolerance():
 
 
 def test_every_image_is_within_the_tolerance():
-    """One among many where nothing happens gets the same steps as alone: no mean over the batch hides it."""
+    """An image among trivial ones gets the same steps as alone: the error is not averaged over the batch."""
     x = jnp.zeros((POINTS, 1, 1, 2)).at[0].set(8.0)
 
     def run(x):
@@ -139,7 +139,7 @@ def test_every_process_gives_the_same_path(sampler):
 
 
 def test_from_pure_noise():
-    """The angle of pure noise is a right one, and nothing is infinite there."""
+    """Pure noise has the angle pi / 2, where everything is finite."""
     x, flow = start(), RectifiedFlow()
     for sampler, steps, tolerance in ((Rk45(1e-8, 1e-8), 1, 1e-6), (RungeKutta4(), 40, 1e-5)):
         times = jnp.linspace(1.0, 0.1, steps + 1)

@@ -27,7 +27,7 @@ def images(*shape: int) -> np.ndarray:
 
 
 def a_step(sampler, process, fraction=None, t=0.7, t_next=0.4):
-    """One step with an arbitrary prediction: (x_t, predicted image, what was drawn, x_next)."""
+    """One step with an arbitrary prediction: (x_t, predicted image, drawn noise, x_next)."""
     x_t, x_0, z = images(3, 2, 2, 2, 1)
     alpha, sigma = process.signal(jnp.asarray(t))
     prediction = Prediction(jnp.asarray(x_0), (x_t - alpha * x_0) / sigma, fraction)
@@ -120,7 +120,7 @@ def table(schedule: str, steps) -> tuple:
 
 
 def clipped(denoise, process):
-    """The predicted image clipped, and the noise that it then takes."""
+    """The clipped prediction and the corresponding noise."""
 
     def call(x, t):
         x_0, _, fraction = denoise(x, t)

@@ -1,4 +1,4 @@
-"""Trajectories against diffusers: stored ones, and its schedulers themselves where they are installed."""
+"""Trajectories of diffusers: stored ones, and those of its schedulers if it is installed."""
 
 import json
 import pathlib
@@ -77,7 +77,7 @@ def data() -> Mixture:
 
 
 def clipped(denoise, process):
-    """The predicted image clipped, and the noise that it then takes."""
+    """The clipped prediction and the corresponding noise."""
 
     def call(x, t):
         x_0 = jnp.clip(denoise(x, t).x_0, -1, 1)

@@ -1,4 +1,4 @@
-"""Whole recipes against diffusers as installed: its time grids and its endings, down to the last number."""
+"""Complete recipes against the installed diffusers: time grids, and the last step."""
 
 import sys
 import warnings

@@ -59,7 +59,7 @@ def test_every_run_is_matched_or_is_another_method():
 
 
 def go(sampler, denoise, process, times, x, noise=(), max_orders=None):
-    """`walk` without compiling a branch again at every step."""
+    """`walk`, without recompiling branches at every step."""
     with jax.disable_jit(isinstance(sampler, Pndm)):
         return walk(sampler, denoise, process, times, x, noise, max_orders=max_orders)
 

@@ -29,7 +29,7 @@ TIMES = np.array([0.7, 0.55, 0.45, 0.2])
 
 
 class Levels:
-    """alpha, sigma and lambda of a process in numpy, and a bent denoiser that no solver is exact for."""
+    """alpha, sigma and lambda of a process in numpy, and a nonlinear denoiser for which no solver is exact."""
 
     def __init__(self, process):
         self.process = process
@@ -153,7 +153,7 @@ def test_3m_corrects_its_first_step_by_a_linear_integral(integrand, process):
 
 
 def test_draws_of_dpm_solver_sde_belong_to_one_path():
-    """The noise at t_next is that at s, carried on by the bridge to x_0, and fresh noise for the rest."""
+    """The noise at t_next is the bridge's from the noise at s to x_0, and new noise for the rest."""
     process, (t, t_next) = VarianceExploding(), jnp.asarray(TIMES[:2])
     s = node(process, t, t_next, (process.log_snr(t_next) - process.log_snr(t)) / 2, 0.5)
     level, level_s, level_next = (float(process.signal(time).sigma) for time in (t, s, t_next))

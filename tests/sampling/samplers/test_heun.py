@@ -16,7 +16,7 @@ PROCESSES = [VariancePreserving(Linear()), VarianceExploding(), RectifiedFlow()]
 
 
 def first_call(sampler, process, t):
-    """What the denoiser is first asked in a step from t: (x, keys, images seen, time seen)."""
+    """The first call of the denoiser in a step from t: (x, keys, its images, its time)."""
     x, seen = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 2, 1))), []
     keys = jax.random.split(jax.random.key(3), 3)
 

@@ -44,7 +44,7 @@ each_sampler = pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
 
 
 def go(sampler, denoise, process, times, x):
-    """`walk` without compiling a branch again at every step."""
+    """`walk`, without recompiling branches at every step."""
     with jax.disable_jit(isinstance(sampler, Pndm)):
         return walk(sampler, denoise, process, times, x)
 
@@ -105,7 +105,7 @@ def test_every_process_gives_the_same_path(sampler, process):
 
 @each_sampler
 def test_a_single_image_is_reached_exactly_from_pure_noise(sampler):
-    """Its noise and image are constant on the way; alpha = 0 must divide nothing."""
+    """Image and noise are constant along the path; nothing is divided by alpha = 0."""
     x, flow, oracle = start()[:POINTS], RectifiedFlow(), Gaussian(gaussian().mean, jnp.zeros(()))
     times = grids.Uniform()(flow, 6)
     found = go(sampler, oracle.denoiser(flow), flow, times, x)[-1]
@@ -114,7 +114,7 @@ def test_a_single_image_is_reached_exactly_from_pure_noise(sampler):
 
 @each_sampler
 def test_from_pure_noise_the_first_step_is_an_euler_step(sampler):
-    """And where it lies infinitely far away, it is forgotten: then the second is a first step too."""
+    """Where pure noise is infinitely far away, the second step has no history either."""
     flow, x = RectifiedFlow(), start()[:POINTS]
     times, denoise = jnp.asarray([1.0, 0.8, 0.6]), gaussian().denoiser(flow)
     _, second, third = go(sampler, denoise, flow, times, x)
@@ -124,7 +124,7 @@ def test_from_pure_noise_the_first_step_is_an_euler_step(sampler):
 
 
 def test_the_last_step_is_the_predicted_image():
-    """Also of the correctors, whose last correction has no use for it."""
+    """Also for correctors: the last correction needs no further call."""
     sampler = UniPc(3)
     x, denoise, times = start()[:POINTS], gaussian().denoiser(VE), GRIDS[0](VE, 3)
     keys = jax.random.split(jax.random.key(0), POINTS)
@@ -144,7 +144,7 @@ def test_calls_are_counted(sampler):
 
 @each_sampler
 def test_returning_to_noise_resets_the_history(sampler):
-    """The loop makes a new history there, with which a step is a first step."""
+    """The loop then starts a new history, so that the next step is a first step."""
     denoise, x, times = stateless(gaussian().denoiser(VE)), start()[:POINTS], GRIDS[0](VE, 5)
     fresh = go(sampler, denoise, VE, times[3:], x)[-1]
     with jax.disable_jit(isinstance(sampler, Pndm)):
@@ -206,7 +206,7 @@ def test_a_config_gives_the_same_sampler(sampler):
         (lambda: Rk45(atol=0.0), "atol"),
         (lambda: Rk45(max_calls=6), "max_calls"),
     ],
-)  # fmt: skip
+)
 def test_impossible_settings_are_named(make, field):
     with pytest.raises(UserError, match=f"^{field}="):
         make()

@@ -34,7 +34,7 @@ each_sampler = pytest.mark.parametrize("sampler", [sampler for sampler, _ in SAM
 
 @pytest.mark.parametrize(("sampler", "band"), SAMPLERS, ids=str)
 def test_order_of_convergence(sampler, band):
-    """On two grids, so that no solver is right on one only, and two data sets, one of them with a nonlinear score."""
+    """On two grids and two data sets, one of them with a nonlinear score."""
     steps = 384 if band == THIRD else 96  # third order shows itself later
     found = orders(sampler, steps)
     assert np.all((band[0] < found) & (found < band[1])), found
@@ -44,7 +44,7 @@ def test_order_of_convergence(sampler, band):
 @pytest.mark.parametrize("process", OTHERS, ids=str)
 @each_sampler
 def test_every_process_gives_the_same_path(sampler, process):
-    """``x / alpha`` depends on the noise levels ``sigma / alpha`` alone, so no process can favour a mistake."""
+    """``x / alpha`` depends on the noise levels ``sigma / alpha`` only."""
     x = start()
     first, last = process.signal(GRIDS[0](process, 2)).alpha
     expected = walk(sampler, denoiser(VE), VE, GRIDS[0](VE, 4), x)[-1]
@@ -54,7 +54,7 @@ def test_every_process_gives_the_same_path(sampler, process):
 
 @each_sampler
 def test_a_single_image_is_reached_exactly_from_pure_noise(sampler):
-    """Its ODE is a straight line in the coordinates of every solver here; alpha = 0 must divide nothing."""
+    """Its ODE is linear in the coordinates of every solver; nothing is divided by alpha = 0."""
     x, flow, oracle = start()[:POINTS], RectifiedFlow(), Gaussian(gaussian().mean, jnp.zeros(()))
     times = grids.Uniform()(flow, 4)
     found = walk(sampler, oracle.denoiser(flow), flow, times, x)[-1]

@@ -1,4 +1,4 @@
-"""Whole trajectories against k-diffusion and EDM, on the exact denoiser of a Gaussian mixture."""
+"""Trajectories of k-diffusion and EDM on the exact denoiser of a Gaussian mixture."""
 
 import itertools
 import math
@@ -62,7 +62,7 @@ def test_k_diffusion(name, sampler, steps):
 
 
 def _independent(times, noise, r):
-    """What we must draw second in each step, so that, joined to the first draw, it makes the stored second one."""
+    """The second independent draw of each step, such that its combination with the first is the stored noise."""
     drawn = []
     for k, (t, t_next) in enumerate(itertools.pairwise(times)):
         s = node(VE, t, t_next, (VE.log_snr(t_next) - VE.log_snr(t)) / 2, r)

@@ -35,7 +35,7 @@ def test_order_of_convergence(sampler):
 
 
 def test_fourth_order_for_equal_steps_of_the_noise_level():
-    """The start is there the classical Runge-Kutta method."""
+    """The initial steps are the classical Runge-Kutta method there."""
 
     def found(sampler, steps):
         times = jnp.linspace(1.0, SIGMA_MIN / SIGMA_MAX, steps + 1)[None]

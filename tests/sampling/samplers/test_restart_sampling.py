@@ -29,7 +29,7 @@ def data() -> Gaussian:
 
 @dataclasses.dataclass(frozen=True)
 class Exact:
-    """The probability flow without any error."""
+    """The exact probability flow."""
 
     def calls(self, steps):
         return steps
@@ -100,7 +100,7 @@ def test_an_error_of_the_prior_shrinks_with_every_restart(process):
 
 
 def test_restarts_correct_a_prior_of_wrong_mean_and_variance():
-    """The flow alone carries the error of the start to the end; of it three restarts leave next to nothing."""
+    """The flow alone keeps the initial error; three restarts remove nearly all of it."""
     process, wrong_mean, wrong_variance = VarianceExploding(), 3.0, 4.0
     missed = {}
     for repeats in (0, 3):
@@ -115,7 +115,7 @@ def test_restarts_correct_a_prior_of_wrong_mean_and_variance():
 
 
 def test_restarts_correct_errors_of_the_solver():
-    """A coarse solver errs above the interval; the restarts are of its own steps, yet leave less of that."""
+    """A coarse solver has errors above the interval; restarts reduce them, with steps of the same solver."""
     process = VarianceExploding()
 
     def error(repeats):

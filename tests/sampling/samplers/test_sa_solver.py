@@ -79,7 +79,7 @@ def test_noise_is_added_in_its_interval_only():
 
 
 def test_from_pure_noise():
-    """All of the noise is drawn anew if it is asked for at that level, none if it is not."""
+    """All noise is drawn again if the interval includes pure noise, otherwise none."""
     flow, x = RectifiedFlow(), start()[:4]
     times, denoise = jnp.asarray([1.0, 0.6, 0.4]), data().denoiser(flow)
     predicted = denoise(x, times[0])

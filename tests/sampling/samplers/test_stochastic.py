@@ -57,10 +57,13 @@ def test_churn_keeps_the_distribution(sampler, order):
 
 @pytest.mark.parametrize(
     ("process", "grid"),
-    [(VariancePreserving(Linear(beta_max=5.0)), grids.Uniform()), (RectifiedFlow(), grids.Uniform()),
-     (VarianceExploding(), grids.Karras(0.002, 20.0))],
+    [
+        (VariancePreserving(Linear(beta_max=5.0)), grids.Uniform()),
+        (RectifiedFlow(), grids.Uniform()),
+        (VarianceExploding(), grids.Karras(0.002, 20.0)),
+    ],
     ids=["vp", "flow", "ve"],
-)  # fmt: skip
+)
 def test_prior_mismatch_is_the_closed_form(process, grid):
     """Samples start from N(0, sigma^2), without the remaining mean of the data at the first time.
 

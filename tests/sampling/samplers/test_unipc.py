@@ -100,7 +100,7 @@ def test_without_the_corrector_the_first_order_is_ddim():
 
 @pytest.mark.parametrize("integrand", ["x_0", "noise"])
 def test_b_of_h_matters_between_two_predictions_only(integrand):
-    """With a past of three predictions a step and its correction are the exact ones, whatever B(h)."""
+    """With three predictions, a step and its correction are exact for every B(h)."""
     times, x = GRIDS[0](VE, 7), start()
     one, *others = (
         UniPc(3, integrand=integrand),

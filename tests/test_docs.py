@@ -1,4 +1,4 @@
-"""The documentation is true: its recipes run, and the tests that it names exist."""
+"""The documentation: its recipes run, and the tests and parts that it names exist."""
 
 import ast
 import importlib.util
@@ -69,7 +69,9 @@ def sections(document):
     return list(zip(parts[1::2], parts[2::2], strict=True))
 
 
-@pytest.mark.parametrize(("heading", "text"), sections("docs/parts.md"), ids=lambda text: text.split(":")[0][:20])
+@pytest.mark.parametrize(
+    ("heading", "text"), sections("docs/parts.md"), ids=lambda text: text.split(":")[0][:20]
+)
 def test_each_part_that_is_listed_exists(heading, text):
     packages = [*re.findall(r"`(jaxdiff[\w.]*)`", heading), "jaxdiff"]
     named = re.findall(r"([a-z_][\w.]*):([A-Z]\w+)", text)
@@ -81,6 +83,28 @@ def test_each_part_that_is_listed_exists(heading, text):
         ), f"{module}:{name}"
     for name in re.findall(r"`([A-Z][a-z]\w*)[`(]", text):
         assert name in CLASSES, name
+
+
+@pytest.mark.parametrize("document", ["docs/architecture.md", "README.md"])
+def test_each_package_is_in_the_map_and_each_path_of_the_map_exists(document):
+    text = (ROOT / document).read_text()
+    rows = "\n".join(line.split("|")[1] for line in text.splitlines() if line.startswith("| `"))
+    paths = re.findall(r"`((?:jaxdiff/)?[\w/]+(?:/|\.py))`", rows)
+    found = {path.removeprefix("jaxdiff/") for path in paths}
+    packages = {f"{path.parent.name}/" for path in (ROOT / "jaxdiff").glob("*/__init__.py")}
+    assert packages <= found
+    for path in found:
+        assert (ROOT / "jaxdiff" / path).exists() or (ROOT / path).exists(), path
+
+
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
+
+
+def test_each_file_that_the_architecture_names_exists():
+    named = set(re.findall(r"`((?:\w+/)+\w+\.py)\b", ARCHITECTURE)) - {"tests/tasks/classification.py"}
+    assert len(named) > 20
+    for path in named:
+        assert (ROOT / "jaxdiff" / path).exists(), path
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -181,7 +205,9 @@ def test_a_condition_in_one_file_and_a_line_of_a_config_is_trained_and_sampled(l
     found = draw("--n", "6", "--guidance", "1", *given)
     assert found["attributes"].tolist() == [[True, False, True], [False, False, True]] * 3
     levels = found["images"].mean(axis=(1, 2, 3))
-    assert levels[::2].min() > levels[1::2].max() + 60, "images are bright where the first attribute is present"
+    assert levels[::2].min() > levels[1::2].max() + 60, (
+        "images are bright where the first attribute is present"
+    )
     (lamps / "many.jsonl").write_text("\n".join(
         json.dumps({"attributes": value}) for value in ([True, False, True], None)
     ))  # fmt: skip
@@ -195,7 +221,10 @@ def test_a_condition_in_one_file_and_a_line_of_a_config_is_trained_and_sampled(l
             "--condition",
             "attribute=1",
         ): r"'attribute': the model has no such condition. Fix: it has: attributes",
-        ("--condition", "attributes=[1, 0, 1]"): r"attributes=int64\[1, 3\]: expected bools \[n, 3\], got int64",
+        (
+            "--condition",
+            "attributes=[1, 0, 1]",
+        ): r"attributes=int64\[1, 3\]: expected bools \[n, 3\], got int64",
         ("--condition", "attributes=[true]"): r"attributes=bool\[1, 1\]: expected bools \[n, 3\]",
         ("--label", "3"): r"--label='3': the model has no label. Fix: leave it out; it has: attributes",
     }.items():
@@ -214,6 +243,6 @@ def test_a_condition_in_one_file_and_a_line_of_a_config_is_trained_and_sampled(l
     digits = "--config.data.source=jaxdiff.data.sources:Tfds(name='digits')"
     other = ["--config", str(lamps / "config.py"), "--workdir", str(lamps / "other"), *changes, digits]
     with pytest.raises(
-        UserError, match="condition attributes, and the examples lack it; they have image, index, label"
+        UserError, match="expected examples with the condition attributes, got the fields image, index, label"
     ):
         train.main(other)

@@ -63,15 +63,12 @@ CLASSES = {
 }
 
 
-def sections(document):
-    """(heading, text) of each section."""
-    parts = re.split(r"^## (.+)$", (ROOT / document).read_text(), flags=re.MULTILINE)
-    return list(zip(parts[1::2], parts[2::2], strict=True))
+_, *SECTIONS = re.split(r"^## (.+)$", (ROOT / "docs/parts.md").read_text(), flags=re.MULTILINE)
+PARTS = dict(zip(SECTIONS[::2], SECTIONS[1::2], strict=True))
+"""Text by heading."""
 
 
-@pytest.mark.parametrize(
-    ("heading", "text"), sections("docs/parts.md"), ids=lambda text: text.split(":")[0][:20]
-)
+@pytest.mark.parametrize(("heading", "text"), PARTS.items(), ids=PARTS)
 def test_each_part_that_is_listed_exists(heading, text):
     packages = [*re.findall(r"`(jaxdiff[\w.]*)`", heading), "jaxdiff"]
     named = re.findall(r"([a-z_][\w.]*):([A-Z]\w+)", text)

@@ -1,4 +1,4 @@
-"""The documentation is true: its recipes run, and the tests that it names exist."""
+"""The documentation: its recipes run, and the tests and parts that it names exist."""
 
 import ast
 import importlib.util
@@ -63,15 +63,12 @@ CLASSES = {
 }
 
 
-def sections(document):
-    """(heading, text) of each section."""
-    parts = re.split(r"^## (.+)$", (ROOT / document).read_text(), flags=re.MULTILINE)
-    return list(zip(parts[1::2], parts[2::2], strict=True))
+_, *SECTIONS = re.split(r"^## (.+)$", (ROOT / "docs/parts.md").read_text(), flags=re.MULTILINE)
+PARTS = dict(zip(SECTIONS[::2], SECTIONS[1::2], strict=True))
+"""Text by heading."""
 
 
-@pytest.mark.parametrize(
-    ("heading", "text"), sections("docs/parts.md"), ids=lambda text: text.split(":")[0][:20]
-)
+@pytest.mark.parametrize(("heading", "text"), PARTS.items(), ids=PARTS)
 def test_each_part_that_is_listed_exists(heading, text):
     packages = [*re.findall(r"`(jaxdiff[\w.]*)`", heading), "jaxdiff"]
     named = re.findall(r"([a-z_][\w.]*):([A-Z]\w+)", text)
@@ -83,6 +80,28 @@ def test_each_part_that_is_listed_exists(heading, text):
         ), f"{module}:{name}"
     for name in re.findall(r"`([A-Z][a-z]\w*)[`(]", text):
         assert name in CLASSES, name
+
+
+@pytest.mark.parametrize("document", ["docs/architecture.md", "README.md"])
+def test_each_package_is_in_the_map_and_each_path_of_the_map_exists(document):
+    text = (ROOT / document).read_text()
+    rows = "\n".join(line.split("|")[1] for line in text.splitlines() if line.startswith("| `"))
+    paths = re.findall(r"`((?:jaxdiff/)?[\w/]+(?:/|\.py))`", rows)
+    found = {path.removeprefix("jaxdiff/") for path in paths}
+    packages = {f"{path.parent.name}/" for path in (ROOT / "jaxdiff").glob("*/__init__.py")}
+    assert packages <= found
+    for path in found:
+        assert (ROOT / "jaxdiff" / path).exists() or (ROOT / path).exists(), path
+
+
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
+
+
+def test_each_file_that_the_architecture_names_exists():
+    named = set(re.findall(r"`((?:\w+/)+\w+\.py)\b", ARCHITECTURE)) - {"tests/tasks/classification.py"}
+    assert len(named) > 20
+    for path in named:
+        assert (ROOT / "jaxdiff" / path).exists(), path
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -221,6 +240,6 @@ def test_a_condition_in_one_file_and_a_line_of_a_config_is_trained_and_sampled(l
     digits = "--config.data.source=jaxdiff.data.sources:Tfds(name='digits')"
     other = ["--config", str(lamps / "config.py"), "--workdir", str(lamps / "other"), *changes, digits]
     with pytest.raises(
-        UserError, match="condition attributes, and the examples lack it; they have image, index, label"
+        UserError, match="expected examples with the condition attributes, got the fields image, index, label"
     ):
         train.main(other)

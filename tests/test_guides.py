@@ -1,4 +1,4 @@
-"""The guides are true: their commands fit their configs, their Python runs, and two of them are followed."""
+"""The guides: their commands parse and fit their configs, their Python runs, and two of them are followed in full."""
 
 import importlib
 import pathlib
@@ -66,7 +66,7 @@ def at_root(monkeypatch):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_guide_has_all_that_one_asks_for(name):
+def test_a_guide_has_every_section_and_its_links_exist(name):
     headings = re.findall(r"^## (.+)$", GUIDES[name], re.MULTILINE)
     assert [heading for heading in headings if heading in SECTIONS] == list(SECTIONS)
     assert {module for guide, module, _ in LINES if guide == name} >= {"train", "sample", "evaluate", "plan"}
@@ -88,24 +88,24 @@ def test_each_command_parses_and_fits_the_config_of_its_run(name, module, words)
         return
     folders = flags.cascade.split(",") if getattr(flags, "cascade", None) else [flags.workdir]
     guiding = getattr(flags, "guiding_model", getattr(flags, "guide", None))
-    guide = [] if guiding is None else [guiding.rpartition(":")[0]]
-    parts = {}
-    for folder in [*folders, *guide]:
+    guiding_folders = [] if guiding is None else [guiding.rpartition(":")[0]]
+    conditions = {}
+    for folder in [*folders, *guiding_folders]:
         config, training = runs()[folder]
         loaded = command.load_config(config, training)
         for path, text in overrides:
             override(loaded, path, text)
         built = configs.build(loaded)
-        parts |= dict(built.task.denoiser.conditioner.conditions)
+        conditions |= dict(built.task.denoiser.conditioner.conditions)
     if module == "evaluate":
         assert built.evaluation is not None
         return
     if flags.sampler is not None:
         assert ":" in request.sampler_target(flags.sampler)
     for word in [*flags.image, *flags.condition, *flags.level, *flags.negative, *flags.source]:
-        assert word.partition("=")[0] in parts, word
-    assert not flags.text or "text" in parts
-    assert flags.label is None or "label" in parts
+        assert word.partition("=")[0] in conditions, word
+    assert not flags.text or "text" in conditions
+    assert flags.label is None or "label" in conditions
     assert flags.guidance is None or "=" in flags.guidance or float(flags.guidance) >= 0
 
 
@@ -133,7 +133,7 @@ SMALL = (
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
-def picture(path, size, seed=0, alpha=None, levels=(0, 256)):
+def save_random(path, size, seed=0, alpha=None, levels=(0, 256)):
     pixels = np.random.default_rng(seed).integers(*levels, (size, size, 3), np.uint8)
     if alpha is not None:
         pixels = np.dstack([pixels, np.where(alpha, 255, 0).astype(np.uint8)])
@@ -174,7 +174,7 @@ def shapes(folder):
 def test_the_guide_of_super_resolution_can_be_followed(followed):
     folder, follow = followed
     for name in ("small", "other", "rough"):
-        picture(folder / f"{name}.png", 16, len(name), levels=(100, 150))
+        save_random(folder / f"{name}.png", 16, len(name), levels=(100, 150))
     (folder / "many.jsonl").write_text('{"low_res": "small.png"}\n{"low_res": "other.png"}\n')
     follow("super_resolution", "--config.evaluation.n=4", "--config.test_data.source.split=test[:4]")
     assert shapes(folder / "several") == [(64, 64, 3)] * 8
@@ -183,7 +183,7 @@ def test_the_guide_of_super_resolution_can_be_followed(followed):
         found = dict(file)
     assert found["images"].shape == (2, 64, 64, 3)
     blocks = found["images"].reshape(2, 16, 4, 16, 4, 3)
-    inner = ((blocks > 0) & (blocks < 255)).all(axis=(2, 4))  # elsewhere pixels were cut to bytes
+    inner = ((blocks > 0) & (blocks < 255)).all(axis=(2, 4))  # other pixels were clipped
     assert inner.mean() > 0.05
     assert np.abs(blocks.mean(axis=(2, 4)) - found["low_res"])[inner].max() <= 0.5
     assert opened(folder / "cleaned.png").shape == (64, 64, 3)
@@ -196,9 +196,9 @@ def test_the_guide_of_image_to_image_can_be_followed(followed):
     inside = np.zeros((32, 32), bool)
     inside[8:24, 8:24] = True
     for name in ("grey", "sketch", "photo"):
-        pixels = picture(folder / f"{name}.png", 32, len(name))
-    picture(folder / "holes.png", 32, alpha=~inside)
-    middle = picture(folder / "middle.png", 32, alpha=inside)
+        pixels = save_random(folder / f"{name}.png", 32, len(name))
+    save_random(folder / "holes.png", 32, alpha=~inside)
+    middle = save_random(folder / "middle.png", 32, alpha=inside)
     Image.fromarray(np.where(inside, 255, 0).astype(np.uint8)).save(folder / "mask.png")
     (folder / "many.jsonl").write_text(
         '{"source": "holes.png", "task": 1}\n{"source": "sketch.png", "task": 3}\n'

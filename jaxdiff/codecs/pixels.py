@@ -14,7 +14,6 @@ from jaxdiff.data.images import to_float, to_uint8
 from jaxdiff.errors import UserError, expect
 from jaxdiff.typing import Array, Key, Params, Weights
 
-
 LEVELS = to_float(np.arange(256, dtype=np.uint8))
 """The float of each of the 256 levels, as the host computes it."""
 

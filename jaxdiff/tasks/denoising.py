@@ -46,8 +46,8 @@ class DenoisingTask:
         none leaks into samples. Conditions that are images do not move with them.
       codec: from stored examples to diffused data.
       data_field: the field of the batch that holds the stored examples.
-      pretrained: networks inside the denoiser that are not trained: path of the module, such as
-        ``conditioner/parts_text/encoder``, to the origin of its parameters.
+      pretrained: networks inside the denoiser that are not trained: path of the module in the tree of parameters, such
+        as ``conditioner/parts_text``, to the origin of its parameters.
     """
 
     denoiser: Denoiser

@@ -17,7 +17,6 @@ from jaxdiff.models.unet import Level
 
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"
 TINY = (
-    ("task.denoiser.network.head_dim", "4"),
     ("task.denoiser.network.middle.attention", "none"),
     ("task.denoiser.conditioner.noise.width", "16"),
     ("sampling.steps", "2"),

@@ -354,7 +354,9 @@ def test_images_of_every_kind_are_read(tmp_path):
     turned = Image.Exif()
     turned[0x0112] = 6  # the camera was on its side: the first row is the right-hand column
     np.testing.assert_array_equal(read(rgb, 3, exif=turned), np.rot90(rgb, -1))
-    with pytest.raises(UserError, match="expected an image of 1 to 4 channels, got a condition of 5 channels"):
+    with pytest.raises(
+        UserError, match="expected an image of 1 to 4 channels, got a condition of 5 channels"
+    ):
         read_image("--image", str(tmp_path / "x.png"), 5)
     complete = (tmp_path / "x.png").read_bytes()
     (tmp_path / "x.png").write_bytes(complete[:-30])

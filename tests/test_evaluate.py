@@ -27,7 +27,7 @@ FEW = {"digits_cascade": "[:250]", "scenes_text": "[:400]"}
 OWN = {
     "scenes_text": (
         ("task.denoiser.conditioner.conditions.text.vector_width", "16"),
-        ("task.denoiser.conditioner.conditions.text.layers", "1"),
+        ("task.denoiser.conditioner.conditions.text.encoder.layers", "1"),
         ("evaluation.n", "12"),
     ),
     "photos_sr": (

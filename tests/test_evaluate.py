@@ -17,7 +17,6 @@ from jaxdiff.models.unet import Level
 
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"
 TINY = (
-    ("task.denoiser.network.head_dim", "4"),
     ("task.denoiser.network.middle.attention", "none"),
     ("task.denoiser.conditioner.noise.width", "16"),
     ("sampling.steps", "2"),
@@ -28,7 +27,7 @@ FEW = {"digits_cascade": "[:250]", "scenes_text": "[:400]"}
 OWN = {
     "scenes_text": (
         ("task.denoiser.conditioner.conditions.text.vector_width", "16"),
-        ("task.denoiser.conditioner.conditions.text.layers", "1"),
+        ("task.denoiser.conditioner.conditions.text.encoder.layers", "1"),
         ("evaluation.n", "12"),
     ),
     "photos_sr": (

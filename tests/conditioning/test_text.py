@@ -430,9 +430,9 @@ def test_strings_and_ids_are_read_alike():
         (np.where(IDS == 1, 7, IDS), r"text\[0\]=.*one end"),
         (np.zeros((1, LENGTH), int), r"text\[0\]=\[0, .*one end"),
         (np.eye(1, LENGTH, dtype=int) * 7, r"text\[0\]=\[7, 0, .*one end"),
-        (np.concatenate([IDS[:1], IDS[:1] + (IDS[:1] == 0)]), r"text\[1\]=.*one end, and padding after"),
-        (np.where(np.arange(LENGTH) == 2, 0, IDS[:1]), r"text\[0\]=.*one end, and padding after"),
-        (np.where(np.arange(LENGTH) == 10, 9, IDS[:1]), r"text\[0\]=.*one end, and padding after"),
+        (np.concatenate([IDS[:1], IDS[:1] + (IDS[:1] == 0)]), r"text\[1\]=.*one end and then padding"),
+        (np.where(np.arange(LENGTH) == 2, 0, IDS[:1]), r"text\[0\]=.*one end and then padding"),
+        (np.where(np.arange(LENGTH) == 10, 9, IDS[:1]), r"text\[0\]=.*one end and then padding"),
         (["a", None], r"text\[1\]=None: expected a text, got NoneType"),
         (["a", "\ud800"], r"text\[1\]='\\ud800': .*surrogate"),
     ],
@@ -529,7 +529,7 @@ def test_images_follow_text_and_negative_text():
 
 
 def test_text_needs_a_network_that_reads_tokens():
-    with pytest.raises(UserError, match="a condition gives tokens and no level reads them"):
+    with pytest.raises(UserError, match="expected cross-attention, because a condition gives tokens"):
         a_generator(cross_attention=False)
 
 

@@ -1,3 +1,3 @@
 """jaxdiff: conditional diffusion models with a U-Net, in JAX."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

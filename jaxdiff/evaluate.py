@@ -8,9 +8,15 @@ Writes evaluation.json and evaluation.png into the run's folder, and prints a ta
 import functools
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from jaxdiff.cli import app as command
 from jaxdiff.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxdiff.evaluation.protocols import EvaluationInputs, Report
+    from jaxdiff.experiment import Experiment
+    from jaxdiff.generation.generator import Generator
 
 DESCRIPTION = (
     "Evaluate a trained model on held-out data; write evaluation.json and evaluation.png to its folder."
@@ -73,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
     print(evaluate(experiment, generator, flags.workdir))
 
 
-def evaluate(experiment, generator, workdir: str | os.PathLike[str]):
+def evaluate(experiment: "Experiment", generator: "Generator", workdir: str | os.PathLike[str]) -> "Report":
     """Run the experiment's evaluation and write its report into `workdir`.
 
     Args:
@@ -88,21 +94,26 @@ def evaluate(experiment, generator, workdir: str | os.PathLike[str]):
 
     from jaxdiff.evaluation.reports import files
 
-    report = experiment.evaluation(inputs_of(experiment, generator))
+    evaluation = experiment.evaluation
+    if evaluation is None:
+        raise UserError("config.evaluation=None: expected an evaluation, got none. Fix: give one")
+    report = evaluation(inputs_of(experiment, generator))
     if jax.process_index() == 0:
         files.write(report, workdir)
     return report
 
 
-def inputs_of(experiment, generator):
+def inputs_of(experiment: "Experiment", generator: "Generator") -> "EvaluationInputs":
     """The `EvaluationInputs` of a trained model: its generator, and its data as streams."""
     from jaxdiff.codecs.pixels import Pixels
     from jaxdiff.evaluation import denoising_loss as losses
     from jaxdiff.evaluation.protocols import EvaluationInputs
 
-    task, recipe, mesh, params = experiment.sampled, experiment.sampling, generator.mesh, generator.params
+    task, recipe, mesh, params = experiment.sampled, experiment.recipe, generator.mesh, generator.params
     conditioner = task.denoiser.conditioner
-    train, test = experiment.data.stored(), experiment.test_data.stored()
+    held_out = experiment.test_data
+    assert held_out is not None  # guaranteed by an experiment with an evaluation
+    train, test = experiment.data.stored(), held_out.stored()
     scale = float(recipe.guidance.scale)
     conditions = tuple(name for name in conditioner.conditions if not conditioner.has_default(name))
 
@@ -123,7 +134,7 @@ def inputs_of(experiment, generator):
             "steps": recipe.steps,
             "data": {
                 "train": experiment.data.fingerprint(),
-                "test": experiment.test_data.fingerprint(),
+                "test": held_out.fingerprint(),
             },
         },
         noise_losses={
@@ -133,7 +144,7 @@ def inputs_of(experiment, generator):
         },
         # Bits per dimension are defined for images of 256 levels, not for latents.
         bits=functools.partial(losses.bits, denoiser=task.denoiser, params=params, examples=test, mesh=mesh)
-        if isinstance(task.codec, Pixels)
+        if type(task.codec) is Pixels
         else None,
     )
 

@@ -66,10 +66,23 @@ class Experiment:
         between(self, "seed", 0, 2**32 - 1)
         expect(self.evaluation is None or self.test_data is not None, "test_data", self.test_data,
                "held-out examples for the evaluation", "give test_data, or evaluation=None")  # fmt: skip
-        samples = self.sampling is not None and isinstance(self.task, Sampleable)
-        for name, value in (("sample_every", self.sample_every), ("evaluation", self.evaluation)):
-            fix = f"give a sampling recipe and a task that makes samples, or no {name}"
-            expect(samples or not value, name, value, "a task with samples", fix, type(self.task).__name__)
+        for name in ("sample_every", "evaluation"):
+            self._check_use_of_samples(name)
+
+    def _check_use_of_samples(self, field: str) -> None:
+        """Raise `UserError` where a field needs samples, and images, of a task that gives none."""
+        value, task = getattr(self, field), self.task
+        if not value:
+            return
+        kind = type(task).__name__
+        if self.sampling is None or not isinstance(task, Sampleable):
+            fix = f"give a sampling recipe and a task that makes samples, or no {field}"
+            raise UserError(f"{field}={value!r}: expected a task with samples, got {kind}. Fix: {fix}")
+        if len(task.image_shape) != 3 or task.data_field != "image":
+            got = f"data_field={task.data_field!r} of shape {tuple(task.image_shape)}"
+            raise UserError(
+                f"{field}={value!r}: expected images in the field 'image', got {got}. Fix: use no {field}"
+            )
 
     @property
     def sampled(self) -> SampledTask:
@@ -102,4 +115,6 @@ class Experiment:
                 f"config.batch_size={self.batch_size}: expected a multiple of {devices} devices with "
                 f"accumulation={self.accumulation}, got {self.batch_size}. Fix: use {nearest}"
             )
-        self.task.check(self.data.example(), self.data.source.open().num_classes)
+        self.task.check(self.data.example(), self.data.num_classes())
+        if self.evaluation is not None and self.test_data is not None:
+            self.sampled.check_held_out(self.test_data.example(), self.test_data.num_classes())

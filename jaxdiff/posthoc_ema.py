@@ -51,6 +51,8 @@ def main(argv: Sequence[str]) -> None:
 
     import jax.numpy as jnp
 
+    from jaxdiff.runs.restore import UNTRAINED
+    from jaxdiff.runs.weights import RECORD
     from jaxdiff.training import snapshots
     from jaxdiff.training.checkpoint import Checkpoints
     from jaxdiff.training.power_ema import PowerEma
@@ -69,7 +71,12 @@ def main(argv: Sequence[str]) -> None:
     with Checkpoints(partial / "checkpoints") as checkpoints:
         checkpoints.save(step, TrainState(jnp.int32(step), params=(), ema=average, opt_state=()))
         checkpoints.wait()
-    shutil.copy(pathlib.Path(flags.workdir).expanduser() / CONFIG_FILE, partial / CONFIG_FILE)
+    folder = pathlib.Path(flags.workdir).expanduser()
+    for name in (CONFIG_FILE, RECORD):
+        if (folder / name).exists():
+            shutil.copy(folder / name, partial / name)
+    if (folder / UNTRAINED).exists():
+        shutil.copytree(folder / UNTRAINED, partial / UNTRAINED)
     partial.rename(out)
     print(f"wrote the average of length {flags.std} at step {step} to {out}")
 

@@ -78,7 +78,7 @@ def init_from(folder: str | None) -> list[tuple[str, str]]:
 
 
 def train(
-    experiment: "ConfigDict | Experiment",
+    experiment: "str | ConfigDict | Experiment",
     workdir: str,
     *,
     source: "Source | None" = None,
@@ -89,7 +89,7 @@ def train(
     The same call again continues an interrupted run exactly.
 
     Args:
-      experiment: a config, as `jaxdiff.config.load` returns it, or an `Experiment`.
+      experiment: a config file, a config as `jaxdiff.config.load` returns it, or an `Experiment`.
       workdir: the run's folder.
       source: training examples instead of the experiment's, such as `Arrays` in memory. Arrays are not stored: the
         run's config keeps their hash, and a run is only continued with the same arrays.
@@ -102,9 +102,11 @@ def train(
       UserError: the experiment, its data and the devices are inconsistent, or the folder holds another run.
       Stopped: SIGTERM or SIGINT arrived, and the state is saved.
     """
-    from jaxdiff.config import build, describe
+    from jaxdiff.config import build, describe, load
     from jaxdiff.runs.workdir import init_workdir
 
+    if isinstance(experiment, str):
+        experiment = load(experiment)
     built: Any = experiment if dataclasses.is_dataclass(experiment) else build(experiment)
     if source is not None:
         built = dataclasses.replace(built, data=dataclasses.replace(built.data, source=source))
@@ -167,9 +169,10 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | None":
         hooks.append(loop.Hook(experiment.evaluation.every, evaluate_during_training))
 
     def batches(first_step: int) -> Any:
-        return experiment.data.batches(
+        rows = experiment.data.batches(
             experiment.batch_size, experiment.seed, first_step, jax.process_index(), jax.process_count()
         )
+        return _with_checked_labels(experiment, rows)
 
     state = loop.run(
         experiment.task,
@@ -191,6 +194,19 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | None":
         if jax.process_index() == 0:
             print(report)
     return trained
+
+
+def _with_checked_labels(experiment: "Experiment", batches: Any) -> Any:
+    """The batches, after a look at class labels: one out of range would become NaN in the network."""
+    from jaxdiff.tasks.protocols import Sampleable
+
+    known = experiment.task.denoiser.conditioner.conditions if isinstance(experiment.task, Sampleable) else {}
+    labels = {name: condition for name, condition in known.items() if condition.classes is not None}
+    for batch in batches:
+        for name, condition in labels.items():
+            if name in batch:
+                condition.check(batch[name], f"config.data.{name}")
+        yield batch
 
 
 if __name__ == "__main__":

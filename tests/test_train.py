@@ -135,6 +135,8 @@ def test_arrays_have_the_order_and_batches_of_other_sources():
         ({"label": LABELS - 1}, "label=int64.*: expected whole numbers >= 0"),
         ({"label": LABELS / 2}, "label=float64.*: expected whole numbers >= 0"),
         ({"index": LABELS}, "expected other names than index"),
+        ({"label": LABELS, "num_classes": 5}, "label=9: expected classes from 0 to 4"),
+        ({"image": DIGIT_IMAGES, "num_classes": 5}, "num_classes=5: expected None without a field label"),
     ],
 )
 def test_invalid_arrays_are_refused(fields, message):
@@ -154,6 +156,26 @@ def test_arrays_that_do_not_fit_the_model_raise_before_compilation(tmp_path):
     few = LABELS < 3
     with pytest.raises(UserError, match="num_classes=10: expected the number of classes of the data, 3"):
         train(tiny(1), str(tmp_path / "c"), source=Arrays(image=DIGIT_IMAGES[few], label=LABELS[few]))
+
+
+def test_class_labels_of_any_name_are_checked_while_training(tmp_path):
+    """A label out of range would be NaN in the network, and every step would be skipped."""
+    config = tiny(3)
+    conditions = config.task.denoiser.conditioner.conditions
+    config.task.denoiser.conditioner.conditions = {"digit": conditions.label}
+    late = np.where(np.arange(200) == 150, 14, LABELS)
+    with pytest.raises(UserError, match=r"config.data.digit=14: expected a class from 0 to 9"):
+        train(config, str(tmp_path), source=Arrays(image=DIGIT_IMAGES, digit=late.astype(np.int32)))
+
+
+def test_test_data_are_checked_before_training(tmp_path):
+    config = tiny(3)
+    config.evaluation = app.load_config(DIGITS, []).evaluation
+    source, floats = Arrays(image=DIGIT_IMAGES, label=LABELS), DIGIT_IMAGES.astype(np.float32) / 255
+    with pytest.raises(UserError, match=r"config.data.image=float32.*: expected uint8"):
+        train(config, str(tmp_path), source=source, test_source=Arrays(image=floats, label=LABELS))
+    with pytest.raises(UserError, match="expected examples with the condition label"):
+        train(config, str(tmp_path), source=source, test_source=Arrays(image=DIGIT_IMAGES))
 
 
 def test_an_experiment_object_trains_as_its_config_does(tmp_path):

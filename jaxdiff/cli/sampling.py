@@ -39,6 +39,10 @@ def run(request: Request, load: Load = Generator.load) -> None:
         "guiding_model": request.guiding_model,
     }
     stages = [load(folder, step=step, **options) for folder, step in request.runs]
+    for (folder, _), stage in zip(request.runs, stages, strict=True):
+        shape = stage.image_shape
+        fix = "sample it in Python, with Generator.load"
+        expect(len(shape) == 3, "--workdir", folder, "a model of images", fix, f"one of data {shape}")
     sample = sample_cascade if request.flags.cascade else sample_model
     images, requested, conditions = sample(request, stages)
     arrays = cli.to_arrays(requested.values, conditions, len(images))

@@ -167,11 +167,6 @@ class Conditioner(nn.Module):
         }
 
     @nn.nowrap
-    def all_dropped(self, batch: int) -> Drops:
-        """Drop masks of the unconditional model."""
-        return {name: jnp.ones((batch,), bool) for name in self.conditions}
-
-    @nn.nowrap
     def none_dropped(self, batch: int) -> Drops:
         """Drop masks of the conditional model."""
         return {name: jnp.zeros((batch,), bool) for name in self.conditions}

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from jaxdiff.config.blocks import TARGET, fields_of, resolve, spec, written_default
 from jaxdiff.config.files import differences
-from jaxdiff.config.renamed import current_field
+from jaxdiff.config.renamed import current_field, upgrade
 from jaxdiff.config.suggestions import suggest
 from jaxdiff.config.values import BLOCK, is_object, kinds_of, typed
 from jaxdiff.errors import UserError
@@ -115,7 +115,8 @@ def _read_block(flag: str, node: ast.expr) -> Any:
         raise ValueError("positional arguments")
     module, _, name = ast.unparse(call.func).rpartition(".")
     values = {str(keyword.arg): _read_block(flag, keyword.value) for keyword in call.keywords}
-    return spec(resolve(f"{module}:{name}" if module else name, path=flag), **values)
+    block = upgrade({TARGET: f"{module}:{name}" if module else name, **values})
+    return spec(resolve(block.pop(TARGET), path=flag), **block)
 
 
 def _keys(path: str) -> list[str | int]:

@@ -86,5 +86,5 @@ def _kind_name(kind: Any) -> str:
 
 def short(value: Any) -> str:
     """The repr of a value, at most 60 characters."""
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return text if len(text) < 60 else f"{text[:57]}..."

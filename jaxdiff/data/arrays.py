@@ -50,6 +50,14 @@ class Arrays:
         self.num_classes = num_classes
         if "label" in self.fields:
             self._check_labels()
+        else:
+            expect(
+                num_classes is None,
+                "num_classes",
+                num_classes,
+                "None without a field label",
+                "give label=...",
+            )
 
     def open(self) -> "Arrays":
         return self
@@ -83,8 +91,11 @@ class Arrays:
                 "Fix: give such an array"
             )
         self.fields["label"] = labels.astype(np.int32)
+        largest = int(labels.max())
         if self.num_classes is None:
-            self.num_classes = int(labels.max()) + 1
+            self.num_classes = largest + 1
+        fix = "give a larger num_classes, or other labels"
+        expect(largest < self.num_classes, "label", largest, f"classes from 0 to {self.num_classes - 1}", fix)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -147,6 +147,10 @@ class Pipeline:
             found = transform(found, np.random.default_rng(position))
         return found
 
+    def num_classes(self) -> int | None:
+        """Number of values of the field `label`; None if unknown, or without such a field."""
+        return self.source.open().num_classes
+
     def fingerprint(self) -> dict[str, Any]:
         """What the examples are, for logs and reports; at least a name and the length."""
         if isinstance(self.source, Fingerprinted):

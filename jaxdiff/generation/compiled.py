@@ -25,6 +25,10 @@ CONDITION = 2**31 - 4
 """Folded into a sample's key for the random draws of conditions, apart from the numbers that sampling folds in."""
 
 
+CODEC = 2**31 - 5
+"""Folded into a sample's key for a codec that samples."""
+
+
 @dataclasses.dataclass(frozen=True)
 class StaticArgs:
     """The static arguments of a compiled function, in addition to its recipe.
@@ -88,7 +92,7 @@ def generate(static: StaticArgs, recipe: Recipe, trees: Trees, inputs: Generatio
     noise = None if noise is None else noise.astype(jnp.float32)
     known = None
     if stored is not None:
-        known = KnownData(_encoded(static, trees, stored, seed), data_mask(mask, static.data_shape))
+        known = KnownData(_encoded(static, trees, stored, index, seed), data_mask(mask, static.data_shape))
     x_0 = recipe(denoise, process, conditions, static.data_shape, keys, guiding_model, noise, known)
     return _replicated(static, static.codec.decode(trees.frozen, x_0))
 
@@ -99,14 +103,14 @@ def noise_of(
 ):
     """DDIM inversion of `inputs.images`: noise [n, *data_shape], replicated on every process."""
     denoise, process, conditions, keys, guiding_model = _models(static, trees, inputs, index, seed)
-    times = recipe.grid(process, recipe.steps)
+    times = recipe.times(process)
     if isinstance(times, TimePath):
         raise UserError(
             f"sampling.grid={recipe.grid!r}: expected a grid that only falls, since inversion cannot undo fresh noise, "
             "got one that rises. Fix: use one such as Uniform"
         )
     denoise = recipe.denoiser(denoise, process, conditions, keys, guiding_model)
-    x = process.signal(times[-1]).alpha * _encoded(static, trees, _split(static, inputs.images), seed)
+    x = process.signal(times[-1]).alpha * _encoded(static, trees, _split(static, inputs.images), index, seed)
     noise = invert(denoise, process, times, x, keys, iterations) / process.signal(times[0]).sigma
     return _replicated(static, noise)
 
@@ -114,13 +118,12 @@ def noise_of(
 @functools.partial(jax.jit, static_argnums=0)
 def encode(static: StaticArgs, trees: Trees, inputs: GenerationInputs, index, seed):
     """Diffused data [n, *data_shape] of `inputs.images`, replicated on every process."""
-    return _replicated(static, _encoded(static, trees, _split(static, inputs.images), seed))
+    return _replicated(static, _encoded(static, trees, _split(static, inputs.images), index, seed))
 
 
 def _models(static: StaticArgs, trees: Trees, inputs: GenerationInputs, index, seed) -> _Models:
     """The models with their conditions embedded once, and a key for each sample."""
-    inputs, index = _split(static, (inputs, index))
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index)
+    inputs, keys = _split(static, inputs), _keys(static, index, seed)
     conditioner = static.denoisers[0].conditioner
     models = list(zip(static.denoisers, trees.denoisers, strict=True))
 
@@ -174,8 +177,14 @@ def _shown(condition: Encoded, drop, number: int) -> Any:
     return jax.tree.map(choose, condition.cond[number], condition.uncond[number])
 
 
-def _encoded(static: StaticArgs, trees: Trees, stored, seed):
-    return static.codec.encode(trees.frozen, stored, jax.random.key(seed))
+def _encoded(static: StaticArgs, trees: Trees, stored, index, seed):
+    keys = fold_in(_keys(static, index, seed), CODEC)
+    return static.codec.encode(trees.frozen, stored, keys)
+
+
+def _keys(static: StaticArgs, index, seed):
+    """A key for each sample, by its number."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), _split(static, index))
 
 
 def data_mask(mask, data_shape: Shape):

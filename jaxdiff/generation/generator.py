@@ -26,6 +26,7 @@ from jaxdiff.runs.restore import restore_params
 from jaxdiff.runs.workdir import CONFIG_FILE, read_config
 from jaxdiff.sampling.grids.truncated import Truncated
 from jaxdiff.sampling.modifiers.inpainting import Replacement
+from jaxdiff.sampling.samplers.ddim import Ddim
 from jaxdiff.typing import Params
 
 
@@ -101,6 +102,7 @@ class Generator(SampledModel):
         cls, experiment: Experiment, workdir: str, mesh: jax.sharding.Mesh, step: int | None, flag: str
     ) -> "Generator":
         frozen = weights.load(experiment.task.frozen, mesh, epath.Path(workdir).expanduser())
+        experiment.sampled.check_frozen(frozen)
         params = restore_params(experiment, workdir, mesh, step, flag=flag)
         return cls.of(experiment, params, mesh, frozen)
 
@@ -159,6 +161,8 @@ class Generator(SampledModel):
         Raises:
           UserError: conditions that the model lacks, needs, or that are out of range; a sample that is not finite.
         """
+        whole_number = isinstance(first, int | np.integer) and first >= 0
+        expect(whole_number, "first", first, "a whole number >= 0", "give the number of the first sample")
         sized = self._sized(image_size, conditions)
         given = [
             len(values) for values in (noise, known) if values is not None and np.ndim(values) == sized._rank
@@ -170,12 +174,12 @@ class Generator(SampledModel):
         if known is not None or mask is not None:
             for name, value in (("known", known), ("mask", mask)):
                 expect(value is not None, name, None, "known images together with a mask", "give both")
-            images = inputs.images("known", known, n, sized.image_shape, np.uint8)
+            images = inputs.images("known", known, n, sized.image_shape, sized._stored_kind)
             request = request._replace(known=images, mask=inputs.mask(mask, n, sized.image_shape))
         if request.mask is not None:
             recipe = dataclasses.replace(recipe, inpainting=recipe.inpainting or Replacement())
         make = functools.partial(compiled.generate, sized._static, recipe, sized._trees)
-        samples = sized.codec.stored(sized._in_batches(make, request, n, seed, first))
+        samples = sized._in_batches(make, request, n, seed, first, sized.codec.stored)
         if request.mask is None:
             return samples
         # A codec may lose detail on the way to data and back; known pixels lose none.
@@ -208,7 +212,9 @@ class Generator(SampledModel):
         """
         sized = self._sized(image_size, conditions)
         request, n = sized._request(len(images), conditions, negative)
-        request = request._replace(images=inputs.images("images", images, n, sized.image_shape, np.uint8))
+        request = request._replace(
+            images=inputs.images("images", images, n, sized.image_shape, sized._stored_kind)
+        )
         recipe = sized._recipe(guidance, negative)
         make = functools.partial(compiled.noise_of, sized._static, recipe, iterations, sized._trees)
         return sized._in_batches(make, request, n, seed)
@@ -246,6 +252,11 @@ class Generator(SampledModel):
         Returns:
           uint8 images [n, height, width, channels].
         """
+        if before is not None:
+            sampler, fix = self.recipe.sampler, "use Ddim (--sampler ddim), which the inversion undoes"
+            expect(
+                isinstance(sampler, Ddim), "sampling.sampler", sampler, "Ddim with conditions `before`", fix
+            )
         fix = "give 0 < strength <= 1"
         expect(0 < strength <= 1, "strength", strength, "a fraction of the steps in (0, 1]", fix)
         recipe = dataclasses.replace(self.recipe, grid=Truncated(self.recipe.grid, strength))
@@ -253,7 +264,7 @@ class Generator(SampledModel):
         request, n = late._request(
             None, conditions, negative, len(images) if np.ndim(images) == late._rank else 1
         )
-        originals = inputs.images("images", images, n, late.image_shape, np.uint8)
+        originals = inputs.images("images", images, n, late.image_shape, late._stored_kind)
         shown = late._encoded(originals, n, seed) / late._first_level()  # as it is inside the initial noise
         if before is None:
             noise = shown + late._noise(n, seed)

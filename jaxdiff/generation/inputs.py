@@ -187,11 +187,12 @@ def _broadcast(name: str, value: Any, example: Any, n: int) -> Any:
 def images(name: str, given: Any, n: int, shape: Shape, kind: type) -> np.ndarray:
     """n images of this shape and number type, from as many or from one for all."""
     array = np.asarray(given)
-    fits = np.issubdtype(array.dtype, kind) and array.shape[-3:] == shape
-    if not fits or array.shape[:-3] not in ((), (1,), (n,)):
-        got = f"{array.dtype}{list(array.shape)}"
+    rank = len(shape)
+    fits = np.issubdtype(array.dtype, kind) and array.shape[-rank:] == shape
+    if not fits or array.shape[:-rank] not in ((), (1,), (n,)):
+        got, numbers = f"{array.dtype}{list(array.shape)}", "floats" if kind is np.floating else kind.__name__
         raise UserError(
-            f"{name}={got}: expected {n} images of {_by(shape)}, or one, as {kind.__name__}, got {got}. "
+            f"{name}={got}: expected {numbers} {[n, *shape]}, or {list(shape)} for all, got {got}. "
             "Fix: give such an array"
         )
     return np.broadcast_to(array, (n, *shape))

@@ -90,9 +90,16 @@ class SampledModel:
         return self._in_batches(make, GenerationInputs({}, {}, {}, {}, images=images), n, seed)
 
     def _in_batches(
-        self, make: Callable, request: GenerationInputs, n: int, seed: int, start: int = 0
+        self,
+        make: Callable,
+        request: GenerationInputs,
+        n: int,
+        seed: int,
+        start: int = 0,
+        finish: Callable = np.asarray,
     ) -> np.ndarray:
-        expect(0 <= seed < 2**32, "seed", seed, "a 32-bit number", "give 0 to 4294967295")
+        whole = isinstance(seed, int | np.integer) and 0 <= seed < 2**32
+        expect(whole, "seed", seed, "a 32-bit whole number", "give 0 to 4294967295")
         size = self._rows(n)
         batches = []
         for first in range(0, n, size):
@@ -100,7 +107,7 @@ class SampledModel:
             used = np.minimum(index, n - 1)  # the last batch is padded with copies, which are cut off again
             chosen = jax.tree.map(lambda value, used=used: value[used], request)
             numbers = index + np.uint32(start)
-            batches.append(np.asarray(make(chosen, numbers, np.uint32(seed)))[: n - first])
+            batches.append(finish(np.asarray(make(chosen, numbers, np.uint32(seed)))[: n - first]))
         return np.concatenate(batches)
 
     def _sized(self: Self, size: tuple[int, int] | None, conditions: Mapping[str, Any]) -> Self:
@@ -116,6 +123,8 @@ class SampledModel:
         if isinstance(guidance, Mapping):
             rule = checks.per_condition(rule, guidance, self.denoiser.conditioner)
         elif guidance is not None:
+            finite = isinstance(guidance, int | float | np.number) and math.isfinite(guidance)
+            expect(finite, "guidance", guidance, "a finite number", "give a scale, such as 2.0")
             rule = rule.with_scale(float(guidance))
         expect(not negative or rule.scale != 1, "negative", negative,
                "no negative conditions where guidance is off (scale 1)", "give another guidance scale")  # fmt: skip
@@ -148,6 +157,12 @@ class SampledModel:
     def _rank(self) -> int:
         """Axes of a batch of samples."""
         return 1 + len(self.image_shape)
+
+    @property
+    def _stored_kind(self) -> type:
+        """The type of stored numbers: uint8, or floats of any precision."""
+        dtype = self.codec.example(1, self.image_shape).dtype
+        return np.floating if np.issubdtype(dtype, np.floating) else dtype.type
 
     @property
     def _models(self) -> "list[SampledModel]":

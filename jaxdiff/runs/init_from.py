@@ -49,9 +49,12 @@ def first_state(
       UserError: there is no such run, its parameters do not fit, or the two models differ at step 0.
     """
     start: Any = experiment.init_from
+    task = experiment.sampled
     other, old = _other_run(start, mesh)
-    task, shape, patterns = experiment.task, experiment.task.data_shape, experiment.optimizer.frozen
-    before, after = other.task.denoiser.conditioner, task.denoiser.conditioner
+    before, after = other.sampled.denoiser.conditioner, task.denoiser.conditioner
+    other_networks = load(other.task.frozen, mesh, epath.Path(start.workdir).expanduser())
+    full_old = other.sampled.full_params(old, other_networks)
+    shape, patterns = task.data_shape, experiment.optimizer.frozen
     new = [name for name in after.conditions if name not in before.conditions]
     zero_initialised = [path for name in new for path in zero_initialised_in(task.denoiser, name, shape)]
     added = [f"conditioner/{parameters_of(name)}" for name in new]
@@ -62,7 +65,9 @@ def first_state(
 
     def make(old: Params) -> tuple[TrainState, Params]:
         fresh = nn.meta.unbox(init_params(task, experiment.seed))
-        params = transfer.transfer_params(old, fresh, zero_initialised, layouts, added, start.fresh)
+        params = transfer.transfer_params(
+            old, fresh, zero_initialised, layouts, added, start.fresh, tuple(task.frozen)
+        )
         trained, untrained = split(params, patterns)
         return begin(task, optimizer, trained, extra_emas), untrained
 
@@ -70,12 +75,13 @@ def first_state(
         abstract_state(task, optimizer, mesh, extra_emas, patterns),
         abstract_params(task, mesh, patterns)[1],
     )
-    state, untrained = jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))(old)
+    state, untrained = jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))(
+        full_old
+    )
     if not start.fresh:
-        full_old = other.task.full_params(old, load(other.task.frozen, mesh))
         full_new = task.full_params(merge(state.params, untrained), networks)
-        models = (other.task.denoiser, full_old), (task.denoiser, full_new)
-        difference = _difference(*models, other.task.data_shape, mesh)
+        models = (other.sampled.denoiser, full_old), (task.denoiser, full_new)
+        difference = _difference(*models, other.sampled.data_shape, mesh)
         fix = "use the same process, parameterization and network, or name what is new in init_from.fresh"
         got = f"outputs that differ by {difference:.2g} of the largest"
         same = difference <= CLOSE
@@ -85,8 +91,8 @@ def first_state(
 
 def layout(experiment: Experiment) -> dict[str, int]:
     """Input channels of the network: the noisy image, then each condition that is joined to it; name -> number."""
-    conditioner: Any = experiment.task.denoiser.conditioner
-    shape = experiment.task.data_shape
+    conditioner: Any = experiment.sampled.denoiser.conditioner
+    shape = experiment.sampled.data_shape
     found = {"image": shape[-1]}
     for name in conditioner.conditions:
         slots = _channels(conditioner, name, shape)

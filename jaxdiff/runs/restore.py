@@ -46,7 +46,9 @@ def restore_params(
 
 
 def has_untrained(workdir: epath.Path) -> bool:
-    return (workdir / UNTRAINED).exists()
+    """Whether the folder holds a complete copy of the parameters that its run does not train."""
+    with Checkpoints(workdir / UNTRAINED, read_only=True) as checkpoints:
+        return checkpoints.latest() is not None
 
 
 def restore_untrained(experiment: Experiment, workdir: epath.Path, mesh: jax.sharding.Mesh) -> Params:

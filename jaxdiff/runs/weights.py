@@ -17,6 +17,7 @@ from jaxdiff.errors import UserError, expect
 from jaxdiff.interop.tensors import read_tensors
 from jaxdiff.runs.restore import restore_params
 from jaxdiff.runs.workdir import read_config
+from jaxdiff.tasks.protocols import Sampleable
 from jaxdiff.training.partition import some_of
 from jaxdiff.typing import Params, Weights
 
@@ -47,6 +48,8 @@ class RunWeights:
         mesh = dataclasses.replace(other.mesh, data=1, fsdp=1, tensor=1).make(jax.local_devices()[:1])
         field = "ema" if self.ema else "params"
         params = restore_params(other, self.workdir, mesh, self.step, field, flag="workdir")
+        if isinstance(other.task, Sampleable):
+            params = other.task.full_params(params, load(other.task.frozen, mesh, self.workdir))
         return _module(jax.tree.map(np.asarray, params), self.module)
 
     def describe(self) -> str:
@@ -91,7 +94,7 @@ def load(
     Args:
       weights: origins by name, as in `Task.frozen`.
       workdir: the run's folder, whose record of origins and hashes is compared if there is one.
-      record: write the record if there is none.
+      record: write the record rather than compare it.
 
     Raises:
       UserError: an origin cannot be read, or its parameters are not the recorded ones.
@@ -99,7 +102,7 @@ def load(
     read = {name: origin.read() for name, origin in weights.items()}
     if workdir is not None and weights:
         hashes = {name: fingerprint(nn.meta.unbox(tree)) for name, tree in read.items()}
-        _compare(weights, hashes, epath.Path(workdir) / RECORD, record)
+        _record_or_compare(weights, hashes, epath.Path(workdir) / RECORD, record)
     return {name: _placed(tree, mesh) for name, tree in read.items()}
 
 
@@ -113,18 +116,20 @@ def fingerprint(tree: Params) -> str:
     return digest.hexdigest()
 
 
-def _compare(
+def _record_or_compare(
     weights: Mapping[str, Weights], hashes: Mapping[str, str], file: epath.Path, record: bool
 ) -> None:
-    """Raise `UserError` where a hash differs from the record in `file`, which is written if there is none."""
-    if not file.exists():
-        if record and jax.process_index() == 0:
+    """Write hashes to `file`, or raise `UserError` where one differs from those in it."""
+    if record:
+        if jax.process_index() == 0 and weights:
             found = {
                 name: {"from": weights[name].describe(), "sha256": digest} for name, digest in hashes.items()
             }
             partial = file.parent / f".{file.name}.partial"
             partial.write_text(json.dumps(found, indent=1) + "\n")
             partial.replace(file)
+        return
+    if not file.exists():
         return
     known = json.loads(file.read_text())
     for name, digest in hashes.items():

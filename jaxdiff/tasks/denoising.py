@@ -1,16 +1,19 @@
 """Denoising: the task of every diffusion model, in pixels, latents or embeddings, with any conditions."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from flax.core import FrozenDict
 
 from jaxdiff.codecs.pixels import Pixels
 from jaxdiff.codecs.protocol import Codec, Shape
+from jaxdiff.conditioning.continuous import Continuous
 from jaxdiff.data.sources import LABEL
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import UserError, expect
@@ -76,9 +79,9 @@ class DenoisingTask:
                 "use None",
                 f"data {shape}",
             )
-            condition: Any = self.denoiser.conditioner.conditions.get(FIELD)
+            condition = self.denoiser.conditioner.conditions.get(FIELD)
             expect(
-                getattr(condition, "size", None) == size,
+                isinstance(condition, Continuous) and condition.size == size,
                 "augmentation",
                 self.augmentation,
                 f"a condition {FIELD!r} of {size} numbers",
@@ -98,30 +101,67 @@ class DenoisingTask:
 
     def check(self, example: Mapping[str, Any], num_classes: int | None) -> None:
         """Raise `UserError` unless a stored example has the shape, type and conditions that the task needs."""
-        name = self.data_field
-        expect(
-            name in example,
-            "config.task.data_field",
-            name,
-            f"one of {', '.join(example)}",
-            "name one of these",
-        )
-        stored = self.codec.checked(f"config.data.{name}", example[name])
+        stored = self._stored(example)
         shape = tuple(stored.shape)
         fix = "use the same shape"
         expect(shape == tuple(self.image_shape), "config.task.image_shape", self.image_shape,
                f"the shape of the examples, {shape}", fix)  # fmt: skip
         self._check_conditions(example, num_classes)
 
+    def check_held_out(self, example: Mapping[str, Any], num_classes: int | None) -> None:
+        """`check` for an example of the test data, whose height and width may differ from training's."""
+        stored = self._stored(example)
+        same = stored.ndim == len(self.image_shape) and stored.shape[-1] == self.image_shape[-1]
+        fix = f"use test data of the same kind, {tuple(self.image_shape)} up to height and width"
+        expect(
+            same,
+            "config.test_data",
+            f"{stored.dtype}{list(stored.shape)}",
+            "examples of training's kind",
+            fix,
+        )
+        self._check_conditions(example, num_classes)
+
+    def check_frozen(self, frozen: Mapping[str, Params]) -> None:
+        """Raise `UserError` unless the parameters of frozen networks fit, before anything is compiled."""
+        fresh = jax.eval_shape(lambda: nn.meta.unbox(self._init_all(jax.random.key(0))))
+        for path in self.pretrained:
+            expected, found = (_shapes(tree) for tree in (_branch(fresh, path.split("/")), frozen[path]))
+            wrong = sorted(
+                name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+            )
+            if wrong:
+                first = wrong[0]
+                raise UserError(
+                    f"config.task.pretrained={path}: expected {first} {expected.get(first, 'absent')}, got "
+                    f"{found.get(first, 'absent')} ({len(wrong)} parameters differ). Fix: use weights of this module"
+                )
+        stored, keys = self.codec.example(1, tuple(self.image_shape)), jax.random.split(jax.random.key(0), 1)
+        try:
+            jax.eval_shape(
+                lambda: self.codec.decode(frozen, self.codec.encode(frozen, jnp.asarray(stored), keys))
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            text = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"config.task.codec={type(self.codec).__name__}: expected weights that fit the codec and examples "
+                f"{tuple(self.image_shape)}, got {type(error).__name__}: {text}. Fix: use other weights"
+            ) from error
+
     def init(self, key: Key[Array, ""]) -> Params:
         """Initial parameters, each boxed with the logical names of its axes; those of `pretrained` are left out."""
-        conditioner = self.denoiser.conditioner
-        x, t = jnp.zeros((1, *self.data_shape)), jnp.full((1,), 0.5)
-        arguments = (x, t, conditioner.example(1, self.data_shape), conditioner.none_dropped(1))
-        params = self.denoiser.init(key, *arguments, train=False)["params"]
+        params = self._init_all(key)
         for path in self.pretrained:
             params = _without(params, path.split("/"), path)
         return params
+
+    def _init_all(self, key: Key[Array, ""]) -> Params:
+        conditioner = self.denoiser.conditioner
+        x, t = jnp.zeros((1, *self.data_shape)), jnp.full((1,), 0.5)
+        arguments = (x, t, conditioner.example(1, self.data_shape), conditioner.none_dropped(1))
+        return self.denoiser.init(key, *arguments, train=False)["params"]
 
     def full_params(self, params: Params, frozen: Mapping[str, Params]) -> Params:
         """All parameters of the denoiser: the trained ones with those of `pretrained`."""
@@ -140,9 +180,9 @@ class DenoisingTask:
         All examples are drawn at once, and without the parameters: `loss` maps the uniform numbers to times, through
         the process as far as it is learned. `importance` corrects for the preference of the time sampler.
         """
+        size = batch[self.data_field].shape[0]
         key_times, key_noise, key_drop, key_fields, key_augment, key_codec = jax.random.split(key, 6)
-        x_0 = self.codec.encode(context.frozen, batch[self.data_field], key_codec)
-        size = x_0.shape[0]
+        x_0 = self.codec.encode(context.frozen, batch[self.data_field], jax.random.split(key_codec, size))
         if self.augmentation is not None:
             x_0, labels = self.augmentation(x_0, jax.random.split(key_augment, size))
             batch = {**batch, FIELD: labels}
@@ -217,13 +257,25 @@ class DenoisingTask:
           fields: their conditions.
         """
         conditioner, count = self.denoiser.conditioner, stored.shape[0]
-        x_0: Data = self.codec.encode(frozen, stored, jax.random.fold_in(key, 0))
+        x_0: Data = self.codec.encode(frozen, stored, jax.random.split(jax.random.fold_in(key, 0), count))
         noise = jax.random.normal(key, x_0.shape)
         x_t = gaussian.diffuse(self.denoiser.process_of(params), x_0, noise, t)
         fields = {**fields, **conditioner.draw(fields, jax.random.split(key, count), train=False)}
         drop = conditioner.none_dropped(count)
         predicted: Any = self.denoiser.apply({"params": params}, x_t, t, fields, drop, method="predict")
         return mean_per_example(jnp.square(predicted.x_0 - x_0))
+
+    def _stored(self, example: Mapping[str, Any]) -> np.ndarray:
+        """The stored data of an example, checked to be of the codec's type."""
+        name = self.data_field
+        expect(
+            name in example,
+            "config.task.data_field",
+            name,
+            f"one of {', '.join(example)}",
+            "name one of these",
+        )
+        return self.codec.checked(f"config.data.{name}", example[name])
 
     def _check_conditions(self, example: Mapping[str, Any], num_classes: int | None) -> None:
         conditioner: Any = self.denoiser.conditioner
@@ -247,6 +299,17 @@ class DenoisingTask:
             expect(
                 label.classes in (None, num_classes), field, label.classes, expected, "use the same number"
             )
+
+
+def _shapes(tree: Params) -> dict[str, str]:
+    """Path -> type and shape of every array of a tree, boxed or not."""
+    leaves = jax.tree.leaves_with_path(nn.meta.unbox(tree))
+    return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
+
+
+def _branch(tree: Params, path: list[str]) -> Params:
+    """The branch of a tree of dicts at `path`."""
+    return functools.reduce(lambda branch, name: branch[name], path, tree)
 
 
 def _without(tree: Params, path: list[str], name: str) -> Params:

@@ -38,6 +38,14 @@ class Sampleable(Protocol):
     @property
     def frozen(self) -> Mapping[str, Weights]: ...
 
+    def check_held_out(self, example: Mapping[str, Any], num_classes: int | None) -> None:
+        """Raise `UserError` unless test data of such examples can be evaluated, before anything is compiled."""
+        ...
+
+    def check_frozen(self, frozen: Mapping[str, Params]) -> None:
+        """Raise `UserError` unless the parameters of frozen networks, by name, fit."""
+        ...
+
     def full_params(self, params: Params, frozen: Mapping[str, Params]) -> Params:
         """All parameters of the denoiser, from the trained ones and the trees of `frozen`."""
         ...

@@ -199,9 +199,10 @@ def _compare(saved: Any, abstract: Any) -> None:
         if old.get(path) != new.get(path)
     ]
     if lines:
-        shown = "\n".join(lines[:20]) + (f"\n  and {len(lines) - 20} more" if len(lines) > 20 else "")
+        shown = "; ".join(line.strip() for line in lines[:20])
+        more = f"; and {len(lines) - 20} more" if len(lines) > 20 else ""
         raise UserError(
-            f"checkpoint: expected the arrays of the config, got {len(lines)} that differ.\n{shown}\n"
+            f"checkpoint: expected the arrays of the config, got {len(lines)} that differ: {shown}{more}. "
             "Fix: use the config of the run that saved the checkpoint, or another directory"
         )
 

@@ -49,6 +49,7 @@ def transfer_params(
     layouts: Layouts,
     added: Sequence[str],
     fresh: Sequence[str],
+    elsewhere: Sequence[str] = (),
 ) -> Params:
     """Parameters of the new model, with values of the old one.
 
@@ -60,6 +61,7 @@ def transfer_params(
         for the old ones, and has zeros for the new ones.
       added: patterns of parameters that only the new model may have.
       fresh: see `InitFrom`.
+      elsewhere: patterns of old parameters that the new model has from elsewhere, such as a published file.
 
     Raises:
       UserError: parameters exist in one model only or have other shapes, or a pattern of `fresh` matches none.
@@ -69,7 +71,7 @@ def transfer_params(
         some = any(matches(path, (pattern,)) for path in [*before, *after])
         fix = f"use paths such as {some_of(after)}"
         expect(some, "init_from.fresh", pattern, "a pattern that names a parameter", fix, "no match")
-    lost = [path for path in before if path not in after and not matches(path, fresh)]
+    lost = [path for path in before if path not in after and not matches(path, (*fresh, *elsewhere))]
     missing = [path for path in after if path not in before and not matches(path, (*added, *fresh))]
     fix = "change the config, or name them in init_from.fresh, with *"
     if lost:

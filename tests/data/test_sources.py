@@ -168,7 +168,7 @@ def test_stock_data_sets_read_through_the_same_block():
         assert examples.num_classes == 10
         batch = next(Pipeline(Tfds("cifar10"), threads=0).batches(4, seed=0))
     assert batch["image"].shape == (4, 32, 32, 3)
-    assert batch["image"].dtype == np.float32
+    assert batch["image"].dtype == np.uint8
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from jaxdiff.generation.generator import Generator
 from jaxdiff.process.gaussian import VarianceExploding
 from jaxdiff.process.prediction import Edm
 from jaxdiff.process.time_sampling import LogNormalSigma
+from jaxdiff.runs.start import prepare
 from jaxdiff.runs.weights import FileWeights, RunWeights, fingerprint, load
 from jaxdiff.sampling.grids.continuous import Karras
 from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
@@ -63,7 +64,7 @@ class Projection(Identity):
     def data_shape(self, stored_shape):
         return (DATA,)
 
-    def encode(self, frozen, stored, key):
+    def encode(self, frozen, stored, keys):
         return stored if stored.shape[-1] == DATA else stored @ frozen["basis"]["matrix"]
 
     def decode(self, frozen, x_0):
@@ -180,6 +181,31 @@ def test_untrained_parameters_are_stored_once_and_come_back(tmp_path, basis):
     jax.tree.map(
         np.testing.assert_array_equal, longer.params["network"]["inner"], trained.params["network"]["inner"]
     )
+
+
+def test_weights_that_do_not_fit_are_refused_before_anything_is_compiled(tmp_path, run, basis):
+    wide = tmp_path / "wide.safetensors"
+    save_file({"matrix": np.zeros((SIZE + 1, DATA), np.float32)}, wide)
+    with pytest.raises(UserError, match="config.task.codec=Projection: expected weights that fit the codec"):
+        train(experiment(Projection(weights=FileWeights(str(wide)))), str(tmp_path / "a"))
+    outer = RunWeights(str(run[0]), module="network/outer", packages=("tests",))
+    with pytest.raises(
+        UserError, match=r"config.task.pretrained=network/inner: expected \['bias'\] float32\[8\], got"
+    ):
+        train(experiment(Projection(weights=basis), pretrained={"network/inner": outer}), str(tmp_path / "b"))
+
+
+def test_until_the_first_checkpoint_nothing_binds_a_folder(tmp_path, basis):
+    """A start that is killed leaves records; the next start of another run replaces them."""
+    first = dataclasses.replace(experiment(Projection(weights=basis), frozen=("network/inner",)), seed=1)
+    second = dataclasses.replace(first, seed=2)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    prepare(first, folder, MeshShape().make(jax.devices()[:1]))
+    (folder / "untrained" / "half").mkdir()
+    trained = train(second, str(folder))
+    alone = train(second, str(tmp_path / "alone"))
+    jax.tree.map(np.testing.assert_array_equal, trained.params, alone.params)
 
 
 def test_large_weights_are_split_over_the_mesh():

@@ -34,6 +34,7 @@ def experiment(source, parts, conditions=(), transforms=(), shape=(32, 32, 3)):
     config.task.denoiser.conditioner.conditions = parts
     config.task.image_shape = shape
     config.data = configs.spec(Pipeline, source=source, conditions=conditions, transforms=transforms)
+    config.test_data = config.data
     return configs.build(config)
 
 

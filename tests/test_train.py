@@ -170,7 +170,7 @@ def test_class_labels_of_any_name_are_checked_while_training(tmp_path):
 
 def test_test_data_are_checked_before_training(tmp_path):
     config = tiny(3)
-    config.evaluation = app.load_config(DIGITS, []).evaluation
+    config.test_data, config.evaluation = config.data, app.load_config(DIGITS, []).evaluation
     source, floats = Arrays(image=DIGIT_IMAGES, label=LABELS), DIGIT_IMAGES.astype(np.float32) / 255
     with pytest.raises(UserError, match=r"config.data.image=float32.*: expected uint8"):
         train(config, str(tmp_path), source=source, test_source=Arrays(image=floats, label=LABELS))

@@ -186,7 +186,7 @@ def test_untrained_parameters_are_stored_once_and_come_back(tmp_path, basis):
 def test_weights_that_do_not_fit_are_refused_before_anything_is_compiled(tmp_path, run, basis):
     wide = tmp_path / "wide.safetensors"
     save_file({"matrix": np.zeros((SIZE + 1, DATA), np.float32)}, wide)
-    with pytest.raises(UserError, match="config.task.codec=Projection: expected weights that fit the codec"):
+    with pytest.raises(UserError, match=r"config.task.codec=Projection: expected weights that fit the codec"):
         train(experiment(Projection(weights=FileWeights(str(wide)))), str(tmp_path / "a"))
     outer = RunWeights(str(run[0]), module="network/outer", packages=("tests",))
     with pytest.raises(

@@ -130,7 +130,7 @@ def test_invalid_edits_raise():
             generator.edit(IMAGES, strength, label=1)
     with pytest.raises(UserError, match=r"fraction=2.0: expected"):
         Truncated(Uniform(), 2.0)
-    with pytest.raises(UserError, match=r"images=uint8\[3, 2, 3, 1\]: expected 2 images"):
+    with pytest.raises(UserError, match=r"images=uint8\[3, 2, 3, 1\]: expected uint8 \[2, 2, 3, 1\]"):
         generator.edit(IMAGES, label=[1, 2])
     with pytest.raises(UserError, match=r"grid=RePaint.*only decreases"):
         a_generator(grid=RePaint(Uniform(), 1, 2)).edit(IMAGES, label=1)

@@ -135,10 +135,10 @@ def test_negative_conditions_replace_the_null():
             {"known": np.zeros((3, *SHAPE), np.uint8), "mask": np.ones((2, 3), bool)},
             r"known=uint8\[3, 2, 3, 1\]",
         ),
-        ({"known": np.zeros(SHAPE), "mask": np.ones((2, 3), bool)}, r"known=float64.*as uint8"),
+        ({"known": np.zeros(SHAPE), "mask": np.ones((2, 3), bool)}, r"known=float64.*expected uint8"),
         ({"known": np.zeros(SHAPE, np.uint8), "mask": np.ones((3, 2), bool)}, r"mask='bool\[3, 2, 1\]'"),
         ({"known": np.zeros(SHAPE, np.uint8), "mask": np.ones((2, 3))}, r"mask='float64\[2, 3, 1\]'"),
-        ({"noise": np.zeros((2, 3, 2, 1))}, r"noise=float64\[2, 3, 2, 1\]: expected 2 images of 2x3x1"),
+        ({"noise": np.zeros((2, 3, 2, 1))}, r"noise=float64\[2, 3, 2, 1\]: expected floats \[2, 2, 3, 1\]"),
         ({"seed": -1}, "seed=-1"),
     ],
 )

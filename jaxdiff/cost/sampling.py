@@ -12,6 +12,7 @@ from jaxdiff.cost.operations import Operations, count, programs_in
 from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import Process
 from jaxdiff.process.prediction import Prediction
+from jaxdiff.sampling.guidance.classifier_free import Limited
 from jaxdiff.sampling.loop import as_path
 from jaxdiff.sampling.protocols import Conditions
 from jaxdiff.sampling.recipe import Recipe
@@ -95,7 +96,7 @@ def _images(jaxpr: Any, name: str, inside: float) -> float:
 
 def _fraction_in_interval(recipe: Recipe, process: Process) -> float:
     """The fraction of the grid's times at which guidance acts; 1 for guidance without an interval."""
-    interval: Any = getattr(recipe.guidance, "interval", None)
+    interval = recipe.guidance.interval if isinstance(recipe.guidance, Limited) else None
     if interval is None:
         return 1.0
     path = as_path(recipe.times(process))

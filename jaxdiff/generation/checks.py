@@ -10,8 +10,7 @@ from flax.errors import FlaxError
 from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import UserError, expect
-from jaxdiff.sampling.guidance.autoguidance import Autoguidance
-from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
+from jaxdiff.sampling.guidance.classifier_free import Limited
 from jaxdiff.sampling.guidance.per_condition import PerCondition
 from jaxdiff.sampling.protocols import Guidance
 from jaxdiff.sampling.recipe import Recipe
@@ -40,8 +39,8 @@ def per_condition(rule: Guidance, scales: Mapping[str, float], conditioner: Cond
         expect(conditioner.has_null(name), "guidance", name, "a condition with a null", "leave it out")
     factors = tuple(float(scale) for scale in scales.values())
     chained = rule.chained if isinstance(rule, PerCondition) else True
-    has_interval = isinstance(rule, PerCondition | ClassifierFree | Autoguidance)
-    return PerCondition(tuple(scales), factors, chained, rule.interval if has_interval else None)
+    interval = rule.interval if isinstance(rule, Limited) else None
+    return PerCondition(tuple(scales), factors, chained, interval)
 
 
 def check_shape(denoiser: Denoiser, params: Params, shape: Shape, trained: Shape) -> None:

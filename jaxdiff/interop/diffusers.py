@@ -333,7 +333,8 @@ def _check_known(network: UNet, conditioner: Conditioner) -> None:
 def _attention_of(network: UNet) -> PixelAttention:
     """The attention of all levels and of the middle; `PixelAttention()` if there is none anywhere."""
     found = {f"network.levels[{i}].attention": level.attention for i, level in enumerate(network.levels)}
-    found["network.middle.attention"] = getattr(network.middle, "attention", None)
+    middle = network.middle
+    found["network.middle.attention"] = middle.attention if isinstance(middle, ResidualMiddle) else None
     given = {field: part for field, part in found.items() if part is not None}
     first = next(iter(given.values()), PixelAttention())
     for field, part in given.items():

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Literal
 
+from jaxdiff.models.blocks import ResidualMiddle
 from jaxdiff.models.interface import Part
 from jaxdiff.models.unet import UNet
 
@@ -40,7 +41,8 @@ def modules(network: UNet) -> Iterator[Module]:
             yield Module(f"down_{i}", "down", i)
             if network.input_path != "none":
                 yield Module(f"input_{i}", "input", i)
-    yield Module("middle_block_0", "middle", last, 0, getattr(network.middle, "attention", None))
+    attention = network.middle.attention if isinstance(network.middle, ResidualMiddle) else None
+    yield Module("middle_block_0", "middle", last, 0, attention)
     yield Module("middle_block_1", "middle", last, 1)
     for i, level in reversed(list(enumerate(network.levels))):
         count = level.blocks + int(network.resampled_skips)

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +80,14 @@ class IntervalGuidance:
     def guided(self, models: Models) -> GuidedDenoiser | None:
         """The guided denoiser; None if it is the conditional model at every noise level."""
         raise NotImplementedError
+
+
+@runtime_checkable
+class Limited(Protocol):
+    """A guidance that may act in an interval of noise levels only; None for all levels."""
+
+    @property
+    def interval(self) -> Interval | None: ...
 
 
 @dataclasses.dataclass(frozen=True)

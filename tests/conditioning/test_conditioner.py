@@ -54,7 +54,7 @@ def test_vectors_add_up():
 
 
 def test_nothing_of_a_dropped_label_remains():
-    dropped = CONDITIONER.all_dropped(3)
+    dropped = dict.fromkeys(CONDITIONER.conditions, jnp.ones(3, bool))
     other = {"label": LABELS[::-1], "style": jnp.array([0, 0, 0])}
     np.testing.assert_array_equal(vector(drop=dropped), vector(other, dropped))
     params = parameters()

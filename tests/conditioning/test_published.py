@@ -71,7 +71,10 @@ def test_the_vector_matches_the_published_network(name):
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, own)
     names = {"label": "class_labels", "augment": "augment_labels"}
     fields = {part: stored(name, names[part]) for part in model.conditions}
-    for drop, key in ((model.none_dropped(count), "embedding"), (model.all_dropped(count), "embedding_null")):
+    for drop, key in (
+        (model.none_dropped(count), "embedding"),
+        (dict.fromkeys(model.conditions, jnp.ones(count, bool)), "embedding_null"),
+    ):
         embeddings = model.apply({"params": params}, noise_label, fields, drop)
         assert embeddings.features is None
         np.testing.assert_allclose(jax.nn.silu(embeddings.vector), stored(name, key), atol=3e-6)

@@ -136,7 +136,7 @@ def close(found, expected, name=""):
 @functools.partial(jax.jit, static_argnums=(0, 5), compiler_options={"xla_backend_optimization_level": 0})
 def run(model, params, x, t, given, method):
     conditioner = model.conditioner
-    drop = conditioner.none_dropped(x.shape[0]) if given else conditioner.all_dropped(x.shape[0])
+    drop = dict.fromkeys(conditioner.conditions, jnp.full(x.shape[0], not given))
     fields = given or conditioner.example(x.shape[0], x.shape[1:])
     arguments = {"train": False} if method != "predict" else {}
     return model.apply({"params": params}, x, t, fields, drop, method=method, **arguments)

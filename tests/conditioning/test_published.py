@@ -71,7 +71,8 @@ def test_the_vector_matches_the_published_network(name):
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, own)
     names = {"label": "class_labels", "augment": "augment_labels"}
     fields = {part: stored(name, names[part]) for part in model.conditions}
-    for drop, key in (
+    every = dict.fromkeys(model.conditions, jnp.ones(count, bool))
+    for drop, key in ((model.none_dropped(count), "embedding"), (every, "embedding_null")):
         (model.none_dropped(count), "embedding"),
         (dict.fromkeys(model.conditions, jnp.ones(count, bool)), "embedding_null"),
     ):

@@ -37,7 +37,7 @@ class Pixels:
     def encode(self, frozen: Mapping[str, Params], stored: Array, keys: Keys) -> Array:
         if jnp.issubdtype(stored.dtype, jnp.floating):
             return stored
-        return jax.lax.platform_dependent(stored, cpu=_by_table, default=_by_arithmetic)
+        return jax.lax.platform_dependent(stored, cpu=_by_table, default=scale_levels)
 
     def decode(self, frozen: Mapping[str, Params], x_0: Array) -> Array:
         return x_0
@@ -58,6 +58,6 @@ def _by_table(stored: Array) -> Array:
     return jnp.asarray(LEVELS)[stored]
 
 
-def _by_arithmetic(stored: Array) -> Array:
-    """The same up to the last bit: accelerators compute faster than they look up."""
+def scale_levels(stored: Array) -> Array:
+    """0..255 to -1..1, the host's floats up to the last bit: accelerators compute faster than they look up."""
     return stored.astype(jnp.float32) / 127.5 - 1

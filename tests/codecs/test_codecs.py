@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxdiff.codecs.identity import Identity
-from jaxdiff.codecs.pixels import Pixels
+from jaxdiff.codecs.pixels import Pixels, scale_levels
 from jaxdiff.codecs.protocol import Codec
 from jaxdiff.data.images import to_float
 from jaxdiff.errors import UserError
@@ -32,6 +32,10 @@ def test_stored_values_survive_the_round_trip_exactly(codec, stored):
     assert found.dtype == stored.dtype
     example = codec.example(3, stored.shape[1:])
     assert (example.shape, example.dtype) == ((3, *stored.shape[1:]), stored.dtype)
+
+
+def test_pixels_on_an_accelerator_are_those_of_the_host_up_to_the_last_bit():
+    np.testing.assert_allclose(jax.jit(scale_levels)(LEVELS), to_float(LEVELS), rtol=0, atol=1.2e-7)
 
 
 def test_pixels_on_a_cpu_device_are_those_of_the_host():

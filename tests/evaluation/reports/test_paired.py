@@ -1,4 +1,4 @@
-"""Models with known defects, evaluated on crops of photographs."""
+"""What all evaluations of pairs share: the chosen images, samples of an input, reports, batches, and errors."""
 
 import dataclasses
 import json
@@ -7,325 +7,19 @@ import numpy as np
 import pytest
 
 from jaxdiff import config
-from jaxdiff.data.conditions import Choice, Degrade
-from jaxdiff.data.degradations import Downsample, Grayscale
-from jaxdiff.data.images import to_float, to_uint8
-from jaxdiff.data.masks import BoxMask, Hint, Masked
-from jaxdiff.data.pipeline import Pipeline
-from jaxdiff.data.sources import Tfds
+from jaxdiff.data.images import to_uint8
 from jaxdiff.errors import UserError
-from jaxdiff.evaluation.baselines import Enlarged, MeanColour, known
+from jaxdiff.evaluation.baselines import Enlarged
 from jaxdiff.evaluation.features.patches import Patches
 from jaxdiff.evaluation.metric import Batch
 from jaxdiff.evaluation.protocols import Evaluator
 from jaxdiff.evaluation.reports import paired
 from jaxdiff.evaluation.reports.files import write
-from jaxdiff.evaluation.reports.image_to_image import TranslationEvaluation, derangement
+from jaxdiff.evaluation.reports.image_to_image import TranslationEvaluation
 from jaxdiff.evaluation.reports.super_resolution import SuperResolutionEvaluation
-from tests.evaluation.models import inputs
+from tests.evaluation.reports.paired_models import PATCHES, TASKS, answering, model_of
 
-TASKS = ("colourise", "inpaint")
 LOSSES = {"log_snr": [-2.0, 0.0, 2.0], "train": [1.0, 0.5, 0.1], "test": [1.1, 0.6, 0.2]}
-PATCHES = Patches(4, 2)
-
-
-def crops(split, *conditions):
-    return Pipeline(Tfds("photos/32", split), conditions=conditions).all()
-
-
-def rows(examples, n):
-    return {name: values[paired.evenly(np.zeros(len(values), int), n)] for name, values in examples.items()}
-
-
-@pytest.fixture(scope="module")
-def small():
-    """Train and test examples of super-resolution by 4."""
-    condition = Degrade("low_res", Downsample(4))
-    return crops("train[:3%]", condition), rows(crops("test", condition), 60)
-
-
-@pytest.fixture(scope="module")
-def partial():
-    """Train and test examples of two tasks."""
-    condition = Choice("source", (Hint(Grayscale()), Masked(BoxMask(), fill=0.0)))
-    return crops("train[:3%]", condition), rows(crops("test", condition), 60)
-
-
-def model_of(generate, examples, condition, **settings):
-    """A model with only this condition."""
-    return inputs(generate, (condition,), *examples, **settings)
-
-
-def answering(examples, condition, images):
-    """Returns these images for the conditions of the test examples, in any order."""
-    known = {given.tobytes(): image for given, image in zip(examples[1][condition], images, strict=True)}
-    return lambda conditions, seed, guidance: np.stack(
-        [known[given.tobytes()] for given in conditions[condition]]
-    )
-
-
-def noisy(images, seed, std):
-    noise = np.random.default_rng(seed).normal(0, std, images.shape)
-    return np.clip(np.rint(images + noise), 0, 255).astype(np.uint8)
-
-
-# Super-resolution
-
-
-@pytest.fixture(scope="module")
-def sharp():
-    return SuperResolutionEvaluation(factor=4, n=40, features=PATCHES)
-
-
-def test_a_perfect_model_has_distance_zero_and_the_truths_consistency(sharp, small):
-    values = sharp(model_of(answering(small, "low_res", small[1]["image"]), small, "low_res")).values
-    model = values["samples"][0]
-    assert model["frechet"] < 1e-9
-    assert model["spectrum"] == 0
-    assert model["mean_colour_error"] == 0
-    assert model["psnr"] is None
-    assert model["consistency"] == values["real"]["consistency"]
-    assert 0.1 < model["consistency"] < 0.5  # of rounding to bytes
-
-
-def test_a_model_that_is_the_baseline_scores_as_the_baseline(sharp, small):
-    found = sharp(
-        model_of(lambda conditions, *_: Enlarged(4)(conditions["low_res"]), small, "low_res")
-    ).values
-    model, baseline = found["samples"][0], found["baseline"]
-    assert model["baseline_over_frechet"] == 1
-    assert all(model[name] == baseline[name] for name in baseline if name != "name")
-    assert baseline["name"] == "bicubic"
-
-
-def test_sharp_noise_has_a_better_spectrum_and_a_worse_psnr_than_blur(sharp, small):
-    """The truth with noise has the right details at the wrong positions: a model's fault, not a blur's."""
-    train, test = small
-    shifted = np.stack([np.roll(image, (1, 1), (0, 1)) for image in test["image"]])
-    values = sharp(model_of(answering(small, "low_res", shifted), small, "low_res")).values
-    model, blur = values["samples"][0], values["baseline"]
-    assert model["baseline_over_frechet"] > 5
-    assert model["spectrum"] < 0.1 * blur["spectrum"]
-    assert model["psnr"] < blur["psnr"]
-    assert len(train["image"]) == values["conditions"]["train_images"]
-
-
-def test_a_colour_shift_differs_from_a_loss_of_detail(sharp, small):
-    images = small[1]["image"] // 2 + 60
-    examples = small[0], {**small[1], "image": images}
-    values = sharp(model_of(answering(examples, "low_res", images + 3), examples, "low_res")).values
-    model = values["samples"][0]
-    assert model["mean_colour_error"] == pytest.approx(3)
-    assert model["spectrum"] < 1e-9
-    assert model["frechet"] == pytest.approx(48 * (3 / 255) ** 2, rel=1e-4)
-
-
-def test_guidances_and_diversity(small):
-    """Noise of a std that is the guidance: the std between samples of one input, and more of it a larger distance."""
-    middle = small[1]["image"] // 2 + 60
-    examples = small[0], {**small[1], "image": middle}
-    truth = answering(examples, "low_res", middle)
-    evaluation = SuperResolutionEvaluation(
-        n=20, samples_per_input=8, guidances=(6.0,), features=PATCHES, seed=3
-    )
-
-    def generate(conditions, seed, guidance):
-        return noisy(truth(conditions, seed, guidance), seed, 2 * guidance)
-
-    found = evaluation(model_of(generate, examples, "low_res"))
-    one, six = found.values["samples"]
-    assert (one["guidance"], six["guidance"]) == (1, 6)
-    for row in (one, six):
-        assert row["diversity"] == pytest.approx(2 * row["guidance"], rel=0.05)
-    assert six["frechet"] > 10 * one["frechet"]
-    assert found.table[0] == ("", "real", "bicubic", "guidance 1", "guidance 6")
-
-
-def test_the_first_sample_of_an_input_is_scored(small, partial):
-    for evaluation, examples, condition in (
-        (SuperResolutionEvaluation(n=8, samples_per_input=2, seed=5), small, "low_res"),
-        (TranslationEvaluation(TASKS, n=8, samples_per_input=2, seed=5), partial, "source"),
-    ):
-        truth = answering(examples, condition, examples[1]["image"])
-
-        def generate(conditions, seed, guidance, truth=truth):
-            return truth(conditions, seed, guidance) // (1 if seed == 5 else 2)
-
-        values = evaluation(model_of(generate, examples, condition)).values
-        column = values["tasks"]["all"] if "tasks" in values else values
-        assert column["samples"][0]["frechet"] < 1e-9
-        assert column["samples"][0]["diversity"] > 10
-
-
-def test_every_condition_of_the_model_comes_from_the_test_examples(small):
-    seen = []
-
-    def generate(conditions, seed, guidance):
-        seen.append((conditions, seed, guidance))
-        return Enlarged(4)(conditions["low_res"])
-
-    model = inputs(generate, ("label", "low_res"), *small, guidance=2.5)
-    SuperResolutionEvaluation(n=7, seed=11, samples_per_input=2)(model)
-    assert [(seed, guidance) for _, seed, guidance in seen] == [(11, 2.5), (12, 2.5)]
-    chosen = np.linspace(0, 59, 7).round().astype(int)
-    for name in ("label", "low_res"):
-        np.testing.assert_array_equal(seen[0][0][name], small[1][name][chosen])
-    assert set(seen[0][0]["label"]) == {0, 1}
-
-
-def test_floats_are_the_same_condition_as_bytes(sharp, small):
-    floats = tuple({**part, "low_res": to_float(part["low_res"])} for part in small)
-    truth = small[1]["image"]
-    a, b = (sharp(model_of(answering(e, "low_res", truth), e, "low_res")).values for e in (small, floats))
-    for row in ("baseline", "real"):
-        for name in ("frechet", "spectrum", "consistency"):
-            assert a[row][name] == pytest.approx(b[row][name], rel=1e-4)
-
-
-# Image to image
-
-
-@pytest.fixture(scope="module")
-def translation():
-    return TranslationEvaluation(TASKS, keep_luma=("colourise",), n=60, features=PATCHES)
-
-
-def score(evaluation, examples, generate):
-    return evaluation(model_of(generate, examples, "source")).values
-
-
-def test_a_perfect_translation(translation, partial):
-    values = score(translation, partial, answering(partial, "source", partial[1]["image"]))
-    assert list(values["tasks"]) == ["all", *TASKS]
-    for name, column in values["tasks"].items():
-        model = column["samples"][0]
-        assert max(model["frechet"], model["frechet_generated"]) < 1e-9
-        assert model["error"] == model["spectrum"] == 0
-        assert model["shuffled_error"] > 30
-        assert model["shuffled_over_error"] is None
-        assert model["kept"] == (None if name == "colourise" else 1)
-        assert column["baseline"]["frechet_generated"] > 0.01
-    counts = np.bincount(partial[1]["task"])
-    assert [values["tasks"][name]["n"] for name in ("all", *TASKS)] == [60, *counts]
-
-
-def test_hints_of_samples_are_compared_with_the_given_hints(translation, partial):
-    evaluation, truth = dataclasses.replace(translation, hints=(Grayscale(), None)), partial[1]["image"]
-    columns = score(evaluation, partial, answering(partial, "source", truth))["tasks"]
-    assert columns["colourise"]["samples"][0]["hint_error"] < 1e-4
-    assert columns["colourise"]["samples"][0]["shuffled_hint_error"] > 20
-    for name in ("all", "inpaint"):
-        row = columns[name]["samples"][0]
-        assert row["hint_error"] is row["shuffled_hint_error"] is None
-    darker = score(evaluation, partial, answering(partial, "source", truth // 2))
-    assert darker["tasks"]["colourise"]["samples"][0]["hint_error"] > 20
-
-
-def test_shuffling_does_not_matter_to_a_model_that_ignores_its_condition(translation, partial):
-    images = noisy(np.full((60, 32, 32, 3), 110), 0, 30)
-    for column in score(translation, partial, lambda conditions, *_: images)["tasks"].values():
-        model = column["samples"][0]
-        assert model["shuffled_error"] == model["error"] > 0
-        assert model["shuffled_over_error"] == 1
-
-
-def test_a_model_that_is_the_baseline_scores_as_the_baseline_of_each_task(translation, partial):
-    def generate(conditions, seed, guidance):
-        source = conditions["source"]
-        hint = (source[..., 3] == -1).all(axis=(1, 2))[:, None, None, None]
-        tinted, flat = (MeanColour.of([partial[0]["image"]], keep)(source) for keep in (True, False))
-        return np.where(hint, tinted, flat)
-
-    for column in score(translation, partial, generate)["tasks"].values():
-        model, baseline = column["samples"][0], column["baseline"]
-        assert all(model[name] == baseline[name] for name in baseline)
-        assert model["baseline_over_frechet"] == model["baseline_over_frechet_generated"] == 1
-        assert model["shuffled_over_error"] > 1
-
-
-def test_luma_makes_a_harder_baseline(translation, partial):
-    easy = dataclasses.replace(translation, keep_luma=())
-    perfect = answering(partial, "source", partial[1]["image"])
-    hard, flat = (score(evaluation, partial, perfect)["tasks"] for evaluation in (translation, easy))
-    assert hard["colourise"]["baseline"]["error"] < 0.7 * flat["colourise"]["baseline"]["error"]
-    assert hard["colourise"]["baseline"]["spectrum"] < 0.01 < flat["colourise"]["baseline"]["spectrum"]
-    assert hard["inpaint"]["baseline"] == flat["inpaint"]["baseline"]
-
-
-def test_one_changed_known_pixel_appears_in_the_table(translation, partial):
-    images, task = partial[1]["image"].copy(), partial[1]["task"]
-    image = np.flatnonzero(task == 1)[3]
-    opaque = known(partial[1]["source"])
-    y, x = np.argwhere(opaque[image])[17]
-    images[image, y, x, 1] += 1 if images[image, y, x, 1] < 255 else -1
-    found = translation(model_of(answering(partial, "source", images), partial, "source"))
-    model = found.values["tasks"]["inpaint"]["samples"][0]
-    assert model["kept"] == pytest.approx(1 - 1 / opaque.sum(), abs=1e-12)
-    assert model["error"] == 0  # of the other pixels
-    kept = next(row for row in found.table if row[0].startswith("known pixels kept"))
-    assert kept[1] != "1"
-    assert kept[2] == "-"
-
-
-def test_errors_are_over_the_generated_pixels(translation, partial):
-    opaque = known(partial[1]["source"])[..., None]
-    images = partial[1]["image"] // 2 + 60
-    examples = partial[0], {**partial[1], "image": images}
-    for changed, error in (
-        (np.where(opaque, images, images + 5), 5),
-        (np.where(opaque, images + 5, images), 0),
-    ):
-        values = score(translation, examples, answering(examples, "source", changed))
-        assert values["tasks"]["inpaint"]["samples"][0]["error"] == pytest.approx(error)
-        assert values["tasks"]["all"]["samples"][0]["error"] == pytest.approx(error)
-
-
-def test_the_order_of_test_examples_does_not_matter(translation, partial):
-    order = np.random.default_rng(0).permutation(60)
-    mixed = partial[0], {name: values[order] for name, values in partial[1].items()}
-    blurred = to_uint8(to_float(partial[1]["image"]) * 0.9)
-    answer = answering(partial, "source", blurred)
-    a, b = (score(translation, examples, answer)["tasks"] for examples in (partial, mixed))
-    for name in a:
-        for key in ("frechet", "frechet_generated", "spectrum", "error"):
-            assert a[name]["samples"][0][key] == pytest.approx(b[name]["samples"][0][key], rel=1e-6)
-            assert a[name]["baseline"][key] == pytest.approx(b[name]["baseline"][key], rel=1e-6)
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_shuffling_gives_each_image_another_of_its_task(seed):
-    groups = np.array([0, 2, 0, 0, 2, 2, 2, 0, 0])
-    others = derangement(groups, seed)
-    assert (others != np.arange(9)).all()
-    assert sorted(others) == list(range(9))
-    np.testing.assert_array_equal(groups[others], groups)
-    with pytest.raises(UserError, match="task 1"):
-        derangement(np.array([0, 0, 1]), seed)
-
-
-def test_all_conditions_are_shuffled_together(partial):
-    seen = []
-
-    def generate(conditions, seed, guidance):
-        seen.append(conditions)
-        return np.zeros((len(conditions["source"]), 32, 32, 3), np.uint8)
-
-    TranslationEvaluation(TASKS, n=20)(inputs(generate, ("source", "task"), *partial))
-    right, wrong = seen
-    np.testing.assert_array_equal(right["task"], wrong["task"])
-    position = {given.tobytes(): i for i, given in enumerate(right["source"])}
-    moved = np.array([position[given.tobytes()] for given in wrong["source"]])
-    assert (moved != np.arange(20)).all()
-
-
-def test_one_task_needs_no_field(partial):
-    examples = tuple(
-        {name: values[part["task"] == 1] for name, values in part.items() if name != "task"}
-        for part in partial
-    )
-    evaluation = TranslationEvaluation(("inpaint",), task_field=None, n=10)
-    values = score(evaluation, examples, answering(examples, "source", examples[1]["image"]))
-    assert list(values["tasks"]) == ["all", "inpaint"]
 
 
 def test_chosen_images_are_spread_over_all_and_over_each_task():
@@ -342,7 +36,20 @@ def test_chosen_images_are_spread_over_all_and_over_each_task():
         assert rows.max() >= 104
 
 
-# Reports
+def test_the_first_sample_of_an_input_is_scored(small, partial):
+    for evaluation, examples, condition in (
+        (SuperResolutionEvaluation(n=8, samples_per_input=2, seed=5), small, "low_res"),
+        (TranslationEvaluation(TASKS, n=8, samples_per_input=2, seed=5), partial, "source"),
+    ):
+        truth = answering(examples, condition, examples[1]["image"])
+
+        def generate(conditions, seed, guidance, truth=truth):
+            return truth(conditions, seed, guidance) // (1 if seed == 5 else 2)
+
+        values = evaluation(model_of(generate, examples, condition)).values
+        column = values["tasks"]["all"] if "tasks" in values else values
+        assert column["samples"][0]["frechet"] < 1e-9
+        assert column["samples"][0]["diversity"] > 10
 
 
 @pytest.fixture(scope="module")

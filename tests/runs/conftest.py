@@ -1,0 +1,21 @@
+"""A trained run to start from, and quick compilation."""
+
+import jax
+import pytest
+
+from tests.runs.fine_tuning import MAP, a_config, store
+
+
+@pytest.fixture
+def quick():
+    """Programs here run once or twice."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="session")
+def old(tmp_path_factory):
+    """The folder of a trained run, its experiment, its parameters and their average."""
+    folder = tmp_path_factory.mktemp("old")
+    return folder, *store(a_config(MAP), folder)

@@ -1,9 +1,12 @@
-"""Eight CPU devices for every test, no silent broadcasting between ranks, and float64 where formulas are checked."""
+"""Eight CPU devices for every test, quick compilation, no silent broadcasting between ranks, and float64 where formulas
+are checked."""
 
 import os
 import pathlib
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+# Most programs run once or twice, here and in commands that tests start: optimizing takes longer than running them.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import pytest
@@ -17,13 +20,11 @@ FORMULAS = [pathlib.Path(__file__).parent / name for name in ("likelihood", "pro
 
 @pytest.fixture(autouse=True)
 def formulas(request):
-    """Double precision unless a test requests `float32`; fast compilation, since each program runs only once."""
+    """Double precision unless a test requests `float32`."""
     formula = any(folder in request.path.parents for folder in FORMULAS)
     exact = formula and "float32" not in request.fixturenames
-    jax.config.update("jax_disable_most_optimizations", formula)
     with jax.enable_x64(exact or jax.config.jax_enable_x64):
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

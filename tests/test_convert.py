@@ -34,14 +34,6 @@ def get_config(variant):
 '''
 
 
-@pytest.fixture(autouse=True)
-def fast_compilation():
-    """Each program runs only a few times: compiling without optimizations is faster."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @functools.cache
 def peer():
     model = diffusers.UNet2DModel(

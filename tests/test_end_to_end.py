@@ -7,7 +7,6 @@ import signal
 import socket
 import time
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,9 +18,6 @@ from tests.commands import DIGITS, TINY, digest, metrics, run, start
 
 pytestmark = pytest.mark.xdist_group("end to end")  # one worker: the tests use one trained run
 STEPS = 12
-QUICK = {
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"
-}  # programs of a few steps: compiling takes longer than running
 TRAIN = (
     "--config",
     DIGITS,
@@ -42,17 +38,14 @@ def pixels(path):
 def trained(tmp_path_factory):
     """A tiny uninterrupted run on one device, with its evaluation."""
     workdir = tmp_path_factory.mktemp("run")
-    out, _ = run("train", *TRAIN, "--workdir", str(workdir), **QUICK)
+    out, _ = run("train", *TRAIN, "--workdir", str(workdir))
     return workdir, out
 
 
 @pytest.fixture
 def in_process(monkeypatch):
-    """JAX runs already, so `sample.main` can be called in this process; compilation is fast."""
+    """JAX runs already, so `sample.main` can be called in this process."""
     monkeypatch.setattr(runtime, "start", lambda: None)
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_training_writes_config_metrics_and_evaluation(trained):
@@ -75,7 +68,7 @@ def test_training_writes_config_metrics_and_evaluation(trained):
 def test_killed_at_a_random_step_the_same_command_reaches_the_same_state(trained, tmp_path):
     workdir, _ = trained
     command = (*TRAIN, "--config.evaluation=None", "--workdir", str(tmp_path))
-    process = start("train", *command, **QUICK)
+    process = start("train", *command)
     kill_after = int(np.random.default_rng().integers(4, STEPS - 1))
     file = tmp_path / "metrics.jsonl"
     deadline = time.monotonic() + 200
@@ -85,7 +78,7 @@ def test_killed_at_a_random_step_the_same_command_reaches_the_same_state(trained
         time.sleep(0.002)
     process.communicate()
     assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
-    run("train", *command, **QUICK)
+    run("train", *command)
     assert digest(tmp_path, STEPS) == digest(workdir, STEPS)
     steps = [row["step"] for row in metrics(tmp_path) if "loss" in row]
     assert steps == list(range(1, STEPS + 1))
@@ -102,7 +95,7 @@ def test_a_signal_saves_and_the_same_command_continues(trained, tmp_path, number
         "--workdir",
         str(tmp_path),
     )
-    process = start("train", *command, **QUICK)
+    process = start("train", *command)
     file = tmp_path / "metrics.jsonl"
     deadline = time.monotonic() + 200
     while process.poll() is None and time.monotonic() < deadline:
@@ -117,7 +110,7 @@ def test_a_signal_saves_and_the_same_command_continues(trained, tmp_path, number
     assert 3 <= int(saved) < STEPS
     assert f"step {saved}" in err
     if number == signal.SIGTERM:
-        run("train", *command, **QUICK)
+        run("train", *command)
         assert digest(tmp_path, STEPS) == digest(workdir, STEPS)
 
 
@@ -127,7 +120,7 @@ def losses(workdir):
 
 def test_one_device_and_four_train_alike(trained, tmp_path):
     workdir, _ = trained
-    run("train", *TRAIN, "--config.evaluation=None", "--workdir", str(tmp_path), devices=4, **QUICK)
+    run("train", *TRAIN, "--config.evaluation=None", "--workdir", str(tmp_path), devices=4)
     assert len(losses(workdir)) == STEPS
     np.testing.assert_allclose(losses(tmp_path), losses(workdir), rtol=1e-5, atol=1e-5)
 
@@ -187,7 +180,7 @@ def test_an_existing_output_is_overwritten_only_with_the_flag(trained, tmp_path)
     _, err = run("sample", *command, code=2)
     assert "--overwrite" in err
     assert out.read_text() == "precious"
-    run("sample", *command, "--overwrite", **QUICK)
+    run("sample", *command, "--overwrite")
     with np.load(out) as stored:
         assert stored["images"].shape == (2, 8, 8, 1)
 

@@ -48,14 +48,6 @@ OWN = {
 }
 
 
-@pytest.fixture
-def unoptimized():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.mark.usefixtures("unoptimized")
 @pytest.mark.parametrize("name", OWN)
 def test_a_config_is_evaluated_by_its_own_evaluation(name, tmp_path):
     file, _, variant = name.partition(":")

@@ -7,7 +7,6 @@ import shlex
 import sys
 import types
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -130,7 +129,6 @@ SMALL = (
     "--config.sampling.steps=2",
     "--config.data.source.split=train[:8]",
 )
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 def save_random(path, size, seed=0, alpha=None, levels=(0, 256)):
@@ -152,13 +150,11 @@ def followed(tmp_path, monkeypatch):
         sections = dict(zip(parts[1::2], parts[2::2], strict=True))
         ((_, words),) = lines(sections["Train"])
         config, workdir = str(ROOT / words[1]), f"{tmp_path}/runs/{pathlib.Path(words[1]).stem}"
-        commands.run("train", "--config", config, "--workdir", workdir, *SMALL, *changes, devices=1, **QUICK)
+        commands.run("train", "--config", config, "--workdir", workdir, *SMALL, *changes, devices=1)
         for _, words in lines(sections["Sample"]):
             sample.main(words)
 
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield tmp_path, follow
-    jax.config.update("jax_disable_most_optimizations", False)
+    return tmp_path, follow
 
 
 def opened(path):

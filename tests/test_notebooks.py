@@ -65,7 +65,7 @@ def test_there_are_two_notebooks():
 def test_a_notebook_runs(name):
     notebook = read(name)
     assert {"STEPS", "network"} <= shortened(notebook)
-    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_NUM_CPU_DEVICES": "1", "PYTHONWARNINGS": "ignore"}
+    quick = {"JAX_NUM_CPU_DEVICES": "1", "PYTHONWARNINGS": "ignore"}
     client = nbclient.NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}
     )

@@ -277,15 +277,6 @@ def a_generator(cross_attention=True):
     return Generator(denoiser, params, recipe, (4, 4, 1), mesh)
 
 
-@pytest.fixture
-def unoptimized():
-    """Programs that run once are compiled without optimizations."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.mark.usefixtures("unoptimized")
 def test_images_follow_text_and_negative_text():
     def images(*texts, **options):
         return a_generator()(text=list(texts) if texts[0] is not None else None, n=2, **options).astype(int)

@@ -35,12 +35,6 @@ PARTIAL = PartialImage(null="learned", drop_rate=0.1)
 TASK = ClassLabel(3, 3, null="none", drop_rate=0.0)
 
 
-@pytest.fixture(autouse=True)
-def unoptimized(formulas):
-    """Programs that run once; the fixture `formulas` resets it."""
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
 class Mixture(nn.Module):
     """Predicts a convolution of the noisy image, the image condition and its alpha, plus the vector."""
 

@@ -1,17 +1,8 @@
-"""A trained run to start from, and quick compilation."""
+"""A trained run to start from."""
 
-import jax
 import pytest
 
 from tests.runs.fine_tuning import MAP, a_config, store
-
-
-@pytest.fixture
-def quick():
-    """Programs here run once or twice."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

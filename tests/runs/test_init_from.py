@@ -22,8 +22,6 @@ from jaxdiff.training.transfer import InitFrom
 from tests.commands import DIGITS
 from tests.runs.fine_tuning import MAP, WIDTH, a_config, a_mesh, build, first_state, same
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 def test_the_same_model_starts_with_the_learned_parameters(old):
     folder, _, params, ema = old

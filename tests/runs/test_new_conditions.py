@@ -26,7 +26,6 @@ from jaxdiff.runs import init_from as starting
 from jaxdiff.training import step
 from tests.runs.fine_tuning import MAP, READS_TOKENS, WIDTH, a_config, a_mesh, build, first_state, store
 
-pytestmark = pytest.mark.usefixtures("quick")
 SIZES = spec(Continuous, size=2, width=WIDTH, frequencies=4, null="learned", drop_rate=0.1)
 
 

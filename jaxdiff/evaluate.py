@@ -93,10 +93,13 @@ def evaluate(experiment: "Experiment", generator: "Generator", workdir: str | os
     import jax
 
     from jaxdiff.evaluation.reports import files
+    from jaxdiff.runs import classes
 
     evaluation = experiment.evaluation
     if evaluation is None:
         raise UserError("config.evaluation=None: expected an evaluation, got none. Fix: give one")
+    if experiment.uses_labels:
+        experiment = experiment.with_classes(classes.of_run(workdir, experiment.data))
     report = evaluation(inputs_of(experiment, generator))
     if jax.process_index() == 0:
         files.write(report, workdir)

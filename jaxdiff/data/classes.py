@@ -52,13 +52,19 @@ def numbers(count: int | None) -> Names | None:
 
 
 def listed(classes: Sequence[str]) -> str:
-    """The classes with their numbers in one line, shortened if they are many: ``0 ant, 1 bee, 2 cat``."""
+    """The classes with their numbers in one line, shortened if they are many: ``ant=0, bee=1, cat=2``."""
     if tuple(classes) == numbers(len(classes)):
         return f"0 to {len(classes) - 1}"
-    words = [f"{number} {name}" for number, name in enumerate(classes)]
+    words = [f"{name}={number}" for number, name in enumerate(classes)]
     if len(words) <= SHOWN:
         return ", ".join(words)
     return f"{', '.join(words[: SHOWN - 1])}, ..., {words[-1]} ({len(words):,} classes)"
+
+
+def numbered(classes: Sequence[str]) -> list[str]:
+    """A line for each class: its number and its name, in two columns."""
+    width = len(str(len(classes) - 1))
+    return [f"{number:{width}}  {name}" for number, name in enumerate(classes)]
 
 
 def some(names: Sequence[str]) -> str:

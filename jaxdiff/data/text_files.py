@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from jaxdiff.errors import UserError
 
 MARKS = {
@@ -18,7 +20,7 @@ MARKS = {
 """Byte order marks of other encodings; the longer ones come first, since they begin with a shorter one."""
 
 
-def read_text(path: Path, name: str) -> str:
+def read_text(path: Path | epath.Path, name: str) -> str:
     """The text of a file; a byte order mark of UTF-8 is left out.
 
     Args:

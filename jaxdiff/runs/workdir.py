@@ -1,61 +1,60 @@
-"""The folder of a run and its stored config, written when training starts and read by all other commands."""
+"""The folder of a run: its config, its classes and what its data are, written at the start and compared later."""
 
 import json
+import logging
+import uuid
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 
 from jaxdiff import config as configs
-from jaxdiff.config.overrides import is_default
-from jaxdiff.config.renamed import upgrade
+from jaxdiff.data.classes import Names, some
+from jaxdiff.data.pipeline import contents_of
+from jaxdiff.data.text_files import read_json
 from jaxdiff.errors import UserError
+from jaxdiff.experiment import Experiment
+from jaxdiff.runs import classes, continuation
+
+_log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 
-# Fields that may change when a run continues: they affect duration, outputs or devices, not what is learned.
-FREE = (
-    "steps",
-    "log_every",
-    "checkpoint_every",
-    "keep",
-    "sample_every",
-    "sampling",
-    "evaluation",
-    "mesh",
-    "test_data",
-)
+DATA_FILE = "data.json"
+"""The file in a run's folder that says what its training examples are, wherever they lie."""
 
 
-def init_workdir(config: Any, workdir: str) -> epath.Path:
+def init_workdir(
+    config: Any, workdir: str, experiment: Experiment | None = None, new_schedule: bool = True
+) -> epath.Path:
     """Create the folder of a run and store its config, or check that the run there has the same config.
+
+    Everything is compared before anything is written.
+
+    Args:
+      config: of the run.
+      workdir: the folder.
+      experiment: of the config, for a run that is trained: its classes and its data are stored or compared as well.
+      new_schedule: whether the user has named the schedule of the learning rate, for steps after the end of the run's.
 
     Returns:
       The folder.
 
     Raises:
-      UserError: the folder holds a run with another config (the error names the fields), or it cannot be written.
+      UserError: the folder holds a run with another config or other data (the error names the fields), its files are
+        damaged, or it cannot be written.
     """
     path = epath.Path(workdir).expanduser()
-    file = path / CONFIG_FILE
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if file.exists() and _has_trained(path):
-            changed = configs.differences(upgrade(json.loads(file.read_text())), config)
-            fixed = {
-                name: (old, new)
-                for name, (old, new) in changed.items()
-                # A field that the stored config lacks, with its default value, changes nothing.
-                if name.partition(".")[0] not in FREE and not (old == "absent" and is_default(config, name))
-            }
-            if fixed:
-                listed = "; ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in fixed.items())
-                raise UserError(
-                    f"--workdir={workdir}: expected an empty folder or a run with this config, "
-                    f"got a run with another config ({listed}). Fix: use another --workdir, or the same config"
-                )
-        partial = path / f"{CONFIG_FILE}.new"
-        partial.write_text(configs.to_json(config))
-        partial.replace(file)
+        step = continuation.latest_step(path)
+        files = {CONFIG_FILE: configs.to_json(config)}
+        if step is not None:
+            continuation.check(read_config(workdir), config, workdir, step, new_schedule, _has_data(path))
+        if experiment is not None:
+            files |= _records(experiment, config, path, step)
+        for name, content in files.items():
+            _write(path / name, content)
     except OSError as error:
         raise UserError(
             f"--workdir={workdir}: expected a writable folder, got {error.strerror or error}. Fix: give another folder"
@@ -63,17 +62,11 @@ def init_workdir(config: Any, workdir: str) -> epath.Path:
     return path
 
 
-def _has_trained(workdir: epath.Path) -> bool:
-    """Whether the run has a checkpoint. The config of a run without one may be replaced."""
-    checkpoints = workdir / "checkpoints"
-    return checkpoints.exists() and any(path.name.isdigit() for path in checkpoints.iterdir())
-
-
 def read_config(workdir: str) -> Any:
     """The stored config of a run.
 
     Raises:
-      UserError: there is no config, or the file is not valid JSON.
+      UserError: there is no config, or the file is not a config in JSON.
     """
     file = epath.Path(workdir).expanduser() / CONFIG_FILE
     if not file.exists():
@@ -81,8 +74,71 @@ def read_config(workdir: str) -> Any:
             f"--workdir={workdir}: expected a folder with {CONFIG_FILE}, got none. Fix: give the folder of a run"
         )
     try:
-        return configs.from_json(file.read_text())
+        config = configs.from_json(file.read_text())
+    except RecursionError:
+        got = "too many nested brackets"
     except ValueError as error:
-        raise UserError(
-            f"--workdir={workdir}: expected JSON in {file.name}, got {error}. Fix: restore the file"
-        ) from None
+        got = str(error)
+    else:
+        if hasattr(config, "keys"):
+            return config
+        got = f"a {type(config).__name__}"
+    raise UserError(
+        f"--workdir={workdir}: expected the JSON of a config in {file.name}, got {got}. Fix: restore the file"
+    )
+
+
+def _write(file: epath.Path, content: str) -> None:
+    """Write a file as a whole. Each of several processes has a draft of its own, with the same content."""
+    draft = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+    draft.write_text(content)
+    draft.replace(file)
+
+
+def _has_data(workdir: epath.Path) -> bool:
+    return (workdir / DATA_FILE).exists()
+
+
+def _records(experiment: Experiment, config: Any, workdir: epath.Path, step: int | None) -> dict[str, str]:
+    """The class table and the contents of the data, as files; compared with those of a run that has trained.
+
+    Args:
+      step: of the run's newest checkpoint; None before the first.
+    """
+    source = experiment.data.source
+    table = _table(experiment, config, workdir, step) if experiment.uses_labels else None
+    contents = contents_of(source)
+    if step is not None and _has_data(workdir):
+        _check_contents(workdir, json.loads(json.dumps(contents)))
+    found = {DATA_FILE: json.dumps(contents, indent=1) + "\n"}
+    return found if table is None else found | {classes.FILE: classes.to_json(table)}
+
+
+def _table(experiment: Experiment, config: Any, workdir: epath.Path, step: int | None) -> Names | None:
+    examples = experiment.data.source.open()
+    empty = getattr(examples, "empty_classes", ())
+    if empty:
+        _log.warning("no images in %s: a folder without images is no class and has no number", some(empty))
+    stored = None if step is None else classes.read(workdir)
+    if stored is not None:
+        classes.check_unchanged(stored, examples)
+        return stored
+    table = classes.of_examples(examples, is_old=bool(step))
+    start = experiment.init_from
+    return table if start is None or table is None else classes.as_in(start.workdir, table)
+
+
+def _check_contents(workdir: epath.Path, found: Mapping[str, Any]) -> None:
+    """Raise `UserError` unless the training examples are those that the run started with."""
+    stored = read_json(
+        (workdir / DATA_FILE).read_text(), f"--workdir={workdir}: {DATA_FILE}", "restore the file"
+    )
+    changed = configs.differences(stored, found)
+    if not changed:
+        return
+    counts = [f"{name}: {old} -> {new}" for name, (old, new) in changed.items() if "sha256" not in name]
+    listed = "; ".join(counts) or "as many, with other names, sizes, captions or pixels"
+    raise UserError(
+        f"config.data.source: expected the examples that the run started with, got others ({listed}). "
+        f"Fix: restore them, or start a new run with --from-workdir {workdir}"
+    )

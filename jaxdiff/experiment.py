@@ -117,6 +117,10 @@ class Experiment:
                 f"config.batch_size={self.batch_size}: expected a multiple of {devices} devices with "
                 f"accumulation={self.accumulation}, got {self.batch_size}. Fix: use {nearest}"
             )
+        self.check_data()
+
+    def check_data(self) -> None:
+        """Raise `UserError` where the training or the test data do not fit the task."""
         self.task.check(self.data.example(), self.data.num_classes())
         if self.test_data is not None:
             try:

@@ -133,9 +133,21 @@ class Conditioner(nn.Module):
 
     @nn.nowrap
     def read(self, name: str, value: object) -> Values:
-        """Arrays from a user's value for a condition; None stands for its default."""
+        """Arrays from a user's value for a condition; None stands for its default.
+
+        Raises:
+          UserError: the value is no array, such as lists of different lengths.
+        """
         condition = self.conditions[name]
-        return condition.read(condition.default if value is None else value, name)
+        try:
+            return condition.read(condition.default if value is None else value, name)
+        except UserError:
+            raise
+        except ValueError as error:
+            got = str(error).partition(".")[0]
+            raise UserError(
+                f"{name}=...: expected values of one shape, got an error: {got}. Fix: give lists of equal lengths"
+            ) from None
 
     @nn.nowrap
     def has_default(self, name: str) -> bool:

@@ -52,6 +52,9 @@ SPECIAL = {
 }
 """Kinds of path that are not opened: reading a pipe or a device may wait for ever."""
 
+INSPECTED = 2**26
+"""Bytes that are looked at to say what is wrong with a file."""
+
 LONGEST = 8
 """Ratio of the sides from which on `square` cuts an image before it resizes it."""
 
@@ -207,7 +210,11 @@ def _reason(path: Path, error: Exception) -> str:
     """Why a file could not be decoded, in a few words."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    content = path.read_bytes()
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(INSPECTED)
+    except (OSError, ValueError) as unopened:  # ValueError: a zero byte in the name
+        return str(unopened)
     if not content:
         return "an empty file"
     other = next((kind for start, kind in OTHER_FORMATS.items() if content.startswith(start)), None)
@@ -218,7 +225,7 @@ def _reason(path: Path, error: Exception) -> str:
         return other or "other data"
     if "size" in str(error).lower() and "exceeds limit" in str(error):
         return f"a {ours} file of too many pixels ({error})"
-    if _is_cut_short(content, ours):
+    if len(content) < INSPECTED and _is_cut_short(content, ours):
         return f"a {ours} file that is cut short"
     if ours == "PNG" and not _has_valid_checksums(content):
         return "a PNG file with a wrong checksum (CRC): its data are damaged"

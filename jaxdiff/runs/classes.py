@@ -56,15 +56,21 @@ def of_examples(examples: Examples, is_old: bool) -> Names | None:
 
 def of_run(workdir: epath.PathLike, data: Pipeline) -> Names | None:
     """The class table of a run, or of the training data if the run has none: of a version without tables."""
-    return read(workdir) or of_examples(data.source.open(), is_old=bool(latest_step(epath.Path(workdir))))
+    folder = epath.Path(workdir).expanduser()
+    return read(folder) or of_examples(data.source.open(), is_old=bool(latest_step(folder)))
 
 
-def as_in(workdir: str, classes: Names) -> Names:
+def as_in(workdir: str, classes: Names, examples: Examples) -> Names:
     """The classes in the order of another run, whose parameters a new run starts from.
 
     Where the names differ, the order stays, and a warning says which rows of the other run begin other classes.
+
+    Args:
+      workdir: folder of the other run; without a table, it is taken to have learned the same classes.
+      classes, examples: of the new run.
     """
-    other = read(workdir)
+    folder = epath.Path(workdir).expanduser()
+    other = read(folder) or of_examples(examples, is_old=bool(latest_step(folder)))
     if other is None or other == classes:
         return classes
     if sorted(other) == sorted(classes):

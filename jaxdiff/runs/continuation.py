@@ -45,7 +45,7 @@ def latest_step(workdir: epath.Path) -> int | None:
     return max((int(name) for name in steps if name.isdigit()), default=None)
 
 
-def check(stored: Any, config: Any, workdir: str, step: int, new_schedule: bool, has_data: bool) -> None:
+def check_config(stored: Any, config: Any, workdir: str, step: int, has_data: bool) -> None:
     """Raise `UserError` unless a run can continue with a config.
 
     Args:
@@ -53,17 +53,15 @@ def check(stored: Any, config: Any, workdir: str, step: int, new_schedule: bool,
       config: config to continue with.
       workdir: the run's folder.
       step: of its newest checkpoint.
-      new_schedule: whether the user has named the schedule for steps after the end of the run's.
       has_data: whether the run has stored what its data are, so that they can be found elsewhere.
     """
-    ended = step >= stored.steps < config.steps
     changed = {
         name: values
         for name, values in configs.differences(stored, config).items()
         # A field that the stored config lacks, with its default value, changes nothing.
         if not (values[0] == "absent" and is_default(config, name))
         and not _is_free(name, config, has_data)
-        and not (ended and _is_in(name, SCHEDULE))
+        and not (_goes_on(stored, config, step) and _is_in(name, SCHEDULE))
     }
     if changed:
         listed = "; ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in changed.items())
@@ -71,12 +69,31 @@ def check(stored: Any, config: Any, workdir: str, step: int, new_schedule: bool,
             f"--workdir={workdir}: expected an empty folder or a run with this config, "
             f"got a run with another config ({listed}). Fix: use another --workdir, or the same config"
         )
+
+
+def check_steps(stored: Any, config: Any, workdir: str, step: int, new_schedule: bool) -> None:
+    """Say what another number of steps means, or raise `UserError` where the learning rate would leap after the end.
+
+    Args:
+      stored, config, workdir, step: as in `check_config`.
+      new_schedule: whether the user has named the schedule for steps after the end of the run's.
+    """
     if config.steps < step:
         _log.warning(
             "steps=%d: nothing is left to train, since the newest checkpoint has step %d", config.steps, step
         )
-    elif config.steps != stored.steps:
-        _check_schedule(stored, config, workdir, step, new_schedule or not ended)
+    elif config.steps != _steps(stored, config):
+        allowed = new_schedule or not _goes_on(stored, config, step)
+        _check_schedule(stored, config, workdir, step, allowed)
+
+
+def _goes_on(stored: Any, config: Any, step: int) -> bool:
+    """Whether a run that has ended gets more steps."""
+    return step >= _steps(stored, config) < config.steps
+
+
+def _steps(stored: Any, config: Any) -> int:
+    return stored.get("steps", config.steps)
 
 
 def _is_free(name: str, config: Any, has_data: bool) -> bool:
@@ -92,12 +109,14 @@ def _is_in(name: str, field: str) -> bool:
 
 def _is_place(name: str, config: Any) -> bool:
     """Whether a field says where something lies whose contents are compared; see `data.pipeline.Recorded`."""
-    parts = name.replace("[", ".").replace("]", "").split(".")
+    *parents, field = name.replace("[", ".").replace("]", "").split(".")
     block = config
-    for part in parts[:-1]:
-        block = block[int(part)] if part.isdigit() else block[part]
-    has_class = hasattr(block, "keys") and TARGET in block
-    return has_class and parts[-1] in getattr(resolve(block[TARGET]), "places", ())
+    try:
+        for part in parents:
+            block = block[int(part)] if part.isdigit() else block[part]
+        return field in getattr(resolve(block[TARGET]), "places", ())
+    except (LookupError, TypeError):  # only the stored config has such a block, or it is no block
+        return False
 
 
 def _check_schedule(stored: Any, config: Any, workdir: str, step: int, allowed: bool) -> None:
@@ -106,7 +125,7 @@ def _check_schedule(stored: Any, config: Any, workdir: str, step: int, allowed: 
     if block is None or configs.differences(stored.optimizer.get("schedule"), block):
         return
     schedule = configs.build(block, path=f"config.{SCHEDULE}")
-    before, after = (float(schedule(1.0, steps)(step)) for steps in (stored.steps, config.steps))
+    before, after = (float(schedule(1.0, steps)(step)) for steps in (_steps(stored, config), config.steps))
     if abs(after - before) <= LEAP:
         return
     leap = f"a learning rate that leaps from {before:.2g} to {after:.2g} of its peak at step {step}"

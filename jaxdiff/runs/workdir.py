@@ -1,20 +1,24 @@
 """The folder of a run: its config, its classes and what its data are, written at the start and compared later."""
 
+import contextlib
 import json
 import logging
 import uuid
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
 from jaxdiff import config as configs
+from jaxdiff.config.blocks import TARGET
 from jaxdiff.data.classes import Names, some
 from jaxdiff.data.pipeline import contents_of
-from jaxdiff.data.text_files import read_json
+from jaxdiff.data.text_files import read_json, read_text
 from jaxdiff.errors import UserError
-from jaxdiff.experiment import Experiment
 from jaxdiff.runs import classes, continuation
+
+if TYPE_CHECKING:
+    from jaxdiff.experiment import Experiment
 
 _log = logging.getLogger(__name__)
 
@@ -25,7 +29,7 @@ DATA_FILE = "data.json"
 
 
 def init_workdir(
-    config: Any, workdir: str, experiment: Experiment | None = None, new_schedule: bool = True
+    config: Any, workdir: str, experiment: "Experiment | None" = None, new_schedule: bool = True
 ) -> epath.Path:
     """Create the folder of a run and store its config, or check that the run there has the same config.
 
@@ -45,21 +49,31 @@ def init_workdir(
         damaged, or it cannot be written.
     """
     path = epath.Path(workdir).expanduser()
-    try:
+    with _errors_of_the_folder(workdir):
         path.mkdir(parents=True, exist_ok=True)
         step = continuation.latest_step(path)
-        files = {CONFIG_FILE: configs.to_json(config)}
-        if step is not None:
-            continuation.check(read_config(workdir), config, workdir, step, new_schedule, _has_data(path))
-        if experiment is not None:
-            files |= _records(experiment, config, path, step)
+        stored = None if step is None else read_config(workdir)
+    if step is not None:
+        continuation.check_config(stored, config, workdir, step, _has_data(path))
+    files = {CONFIG_FILE: configs.to_json(config)}
+    if experiment is not None:
+        files |= _records(experiment, path, step)
+    if step is not None:
+        continuation.check_steps(stored, config, workdir, step, new_schedule)
+    with _errors_of_the_folder(workdir):
         for name, content in files.items():
             _write(path / name, content)
+    return path
+
+
+@contextlib.contextmanager
+def _errors_of_the_folder(workdir: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"--workdir={workdir}: expected a writable folder, got {error.strerror or error}. Fix: give another folder"
         ) from None
-    return path
 
 
 def read_config(workdir: str) -> Any:
@@ -73,16 +87,16 @@ def read_config(workdir: str) -> Any:
         raise UserError(
             f"--workdir={workdir}: expected a folder with {CONFIG_FILE}, got none. Fix: give the folder of a run"
         )
+    got = "other JSON"
     try:
-        config = configs.from_json(file.read_text())
+        text = file.read_text()
+        stored = json.loads(text)
+        if isinstance(stored, dict) and TARGET in stored:
+            return configs.from_json(text)
     except RecursionError:
         got = "too many nested brackets"
     except ValueError as error:
         got = str(error)
-    else:
-        if hasattr(config, "keys"):
-            return config
-        got = f"a {type(config).__name__}"
     raise UserError(
         f"--workdir={workdir}: expected the JSON of a config in {file.name}, got {got}. Fix: restore the file"
     )
@@ -99,14 +113,14 @@ def _has_data(workdir: epath.Path) -> bool:
     return (workdir / DATA_FILE).exists()
 
 
-def _records(experiment: Experiment, config: Any, workdir: epath.Path, step: int | None) -> dict[str, str]:
+def _records(experiment: "Experiment", workdir: epath.Path, step: int | None) -> dict[str, str]:
     """The class table and the contents of the data, as files; compared with those of a run that has trained.
 
     Args:
       step: of the run's newest checkpoint; None before the first.
     """
     source = experiment.data.source
-    table = _table(experiment, config, workdir, step) if experiment.uses_labels else None
+    table = _table(experiment, workdir, step) if experiment.uses_labels else None
     contents = contents_of(source)
     if step is not None and _has_data(workdir):
         _check_contents(workdir, json.loads(json.dumps(contents)))
@@ -114,7 +128,7 @@ def _records(experiment: Experiment, config: Any, workdir: epath.Path, step: int
     return found if table is None else found | {classes.FILE: classes.to_json(table)}
 
 
-def _table(experiment: Experiment, config: Any, workdir: epath.Path, step: int | None) -> Names | None:
+def _table(experiment: "Experiment", workdir: epath.Path, step: int | None) -> Names | None:
     examples = experiment.data.source.open()
     empty = getattr(examples, "empty_classes", ())
     if empty:
@@ -125,14 +139,13 @@ def _table(experiment: Experiment, config: Any, workdir: epath.Path, step: int |
         return stored
     table = classes.of_examples(examples, is_old=bool(step))
     start = experiment.init_from
-    return table if start is None or table is None else classes.as_in(start.workdir, table)
+    return table if start is None or table is None else classes.as_in(start.workdir, table, examples)
 
 
 def _check_contents(workdir: epath.Path, found: Mapping[str, Any]) -> None:
     """Raise `UserError` unless the training examples are those that the run started with."""
-    stored = read_json(
-        (workdir / DATA_FILE).read_text(), f"--workdir={workdir}: {DATA_FILE}", "restore the file"
-    )
+    where = f"--workdir={workdir}: {DATA_FILE}"
+    stored = read_json(read_text(workdir / DATA_FILE, where), where, "restore the file")
     changed = configs.differences(stored, found)
     if not changed:
         return

@@ -116,6 +116,7 @@ def write_diffusers(workdir: str, folder: str) -> str:
     from jaxdiff.interop import diffusers
     from jaxdiff.interop.mapping import to_tensors
     from jaxdiff.interop.safetensors_files import write_safetensors
+    from jaxdiff.runs import classes
 
     generator = Generator.load(workdir)
     config = diffusers.model_config(generator.denoiser, generator.image_shape[0])
@@ -125,6 +126,9 @@ def write_diffusers(workdir: str, folder: str) -> str:
         path.mkdir(parents=True, exist_ok=True)
         write_safetensors(path / "diffusion_pytorch_model.safetensors", tensors, {"format": "pt"})
         (path / "config.json").write_text(json.dumps(config, indent=2))
+        table = classes.read(workdir)
+        if table is not None:
+            (path / classes.FILE).write_text(classes.to_json(table))
     except OSError as error:
         raise UserError(
             f"--to={folder}: expected a writable folder, got {error.strerror or error}. Fix: give another folder"

@@ -64,6 +64,11 @@ class Denoiser(nn.Module):
         return None if self.uncertainty is None else self.uncertainty(LogSigma()(self._process(), t))
 
     @nn.nowrap
+    def with_class_names(self, names: tuple[str, ...]) -> "Denoiser":
+        """This denoiser with the names of a run's class table, see `Conditioner.with_class_names`."""
+        return self.clone(conditioner=self.conditioner.with_class_names(names)) if names else self
+
+    @nn.nowrap
     def process_of(self, params: Params) -> Process:
         """The process of a model with these parameters; unless it is learned, `process`."""
         if isinstance(self.process, nn.Module):

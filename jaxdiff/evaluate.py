@@ -64,6 +64,7 @@ def main(argv: Sequence[str]) -> None:
             "Fix: pass --config.evaluation=module:Class"
         )
     runtime.start()
+    _with_classes(experiment, flags.workdir).check_data()
 
     from jaxdiff.generation.generator import Generator
 
@@ -97,10 +98,18 @@ def evaluate(experiment: "Experiment", generator: "Generator", workdir: str | os
     evaluation = experiment.evaluation
     if evaluation is None:
         raise UserError("config.evaluation=None: expected an evaluation, got none. Fix: give one")
-    report = evaluation(inputs_of(experiment, generator))
+    report = evaluation(inputs_of(_with_classes(experiment, workdir), generator))
     if jax.process_index() == 0:
         files.write(report, workdir)
     return report
+
+
+def _with_classes(experiment: "Experiment", workdir: str | os.PathLike[str]) -> "Experiment":
+    """The experiment with the labels of the run's class table in its data."""
+    from jaxdiff.runs import classes
+
+    uses_labels = experiment.uses_labels
+    return experiment.with_classes(classes.of_run(workdir, experiment.data)) if uses_labels else experiment
 
 
 def inputs_of(experiment: "Experiment", generator: "Generator") -> "EvaluationInputs":

@@ -3,7 +3,9 @@
 import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
+from jaxdiff.data.classes import Labelled, Names
 from jaxdiff.data.pipeline import Pipeline
+from jaxdiff.data.sources import LABEL
 from jaxdiff.distributed.mesh import MeshShape
 from jaxdiff.errors import UserError, between, expect, positive
 from jaxdiff.evaluation.protocols import Evaluator
@@ -115,6 +117,45 @@ class Experiment:
                 f"config.batch_size={self.batch_size}: expected a multiple of {devices} devices with "
                 f"accumulation={self.accumulation}, got {self.batch_size}. Fix: use {nearest}"
             )
+        self.check_data()
+
+    def check_data(self) -> None:
+        """Raise `UserError` where the training or the test data do not fit the task."""
         self.task.check(self.data.example(), self.data.num_classes())
-        if self.evaluation is not None and self.test_data is not None:
-            self.sampled.check_held_out(self.test_data.example(), self.test_data.num_classes())
+        if self.test_data is not None:
+            try:
+                self._check_held_out(self.test_data)
+            except UserError as error:
+                raise UserError(_about_test_data(str(error))) from None
+
+    def _check_held_out(self, data: Pipeline) -> None:
+        check = self.task.check_held_out if isinstance(self.task, Sampleable) else self.task.check
+        check(data.example(), data.num_classes())
+
+    @property
+    def uses_labels(self) -> bool:
+        """Whether labels matter: the denoiser has a condition of that name, or the task is no denoiser."""
+        task = self.task
+        return LABEL in task.denoiser.conditioner.conditions if isinstance(task, Sampleable) else True
+
+    def with_classes(self, classes: Names | None) -> "Experiment":
+        """This experiment with the labels of a class table in all its data; None changes nothing."""
+        if classes is None:
+            return self
+        pipelines = {name: getattr(self, name) for name in ("data", "test_data")}
+        return dataclasses.replace(
+            self,
+            **{
+                name: dataclasses.replace(pipeline, source=Labelled(pipeline.source, classes))
+                for name, pipeline in pipelines.items()
+                if pipeline is not None
+            },
+        )
+
+
+def _about_test_data(message: str) -> str:
+    """An error about data as one about the test data."""
+    known = message.startswith("config.data")
+    return (
+        f"config.test_data{message.removeprefix('config.data')}" if known else f"config.test_data: {message}"
+    )

@@ -51,6 +51,7 @@ def main(argv: Sequence[str]) -> None:
 
     import jax.numpy as jnp
 
+    from jaxdiff.runs import classes
     from jaxdiff.runs.restore import UNTRAINED
     from jaxdiff.runs.weights import RECORD
     from jaxdiff.training import snapshots
@@ -72,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
         checkpoints.save(step, TrainState(jnp.int32(step), params=(), ema=average, opt_state=()))
         checkpoints.wait()
     folder = pathlib.Path(flags.workdir).expanduser()
-    for name in (CONFIG_FILE, RECORD):
+    for name in (CONFIG_FILE, RECORD, classes.FILE):
         if (folder / name).exists():
             shutil.copy(folder / name, partial / name)
     if (folder / UNTRAINED).exists():

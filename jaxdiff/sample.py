@@ -1,6 +1,8 @@
 """Generate images with a trained model.
 
 python -m jaxdiff.sample --workdir runs/digits --n 100 --label all --out digits.png
+python -m jaxdiff.sample --workdir runs/flowers --classes
+python -m jaxdiff.sample --workdir runs/flowers --n 16 --label tulip,rose
 python -m jaxdiff.sample --workdir runs/digits --n 8 --label 3 --guidance 2 --steps 30 --out threes
 python -m jaxdiff.sample --workdir runs/digits --n 1000 --label all --out digits.npz
 python -m jaxdiff.sample --workdir runs/digits --n 16 --label 3 --known digit.png --mask mask.png
@@ -16,6 +18,7 @@ python -m jaxdiff.sample --workdir runs/faces --conditions many.jsonl --out face
 from collections.abc import Sequence
 
 from jaxdiff.cli import app, request
+from jaxdiff.errors import expect
 
 DESCRIPTION = "Generate images with a trained model."
 EPILOG = """\
@@ -25,6 +28,8 @@ EPILOG = """\
   x       a folder of single images, 000000.png and on
 --conditions names a file with a JSON object for each image, {"label": 3, "low_res": "photo.png"}; paths of images are
 relative to the file's folder, and null stands for no condition.
+A class is given by its name or by its number, {"label": "tulip"}. A word that is a name means this class, also where
+the name is a number. --classes shows both.
 Several --text, --image or --condition of one name are taken in turn, as are several labels.
 Where a condition is an image with transparency, transparent pixels are generated and opaque ones stay; an image without
 transparency is a hint, of which no pixel stays, or with --mask all that are not white there.
@@ -78,7 +83,14 @@ def _add_output(flags: app.Parser) -> None:
 
 def _add_conditions(flags: app.Parser) -> None:
     flags.add_argument(
-        "--label", default=None, help="a class, a comma-separated list, 'all' in turn, or 'none'"
+        "--label",
+        default=None,
+        help="a class by its name or number, a comma-separated list, 'all' in turn, or 'none'; see --classes",
+    )
+    flags.add_argument(
+        "--classes",
+        action="store_true",
+        help="show the names and numbers of the run's classes, and do no more",
     )
     flags.add_argument("--text", action="append", default=[], help="the caption, taken literally")
     for name, metavar, what in (
@@ -138,12 +150,34 @@ def parse(argv: Sequence[str]) -> request.Request:
     return request.of(*parser().parse(argv))
 
 
+def show_classes(workdir: str) -> None:
+    """Print the class table of a run, a class per line: its number, and its name.
+
+    Raises:
+      UserError: there is no run, or it has no table.
+    """
+    from jaxdiff.data.classes import numbered
+    from jaxdiff.runs import classes
+    from jaxdiff.runs.workdir import read_config
+
+    read_config(workdir)
+    table = classes.read(workdir)
+    fix = "use numbers; a run of an earlier version has a table once it is continued"
+    expect(table is not None, "--workdir", workdir, f"a run with {classes.FILE}", fix, "none")
+    print("\n".join(numbered(table or ())))
+
+
 def main(argv: Sequence[str]) -> None:
     """Sample from a command line."""
     from jaxdiff.distributed import runtime
     from jaxdiff.runs.workdir import read_config
 
-    requested = parse(argv)
+    flags, overrides = parser().parse(argv)
+    if flags.classes:
+        for folder, _ in request.runs(flags):
+            show_classes(folder)
+        return
+    requested = request.of(flags, overrides)
     for folder, _ in requested.runs:
         read_config(folder)  # before the slow imports, so that a wrong folder is reported at once
     runtime.start()

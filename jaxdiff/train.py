@@ -57,10 +57,12 @@ def main(argv: Sequence[str]) -> None:
     from jaxdiff.training.signals import Stopped
 
     experiment = build(config)
+    runtime.start()
     name = pathlib.Path(flags.config.partition(":")[0]).stem
     variant = flags.config.partition(":")[2]
-    workdir = init_workdir(config, flags.workdir or f"runs/{name}{'_' + variant if variant else ''}")
-    runtime.start()
+    folder = flags.workdir or f"runs/{name}{'_' + variant if variant else ''}"
+    new_schedule = any(path == "optimizer.schedule" for path, _ in overrides)
+    workdir = init_workdir(config, folder, experiment, new_schedule)
     try:
         _train(experiment, workdir)
     except Stopped as stop:
@@ -113,7 +115,7 @@ def train(
     if test_source is not None:
         pipeline = built.test_data or built.data
         built = dataclasses.replace(built, test_data=dataclasses.replace(pipeline, source=test_source))
-    return _train(built, init_workdir(describe(_recorded(built)), workdir))
+    return _train(built, init_workdir(describe(_recorded(built)), workdir, built))
 
 
 def _recorded(experiment: "Experiment") -> "Experiment":
@@ -131,13 +133,19 @@ def _recorded(experiment: "Experiment") -> "Experiment":
 def _train(experiment: "Experiment", workdir: Any) -> "Generator | None":
     import jax
 
+    from jaxdiff.data.classes import listed
     from jaxdiff.evaluate import evaluate
     from jaxdiff.generation import preview
     from jaxdiff.generation.generator import Generator
+    from jaxdiff.runs import classes
     from jaxdiff.runs.start import prepare
     from jaxdiff.training import loop
     from jaxdiff.training.partition import merge
 
+    table = classes.read(workdir)
+    if table is not None and jax.process_index() == 0:
+        print(f"classes: {listed(table)}", flush=True)
+    experiment = experiment.with_classes(table)
     mesh = experiment.mesh.make()
     experiment.check(mesh.devices.size)
     if experiment.sampling is not None:
@@ -149,7 +157,8 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | None":
     frozen = prepare(experiment, workdir, mesh)
 
     def generator(state: Any) -> Generator:
-        return Generator.of(experiment, merge(state.ema, frozen.params), mesh, frozen.networks)
+        params = merge(state.ema, frozen.params)
+        return Generator.of(experiment, params, mesh, frozen.networks, table or ())
 
     def draw_samples(state: Any, step: int) -> dict:
         """A figure of samples drawn with the EMA."""

@@ -49,7 +49,7 @@ def conditions(flags: argparse.Namespace, available: Conditions) -> Requested:
     labels = _with_flag("label", available)
     if len(labels) == 1 and labels[0] not in given and flags.conditions is None:
         rows = available[labels[0]].classes
-        given[labels[0]] = list(range(rows or 0))
+        given[labels[0]] = list(map(np.int64, range(rows or 0)))
     elif flags.label == "all" and flags.conditions is None:
         rows = available[labels[0]].classes
     missing = [name for name, each in available.items() if name not in given and each.default is None]
@@ -72,7 +72,7 @@ def _sources(flags: argparse.Namespace, available: Conditions) -> list[tuple[str
     found.append(("--condition", values.values("--condition", flags.condition, available)))
     if flags.label is not None:
         name = _only("label", flags.label, available)
-        items = [None] if flags.label == "none" else available[name].parse(flags.label, "--label")
+        items = available[name].parse(flags.label, "--label")
         found.append(("--label", {name: items}))
     return found
 

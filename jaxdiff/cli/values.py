@@ -1,6 +1,5 @@
 """Values of conditions from command-line words and JSON lines, as a `Generator` takes them."""
 
-import json
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,6 +8,8 @@ import numpy as np
 
 from jaxdiff.conditioning.condition import Condition
 from jaxdiff.data.image_files import read_image
+from jaxdiff.data.text_files import lines as text_lines
+from jaxdiff.data.text_files import read_json, read_text
 from jaxdiff.errors import UserError, expect
 
 Conditions = Mapping[str, Condition]
@@ -55,9 +56,14 @@ def values(flag: str, words: Iterable[str], conditions: Conditions) -> dict[str,
     found: dict[str, list] = {}
     for name, text in pairs(flag, words):
         check_known(flag, name, conditions)
-        parsed = [None] if text == "none" else conditions[name].parse(text, f"{flag} {name}")
+        none = text == "none" and name not in _labels(conditions)  # a label's own word, perhaps a class
+        parsed = [None] if none else conditions[name].parse(text, f"{flag} {name}")
         found.setdefault(name, []).extend(parsed)
     return found
+
+
+def _labels(conditions: Conditions) -> list[str]:
+    return [name for name, each in conditions.items() if each.classes is not None]
 
 
 def lines(flag: str, path: str, conditions: Conditions) -> dict[str, list]:
@@ -70,7 +76,10 @@ def lines(flag: str, path: str, conditions: Conditions) -> dict[str, list]:
     found: dict[str, list] = {}
     for count, (number, line) in enumerate(_read_lines(flag, file)):
         where = f"{flag}={path}, line {number}"
-        row = _json_object(where, line)
+        row = read_json(line, where, "write one JSON object per line")
+        if not isinstance(row, dict):
+            fix = 'write {"NAME": VALUE} for each image'
+            raise UserError(f"{where}: expected a JSON object, got {line[:80]}. Fix: {fix}")
         for name, value in row.items():
             check_known(where, name, conditions)
             expect(
@@ -87,27 +96,10 @@ def lines(flag: str, path: str, conditions: Conditions) -> dict[str, list]:
 
 def _read_lines(flag: str, file: pathlib.Path) -> list[tuple[int, str]]:
     """The lines that are not empty, with their numbers."""
-    try:
-        rows = [(i, line) for i, line in enumerate(file.read_text().split("\n"), 1) if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "other bytes"
-        raise UserError(
-            f"{flag}={file}: expected a text file, got {why}. Fix: give a file of JSON lines"
-        ) from None
+    text = read_text(file, f"{flag}={file}")
+    rows = [(i, line) for i, line in enumerate(text_lines(text), 1) if line.strip()]
     expect(bool(rows), flag, str(file), "a JSON object per line", "write one for each image", "no lines")
     return rows
-
-
-def _json_object(where: str, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where}: expected JSON, got {error}. Fix: write one JSON object per line") from None
-    if not isinstance(row, dict):
-        raise UserError(
-            f'{where}: expected a JSON object, got {line}. Fix: write {{"NAME": VALUE}} for each image'
-        )
-    return row
 
 
 def in_turn(given: Mapping[str, list], n: int | None) -> tuple[dict[str, Any], int]:

@@ -92,6 +92,16 @@ class Condition(_Defaults, nn.Module):
         """Number of classes, if the value is a class label; sampling then goes through all classes by default."""
         return None
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, if the value is a class label and they have names."""
+        return ()
+
+    @nn.nowrap
+    def with_class_names(self, names: tuple[str, ...]) -> "Condition":
+        """This condition with names for its classes, if it is a class label with as many."""
+        return self
+
     @nn.nowrap
     def image_shape(self, data_shape: Shape) -> tuple[int, int, int] | None:
         """(height, width, channels) of the image that goes with data of this shape; None if it is not an image."""
@@ -118,7 +128,7 @@ class Condition(_Defaults, nn.Module):
           text: JSON, or else a string.
           name: the flag and the condition, for messages.
         """
-        return [json_or_text(text)]
+        return [json_or_text(text, name)]
 
     @nn.nowrap
     def from_json(self, value: Any, name: str, folder: pathlib.Path) -> Any:
@@ -147,9 +157,17 @@ class Condition(_Defaults, nn.Module):
         return None
 
 
-def json_or_text(text: str) -> Any:
-    """The JSON value that a word holds, or the word itself."""
+def json_or_text(text: str, name: str) -> Any:
+    """The JSON value that a word holds, or the word itself.
+
+    Raises:
+      UserError: brackets are nested too deeply; `name` is for the message.
+    """
     try:
         return json.loads(text)
+    except RecursionError:
+        raise UserError(
+            f"{name}={text[:20]}...: expected JSON, got too many nested brackets. Fix: write fewer"
+        ) from None
     except ValueError:
         return text

@@ -12,6 +12,7 @@ import numpy as np
 from flax.core import FrozenDict
 
 from jaxdiff.conditioning.condition import Condition, Shape, Values
+from jaxdiff.data.sources import LABEL
 from jaxdiff.embeddings import Embeddings, merge
 from jaxdiff.errors import UserError, expect
 from jaxdiff.typing import Array, Drops, Fields, Float, Key, Keys
@@ -132,9 +133,21 @@ class Conditioner(nn.Module):
 
     @nn.nowrap
     def read(self, name: str, value: object) -> Values:
-        """Arrays from a user's value for a condition; None stands for its default."""
+        """Arrays from a user's value for a condition; None stands for its default.
+
+        Raises:
+          UserError: the value is no array, such as lists of different lengths.
+        """
         condition = self.conditions[name]
-        return condition.read(condition.default if value is None else value, name)
+        try:
+            return condition.read(condition.default if value is None else value, name)
+        except UserError:
+            raise
+        except ValueError as error:
+            got = str(error).partition(".")[0]
+            raise UserError(
+                f"{name}=...: expected values of one shape, got an error: {got}. Fix: give lists of equal lengths"
+            ) from None
 
     @nn.nowrap
     def has_default(self, name: str) -> bool:
@@ -156,6 +169,20 @@ class Conditioner(nn.Module):
         """Name of the one condition of a kind; None if there is none, or more than one."""
         names = self.with_flag(flag)
         return names[0] if len(names) == 1 else None
+
+    @nn.nowrap
+    def with_class_names(self, names: tuple[str, ...]) -> "Conditioner":
+        """This conditioner with the names of a run's class table in the condition ``label``, if there is one."""
+        if LABEL not in self.conditions:
+            return self
+        return self.clone(
+            conditions={**self.conditions, LABEL: self.conditions[LABEL].with_class_names(names)}
+        )
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes of the condition ``label``; empty without names."""
+        return self.conditions[LABEL].class_names if LABEL in self.conditions else ()
 
     @nn.nowrap
     def draw_drops(self, key: Key[Array, ""], batch: int) -> Drops:

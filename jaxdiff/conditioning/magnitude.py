@@ -11,8 +11,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Int
 
+from jaxdiff.conditioning.label import LabelCondition
 from jaxdiff.conditioning.nulls import Null
-from jaxdiff.conditioning.vector import LabelCondition, rows_of_classes
+from jaxdiff.conditioning.vector import rows_of_classes
 from jaxdiff.embeddings import Embeddings
 from jaxdiff.errors import between, positive
 from jaxdiff.models.magnitude import MagnitudeDense, MagnitudeFourier, normalize, unit_init

@@ -107,7 +107,7 @@ class Text(Condition):
     @nn.nowrap
     def parse(self, text: str, name: str) -> list[Any]:
         """A JSON string, or the word itself."""
-        value = json_or_text(text)
+        value = json_or_text(text, name)
         return [value if isinstance(value, str) else text]
 
     @nn.nowrap

@@ -1,19 +1,18 @@
 """Vector conditions, which drive the adaptive norms: the noise level and the class label."""
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Int
 
 from jaxdiff.conditioning import nulls
-from jaxdiff.conditioning.condition import Condition, Shape, json_or_text
+from jaxdiff.conditioning.label import LabelCondition
 from jaxdiff.conditioning.nulls import Null
 from jaxdiff.embeddings import Embeddings
-from jaxdiff.errors import UserError, expect, positive
+from jaxdiff.errors import expect, positive
 from jaxdiff.models.layers import HIGHEST, Dense, embedding_init
 from jaxdiff.typing import Array, Bool, Float
 
@@ -99,72 +98,6 @@ class VectorMlp(nn.Module):
     def __call__(self, x: Float[Array, "batch channels"]) -> Float[Array, "batch width"]:
         hidden = jax.nn.silu(Dense(self.width, name="dense_0")(x))
         return Dense(self.width, name="dense_1")(hidden)
-
-
-class LabelCondition(Condition):
-    """The base of class labels: integers [batch], or rows of weights [batch, num_classes] for mixtures of classes.
-
-    A subclass has the field `num_classes`: labels are 0 to num_classes - 1.
-    """
-
-    flag: ClassVar[str | None] = "label"
-
-    @property
-    def classes(self) -> int:
-        return self.num_classes
-
-    @nn.nowrap
-    def example(self, batch: int, data_shape: Shape | None = None) -> Int[Array, "batch"]:
-        return jnp.zeros((batch,), jnp.int32)
-
-    @nn.nowrap
-    def check(self, values: object, name: str = "label") -> None:
-        """Raise `UserError` unless all labels are integers in range, or rows of weights that add up to 1."""
-        labels = np.asarray(values)
-        if np.issubdtype(labels.dtype, np.floating) and labels.ndim == 2:
-            self._check_mixtures(labels, name)
-            return
-        fix = f"give integers from 0 to {self.classes - 1}"
-        if not np.issubdtype(labels.dtype, np.integer):
-            first = labels.flat[0] if labels.size else "[]"
-            raise UserError(f"{name}={first}: expected an integer class, got {labels.dtype}. Fix: {fix}")
-        expect(labels.ndim == 1, name, list(labels.shape), "one class per image", fix)
-        wrong = labels[(labels < 0) | (labels >= self.classes)]
-        if wrong.size:
-            raise UserError(
-                f"{name}={wrong[0]}: expected a class from 0 to {self.classes - 1}, got {wrong[0]}. Fix: {fix}"
-            )
-
-    @nn.nowrap
-    def parse(self, text: str, name: str) -> list[Any]:
-        """``3``, ``3,1,4``, ``all`` classes in turn, or JSON."""
-        if text == "all":
-            return list(range(self.classes))
-        value = json_or_text(text)
-        if not isinstance(value, str):
-            return [value]
-        try:
-            return [int(word) for word in text.split(",")]
-        except ValueError:
-            raise UserError(
-                f"{name}={text}: expected classes, got {text!r}. "
-                f"Fix: give classes of 0 to {self.classes - 1}, such as 3 or 3,1,4, or all, or none"
-            ) from None
-
-    @nn.nowrap
-    def to_arrays(self, value: Any, name: str, n: int) -> dict[str, np.ndarray]:
-        """The labels; one class for all images is repeated for each."""
-        labels = np.asarray(value)
-        return {name: np.repeat(labels, n) if labels.ndim == 0 else labels}
-
-    @nn.nowrap
-    def _check_mixtures(self, rows: np.ndarray, name: str) -> None:
-        fits = rows.shape[1] == self.classes and np.all(rows >= 0)
-        if not (fits and np.allclose(np.sum(rows, axis=1), 1, atol=1e-3)):
-            raise UserError(
-                f"{name}={rows.dtype}{list(rows.shape)}: expected weights >= 0 of {self.classes} classes with sum 1, "
-                f"got others. Fix: give rows [n, {self.classes}] that add up to 1, or None for no class"
-            )
 
 
 class ClassLabel(LabelCondition):

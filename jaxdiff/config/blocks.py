@@ -134,10 +134,14 @@ def resolve(target: Any, packages: tuple[str, ...] | None = None, path: str = TA
 
 
 def fields_of(cls: type) -> dict[str, inspect.Parameter]:
-    """The constructor's parameters by name, with annotations resolved to types."""
+    """The constructor's parameters by name, with annotations resolved to types.
+
+    Those that the class names in ``not_in_configs`` are set by a run, and no config has them.
+    """
     parameters = inspect.signature(cls).parameters
     hints = typing.get_type_hints(cls if dataclasses.is_dataclass(cls) else cls.__init__)
-    hidden = LINEN_FIELDS if parameters.keys() >= LINEN_FIELDS else ()
+    hidden = set(LINEN_FIELDS) if parameters.keys() >= LINEN_FIELDS else set()
+    hidden |= getattr(cls, "not_in_configs", set())
     return {
         name: parameter.replace(annotation=hints.get(name, Any))
         for name, parameter in parameters.items()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,17 @@ class Arrays:
 
     Args:
       num_classes: number of values of `label`; one more than the largest label if None.
+      classes: name of each class, in the order of the labels; None for classes without names.
       **fields: arrays [examples, ...] of equal length, such as ``image`` (uint8 [examples, height, width, channels])
         and ``label`` (integers [examples]). Texts are lists of str.
 
     Raises:
-      UserError: no fields, lengths that differ, or labels that are not whole numbers >= 0.
+      UserError: no fields, lengths that differ, labels that are not whole numbers >= 0, or names that do not fit them.
     """
 
-    def __init__(self, *, num_classes: int | None = None, **fields: Any):
+    def __init__(
+        self, *, num_classes: int | None = None, classes: Sequence[str] | None = None, **fields: Any
+    ):
         expect(
             bool(fields),
             "fields",
@@ -48,16 +52,13 @@ class Arrays:
         image = self.fields.get("image")
         self.image_shape = None if image is None else tuple(image.shape[1:])
         self.num_classes = num_classes
+        self.classes = None if classes is None else tuple(map(str, classes))
         if "label" in self.fields:
+            self._check_names()
             self._check_labels()
         else:
-            expect(
-                num_classes is None,
-                "num_classes",
-                num_classes,
-                "None without a field label",
-                "give label=...",
-            )
+            for name, value in (("num_classes", num_classes), ("classes", self.classes)):
+                expect(value is None, name, value, "None without a field label", "give label=...")
 
     def open(self) -> "Arrays":
         return self
@@ -80,7 +81,23 @@ class Arrays:
         for name, values in sorted(self.fields.items()):
             digest.update(f"{name} {values.dtype} {values.shape}\n".encode())
             digest.update(np.ascontiguousarray(values).tobytes())
-        return RecordedArrays(tuple(sorted(self.fields)), len(self), digest.hexdigest())
+        return RecordedArrays(tuple(sorted(self.fields)), len(self), digest.hexdigest(), self.classes)
+
+    def _check_names(self) -> None:
+        if self.classes is None:
+            return
+        expect(
+            len(set(self.classes)) == len(self.classes),
+            "classes",
+            self.classes,
+            "distinct names",
+            "rename a class",
+        )
+        count = len(self.classes)
+        fix = "give one of the two"
+        fits = self.num_classes in (None, count)
+        expect(fits, "num_classes", self.num_classes, f"the number of names in classes, {count}", fix)
+        self.num_classes = count
 
     def _check_labels(self) -> None:
         labels = self.fields["label"]
@@ -106,11 +123,13 @@ class RecordedArrays:
       fields: names of the arrays.
       length: number of examples.
       sha256: hash of the arrays, see `Arrays.fingerprint`. A run is only continued with the same arrays.
+      classes: names of the classes; None for classes without names.
     """
 
     fields: tuple[str, ...]
     length: int
     sha256: str
+    classes: tuple[str, ...] | None = None
 
     def open(self) -> Arrays:
         raise UserError(

@@ -1,30 +1,35 @@
 """Image folders: PNG, JPEG and WebP files with classes by subfolder, and captions from text files or a table."""
 
-import csv
+import collections
 import dataclasses
 import hashlib
-import io
-import json
+import os
 import threading
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from jaxdiff.data.decoding import FORMATS, Fit, read_image, square
+from jaxdiff.data import captions as caption_files
+from jaxdiff.data.captions import Captions
+from jaxdiff.data.classes import natural
+from jaxdiff.data.decoding import FORMATS, MAX_PIXELS, Fit, read_image, square
 from jaxdiff.data.sources import Example
 from jaxdiff.errors import UserError, between, expect, positive
 
-Captions = Mapping[str, list[str]]
 TABLES = (".jsonl", ".csv")
+
+SAMPLED, HEAD = 64, 65536
+"""Files whose first bytes are part of the contents of a folder, and the number of these bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageFolder:
     """The images in a folder and its subfolders, cut to squares of one size, in the order of their names.
 
-    Hidden files are skipped. `decoding.read_image` and `decoding.square` turn a file into pixels.
+    Hidden files are skipped, and links are followed. `decoding.read_image` and `decoding.square` turn a file into
+    pixels.
 
     Attributes:
       path: the folder.
@@ -33,7 +38,8 @@ class ImageFolder:
       split: "train", "test" or "all". The hash of a file's name assigns its split, so adding or removing other files
         does not move it.
       test_fraction: expected fraction of files in the test split.
-      label: "folder" makes each subfolder a class, numbered in the order of the names; None for no labels.
+      label: "folder" makes each subfolder with images a class; None for no labels. Classes are numbered in the order
+        of their names, with numbers by value: 1, 2, 10. A run keeps the numbers that it started with.
       captions: source of the field `text`. None; "txt" for a .txt file of the same name next to each image, one caption
         a line; or the name of a table in the folder, .jsonl or .csv with a header. A list in .jsonl, or several rows
         of one image, give several captions: an array, from which `data.text.Tokenize` draws one.
@@ -45,6 +51,8 @@ class ImageFolder:
       max_broken: fraction of unreadable files above which "skip" stops too.
       max_pixels: most pixels of a stored image; a larger image counts as unreadable and is not decoded.
     """
+
+    places: ClassVar[tuple[str, ...]] = ("path",)
 
     path: str
     size: int
@@ -59,7 +67,7 @@ class ImageFolder:
     background: tuple[int, int, int] = (255, 255, 255)
     broken: Literal["error", "skip"] = "error"
     max_broken: float = 0.001
-    max_pixels: int = 80_000_000
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self):
         positive(self, "size", "max_pixels")
@@ -86,31 +94,56 @@ class ImageFolder:
         root = Path(self.path).expanduser()
         got = "a file" if root.exists() else "no such path"
         expect(root.is_dir(), "path", self.path, "a folder of images", "check the path", got)
-        paths = [path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in FORMATS]
-        files = [path.as_posix() for path in sorted(paths) if not any(p.startswith(".") for p in path.parts)]
+        files = [file.as_posix() for file in sorted(_files_in(root)) if file.suffix.lower() in FORMATS]
         expect(bool(files), "path", self.path, f"{', '.join(FORMATS)} files", "put images there", "none")
-        classes = None
-        if self.label == "folder":
-            loose = [file for file in files if "/" not in file]
-            fix = "move it into the folder of its class, or use label=None"
-            got = f"{', '.join(loose[:1])} outside of them"
-            expect(not loose, "label", self.label, "all images in subfolders", fix, got)
-            # From the files of all splits, so that numbers do not depend on the split.
-            classes = tuple(dict.fromkeys(file.split("/")[0] for file in files))
         chosen = [file for file in files if self.split in ("all", _split(file, self.test_fraction))]
-        captions = None if self.captions is None else _captions(self, root, files, chosen)
+        classes = self._classes(files)
+        captions = None if self.captions is None else self._captions(root, files, chosen)
         return FolderExamples(self, root, tuple(chosen), classes, captions)
+
+    def _classes(self, files: Sequence[str]) -> tuple[str, ...] | None:
+        """The classes of the files of all splits, so that numbers do not depend on the split."""
+        if self.label is None:
+            return None
+        loose = [file for file in files if "/" not in file]
+        fix = "move it into the folder of its class, or use label=None"
+        got = f"{', '.join(loose[:1])} outside of them"
+        expect(not loose, "label", self.label, "all images in subfolders", fix, got)
+        return tuple(sorted({_class_of(file) for file in files}, key=natural))
+
+    def _captions(self, root: Path, files: list[str], chosen: list[str]) -> Captions:
+        """The captions of the chosen files, at least one each."""
+        if self.captions == "txt":
+            found = caption_files.of_files(root, chosen)
+        else:
+            columns = self.file_column, self.text_column
+            found = caption_files.of_table(root, str(self.captions), columns, files)
+        bare = [file for file in chosen if not found.get(file)]
+        got = f"none for {len(bare)} of {len(chosen)}, such as {', '.join(bare[:1])}"
+        fix = "write one for each image, or move these images away"
+        expect(not bare, "captions", self.captions, "a caption for each image", fix, got)
+        return found
 
     def fingerprint(self) -> dict[str, str | int]:
         """Identify the data for logs and reports: path, split, number of files, hash of their names and sizes."""
         examples = self.open()
-        digest = hashlib.sha256()
-        for file in examples.files:
-            path = examples.root / file
-            size = path.stat().st_size if path.exists() else -1  # a dangling link
-            digest.update(_name_bytes(file) + f"\0{size}\0".encode())
-        length = len(examples)
-        return {"name": self.path, "split": self.split, "length": length, "sha256": digest.hexdigest()}
+        digest = examples.hash_of_names()
+        return {"name": self.path, "split": self.split, "length": len(examples), "sha256": digest.hexdigest()}
+
+    def contents(self) -> dict[str, Any]:
+        """Number of files in all and by class, and a hash: names, sizes, captions, and the first bytes of some files.
+
+        The folder's own name is no part of it.
+        """
+        examples = self.open()
+        digest = examples.hash_of_names()
+        step = -(-len(examples) // SAMPLED) or 1
+        for file in examples.files[::step]:
+            digest.update(_head(examples.root / file))
+        for file in examples.files if examples.captions is not None else ():
+            digest.update(repr((examples.captions or {})[file]).encode(errors="surrogatepass"))
+        counts = collections.Counter(map(_class_of, examples.files)) if self.label == "folder" else {}
+        return {"files": len(examples), "classes": dict(sorted(counts.items())), "sha256": digest.hexdigest()}
 
 
 class FolderExamples:
@@ -121,6 +154,7 @@ class FolderExamples:
       root: the folder.
       files: paths relative to `root`, in order.
       classes: class names in the order of their labels; None without labels.
+      captions: the captions of each file; None without captions.
       image_shape: (size, size, channels).
       num_classes: number of classes; None without labels.
       broken: files skipped so far.
@@ -135,11 +169,34 @@ class FolderExamples:
         captions: Captions | None,
     ):
         self.source, self.root, self.files, self.classes = source, root, files, classes
+        self.captions = captions
         self.image_shape = (source.size, source.size, source.channels)
         self.num_classes = None if classes is None else len(classes)
         self.broken: set[str] = set()
-        self._captions = captions
+        self._numbers = {name: np.int32(number) for number, name in enumerate(classes or ())}
         self._lock = threading.Lock()  # guards `broken`: threads of a pipeline share it
+
+    @property
+    def classes_of_old_runs(self) -> tuple[str, ...] | None:
+        """The classes as jaxdiff numbered them before runs had a class table: numbers in names were text."""
+        return None if self.classes is None else tuple(sorted(self.classes))
+
+    @property
+    def empty_classes(self) -> tuple[str, ...]:
+        """Subfolders without any image, which are no classes."""
+        if self.classes is None:
+            return ()
+        folders = (entry.name for entry in os.scandir(self.root) if entry.is_dir())
+        return tuple(sorted({name for name in folders if name[0] != "."} - set(self.classes), key=natural))
+
+    def hash_of_names(self) -> Any:
+        """SHA-256 over the names and sizes of the files; more can be added to it."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            path = self.root / file
+            size = path.stat().st_size if path.exists() else -1  # a dangling link
+            digest.update(_name_bytes(file) + f"\0{size}\0".encode())
+        return digest
 
     def __len__(self) -> int:
         return len(self.files)
@@ -153,9 +210,9 @@ class FolderExamples:
         file = self.files[index]
         example = {"image": image, "index": np.array(index, np.int32)}
         if self.classes is not None:
-            example["label"] = np.array(self.classes.index(file.split("/")[0]), np.int32)
-        if self._captions is not None:
-            texts = self._captions[file]
+            example["label"] = np.array(self._numbers[_class_of(file)])
+        if self.captions is not None:
+            texts = self.captions[file]
             example["text"] = np.array(texts if len(texts) > 1 else texts[0])
         return example
 
@@ -185,6 +242,47 @@ class FolderExamples:
             )
 
 
+def _files_in(root: Path) -> Iterator[PurePosixPath]:
+    """Paths in a folder and its subfolders, relative to it, without hidden ones; links to folders are followed.
+
+    A link to a folder that contains it is left out.
+
+    Raises:
+      UserError: a subfolder cannot be read.
+    """
+
+    def walk(folder: Path, relative: PurePosixPath, above: tuple[str, ...]) -> Iterator[PurePosixPath]:
+        real = os.path.realpath(folder)
+        if real in above:
+            return
+        try:
+            entries = list(os.scandir(folder))
+        except OSError as error:
+            got = error.strerror or "another error"
+            raise UserError(
+                f"path={str(folder)!r}: expected a folder that can be read, got {got}. Fix: change its permissions"
+            ) from None
+        for entry in entries:
+            if not entry.name.startswith("."):
+                yield relative / entry.name
+                if entry.is_dir():
+                    yield from walk(folder / entry.name, relative / entry.name, (*above, real))
+
+    return walk(root, PurePosixPath(), ())
+
+
+def _class_of(file: str) -> str:
+    return file.partition("/")[0]
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a file; none of what is not a file."""
+    if not path.is_file():
+        return b""
+    with path.open("rb") as stream:
+        return stream.read(HEAD)
+
+
 def _split(file: str, test_fraction: float) -> str:
     """The split of a file: the hash of its name is a uniform number in [0, 1)."""
     number = int.from_bytes(hashlib.sha256(_name_bytes(file)).digest()[:6], "big") / 2**48
@@ -194,94 +292,3 @@ def _split(file: str, test_fraction: float) -> str:
 def _name_bytes(file: str) -> bytes:
     """The bytes of a stored name, which may not be UTF-8."""
     return file.encode(errors="surrogateescape")
-
-
-def _captions(source: ImageFolder, root: Path, files: list[str], chosen: list[str]) -> Captions:
-    """The captions of the chosen files, at least one each."""
-    if source.captions == "txt":
-        found = _captions_of_files(root, chosen)
-    else:
-        found = _captions_of_table(source, root / str(source.captions), set(files))
-    bare = [file for file in chosen if not found.get(file)]
-    got = f"none for {len(bare)} of {len(chosen)}, such as {', '.join(bare[:1])}"
-    fix = "write one for each image, or move these images away"
-    expect(not bare, "captions", source.captions, "a caption for each image", fix, got)
-    return found
-
-
-def _captions_of_files(root: Path, chosen: list[str]) -> dict[str, list[str]]:
-    """Captions in .txt files next to the images, one a line."""
-    found: dict[str, list[str]] = {}
-    for file in chosen:
-        path = (root / file).with_suffix(".txt")
-        lines = _lines(_text_of(path)) if path.exists() else ()
-        found[file] = [line.strip() for line in lines if line.strip()]
-    return found
-
-
-def _captions_of_table(source: ImageFolder, table: Path, files: set[str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for position, row in _rows(table):
-        for column in (source.file_column, source.text_column):
-            columns = ", ".join(map(str, row))
-            expect(
-                column in row, "captions", position, f"a column {column}", f"use one of {columns}", columns
-            )
-        file, text = row[source.file_column], row[source.text_column]
-        exists = isinstance(file, str) and file in files
-        expect(exists, "captions", position, "the path of an image", "remove the row", repr(file))
-        texts = text if isinstance(text, list) else [text]
-        fits = all(isinstance(one, str) and one.strip() for one in texts)
-        expect(fits, "captions", position, "a caption that is not empty", "write one", repr(text))
-        found.setdefault(file, []).extend(texts)
-    return found
-
-
-def _rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a table, each with its position, ``name:line``."""
-    expect(table.exists(), "captions", table.name, "a file in the folder", "name another", "no such file")
-    text = _text_of(table)
-    if table.suffix == ".csv":
-        yield from _csv_rows(table.name, text)
-        return
-    for number, line in enumerate(_lines(text), 1):
-        position = f"{table.name}:{number}"
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                message = f"captions={position!r}: expected JSON, got {error}. Fix: correct the line"
-                raise UserError(message) from None
-            fix = "write one object a line"
-            expect(isinstance(row, dict), "captions", position, "a JSON object", fix, type(row).__name__)
-            yield position, row
-
-
-def _csv_rows(name: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    try:
-        for row in reader:
-            position = f"{name}:{reader.line_num}"
-            fix = "put texts with commas into double quotes"
-            fields = len(row) - 1 + len(row.get(None) or ())
-            expected = f"the {len(row) - 1} fields of the header"
-            expect(None not in row, "captions", position, expected, fix, f"{fields} fields")
-            yield position, row
-    except csv.Error as error:
-        position = f"{name}:{reader.line_num}"
-        message = f"captions={position!r}: expected CSV, got {error}. Fix: close all quotes"
-        raise UserError(message) from None
-
-
-def _lines(text: str) -> Iterator[str]:
-    """Split at line ends of files only: `str.splitlines` would cut a caption at U+2028, too."""
-    return iter(io.StringIO(text, newline=None))
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"captions={path.name!r}: expected UTF-8, got other bytes at byte {error.start}. Fix: encode it as UTF-8"
-        ) from None

@@ -1,12 +1,12 @@
-"""Image files: PNG, JPEG and WebP as arrays of bytes."""
+"""Image files that users name: PNG, JPEG and WebP as arrays of bytes."""
+
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
+from jaxdiff.data.decoding import MODES, Unreadable, decode, to_array
 from jaxdiff.errors import UserError, expect
-
-MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-"""Pillow's mode by number of channels."""
 
 
 def read_image(name: str, path: str, channels: int) -> UInt8[np.ndarray, "height width channels"]:
@@ -20,24 +20,13 @@ def read_image(name: str, path: str, channels: int) -> UInt8[np.ndarray, "height
       channels: 1 to 4.
 
     Raises:
-      UserError: the file is missing or not an image; or the number of channels has no file format.
+      UserError: the file is missing, not an image, or too large; or the number of channels has no file format.
     """
-    from PIL import Image, ImageOps
-
     fix, got = "give the values in Python", f"a condition of {channels} channels"
     expect(channels in MODES, name, path, "an image of 1 to 4 channels", fix, got)
     try:
-        with Image.open(path, formats=["PNG", "JPEG", "WEBP"]) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I"):  # 16 bits, which Pillow would clip
-                image = Image.fromarray((np.asarray(image).astype(np.float32) / 257).round().astype(np.uint8))
-            if channels in (1, 3) and image.has_transparency_data:
-                white = Image.new("RGBA", image.size, "white")
-                image = Image.alpha_composite(white, image.convert("RGBA"))
-            array = np.asarray(image.convert(MODES[channels]))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        why = getattr(error, "strerror", None) or "other data"
+        return to_array(decode(Path(path)), channels)
+    except Unreadable as error:
         raise UserError(
-            f"{name}={path}: expected an image, got {why}. Fix: give a PNG, JPEG or WEBP file"
+            f"{name}={path}: expected an image, got {error}. Fix: give a PNG, JPEG or WEBP file"
         ) from None
-    return array.reshape(*array.shape[:2], channels)

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxdiff.data.pipeline import Examples, Source
+from jaxdiff.data.classes import Names, names_of, relabelled
+from jaxdiff.data.pipeline import Examples, Source, contents_of, fingerprint_of
 from jaxdiff.data.sources import Example
 from jaxdiff.errors import UserError, expect
 
@@ -19,7 +20,7 @@ class Mixture:
     batch.
 
     Attributes:
-      sources: sources whose examples have the same fields and number of classes.
+      sources: sources whose examples have the same fields. Their classes are those of the first, matched by name.
       weights: relative frequency of each source; None for frequencies in proportion to their sizes.
     """
 
@@ -40,23 +41,27 @@ class Mixture:
         """Open all sources.
 
         Raises:
-          UserError: a source cannot be opened, is empty, or differs from the first in fields or classes.
+          UserError: a source cannot be opened, is empty, differs from the first in fields, or has other classes.
         """
         parts = [source.open() for source in self.sources]
         for i, part in enumerate(parts):
             field, fix = f"sources[{i}]", "remove it"
             expect(len(part) > 0, field, self.sources[i], "at least one example", fix, "no examples")
-            for kind, first, other in (
-                ("classes", parts[0].num_classes, part.num_classes),
-                ("fields", sorted(parts[0][0]), sorted(part[0])),
-            ):
-                if first != other:
-                    raise UserError(
-                        f"{field}={self.sources[i]!r}: expected the {kind} of the first source, {first}, got {other}. "
-                        "Fix: make the sources equal, for example without labels"
-                    )
+            self._expect_same(i, "fields", sorted(parts[0][0]), sorted(part[0]))
+            table = names_of(parts[0])
+            if table is None or names_of(part) is None:
+                self._expect_same(i, "classes", parts[0].num_classes, part.num_classes)
+            else:
+                parts[i] = relabelled(part, table, whose="the first source")
         weights = [float(len(part)) for part in parts] if self.weights is None else list(self.weights)
         return MixtureExamples(self, parts, weights)
+
+    def _expect_same(self, i: int, kind: str, first: Any, other: Any) -> None:
+        if first != other:
+            raise UserError(
+                f"sources[{i}]={self.sources[i]!r}: expected the {kind} of the first source, {first}, got {other}. "
+                "Fix: make the sources equal, for example without labels"
+            )
 
     def fingerprint(self) -> dict[str, Any]:
         """Identify the data for logs and reports: length, weights, and the fingerprints of the sources."""
@@ -64,8 +69,12 @@ class Mixture:
             "name": self.name,
             "length": len(self.open()),
             "weights": None if self.weights is None else list(self.weights),
-            "sources": [source.fingerprint() for source in self.sources],
+            "sources": [fingerprint_of(source) for source in self.sources],
         }
+
+    def contents(self) -> dict[str, Any]:
+        """Those of the sources."""
+        return {"sources": [contents_of(source) for source in self.sources]}
 
 
 class MixtureExamples:
@@ -73,7 +82,7 @@ class MixtureExamples:
 
     Attributes:
       image_shape: (height, width, channels) of all sources, with None for a size in which they differ.
-      num_classes: number of classes of each source.
+      num_classes, classes: of the first source.
     """
 
     def __init__(self, source: Mixture, parts: list[Examples], weights: list[float]):
@@ -81,10 +90,16 @@ class MixtureExamples:
         same = (sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*shapes, strict=True))
         self.image_shape = tuple(same) if len(shapes) == len(parts) else None
         self.num_classes = parts[0].num_classes
+        self.classes = names_of(parts[0])
         self._source, self._parts = source, parts
         # The source that is largest for its weight is read once, so the others are read at least once.
         unit = max(len(part) / weight for part, weight in zip(parts, weights, strict=True))
         self._counts = [round(weight * unit) for weight in weights]
+
+    @property
+    def classes_of_old_runs(self) -> Names | None:
+        """The classes as jaxdiff numbered them before runs had a class table; see `folder.FolderExamples`."""
+        return getattr(self._parts[0], "classes_of_old_runs", self.classes)
 
     def __len__(self) -> int:
         return sum(self._counts)

@@ -5,7 +5,7 @@ uninterrupted one, on any number of processes. Grain is imported on first use.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,7 +16,7 @@ from jaxdiff.errors import UserError, expect
 
 @runtime_checkable
 class Examples(Protocol):
-    """Random-access examples, see `sources.Example`.
+    """Random-access examples, see `sources.Example`. Those with names of classes are also `classes.Named`.
 
     Attributes:
       image_shape: shape of the field `image`, with None for a size that varies; None without such a field.
@@ -46,6 +46,18 @@ class Fingerprinted(Protocol):
 
     def fingerprint(self) -> dict[str, Any]:
         """Name, version or hash, split and length, for logs and reports."""
+        ...
+
+
+@runtime_checkable
+class Recorded(Protocol):
+    """A source whose contents a run records, so that it only continues with the same data.
+
+    Its class attribute `places` names the fields that say where the data lie; they may change.
+    """
+
+    def contents(self) -> Mapping[str, Any]:
+        """What the examples are, wherever they lie: counts and hashes, as JSON values."""
         ...
 
 
@@ -153,9 +165,7 @@ class Pipeline:
 
     def fingerprint(self) -> dict[str, Any]:
         """What the examples are, for logs and reports; at least a name and the length."""
-        if isinstance(self.source, Fingerprinted):
-            return self.source.fingerprint()
-        return {"name": type(self.source).__name__, "length": len(self._open())}
+        return fingerprint_of(self.source)
 
     def _open(self) -> Examples:
         examples = self.source.open()
@@ -208,6 +218,18 @@ class Pipeline:
             yield from iterator
         finally:
             iterator.close()  # otherwise its threads outlive an interrupted run
+
+
+def fingerprint_of(source: Source) -> dict[str, Any]:
+    """What the examples of a source are, for logs and reports; at least a name and the length."""
+    if isinstance(source, Fingerprinted):
+        return source.fingerprint()
+    return {"name": type(source).__name__, "length": len(source.open())}
+
+
+def contents_of(source: Source) -> dict[str, Any]:
+    """What the examples of a source are, wherever they lie; at least their number."""
+    return dict(source.contents()) if isinstance(source, Recorded) else {"length": len(source.open())}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

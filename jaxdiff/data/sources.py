@@ -15,7 +15,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from etils import epath
@@ -52,6 +52,8 @@ class Tfds:
         Several captions give an array, from which `data.text.Tokenize` draws one.
       fields: further features, which become fields of the same names: a mask, another image, attributes.
     """
+
+    places: ClassVar[tuple[str, ...]] = ("name", "data_dir")
 
     name: str
     split: str = "train"
@@ -93,7 +95,7 @@ class Tfds:
         fits = len(image.shape or ()) == 3 and np.dtype(image.np_dtype) == np.uint8
         expected = "a feature of uint8 images [height, width, channels]"
         expect(fits, "image_key", self.image_key, expected, "name another feature", type(image).__name__)
-        num_classes = None
+        num_classes, classes = None, None
         if self.label_key is not None:
             label = self._feature(features, "label_key", self.label_key)
             fits = label.shape == () and np.issubdtype(label.np_dtype, np.integer)
@@ -107,6 +109,7 @@ class Tfds:
                 type(label).__name__,
             )
             num_classes = getattr(label, "num_classes", None)
+            classes = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else None
         if self.text_key is not None:
             text = features
             fix = "name another feature, or None"
@@ -127,7 +130,11 @@ class Tfds:
             expect(fits, "text_key", self.text_key, "a feature of text", fix, type(text).__name__)
         for field in self.fields:
             self._feature(features, "fields", field)
-        return TfdsExamples(self, str(builder.version), records, tuple(image.shape), num_classes)
+        size = sum(part.num_bytes for part in builder.info.splits.values())
+        stored = f"{builder.info.full_name}, {size} bytes"
+        return TfdsExamples(
+            self, str(builder.version), stored, records, tuple(image.shape), num_classes, classes
+        )
 
     def fingerprint(self) -> dict[str, str | int]:
         """Identify the data for logs and reports: name, version, split and length."""
@@ -138,6 +145,11 @@ class Tfds:
             "split": self.split,
             "length": len(examples),
         }
+
+    def contents(self) -> dict[str, Any]:
+        """Data set, version and size, split and number of examples, wherever they lie."""
+        examples = self.open()
+        return {"data_set": examples.stored, "split": self.split, "length": len(examples)}
 
     def _builder(self) -> Any:
         """The data set's TFDS builder."""
@@ -201,16 +213,20 @@ class TfdsExamples:
     Attributes:
       source: the config block.
       version: version of the data set.
+      stored: name, configuration, version and size of the data set.
       records: TFDS's random-access source.
       image_shape: (height, width, channels); None for a size that varies.
       num_classes: number of classes; None if unknown or without labels.
+      classes: names of the classes; None if unknown or without labels.
     """
 
     source: Tfds
     version: str
+    stored: str
     records: Sequence[Any]
     image_shape: tuple[int | None, ...]
     num_classes: int | None
+    classes: tuple[str, ...] | None
 
     def __len__(self) -> int:
         return len(self.records)

@@ -16,6 +16,7 @@ import numpy as np
 from jaxdiff.conditioning.condition import Condition
 from jaxdiff.data import images as image_arrays
 from jaxdiff.errors import UserError, expect
+from jaxdiff.generation.checks import check_class_names
 from jaxdiff.generation.generator import Generator
 
 
@@ -49,6 +50,7 @@ class Cascade:
                 "use models for images of the same kind",
                 str(channels),
             )
+        check_class_names("stages", [stage.denoiser for stage in self.stages])
 
     def __call__(self, n: int | None = None, **options: Any) -> np.ndarray:
         """The images of the last stage; see `run`."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax.errors import FlaxError
 
 from jaxdiff.conditioning.conditioner import Conditioner
+from jaxdiff.data.classes import some
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import UserError, expect
 from jaxdiff.sampling.guidance.classifier_free import Limited
@@ -41,6 +42,20 @@ def per_condition(rule: Guidance, scales: Mapping[str, float], conditioner: Cond
     chained = rule.chained if isinstance(rule, PerCondition) else True
     interval = rule.interval if isinstance(rule, Limited) else None
     return PerCondition(tuple(scales), factors, chained, interval)
+
+
+def check_class_names(field: str, denoisers: Sequence[Denoiser]) -> None:
+    """Raise a `UserError` about `field` unless models that share labels number their classes alike."""
+    named = [denoiser.conditioner.class_names for denoiser in denoisers]
+    first, *others = [names for names in named if names] or [()]
+    for names in others:
+        expect(
+            names == first,
+            field,
+            some(names),
+            f"models with the same classes, {some(first)}",
+            "use models that were trained with one class table",
+        )
 
 
 def check_shape(denoiser: Denoiser, params: Params, shape: Shape, trained: Shape) -> None:

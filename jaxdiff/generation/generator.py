@@ -19,9 +19,9 @@ from jaxdiff import config as configs
 from jaxdiff.config.overrides import override
 from jaxdiff.errors import expect
 from jaxdiff.experiment import Experiment
-from jaxdiff.generation import compiled, inputs
+from jaxdiff.generation import checks, compiled, inputs
 from jaxdiff.generation.model import SampledModel
-from jaxdiff.runs import weights
+from jaxdiff.runs import classes, weights
 from jaxdiff.runs.restore import restore_params
 from jaxdiff.runs.workdir import CONFIG_FILE, read_config
 from jaxdiff.sampling.grids.truncated import Truncated
@@ -85,17 +85,20 @@ class Generator(SampledModel):
         params: Params,
         mesh: jax.sharding.Mesh,
         frozen: Mapping[str, Params] = FrozenDict(),
+        class_names: tuple[str, ...] = (),
     ) -> "Generator":
         """The generator of an experiment.
 
         Args:
           params: the parameters of its task, untrained ones included; None for checks without weights.
           frozen: trees by the names in `Task.frozen`.
+          class_names: names of the classes, in the order of their labels; empty for numbers only.
         """
         task, recipe = experiment.sampled, experiment.recipe
         full = params if params is None else task.full_params(params, frozen)
         codec = {name: tree for name, tree in frozen.items() if name in task.codec.frozen}
-        return cls(task.denoiser, full, recipe, tuple(task.image_shape), mesh, codec=task.codec, frozen=codec)
+        denoiser = task.denoiser.with_class_names(class_names)
+        return cls(denoiser, full, recipe, tuple(task.image_shape), mesh, codec=task.codec, frozen=codec)
 
     @classmethod
     def _restored(
@@ -104,13 +107,13 @@ class Generator(SampledModel):
         frozen = weights.load(experiment.task.frozen, mesh, epath.Path(workdir).expanduser())
         experiment.sampled.check_frozen(frozen)
         params = restore_params(experiment, workdir, mesh, step, flag=flag)
-        return cls.of(experiment, params, mesh, frozen)
+        return cls.of(experiment, params, mesh, frozen, classes.read(workdir) or ())
 
     def guided_by(self, guiding_model: SampledModel) -> "Generator":
         """This generator with a guiding model, whose network, parameterization and process are its own.
 
         Raises:
-          UserError: the guiding model has another shape of data, or a condition that this model lacks.
+          UserError: the guiding model has another shape of data, other classes, or a condition that this model lacks.
         """
         same, images = guiding_model.data_shape == self.data_shape, f"images of {self.image_shape}"
         fix = "use a guiding model for images of the same shape"
@@ -121,6 +124,7 @@ class Generator(SampledModel):
             expect(
                 name in known, "guiding_model", name, expected, "use a guiding model with the same conditions"
             )
+        checks.check_class_names("guiding_model", [self.denoiser, guiding_model.denoiser])
         return dataclasses.replace(self, guiding_model=guiding_model)
 
     def __call__(
@@ -152,7 +156,7 @@ class Generator(SampledModel):
           first: number of the first sample; ``first=256`` continues a call for samples 0 to 255 of the same seed.
           **conditions: for each condition of the model one value per sample, one value for all, or None for its
             null; in a list of values, None is the null of one sample. A condition with a default may be left out. One
-            without a null (`null="none"`) is shown in every branch of guidance.
+            without a null (`null="none"`) is shown in every branch of guidance. A class is a number, or its name.
 
         Returns:
           Samples in the stored type, uint8 [n, height, width, channels] for images. Known pixels are returned

@@ -57,10 +57,10 @@ def sample_grid(generator: Generator, given: Conditions | None, columns: int = 1
     label = conditioner.only("label")
     if label is None:
         return images.grid(generator(columns * columns), columns)
-    rows = min(conditioner.conditions[label].classes or 1, CLASSES)
-    labels = [row for row in range(rows) for _ in range(columns)]
-    classes: dict[str, Any] = {label: labels}
-    return images.grid(generator(**classes), columns, row_labels=[str(row) for row in range(rows)])
+    rows = np.arange(min(conditioner.conditions[label].classes or 1, CLASSES))
+    classes: dict[str, Any] = {label: np.repeat(rows, columns)}
+    names = conditioner.conditions[label].describe(rows) or map(str, rows)
+    return images.grid(generator(**classes), columns, row_labels=list(map(shorten, names)))
 
 
 def _grid_of_examples(generator: Generator, given: Conditions, columns: int) -> np.ndarray:

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -37,6 +37,8 @@ class RunWeights:
       packages: packages, in addition to jaxdiff, whose classes the other run's config may build.
     """
 
+    places: ClassVar[tuple[str, ...]] = ("workdir",)
+
     workdir: str
     step: int | None = None
     ema: bool = True
@@ -65,6 +67,8 @@ class FileWeights:
       path: of the file. No code in it is run.
       module: path of the module whose parameters are used; all if empty.
     """
+
+    places: ClassVar[tuple[str, ...]] = ("path",)
 
     path: str
     module: str = ""

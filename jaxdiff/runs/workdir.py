@@ -1,88 +1,157 @@
-"""The folder of a run and its stored config, written when training starts and read by all other commands."""
+"""The folder of a run: its config, its classes and what its data are, written at the start and compared later."""
 
+import contextlib
 import json
-from typing import Any
+import logging
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
 from jaxdiff import config as configs
-from jaxdiff.config.overrides import is_default
-from jaxdiff.config.renamed import upgrade
+from jaxdiff.config.blocks import TARGET
+from jaxdiff.data.classes import Names, some
+from jaxdiff.data.pipeline import contents_of
+from jaxdiff.data.text_files import read_json, read_text
 from jaxdiff.errors import UserError
+from jaxdiff.runs import classes, continuation
+
+if TYPE_CHECKING:
+    from jaxdiff.experiment import Experiment
+
+_log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 
-# Fields that may change when a run continues: they affect duration, outputs or devices, not what is learned.
-FREE = (
-    "steps",
-    "log_every",
-    "checkpoint_every",
-    "keep",
-    "sample_every",
-    "sampling",
-    "evaluation",
-    "mesh",
-    "test_data",
-)
+DATA_FILE = "data.json"
+"""The file in a run's folder that says what its training examples are, wherever they lie."""
 
 
-def init_workdir(config: Any, workdir: str) -> epath.Path:
+def init_workdir(
+    config: Any, workdir: str, experiment: "Experiment | None" = None, new_schedule: bool = True
+) -> epath.Path:
     """Create the folder of a run and store its config, or check that the run there has the same config.
+
+    Everything is compared before anything is written.
+
+    Args:
+      config: of the run.
+      workdir: the folder.
+      experiment: of the config, for a run that is trained: its classes and its data are stored or compared as well.
+      new_schedule: whether the user has named the schedule of the learning rate, for steps after the end of the run's.
 
     Returns:
       The folder.
 
     Raises:
-      UserError: the folder holds a run with another config (the error names the fields), or it cannot be written.
+      UserError: the folder holds a run with another config or other data (the error names the fields), its files are
+        damaged, or it cannot be written.
     """
     path = epath.Path(workdir).expanduser()
-    file = path / CONFIG_FILE
-    try:
+    with _errors_of_the_folder(workdir):
         path.mkdir(parents=True, exist_ok=True)
-        if file.exists() and _has_trained(path):
-            changed = configs.differences(upgrade(json.loads(file.read_text())), config)
-            fixed = {
-                name: (old, new)
-                for name, (old, new) in changed.items()
-                # A field that the stored config lacks, with its default value, changes nothing.
-                if name.partition(".")[0] not in FREE and not (old == "absent" and is_default(config, name))
-            }
-            if fixed:
-                listed = "; ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in fixed.items())
-                raise UserError(
-                    f"--workdir={workdir}: expected an empty folder or a run with this config, "
-                    f"got a run with another config ({listed}). Fix: use another --workdir, or the same config"
-                )
-        partial = path / f"{CONFIG_FILE}.new"
-        partial.write_text(configs.to_json(config))
-        partial.replace(file)
+        step = continuation.latest_step(path)
+        stored = None if step is None else read_config(workdir)
+    if step is not None:
+        continuation.check_config(stored, config, workdir, step, _has_data(path))
+    files = {CONFIG_FILE: configs.to_json(config)}
+    if experiment is not None:
+        files |= _records(experiment, path, step)
+    if step is not None:
+        continuation.check_steps(stored, config, workdir, step, new_schedule)
+    with _errors_of_the_folder(workdir):
+        for name, content in files.items():
+            _write(path / name, content)
+    return path
+
+
+@contextlib.contextmanager
+def _errors_of_the_folder(workdir: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"--workdir={workdir}: expected a writable folder, got {error.strerror or error}. Fix: give another folder"
         ) from None
-    return path
-
-
-def _has_trained(workdir: epath.Path) -> bool:
-    """Whether the run has a checkpoint. The config of a run without one may be replaced."""
-    checkpoints = workdir / "checkpoints"
-    return checkpoints.exists() and any(path.name.isdigit() for path in checkpoints.iterdir())
 
 
 def read_config(workdir: str) -> Any:
     """The stored config of a run.
 
     Raises:
-      UserError: there is no config, or the file is not valid JSON.
+      UserError: there is no config, or the file is not a config in JSON.
     """
     file = epath.Path(workdir).expanduser() / CONFIG_FILE
     if not file.exists():
         raise UserError(
             f"--workdir={workdir}: expected a folder with {CONFIG_FILE}, got none. Fix: give the folder of a run"
         )
+    got = "other JSON"
     try:
-        return configs.from_json(file.read_text())
+        text = file.read_text()
+        stored = json.loads(text)
+        if isinstance(stored, dict) and TARGET in stored:
+            return configs.from_json(text)
+    except RecursionError:
+        got = "too many nested brackets"
     except ValueError as error:
-        raise UserError(
-            f"--workdir={workdir}: expected JSON in {file.name}, got {error}. Fix: restore the file"
-        ) from None
+        got = str(error)
+    raise UserError(
+        f"--workdir={workdir}: expected the JSON of a config in {file.name}, got {got}. Fix: restore the file"
+    )
+
+
+def _write(file: epath.Path, content: str) -> None:
+    """Write a file as a whole. Each of several processes has a draft of its own, with the same content."""
+    draft = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+    draft.write_text(content)
+    draft.replace(file)
+
+
+def _has_data(workdir: epath.Path) -> bool:
+    return (workdir / DATA_FILE).exists()
+
+
+def _records(experiment: "Experiment", workdir: epath.Path, step: int | None) -> dict[str, str]:
+    """The class table and the contents of the data, as files; compared with those of a run that has trained.
+
+    Args:
+      step: of the run's newest checkpoint; None before the first.
+    """
+    source = experiment.data.source
+    table = _table(experiment, workdir, step) if experiment.uses_labels else None
+    contents = contents_of(source)
+    if step is not None and _has_data(workdir):
+        _check_contents(workdir, json.loads(json.dumps(contents)))
+    found = {DATA_FILE: json.dumps(contents, indent=1) + "\n"}
+    return found if table is None else found | {classes.FILE: classes.to_json(table)}
+
+
+def _table(experiment: "Experiment", workdir: epath.Path, step: int | None) -> Names | None:
+    examples = experiment.data.source.open()
+    empty = getattr(examples, "empty_classes", ())
+    if empty:
+        _log.warning("no images in %s: a folder without images is no class and has no number", some(empty))
+    stored = None if step is None else classes.read(workdir)
+    if stored is not None:
+        classes.check_unchanged(stored, examples)
+        return stored
+    table = classes.of_examples(examples, is_old=bool(step))
+    start = experiment.init_from
+    return table if start is None or table is None else classes.as_in(start.workdir, table, examples)
+
+
+def _check_contents(workdir: epath.Path, found: Mapping[str, Any]) -> None:
+    """Raise `UserError` unless the training examples are those that the run started with."""
+    where = f"--workdir={workdir}: {DATA_FILE}"
+    stored = read_json(read_text(workdir / DATA_FILE, where), where, "restore the file")
+    changed = configs.differences(stored, found)
+    if not changed:
+        return
+    counts = [f"{name}: {old} -> {new}" for name, (old, new) in changed.items() if "sha256" not in name]
+    listed = "; ".join(counts) or "as many, with other names, sizes, captions or pixels"
+    raise UserError(
+        f"config.data.source: expected the examples that the run started with, got others ({listed}). "
+        f"Fix: restore them, or start a new run with --from-workdir {workdir}"
+    )

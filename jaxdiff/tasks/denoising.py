@@ -109,16 +109,20 @@ class DenoisingTask:
         self._check_conditions(example, num_classes)
 
     def check_held_out(self, example: Mapping[str, Any], num_classes: int | None) -> None:
-        """`check` for an example of the test data, whose height and width may differ from training's."""
-        stored = self._stored(example)
-        same = stored.ndim == len(self.image_shape) and stored.shape[-1] == self.image_shape[-1]
-        fix = f"use test data of the same kind, {tuple(self.image_shape)} up to height and width"
+        """`check` for an example of the test data. Where a condition is an image, which sets the size of the samples,
+        its height and width may differ from training's."""
+        stored, shape = self._stored(example), tuple(self.image_shape)
+        conditions = self.denoiser.conditioner.conditions.values()
+        any_size = any(condition.image_shape(self.data_shape) is not None for condition in conditions)
+        same = (
+            stored.ndim == len(shape) and stored.shape[-1] == shape[-1] if any_size else stored.shape == shape
+        )
         expect(
             same,
             "config.test_data",
             f"{stored.dtype}{list(stored.shape)}",
-            "examples of training's kind",
-            fix,
+            f"examples of training's shape, {shape}{' up to height and width' if any_size else ''}",
+            "use test data of this shape",
         )
         self._check_conditions(example, num_classes)
 

@@ -1,0 +1,146 @@
+"""What may change when a run continues: all that changes neither what is learned nor from which examples."""
+
+import logging
+from typing import Any
+
+from etils import epath
+
+from jaxdiff import config as configs
+from jaxdiff.config.blocks import TARGET, resolve
+from jaxdiff.config.overrides import is_default
+from jaxdiff.errors import UserError, expect
+
+_log = logging.getLogger(__name__)
+
+FREE = (
+    "steps",
+    "log_every",
+    "checkpoint_every",
+    "keep",
+    "sample_every",
+    "sampling",
+    "evaluation",
+    "mesh",
+    "test_data",
+    "accumulation",
+    "data.threads",
+    "data.prefetch",
+    "data.cache",
+)
+"""Fields of duration, outputs, devices, speed and memory."""
+
+SAME_RESULT = ("remat",)
+"""Fields of parts, wherever they are, that change speed and memory only."""
+
+SCHEDULE = "optimizer.schedule"
+
+LEAP = 0.01
+"""Least change of the learning rate that counts as a leap, as a fraction of its peak."""
+
+
+def latest_step(workdir: epath.Path) -> int | None:
+    """Step of a run's newest checkpoint; None without one. Nothing binds the folder before the first checkpoint."""
+    folder = workdir / "checkpoints"
+    steps = (path.name for path in folder.iterdir()) if folder.exists() else ()
+    return max((int(name) for name in steps if name.isdigit()), default=None)
+
+
+def check_config(stored: Any, config: Any, workdir: str, step: int, has_data: bool) -> None:
+    """Raise `UserError` unless a run can continue with a config.
+
+    Args:
+      stored: config of the run.
+      config: config to continue with.
+      workdir: the run's folder.
+      step: of its newest checkpoint.
+      has_data: whether the run has stored what its data are, so that they can be found elsewhere.
+    """
+    changed = {
+        name: values
+        for name, values in configs.differences(stored, config).items()
+        # A field that the stored config lacks, with its default value, changes nothing.
+        if not (values[0] == "absent" and is_default(config, name))
+        and not _is_free(name, config, has_data)
+        and not (_goes_on(stored, config, step) and _is_in(name, SCHEDULE))
+    }
+    if changed:
+        listed = "; ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in changed.items())
+        raise UserError(
+            f"--workdir={workdir}: expected an empty folder or a run with this config, "
+            f"got a run with another config ({listed}). Fix: use another --workdir, or the same config"
+        )
+
+
+def check_steps(stored: Any, config: Any, workdir: str, step: int, new_schedule: bool) -> None:
+    """Say what another number of steps means, or raise `UserError` where the learning rate would leap after the end.
+
+    Args:
+      stored, config, workdir, step: as in `check_config`.
+      new_schedule: whether the user has named the schedule for steps after the end of the run's.
+    """
+    if config.steps < step:
+        _log.warning(
+            "steps=%d: nothing is left to train, since the newest checkpoint has step %d", config.steps, step
+        )
+    elif config.steps != _steps(stored, config):
+        allowed = new_schedule or not _goes_on(stored, config, step)
+        _check_schedule(stored, config, workdir, step, allowed)
+
+
+def _goes_on(stored: Any, config: Any, step: int) -> bool:
+    """Whether a run that has ended gets more steps."""
+    return step >= _steps(stored, config) < config.steps
+
+
+def _steps(stored: Any, config: Any) -> int:
+    return stored.get("steps", config.steps)
+
+
+def _is_free(name: str, config: Any, has_data: bool) -> bool:
+    if any(_is_in(name, free) for free in FREE) or name.rpartition(".")[2] in SAME_RESULT:
+        return True
+    is_data = _is_in(name, "data.source")
+    return _is_place(name, config) and (has_data if is_data else True)
+
+
+def _is_in(name: str, field: str) -> bool:
+    return name == field or name.startswith((f"{field}.", f"{field}["))
+
+
+def _is_place(name: str, config: Any) -> bool:
+    """Whether a field says where something lies whose contents are compared; see `data.pipeline.Recorded`."""
+    *parents, field = name.replace("[", ".").replace("]", "").split(".")
+    block = config
+    try:
+        for part in parents:
+            block = block[int(part)] if part.isdigit() else block[part]
+        return field in getattr(resolve(block[TARGET]), "places", ())
+    except (LookupError, TypeError):  # only the stored config has such a block, or it is no block
+        return False
+
+
+def _check_schedule(stored: Any, config: Any, workdir: str, step: int, allowed: bool) -> None:
+    """Say that a schedule that depends on the number of steps leaps, or raise `UserError` unless this is allowed."""
+    block = config.optimizer.get("schedule")
+    if block is None or configs.differences(stored.optimizer.get("schedule"), block):
+        return
+    schedule = configs.build(block, path=f"config.{SCHEDULE}")
+    before, after = (float(schedule(1.0, steps)(step)) for steps in (_steps(stored, config), config.steps))
+    if abs(after - before) <= LEAP:
+        return
+    leap = f"a learning rate that leaps from {before:.2g} to {after:.2g} of its peak at step {step}"
+    expect(
+        allowed,
+        "config.steps",
+        config.steps,
+        f"a schedule for the steps after {stored.steps}, where the run's has ended",
+        f"name one, --config.{SCHEDULE}='{_written(block)}' for example, or use --from-workdir {workdir}",
+        leap,
+    )
+    _log.warning("steps=%d instead of %d: %s", config.steps, stored.steps, leap)
+
+
+def _written(block: Any) -> str:
+    """A block as the command line takes it."""
+    fields = ", ".join(f"{name}={block[name]!r}" for name in block if name != TARGET)
+    return f"{block[TARGET]}({fields})"

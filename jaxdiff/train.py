@@ -44,6 +44,12 @@ def parser() -> app.Parser:
         metavar="FOLDER[:STEP]",
         help="initialise the parameters from this run",
     )
+    flags.add_argument(
+        "--restart",
+        action="store_true",
+        help="begin the run anew; its files so far are moved to before_restart in its folder",
+    )
+    flags.add_no_verify()
     return flags
 
 
@@ -62,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
     workdir = init_workdir(config, flags.workdir or f"runs/{name}{'_' + variant if variant else ''}")
     runtime.start()
     try:
-        _train(experiment, workdir)
+        _train(experiment, workdir, restart=flags.restart)
     except Stopped as stop:
         code = 130 if stop.signal_number == signal.SIGINT else 75
         raise app.Interrupted(code, f"{stop}; run the same command to go on") from None
@@ -128,13 +134,24 @@ def _recorded(experiment: "Experiment") -> "Experiment":
     return dataclasses.replace(experiment, **changed)
 
 
-def _train(experiment: "Experiment", workdir: Any) -> "Generator | None":
+def _train(experiment: "Experiment", workdir: Any, restart: bool = False) -> "Generator | None":
+    from jaxdiff.runs.lock import lock
+    from jaxdiff.runs.restart import move_aside
+
+    with lock(workdir):
+        if restart and (folder := move_aside(workdir)):
+            print(f"the files of the run so far are in {folder}")
+        return _train_locked(experiment, workdir)
+
+
+def _train_locked(experiment: "Experiment", workdir: Any) -> "Generator | None":
     import jax
 
     from jaxdiff.evaluate import evaluate
     from jaxdiff.generation import preview
     from jaxdiff.generation.generator import Generator
     from jaxdiff.runs.start import prepare
+    from jaxdiff.runs.workdir import RECORDS
     from jaxdiff.training import loop
     from jaxdiff.training.partition import merge
 
@@ -185,6 +202,7 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | None":
         frozen=frozen,
         untrained=experiment.optimizer.frozen,
         hooks=hooks,
+        files={name: (workdir / name).read_text() for name in RECORDS if (workdir / name).exists()},
     )
     if experiment.sampling is None:
         return None

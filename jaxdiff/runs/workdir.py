@@ -12,12 +12,16 @@ from jaxdiff.errors import UserError
 
 CONFIG_FILE = "config.json"
 
+RECORDS = (CONFIG_FILE,)
+"""Files of a run's folder of which each checkpoint has a copy."""
+
 # Fields that may change when a run continues: they affect duration, outputs or devices, not what is learned.
 FREE = (
     "steps",
     "log_every",
     "checkpoint_every",
     "keep",
+    "keep_also",
     "sample_every",
     "sampling",
     "evaluation",

@@ -205,9 +205,9 @@ class _Run:
 
     def _rate(self, step: int, state: TrainState, values: Mapping[str, Any]) -> None:
         """Keep a checkpoint of this step if its evaluation is among the best."""
-        retention = self.settings.keep_also
-        if retention is not None and retention.best in values:
-            value = float(values[retention.best])
+        name = self.settings.keep_also.best if self.settings.keep_also else None
+        if name is not None and name in values:
+            value = float(values[name])
             if self.checkpoints.would_stay(step, value):
                 self._save(step, state, last=False)
                 self.checkpoints.rate(step, value)

@@ -1,7 +1,10 @@
 """The state of one checkpoint in Orbax's format: its handler, its arrays, and the comparison with a config's."""
 
+import functools
 import json
 import logging
+import sys
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,13 +72,26 @@ def is_complete(folder: epath.Path) -> bool:
     return all((folder / name).exists() for name in COMPLETE)
 
 
+@functools.cache
 def silence() -> None:
-    """Hide Orbax's log, whose errors reach the caller as exceptions."""
+    """Hide what Orbax and TensorStore print about errors: these reach the caller as exceptions."""
     logging.getLogger("absl").addFilter(_is_not_of_orbax)
+    logging.getLogger("asyncio").addFilter(_is_not_of_orbax)
+    previous = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        # After a failed write, TensorStore calls back to an event loop that Orbax has closed.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            previous(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _is_not_of_orbax(record: logging.LogRecord) -> bool:
-    return "orbax" not in record.pathname
+    text = record.getMessage()
+    if record.exc_info and record.exc_info[2] is not None:
+        text += "".join(frame.filename for frame in traceback.extract_tb(record.exc_info[2]))
+    return "orbax" not in record.pathname and "orbax" not in text
 
 
 @jax.jit

@@ -65,11 +65,12 @@ def damages(path, rng, count):
     yield b""
 
 
-def test_every_damage_is_found_or_harmless(good, copy):
+@pytest.mark.parametrize("count", [3, pytest.param(40, marks=pytest.mark.slow)])
+def test_every_damage_is_found_or_harmless(copy, count):
     """Whatever is damaged, what is read is one of the two states that were saved."""
     rng, found = np.random.default_rng(0), 0
     for path in files(copy / "2"):
-        for content in damages(path, rng, 3):
+        for content in damages(path, rng, count):
             broken = shutil.copytree(copy, copy.with_name("broken"))
             (broken / path.relative_to(copy)).write_bytes(content)
             step, restored = newest(broken)

@@ -33,6 +33,7 @@ def parser() -> command.Parser:
     flags.add_argument(
         "--to", metavar="FOLDER", help="write the run's averaged weights in the layout of diffusers"
     )
+    flags.add_no_verify()
     return flags
 
 

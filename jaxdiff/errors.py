@@ -1,5 +1,7 @@
-"""User errors: one line with the field, its value, the expected value, and the fix."""
+"""Errors that commands print as one line: mistakes of the user, and failures of disks, files and training."""
 
+import errno
+import os
 from collections.abc import Iterable
 
 
@@ -8,6 +10,23 @@ class UserError(ValueError):
 
     Commands print it as one line and exit with status 2; there is no traceback without ``--debug``.
     """
+
+
+class RunFailure(RuntimeError):
+    """A failure that no change of the command prevents: a full disk, damaged files, a loss that is not finite.
+
+    Commands print it as one line and exit with status 1.
+    """
+
+
+def reason(error: BaseException) -> str:
+    """The reason of an error in a few words: that of the operating system, or else the first line of its text."""
+    text = " ".join(str(error).strip().partition("\n")[0].split())
+    if number := getattr(error, "errno", None):
+        return os.strerror(number)
+    system = (os.strerror(code) for code in errno.errorcode)  # libraries quote it within longer texts
+    quoted = next((known for known in system if known in text), None)
+    return quoted or text[:200] or type(error).__name__
 
 
 def positive(part: object, *fields: str) -> None:

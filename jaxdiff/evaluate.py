@@ -42,6 +42,7 @@ def parser() -> command.Parser:
         default="",
         help="packages, separated by commas, whose classes the stored config may use",
     )
+    flags.add_no_verify()
     return flags
 
 

@@ -13,6 +13,7 @@ from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.tasks.protocols import Sampleable
 from jaxdiff.training.ema import EmaProfile
 from jaxdiff.training.optimizer import Optimizer
+from jaxdiff.training.retention import Retention
 from jaxdiff.training.step import Task
 from jaxdiff.training.transfer import InitFrom
 
@@ -41,7 +42,8 @@ class Experiment:
       accumulation: micro-batches per step, to save memory; does not change the random draws.
       log_every, checkpoint_every: in steps.
       sample_every: steps between sample grids; 0 for none.
-      keep: number of checkpoints to keep.
+      keep: number of latest checkpoints to keep.
+      keep_also: further checkpoints that stay: at intervals, or the best by a metric; None for no others.
     """
 
     task: Task
@@ -60,6 +62,7 @@ class Experiment:
     log_every: int = 100
     checkpoint_every: int = 1000
     keep: int = 2
+    keep_also: Retention | None = None
     sample_every: int = 1000
 
     def __post_init__(self):

@@ -31,6 +31,7 @@ def parser() -> command.Parser:
     flags.add_argument(
         "--packages", default="", help="comma-separated packages that the stored config may use"
     )
+    flags.add_no_verify()
     return flags
 
 

@@ -49,6 +49,7 @@ def parser() -> app.Parser:
     flags.add_argument(
         "--packages", default="", help="comma-separated packages that the stored config may use"
     )
+    flags.add_no_verify()
     return flags
 
 

@@ -13,10 +13,11 @@ From Python, on arrays in memory::
     generator = train(load("configs/digits.py"), "runs/mine", source=Arrays(image=images, label=labels))
 """
 
+import contextlib
 import dataclasses
 import pathlib
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxdiff.cli import app
@@ -44,6 +45,12 @@ def parser() -> app.Parser:
         metavar="FOLDER[:STEP]",
         help="initialise the parameters from this run",
     )
+    flags.add_argument(
+        "--restart",
+        action="store_true",
+        help="begin the run anew; its files so far are moved to before_restart in its folder",
+    )
+    flags.add_no_verify()
     return flags
 
 
@@ -62,9 +69,9 @@ def main(argv: Sequence[str]) -> None:
     variant = flags.config.partition(":")[2]
     folder = flags.workdir or f"runs/{name}{'_' + variant if variant else ''}"
     new_schedule = any(path == "optimizer.schedule" for path, _ in overrides)
-    workdir = init_workdir(config, folder, experiment, new_schedule)
     try:
-        _train(experiment, workdir)
+        with _at_work(folder, flags.restart):
+            _train(experiment, init_workdir(config, folder, experiment, new_schedule))
     except Stopped as stop:
         code = 130 if stop.signal_number == signal.SIGINT else 75
         raise app.Interrupted(code, f"{stop}; run the same command to go on") from None
@@ -115,7 +122,8 @@ def train(
     if test_source is not None:
         pipeline = built.test_data or built.data
         built = dataclasses.replace(built, test_data=dataclasses.replace(pipeline, source=test_source))
-    return _train(built, init_workdir(describe(_recorded(built)), workdir, built))
+    with _at_work(workdir):
+        return _train(built, init_workdir(describe(_recorded(built)), workdir, built))
 
 
 def _recorded(experiment: "Experiment") -> "Experiment":
@@ -130,6 +138,18 @@ def _recorded(experiment: "Experiment") -> "Experiment":
     return dataclasses.replace(experiment, **changed)
 
 
+@contextlib.contextmanager
+def _at_work(workdir: str, restart: bool = False) -> Iterator[None]:
+    """Hold the lock of a run's folder; with `restart`, its files so far are first moved aside."""
+    from jaxdiff.runs.lock import lock
+    from jaxdiff.runs.restart import move_aside
+
+    with lock(workdir):
+        if restart and (folder := move_aside(workdir)):
+            print(f"the files of the run so far are in {folder}")
+        yield
+
+
 def _train(experiment: "Experiment", workdir: Any) -> "Generator | None":
     import jax
 
@@ -139,6 +159,7 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | None":
     from jaxdiff.generation.generator import Generator
     from jaxdiff.runs import classes
     from jaxdiff.runs.start import prepare
+    from jaxdiff.runs.workdir import RECORDS
     from jaxdiff.training import loop
     from jaxdiff.training.partition import merge
 
@@ -194,6 +215,7 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | None":
         frozen=frozen,
         untrained=experiment.optimizer.frozen,
         hooks=hooks,
+        files={name: (workdir / name).read_text() for name in RECORDS if (workdir / name).exists()},
     )
     if experiment.sampling is None:
         return None

@@ -1,6 +1,8 @@
 """Shared by all commands: flags, readable errors, exit codes. Imports nothing heavy, so that --help is instant."""
 
 import argparse
+import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -10,9 +12,9 @@ from jaxdiff.config import load
 from jaxdiff.config.files import suggest_file
 from jaxdiff.config.overrides import override
 from jaxdiff.config.suggestions import suggest
-from jaxdiff.errors import UserError
+from jaxdiff.errors import RunFailure, UserError
 
-USER_ERROR = 2
+FAILURE, USER_ERROR = 1, 2
 
 
 class Interrupted(Exception):
@@ -35,6 +37,14 @@ class Parser(argparse.ArgumentParser):
         )
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
+    def add_no_verify(self) -> None:
+        """Add the flag ``--no-verify``, for commands that read checkpoints."""
+        self.add_argument(
+            "--no-verify",
+            action="store_true",
+            help="read checkpoints without comparing their checksums first",
+        )
+
     def error(self, message: str) -> NoReturn:
         raise UserError(_in_our_form(message))
 
@@ -42,6 +52,8 @@ class Parser(argparse.ArgumentParser):
         """The flags, and the overrides of the config as (path, text) pairs."""
         overrides, rest = _split(argv)
         flags, unknown = self.parse_known_args(rest)
+        if getattr(flags, "no_verify", False):
+            os.environ["JAXDIFF_VERIFY"] = "0"  # for every checkpoint that the command reads
         for word in unknown:
             if not word.startswith("-"):
                 raise UserError(f"{word}: expected a flag, got a word that belongs to none. Fix: see --help")
@@ -103,12 +115,22 @@ def run_and_step(text: str) -> str | tuple[str, int]:
     return (folder, int(step)) if colon and step.isdigit() else text
 
 
+def _show_warnings() -> None:
+    """Print the warnings of jaxdiff as plain lines; other libraries add their own handlers, with other forms."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    logger = logging.getLogger("jaxdiff")
+    logger.addHandler(handler)
+    logger.propagate = False
+
+
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command with the words of `argv`, by default those of the process.
 
     A user's error is one line and status 2; an interrupted run exits with its own status.
     """
     words = sys.argv[1:] if argv is None else argv
+    _show_warnings()
     try:
         main(words)
     except UserError as error:
@@ -116,6 +138,11 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)
+    except RunFailure as error:
+        if "--debug" in words:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(FAILURE)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         sys.exit(stop.code)

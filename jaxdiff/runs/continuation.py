@@ -17,6 +17,7 @@ FREE = (
     "log_every",
     "checkpoint_every",
     "keep",
+    "keep_also",
     "sample_every",
     "sampling",
     "evaluation",

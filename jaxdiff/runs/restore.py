@@ -1,5 +1,6 @@
 """Parameters restored from a run's folder."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -38,11 +39,19 @@ def restore_params(
     # Runs of jaxdiff 0.1.0 have every parameter in each checkpoint.
     trained, _ = abstract_params(experiment.task, mesh, untrained if stored else ())
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        found = checkpoints.latest() if step is None else step
-        if found is None:
-            raise UserError(f"{flag}={workdir}: expected a checkpoint, got none yet. Fix: train first")
-        params = checkpoints.restore_part(found, field, trained)
+        params = _newest_or(step, checkpoints, lambda found: checkpoints.restore_part(found, field, trained))
+    if params is None:
+        raise UserError(f"{flag}={workdir}: expected a checkpoint, got none yet. Fix: train first")
     return merge(params, restore_untrained(experiment, folder, mesh)) if stored else params
+
+
+def _newest_or(step: int | None, checkpoints: Checkpoints, read: Callable[[int], Params]) -> Params | None:
+    """What `read` returns for a step, or for the newest intact checkpoint if None; None without any checkpoint."""
+    if step is None:
+        found = checkpoints.newest(read)
+        return None if found is None else found[1]
+    checkpoints.verify(step)
+    return read(step)
 
 
 def has_untrained(workdir: epath.Path) -> bool:
@@ -55,6 +64,7 @@ def restore_untrained(experiment: Experiment, workdir: epath.Path, mesh: jax.sha
     """The parameters that the run in `workdir` does not train."""
     _, abstract = abstract_params(experiment.task, mesh, experiment.optimizer.frozen)
     with Checkpoints(workdir / UNTRAINED, read_only=True) as checkpoints:
+        checkpoints.verify(0)
         return checkpoints.restore_part(0, "params", abstract)
 
 

@@ -4,7 +4,7 @@ import jax
 from etils import epath
 from jax.experimental import multihost_utils
 
-from jaxdiff.errors import UserError
+from jaxdiff.errors import UserError, expect
 from jaxdiff.experiment import Experiment
 from jaxdiff.runs import init_from, weights
 from jaxdiff.runs.restore import UNTRAINED, has_untrained, restore_untrained, save_untrained
@@ -26,7 +26,7 @@ def prepare(experiment: Experiment, workdir: epath.PathLike, mesh: jax.sharding.
     """
     folder = epath.Path(workdir).expanduser()
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        started = checkpoints.latest() is not None
+        started = checkpoints.exist()
     networks = weights.load(experiment.task.frozen, mesh, folder, record=not started)
     if isinstance(experiment.task, Sampleable):
         experiment.task.check_frozen(networks)
@@ -37,7 +37,9 @@ def prepare(experiment: Experiment, workdir: epath.PathLike, mesh: jax.sharding.
         state, untrained = init_from.first_state(experiment, mesh, networks)
         _replace_untrained(untrained, folder)
         with Checkpoints(folder / "checkpoints", experiment.keep) as checkpoints:
-            checkpoints.save(0, state)
+            fix = "take another step of the run"
+            expect(checkpoints.save(0, state), "init_from.workdir", experiment.init_from.workdir,
+                   "finite parameters", fix, "NaN or infinite ones")  # fmt: skip
             checkpoints.wait()
     else:
         untrained = untrained_params(experiment.task, mesh, experiment.seed, patterns)

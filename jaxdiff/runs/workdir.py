@@ -27,6 +27,9 @@ CONFIG_FILE = "config.json"
 DATA_FILE = "data.json"
 """The file in a run's folder that says what its training examples are, wherever they lie."""
 
+RECORDS = (CONFIG_FILE, classes.FILE, DATA_FILE)
+"""Files of a run's folder of which each checkpoint has a copy."""
+
 
 def init_workdir(
     config: Any, workdir: str, experiment: "Experiment | None" = None, new_schedule: bool = True

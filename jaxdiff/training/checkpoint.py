@@ -1,35 +1,43 @@
-"""Checkpoints of a run: written in the background, and complete or ignored after any kind of interruption.
+"""Checkpoints of a run: written in the background, verified when read, complete or ignored after any interruption.
 
-``<directory>/<step>/state`` holds one `TrainState` in Orbax's format. Orbax writes to a temporary name first, so a
-killed save leaves earlier checkpoints intact. But Orbax accepts any directory whose name is a number; `Checkpoints`
-accepts complete ones only.
+``<directory>/<step>/state`` holds one `TrainState` in Orbax's format. Orbax writes to a temporary name. The manifest of
+`jaxdiff.training.integrity` is the last file, and then the folder gets its name. So a killed save leaves earlier
+checkpoints intact.
 """
 
+import contextlib
 import dataclasses
+import json
 import logging
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
-from orbax.checkpoint import checkpoint_managers
 
-from jaxdiff.errors import UserError, expect
+from jaxdiff.errors import RunFailure, UserError, expect, reason
+from jaxdiff.training import integrity, storage
+from jaxdiff.training.integrity import Damaged
+from jaxdiff.training.retention import Retention, Saved
 
-ITEM = "state"
-COMPLETE = (f"{ITEM}/_METADATA", f"{ITEM}/manifest.ocdbt")
-"""Files of every complete checkpoint. An interrupted copy or a stray directory lacks one of them."""
+CORRUPT = "corrupt"
+"""Suffix of the folder of a damaged checkpoint."""
+
+VALUE_FILE = "metric.json"
+"""File of a checkpoint with the metric of `Retention.best`, written after the checkpoint."""
 
 RENAMED = {"task_state": "memory", "extra_emas": "others"}
 """Fields of `TrainState` -> their names in checkpoints of jaxdiff 0.1.0."""
 
+DELETED, DRAFT = ".deleted", ".orbax-checkpoint-tmp"
+"""Marks in the names of folders that an interrupted deletion or save leaves."""
+
+T = TypeVar("T")
+
 _log = logging.getLogger(__name__)
-
-
-def _is_quiet(record: logging.LogRecord) -> bool:
-    return "orbax" not in record.pathname or record.levelno >= logging.ERROR
 
 
 class Checkpoints:
@@ -38,106 +46,174 @@ class Checkpoints:
     Args:
       directory: created by the first save.
       keep: number of latest checkpoints to keep. An older one is deleted only after its successor is complete on disk.
-      keep_every: also keep every step that is a multiple of this, permanently.
+      keep_also: further checkpoints that stay.
       read_only: for sampling, while a run may still be writing.
+      verify: compare a checkpoint's files with its manifest before they are read; None for the environment's choice,
+        see `integrity.wanted`.
+      files: texts stored with each checkpoint, by file name, such as the run's config.
     """
 
     def __init__(
-        self, directory: epath.PathLike, keep: int = 3, keep_every: int | None = None, read_only: bool = False
+        self,
+        directory: epath.PathLike,
+        keep: int = 3,
+        keep_also: Retention | None = None,
+        *,
+        read_only: bool = False,
+        verify: bool | None = None,
+        files: Mapping[str, str] | None = None,
     ):
         expect(keep >= 1, "keep", keep, "at least 1", "keep the latest one, from which a run continues")
-        logging.getLogger("absl").addFilter(_is_quiet)
+        storage.silence()
         self.directory = epath.Path(directory).expanduser().resolve()  # Orbax fails late on a relative path
+        self._keep, self._keep_also = keep, keep_also or Retention()
+        self._read_only = read_only
+        self._verify = integrity.wanted() if verify is None else verify
+        self._saving: int | None = None
+        self._rated: dict[int, float] = {}
+        self._checkpointer = ocp.AsyncCheckpointer(storage.Handler(files or {}))
         if not read_only:
-            self._set_aside()
-        policies: list[Any] = [checkpoint_managers.LatestN(keep)]
-        if keep_every:
-            policies.append(checkpoint_managers.EveryNSteps(keep_every))
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-                create=not read_only,
-                read_only=read_only,
-                cleanup_tmp_directories=not read_only,
-            ),
-            item_handlers={ITEM: ocp.PyTreeCheckpointHandler()},
-        )
+            self._remove_drafts()
 
     def steps(self) -> list[int]:
-        """The steps with a complete checkpoint, in order."""
-        if not self.directory.exists():
-            return []
-        named = (path for path in self.directory.iterdir() if path.name.isdigit())
-        return sorted(int(path.name) for path in named if _complete(path))
+        """The steps with a complete checkpoint, in order; their contents are not verified."""
+        return [step for step in self._numbered() if storage.is_complete(self._folder(step))]
 
     def latest(self) -> int | None:
         """The last of `steps`, or None."""
         return max(self.steps(), default=None)
 
+    def exist(self) -> bool:
+        """Whether there are checkpoints, damaged ones included."""
+        return bool(self._numbered() or self._corrupt())
+
+    def newest(self, read: Callable[[int], T]) -> tuple[int, T] | None:
+        """The newest intact checkpoint: its step and the result of `read(step)`; None without any checkpoint.
+
+        A damaged one is logged as a warning and renamed to STEP.corrupt (with `read_only` only logged), and the one
+        before it is read.
+
+        Raises:
+          RunFailure: there are checkpoints, and none is intact. None of them is renamed.
+        """
+        damaged: dict[int, Damaged] = {}
+        for step in reversed(self._numbered()):
+            try:
+                self.verify(step)
+                found = read(step)
+            except Damaged as error:
+                if self._folder(step).exists():  # else a run at work has deleted it meanwhile
+                    damaged[step] = error
+                continue
+            for bad, error in damaged.items():
+                self._set_aside(bad, error, f"using step {step}")
+            return step, found
+        if not damaged and not self._corrupt():
+            return None
+        listed = [str(error) for error in damaged.values()] + [str(path) for path in self._corrupt()]
+        raise RunFailure(
+            f"checkpoints={self.directory}: expected at least one that is intact, got {len(listed)} damaged: "
+            f"{'; '.join(listed)}. Fix: restore one from a copy, or train anew with --restart, which keeps these files"
+        )
+
+    def verify(self, step: int) -> None:
+        """Compare the files of `step` with its manifest; in a run of several processes the first one does.
+
+        Raises:
+          Damaged: they differ, or the checkpoint is incomplete; the message names the file.
+          UserError: there is no such step.
+        """
+        self._expect(step, self._numbered())
+        error = self._damage(step) if jax.process_index() == 0 else None
+        found = error is not None
+        if jax.process_count() > 1:
+            found = bool(multihost_utils.broadcast_one_to_all(np.array(found)))
+        if found:
+            raise error or Damaged(f"{self._folder(step)}: damaged, see the log of process 0")
+
     def save(self, step: int, state: Any) -> bool:
         """Start to save `state`, which may be donated as soon as this returns.
 
         A state that is not finite is not saved, since it would replace one that is. An existing step stays as it is. An
-        earlier save that failed, on a full disk for example, is reported now; older checkpoints and this one are safe.
+        earlier save that failed, on a full disk for example, is logged now; older checkpoints and this one are safe.
 
         Returns:
           Whether a save was started.
+
+        Raises:
+          RunFailure: the save could not be started.
         """
         try:
             self.wait()
-        except Exception as error:
-            _log.warning("the last checkpoint could not be written: %s", error)
+        except RunFailure as error:
+            _log.warning("%s; training goes on", error)
+        folder = self._folder(step)
         if step in self.steps():
             return False
-        if not bool(_is_finite((state.params, state.ema))):
+        if not bool(storage.is_finite((state.params, state.ema))):
             _log.warning("step %d: the state is not finite and was not saved", step)
             return False
-        args = ocp.args.Composite(**{ITEM: ocp.args.PyTreeSave(state)})
-        return self._manager.save(step, args=args, force=True)
+        if folder.exists():
+            self._set_aside(step, Damaged(f"{folder}: not a complete checkpoint"), "saving it anew")
+        self._saving = step
+        with self._reported(step):
+            self._checkpointer.save(folder, args=storage.save_args(state))
+        return True
 
     def wait(self) -> None:
-        """Wait until all saves are complete on disk.
+        """Wait until all saves are complete on disk, and delete checkpoints that are no longer kept.
 
         Raises:
-          Exception: the error that made the last save fail.
+          RunFailure: the last save failed. What it left is removed.
         """
-        try:
-            self._manager.wait_until_finished()
-            self._manager.check_for_errors()
-        except Exception:
-            self._manager.reload()  # or it would count the failed step among the latest
-            raise
+        if self._saving is None:
+            return
+        step, self._saving = self._saving, None
+        with self._reported(step):
+            self._checkpointer.wait_until_finished()
+            self._checkpointer.check_for_errors()
+        self._store_ratings()
+        self._prune()
+
+    def rate(self, step: int, value: float) -> None:
+        """Record the metric of a step for `Retention.best`; stored in its checkpoint once that is complete."""
+        self._rated[step] = value
+        if self._saving is None:
+            self._store_ratings()
+
+    def would_stay(self, step: int, value: float) -> bool:
+        """Whether a step with this metric is among the best."""
+        rated = {**self._rated, step: value}  # the last one may still be on its way to the disk
+        known = {each.step: each for each in self._saved()} | {s: Saved(s, 0.0, v) for s, v in rated.items()}
+        return any(each.step == step for each in self._keep_also.ranked(list(known.values())))
 
     def restore(self, step: int, abstract: Any) -> Any:
         """The state of `step` in the shapes, types and shardings of `abstract` (of this or any other mesh).
 
         Raises:
           UserError: the checkpoint has other leaves, or leaves of other shapes or types.
+          Damaged: its files cannot be read, or hold the state of another step.
         """
-        fields = [field.name for field in dataclasses.fields(abstract)]
-        item = self._as_saved(step, {name: getattr(abstract, name) for name in fields})
-        _compare(self.metadata(step), item)
-        restore_args = ocp.checkpoint_utils.construct_restore_args(item)
-        # All arrays agree by now. Partial, since an empty field may be newer than the checkpoint.
-        args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
-        restored = self._manager.restore(step, args=ocp.args.Composite(**{ITEM: args}))[ITEM]
-        names = dict(zip(item, fields, strict=True))
-        return dataclasses.replace(abstract, **{names[name]: value for name, value in restored.items()})
+        names = [field.name for field in dataclasses.fields(abstract)]
+        found = self._restore(step, {name: getattr(abstract, name) for name in names}, everything=True)
+        state = dataclasses.replace(abstract, **found)
+        if int(state.step) != step:
+            raise Damaged(
+                f"{self._folder(step)}: expected the state of step {step}, got that of {int(state.step)}"
+            )
+        return state
 
     def restore_part(self, step: int, name: str, abstract: Any) -> Any:
         """One field of the saved state, ``"ema"`` or ``"params"``; the rest is not read."""
-        item = self._as_saved(step, {name: abstract})
-        saved = self.metadata(step)
-        _compare({key: saved[key] for key in item}, item)
-        restore_args = ocp.checkpoint_utils.construct_restore_args(item)
-        args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
-        (found,) = self._manager.restore(step, args=ocp.args.Composite(**{ITEM: args}))[ITEM].values()
-        return found
+        return self._restore(step, {name: abstract}, everything=False)[name]
 
     def close(self) -> None:
         """Wait for unfinished saves, and stop the threads."""
-        self._manager.close()
+        try:
+            self.wait()
+        except RunFailure as error:
+            _log.warning("%s", error)
+        self._checkpointer.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -147,73 +223,128 @@ class Checkpoints:
 
     def metadata(self, step: int) -> Any:
         """The tree of the state of `step`, with shapes and dtypes in place of arrays."""
-        steps = self.steps()
-        found = ", ".join(map(str, steps)) or "none"
-        expect(
-            step in steps,
-            "step",
-            step,
-            f"a checkpoint of this step in {self.directory}",
-            f"choose from: {found}",
-            "none",
-        )
-        return self._manager.item_metadata(step)[ITEM].tree
+        self._expect(step, self.steps())
+        return storage.metadata(self._folder(step))
 
-    def _as_saved(self, step: int, fields: dict[str, Any]) -> dict[str, Any]:
-        """Fields of a state, under their names in the checkpoint of `step`."""
-        saved = self.metadata(step)
-        old = {name: RENAMED[name] for name in fields if RENAMED.get(name) in saved}
-        return {old.get(name, name): value for name, value in fields.items()}
+    def _restore(self, step: int, fields: dict[str, Any], everything: bool) -> dict[str, Any]:
+        with self._unreadable_is_damaged(step):
+            saved = self.metadata(step)
+        # Fields of a state, under their names in this checkpoint.
+        names = {RENAMED[name] if RENAMED.get(name) in saved else name: name for name in fields}
+        item = {ours: fields[name] for ours, name in names.items()}
+        storage.compare(saved if everything else {name: saved[name] for name in item}, item)
+        with self._unreadable_is_damaged(step):
+            found = storage.read(self._folder(step), item)
+        return {names[name]: value for name, value in found.items()}
 
-    def _set_aside(self) -> None:
-        """Rename incomplete checkpoints, which Orbax would take for the latest step."""
+    def _expect(self, step: int, steps: list[int]) -> None:
+        expected = f"a checkpoint of this step in {self.directory}"
+        fix = f"choose from: {', '.join(map(str, steps)) or 'none'}"
+        expect(step in steps, "step", step, expected, fix, "none")
+
+    def _folder(self, step: int) -> epath.Path:
+        return self.directory / str(step)
+
+    def _numbered(self) -> list[int]:
+        """The steps with a folder, complete or not, in order."""
+        if not self.directory.exists():
+            return []
+        names = (path.name for path in self.directory.iterdir())
+        return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
+
+    def _corrupt(self) -> list[epath.Path]:
+        return sorted(self.directory.glob(f"*.{CORRUPT}*")) if self.directory.exists() else []
+
+    def _damage(self, step: int) -> Damaged | None:
+        folder = self._folder(step)
+        try:
+            if self._verify:
+                integrity.verify(folder)
+        except Damaged as error:
+            return error
+        return None if storage.is_complete(folder) else Damaged(f"{folder}: not a complete checkpoint")
+
+    @contextlib.contextmanager
+    def _unreadable_is_damaged(self, step: int) -> Iterator[None]:
+        """Turn an error of reading into `Damaged`, unless the files are known to be those that were saved."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            folder = self._folder(step)
+            if self._verify and integrity.read_manifest(folder) is not None:
+                raise
+            raise Damaged(f"{folder}: not readable ({reason(error)})") from error
+
+    @contextlib.contextmanager
+    def _reported(self, step: int) -> Iterator[None]:
+        """Turn an error of saving into a `RunFailure` of one line, and remove what it left."""
+        try:
+            yield
+        except Exception as error:
+            self._saving = None
+            with contextlib.suppress(OSError):
+                self._remove_drafts()
+            left = ", ".join(map(str, self.steps())) or "none"
+            raise RunFailure(
+                f"step {step} was not saved in {self.directory}: {reason(error)}. Checkpoints there: {left}"
+            ) from error
+
+    def _saved(self) -> list[Saved]:
+        return [_saved(self._folder(step), step) for step in self.steps()]
+
+    def _store_ratings(self) -> None:
+        """Write the metrics of complete checkpoints next to their states."""
+        for step in self._rated.keys() & set(self.steps()) if jax.process_index() == 0 else ():
+            with contextlib.suppress(OSError):
+                (self._folder(step) / VALUE_FILE).write_text(json.dumps(self._rated.pop(step)) + "\n")
+
+    def _prune(self) -> None:
+        """Delete the checkpoints that are no longer kept."""
+        if jax.process_index() != 0:
+            return
+        saved = self._saved()
+        kept = {each.step for each in saved[-self._keep :]} | self._keep_also.kept(saved)
+        for step in (each.step for each in saved if each.step not in kept):
+            folder = self._folder(step)
+            if "://" not in str(folder):  # an interrupted deletion leaves no half of a checkpoint
+                folder = folder.rename(_unused(folder.parent / f"{step}{DELETED}"))
+            folder.rmtree()
+
+    def _remove_drafts(self) -> None:
+        """Remove what interrupted saves and deletions have left."""
         if jax.process_index() == 0 and self.directory.exists():
             for path in self.directory.iterdir():
-                if path.name.isdigit() and not _complete(path):
-                    _log.warning("%s is not a complete checkpoint: renamed to %s.incomplete", path, path.name)
-                    path.rename(_unused(path.parent / f"{path.name}.incomplete"))
+                if path.name.partition(".")[0].isdecimal() and (DRAFT in path.name or DELETED in path.name):
+                    path.rmtree()
         multihost_utils.sync_global_devices(
-            "set aside"
-        )  # other processes read afterwards; with one, this does nothing
+            "drafts"
+        )  # other processes read afterwards; with one, does nothing
+
+    def _set_aside(self, step: int, error: Damaged, then: str) -> None:
+        """Rename a damaged checkpoint, and log a warning."""
+        if jax.process_index() == 0:
+            folder = self._folder(step)
+            kept = ""
+            if not self._read_only:
+                path = folder.rename(_unused(folder.parent / f"{step}.{CORRUPT}"))
+                kept = f"; kept as {path.name}"
+            _log.warning("%s%s; %s", error, kept, then)
+        if not self._read_only:
+            multihost_utils.sync_global_devices("set aside")
 
 
-def _complete(path: epath.Path) -> bool:
-    return all((path / name).exists() for name in COMPLETE)
+def _saved(folder: epath.Path, step: int) -> Saved:
+    """What decides whether a checkpoint stays."""
+    try:
+        record = integrity.read_manifest(folder)
+        file = folder / VALUE_FILE
+        value = float(json.loads(file.read_text())) if file.exists() else None
+    except (Damaged, OSError, ValueError, TypeError):
+        record, value = None, None
+    return Saved(step, record["time"] if record else folder.stat().mtime, value)
 
 
 def _unused(path: epath.Path) -> epath.Path:
     return _unused(path.parent / f"{path.name}_") if path.exists() else path
-
-
-@jax.jit
-def _is_finite(tree: Any) -> Any:
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
-
-
-def _compare(saved: Any, abstract: Any) -> None:
-    """Raise a `UserError` that lists all leaves that differ; Orbax would silently cast other types."""
-    old, new = _leaves(saved), _leaves(abstract)
-    lines = [
-        f"  {path}: {old.get(path, 'absent')} in the checkpoint, {new.get(path, 'absent')} in the config"
-        for path in sorted(old.keys() | new.keys())
-        if old.get(path) != new.get(path)
-    ]
-    if lines:
-        shown = "; ".join(line.strip() for line in lines[:20])
-        more = f"; and {len(lines) - 20} more" if len(lines) > 20 else ""
-        raise UserError(
-            f"checkpoint: expected the arrays of the config, got {len(lines)} that differ: {shown}{more}. "
-            "Fix: use the config of the run that saved the checkpoint, or another directory"
-        )
-
-
-def _leaves(tree: Any) -> dict[str, str]:
-    """Path -> dtype and shape. Paths are those of checkpoints: names and numbers."""
-    flat, _ = jax.tree.flatten_with_path(tree, is_leaf=lambda x: hasattr(x, "shape") and hasattr(x, "dtype"))
-
-    def name(path: Any) -> str:
-        return "/".join(
-            str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))) for key in path
-        )
-
-    return {name(path): f"{jnp.dtype(leaf.dtype).name}{list(leaf.shape)}" for path, leaf in flat}

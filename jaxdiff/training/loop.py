@@ -18,14 +18,17 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxdiff.distributed.mesh import batch_ways, global_batch
-from jaxdiff.errors import UserError
+from jaxdiff.errors import RunFailure, UserError
 from jaxdiff.training.checkpoint import Checkpoints
+from jaxdiff.training.disk import check_space
 from jaxdiff.training.ema import EmaProfile
-from jaxdiff.training.metrics import RunningMean, Writers, open_writers
+from jaxdiff.training.metrics import RunningMean
+from jaxdiff.training.retention import Retention
 from jaxdiff.training.signals import Stopped, StopSignals
 from jaxdiff.training.snapshots import Snapshots
 from jaxdiff.training.state import abstract_state, create_state
 from jaxdiff.training.step import Frozen, Task, TrainState, jit_train_step, make_train_step
+from jaxdiff.training.writers import Writers, open_writers
 
 IN_FLIGHT = 2
 """Steps dispatched before the loop waits: enough to hide the host's work, with few batches in memory."""
@@ -61,7 +64,8 @@ class Settings(Protocol):
       steps: optimizer steps in total.
       accumulation: micro-batches per step.
       log_every, checkpoint_every: in steps.
-      keep: number of checkpoints to keep.
+      keep: number of latest checkpoints to keep.
+      keep_also: further checkpoints that stay.
       seed: of every random draw.
     """
 
@@ -81,6 +85,9 @@ class Settings(Protocol):
     def keep(self) -> int: ...
 
     @property
+    def keep_also(self) -> Retention | None: ...
+
+    @property
     def seed(self) -> int: ...
 
 
@@ -96,6 +103,7 @@ def run(
     frozen: Frozen | None = None,
     untrained: Sequence[str] = (),
     hooks: Sequence[Hook] = (),
+    files: Mapping[str, str] | None = None,
 ) -> TrainState:
     """Train from the latest checkpoint in `workdir`, or from the start, to `settings.steps`.
 
@@ -105,18 +113,19 @@ def run(
     Args:
       frozen: arrays on the mesh that the task uses and that are not trained.
       untrained: patterns of the task's own parameters that are not trained; `frozen.params` holds these.
+      files: texts stored with each checkpoint, by file name, such as the run's config.
 
     Raises:
       Stopped: SIGTERM or SIGINT arrived; the state is saved, and the same call continues from there.
-      RuntimeError: every step of a log window was skipped, since its loss or gradient was not finite; or the last
-        checkpoint could not be written.
+      RunFailure: every step of a log window was skipped, since its loss or gradient was not finite; or the last
+        checkpoint could not be written; or no checkpoint is intact.
       UserError: the batch does not divide, or the checkpoint belongs to another config.
     """
     workdir = epath.Path(workdir).expanduser().resolve()
     frozen = frozen or Frozen()
     with (
         StopSignals() as signals,
-        Checkpoints(workdir / "checkpoints", settings.keep) as checkpoints,
+        Checkpoints(workdir / "checkpoints", settings.keep, settings.keep_also, files=files) as checkpoints,
         Snapshots(workdir) if ema.snapshot_every else contextlib.nullcontext() as snapshots,
     ):
         if snapshots is not None:
@@ -124,14 +133,12 @@ def run(
         layout = (task, optimizer, mesh)
         extra_emas = len(ema.extra_emas())
         abstract = abstract_state(*layout, extra_emas, untrained)
-        start = checkpoints.latest()
-        if start is None:
-            start, state = 0, create_state(*layout, settings.seed, extra_emas, untrained)
-        else:
-            state = checkpoints.restore(start, abstract)
-            _log.info("restored step %d of %s", start, checkpoints.directory)
+        found = checkpoints.newest(lambda step: checkpoints.restore(step, abstract))
+        start, state = found or (0, create_state(*layout, settings.seed, extra_emas, untrained))
         if start >= settings.steps:
             return state
+        # An old checkpoint is deleted after its successor is complete.
+        check_space(checkpoints.directory, abstract, settings.keep + 1 - len(checkpoints.steps()))
         first, iterator = _peek(batches(start))
         size = _batch_size(first, settings.accumulation, mesh)
         step = make_train_step(task, optimizer, ema, settings.seed, settings.accumulation)
@@ -192,7 +199,18 @@ class _Run:
             raise Stopped(stop, step)
         for hook in self.hooks:
             if step % hook.every == 0 or last:
-                self.writers.write(step, hook.call(state, step) or {})
+                values = hook.call(state, step) or {}
+                self.writers.write(step, values)
+                self._rate(step, state, values)
+
+    def _rate(self, step: int, state: TrainState, values: Mapping[str, Any]) -> None:
+        """Keep a checkpoint of this step if its evaluation is among the best."""
+        name = self.settings.keep_also.best if self.settings.keep_also else None
+        if name is not None and name in values:
+            value = float(values[name])
+            if self.checkpoints.would_stay(step, value):
+                self._save(step, state, last=False)
+                self.checkpoints.rate(step, value)
 
     def _report(self, step: int, means: RunningMean, clock: "_Clock", bar: Any) -> None:
         window = means.steps
@@ -202,21 +220,22 @@ class _Run:
         bar.set_postfix({"loss": f"{values['loss']:.4g}", "images/s": f"{values['images_per_second']:.4g}"})
         self.skipped = self.skipped + window if math.isnan(values["loss"]) else 0
         if self.skipped >= max(self.settings.log_every, PATIENCE):
-            raise RuntimeError(
+            raise RunFailure(
                 f"step {step}: loss or gradient was not finite in any of the last {self.skipped} steps. "
                 "Lower the learning rate, or check the data; the checkpoints are good"
             )
 
     def _save(self, step: int, state: TrainState, last: bool) -> None:
         """Save. A failure before the end costs one checkpoint; at the end it is an error."""
+        self.writers.drain()  # a killed run has the rows up to its checkpoint
         try:
             self.checkpoints.save(step, state)
             if last:
                 self.checkpoints.wait()
-        except Exception as error:
+        except RunFailure as error:
             if last:
-                raise RuntimeError(f"step {step} was not saved in {self.checkpoints.directory}") from error
-            _log.warning("step %d: a checkpoint could not be saved, training goes on: %s", step, error)
+                raise RunFailure(f"{error}. Make room, and run the same command again") from error
+            _log.warning("%s; training goes on", error)
 
 
 class _Clock:

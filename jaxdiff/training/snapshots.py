@@ -9,9 +9,10 @@ import jax
 import numpy as np
 from etils import epath
 
-from jaxdiff.errors import expect
+from jaxdiff.errors import RunFailure, expect
 from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.training.power_ema import PowerEma, check_std, coefficients
+from jaxdiff.training.retention import Retention
 from jaxdiff.typing import Params
 
 FOLDER = "averages"
@@ -27,14 +28,16 @@ class Snapshots:
     """
 
     def __init__(self, workdir: epath.PathLike, read_only: bool = False):
-        self.checkpoints = Checkpoints(epath.Path(workdir) / FOLDER, 1, keep_every=1, read_only=read_only)
+        self.checkpoints = Checkpoints(
+            epath.Path(workdir) / FOLDER, 1, Retention(every_steps=1), read_only=read_only
+        )
 
     def save(self, state: Any, step: int) -> Mapping[str, Any]:
         """Store the averages of `state`, as a hook of the training loop. A failure loses this snapshot only."""
         try:
             self.checkpoints.save(step, state.replace(params=(), opt_state=(), task_state=()))
-        except Exception as error:
-            _log.warning("step %d: its averages could not be stored; training continues: %s", step, error)
+        except RunFailure as error:
+            _log.warning("%s; training goes on", error)
         return {}
 
     def steps(self) -> list[int]:
@@ -42,6 +45,7 @@ class Snapshots:
 
     def restore(self, step: int, extra_emas: int, abstract: Params) -> tuple[Params, ...]:
         """All averages of a step: the one for sampling, then the `extra_emas`."""
+        self.checkpoints.verify(step)
         rest = (
             self.checkpoints.restore_part(step, "extra_emas", (abstract,) * extra_emas) if extra_emas else ()
         )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxdiff.errors import UserError
+from jaxdiff.errors import RunFailure, UserError
 from jaxdiff.training import loop
 from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.training.ema import Ema
@@ -37,6 +37,7 @@ def cache(tmp_path_factory):
 
 def run(workdir, steps, batches=toy.batches, hooks=(), devices=1, task=None, **settings):
     settings = {"log_every": 2, "checkpoint_every": 4, "keep": 3, "accumulation": 1, "seed": 0, **settings}
+    settings.setdefault("keep_also", None)
     return loop.run(
         task or toy.Linear(dropout=True), batches, types.SimpleNamespace(steps=steps, **settings),
         optimizer=toy.ADAM, ema=Ema(), mesh=toy.mesh(devices), workdir=workdir, hooks=hooks,
@@ -115,13 +116,13 @@ def test_a_run_without_a_finite_loss_stops_with_its_step(tmp_path):
 def test_a_failed_checkpoint_does_not_stop_the_run(tmp_path, monkeypatch, caplog):
     def full_after_two(self, step, state, save=Checkpoints.save):
         if step in (4, 6):
-            raise OSError("no space left on device")
+            raise RunFailure(f"step {step} was not saved: no space left")
         return save(self, step, state)
 
     monkeypatch.setattr(Checkpoints, "save", full_after_two)
     run(tmp_path, 9, checkpoint_every=2)
     assert checkpoints(tmp_path) == [2, 8, 9]
-    assert "step 6: a checkpoint could not be saved, training goes on: no space left" in caplog.text
+    assert "step 6 was not saved: no space left; training goes on" in caplog.text
     with pytest.raises(RuntimeError, match="step 6 was not saved"):
         run(tmp_path / "short", 6)
 

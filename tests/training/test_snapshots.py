@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from jaxdiff.errors import UserError
+from jaxdiff.errors import RunFailure, UserError
 from jaxdiff.training import loop
 from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.training.ema import Ema
@@ -23,7 +23,7 @@ SLOW = optax.adam(3e-2)
 
 def run(workdir, ema, steps=STEPS, devices=1, batches=toy.batches):
     settings = types.SimpleNamespace(
-        steps=steps, log_every=20, checkpoint_every=20, keep=1, accumulation=1, seed=0
+        keep_also=None, steps=steps, log_every=20, checkpoint_every=20, keep=1, accumulation=1, seed=0
     )
     return loop.run(
         toy.LINEAR, batches, settings, optimizer=SLOW, ema=ema, mesh=toy.mesh(devices), workdir=workdir
@@ -118,7 +118,7 @@ def test_snapshots_of_a_sharded_run_match_one_device(trained, tmp_path):
 
 def test_a_failed_snapshot_does_not_stop_the_run(tmp_path, monkeypatch, caplog):
     def full(self, step, state):
-        raise OSError("no space left on device")
+        raise RunFailure("step 3 was not saved: no space left on device")
 
     monkeypatch.setattr(Checkpoints, "save", full)
     with Snapshots(tmp_path) as snapshots:

@@ -1,0 +1,39 @@
+"""Free space for the checkpoints of a run."""
+
+import logging
+import shutil
+from typing import Any
+
+import jax
+from etils import epath
+
+from jaxdiff.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+
+def check_space(directory: epath.Path, abstract: Any, count: int) -> None:
+    """Compare the free space of a local disk with the size of checkpoints.
+
+    Args:
+      directory: of the checkpoints.
+      abstract: shapes and types of a state.
+      count: number of checkpoints that will be on disk in addition to the present ones.
+
+    Raises:
+      UserError: not even one fits. Fewer than `count` are a warning.
+    """
+    if jax.process_index() != 0 or "://" in str(directory):
+        return
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
+    directory.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(directory).free
+    found = f"{free / 1e6:,.0f} MB on the disk of {directory}"
+    if free < size:
+        raise UserError(
+            f"--workdir={directory.parent}: expected room for a checkpoint of {size / 1e6:,.0f} MB, got {found}. "
+            "Fix: make room, or give a folder on another disk"
+        )
+    if free < count * size:
+        text = "expected room for %d more checkpoints of %.0f MB, got %s; saving may fail later"
+        _log.warning(text, count, size / 1e6, found)

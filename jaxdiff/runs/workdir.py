@@ -85,11 +85,12 @@ def read_config(workdir: str) -> Any:
     Raises:
       UserError: there is no config, or the file is not a config in JSON.
     """
-    file = epath.Path(workdir).expanduser() / CONFIG_FILE
+    path = epath.Path(workdir).expanduser()
+    file = path / CONFIG_FILE
+    copy = path / "checkpoints" / str(continuation.latest_step(path)) / CONFIG_FILE
+    fix = f"copy {copy} there" if copy.exists() else "give the folder of a run, or restore the file"
     if not file.exists():
-        raise UserError(
-            f"--workdir={workdir}: expected a folder with {CONFIG_FILE}, got none. Fix: give the folder of a run"
-        )
+        raise UserError(f"--workdir={workdir}: expected a folder with {CONFIG_FILE}, got none. Fix: {fix}")
     got = "other JSON"
     try:
         text = file.read_text()
@@ -101,7 +102,7 @@ def read_config(workdir: str) -> Any:
     except ValueError as error:
         got = str(error)
     raise UserError(
-        f"--workdir={workdir}: expected the JSON of a config in {file.name}, got {got}. Fix: restore the file"
+        f"--workdir={workdir}: expected the JSON of a config in {file.name}, got {got}. Fix: {fix}"
     )
 
 

@@ -22,6 +22,7 @@ QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 TRAIN = (
     "--config", DIGITS, *TINY, f"--config.checkpoint_every={EVERY}", "--config.log_every=1",
     "--config.evaluation=None", "--config.test_data=None",
+    "--config.optimizer.schedule=jaxdiff.training.optimizer:Constant",
 )  # fmt: skip
 
 
@@ -110,6 +111,19 @@ def test_without_an_intact_checkpoint_nothing_begins_anew_unless_wanted(copy, ca
     assert names(copy) == ["4"]
     assert names(copy / "before_restart") == ["4", "8"]
     assert (copy / "before_restart" / "metrics.jsonl").read_text() == log
+
+
+@pytest.mark.parametrize(
+    "damage", [pathlib.Path.unlink, lambda file: file.write_text("{")], ids=["lost", "cut"]
+)
+def test_a_lost_config_is_found_in_a_checkpoint(copy, damage):
+    damage(copy / "config.json")
+    source = copy / "checkpoints" / "8" / "config.json"
+    for attempt in (lambda: train(copy, 8), lambda: sample(copy, "x.png")):
+        with pytest.raises(UserError, match=f"Fix: copy {source} there"):
+            attempt()
+    shutil.copy(source, copy)
+    sample(copy, "x.png")
 
 
 def test_a_second_writer_is_refused(copy):

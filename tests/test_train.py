@@ -172,7 +172,7 @@ def test_test_data_are_checked_before_training(tmp_path):
     config = tiny(3)
     config.test_data, config.evaluation = config.data, app.load_config(DIGITS, []).evaluation
     source, floats = Arrays(image=DIGIT_IMAGES, label=LABELS), DIGIT_IMAGES.astype(np.float32) / 255
-    with pytest.raises(UserError, match=r"config.data.image=float32.*: expected uint8"):
+    with pytest.raises(UserError, match=r"config.test_data.image=float32.*: expected uint8"):
         train(config, str(tmp_path), source=source, test_source=Arrays(image=floats, label=LABELS))
     with pytest.raises(UserError, match="expected examples with the condition label"):
         train(config, str(tmp_path), source=source, test_source=Arrays(image=DIGIT_IMAGES))

@@ -186,7 +186,7 @@ class FolderExamples:
         """Subfolders without any image, which are no classes."""
         if self.classes is None:
             return ()
-        folders = (entry.name for entry in os.scandir(self.root) if entry.is_dir())
+        folders = (entry.name for entry in os.scandir(self.root) if _is_folder(entry))
         return tuple(sorted({name for name in folders if name[0] != "."} - set(self.classes), key=natural))
 
     def hash_of_names(self) -> Any:
@@ -265,10 +265,17 @@ def _files_in(root: Path) -> Iterator[PurePosixPath]:
         for entry in entries:
             if not entry.name.startswith("."):
                 yield relative / entry.name
-                if entry.is_dir():
+                if _is_folder(entry):
                     yield from walk(folder / entry.name, relative / entry.name, (*above, real))
 
     return walk(root, PurePosixPath(), ())
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _class_of(file: str) -> str:

@@ -101,6 +101,11 @@ class MixtureExamples:
         """The classes as jaxdiff numbered them before runs had a class table; see `folder.FolderExamples`."""
         return getattr(self._parts[0], "classes_of_old_runs", self.classes)
 
+    @property
+    def empty_classes(self) -> Names:
+        """Folders without images in any source; see `folder.FolderExamples`."""
+        return tuple(name for part in self._parts for name in getattr(part, "empty_classes", ()))
+
     def __len__(self) -> int:
         return sum(self._counts)
 

@@ -64,8 +64,8 @@ def main(argv: Sequence[str]) -> None:
     experiment = build(config)
     file, variant = file_and_variant(flags.config)
     name = pathlib.Path(file).stem
-    workdir = init_workdir(config, flags.workdir or f"runs/{name}{'_' + variant if variant else ''}")
     runtime.start()
+    workdir = init_workdir(config, flags.workdir or f"runs/{name}{'_' + variant if variant else ''}")
     try:
         _train(experiment, workdir)
     except Stopped as stop:

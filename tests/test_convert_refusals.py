@@ -59,7 +59,7 @@ def test_a_wrapper_is_removed_and_said_and_no_foreign_file_is_replaced(folder, c
     assert "names without module." in capsys.readouterr().out
     config = (workdir / "config.json").read_bytes()
     for to in (workdir, folder / "plain"):
-        with pytest.raises(UserError, match=r"--to=.*: expected a new name, got an existing file"):
+        with pytest.raises(UserError, match=r"--to=.*: expected a new file, got an existing file"):
             convert.main(["--workdir", str(workdir), "--to", str(to)])
     assert (workdir / "config.json").read_bytes() == config
     with pytest.raises(UserError, match=r"--to=.*: expected a place that can be written"):

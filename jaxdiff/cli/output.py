@@ -128,7 +128,11 @@ class Output:
         if kind != meant:
             self._refuse(meant, got, fix)
         if not self.overwrite:
-            self._refuse("a new name", got, fix if self.overwrite is None else f"{fix}, or --overwrite")
+            self._refuse(
+                f"a new {meant.removeprefix('a ')}",
+                got,
+                fix if self.overwrite is None else f"{fix}, or --overwrite",
+            )
         for entry in self.path.iterdir() if self.is_folder else ():
             if not (self.is_ours(entry.name) and entry.is_file() and not entry.is_symlink()):
                 self._refuse("a folder of this command's outputs", f"one with {entry.name!r}", fix)
@@ -184,7 +188,7 @@ def is_numbered(name: str) -> bool:
     return re.fullmatch(r"[0-9]{6,}\.png", name) is not None
 
 
-def readable(size: float) -> str:
+def readable(size: int | float) -> str:
     """A number of bytes with a decimal prefix: ``1.5 GB``."""
     for prefix in ("", "k", "M", "G", "T"):
         if size < 999.5:
@@ -236,7 +240,7 @@ def _kind(mode: int) -> str:
 
 def _reason(error: Exception) -> str:
     """The reason of a failure, in the words of the system for a failed system call."""
-    code, name = getattr(error, "errno", None), getattr(error, "filename", None)
-    if code == errno.EEXIST:
-        return f"a file where a folder is needed, {name}"
-    return f"{os.strerror(code).lower()}{f' ({name})' if name else ''}" if code else str(error)
+    code = getattr(error, "errno", None)
+    if code in (errno.EEXIST, errno.ENOTDIR):
+        return "a file where a folder is needed"
+    return os.strerror(code).lower() if code else str(error)

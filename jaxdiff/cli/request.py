@@ -63,8 +63,8 @@ def of(flags: argparse.Namespace, overrides: Sequence[tuple[str, str]]) -> Reque
         0 < flags.strength <= 1, "--strength", flags.strength, "a fraction of the steps in (0, 1]", "try 0.6"
     )
     _size(flags.size)
-    _check_numbers("--guidance", "scale", [] if flags.guidance is None else [flags.guidance])
-    _check_numbers("--level", "level", flags.level)
+    _check_numbers("--guidance", [] if flags.guidance is None else [flags.guidance])
+    _check_numbers("--level", [word for word in flags.level if "=" in word])
     packages = [name for name in flags.packages.split(",") if name]
     return Request(flags, out, runs(flags), [*overrides, *_recipe_overrides(flags)], packages)
 
@@ -102,14 +102,14 @@ def _recipe_overrides(flags: argparse.Namespace) -> list[tuple[str, str]]:
     return found
 
 
-def _check_numbers(flag: str, kind: str, texts: Sequence[str]) -> None:
+def _check_numbers(flag: str, texts: Sequence[str]) -> None:
     """Raise `UserError` unless each word is a finite number, or NAME=NUMBER,... with these."""
     for part in (part for text in texts for part in text.split(",")):
         name, equals, value = part.rpartition("=")
         try:
             number(value)
         except ValueError:
-            field, what = (f"{flag} {name}", "number") if equals else (flag, kind)
+            field, what = (f"{flag} {name}", "number") if equals else (flag, "scale")
             raise UserError(
                 f"{field}={value}: expected a {what}, finite, got {value!r}. Fix: give one, such as 1.5"
             ) from None

@@ -62,15 +62,16 @@ def _warn_once(message: str) -> None:
 def dropped(rule: Guidance, conditioner: Conditioner, negative: Mapping[str, Any]) -> frozenset[str]:
     """The conditions whose null a guidance shows: those that it drops, without those with a negative value.
 
-    Raises:
-      UserError: the guidance drops conditions, and no condition has a null or a negative value to show instead.
+    A warning says if guidance can change nothing, since no condition has a null or a negative value to show instead.
     """
     found = rule.dropped(conditioner.conditions) if isinstance(rule, Dropping) else frozenset()
     instead = {name for name, value in negative.items() if value is not None}
     names = frozenset(name for name in found - instead if conditioner.has_null(name))
-    acts = not found or bool(names or instead)
-    expect(acts, "guidance", rule.scale, "a condition with a null to guide away from", "use guidance 1 (off)",
-           f"null='none' in {', '.join(sorted(found))}")  # fmt: skip
+    if found and not names and not instead:
+        _warn_once(
+            f"guidance={rule.scale!r}: expected a condition with a null to guide away from, got null='none' in "
+            f"{', '.join(sorted(found))}, so that guidance changes nothing. Fix: use guidance 1"
+        )
     return names
 
 

@@ -97,16 +97,14 @@ def split(names: Iterable[str]) -> dict[str, dict[str, str]]:
     * ``model_ema.`` and ``model.``, written by latent diffusion (Rombach et al. 2022). Its averages have names without
       dots and replace the tensors of those names; the others (text encoder, autoencoder) belong to both sets.
 
-    Either may be inside a wrapper of PyTorch, ``module.`` or ``_orig_mod.``, which is removed.
+    Either may be inside a wrapper of PyTorch, ``module.`` or ``_orig_mod.``, which is removed then.
     """
     names = list(names)
     for wrapper in _WRAPPERS:
         if names and all(name.startswith(wrapper) for name in names):
             inner = split(name.removeprefix(wrapper) for name in names)
-            return {
-                path: {ours: wrapper + theirs for ours, theirs in pairs.items()}
-                for path, pairs in inner.items()
-            }
+            if set(inner) != {""}:
+                return {path: _longer(pairs, wrapper) for path, pairs in inner.items()}
     wrapped = {
         prefix: {name.removeprefix(f"{prefix}."): name for name in names if name.startswith(f"{prefix}.")}
         for prefix in ("ema_model", "online_model")
@@ -124,14 +122,16 @@ def split(names: Iterable[str]) -> dict[str, dict[str, str]]:
     return {"model": model, "model_ema": model | {named[average]: average for average in averages}}
 
 
+def _longer(pairs: dict[str, str], prefix: str) -> dict[str, str]:
+    return {ours: prefix + theirs for ours, theirs in pairs.items()}
+
+
 def choose(paths: Iterable[str], ema: bool | None) -> str:
     """The path of the set to read: averaged weights (True), trained ones (False), or averaged if any (None)."""
     averaged = sorted(path for path in paths if is_averaged(path))
     others = sorted((path for path in paths if not is_averaged(path)), key=_rank)
     if ema and not averaged:
-        raise Unreadable(
-            "expected averaged weights, got none that are marked so", "leave the choice (--weights) out"
-        )
+        raise Unreadable("expected averaged weights, got none marked so", "leave the choice (--weights) out")
     if ema is False and not others:
         raise Unreadable(
             "expected trained weights, got averaged ones only", "leave the choice (--weights) out"

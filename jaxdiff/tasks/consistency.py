@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -16,12 +16,16 @@ from jaxdiff.errors import UserError
 SIGMA_DATA = "sigma_data"
 """The field of a part that assumes a standard deviation of the data."""
 
-EXAMPLES, SECONDS, FAR = 256, 1.0, 2.0
-"""Most training examples that are measured, most time for it, and the ratio of deviations that is reported."""
+FEWEST, MOST, SECONDS = 16, 256, 1.0
+"""Numbers of training examples that are measured, and the time after which the fewest are enough."""
+
+FAR = 2.0
+"""The ratio of deviations that is reported."""
 
 _log = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class Scaled(Protocol):
     """A task whose parts may assume the standard deviation of its data; see `DenoisingTask`."""
 
@@ -41,6 +45,7 @@ class Scaled(Protocol):
     def data_field(self) -> str: ...
 
 
+@runtime_checkable
 class Examples(Protocol):
     """Stored examples, read at chosen rows."""
 
@@ -104,16 +109,16 @@ def _fields(part: Any, path: str) -> Iterator[tuple[str, float]]:
 
 def _standard_deviation(task: Scaled, examples: Examples) -> float:
     """Of the diffused data, around their mean."""
-    count = min(EXAMPLES, len(examples))
+    count = min(MOST, len(examples))
     sums, numbers, end = np.zeros(2), 0, time.monotonic() + SECONDS
-    for row in np.linspace(0, len(examples) - 1, count).astype(int):
+    for done, row in enumerate(np.linspace(0, len(examples) - 1, count).astype(int)):
+        if done >= FEWEST and time.monotonic() > end:
+            break
         stored = np.asarray(examples.rows(np.array([row]))[task.data_field])
         data = np.asarray(
             task.codec.encode({}, jax.numpy.asarray(stored), jax.random.split(jax.random.key(0), 1))
         )
         sums += data.sum(dtype=np.float64), np.square(data, dtype=np.float64).sum()
         numbers += data.size
-        if time.monotonic() > end:
-            break
     mean, square = sums / numbers
     return math.sqrt(max(0.0, square - mean**2))

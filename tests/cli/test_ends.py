@@ -88,6 +88,8 @@ def test_a_reader_that_leaves_is_no_fault():
         [sys.executable, "-c", TALKATIVE.replace("raise RuntimeError", "str"), "print"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
     process.stdout.close()
     assert process.wait(timeout=60) == 141
     assert process.stderr.read() == ""

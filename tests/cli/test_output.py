@@ -38,7 +38,7 @@ def parse(*words):
 
 PLACES = {
     "in a file": ("file/x.png", "got a file where a folder is needed"),
-    "in a file deeper": ("file/a/b/x.npz", "got not a directory"),
+    "in a file deeper": ("file/a/b/x.npz", "got a file where a folder is needed"),
     "a folder for a file": ("d.png", "expected a file, got an existing folder"),
     "a file for a folder": ("file", "expected a folder, got an existing file"),
     "a pipe": ("pipe.png", "expected a file, got an existing device or pipe"),
@@ -81,7 +81,7 @@ def test_an_earlier_output_is_replaced_only_with_the_flag(folder):
     for name in ("old.png", "old"):
         (folder / "old.png").touch()
         (folder / "old").mkdir(exist_ok=True)
-        with pytest.raises(UserError, match=r"expected a new name, got an existing .* or --overwrite"):
+        with pytest.raises(UserError, match=r"expected a new .*, got an existing .* or --overwrite"):
             parse("--out", name)
         assert parse("--out", name, "--overwrite").out.path == folder / name
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import types
 
 import numpy as np
 import pytest
@@ -36,7 +37,11 @@ def test_parts_that_differ_are_both_named(task):
 
 
 def test_a_part_inside_another_objective_is_found(task):
-    inner = dataclasses.replace(changed(task, 0.3), objective=UncertaintyWeighted(task.objective))
+    names = ("time_sampler", "codec", "data_field")
+    others = {name: getattr(task, name) for name in names}
+    inner = types.SimpleNamespace(
+        denoiser=changed(task, 0.3).denoiser, objective=UncertaintyWeighted(task.objective), **others
+    )
     with pytest.raises(UserError, match=r"config\.task\.objective\.error\.weighting\.sigma_data"):
         consistency.check(inner)
 

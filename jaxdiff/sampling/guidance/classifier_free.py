@@ -139,7 +139,7 @@ class ClassifierFree(IntervalGuidance):
         return dataclasses.replace(self, scale=scale)
 
 
-def check_scales(field: str, *scales: float) -> None:
+def check_scales(field: str, *scales: int | float) -> None:
     """Raise `UserError` unless each guidance scale is a number between -`LARGEST` and `LARGEST`."""
     for scale in scales:
         expect(abs(scale) <= LARGEST, field, scale, f"a guidance scale of at most {LARGEST:g}",

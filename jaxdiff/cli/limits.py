@@ -25,15 +25,18 @@ def check(out: Output, n: int, shape: tuple[int, ...], batch: int = 1) -> None:
     Args:
       batch: the number of images that are sampled at once.
     """
-    size = math.prod(shape)
-    free, needed = free_memory(), n * (COPIES * size + PER_IMAGE)
-    dimensions = "x".join(map(str, shape[:2]))
+    size, free = math.prod(shape), free_memory()
     if free is not None:
-        expect(needed < free, "--n", n, f"images of {dimensions} pixels that fit into {readable(free)} of free memory",
-               "sample fewer at a time, with another --seed for each part", readable(needed))  # fmt: skip
-        needed = FLOATS * size * min(n, batch)
-        expect(needed < free, "--size", dimensions, f"images that fit into {readable(free)} of free memory",
-               "give a smaller size", f"at least {readable(needed)}")  # fmt: skip
+        dimensions = "x".join(map(str, shape[:2]))
+        needed, room = FLOATS * size * min(n, batch), f"images that fit into {readable(free)} of free memory"
+        expect(
+            needed < free, "--size", dimensions, room, "give a smaller size", f"at least {readable(needed)}"
+        )
+        needed, fix = (
+            n * (COPIES * size + PER_IMAGE),
+            "sample fewer at a time, with another --seed for each part",
+        )
+        expect(needed < free, "--n", n, room, fix, readable(needed))
     out.check_space(n * max(size, BLOCK if out.is_folder else 0))
 
 

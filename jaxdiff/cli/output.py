@@ -61,7 +61,7 @@ class Output:
         """Raise `UserError` unless `size` bytes fit on the disk."""
         free = shutil.disk_usage(next(parent for parent in self.path.parents if parent.exists())).free
         if size + _SPARE > free:
-            expected = f"{readable(size)} of free space"
+            expected = f"{readable(size + _SPARE)} of free space"
             self._refuse(expected, readable(free), "make room, give another place, or ask for less")
 
     def write(self, fill: Fill) -> None:

@@ -17,6 +17,7 @@ from jaxdiff.distributed import partitioning
 from jaxdiff.errors import expect
 from jaxdiff.generation import checks, compiled, inputs
 from jaxdiff.generation.compiled import GenerationInputs, StaticArgs, Trees
+from jaxdiff.sampling.guidance.classifier_free import check_scales
 from jaxdiff.sampling.loop import ends
 from jaxdiff.sampling.noise import fold_in, noise_like
 from jaxdiff.sampling.protocols import Guidance
@@ -136,6 +137,7 @@ class SampledModel:
         elif guidance is not None:
             finite = isinstance(guidance, int | float | np.number) and math.isfinite(guidance)
             expect(finite, "guidance", guidance, "a finite number", "give a scale, such as 2.0")
+            check_scales("guidance", float(guidance))
             rule = rule.with_scale(float(guidance))
         expect(not negative or rule.scale != 1, "negative", negative,
                "no negative conditions where guidance is off (scale 1)", "give another guidance scale")  # fmt: skip
@@ -152,8 +154,9 @@ class SampledModel:
         first, shape = conditioners[0], self.data_shape
         fields, absent, n = inputs.fields(conditioners, n, conditions, shape, otherwise)
         for conditioner in conditioners:
-            names = [name for name in conditioner.conditions if absent[name].any()]
-            checks.check_nulls(conditioner, names, "conditions", None)
+            for name in conditioner.conditions:
+                if absent[name].any():
+                    checks.check_nulls(conditioner, [name], name, None)
         other = {name: None for name in first.conditions if first.has_null(name)}
         other |= {name: value for name, value in conditions.items() if name not in other} | dict(
             negative or {}

@@ -7,14 +7,23 @@ python -m jaxdiff.convert --workdir runs/ddpm_cifar10 --to ddpm_cifar10_diffuser
 import json
 import pathlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from jaxdiff.cli import app as command
+from jaxdiff.cli import output
 from jaxdiff.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxdiff.experiment import Experiment
+
+DIFFUSERS_FILES = ("diffusion_pytorch_model.safetensors", "config.json")
+"""The files of a model in the layout of diffusers."""
 
 DESCRIPTION = "Convert published weights into a run's folder, or a run into a folder of diffusers."
 EPILOG = """\
 Files: guided-diffusion's .pt, EDM's and EDM2's .pkl, diffusers' UNet2DModel folders, safetensors. No code from a file
-is run. Averaged weights are preferred if a file has them. Nothing is written unless every tensor fits the network."""
+is run. Averaged weights are preferred if a file has them. A prefix of all names, such as module. or _orig_mod., is
+removed. Nothing is written unless every tensor is finite and fits the network."""
 
 
 def parser() -> command.Parser:
@@ -47,9 +56,29 @@ def main(argv: Sequence[str]) -> None:
     if flags.to is not None:
         print(write_diffusers(flags.workdir, flags.to))
         return
+    if flags.config is not None and not pathlib.Path(flags.source).expanduser().exists():
+        raise UserError(
+            f"--from={flags.source}: expected a file or folder, got none. Fix: give one that exists"
+        )
+    _check_workdir(flags.workdir)
     config = command.load_config(flags.config, overrides)
+
+    from jaxdiff.distributed import runtime
+
+    runtime.start()
     ema = None if flags.weights is None else flags.weights == "averaged"
     print(convert(flags.source, config, flags.workdir, ema, flags.attention_order))
+
+
+def _check_workdir(workdir: str) -> output.Output:
+    """The place of a run's checkpoints, in which nothing is yet and something can be written."""
+    path = output.place("--workdir", f"{workdir}/checkpoints")
+    if path.is_dir() and any(path.iterdir()):
+        expected = "expected a folder without checkpoints, got existing ones"
+        raise UserError(f"--workdir={workdir}: {expected}. Fix: give another folder")
+    place = output.Output(f"--workdir={workdir}", path, "", overwrite=True)
+    place.check()
+    return place
 
 
 def convert(
@@ -68,7 +97,8 @@ def convert(
       A one-line summary for the user.
 
     Raises:
-      UserError: the file cannot be read, a tensor does not fit the network, or `workdir` has checkpoints.
+      UserError: the file cannot be read, a tensor does not fit the network or is not finite, or `workdir` has
+        checkpoints or cannot be written.
     """
     import jax
 
@@ -76,64 +106,100 @@ def convert(
     from jaxdiff.interop import edm, families
     from jaxdiff.interop.mapping import to_params
     from jaxdiff.interop.tensors import read_tensors
-    from jaxdiff.runs.restore import save_untrained
-    from jaxdiff.runs.workdir import init_workdir
-    from jaxdiff.training.checkpoint import Checkpoints
-    from jaxdiff.training.partition import split
-    from jaxdiff.training.state import abstract_params, abstract_state, begin
+    from jaxdiff.training.state import abstract_params
 
     experiment = configs.build(config)
+    place = _check_workdir(workdir)
     task, mesh = experiment.task, experiment.mesh.make()
-    optimizer, extra_emas = experiment.optimizer.make(experiment.steps), len(experiment.ema.extra_emas())
-    folder = pathlib.Path(workdir).expanduser() / "checkpoints"
-    if folder.exists() and any(folder.iterdir()):
-        expected = "expected a folder without checkpoints, got existing ones"
-        raise UserError(f"--workdir={workdir}: {expected}. Fix: give another folder")
     checkpoint = read_tensors(source, ema)
-    mapping = families.entries(checkpoint.tensors, task.denoiser, task.image_shape[0], attention_order)
+    prefix, names = families.unwrapped(checkpoint.tensors)
+    mapping = families.entries(names, task.denoiser, task.image_shape[0], attention_order)
     abstract, _ = abstract_params(task, mesh)
-    params = to_params(mapping, checkpoint.tensors, abstract, edm.BUFFERS)
-
-    run = init_workdir(config, workdir)
+    params = to_params(mapping, checkpoint.tensors.renamed(names), abstract, edm.BUFFERS)
     placed = jax.tree.map(jax.device_put, params, jax.tree.map(lambda leaf: leaf.sharding, abstract))
-    patterns = experiment.optimizer.frozen
-    trained, untrained = split(placed, patterns)
+    run = _store(experiment, config, placed, workdir, place)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    notes = [checkpoint.tree, f"names without {prefix}" if prefix else ""]
+    noted = f" ({', '.join(filter(None, notes))})" if any(notes) else ""
+    return f"wrote {count:,} parameters of {source}{noted} as checkpoint 0 of {run}"
+
+
+def _store(experiment: "Experiment", config: Any, params: Any, workdir: str, place: output.Output) -> Any:
+    """Store parameters as checkpoint 0 of a run, and compare what can be read back; returns the run's folder."""
+    import jax
+
+    from jaxdiff.runs.lock import lock
+    from jaxdiff.runs.restore import restore_params, save_untrained
+    from jaxdiff.runs.workdir import CONFIG_FILE, init_workdir
+    from jaxdiff.training.checkpoint import Checkpoints
+    from jaxdiff.training.partition import split
+    from jaxdiff.training.state import abstract_state, begin
+
+    task, mesh, patterns = experiment.task, experiment.mesh.make(), experiment.optimizer.frozen
+    optimizer, extra_emas = experiment.optimizer.make(experiment.steps), len(experiment.ema.extra_emas())
+    trained, untrained = split(params, patterns)
     state = abstract_state(task, optimizer, mesh, extra_emas, patterns)
+    place.check_space(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state, untrained))))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     make_state = jax.jit(lambda params: begin(task, optimizer, params, extra_emas), out_shardings=shardings)
-    if untrained:
-        save_untrained(untrained, run)
-    with Checkpoints(run / "checkpoints", experiment.keep) as checkpoints:
-        checkpoints.save(0, make_state(trained))
-        checkpoints.wait()
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    tree = f" ({checkpoint.tree})" if checkpoint.tree else ""
-    return f"wrote {count:,} parameters of {source}{tree} as checkpoint 0 of {run}"
+    with lock(workdir):
+        run = init_workdir(config, workdir)
+        if untrained:
+            save_untrained(untrained, run)
+        files = {CONFIG_FILE: (run / CONFIG_FILE).read_text()}
+        with Checkpoints(run / "checkpoints", experiment.keep, files=files) as checkpoints:
+            saved = checkpoints.save(0, make_state(trained))
+            checkpoints.wait()
+        same = saved and _equal(restore_params(experiment, str(run), mesh), params)
+    if not same:
+        raise UserError(
+            f"--workdir={workdir}: expected to read back the weights that were written, got others. "
+            "Fix: delete the folder, and convert again to another disk"
+        )
+    return run
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two trees of finite arrays are equal, bit for bit up to the sign of zero."""
+    import jax
+    import jax.numpy as jnp
+
+    return all(map(bool, jax.tree.leaves(jax.tree.map(jnp.array_equal, a, b))))
 
 
 def write_diffusers(workdir: str, folder: str) -> str:
-    """Write the averaged weights of a run as a diffusers `UNet2DModel`; returns a one-line summary."""
+    """Write the averaged weights of a run as a diffusers `UNet2DModel`; returns a one-line summary.
+
+    The folder may exist, but not one of these two files in it.
+    """
+    from jaxdiff.runs import classes
+    from jaxdiff.runs.workdir import read_config
+
+    read_config(workdir)
+    table = classes.read(workdir)
+    names = DIFFUSERS_FILES if table is None else (*DIFFUSERS_FILES, classes.FILE)
+    files = [output.file("--to", f"{folder}/{name}") for name in names]
+    for file in files:
+        file.check()
+
+    from jaxdiff.distributed import runtime
+
+    runtime.start()
+
     from jaxdiff.generation.generator import Generator
     from jaxdiff.interop import diffusers
     from jaxdiff.interop.mapping import to_tensors
     from jaxdiff.interop.safetensors_files import write_safetensors
-    from jaxdiff.runs import classes
 
     generator = Generator.load(workdir)
     config = diffusers.model_config(generator.denoiser, generator.image_shape[0])
     tensors = to_tensors(diffusers.entries(diffusers.network_of(generator.denoiser)), generator.params)
-    path = pathlib.Path(folder)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        write_safetensors(path / "diffusion_pytorch_model.safetensors", tensors, {"format": "pt"})
-        (path / "config.json").write_text(json.dumps(config, indent=2))
-        table = classes.read(workdir)
-        if table is not None:
-            (path / classes.FILE).write_text(classes.to_json(table))
-    except OSError as error:
-        raise UserError(
-            f"--to={folder}: expected a writable folder, got {error.strerror or error}. Fix: give another folder"
-        ) from None
+    weights, settings, *names_of_classes = files
+    weights.check_space(sum(array.nbytes for array in tensors.values()))
+    weights.write(lambda draft: write_safetensors(draft, tensors, {"format": "pt"}))
+    settings.write(lambda draft: draft.write_text(json.dumps(config, indent=2)))
+    for file in names_of_classes:
+        file.write(lambda draft: draft.write_text(classes.to_json(table or ())))
     return f"wrote {len(tensors)} tensors of {workdir} to {folder}"
 
 

@@ -1,6 +1,7 @@
 """Errors that commands print as one line: mistakes of the user, and failures of disks, files and training."""
 
 import errno
+import math
 import os
 from collections.abc import Iterable
 
@@ -30,11 +31,21 @@ def reason(error: BaseException) -> str:
 
 
 def positive(part: object, *fields: str) -> None:
-    """Raise a `UserError` unless each of the numeric fields is > 0 (None, for an optional field, passes)."""
+    """Raise a `UserError` unless each of the fields is a finite number > 0 (None, for an optional field, passes)."""
     for name in fields:
         value = getattr(part, name)
-        if value is not None and not value > 0:
+        if value is not None and not 0 < value < math.inf:
             raise UserError(f"{name}={value!r}: expected a number > 0, got {value!r}. Fix: give {name} > 0")
+
+
+def finite(part: object, *fields: str) -> None:
+    """Raise a `UserError` unless each of the fields is a finite number, or a tuple of these, or None."""
+    for name in fields:
+        value = getattr(part, name)
+        if value is not None and not all(map(math.isfinite, value if isinstance(value, tuple) else (value,))):
+            raise UserError(
+                f"{name}={value!r}: expected finite numbers, got {value!r}. Fix: give such a number"
+            )
 
 
 def between(
@@ -46,10 +57,11 @@ def between(
     open_low: bool = False,
     open_high: bool = False,
 ) -> None:
-    """Raise a `UserError` unless ``low <= field <= high``; an open end excludes its bound. None passes."""
+    """Raise a `UserError` unless ``low <= field <= high``; an open or infinite end excludes its bound. None passes."""
     value = getattr(part, field)
     if value is None:
         return
+    open_low, open_high = open_low or math.isinf(low), open_high or math.isinf(high)
     above = value > low if open_low else value >= low
     below = value < high if open_high else value <= high
     if not (above and below):

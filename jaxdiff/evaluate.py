@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
 
     from jaxdiff import config as configs
     from jaxdiff.config.overrides import override
-    from jaxdiff.distributed import runtime
+    from jaxdiff.evaluation.reports import files
     from jaxdiff.runs.workdir import read_config
 
     config = read_config(flags.workdir)
@@ -64,9 +64,14 @@ def main(argv: Sequence[str]) -> None:
             "config.evaluation=None: expected an evaluation, got none. "
             "Fix: pass --config.evaluation=module:Class"
         )
+    files.check(flags.workdir)
+
+    from jaxdiff.distributed import runtime
+
     runtime.start()
     _with_classes(experiment, flags.workdir).check_data()
 
+    from jaxdiff.evaluation.protocols import Guided
     from jaxdiff.generation.generator import Generator
 
     guiding_model = None if flags.guiding_model is None else command.run_and_step(flags.guiding_model)
@@ -78,6 +83,9 @@ def main(argv: Sequence[str]) -> None:
         guiding_model=guiding_model,
     )
     generator.check()
+    generator.check_nulls(
+        experiment.evaluation.guidances if isinstance(experiment.evaluation, Guided) else ()
+    )
     print(evaluate(experiment, generator, flags.workdir))
 
 

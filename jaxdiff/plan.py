@@ -28,7 +28,7 @@ def parser() -> command.Parser:
         help="number of devices (default: the fewest that the mesh allows)",
     )
     of_peak = "fraction of the chip's peak rate that is reached (default: %(default)s)"
-    flags.add_argument("--utilisation", type=float, default=0.4, metavar="FRACTION", help=of_peak)
+    flags.add_argument("--utilisation", type=command.number, default=0.4, metavar="FRACTION", help=of_peak)
     flags.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     return flags
 

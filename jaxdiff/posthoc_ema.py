@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from jaxdiff import config as configs
 from jaxdiff.cli import app as command
-from jaxdiff.errors import UserError, expect
+from jaxdiff.cli import output
+from jaxdiff.errors import expect
 
 DESCRIPTION = "Reconstruct an average (EMA) of another length from a run with PowerEma(snapshot_every=...)."
 
@@ -20,7 +21,7 @@ def parser() -> command.Parser:
     flags.add_argument("--workdir", required=True, help="folder of the training run")
     flags.add_argument(
         "--std",
-        type=float,
+        type=command.number,
         required=True,
         help="length of the average as a fraction of training, such as 0.08",
     )
@@ -38,18 +39,19 @@ def parser() -> command.Parser:
 def main(argv: Sequence[str]) -> None:
     flags, overrides = parser().parse(argv)
     expect(not overrides, "--config", overrides, "no changes of the run's config", "omit them")
-    out = pathlib.Path(flags.out).expanduser()
-    if out.exists():
-        raise UserError(
-            f"--out={flags.out}: expected a new folder, got an existing one. Fix: choose another name"
-        )
+    expect(0 < flags.std < 1, "--std", flags.std, "a fraction of training in (0, 1)", "try 0.08")
+    out = output.folder("--out", flags.out)
+    out.check()
 
-    from jaxdiff.distributed import runtime
     from jaxdiff.runs.workdir import CONFIG_FILE, read_config
 
     config = read_config(flags.workdir)
+
+    from jaxdiff.distributed import runtime
+
     runtime.start()
 
+    import jax
     import jax.numpy as jnp
 
     from jaxdiff.runs import classes
@@ -69,18 +71,23 @@ def main(argv: Sequence[str]) -> None:
     abstract, _ = abstract_params(experiment.task, experiment.mesh.make(), experiment.optimizer.frozen)
     average, step = snapshots.reconstruct(flags.workdir, experiment.ema, abstract, flags.std, flags.step)
 
-    partial = out.with_name(f"{out.name}.new")
-    with Checkpoints(partial / "checkpoints") as checkpoints:
-        checkpoints.save(step, TrainState(jnp.int32(step), params=(), ema=average, opt_state=()))
-        checkpoints.wait()
     folder = pathlib.Path(flags.workdir).expanduser()
-    for name in (CONFIG_FILE, RECORD, classes.FILE):
-        if (folder / name).exists():
-            shutil.copy(folder / name, partial / name)
-    if (folder / UNTRAINED).exists():
-        shutil.copytree(folder / UNTRAINED, partial / UNTRAINED)
-    partial.rename(out)
-    print(f"wrote the average of length {flags.std} at step {step} to {out}")
+
+    def fill(draft: pathlib.Path) -> None:
+        with Checkpoints(draft / "checkpoints") as checkpoints:
+            checkpoints.save(step, TrainState(jnp.int32(step), params=(), ema=average, opt_state=()))
+            checkpoints.wait()
+            expect(checkpoints.latest() == step, "--out", flags.out, "a stored average", "use other snapshots",
+                   "one that is not finite")  # fmt: skip
+        for name in (CONFIG_FILE, RECORD, classes.FILE):
+            if (folder / name).exists():
+                shutil.copy(folder / name, draft / name)
+        if (folder / UNTRAINED).exists():
+            shutil.copytree(folder / UNTRAINED, draft / UNTRAINED)
+
+    out.check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(average)))
+    out.write(fill)
+    print(f"wrote the average of length {flags.std} at step {step} to {flags.out}")
 
 
 if __name__ == "__main__":

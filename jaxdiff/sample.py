@@ -16,16 +16,19 @@ python -m jaxdiff.sample --workdir runs/faces --conditions many.jsonl --out face
 """
 
 from collections.abc import Sequence
+from typing import Any
 
-from jaxdiff.cli import app, request
+from jaxdiff.cli import app, limits, request
 from jaxdiff.errors import expect
 
 DESCRIPTION = "Generate images with a trained model."
 EPILOG = """\
---out decides the format:
-  x.png   one image, a grid; for --label all with a row for each class
-  x.npz   'images' (uint8, [n, height, width, channels]) and one array for each condition
-  x       a folder of single images, 000000.png and on
+--out decides the format, by its suffix in any case:
+  x.png .jpg .jpeg .webp   one picture, a grid; for --label all with a row for each class
+  x.npz                    'images' (uint8, [n, height, width, channels]) and one array for each condition
+  x.npy                    the images alone
+  x or x/                  a folder of single images, 000000.png and on
+--overwrite replaces an earlier output; a folder that holds anything else is refused.
 --conditions names a file with a JSON object for each image, {"label": 3, "low_res": "photo.png"}; paths of images are
 relative to the file's folder, and null stands for no condition.
 A class is given by its name or by its number, {"label": "tulip"}. A word that is a name means this class, also where
@@ -70,7 +73,9 @@ def _add_cascade(flags: app.Parser) -> None:
 
 def _add_output(flags: app.Parser) -> None:
     flags.add_argument(
-        "--out", default="samples.png", help="output: .png, .npz or a folder (default: %(default)s)"
+        "--out",
+        default="samples.png",
+        help="output: a picture, .npz, .npy or a folder (default: %(default)s)",
     )
     flags.add_argument("--overwrite", action="store_true", help="replace an existing output")
     flags.add_argument(
@@ -114,7 +119,7 @@ def _add_edit(flags: app.Parser) -> None:
     flags.add_argument("--edit", default=None, help="an image to change towards the conditions")
     flags.add_argument(
         "--strength",
-        type=float,
+        type=app.number,
         default=0.6,
         help="of the edit: the fraction of the steps that are taken, from 0 to 1 (default: %(default)s)",
     )
@@ -168,9 +173,15 @@ def show_classes(workdir: str) -> None:
     print("\n".join(numbered(table or ())))
 
 
+def _check_limits(requested: request.Request, config: Any) -> None:
+    """Raise `UserError` where the number or the size of the images exceeds this machine."""
+    shape = tuple(config.get("task", {}).get("image_shape", ()))
+    if len(shape) == 3:
+        limits.check(requested.out, requested.flags.n or 1, (*(requested.size or shape[:2]), shape[2]))
+
+
 def main(argv: Sequence[str]) -> None:
     """Sample from a command line."""
-    from jaxdiff.distributed import runtime
     from jaxdiff.runs.workdir import read_config
 
     flags, overrides = parser().parse(argv)
@@ -179,8 +190,12 @@ def main(argv: Sequence[str]) -> None:
             show_classes(folder)
         return
     requested = request.of(flags, overrides)
-    for folder, _ in requested.runs:
-        read_config(folder)  # before the slow imports, so that a wrong folder is reported at once
+    # Before the slow imports, so that a wrong folder or a request that is too large is reported at once.
+    last = [read_config(folder) for folder, _ in requested.runs][-1]
+    _check_limits(requested, last)
+
+    from jaxdiff.distributed import runtime
+
     runtime.start()
 
     from jaxdiff.cli import sampling

@@ -15,12 +15,14 @@ From Python, on arrays in memory::
 
 import contextlib
 import dataclasses
+import logging
 import pathlib
 import signal
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxdiff.cli import app
+from jaxdiff.errors import UserError
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from jaxdiff.data.pipeline import Source
     from jaxdiff.experiment import Experiment
     from jaxdiff.generation.generator import Generator
+
+_log = logging.getLogger(__name__)
 
 DESCRIPTION = "Train a model; the same command again continues an interrupted run."
 EPILOG = """\
@@ -59,16 +63,17 @@ def main(argv: Sequence[str]) -> None:
     config = app.load_config(flags.config, [*init_from(flags.from_workdir), *overrides])
 
     from jaxdiff.config import build
+    from jaxdiff.config.files import file_and_variant
     from jaxdiff.distributed import runtime
     from jaxdiff.runs.workdir import init_workdir
     from jaxdiff.training.signals import Stopped
 
     experiment = build(config)
-    runtime.start()
-    name = pathlib.Path(flags.config.partition(":")[0]).stem
-    variant = flags.config.partition(":")[2]
+    file, variant = file_and_variant(flags.config)
+    name = pathlib.Path(file).stem
     folder = flags.workdir or f"runs/{name}{'_' + variant if variant else ''}"
     new_schedule = any(path == "optimizer.schedule" for path, _ in overrides)
+    runtime.start()
     try:
         with _at_work(folder, flags.restart):
             _train(experiment, init_workdir(config, folder, experiment, new_schedule))
@@ -160,6 +165,8 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | None":
     from jaxdiff.runs import classes
     from jaxdiff.runs.start import prepare
     from jaxdiff.runs.workdir import RECORDS
+    from jaxdiff.tasks import consistency
+    from jaxdiff.tasks.denoising import DenoisingTask
     from jaxdiff.training import loop
     from jaxdiff.training.partition import merge
 
@@ -170,7 +177,11 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | None":
     mesh = experiment.mesh.make()
     experiment.check(mesh.devices.size)
     if experiment.sampling is not None:
-        Generator.of(experiment, None, mesh).check()
+        sampled = Generator.of(experiment, None, mesh)
+        sampled.check()
+        _check_nulls(experiment, sampled)
+    if isinstance(experiment.task, DenoisingTask):
+        consistency.warn_of_scale(experiment.task, experiment.data.stored)
     conditions = None
     if experiment.sample_every:  # now, so that a missing condition raises before training
         conditioner = experiment.sampled.denoiser.conditioner
@@ -225,6 +236,19 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | None":
         if jax.process_index() == 0:
             print(report)
     return trained
+
+
+def _check_nulls(experiment: "Experiment", sampled: "Generator") -> None:
+    """Raise `UserError` where samples of this run need a null that it does not train; warn if it draws none itself."""
+    from jaxdiff.evaluation.protocols import Guided
+
+    evaluation = experiment.evaluation
+    try:
+        sampled.check_nulls(evaluation.guidances if isinstance(evaluation, Guided) else ())
+    except UserError as error:
+        if experiment.sample_every or evaluation is not None:
+            raise
+        _log.warning("warning: sampling this run will be refused: %s", error)
 
 
 def _with_checked_labels(experiment: "Experiment", batches: Any) -> Any:

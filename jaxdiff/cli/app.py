@@ -1,12 +1,15 @@
 """Shared by all commands: flags, readable errors, exit codes. Imports nothing heavy, so that --help is instant."""
 
 import argparse
+import errno
 import logging
+import math
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from jaxdiff.config import load
 from jaxdiff.config.files import suggest_file
@@ -15,6 +18,19 @@ from jaxdiff.config.suggestions import suggest
 from jaxdiff.errors import RunFailure, UserError
 
 FAILURE, USER_ERROR = 1, 2
+CLOSED_PIPE = 141
+"""As of a program that SIGPIPE ends."""
+
+FULL_DISK, OUT_OF_MEMORY = "No space left on device", "RESOURCE_EXHAUSTED"
+"""Parts of the errors of XLA and TensorStore."""
+
+MEMORY = "use a smaller batch, size or network, more accumulation, or more devices (jaxdiff.plan estimates the memory)"
+OF_THE_SYSTEM = {
+    getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "EMFILE")
+}
+"""Errors of system calls that a user can mend."""
+
+SYSTEM = "make room or give access there, or use another folder"
 
 
 class Interrupted(Exception):
@@ -110,9 +126,21 @@ def load_config(path: str | None, overrides: Sequence[tuple[str, str]]) -> Any:
 
 
 def run_and_step(text: str) -> str | tuple[str, int]:
-    """The folder of a run, or a folder and the step of a checkpoint: ``folder`` or ``folder:step``."""
+    """The folder of a run, or a folder and the step of a checkpoint: ``folder`` or ``folder:step``.
+
+    A folder whose own name ends so is that folder.
+    """
     folder, colon, step = text.rpartition(":")
-    return (folder, int(step)) if colon and step.isdigit() else text
+    is_step = bool(colon) and re.fullmatch("[0-9]+", step) is not None
+    return (folder, int(step)) if is_step and not os.path.isdir(os.path.expanduser(text)) else text
+
+
+def number(text: str) -> float:
+    """The finite number that a word denotes; raises `ValueError` for any other word."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not finite")
+    return value
 
 
 def _show_warnings() -> None:
@@ -127,23 +155,58 @@ def _show_warnings() -> None:
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command with the words of `argv`, by default those of the process.
 
-    A user's error is one line and status 2; an interrupted run exits with its own status.
+    A user's error is one line and status 2, as is a lack of memory or disk; an interrupted run exits with its own
+    status. With the words of the process, nothing is printed after that line: threads of libraries that end with the
+    process could follow it with errors of their own.
     """
     words = sys.argv[1:] if argv is None else argv
     _show_warnings()
     try:
         main(words)
-    except UserError as error:
-        if "--debug" in words:
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output has left, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(CLOSED_PIPE)
+    except (Exception, KeyboardInterrupt) as error:
+        end = _end(error)
+        if end is None or (not isinstance(error, Interrupted) and "--debug" in words):
             raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(USER_ERROR)
-    except RunFailure as error:
-        if "--debug" in words:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(FAILURE)
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        sys.exit(stop.code)
+        print(end.line, file=sys.stderr, flush=True)
+        if argv is None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        sys.exit(end.code)
     sys.exit(0)
+
+
+class _End(NamedTuple):
+    """The exit status of a command, and its last line."""
+
+    code: int
+    line: str
+
+
+def _end(error: BaseException) -> _End | None:
+    """The end of a command with this error; None for a fault of jaxdiff, which keeps its traceback."""
+    if isinstance(error, Interrupted):
+        return _End(error.code, str(error))
+    if isinstance(error, KeyboardInterrupt):
+        return _End(128 + signal.SIGINT, "interrupted")
+    if isinstance(error, UserError | RunFailure):
+        return _End(USER_ERROR if isinstance(error, UserError) else FAILURE, f"error: {error}")
+    if FULL_DISK in str(error) and not isinstance(error, OSError):
+        error = OSError(errno.ENOSPC, FULL_DISK)
+    if isinstance(error, MemoryError) or OUT_OF_MEMORY in str(error):
+        return _End(
+            USER_ERROR,
+            f"error: memory: expected enough for this command, got {_first_line(error)}. Fix: {MEMORY}",
+        )
+    if isinstance(error, OSError) and error.errno is not None and error.errno in OF_THE_SYSTEM:
+        name, reason = error.filename or "disk", os.strerror(error.errno).lower()
+        return _End(
+            USER_ERROR, f"error: {name}: expected a place to read or write, got {reason}. Fix: {SYSTEM}"
+        )
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "").rstrip(".") or type(error).__name__

@@ -131,12 +131,7 @@ def guidance(text: str | None, available: Conditions) -> float | dict[str, float
     """``--guidance``: a scale, or one for each of some conditions."""
     if text is None or "=" in text:
         return None if text is None else values.numbers("--guidance", text, available)
-    try:
-        return float(text)
-    except ValueError:
-        raise UserError(
-            f"--guidance={text}: expected a scale, got {text!r}. Fix: give a number, or NAME=NUMBER,..."
-        ) from None
+    return values.number("--guidance", text)
 
 
 def levels(words: list[str], available: Conditions) -> dict[str, float]:

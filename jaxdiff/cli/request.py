@@ -2,10 +2,11 @@
 
 import argparse
 import dataclasses
-import pathlib
+import re
 from collections.abc import Sequence
 
-from jaxdiff.cli.app import run_and_step
+from jaxdiff.cli import output
+from jaxdiff.cli.app import number, run_and_step
 from jaxdiff.errors import UserError, expect
 
 NOT_IN_CASCADES = ("step", "size", "guiding_model", "known", "mask", "edit", "negative")
@@ -18,14 +19,14 @@ class Request:
 
     Attributes:
       flags: the flags.
-      out: file or folder of the output.
+      out: the file or folder of the output.
       runs: the folders of the training runs, each with the step of its checkpoint (None: the newest).
       overrides: (path, text) pairs that change the stored configs.
       packages: packages whose classes the stored configs may use.
     """
 
     flags: argparse.Namespace
-    out: pathlib.Path
+    out: output.Output
     runs: Sequence[tuple[str, int | None]]
     overrides: Sequence[tuple[str, str]]
     packages: Sequence[str]
@@ -36,19 +37,34 @@ class Request:
         text = self.flags.guiding_model
         return None if text is None else run_and_step(text)
 
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of the images, if ``--size`` gives them."""
+        return _size(self.flags.size)
+
 
 def of(flags: argparse.Namespace, overrides: Sequence[tuple[str, str]]) -> Request:
     """The request of parsed flags.
 
     Raises:
-      UserError: flags that exclude each other, an existing output, an unknown sampler.
+      UserError: flags that exclude each other, an output that cannot be written, an unknown sampler.
     """
-    out = pathlib.Path(flags.out).expanduser()
-    if out.exists() and not flags.overwrite:
-        raise UserError(
-            f"--out={flags.out}: expected a new file, got an existing one. Fix: give another name, or --overwrite"
-        )
-    expect(flags.n is None or flags.n > 0, "--n", flags.n, "at least one image", "give a number > 0")
+    out = output.of_images("--out", flags.out, flags.overwrite)
+    out.check()
+    expect(
+        flags.n is None or 0 < flags.n < 2**32,
+        "--n",
+        flags.n,
+        "1 to 4,294,967,295 images",
+        "give such a number",
+    )
+    expect(0 <= flags.seed < 2**32, "--seed", flags.seed, "a 32-bit whole number", "give 0 to 4294967295")
+    expect(
+        0 < flags.strength <= 1, "--strength", flags.strength, "a fraction of the steps in (0, 1]", "try 0.6"
+    )
+    _size(flags.size)
+    _check_numbers("--guidance", [] if flags.guidance is None else [flags.guidance])
+    _check_numbers("--level", [word for word in flags.level if "=" in word])
     packages = [name for name in flags.packages.split(",") if name]
     return Request(flags, out, runs(flags), [*overrides, *_recipe_overrides(flags)], packages)
 
@@ -84,6 +100,29 @@ def _recipe_overrides(flags: argparse.Namespace) -> list[tuple[str, str]]:
     if flags.sampler is not None:
         found.append(("sampling.sampler", sampler_target(flags.sampler)))
     return found
+
+
+def _check_numbers(flag: str, texts: Sequence[str]) -> None:
+    """Raise `UserError` unless each word is a finite number, or NAME=NUMBER,... with these."""
+    for part in (part for text in texts for part in text.split(",")):
+        name, equals, value = part.rpartition("=")
+        try:
+            number(value)
+        except ValueError:
+            field, what = (f"{flag} {name}", "number") if equals else (flag, "scale")
+            raise UserError(
+                f"{field}={value}: expected a {what}, finite, got {value!r}. Fix: give one, such as 1.5"
+            ) from None
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    """Height and width: ``96x128``."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9})", text.lower())
+    if found is None or 0 in (sides := (int(found[1]), int(found[2]))):
+        raise UserError(f"--size={text}: expected HEIGHTxWIDTH, got {text!r}. Fix: write 96x128")
+    return sides
 
 
 def sampler_target(text: str) -> str:

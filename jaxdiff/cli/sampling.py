@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxdiff.cli import conditions as cli
-from jaxdiff.cli import output, values
+from jaxdiff.cli import limits, pictures, values
 from jaxdiff.cli.request import Request
 from jaxdiff.conditioning.condition import Condition
 from jaxdiff.errors import UserError, expect
@@ -46,19 +46,26 @@ def run(request: Request, load: Load = Generator.load) -> None:
     sample = sample_cascade if request.flags.cascade else sample_model
     images, requested, conditions = sample(request, stages)
     arrays = cli.to_arrays(requested.values, conditions, len(images))
-    output.write(request.out, images, arrays, requested.rows)
-    print(f"{len(images)} images in {request.out}")
+    pictures.write(request.out, images, arrays, requested.rows)
+    print(f"{len(images)} images in {request.flags.out}")
+
+
+def check_output(request: Request, requested: cli.Requested, shape: inputs.Shape, batch: int) -> None:
+    """Raise `UserError` unless the output can hold the requested images, and the memory and the disk have room."""
+    limits.check(request.out, requested.n, shape, batch)
+    pictures.check(request.out, requested.n, shape, requested.rows)
 
 
 def sample_model(request: Request, stages: Sequence[Generator]) -> Samples:
     """Images of one model."""
     flags, generator = request.flags, stages[0]
     conditioner, trained = generator.denoiser.conditioner, generator.image_shape
-    available, size = conditioner.conditions, values.size(flags.size)
+    available, size = conditioner.conditions, request.size
     requested = cli.conditions(flags, available)
     given = cli.apply_levels(requested.values, available, cli.levels(flags.level, available))
     height, width = inputs.size(conditioner, given, trained, size)
     shape = (height, width, trained[2])
+    check_output(request, requested, shape, generator.batch_size)
     mask = (
         None if flags.mask is None else values.image_of_size("--mask", flags.mask, (height, width, 1)) >= 128
     )
@@ -102,6 +109,8 @@ def sample_cascade(request: Request, stages: Sequence[Generator]) -> Samples:
     requested = cli.conditions(
         flags, {name: each for name, each in available.items() if name not in passed_on}
     )
+    last = stages[-1]
+    check_output(request, requested, last.image_shape, last.batch_size)
     images = cascade.run(
         requested.n,
         seed=flags.seed,

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdiff.cli import app
 from jaxdiff.conditioning.condition import Condition
 from jaxdiff.data.image_files import read_image
 from jaxdiff.data.text_files import lines as text_lines
@@ -42,13 +43,18 @@ def numbers(flag: str, text: str, conditions: Conditions) -> dict[str, float]:
     found = {}
     for name, value in pairs(flag, text.split(",")):
         check_known(flag, name, conditions)
-        try:
-            found[name] = float(value)
-        except ValueError:
-            raise UserError(
-                f"{flag} {name}={value}: expected a number, got {value!r}. Fix: give one, such as 1.5"
-            ) from None
+        found[name] = number(f"{flag} {name}", value)
     return found
+
+
+def number(flag: str, text: str) -> float:
+    """The finite number that a word denotes."""
+    try:
+        return app.number(text)
+    except ValueError:
+        raise UserError(
+            f"{flag}={text}: expected a finite number, got {text!r}. Fix: give one, such as 1.5"
+        ) from None
 
 
 def values(flag: str, words: Iterable[str], conditions: Conditions) -> dict[str, list]:
@@ -123,13 +129,3 @@ def image_of_size(flag: str, path: str, shape: Shape) -> np.ndarray:
         f"scale or crop it, or try --size {image.shape[0]}x{image.shape[1]}", got,
     )  # fmt: skip
     return image
-
-
-def size(text: str | None) -> tuple[int, int] | None:
-    """Height and width: ``96x128``."""
-    if text is None:
-        return None
-    sides = text.lower().split("x")
-    if len(sides) != 2 or not all(side.isdigit() and int(side) > 0 for side in sides):
-        raise UserError(f"--size={text}: expected HEIGHTxWIDTH, got {text!r}. Fix: write 96x128")
-    return int(sides[0]), int(sides[1])

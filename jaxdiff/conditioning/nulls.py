@@ -38,6 +38,14 @@ def check(null: str, drop_rate: float, kinds: Sequence[str] = KINDS) -> None:
         )
 
 
+def is_untrained(null: str, drop_rate: float) -> bool:
+    """Whether training never showed a null, since its drop rate is 0.
+
+    With "none" there is no null. "empty" is an input like any other to the encoder of the condition.
+    """
+    return drop_rate == 0 and null not in ("none", "empty")
+
+
 def replace_dropped(
     module: nn.Module,
     null: Null,

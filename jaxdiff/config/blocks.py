@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from jaxdiff.config.renamed import current
 from jaxdiff.config.suggestions import suggest
-from jaxdiff.config.values import BLOCK, PLAIN, is_plain, short, typed
+from jaxdiff.config.values import BLOCK, PLAIN, check_finite, is_plain, short, typed
 from jaxdiff.errors import UserError
 
 TARGET = "target"
@@ -45,7 +45,8 @@ def spec(cls: type, **arguments: Any) -> ConfigDict:
     for name, field in fields.items():
         path = f"{cls.__name__}.{name}"
         if name in arguments:
-            block[name] = typed(path, owned(arguments[name], path), field.annotation)
+            value = typed(path, owned(arguments[name], path), field.annotation)
+            block[name] = check_finite(path, value, field.default)
         elif field.default is inspect.Parameter.empty:
             raise UserError(f"{path}: expected a value, got none and no default. Fix: pass {name}=...")
         elif (default := written_default(field)) is not UNWRITTEN:

@@ -1,8 +1,10 @@
 """Config files: reading Python files, storing configs as JSON next to checkpoints, and comparing them."""
 
 import difflib
+import errno
 import glob
 import json
+import re
 import traceback
 import types
 from pathlib import Path
@@ -22,8 +24,12 @@ def load(path: str) -> ConfigDict:
     Raises:
       UserError: the file cannot be read or fails; names the line of the file.
     """
-    file, _, variant = path.partition(":")
+    file, variant = file_and_variant(path)
     try:
+        if Path(file).exists() and not Path(file).is_file():  # a pipe or device could block, or never end
+            raise IsADirectoryError(
+                errno.EISDIR, "Is a directory" if Path(file).is_dir() else "no regular file"
+            )
         source = Path(file).read_bytes()
     except OSError as error:
         expected = f"expected a config file, got {error.strerror}"
@@ -44,8 +50,21 @@ def load(path: str) -> ConfigDict:
                 f"expected a block from get_config(), got {got}. Fix: return spec(Experiment, ...) from it"
             )
         return config
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"--config={path}: {_blame(error, file)}") from error
+
+
+def file_and_variant(path: str) -> tuple[str, str]:
+    """The file and the variant of ``configs/x.py:variant``; the variant is "" if there is none.
+
+    Both may contain colons: the variant follows the last colon after which a file is left.
+    """
+    colons = [len(path), *(match.start() for match in reversed([*re.finditer(":", path)]))]
+    for end in colons:
+        if Path(path[:end]).is_file():
+            return path[:end], path[end + 1 :]
+    file, _, variant = path.rpartition(":")  # for the error: there is no such file
+    return (file, variant) if file.endswith(".py") else (path, "")
 
 
 def to_json(config: Any) -> str:
@@ -92,7 +111,7 @@ def _plain(config: Any) -> Any:
     return config
 
 
-def _blame(error: Exception, file: str) -> str:
+def _blame(error: BaseException, file: str) -> str:
     """An error of a config file as one line of text, with the line number in the file."""
     if isinstance(error, SyntaxError) and error.filename == file:
         return f"line {error.lineno}: expected Python, got {error.msg}. Fix: correct the syntax"

@@ -2,7 +2,10 @@
 
 import ast
 import functools
+import io
+import itertools
 import re
+import tokenize
 import typing
 from collections.abc import Iterator
 from typing import Any
@@ -13,8 +16,11 @@ from jaxdiff.config.blocks import TARGET, fields_of, resolve, spec, written_defa
 from jaxdiff.config.files import differences
 from jaxdiff.config.renamed import current_field, upgrade
 from jaxdiff.config.suggestions import suggest
-from jaxdiff.config.values import BLOCK, is_object, kinds_of, typed
+from jaxdiff.config.values import BLOCK, check_finite, is_object, kinds_of, typed
 from jaxdiff.errors import UserError
+
+MALFORMED = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError)
+"""Exceptions of Python's parsers for texts that are no Python, or too deeply nested."""
 
 
 def override(config: ConfigDict, path: str, text: str, packages: tuple[str, ...] | None = None) -> None:
@@ -31,18 +37,19 @@ def override(config: ConfigDict, path: str, text: str, packages: tuple[str, ...]
       UserError: the field does not exist, or `text` is not a value of its type.
     """
     flag = f"--config.{path}"
-    keys = _current(config, _keys(path))
     try:
+        keys = _current(config, _keys(path))
         parent, current = _get(config, keys[:-1]), _get(config, keys)
     except (LookupError, TypeError):
         fix = suggest(path, leaves(config), "--config.")
         raise UserError(f"{flag}={text}: expected a field of the config, got {path!r}. Fix: {fix}") from None
-    annotation = type(current)
+    annotation, default = type(current), None
     if isinstance(parent, BLOCK) and TARGET in parent:
         field = fields_of(resolve(parent[TARGET], packages, flag)).get(str(keys[-1]))
-        if field is not None and field.annotation is not Any:
-            annotation = field.annotation
-    _assign(config, keys, _parse(flag, text, annotation))
+        if field is not None:
+            annotation = annotation if field.annotation is Any else field.annotation
+            default = field.default
+    _assign(config, keys, check_finite(flag, _parse(flag, text, annotation), default))
 
 
 def is_default(config: ConfigDict, path: str) -> bool:
@@ -86,22 +93,41 @@ def _parse(flag: str, text: str, annotation: Any) -> Any:
         return typed(flag, parts if isinstance(parts, tuple) else (parts,), annotation)
     if text.lower() in ("true", "false"):
         return typed(flag, text.lower() == "true", annotation)
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = text
+    value = _literal(text)
     return typed(flag, tuple(value) if isinstance(value, list) else value, annotation)
+
+
+def _literal(text: str) -> Any:
+    """The plain value that a text denotes in Python, or the text itself."""
+    if text.lower() in ("nan", "inf", "-inf"):
+        return float(text)
+    try:
+        return ast.literal_eval(text)
+    except MALFORMED:
+        return text
 
 
 def _parse_blocks(flag: str, text: str) -> Any:
     """Parse ``module:Class`` or ``module:Class(name=value)``, whose values may be blocks; commas make a tuple."""
     try:
-        return _read_block(flag, ast.parse(re.sub(r"(?<=\w):(?=\w)", ".", text), mode="eval").body)
+        return _read_block(flag, ast.parse(_with_dots(text), mode="eval").body)
     except UserError:
         raise
-    except (SyntaxError, ValueError):
+    except MALFORMED:
         fix = "write module:Class(name=value)"
         raise UserError(f"{flag}={text}: expected a class with arguments, got {text!r}. Fix: {fix}") from None
+
+
+def _with_dots(text: str) -> str:
+    """The text with ``module:Class`` as ``module.Class``; strings stay as they are."""
+    tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
+    lines = [list(line) for line in text.splitlines(keepends=True)]
+    for before, colon, after in zip(tokens, tokens[1:], tokens[2:], strict=False):
+        names = before.type == after.type == tokenize.NAME
+        if names and colon.string == ":" and (before.end, colon.end) == (colon.start, after.start):
+            row, column = colon.start
+            lines[row - 1][column] = "."
+    return "".join(itertools.chain(*lines))
 
 
 def _read_block(flag: str, node: ast.expr) -> Any:
@@ -120,8 +146,10 @@ def _read_block(flag: str, node: ast.expr) -> Any:
 
 
 def _keys(path: str) -> list[str | int]:
-    """``levels[0].width`` as the keys "levels", 0, "width"."""
-    return [int(key[1:]) if key.startswith("[") else key for key in re.findall(r"\[\d+|[^.\[\]]+", path)]
+    """``levels[0].width`` as the keys "levels", 0, "width"; raises `LookupError` for what is no path."""
+    if re.fullmatch(r"[^.\[\]]+(\.[^.\[\]]+|\[[0-9]{1,9}\])*", path) is None:
+        raise LookupError(path)
+    return [int(key[1:]) if key.startswith("[") else key for key in re.findall(r"\[[0-9]+|[^.\[\]]+", path)]
 
 
 def _current(config: Any, keys: list[str | int]) -> list[str | int]:

@@ -1,6 +1,7 @@
 """Values of config fields: their types, and the conversion of a value to a field's type."""
 
 import inspect
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,19 @@ def typed(field: str, value: Any, annotation: Any) -> Any:
     names = " or ".join(map(_kind_name, kinds_of(annotation)))
     given = _kind_name(type(value))
     raise UserError(f"{field}={short(value)}: expected {names}, got {given}. Fix: give {names}")
+
+
+def check_finite(field: str, value: Any, default: Any = None) -> Any:
+    """`value`, if its numbers are finite; infinity is also the value of a field whose default is infinite.
+
+    Raises:
+      UserError: a number is NaN or infinite.
+    """
+    endless = isinstance(default, float) and math.isinf(default)
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, float) and not math.isfinite(number) and not (endless and math.isinf(number)):
+            raise UserError(f"{field}={short(value)}: expected a finite number, got {number}. Fix: give one")
+    return value
 
 
 def _fit(value: Any, kind: Any) -> Any:

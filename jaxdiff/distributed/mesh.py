@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh
 
+from jaxdiff.distributed import runtime
 from jaxdiff.distributed.partitioning import BATCH_AXES, batch_sharding
 from jaxdiff.errors import expect
 
@@ -47,7 +48,7 @@ class MeshShape:
         Raises:
           UserError: the sizes do not multiply to the number of devices.
         """
-        devices = jax.devices() if devices is None else devices
+        devices = runtime.devices() if devices is None else devices
         sizes = dataclasses.asdict(self)
         fixed = math.prod(size for size in sizes.values() if size != REST)
         name = max((axis for axis in sizes if sizes[axis] != REST), key=lambda axis: sizes[axis])

@@ -2,17 +2,20 @@
 
 import os
 import pathlib
+import re
+from typing import Any
 
 import jax
 import jaxlib
 
-from jaxdiff.errors import expect
+from jaxdiff.errors import UserError, expect
 
 CACHE = "~/.cache/jaxdiff"
 AUTODETECT = "JAXDIFF_DISTRIBUTED"
 CONVOLUTIONS = "--xla_cpu_experimental_ynn_fusion_type"
 CONVOLUTIONS_KNOWN = ("0.10.2",)
 """Versions of jaxlib that have the flag `CONVOLUTIONS` of XLA:CPU. Others may abort at an unknown flag."""
+PLATFORMS = "JAX_PLATFORMS"
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 
@@ -30,12 +33,34 @@ def start(cpu_devices: int | None = None, compile_cache: str | None = None) -> N
       compile_cache: directory of the compilation cache; None for ``~/.cache/jaxdiff``; empty for no cache.
 
     Raises:
-      UserError: only some of the three variables of a distributed run are set, or they are not numbers.
+      UserError: only some of the three variables of a distributed run are set, or they are not numbers; or the
+        platform of JAX_PLATFORMS is not there.
     """
     _choose_convolutions()
     _count_cpu_devices(cpu_devices)
     _cache_programs(CACHE if compile_cache is None else compile_cache)
     _join_processes()
+    devices()
+
+
+def devices() -> list[Any]:
+    """All devices of the platform that JAX uses.
+
+    Raises:
+      UserError: the platform that JAX_PLATFORMS names is not there; names those that are.
+    """
+    try:
+        return jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        wanted = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+        if not wanted:
+            raise
+        jax.config.update("jax_platforms", None)
+        found = ", ".join(dict.fromkeys(device.platform for device in jax.devices()))
+        raise UserError(
+            f"{PLATFORMS}={wanted}: expected a platform with devices, got none. Fix: use {PLATFORMS}={found}, leave it "
+            "out, or install the jaxlib of this platform and its driver"
+        ) from error
 
 
 def _choose_convolutions() -> None:
@@ -73,7 +98,13 @@ def _join_processes() -> None:
         fix = f"set {ADDRESS}, {COUNT} and {INDEX}, or {AUTODETECT}=1 to let JAX detect them"
         expect(name in found, name, None, f"a value, as {', '.join(found)} is set", fix)
     for name in (COUNT, INDEX):
-        expect(found[name].isdigit(), name, found[name], "an integer >= 0", f"set {name} to one")
+        expect(
+            re.fullmatch("[0-9]+", found[name]) is not None,
+            name,
+            found[name],
+            "an integer >= 0",
+            f"set {name} to one",
+        )
     index, count = int(found[INDEX]), int(found[COUNT])
     expect(index < count, INDEX, index, f"less than {COUNT}={count}", "number the processes from 0")
     jax.distributed.initialize(found[ADDRESS], count, index)

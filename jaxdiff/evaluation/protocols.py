@@ -133,3 +133,11 @@ class TrainableClassifier(Protocol):
     def name(self) -> str: ...
 
     def fit(self, images: np.ndarray, labels: np.ndarray) -> Classifier: ...
+
+
+@runtime_checkable
+class Guided(Protocol):
+    """An evaluation that names guidance scales of its own, in addition to 1 and the recipe's."""
+
+    @property
+    def guidances(self) -> tuple[float, ...]: ...

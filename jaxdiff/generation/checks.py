@@ -1,23 +1,28 @@
 """Checks of a sampling request, before anything is compiled."""
 
-from collections.abc import Mapping, Sequence
+import functools
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax.errors import FlaxError
 
+from jaxdiff.conditioning import nulls
 from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.data.classes import some
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import UserError, expect
 from jaxdiff.sampling.guidance.classifier_free import Limited
 from jaxdiff.sampling.guidance.per_condition import PerCondition
-from jaxdiff.sampling.protocols import Guidance
+from jaxdiff.sampling.protocols import Dropping, Guidance
 from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.typing import Params
 
 Shape = tuple[int, ...]
+
+_log = logging.getLogger(__name__)
 
 
 def check_guidance(recipe: Recipe, denoisers: Sequence[Denoiser]) -> None:
@@ -30,6 +35,45 @@ def check_guidance(recipe: Recipe, denoisers: Sequence[Denoiser]) -> None:
     guiding_model = stub if len(denoisers) > 1 else None
     process: Any = denoisers[0].process
     recipe.guidance(stub, process, names, jax.random.split(jax.random.key(0), 1), guiding_model)
+
+
+def check_nulls(conditioner: Conditioner, names: Collection[str], field: str, value: object) -> None:
+    """Raise `UserError` if a null that `field` needs was never trained and is therefore random; warn if it is zero."""
+    for name in sorted(names):
+        condition = conditioner.conditions[name]
+        if not nulls.is_untrained(condition.null, condition.drop_rate):
+            continue
+        message = (
+            f"{field}={value!r}: expected a trained null of {name}, got null={condition.null!r} with drop_rate=0, "
+            f"which training never showed. Fix: use guidance 1 and a value of {name} for each image, or train with "
+            "drop_rate=0.1; for weights that were trained with drops elsewhere, give "
+            f"--config.task.denoiser.conditioner.conditions.{name}.drop_rate=0.1"
+        )
+        if condition.null == "learned":
+            raise UserError(message)
+        if not conditioner.has_default(name):  # zeros stand for such numbers as well
+            _warn_once(message)
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    _log.warning("warning: %s", message)
+
+
+def dropped(rule: Guidance, conditioner: Conditioner, negative: Mapping[str, Any]) -> frozenset[str]:
+    """The conditions whose null a guidance shows: those that it drops, without those with a negative value.
+
+    A warning says if guidance can change nothing, since no condition has a null or a negative value to show instead.
+    """
+    found = rule.dropped(conditioner.conditions) if isinstance(rule, Dropping) else frozenset()
+    instead = {name for name, value in negative.items() if value is not None}
+    names = frozenset(name for name in found - instead if conditioner.has_null(name))
+    if found and not names and not instead:
+        _warn_once(
+            f"guidance={rule.scale!r}: expected a condition with a null to guide away from, got null='none' in "
+            f"{', '.join(sorted(found))}, so that guidance changes nothing. Fix: use guidance 1"
+        )
+    return names
 
 
 def per_condition(rule: Guidance, scales: Mapping[str, float], conditioner: Conditioner) -> PerCondition:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -17,8 +17,10 @@ from jaxdiff.distributed import partitioning
 from jaxdiff.errors import expect
 from jaxdiff.generation import checks, compiled, inputs
 from jaxdiff.generation.compiled import GenerationInputs, StaticArgs, Trees
+from jaxdiff.sampling.guidance.classifier_free import check_scales
 from jaxdiff.sampling.loop import ends
 from jaxdiff.sampling.noise import fold_in, noise_like
+from jaxdiff.sampling.protocols import Guidance
 from jaxdiff.sampling.recipe import PRIOR, Recipe
 from jaxdiff.typing import Params
 
@@ -73,6 +75,16 @@ class SampledModel:
         """Raise `UserError` where the recipe lacks something, such as a guiding model; before anything is compiled."""
         checks.check_guidance(self.recipe, self._denoisers)
 
+    def check_nulls(self, scales: Iterable[float] = ()) -> None:
+        """Raise `UserError` where guidance, of the recipe or at one of `scales`, shows a null without training."""
+        for rule in (self.recipe.guidance, *map(self.recipe.guidance.with_scale, scales)):
+            self._check_dropped(rule, {})
+
+    def _check_dropped(self, rule: Guidance, negative: Mapping[str, Any]) -> None:
+        conditioner: Any = self.denoiser.conditioner
+        names = checks.dropped(rule, conditioner, negative)
+        checks.check_nulls(conditioner, names, "guidance", rule.scale)
+
     def _first_level(self) -> np.float32:
         """``sigma / alpha`` at the first time of the recipe's grid."""
         process = self.denoiser.process_of(self.params)
@@ -125,11 +137,13 @@ class SampledModel:
         elif guidance is not None:
             finite = isinstance(guidance, int | float | np.number) and math.isfinite(guidance)
             expect(finite, "guidance", guidance, "a finite number", "give a scale, such as 2.0")
+            check_scales("guidance", float(guidance))
             rule = rule.with_scale(float(guidance))
         expect(not negative or rule.scale != 1, "negative", negative,
                "no negative conditions where guidance is off (scale 1)", "give another guidance scale")  # fmt: skip
         recipe = dataclasses.replace(self.recipe, guidance=rule)
         checks.check_guidance(recipe, self._denoisers)
+        self._check_dropped(rule, negative or {})
         return recipe
 
     def _request(
@@ -139,6 +153,10 @@ class SampledModel:
         conditioners: list[Any] = [model.denoiser.conditioner for model in self._models]
         first, shape = conditioners[0], self.data_shape
         fields, absent, n = inputs.fields(conditioners, n, conditions, shape, otherwise)
+        for conditioner in conditioners:
+            for name in conditioner.conditions:
+                if absent[name].any():
+                    checks.check_nulls(conditioner, [name], name, None)
         other = {name: None for name in first.conditions if first.has_null(name)}
         other |= {name: value for name, value in conditions.items() if name not in other} | dict(
             negative or {}

@@ -133,7 +133,7 @@ def to_params(
       ignored: last parts of the peer's names that are buffers rather than parameters.
 
     Raises:
-      UserError: lists every tensor that is missing, unexpected, or of another shape.
+      UserError: lists every tensor that is missing, unexpected, or of another shape; or that is not finite.
     """
     ours = flatten_dict(abstract, sep="/")
     wanted = {entry.path: entry for entry in entries if entry.path in ours}
@@ -158,9 +158,22 @@ def to_params(
         path: entry.layout.load([np.asarray(tensors[key]) for key in entry.keys], tuple(ours[path].shape))
         for path, entry in wanted.items()
     }
-    return unflatten_dict(
-        {path: np.asarray(array, ours[path].dtype, order="C") for path, array in loaded.items()}, sep="/"
-    )
+    with np.errstate(over="ignore"):  # a value beyond our type becomes infinite, which is reported
+        arrays = {path: np.asarray(array, ours[path].dtype, order="C") for path, array in loaded.items()}
+    _check_finite({wanted[path].keys: array for path, array in arrays.items()})
+    return unflatten_dict(arrays, sep="/")
+
+
+def _check_finite(arrays: Mapping[tuple[str, ...], np.ndarray]) -> None:
+    """Raise `UserError` unless all values are finite; `arrays` by the names of their tensors."""
+    counts = {" ".join(keys): np.count_nonzero(~np.isfinite(array)) for keys, array in arrays.items()}
+    broken = [f"{count:,} of {name}" for name, count in counts.items() if count]
+    if broken:
+        more = f" and {len(broken) - 5} more tensors" if len(broken) > 5 else ""
+        raise UserError(
+            f"weights: expected finite numbers, got values that are NaN or infinite: {', '.join(broken[:5])}{more}. "
+            "Fix: take an earlier checkpoint of that training"
+        )
 
 
 def to_tensors(entries: Iterable[Entry], params: Params) -> dict[str, np.ndarray]:

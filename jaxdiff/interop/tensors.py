@@ -32,6 +32,10 @@ class Tensors(Mapping[str, np.ndarray]):
         with reading(self._path):
             return reader()
 
+    def renamed(self, names: Mapping[str, str]) -> "Tensors":
+        """The tensors of some names under other ones: {new name: name here}."""
+        return Tensors(self._path, {ours: self._readers[theirs] for ours, theirs in names.items()})
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._readers)
 
@@ -114,7 +118,7 @@ def _content(path: pathlib.Path, ema: bool | None) -> tuple[dict[str, Readers], 
     if ema is not False and trees.has_nameless_averages(content):
         raise Unreadable(
             "expected names for its averaged weights, got a list without names (shadow_params)",
-            "use ema=False for the other weights; or copy the averages into the model in PyTorch, and save its "
+            "choose the trained ones (--weights trained); or copy the averages into the model in PyTorch, and save its "
             "state dict",
         )
     found: dict[str, Readers] = {

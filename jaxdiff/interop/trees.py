@@ -14,6 +14,7 @@ _ORDINARY = (
 )  # fmt: skip
 """Names of sets of weights that are not averaged, in order of preference."""
 
+_WRAPPERS = ("module.", "_orig_mod.")
 _COUNTERS = {"model_ema.decay", "model_ema.num_updates"}
 _DEEPEST = 2
 _LONGEST_NAME = 1000
@@ -95,8 +96,15 @@ def split(names: Iterable[str]) -> dict[str, dict[str, str]]:
     * ``ema_model.`` and ``online_model.``, written by wrappers of a model.
     * ``model_ema.`` and ``model.``, written by latent diffusion (Rombach et al. 2022). Its averages have names without
       dots and replace the tensors of those names; the others (text encoder, autoencoder) belong to both sets.
+
+    Either may be inside a wrapper of PyTorch, ``module.`` or ``_orig_mod.``, which is removed then.
     """
     names = list(names)
+    for wrapper in _WRAPPERS:
+        if names and all(name.startswith(wrapper) for name in names):
+            inner = split(name.removeprefix(wrapper) for name in names)
+            if set(inner) != {""}:
+                return {path: _longer(pairs, wrapper) for path, pairs in inner.items()}
     wrapped = {
         prefix: {name.removeprefix(f"{prefix}."): name for name in names if name.startswith(f"{prefix}.")}
         for prefix in ("ema_model", "online_model")
@@ -114,16 +122,20 @@ def split(names: Iterable[str]) -> dict[str, dict[str, str]]:
     return {"model": model, "model_ema": model | {named[average]: average for average in averages}}
 
 
+def _longer(pairs: dict[str, str], prefix: str) -> dict[str, str]:
+    return {ours: prefix + theirs for ours, theirs in pairs.items()}
+
+
 def choose(paths: Iterable[str], ema: bool | None) -> str:
     """The path of the set to read: averaged weights (True), trained ones (False), or averaged if any (None)."""
     averaged = sorted(path for path in paths if is_averaged(path))
     others = sorted((path for path in paths if not is_averaged(path)), key=_rank)
     if ema and not averaged:
-        raise Unreadable(
-            "expected averaged weights for ema=True, got none marked so", "omit `ema` to read its weights"
-        )
+        raise Unreadable("expected averaged weights, got none marked so", "leave the choice (--weights) out")
     if ema is False and not others:
-        raise Unreadable("expected trained weights for ema=False, got averaged ones only", "omit `ema`")
+        raise Unreadable(
+            "expected trained weights, got averaged ones only", "leave the choice (--weights) out"
+        )
     chosen = averaged if averaged and ema is not False else others
     known = chosen is others and bool(others) and _rank(others[0]) < len(_ORDINARY)
     if not chosen:

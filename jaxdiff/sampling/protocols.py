@@ -6,7 +6,7 @@ what changes from step to step is a `SamplerState`.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxdiff.process.gaussian import Process
@@ -164,6 +164,15 @@ class Guidance(Protocol):
 
     def with_scale(self, scale: float) -> "Guidance":
         """The same guidance at another scale; 1 is the conditional model."""
+        ...
+
+
+@runtime_checkable
+class Dropping(Protocol):
+    """A guidance that shows the model the nulls of some conditions."""
+
+    def dropped(self, names: Collection[str]) -> frozenset[str]:
+        """The conditions that it drops, of a model with conditions of these names."""
         ...
 
 

@@ -25,6 +25,8 @@ from jaxdiff.typing import Array, Data, Float, Keys
 
 PRIOR = 2**31 - 1  # folded into a key for the initial noise; step numbers count from 0 and stay below
 UNBOUNDED = 2**31 - 1
+MOST_STEPS = 100_000
+"""Of a grid: a hundred times the steps of the longest published samplers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Recipe:
     Attributes:
       sampler, grid: the method, and the times that its steps visit.
       guidance: how conditions act.
-      steps: number of times on the grid.
+      steps: number of times on the grid, at most 100,000.
       modifiers: changes to the guided prediction, in this order.
       inpainting: how partially known data are completed.
       t_end: time at which sampling ends, by a last step of the sampler; the result keeps the noise of that level. None
@@ -60,7 +62,9 @@ class Recipe:
     euler_at_final: bool = False
 
     def __post_init__(self):
-        expect(self.steps >= 1, "steps", self.steps, "a count >= 1", "give 1 or more")
+        expect(
+            1 <= self.steps <= MOST_STEPS, "steps", self.steps, f"a count from 1 to {MOST_STEPS:,}", "try 50"
+        )
 
     def calls(self, process: Process) -> int:
         """Number of function evaluations (NFE) per sample; guidance may double the batch of a call."""

@@ -19,6 +19,7 @@ from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import UserError, expect
 from jaxdiff.process import gaussian, time_sampling
 from jaxdiff.process.per_example import mean_per_example
+from jaxdiff.tasks import consistency
 from jaxdiff.tasks.augmentation import FIELD, Augmentation
 from jaxdiff.tasks.objectives import LossInputs, Objective, WeightedError
 from jaxdiff.typing import Array, Batch, Data, Float, Key, Metrics, Params, Times, Weights
@@ -106,6 +107,7 @@ class DenoisingTask:
         fix = "use the same shape"
         expect(shape == tuple(self.image_shape), "config.task.image_shape", self.image_shape,
                f"the shape of the examples, {shape}", fix)  # fmt: skip
+        consistency.check(self)
         self._check_conditions(example, num_classes)
 
     def check_held_out(self, example: Mapping[str, Any], num_classes: int | None) -> None:

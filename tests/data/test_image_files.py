@@ -44,6 +44,7 @@ def test_images_of_every_kind_are_read(tmp_path):
     complete = (tmp_path / "x.png").read_bytes()
     (tmp_path / "x.png").write_bytes(complete[:-30])
     with pytest.raises(
-        UserError, match=r"--image=.*x.png: expected an image, got a PNG file that is cut short. Fix: give a PNG, JPEG or WEBP"
+        UserError,
+        match=r"--image=.*x.png: expected an image, got a PNG file that is cut short. Fix: give a PNG, JPEG or WEBP",
     ):
         read_image("--image", str(tmp_path / "x.png"), 3)

@@ -1,23 +1,70 @@
 """Reports as files."""
 
+import contextlib
+import errno
 import io
 import json
 import os
+import secrets
+import tempfile
 
 from etils import epath
 from PIL import Image
 
+from jaxdiff.errors import UserError
 from jaxdiff.evaluation.protocols import Report
+
+NAMES = ("evaluation.json", "evaluation.png")
+
+
+def check(workdir: str | os.PathLike[str]) -> None:
+    """Raise `UserError` unless a report can be written into `workdir`; a trial is written there, and removed."""
+    try:
+        for name in NAMES:
+            if (epath.Path(workdir) / name).is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+        _put(workdir, f".trial-{secrets.token_hex(6)}", b"").unlink()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"--workdir={workdir}: expected a folder for {' and '.join(NAMES)}, got {reason.lower()}. "
+            "Fix: make it writable, with room for them"
+        ) from None
 
 
 def write(report: Report, workdir: str | os.PathLike[str]) -> None:
-    """Write ``evaluation.json`` and ``evaluation.png`` into `workdir`, atomically each."""
+    """Write ``evaluation.json`` and ``evaluation.png`` into `workdir`, atomically each.
+
+    If that fails, they are written into a new folder for temporary files.
+
+    Raises:
+      UserError: they could not be written into `workdir`; names the other folder.
+    """
     png = io.BytesIO()
     Image.fromarray(report.figure).save(png, "PNG", optimize=True)
     text = json.dumps(report.values, indent=1, allow_nan=False) + "\n"
-    folder = epath.Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, data in (("evaluation.json", text.encode()), ("evaluation.png", png.getvalue())):
-        part = folder / f".{name}.part"
+    contents = (text.encode(), png.getvalue())
+    try:
+        epath.Path(workdir).mkdir(parents=True, exist_ok=True)
+        for name, data in zip(NAMES, contents, strict=True):
+            _put(workdir, name, data)
+    except OSError as error:
+        kept = tempfile.mkdtemp(prefix="jaxdiff-evaluation-")
+        for name, data in zip(NAMES, contents, strict=True):
+            _put(kept, name, data)
+        raise UserError(
+            f"--workdir={workdir}: expected a writable folder, got {(error.strerror or str(error)).lower()}. "
+            f"Fix: make room or give access; the report was kept in {kept}"
+        ) from None
+
+
+def _put(folder: str | os.PathLike[str], name: str, data: bytes) -> epath.Path:
+    """Write a file beside its place, and rename it; what is left of a failed attempt is removed."""
+    part, file = epath.Path(folder) / f".{name}.part", epath.Path(folder) / name
+    try:
         part.write_bytes(data)
-        part.replace(folder / name)
+        return part.replace(file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise

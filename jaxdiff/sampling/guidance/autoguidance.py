@@ -5,7 +5,14 @@ from collections.abc import Sequence
 
 from jaxdiff.errors import UserError
 from jaxdiff.process.prediction import Prediction
-from jaxdiff.sampling.guidance.classifier_free import Interval, IntervalGuidance, Models, combine, predict
+from jaxdiff.sampling.guidance.classifier_free import (
+    Interval,
+    IntervalGuidance,
+    Models,
+    check_scales,
+    combine,
+    predict,
+)
 from jaxdiff.sampling.guidance.rules import Extrapolate, Rule
 from jaxdiff.sampling.protocols import GuidedDenoiser
 from jaxdiff.typing import Data, Scalar
@@ -31,6 +38,7 @@ class Autoguidance(IntervalGuidance):
     interval: Interval | None = None
 
     def __post_init__(self):
+        check_scales("scale", self.scale)
         self.rule.check(self.scale)
 
     def guided(self, models: Models) -> GuidedDenoiser | None:

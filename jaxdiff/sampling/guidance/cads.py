@@ -1,7 +1,7 @@
 """CADS: diversity by noise on the conditions."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -12,7 +12,14 @@ from jaxdiff.process.gaussian import Process, expand
 from jaxdiff.process.per_example import data_axes
 from jaxdiff.process.prediction import Prediction
 from jaxdiff.sampling.noise import fold_in, noise_like
-from jaxdiff.sampling.protocols import ConditionalDenoise, Conditions, Encoded, Guidance, GuidedDenoiser
+from jaxdiff.sampling.protocols import (
+    ConditionalDenoise,
+    Conditions,
+    Dropping,
+    Encoded,
+    Guidance,
+    GuidedDenoiser,
+)
 from jaxdiff.typing import Array, Data, Float, Keys, Scalar
 
 NOISE = 2**31 - 3  # folded into an example's key, apart from the numbers of steps and those of the loop
@@ -63,6 +70,10 @@ class Cads:
     @property
     def scale(self) -> float:
         return self.guidance.scale
+
+    def dropped(self, names: Collection[str]) -> frozenset[str]:
+        """The conditions that the inner guidance drops."""
+        return self.guidance.dropped(names) if isinstance(self.guidance, Dropping) else frozenset()
 
     def with_scale(self, scale: float) -> "Cads":
         return dataclasses.replace(self, guidance=self.guidance.with_scale(scale))

@@ -15,6 +15,9 @@ from jaxdiff.sampling.guidance.rules import Extrapolate, Rule
 from jaxdiff.sampling.protocols import ConditionalDenoise, Conditions, GuidedDenoiser, stateless
 from jaxdiff.typing import Array, Bool, Data, Keys, Scalar
 
+LARGEST = 1000.0
+"""Beyond this, guidance leaves nothing of the model's prediction."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
@@ -109,6 +112,7 @@ class ClassifierFree(IntervalGuidance):
     interval: Interval | None = None
 
     def __post_init__(self):
+        check_scales("scale", self.scale)
         self.rule.check(self.scale)
 
     def guided(self, models: Models) -> GuidedDenoiser | None:
@@ -127,8 +131,19 @@ class ClassifierFree(IntervalGuidance):
             return stateless(lambda x, t: branches(x, t)[0])
         return combine(self.rule, self.scale, models.process, branches)
 
+    def dropped(self, names: Collection[str]) -> frozenset[str]:
+        """All conditions, unless guidance is off."""
+        return frozenset(() if self.rule.alone(self.scale) == 0 else names)
+
     def with_scale(self, scale: float) -> "ClassifierFree":
         return dataclasses.replace(self, scale=scale)
+
+
+def check_scales(field: str, *scales: int | float) -> None:
+    """Raise `UserError` unless each guidance scale is a number between -`LARGEST` and `LARGEST`."""
+    for scale in scales:
+        expect(abs(scale) <= LARGEST, field, scale, f"a guidance scale of at most {LARGEST:g}",
+               "choose one; published models use 0 to 30")  # fmt: skip
 
 
 def predict(

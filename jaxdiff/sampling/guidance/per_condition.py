@@ -1,7 +1,7 @@
 """Guidance by several conditions, each with a scale of its own."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from jaxdiff.errors import UserError, expect
 from jaxdiff.process.prediction import Prediction
@@ -9,6 +9,7 @@ from jaxdiff.sampling.guidance.classifier_free import (
     Interval,
     IntervalGuidance,
     Models,
+    check_scales,
     predict,
     refuse_guiding_model,
 )
@@ -55,11 +56,12 @@ class PerCondition(IntervalGuidance):
             f"{len(names)} scales, one per condition",
             "give one scale for each",
         )
+        check_scales("scales", *self.scales)
 
     def guided(self, models: Models) -> GuidedDenoiser:
         refuse_guiding_model(models.guiding_model)
         self._check_names(models.conditions)
-        terms = [(dropped, factor) for dropped, factor in self._terms() if factor != 0]
+        terms = self._terms()
         factors = [factor for _, factor in terms]
 
         def weighted(x: Data, t: Scalar) -> Prediction:
@@ -69,6 +71,10 @@ class PerCondition(IntervalGuidance):
             return Prediction(x_0, noise, found[-1].variance_fraction)
 
         return stateless(weighted)
+
+    def dropped(self, names: Collection[str]) -> frozenset[str]:
+        """The listed conditions that some prediction is without."""
+        return frozenset().union(*(dropped for dropped, _ in self._terms()))
 
     @property
     def scale(self) -> float:
@@ -88,14 +94,18 @@ class PerCondition(IntervalGuidance):
                 )
 
     def _terms(self) -> list[tuple[frozenset[str], float]]:
-        """For each prediction, the conditions that are dropped, and its factor. The factors add up to 1."""
+        """For each prediction, the conditions that are dropped, and its factor, not 0. The factors add up to 1."""
         names = self.conditions
         if self.chained:
             dropped = [frozenset(names[i:]) for i in range(len(names) + 1)]
             steps = (1.0, *self.scales, 0.0)
-            return [(drop, steps[i] - steps[i + 1]) for i, drop in enumerate(dropped)]
-        alone = [(frozenset(names) - {name}, scale) for name, scale in zip(names, self.scales, strict=True)]
-        return [(frozenset(names), 1.0 - sum(self.scales)), *alone]
+            terms = [(drop, steps[i] - steps[i + 1]) for i, drop in enumerate(dropped)]
+        else:
+            alone = [
+                (frozenset(names) - {name}, scale) for name, scale in zip(names, self.scales, strict=True)
+            ]
+            terms = [(frozenset(names), 1.0 - sum(self.scales)), *alone]
+        return [(drop, factor) for drop, factor in terms if factor != 0]
 
 
 def _weighted(factors: Sequence[float], values: Sequence[Data]) -> Data:

@@ -160,6 +160,7 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | None":
 
     from jaxdiff.data.classes import listed
     from jaxdiff.evaluate import evaluate
+    from jaxdiff.evaluation.reports import files
     from jaxdiff.generation import preview
     from jaxdiff.generation.generator import Generator
     from jaxdiff.runs import classes
@@ -182,6 +183,8 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | None":
         _check_nulls(experiment, sampled)
     if isinstance(experiment.task, DenoisingTask):
         consistency.warn_of_scale(experiment.task, experiment.data.stored)
+    if experiment.evaluation is not None and jax.process_index() == 0:
+        files.check(workdir)
     conditions = None
     if experiment.sample_every:  # now, so that a missing condition raises before training
         conditioner = experiment.sampled.denoiser.conditioner

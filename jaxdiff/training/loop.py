@@ -49,7 +49,7 @@ class Hook(NamedTuple):
     """A function of the state, called every `every` steps and after the last: draw samples, evaluate.
 
     `call(state, step)` may return scalars and images (uint8 [height, width, channels]) to log. It must not keep the
-    state, whose memory the next step reuses.
+    state, whose memory the next step reuses. A `UserError` is logged, and training goes on.
     """
 
     every: int
@@ -199,9 +199,17 @@ class _Run:
             raise Stopped(stop, step)
         for hook in self.hooks:
             if step % hook.every == 0 or last:
-                values = hook.call(state, step) or {}
+                values = self._values(hook, state, step)
                 self.writers.write(step, values)
                 self._rate(step, state, values)
+
+    def _values(self, hook: Hook, state: TrainState, step: int) -> Mapping[str, Any]:
+        """What a hook returns. One that fails costs its output only."""
+        try:
+            return hook.call(state, step) or {}
+        except UserError as error:
+            _log.warning("step %d: %s; training goes on", step, error)
+            return {}
 
     def _rate(self, step: int, state: TrainState, values: Mapping[str, Any]) -> None:
         """Keep a checkpoint of this step if its evaluation is among the best."""

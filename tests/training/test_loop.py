@@ -98,6 +98,17 @@ def test_hooks_run_on_their_steps_and_at_the_end(tmp_path):
     assert [row["step"] for row in logged(tmp_path) if "answer" in row] == [2, 4, 5]
 
 
+def test_a_hook_that_fails_costs_its_output_only(tmp_path, caplog):
+    def hook(state, step):
+        if step == 2:
+            raise UserError("images[0]: expected finite values, got NaN")
+        return {"answer": 42.0}
+
+    run(tmp_path, 5, hooks=[loop.Hook(2, hook)])
+    assert [row["step"] for row in logged(tmp_path) if "answer" in row] == [4, 5]
+    assert caplog.messages == ["step 2: images[0]: expected finite values, got NaN; training goes on"]
+
+
 def test_one_bad_batch_costs_one_step(tmp_path):
     state = run(tmp_path, 4, batches=lambda start: toy.batches(start, poison=(1,)))
     rows = logged(tmp_path)

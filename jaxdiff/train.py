@@ -251,7 +251,7 @@ def _check_nulls(experiment: "Experiment", sampled: "Generator") -> None:
     except UserError as error:
         if experiment.sample_every or evaluation is not None:
             raise
-        _log.warning("warning: sampling this run will be refused: %s", error)
+        _log.warning("sampling this run will be refused: %s", error)
 
 
 def _with_checked_labels(experiment: "Experiment", batches: Any) -> Any:

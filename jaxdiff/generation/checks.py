@@ -57,7 +57,7 @@ def check_nulls(conditioner: Conditioner, names: Collection[str], field: str, va
 
 @functools.cache
 def _warn_once(message: str) -> None:
-    _log.warning("warning: %s", message)
+    _log.warning("%s", message)
 
 
 def dropped(rule: Guidance, conditioner: Conditioner, negative: Mapping[str, Any]) -> frozenset[str]:

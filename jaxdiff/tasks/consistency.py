@@ -81,7 +81,7 @@ def warn_of_scale(task: Scaled, open_examples: Callable[[], Examples]) -> None:
     found = _standard_deviation(task, open_examples())
     if not value / FAR <= found <= value * FAR:
         _log.warning(
-            "warning: config.task.%s=%g: expected about the standard deviation of the data, got data with %.3g. "
+            "config.task.%s=%g: expected about the standard deviation of the data, got data with %.3g. "
             "Fix: give %.2g to every %s", path, value, found, found, SIGMA_DATA,
         )  # fmt: skip
 

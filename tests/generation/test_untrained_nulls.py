@@ -84,7 +84,7 @@ def test_zeros_without_training_are_a_warning(caplog):
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             generator(label=[0, 1], guidance=2.0)
-    assert [record.getMessage().startswith("warning: guidance=2.0") for record in caplog.records] == [True]
+    assert [record.getMessage().startswith("guidance=2.0") for record in caplog.records] == [True]
 
 
 def test_guidance_that_can_change_nothing_is_a_warning(caplog):

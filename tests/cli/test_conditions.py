@@ -98,7 +98,7 @@ def test_a_file_has_a_line_for_each_image(call, tmp_path):
         ("[1]", r"line 1: expected a JSON object"),
         ("", r"expected a JSON object per line, got no lines"),
         ('{"label": 1}', r"--condition text=: expected a value .*Fix: give text; the model has: crop"),
-        ('{"label": "x", "text": "a"}', r"label=x: expected an integer class"),
+        ('{"label": "x", "text": "a"}', r"label=x: expected classes, got .x"),
         ('{"label": 1, "text": "a", "low": 3}', r"low=3: expected the path of an image"),
         ('{"label": 1, "text": "a", "low": "x.png"}', r"low=.*x.png: expected an image, got No such file"),
     ],

@@ -143,9 +143,9 @@ def run(
         size = _batch_size(first, settings.accumulation, mesh)
         step = make_train_step(task, optimizer, ema, settings.seed, settings.accumulation)
         jitted = jit_train_step(step, abstract, mesh, frozen)
-        compiled = jitted.lower(abstract, global_batch(first, mesh), frozen).compile()
         writers = open_writers(workdir, start, settings.steps)
         try:
+            compiled = jitted.lower(abstract, global_batch(first, mesh), frozen).compile()
             return _Run(settings, compiled, frozen, mesh, hooks, checkpoints, writers, signals, size).go(
                 state, start, iterator
             )

@@ -158,6 +158,8 @@ class TensorBoard:
     """
 
     def __init__(self, directory: epath.PathLike, step: int):
+        import tensorboardX  # noqa: F401  slow: rather now, in the background, than at the first row
+
         self._directory, self._start, self._files = epath.Path(directory), step, 0
         self._writer: Any = None
 

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import time
 
-import jax
 import numpy as np
 import pytest
 
@@ -18,7 +17,6 @@ from jaxdiff.runs.lock import lock
 from tests.commands import DIGITS, TINY, digest, metrics, run, start
 
 EVERY = 4
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 TRAIN = (
     "--config", DIGITS, *TINY, f"--config.checkpoint_every={EVERY}", "--config.log_every=1",
     "--config.evaluation=None", "--config.test_data=None",
@@ -41,14 +39,7 @@ def sample(workdir, name, *flags):
 
 def command(workdir, steps, *flags, code=0):
     """The command in a process of its own."""
-    return run("train", *arguments(workdir, steps, *flags), code=code, **QUICK)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    return run("train", *arguments(workdir, steps, *flags), code=code)
 
 
 @pytest.fixture(scope="module")
@@ -138,9 +129,7 @@ def test_twenty_kills_during_saves_lose_at_most_the_interval_being_saved(tmp_pat
     flags = ("--config.task.denoiser.network.levels[1].width=128",)
     folder, kills = workdir / "checkpoints", 0
     while kills < 20:
-        process = start(
-            "train", *TRAIN, *flags, "--workdir", str(workdir), f"--config.steps={steps}", **QUICK
-        )
+        process = start("train", *TRAIN, *flags, "--workdir", str(workdir), f"--config.steps={steps}")
         complete = set(names(workdir)) if folder.exists() else set()
         _wait(lambda known=complete: folder.exists() and set(names(workdir)) - known, process)
         time.sleep(rng.uniform(0, 0.5))

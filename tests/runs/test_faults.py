@@ -157,7 +157,7 @@ def disk(tmp_path):
     """A small disk of its own; skips where mounting is not allowed."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=96m", "tmpfs", str(folder)]
     if (
         os.name != "posix"
         or shutil.which("mount") is None
@@ -176,19 +176,22 @@ def test_a_full_disk_ends_no_training_and_the_run_continues_once_there_is_room(
     workdir = disk / "run"
     filler = disk / "filler"
     shutil.copytree(trained, workdir)
-    free = shutil.disk_usage(disk).free
-    filler.write_bytes(bytes(free - 20_000))
+    empty = shutil.disk_usage(disk).free
+    one = sum(path.stat().st_blocks * 512 for path in (workdir / "checkpoints" / "8").rglob("*"))
+    filler.write_bytes(bytes(empty - 3 * one // 2))  # one more checkpoint fits
+    flags = (*flags, "--config.keep=100")
     _, err = command(workdir, 40, *flags, code=1)
     assert "Traceback" not in err
     lines = [line for line in err.splitlines() if line.startswith(("warning:", "error:"))]
     assert lines[-1].startswith("error: step 40 was not saved")
     assert "No space left on device" in lines[-1]
-    assert "there: 4, 8" in lines[-1]
+    assert "there: 4, 8, 12." in lines[-1]
     assert not [name for name in names(workdir) if not name.isdecimal()]
     filler.unlink()
     command(workdir, 40, *flags)
-    command(tmp_path / "straight", 40)
-    assert digest(workdir, 40) == digest(tmp_path / "straight", 40)
+    undisturbed = pathlib.Path(shutil.copytree(trained, tmp_path / "undisturbed"))
+    command(undisturbed, 40)
+    assert digest(workdir, 40) == digest(undisturbed, 40)
     assert [row["step"] for row in metrics(workdir) if "loss" in row] == list(range(1, 41))
 
 

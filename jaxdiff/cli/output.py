@@ -221,7 +221,7 @@ def _beside(path: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def _parents(path: pathlib.Path) -> Iterator[None]:
-    """The folders above `path`, created where absent; those that are still empty at the end are removed."""
+    """Create the folders above `path`. New folders that are empty at the end are removed."""
     absent = [parent for parent in path.parents if not parent.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -47,7 +47,7 @@ def devices() -> list[Any]:
     """All devices of the platform that JAX uses.
 
     Raises:
-      UserError: the platform that JAX_PLATFORMS names is not there; names those that are.
+      UserError: JAX_PLATFORMS names an absent platform; the message lists the present ones.
     """
     try:
         return jax.devices()

@@ -61,7 +61,7 @@ def _warn_once(message: str) -> None:
 
 
 def dropped(rule: Guidance, conditioner: Conditioner, negative: Mapping[str, Any]) -> frozenset[str]:
-    """The conditions whose null a guidance shows: those that it drops, without those with a negative value.
+    """The conditions whose null a guidance shows: all dropped ones without a negative value.
 
     A warning says if guidance can change nothing, since no condition has a null or a negative value to show instead.
     """

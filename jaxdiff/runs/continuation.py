@@ -116,7 +116,7 @@ def _is_place(name: str, config: Any) -> bool:
         for part in parents:
             block = block[int(part)] if part.isdigit() else block[part]
         return field in getattr(resolve(block[TARGET]), "places", ())
-    except (LookupError, TypeError):  # only the stored config has such a block, or it is no block
+    except (LookupError, TypeError):  # the block is absent, or a plain value
         return False
 
 

@@ -147,7 +147,7 @@ def _table(experiment: "Experiment", workdir: epath.Path, step: int | None) -> N
 
 
 def _check_contents(workdir: epath.Path, found: Mapping[str, Any]) -> None:
-    """Raise `UserError` unless the training examples are those that the run started with."""
+    """Raise `UserError` if the training examples have changed since the run started."""
     where = f"--workdir={workdir}: {DATA_FILE}"
     stored = read_json(read_text(workdir / DATA_FILE, where), where, "restore the file")
     changed = configs.differences(stored, found)

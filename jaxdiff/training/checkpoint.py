@@ -266,7 +266,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _unreadable_is_damaged(self, step: int) -> Iterator[None]:
-        """Turn an error of reading into `Damaged`, unless the files are known to be those that were saved."""
+        """Turn an error of reading into `Damaged`, unless the files are verified."""
         try:
             yield
         except UserError:

@@ -42,7 +42,7 @@ def wanted() -> bool:
 
 
 class Damaged(RunFailure):
-    """A checkpoint that is incomplete, or whose files are not those that were saved."""
+    """An incomplete checkpoint, or one with a changed file."""
 
 
 def write_manifest(folder: epath.Path, step: int) -> None:

@@ -216,7 +216,7 @@ class _Run:
         name = self.settings.keep_also.best if self.settings.keep_also else None
         if name is not None and name in values:
             value = float(values[name])
-            if self.checkpoints.would_stay(step, value):
+            if math.isfinite(value) and self.checkpoints.would_stay(step, value):
                 self._save(step, state, last=False)
                 self.checkpoints.rate(step, value)
 

@@ -16,6 +16,7 @@ from jaxdiff.errors import RunFailure, UserError
 from jaxdiff.training import loop
 from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.training.ema import Ema
+from jaxdiff.training.retention import Retention
 from tests.training import toy
 
 TESTS = pathlib.Path(__file__).parent.parent
@@ -107,6 +108,13 @@ def test_a_hook_that_fails_costs_its_output_only(tmp_path, caplog):
     run(tmp_path, 5, hooks=[loop.Hook(2, hook)])
     assert [row["step"] for row in logged(tmp_path) if "answer" in row] == [4, 5]
     assert caplog.messages == ["step 2: images[0]: expected finite values, got NaN; training goes on"]
+
+
+def test_the_best_checkpoint_by_a_metric_stays_and_nan_is_never_the_best(tmp_path):
+    values = {1: 3.0, 2: 1.0, 3: np.nan, 4: 2.0, 5: 4.0, 6: 5.0}
+    hook = loop.Hook(1, lambda state, step: {"fid": values[step]})
+    run(tmp_path, 6, hooks=[hook], keep=1, checkpoint_every=4, keep_also=Retention(best="fid"))
+    assert checkpoints(tmp_path) == [2, 6]
 
 
 def test_one_bad_batch_costs_one_step(tmp_path):

@@ -167,7 +167,6 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | None":
     from jaxdiff.runs.start import prepare
     from jaxdiff.runs.workdir import RECORDS
     from jaxdiff.tasks import consistency
-    from jaxdiff.tasks.denoising import DenoisingTask
     from jaxdiff.training import loop
     from jaxdiff.training.partition import merge
 
@@ -181,7 +180,7 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | None":
         sampled = Generator.of(experiment, None, mesh)
         sampled.check()
         _check_nulls(experiment, sampled)
-    if isinstance(experiment.task, DenoisingTask):
+    if isinstance(experiment.task, consistency.Scaled):
         consistency.warn_of_scale(experiment.task, experiment.data.stored)
     if experiment.evaluation is not None and jax.process_index() == 0:
         files.check(workdir)

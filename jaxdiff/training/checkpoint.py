@@ -284,7 +284,8 @@ class Checkpoints:
             yield
         except Exception as error:
             self._saving = None
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(Exception):  # the first error is the one to report
+                self._checkpointer.wait_until_finished()  # Orbax may still be writing its metadata
                 self._remove_drafts()
             left = ", ".join(map(str, self.steps())) or "none"
             raise RunFailure(
@@ -318,9 +319,8 @@ class Checkpoints:
             for path in self.directory.iterdir():
                 if path.name.partition(".")[0].isdecimal() and (DRAFT in path.name or DELETED in path.name):
                     path.rmtree()
-        multihost_utils.sync_global_devices(
-            "drafts"
-        )  # other processes read afterwards; with one, does nothing
+        # Other processes read afterwards; with one, this does nothing.
+        multihost_utils.sync_global_devices("drafts")
 
     def _set_aside(self, step: int, error: Damaged, then: str) -> None:
         """Rename a damaged checkpoint, and log a warning."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -23,6 +24,10 @@ COMPLETE = (f"{ITEM}/_METADATA", f"{ITEM}/manifest.ocdbt")
 """Files of every complete checkpoint. An interrupted copy or a stray directory lacks one of them."""
 
 
+SLICE = 2**20
+"""Fewest bytes of an array for each device that has a copy. Larger arrays are written in as many slices."""
+
+
 class Handler(ocp.CompositeCheckpointHandler):
     """Orbax's handler of a state. It writes further files, and the manifest last, under the temporary name.
 
@@ -31,7 +36,14 @@ class Handler(ocp.CompositeCheckpointHandler):
     """
 
     def __init__(self, files: Mapping[str, str]):
-        super().__init__(state=ocp.PyTreeCheckpointHandler())
+        kinds = ocp.type_handlers
+        registry = kinds.create_type_handler_registry(
+            (int, kinds.ScalarHandler()),
+            (np.ndarray, kinds.NumpyHandler()),
+            # By default Orbax slices every array, and hundreds of small ones cost seconds on eight devices.
+            (jax.Array, kinds.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICE)),
+        )
+        super().__init__(state=ocp.PyTreeCheckpointHandler(type_handler_registry=registry))
         self._files = files
 
     def finalize(self, directory: epath.Path) -> None:

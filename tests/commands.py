@@ -28,8 +28,7 @@ TINY = (
 
 def environment(devices: int | None = None, **extra: str) -> dict[str, str]:
     """The environment of this process, with a forced number of CPU devices (None: the command's default)."""
-    names = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")
-    env = {name: value for name, value in os.environ.items() if name not in names}
+    env = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
     if devices is not None:
         env["JAX_NUM_CPU_DEVICES"] = str(devices)
     return env | extra

@@ -3,10 +3,17 @@ are checked."""
 
 import os
 import pathlib
+import tempfile
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 # Most programs run once or twice, here and in commands that tests start: optimizing takes longer than running them.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
+# Workers and commands compile many programs again that another one has compiled: training steps of the same config.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    programs = tempfile.TemporaryDirectory(prefix="jaxdiff-programs-", ignore_cleanup_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = programs.name
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import jax
 import pytest

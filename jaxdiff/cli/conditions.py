@@ -8,6 +8,8 @@ import numpy as np
 
 from jaxdiff.cli import values
 from jaxdiff.cli.values import Conditions
+from jaxdiff.conditioning.condition import Condition
+from jaxdiff.data.classes import Names, numbers
 from jaxdiff.errors import UserError, expect
 
 
@@ -17,12 +19,12 @@ class Requested(NamedTuple):
     Attributes:
       values: for each condition one value per image, one for all, or None.
       n: number of images.
-      rows: number of classes if all are sampled in turn, for a grid with a row per class; else None.
+      rows: names of the classes if all are sampled in turn, for a grid with a row per class; else empty.
     """
 
     values: dict[str, Any]
     n: int
-    rows: int | None
+    rows: Names
 
 
 def conditions(flags: argparse.Namespace, available: Conditions) -> Requested:
@@ -45,13 +47,13 @@ def conditions(flags: argparse.Namespace, available: Conditions) -> Requested:
                     f"{flag}={name!r}: expected {name} once, got it twice. Fix: give it in one way"
                 )
             given[name] = items
-    rows = None
+    rows: Names = ()
     labels = _with_flag("label", available)
     if len(labels) == 1 and labels[0] not in given and flags.conditions is None:
-        rows = available[labels[0]].classes
-        given[labels[0]] = list(map(np.int64, range(rows or 0)))
+        rows = _classes(available[labels[0]])
+        given[labels[0]] = list(map(np.int64, range(len(rows))))
     elif flags.label == "all" and flags.conditions is None:
-        rows = available[labels[0]].classes
+        rows = _classes(available[labels[0]])
     missing = [name for name, each in available.items() if name not in given and each.default is None]
     if missing:
         raise UserError(
@@ -59,6 +61,10 @@ def conditions(flags: argparse.Namespace, available: Conditions) -> Requested:
             f"Fix: give {', '.join(missing)}; the model has: {values.listed(available)}"
         )
     return Requested(*values.in_turn(given, flags.n), rows)
+
+
+def _classes(label: Condition) -> Names:
+    return label.class_names or numbers(label.classes) or ()
 
 
 def _sources(flags: argparse.Namespace, available: Conditions) -> list[tuple[str, Mapping[str, list]]]:

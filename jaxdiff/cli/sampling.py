@@ -7,8 +7,10 @@ import numpy as np
 
 from jaxdiff.cli import conditions as cli
 from jaxdiff.cli import limits, pictures, values
+from jaxdiff.cli.output import PICTURES
 from jaxdiff.cli.request import Request
 from jaxdiff.conditioning.condition import Condition
+from jaxdiff.data.classes import listed
 from jaxdiff.errors import UserError, expect
 from jaxdiff.generation import inputs
 from jaxdiff.generation.cascade import Cascade, consistency
@@ -46,14 +48,15 @@ def run(request: Request, load: Load = Generator.load) -> None:
     sample = sample_cascade if request.flags.cascade else sample_model
     images, requested, conditions = sample(request, stages)
     arrays = cli.to_arrays(requested.values, conditions, len(images))
-    pictures.write(request.out, images, arrays, requested.rows)
-    print(f"{len(images)} images in {request.flags.out}")
+    pictures.write(request.out, images, arrays, len(requested.rows) or None)
+    rows = f", a row for each class: {listed(requested.rows)}" if requested.rows else ""
+    print(f"{len(images)} images in {request.flags.out}{rows if request.out.suffix in PICTURES else ''}")
 
 
 def check_output(request: Request, requested: cli.Requested, shape: inputs.Shape, batch: int) -> None:
     """Raise `UserError` unless the output can hold the requested images, and the memory and the disk have room."""
     limits.check(request.out, requested.n, shape, batch)
-    pictures.check(request.out, requested.n, shape, requested.rows)
+    pictures.check(request.out, requested.n, shape, len(requested.rows) or None)
 
 
 def sample_model(request: Request, stages: Sequence[Generator]) -> Samples:

@@ -5,13 +5,15 @@ Positions stored as numbers, such as boxes, stay unchanged.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import numpy as np
 
 from jaxdiff.data import images
+from jaxdiff.data.decoding import MAX_PIXELS
 from jaxdiff.data.sources import Example
-from jaxdiff.errors import UserError, between, positive
+from jaxdiff.errors import UserError, between, expect, positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +67,11 @@ class CentreCrop:
 
 @dataclasses.dataclass(frozen=True)
 class Resize:
-    """Resizes images uint8, low-passed if they shrink; the shorter side becomes `size` pixels."""
+    """Resizes images uint8, low-passed if they shrink; the shorter side becomes `size` pixels.
+
+    Raises:
+      UserError: the result would have more than `MAX_PIXELS` pixels, since the image is very long.
+    """
 
     size: int
     method: images.Resampling = "bicubic"
@@ -77,7 +83,12 @@ class Resize:
         def resize(image: np.ndarray) -> np.ndarray:
             height, width, _ = image.shape
             scale = self.size / min(height, width)
-            return images.resize(image, (round(height * scale), round(width * scale)), self.method)
+            new = round(height * scale), round(width * scale)
+            fix = "remove the image, or cut its middle first"
+            expect(math.prod(new) <= MAX_PIXELS, "index", int(example["index"]),
+                   f"an image that has at most {MAX_PIXELS} pixels with a shorter side of {self.size}", fix,
+                   f"{height} x {width} pixels")  # fmt: skip
+            return images.resize(image, new, self.method)
 
         return _each_image(example, resize)
 

@@ -134,7 +134,7 @@ def run(
         extra_emas = len(ema.extra_emas())
         abstract = abstract_state(*layout, extra_emas, untrained)
         found = checkpoints.newest(lambda step: checkpoints.restore(step, abstract))
-        start, state = found or (0, create_state(*layout, settings.seed, extra_emas, untrained))
+        start, state = found or (0, create_state(*layout, settings.seed, extra_emas, untrained, abstract))
         if start >= settings.steps:
             return state
         # An old checkpoint is deleted after its successor is complete.

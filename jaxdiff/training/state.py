@@ -30,14 +30,16 @@ def create_state(
     seed: int,
     extra_emas: int = 0,
     untrained: Sequence[str] = (),
+    abstract: TrainState | None = None,
 ) -> TrainState:
     """The state at step 0, created sharded: no device ever holds all of a sharded state.
 
     Args:
       extra_emas: EMAs in addition to the one for sampling.
       untrained: patterns of parameters that are not trained, which the state leaves out.
+      abstract: the result of `abstract_state` for the same arguments, if it is known: tracing takes seconds.
     """
-    abstract = abstract_state(task, optimizer, mesh, extra_emas, untrained)
+    abstract = abstract or abstract_state(task, optimizer, mesh, extra_emas, untrained)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
     def make() -> TrainState:

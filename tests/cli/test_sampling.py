@@ -50,12 +50,13 @@ def test_scales_by_name_keep_the_form_of_the_recipes_guidance():
     assert checks.per_condition(rule, {"label": 2.0}, conditioner) == expected
 
 
-def test_a_grid_has_a_row_for_each_class(tmp_path):
+def test_a_grid_has_a_row_for_each_class(tmp_path, capsys):
     generator = a_generator({"digit": LABEL}, {"digit": WEIGHTS["label"]})
     for words, shape in (((), (3, 2)), (("--label", "all"), (3, 2)), (("--label", "1"), (2, 3))):
         out = tmp_path / "grid.png"
         flags = ["--workdir", "run", "--out", str(out), "--overwrite", "--n", "6", *words]
         sampling.run(sample.parse(flags), load=lambda workdir, **options: generator)
+        assert capsys.readouterr().out.strip().endswith("class: 0 to 2" if shape == (3, 2) else ".png")
         grid = np.asarray(Image.open(out))
         rows, columns = shape
         assert grid.shape == (34 * rows - 2, 34 * columns - 2)
@@ -88,8 +89,9 @@ def enlarged_file(photo):
 
 def test_images_of_another_size_without_a_condition_and_with_a_mask(call, tmp_path):
     generator = a_generator({"label": LABEL}, {"label": WEIGHTS["label"]})
-    found = call(generator, "--label", "1", "--size", "2x6")
-    np.testing.assert_array_equal(found["images"], constant([LEVELS[1]], (2, 6, 1)))
+    for height, width in ((2, 6), (7, 9), (1, 1)):
+        found = call(generator, "--label", "1", "--size", f"{height}x{width}")
+        np.testing.assert_array_equal(found["images"], constant([LEVELS[1]], (height, width, 1)))
     known = np.arange(12, dtype=np.uint8).reshape(2, 6)
     Image.fromarray(known).save(tmp_path / "known.png")
     Image.fromarray(np.uint8([[255] * 3 + [0] * 3] * 2)).save(tmp_path / "mask.png")

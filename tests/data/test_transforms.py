@@ -86,6 +86,13 @@ def test_crops_that_do_not_fit_are_refused(transform):
         transform(example(), rng())
 
 
+def test_a_very_long_image_is_refused_before_it_is_resized():
+    long = {"image": np.zeros((1, 20_000, 3), np.uint8), "index": np.int32(4)}
+    with pytest.raises(UserError, match="index=4: .* shorter side of 256, got 1 x 20000 pixels"):
+        Resize(256)(long, rng())
+    assert Resize(4)(long, rng())["image"].shape == (4, 80_000, 3)
+
+
 @pytest.mark.parametrize("cls", [RandomCrop, CentreCrop, Resize])
 def test_sizes_are_positive(cls):
     with pytest.raises(UserError, match="size=0"):

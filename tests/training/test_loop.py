@@ -10,7 +10,6 @@ import types
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from jaxdiff.errors import RunFailure, UserError
 from jaxdiff.training import loop
@@ -20,20 +19,6 @@ from jaxdiff.training.retention import Retention
 from tests.training import toy
 
 TESTS = pathlib.Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """The same program is compiled once for all runs of this file."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = [getattr(jax.config, name) for name in names]
-    for name, value in zip(names, (str(tmp_path_factory.mktemp("cache")), 0.1), strict=True):
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in zip(names, before, strict=True):
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 def run(workdir, steps, batches=toy.batches, hooks=(), devices=1, task=None, **settings):
@@ -192,7 +177,6 @@ print(toy.sha(state))
 
 def test_a_terminated_process_can_be_continued_exactly(tmp_path):
     environment = os.environ | {"PYTHONPATH": f"{TESTS}:{TESTS.parent}", "JAX_NUM_CPU_DEVICES": "8"}
-    environment["JAX_COMPILATION_CACHE_DIR"] = jax.config.jax_compilation_cache_dir
     command = [sys.executable, "-u", "-c", SCRIPT, str(tmp_path / "killed")]
     with subprocess.Popen([*command, "0.5"], env=environment, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:

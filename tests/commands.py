@@ -13,7 +13,7 @@ DIGITS = str(ROOT / "configs" / "digits.py")
 # configs/digits.py with a network that compiles and runs in seconds.
 TINY = (
     "--config.task.denoiser.network.levels[0].width=16",
-    "--config.task.denoiser.network.levels[0].blocks=1",
+    "--config.task.denoiser.network.levels[0].blocks=0",
     "--config.task.denoiser.network.levels[1].width=32",
     "--config.task.denoiser.network.levels[1].blocks=1",
     "--config.task.denoiser.conditioner.conditions.label.width=32",

@@ -8,7 +8,9 @@ import tempfile
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 # Most programs run once or twice, here and in commands that tests start: optimizing takes longer than running them.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
 # Workers and commands compile many programs again that another one has compiled: training steps of the same config.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     programs = tempfile.TemporaryDirectory(prefix="jaxdiff-programs-", ignore_cleanup_errors=True)
@@ -21,7 +23,15 @@ import pytest
 jax.config.update("jax_num_cpu_devices", int(os.environ["JAX_NUM_CPU_DEVICES"]))
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-FORMULAS = [pathlib.Path(__file__).parent / name for name in ("likelihood", "process", "sampling", "tasks")]
+TESTS = pathlib.Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items):
+    """Tests of whole commands first, since they take longest: with several workers, none runs alone at the end."""
+    items.sort(key=lambda item: item.path.parent != TESTS)
+
+
+FORMULAS = [TESTS / name for name in ("likelihood", "process", "sampling", "tasks")]
 """Folders whose tests run in double precision, where rounding hides nothing."""
 
 

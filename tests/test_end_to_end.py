@@ -16,7 +16,6 @@ from jaxdiff.distributed import runtime
 from jaxdiff.errors import UserError
 from tests.commands import DIGITS, TINY, digest, metrics, run, start
 
-pytestmark = pytest.mark.xdist_group("end to end")  # one worker: the tests use one trained run
 STEPS = 12
 TRAIN = (
     "--config",
@@ -84,7 +83,10 @@ def test_killed_at_a_random_step_the_same_command_reaches_the_same_state(trained
     assert steps == list(range(1, STEPS + 1))
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGTERM, 75), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_a_signal_saves_and_the_same_command_continues(trained, tmp_path, number, status):
     """The command is repeated after SIGTERM only: the saved state does not depend on the signal."""
     workdir, _ = trained
@@ -118,6 +120,7 @@ def losses(workdir):
     return np.array([row["loss"] for row in metrics(workdir) if "loss" in row])
 
 
+@pytest.mark.slow
 def test_one_device_and_four_train_alike(trained, tmp_path):
     workdir, _ = trained
     run("train", *TRAIN, "--config.evaluation=None", "--workdir", str(tmp_path), devices=4)

@@ -14,8 +14,6 @@ from jaxdiff.evaluation.protocols import EvaluationInputs, Report
 from jaxdiff.generation.generator import Generator
 from tests.commands import DIGITS, TINY
 
-pytestmark = pytest.mark.xdist_group("labels")  # one worker: the tests use one trained run
-
 LEVELS = {"ant": 20, "bee": 130, "cat": 240, "dog": 60}
 CLASSES = "--config.task.denoiser.conditioner.conditions.label.num_classes=3"
 ONE_LEVEL = "--config.task.denoiser.network.levels=jaxdiff.models.unet:Level(width=32,blocks=1)"

@@ -60,7 +60,7 @@ def test_there_are_two_notebooks():
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in NOTEBOOKS]
+    "name", ["quickstart", pytest.param("conditioning_and_guidance", marks=pytest.mark.slow)]
 )
 def test_a_notebook_runs(name):
     notebook = read(name)

@@ -9,7 +9,6 @@ from sklearn.datasets import load_digits
 
 from jaxdiff import config as configs
 from jaxdiff.cli import app
-from jaxdiff.config.overrides import override
 from jaxdiff.data.arrays import Arrays
 from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.errors import UserError
@@ -84,10 +83,17 @@ DIGIT_IMAGES = (load_digits().images[:200, ..., None] * 15.9).astype(np.uint8)
 LABELS = load_digits().target[:200]
 
 
-def test_arrays_in_memory_train_and_continue_exactly(tmp_path):
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    """The folder and the generator of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("runs") / "once"
+    return folder, train(tiny(6), str(folder), source=Arrays(image=DIGIT_IMAGES, label=LABELS))
+
+
+def test_arrays_in_memory_train_and_continue_exactly(once, tmp_path):
     """A run that stops after three steps and continues equals an uninterrupted one."""
+    folder, once = once
     source = Arrays(image=DIGIT_IMAGES, label=LABELS)
-    once = train(tiny(6), str(tmp_path / "once"), source=source)
     train(tiny(3), str(tmp_path / "twice"), source=source)
     twice = train(
         tiny(6), str(tmp_path / "twice"), source=Arrays(label=LABELS.copy(), image=DIGIT_IMAGES.copy())
@@ -96,12 +102,12 @@ def test_arrays_in_memory_train_and_continue_exactly(tmp_path):
     images = once(label=[3, 1])
     np.testing.assert_array_equal(images, twice(label=[3, 1]))
     assert images.shape == (2, 8, 8, 1)
-    stored = read_config(str(tmp_path / "once")).data.source
+    stored = read_config(str(folder)).data.source
     assert (stored.length, tuple(stored.fields)) == (200, ("image", "label"))
     with pytest.raises(UserError, match=r"got a run with another config \(data.source.sha256"):
-        train(tiny(6), str(tmp_path / "once"), source=Arrays(image=DIGIT_IMAGES[::-1], label=LABELS))
+        train(tiny(6), str(folder), source=Arrays(image=DIGIT_IMAGES[::-1], label=LABELS))
     with pytest.raises(UserError, match="expected a source that can be read, got a record of 200 examples"):
-        configs.build(read_config(str(tmp_path / "once"))).data.example()
+        configs.build(read_config(str(folder))).data.example()
 
 
 def test_arrays_have_the_order_and_batches_of_other_sources():
@@ -178,15 +184,10 @@ def test_test_data_are_checked_before_training(tmp_path):
         train(config, str(tmp_path), source=source, test_source=Arrays(image=DIGIT_IMAGES))
 
 
-def test_an_experiment_object_trains_as_its_config_does(tmp_path):
-    config = tiny(3)
-    override(config, "batch_size", "16")
-    source = Arrays(image=DIGIT_IMAGES, label=LABELS)
-    by_config = train(config, str(tmp_path / "a"), source=source)
-    by_object = train(configs.build(config), str(tmp_path / "b"), source=source)
+def test_an_experiment_object_trains_as_its_config_does(once, tmp_path):
+    experiment, (_, by_config) = configs.build(tiny(6)), once
+    by_object = train(experiment, str(tmp_path / "run"), source=Arrays(image=DIGIT_IMAGES, label=LABELS))
     jax.tree.map(np.testing.assert_array_equal, by_config.params, by_object.params)
-    initial = create_state(
-        configs.build(config).task, configs.build(config).optimizer.make(3), by_config.mesh, 0
-    )
+    initial = create_state(experiment.task, experiment.optimizer.make(6), by_config.mesh, 0)
     changed = jax.tree.map(lambda a, b: bool(np.any(np.asarray(a) != b)), by_config.params, initial.params)
     assert any(jax.tree.leaves(changed))

@@ -102,8 +102,18 @@ class UNet(nn.Module):
         for i, level in enumerate(self.levels):
             if level.attention is not None:
                 level.attention.check(level.width, f"levels[{i}].width")
-        self.middle.check(self.levels[-1].width, f"levels[{len(self.levels) - 1}].width")
+        self.middle.check(*self._middle_width())
         super().__post_init__()
+
+    @nn.nowrap
+    def _middle_width(self) -> tuple[int, str]:
+        """The channels of the middle, and the field that decides them: the last level may have no blocks."""
+        width, field = self.stem_width or self.levels[0].width, "stem_width"
+        for i, level in enumerate(self.levels):
+            resampled = i + 1 < len(self.levels) and self.resampling != "plain"
+            if level.blocks > 0 or resampled:
+                width, field = level.width, f"levels[{i}].width"
+        return width, field
 
     @nn.compact
     def __call__(self, x: Images, embeddings: Embeddings, *, train: bool) -> Features:

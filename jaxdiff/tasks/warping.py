@@ -33,12 +33,15 @@ def warp(images: Images, matrix: Float[Array, "batch 2 2"], shift: Float[Array, 
     height, width = images.shape[1:3]
     fine = _along(_along(images, _upsampling(height), 1), _upsampling(width), 2)
     x, y = (np.arange(2 * side + 2 * REACH) / 2 - REACH / 2 - (side - 1) / 2 for side in (width, height))
-    there = (
-        matrix[:, :, 0, None, None] * x.astype(np.float32)[None, None, None]
-        + matrix[:, :, 1, None, None] * y.astype(np.float32)[None, None, :, None]
-        + shift[:, :, None, None]
+    grid = np.stack([*np.meshgrid(x, y), np.ones((len(y), len(x)))]).astype(np.float32)
+    corner = jnp.asarray([[width - 1, height - 1]], shift.dtype)
+    to_fine = jnp.concatenate([2 * matrix, (2 * shift + corner)[..., None]], axis=-1)
+    # A dot product is computed once. The compiler could round a sum of products differently where it is used twice:
+    # near a whole number, the pixels that are read would then not be those of the weights.
+    there = jnp.einsum(
+        "bij,jyx->ibyx", to_fine, grid.astype(shift.dtype), precision=jax.lax.Precision.HIGHEST
     )
-    looked_up = jax.vmap(_look_up)(fine, 2 * there[:, 1] + height - 1, 2 * there[:, 0] + width - 1)
+    looked_up = jax.vmap(_look_up)(fine, there[1], there[0])
     return _along(_along(looked_up, _downsampling(height), 1), _downsampling(width), 2)
 
 

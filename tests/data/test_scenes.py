@@ -11,8 +11,6 @@ from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.scenes import COLOURS, DIGITS, RELATIONS, is_novel
 from jaxdiff.data.sources import Tfds
 
-pytestmark = pytest.mark.xdist_group("scenes")  # one worker: the tests read all scenes once
-
 FIELDS = ("relation", "count", "digits", "colours", "boxes", "scans")
 PHRASES = {"to the left of": "left of", "to the right of": "right of", "above": "above", "below": "below"}
 

@@ -88,7 +88,7 @@ def test_crops_that_do_not_fit_are_refused(transform):
 
 def test_a_very_long_image_is_refused_before_it_is_resized():
     long = {"image": np.zeros((1, 20_000, 3), np.uint8), "index": np.int32(4)}
-    with pytest.raises(UserError, match="index=4: .* shorter side of 256, got 1 x 20000 pixels"):
+    with pytest.raises(UserError, match=r"index=4: .* shorter side of 256, got 1 x 20000 pixels"):
         Resize(256)(long, rng())
     assert Resize(4)(long, rng())["image"].shape == (4, 80_000, 3)
 

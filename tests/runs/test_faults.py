@@ -16,8 +16,6 @@ from jaxdiff.errors import RunFailure, UserError
 from jaxdiff.runs.lock import lock
 from tests.commands import DIGITS, TINY, digest, metrics, run, start
 
-pytestmark = pytest.mark.xdist_group("faults")  # one worker: the tests use one trained run
-
 EVERY = 4
 TRAIN = (
     "--config", DIGITS, *TINY, f"--config.checkpoint_every={EVERY}", "--config.log_every=1",

@@ -18,7 +18,7 @@ import dataclasses
 import logging
 import pathlib
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxdiff.cli import app
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from jaxdiff.data.pipeline import Source
     from jaxdiff.experiment import Experiment
     from jaxdiff.generation.generator import Generator
+    from jaxdiff.training.loop import Hook
 
 _log = logging.getLogger(__name__)
 
@@ -159,14 +160,10 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | None":
     import jax
 
     from jaxdiff.data.classes import listed
-    from jaxdiff.evaluate import evaluate
-    from jaxdiff.evaluation.reports import files
-    from jaxdiff.generation import preview
     from jaxdiff.generation.generator import Generator
     from jaxdiff.runs import classes
     from jaxdiff.runs.start import prepare
     from jaxdiff.runs.workdir import RECORDS
-    from jaxdiff.tasks import consistency
     from jaxdiff.training import loop
     from jaxdiff.training.partition import merge
 
@@ -175,6 +172,42 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | None":
         print(f"classes: {listed(table)}", flush=True)
     experiment = experiment.with_classes(table)
     mesh = experiment.mesh.make()
+    _check(experiment, mesh, workdir)
+    conditions = _preview_conditions(experiment)
+    frozen = prepare(experiment, workdir, mesh)
+
+    def generator(state: Any) -> Generator:
+        params = merge(state.ema, frozen.params)
+        return Generator.of(experiment, params, mesh, frozen.networks, table or ())
+
+    state = loop.run(
+        experiment.task,
+        _batches(experiment),
+        experiment,
+        optimizer=experiment.optimizer.make(experiment.steps),
+        ema=experiment.ema,
+        mesh=mesh,
+        workdir=workdir,
+        frozen=frozen,
+        untrained=experiment.optimizer.frozen,
+        hooks=_hooks(experiment, workdir, generator, conditions),
+        files={name: (workdir / name).read_text() for name in RECORDS if (workdir / name).exists()},
+    )
+    if experiment.sampling is None:
+        return None
+    trained = generator(state)
+    _evaluate_at_the_end(experiment, trained, workdir)
+    return trained
+
+
+def _check(experiment: "Experiment", mesh: Any, workdir: Any) -> None:
+    """Raise `UserError` where the parts of an experiment do not fit together; before anything is written."""
+    import jax
+
+    from jaxdiff.evaluation.reports import files
+    from jaxdiff.generation.generator import Generator
+    from jaxdiff.tasks import consistency
+
     experiment.check(mesh.devices.size)
     if experiment.sampling is not None:
         sampled = Generator.of(experiment, None, mesh)
@@ -184,15 +217,25 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | None":
         consistency.warn_of_scale(experiment.task, experiment.data.stored)
     if experiment.evaluation is not None and jax.process_index() == 0:
         files.check(workdir)
-    conditions = None
-    if experiment.sample_every:  # now, so that a missing condition raises before training
-        conditioner = experiment.sampled.denoiser.conditioner
-        conditions = preview.conditions(conditioner, experiment.data, experiment.test_data, experiment.seed)
-    frozen = prepare(experiment, workdir, mesh)
 
-    def generator(state: Any) -> Generator:
-        params = merge(state.ema, frozen.params)
-        return Generator.of(experiment, params, mesh, frozen.networks, table or ())
+
+def _preview_conditions(experiment: "Experiment") -> Any:
+    """The conditions of the samples drawn in training, None without such samples; a missing one raises."""
+    from jaxdiff.generation import preview
+
+    if not experiment.sample_every:
+        return None
+    conditioner = experiment.sampled.denoiser.conditioner
+    return preview.conditions(conditioner, experiment.data, experiment.test_data, experiment.seed)
+
+
+def _hooks(
+    experiment: "Experiment", workdir: Any, generator: "Callable[[Any], Generator]", conditions: Any
+) -> "list[Hook]":
+    """What happens at intervals in training: samples, and the evaluation."""
+    from jaxdiff.evaluate import evaluate
+    from jaxdiff.generation import preview
+    from jaxdiff.training.loop import Hook
 
     def draw_samples(state: Any, step: int) -> dict:
         """A figure of samples drawn with the EMA."""
@@ -205,39 +248,35 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | None":
         report = evaluate(experiment, generator(state), workdir)
         return {**report.scalars, "evaluation": report.figure}
 
-    hooks = []
-    if experiment.sample_every:
-        hooks.append(loop.Hook(experiment.sample_every, draw_samples))
+    hooks = [Hook(experiment.sample_every, draw_samples)] if experiment.sample_every else []
     if experiment.evaluation is not None and experiment.evaluation.every:
-        hooks.append(loop.Hook(experiment.evaluation.every, evaluate_during_training))
+        hooks.append(Hook(experiment.evaluation.every, evaluate_during_training))
+    return hooks
 
-    def batches(first_step: int) -> Any:
+
+def _batches(experiment: "Experiment") -> "Callable[[int], Iterator[Any]]":
+    """This process's rows of the training batches from a step on."""
+    import jax
+
+    def batches(first_step: int) -> Iterator[Any]:
         rows = experiment.data.batches(
             experiment.batch_size, experiment.seed, first_step, jax.process_index(), jax.process_count()
         )
         return _with_checked_labels(experiment, rows)
 
-    state = loop.run(
-        experiment.task,
-        batches,
-        experiment,
-        optimizer=experiment.optimizer.make(experiment.steps),
-        ema=experiment.ema,
-        mesh=mesh,
-        workdir=workdir,
-        frozen=frozen,
-        untrained=experiment.optimizer.frozen,
-        hooks=hooks,
-        files={name: (workdir / name).read_text() for name in RECORDS if (workdir / name).exists()},
-    )
-    if experiment.sampling is None:
-        return None
-    trained = generator(state)
+    return batches
+
+
+def _evaluate_at_the_end(experiment: "Experiment", trained: "Generator", workdir: Any) -> None:
+    """Store and print the report of a trained model, if the experiment has an evaluation."""
+    import jax
+
+    from jaxdiff.evaluate import evaluate
+
     if experiment.evaluation is not None:
         report = evaluate(experiment, trained, workdir)
         if jax.process_index() == 0:
             print(report)
-    return trained
 
 
 def _check_nulls(experiment: "Experiment", sampled: "Generator") -> None:

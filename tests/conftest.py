@@ -1,6 +1,7 @@
 """Eight CPU devices for every test, quick compilation, no silent broadcasting between ranks, and float64 where formulas
 are checked."""
 
+import gc
 import os
 import pathlib
 import tempfile
@@ -22,6 +23,9 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", int(os.environ["JAX_NUM_CPU_DEVICES"]))
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Traces are millions of objects that stay in caches: looking through them for garbage takes a tenth of the time.
+gc.set_threshold(100_000, 50, 100)
 
 TESTS = pathlib.Path(__file__).parent
 

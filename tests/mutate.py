@@ -37,7 +37,7 @@ SWAPS = {
     "alpha_next": "sigma_next", "sigma_next": "alpha_next", "x_0": "noise", "noise": "x_0", "low": "high",
 }  # fmt: skip
 SIGNS: dict[type, type] = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
-SILENT = ("require", "UserError")
+SILENT = ("expect", "positive", "between", "one_of", "UserError")
 """Calls whose arguments are texts and bounds of error messages, not computations."""
 
 SHAPES = ("expand", "noise_like", "zeros_like", "ones_like")

@@ -59,9 +59,8 @@ def test_there_are_two_notebooks():
     assert set(NOTEBOOKS) == {"conditioning_and_guidance", "quickstart"}
 
 
-@pytest.mark.parametrize(
-    "name", ["quickstart", pytest.param("conditioning_and_guidance", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_runs(name):
     notebook = read(name)
     assert {"STEPS", "network"} <= shortened(notebook)

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from jaxdiff.errors import UserError
+from jaxdiff.errors import RunFailure, UserError
 
 Fill = Callable[[pathlib.Path], object]
 """Writes an output: receives the path of an empty folder, or of an empty file."""
@@ -77,7 +77,9 @@ class Output:
                 fill(draft)
                 self._check_existing()
                 self._put(draft)
-        except (OSError, UserError) as error:
+        except UserError:  # the place was free before the work
+            self._rescue(fill, "a file or folder that was made there meanwhile")
+        except (OSError, RunFailure) as error:
             self._rescue(fill, _reason(error))
 
     @property
@@ -92,7 +94,11 @@ class Output:
             return
         old = _beside(self.path)
         self.path.rename(old)
-        draft.rename(self.path)
+        try:
+            draft.rename(self.path)
+        except OSError:
+            old.rename(self.path)
+            raise
         for entry in list(old.iterdir()):
             entry.unlink()
         old.rmdir()
@@ -114,7 +120,9 @@ class Output:
                 path.mkdir()
             fill(path)
             return True
-        except (OSError, UserError):
+        except (OSError, UserError, RunFailure):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(path) if self.is_folder else path.unlink()
             return False
 
     def _check_existing(self) -> None:
@@ -170,6 +178,10 @@ def file(flag: str, text: str) -> Output:
 
 def place(flag: str, text: str) -> pathlib.Path:
     """The absolute path that `text` names, with symbolic links followed."""
+    if "://" in text:
+        raise UserError(
+            f"{flag}={text}: expected a place on this machine, got an address. Fix: give a local path, and copy it"
+        )
     path = pathlib.Path(text).expanduser()
     if path.name in ("", "..") or not text.strip():
         raise UserError(

@@ -49,7 +49,8 @@ def run(request: Request, load: Load = Generator.load) -> None:
     images, requested, conditions = sample(request, stages)
     arrays = cli.to_arrays(requested.values, conditions, len(images))
     pictures.write(request.out, images, arrays, len(requested.rows) or None)
-    rows = f", a row for each class: {listed(requested.rows)}" if requested.rows else ""
+    shown = requested.rows[: len(images)]
+    rows = f", a row for each class: {listed(shown)}" if shown else ""
     print(f"{len(images)} images in {request.flags.out}{rows if request.out.suffix in PICTURES else ''}")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxdiff.conditioning.condition import Condition, Shape, json_or_text
-from jaxdiff.data.classes import listed
+from jaxdiff.data.classes import listed, numbers
 from jaxdiff.errors import UserError, expect
 from jaxdiff.typing import Array
 
@@ -67,7 +67,9 @@ class LabelCondition(Condition, kw_only=True):
         expect(labels.ndim == 1, name, list(labels.shape), "one class per image", fix)
         wrong = labels[(labels < 0) | (labels >= self.classes)]
         if wrong.size:
-            named = f": {listed(self.class_names)}" if self.class_names else ""
+            named = (
+                f": {listed(self.class_names)}" if self.class_names not in ((), numbers(self.classes)) else ""
+            )
             raise UserError(
                 f"{name}={wrong[0]}: expected a class from 0 to {self.classes - 1}, got {wrong[0]}. Fix: {fix}{named}"
             )

@@ -3,10 +3,12 @@
 import difflib
 import errno
 import glob
+import inspect
 import json
 import re
 import traceback
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ def load(path: str) -> ConfigDict:
             raise UserError(
                 "expected a function get_config(), got none. Fix: return spec(Experiment, ...) from it"
             )
-        config = get_config(variant) if variant else get_config()
+        config = get_config(variant) if _takes(get_config, variant) else get_config()
         if not isinstance(config, ConfigDict):
             got = type(config).__name__
             raise UserError(
@@ -52,6 +54,19 @@ def load(path: str) -> ConfigDict:
         return config
     except (Exception, SystemExit) as error:
         raise UserError(f"--config={path}: {_blame(error, file)}") from error
+
+
+def _takes(get_config: Callable[..., Any], variant: str) -> bool:
+    """Whether there is a variant to call `get_config` with; raises `UserError` if the config has none."""
+    if not variant:
+        return False
+    try:
+        inspect.signature(get_config).bind(variant)
+    except TypeError:
+        raise UserError(
+            f"expected a config without variants, got the variant {variant!r}. Fix: leave :{variant} out"
+        ) from None
+    return True
 
 
 def file_and_variant(path: str) -> tuple[str, str]:

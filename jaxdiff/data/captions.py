@@ -142,7 +142,7 @@ def _rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _csv_rows(name: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         for row in reader:
             position = f"{name}:{reader.line_num}"

@@ -109,7 +109,11 @@ class ImageFolder:
         fix = "move it into the folder of its class, or use label=None"
         got = f"{', '.join(loose[:1])} outside of them"
         expect(not loose, "label", self.label, "all images in subfolders", fix, got)
-        return tuple(sorted({_class_of(file) for file in files}, key=natural))
+        found = {_class_of(file) for file in files}
+        odd = [name for name in found if not name.isprintable()]  # not UTF-8, or with control characters
+        fix, got = "rename these folders", ", ".join(map(ascii, odd))
+        expect(not odd, "path", self.path, "class folders with printable names in UTF-8", fix, got)
+        return tuple(sorted(found, key=natural))
 
     def _captions(self, root: Path, files: list[str], chosen: list[str]) -> Captions:
         """The captions of the chosen files, at least one each."""

@@ -29,7 +29,8 @@ def read(workdir: epath.PathLike) -> Names | None:
         return None
     where, fix = f"--workdir={workdir}: {FILE}", "restore the file"
     table = read_json(read_text(file, where), where, fix)
-    names = {number: name for name, number in table.items()} if isinstance(table, Mapping) else {}
+    known = isinstance(table, Mapping) and all(type(number) is int for number in table.values())
+    names = {number: name for name, number in table.items()} if known else {}
     fits = bool(names) and set(names) == set(range(len(table)))
     expect(
         fits, "--workdir", str(workdir), f"names with the numbers 0, 1, ... in {FILE}", fix, "other values"

@@ -4,7 +4,9 @@ import contextlib
 import datetime
 import fcntl
 import json
+import logging
 import os
+import secrets
 import socket
 import threading
 import time
@@ -23,6 +25,8 @@ LOCK = "run.lock"
 
 BEAT = 10.0
 """Seconds between heartbeats of the holder."""
+
+_log = logging.getLogger(__name__)
 
 PATIENCE = 3
 """Heartbeats that a holder on another host may miss before its lock is taken over."""
@@ -70,7 +74,7 @@ class _Held:
             self._close()
             raise
         self._released = threading.Event()
-        self._count = 0
+        self._count, self._token = 0, secrets.token_hex(8)
         self._write()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
@@ -79,18 +83,28 @@ class _Held:
         self._released.set()
         self._thread.join()
         with contextlib.suppress(OSError):
-            self._path.unlink()
+            if self._is_ours():
+                self._path.unlink()
         self._close()
 
     def _beat(self) -> None:
         while not self._released.wait(BEAT):
             self._count += 1
+            if not self._is_ours():
+                _log.warning("%s: another process has taken over this run, since this one did not answer: "
+                             "stop one of them", self._path)  # fmt: skip
+                return
             with contextlib.suppress(OSError):  # a full disk stops no training
                 self._write()
 
+    def _is_ours(self) -> bool:
+        """Whether no other process has written the record since; after a pause of this one it may have."""
+        return _record(self._path).get("token", self._token) == self._token
+
     def _write(self) -> None:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        record = {"host": socket.gethostname(), "process": os.getpid(), "beat": self._count, "time": now}
+        record = {"host": socket.gethostname(), "process": os.getpid(), "beat": self._count, "time": now,
+                  "token": self._token}  # fmt: skip
         text = json.dumps(record) + "\n"
         if self._file is None:
             self._path.write_text(text)
@@ -140,6 +154,9 @@ def _check_record(path: epath.Path, locked: bool) -> None:
         if not locked and _is_alive(first.get("process")):
             raise _refusal(path)
         return
+    if first:
+        _log.warning("%s: process %s on %s held this run; waiting %.0f s for a sign of it", path,
+                     first.get("process"), first.get("host"), PATIENCE * BEAT)  # fmt: skip
     for _ in range(PATIENCE if first else 0):
         time.sleep(BEAT)
         if _record(path) != first:

@@ -63,6 +63,8 @@ def init_workdir(
         files |= _records(experiment, path, step)
     if step is not None:
         continuation.check_steps(stored, config, workdir, step, new_schedule)
+    if step is not None and config.steps < step:
+        return path  # nothing is trained: the records stay those of the checkpoints
     with _errors_of_the_folder(workdir):
         for name, content in files.items():
             _write(path / name, content)

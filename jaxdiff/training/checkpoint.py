@@ -7,7 +7,6 @@ checkpoints intact.
 
 import contextlib
 import dataclasses
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -26,14 +25,8 @@ from jaxdiff.training.retention import Retention, Saved
 CORRUPT = "corrupt"
 """Suffix of the folder of a damaged checkpoint."""
 
-VALUE_FILE = "metric.json"
-"""File of a checkpoint with the metric of `Retention.best`, written after the checkpoint."""
-
 RENAMED = {"task_state": "memory", "extra_emas": "others"}
 """Fields of `TrainState` -> their names in checkpoints of jaxdiff 0.1.0."""
-
-DELETED, DRAFT = ".deleted", ".orbax-checkpoint-tmp"
-"""Marks in the names of folders that an interrupted deletion or save leaves."""
 
 T = TypeVar("T")
 
@@ -99,8 +92,12 @@ class Checkpoints:
         damaged: dict[int, Damaged] = {}
         for step in reversed(self._numbered()):
             try:
-                self.verify(step)
+                self._verify_files(step)
                 found = read(step)
+            except UserError:
+                if self._folder(step).exists():
+                    raise
+                continue
             except Damaged as error:
                 if self._folder(step).exists():  # else a run at work has deleted it meanwhile
                     damaged[step] = error
@@ -124,6 +121,9 @@ class Checkpoints:
           UserError: there is no such step.
         """
         self._expect(step, self._numbered())
+        self._verify_files(step)
+
+    def _verify_files(self, step: int) -> None:
         error = self._damage(step) if jax.process_index() == 0 else None
         found = error is not None
         if jax.process_count() > 1:
@@ -172,14 +172,22 @@ class Checkpoints:
         with self._reported(step):
             self._checkpointer.wait_until_finished()
             self._checkpointer.check_for_errors()
-        self._store_ratings()
-        self._prune()
+        try:
+            self._store_ratings()
+            self._prune()
+        except OSError as error:  # the next save tries again
+            _log.warning("%s: old checkpoints were not deleted (%s)", self.directory, reason(error))
 
     def rate(self, step: int, value: float) -> None:
-        """Record the metric of a step for `Retention.best`; stored in its checkpoint once that is complete."""
-        self._rated[step] = value
+        """Record the metric of a step for `Retention.best`; stored in its checkpoint once that is complete.
+
+        A step without a checkpoint, complete or on its way, is not rated.
+        """
+        if step == self._saving or step in self.steps():
+            self._rated[step] = value
         if self._saving is None:
-            self._store_ratings()
+            with contextlib.suppress(OSError):  # kept in memory, and stored with the next checkpoint
+                self._store_ratings()
 
     def would_stay(self, step: int, value: float) -> bool:
         """Whether a step with this metric is among the best."""
@@ -272,6 +280,8 @@ class Checkpoints:
         except UserError:
             raise
         except Exception as error:
+            if storage.is_of_the_process(error):
+                raise
             folder = self._folder(step)
             if self._verify and integrity.read_manifest(folder) is not None:
                 raise
@@ -286,20 +296,25 @@ class Checkpoints:
             self._saving = None
             with contextlib.suppress(Exception):  # the first error is the one to report
                 self._checkpointer.wait_until_finished()  # Orbax may still be writing its metadata
-                self._remove_drafts()
+                if (
+                    jax.process_index() == 0
+                ):  # no barrier: the other processes may have saved without an error
+                    storage.delete_drafts(self.directory)
             left = ", ".join(map(str, self.steps())) or "none"
             raise RunFailure(
                 f"step {step} was not saved in {self.directory}: {reason(error)}. Checkpoints there: {left}"
             ) from error
 
     def _saved(self) -> list[Saved]:
-        return [_saved(self._folder(step), step) for step in self.steps()]
+        return [self._keep_also.read(self._folder(step), step) for step in self.steps()]
 
     def _store_ratings(self) -> None:
         """Write the metrics of complete checkpoints next to their states."""
-        for step in self._rated.keys() & set(self.steps()) if jax.process_index() == 0 else ():
-            with contextlib.suppress(OSError):
-                (self._folder(step) / VALUE_FILE).write_text(json.dumps(self._rated.pop(step)) + "\n")
+        complete = set(self.steps())
+        for step, value in list(self._rated.items()):
+            if step in complete and jax.process_index() == 0:
+                self._keep_also.write(self._folder(step), value)
+            del self._rated[step]  # without a checkpoint, its save has failed
 
     def _prune(self) -> None:
         """Delete the checkpoints that are no longer kept."""
@@ -310,16 +325,12 @@ class Checkpoints:
         for step in (each.step for each in saved if each.step not in kept):
             folder = self._folder(step)
             if "://" not in str(folder):  # an interrupted deletion leaves no half of a checkpoint
-                folder = folder.rename(_unused(folder.parent / f"{step}{DELETED}"))
+                folder = folder.rename(_unused(folder.parent / f"{step}{storage.DELETED}"))
             folder.rmtree()
 
     def _remove_drafts(self) -> None:
-        """Remove what interrupted saves and deletions have left."""
-        if jax.process_index() == 0 and self.directory.exists():
-            for path in self.directory.iterdir():
-                if path.name.partition(".")[0].isdecimal() and (DRAFT in path.name or DELETED in path.name):
-                    path.rmtree()
-        # Other processes read afterwards; with one, this does nothing.
+        """Remove what interrupted saves and deletions have left, before any process reads."""
+        storage.delete_drafts(self.directory)
         multihost_utils.sync_global_devices("drafts")
 
     def _set_aside(self, step: int, error: Damaged, then: str) -> None:
@@ -333,17 +344,6 @@ class Checkpoints:
             _log.warning("%s%s; %s", error, kept, then)
         if not self._read_only:
             multihost_utils.sync_global_devices("set aside")
-
-
-def _saved(folder: epath.Path, step: int) -> Saved:
-    """What decides whether a checkpoint stays."""
-    try:
-        record = integrity.read_manifest(folder)
-        file = folder / VALUE_FILE
-        value = float(json.loads(file.read_text())) if file.exists() else None
-    except (Damaged, OSError, ValueError, TypeError):
-        record, value = None, None
-    return Saved(step, record["time"] if record else folder.stat().mtime, value)
 
 
 def _unused(path: epath.Path) -> epath.Path:

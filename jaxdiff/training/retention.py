@@ -1,10 +1,17 @@
 """Retention: which checkpoints of a run stay on disk."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from etils import epath
+
 from jaxdiff.errors import expect, positive
+from jaxdiff.training import integrity
+
+VALUE_FILE = "metric.json"
+"""File of a checkpoint with the metric of `Retention.best`, written after the checkpoint."""
 
 
 class Saved(NamedTuple):
@@ -54,6 +61,23 @@ class Retention:
         sign = 1 if self.better == "lower" else -1
         rated = [(sign * each.value, each.step, each) for each in saved if each.value is not None]
         return [each for _, _, each in sorted(rated)[: self.best_count]] if self.best else []
+
+    def read(self, folder: epath.Path, step: int) -> Saved:
+        """A checkpoint on disk; its value is None if that of another metric is stored."""
+        try:
+            record = integrity.read_manifest(folder)
+            file = folder / VALUE_FILE
+            values = json.loads(file.read_text()) if file.exists() else {}
+            value = float(values[self.best]) if self.best in values else None
+        except (integrity.Damaged, OSError, ValueError, TypeError):
+            record, value = None, None
+        return Saved(step, record["time"] if record else folder.stat().mtime, value)
+
+    def write(self, folder: epath.Path, value: float) -> None:
+        """Store the value of `best` in a complete checkpoint."""
+        draft = folder / f".{VALUE_FILE}"
+        draft.write_text(json.dumps({self.best: value}) + "\n")
+        draft.replace(folder / VALUE_FILE)
 
     def _multiples(self, saved: Sequence[Saved]) -> list[int]:
         return [each.step for each in saved if self.every_steps and each.step % self.every_steps == 0]

@@ -1,5 +1,6 @@
 """The state of one checkpoint in Orbax's format: its handler, its arrays, and the comparison with a config's."""
 
+import errno
 import functools
 import json
 import logging
@@ -23,6 +24,11 @@ ITEM = "state"
 COMPLETE = (f"{ITEM}/_METADATA", f"{ITEM}/manifest.ocdbt")
 """Files of every complete checkpoint. An interrupted copy or a stray directory lacks one of them."""
 
+
+OF_THE_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES)
+
+DELETED, DRAFT = ".deleted", ".orbax-checkpoint-tmp"
+"""Marks in the names of folders that an interrupted deletion or save leaves."""
 
 SLICE = 2**20
 """Fewest bytes of an array for each device that has a copy. Larger arrays are written in as many slices."""
@@ -79,9 +85,23 @@ def read(folder: epath.Path, abstract: dict[str, Any]) -> dict[str, Any]:
     return ocp.PyTreeCheckpointHandler().restore(folder / ITEM, args=args)
 
 
+def is_of_the_process(error: Exception) -> bool:
+    """Whether an error of reading says nothing about the file: no memory, no file handles, no access."""
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) in OF_THE_PROCESS
+
+
 def is_complete(folder: epath.Path) -> bool:
     """Whether a folder has the files of every complete checkpoint."""
     return all((folder / name).exists() for name in COMPLETE)
+
+
+def delete_drafts(directory: epath.Path) -> None:
+    """Delete what interrupted saves and deletions have left; in a run of several processes the first one does."""
+    if jax.process_index() != 0 or not directory.exists():
+        return
+    for path in directory.iterdir():
+        if path.name.partition(".")[0].isdecimal() and (DRAFT in path.name or DELETED in path.name):
+            path.rmtree()
 
 
 @functools.cache

@@ -155,10 +155,31 @@ def test_an_output_that_cannot_be_written_after_all_is_kept_elsewhere(
 def test_nothing_is_replaced_that_appeared_during_the_work(folder):
     out = parse("--out", "x.npy").out
     (folder / "x.npy").write_text("of another command")
-    with pytest.raises(UserError, match=r"expected .* got an existing file.* kept as ") as error:
+    with pytest.raises(UserError, match=r"made there meanwhile.* kept as ") as error:
         pictures.write(out, IMAGES, {}, None)
     pathlib.Path(str(error.value).rpartition(" ")[2]).unlink()
     assert (folder / "x.npy").read_text() == "of another command"
+
+
+def test_an_earlier_folder_comes_back_if_the_new_one_cannot_take_its_place(folder, monkeypatch):
+    (folder / "old").mkdir()
+    (folder / "old" / "000000.png").write_text("old")
+    out, rename = parse("--out", "old", "--overwrite").out, pathlib.Path.rename
+
+    def fails_for_the_new_one(path, target):
+        if path.suffix == ".partial" and (path / "000001.png").exists():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(path, target)
+
+    monkeypatch.setattr(pathlib.Path, "rename", fails_for_the_new_one)
+    with pytest.raises(UserError, match=r"input/output error\. Fix: .* kept as "):
+        out.write(lambda draft: (draft / "000001.png").write_text("new"))
+    assert [path.name for path in (folder / "old").iterdir()] == ["000000.png"]
+
+
+def test_an_address_is_no_place_on_this_machine(folder):
+    with pytest.raises(UserError, match=r"--out=gs://b/x\.png: expected a place on this machine"):
+        parse("--out", "gs://b/x.png")
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])

@@ -48,7 +48,7 @@ def test_load_refuses_a_file_without_a_config(tmp_path, text):
 
 def test_load_refuses_a_variant_of_a_file_without_variants(tmp_path):
     file = write(tmp_path, "def get_config():\n    pass\n")
-    assert "takes 0 positional arguments" in message_of(configs.load, f"{file}:large")
+    assert "got the variant 'large'. Fix: leave :large out" in message_of(configs.load, f"{file}:large")
 
 
 def test_load_suggests_the_closest_file(tmp_path, monkeypatch):

@@ -39,6 +39,13 @@ def meanings(source):
     }
 
 
+@pytest.mark.parametrize("name", ["tul\udcffip", "two\nlines"])
+def test_names_that_cannot_be_shown_are_refused(tmp_path, name):
+    with pytest.raises(UserError, match="expected class folders with printable names") as error:
+        folder(tmp_path, "ant", name).open()
+    assert str(error.value).isascii()
+
+
 def test_numbers_in_names_sort_by_value_and_the_rest_as_text(tmp_path):
     names = ["a", "a-", "a1b", "a2", "a10", "b", "1", "2", "10", "01", "cat.2", "cat"]
     assert sorted(["10", "2", "1"], key=natural) == ["1", "2", "10"]

@@ -60,6 +60,13 @@ def refused(run, message, *changes, **options):
     assert {path.name: path.read_text() for path in folder.glob("*.json")} == before, "nothing is written"
 
 
+def test_fewer_steps_than_are_done_leave_the_records_of_the_run(run):
+    before = (run.root / "run" / "config.json").read_text()
+    run(("steps", "2"))
+    assert (run.root / "run" / "config.json").read_text() == before
+    run()
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

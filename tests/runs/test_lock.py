@@ -100,3 +100,21 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="expected a writable folder"), lock(tmp_path / "file" / "run"):
         pass
+
+
+def test_a_lock_that_was_taken_over_is_not_released(tmp_path):
+    with lock(tmp_path):
+        other = {"host": "elsewhere", "process": 1, "beat": 0, "time": "now", "token": "another"}
+        (tmp_path / LOCK).write_text(json.dumps(other))
+    assert json.loads((tmp_path / LOCK).read_text())["token"] == "another"
+
+
+def test_a_holder_notices_that_its_lock_was_taken_over(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(locks, "BEAT", 0.02)
+    with lock(tmp_path):
+        (tmp_path / LOCK).write_text(json.dumps({"token": "another"}))
+        deadline = time.monotonic() + 10
+        while "taken over" not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert "another process has taken over" in caplog.text
+        assert json.loads((tmp_path / LOCK).read_text())["token"] == "another"

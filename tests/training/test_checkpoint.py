@@ -1,4 +1,5 @@
 import collections
+import errno
 import logging
 
 import jax
@@ -145,6 +146,55 @@ def test_a_failed_background_save_loses_no_other_checkpoint(checkpoints, monkeyp
             checkpoints.wait()
     assert saved(checkpoints, 6).steps() == [2, 6]
     assert toy.sha(checkpoints.restore(6, abstract(state(0)))) == toy.sha(state(6))
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_stops_nothing(checkpoints, monkeypatch, caplog):
+    rename = type(checkpoints.directory).rename
+
+    def busy(self, target):
+        if ".deleted" in str(target):
+            raise OSError(errno.ENOTEMPTY, "directory not empty")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(checkpoints.directory), "rename", busy)
+        saved(checkpoints, 1, 2, 3)
+    assert "not deleted" in caplog.text
+    assert saved(checkpoints, 4).steps() == [3, 4]
+
+
+def test_a_checkpoint_that_is_deleted_while_it_is_read_is_passed_over(checkpoints):
+    saved(checkpoints, 1, 2)
+
+    def read(step):
+        if step == 2:
+            (checkpoints.directory / "2").rename(checkpoints.directory / "2.deleted")
+        return int(checkpoints.restore(step, abstract(state(0))).step)
+
+    assert checkpoints.newest(read) == (1, 1)
+
+
+def test_lack_of_memory_is_no_damage(tmp_path, monkeypatch):
+    def exhausted(*arguments, **options):
+        raise MemoryError
+
+    with Checkpoints(tmp_path, verify=False) as checkpoints:
+        saved(checkpoints, 1)
+        monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", exhausted)
+        with pytest.raises(MemoryError):
+            checkpoints.newest(lambda step: checkpoints.restore(step, abstract(state(0))))
+        assert checkpoints.steps() == [1]
+
+
+def test_only_a_checkpoint_is_rated_and_by_the_present_metric(tmp_path):
+    with Checkpoints(tmp_path, 2, Retention(best="fid")) as checkpoints:
+        saved(checkpoints, 1)
+        checkpoints.rate(1, 0.5)
+        checkpoints.rate(7, 0.1)  # its save has failed
+        assert checkpoints.would_stay(2, 0.2)
+        assert not checkpoints.would_stay(2, 0.6)
+    with Checkpoints(tmp_path, 2, Retention(best="loss")) as checkpoints:
+        assert checkpoints.would_stay(2, 0.6)
 
 
 def test_other_shapes_types_and_names_are_errors(checkpoints):

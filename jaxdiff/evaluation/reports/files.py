@@ -6,6 +6,7 @@ import io
 import json
 import os
 import secrets
+import shutil
 import tempfile
 
 from etils import epath
@@ -38,7 +39,7 @@ def write(report: Report, workdir: str | os.PathLike[str]) -> None:
     If that fails, they are written into a new folder for temporary files.
 
     Raises:
-      UserError: they could not be written into `workdir`; names the other folder.
+      UserError: they could not be written into `workdir`; names the other folder, if there is one.
     """
     png = io.BytesIO()
     Image.fromarray(report.figure).save(png, "PNG", optimize=True)
@@ -49,13 +50,25 @@ def write(report: Report, workdir: str | os.PathLike[str]) -> None:
         for name, data in zip(NAMES, contents, strict=True):
             _put(workdir, name, data)
     except OSError as error:
+        kept = _keep(contents)
+        where = f"the report was kept in {kept}" if kept else "the report is lost, and can be computed again"
+        raise UserError(
+            f"--workdir={workdir}: expected a writable folder, got {(error.strerror or str(error)).lower()}. "
+            f"Fix: make room or give access; {where}"
+        ) from None
+
+
+def _keep(contents: tuple[bytes, bytes]) -> str | None:
+    """Write the files into a new folder for temporary files, and return it; None if there is no room either."""
+    kept = ""
+    try:
         kept = tempfile.mkdtemp(prefix="jaxdiff-evaluation-")
         for name, data in zip(NAMES, contents, strict=True):
             _put(kept, name, data)
-        raise UserError(
-            f"--workdir={workdir}: expected a writable folder, got {(error.strerror or str(error)).lower()}. "
-            f"Fix: make room or give access; the report was kept in {kept}"
-        ) from None
+        return kept
+    except OSError:
+        shutil.rmtree(kept, ignore_errors=True)
+        return None
 
 
 def _put(folder: str | os.PathLike[str], name: str, data: bytes) -> epath.Path:

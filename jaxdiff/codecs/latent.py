@@ -53,7 +53,8 @@ class Latent(Pixels):
     Attributes:
       network: the autoencoder.
       weights: the origin of its parameters.
-      scaling_factor: brings latents to unit variance: 0.18215 for Stable Diffusion 1 and 2, 0.13025 for SDXL, 1 for TAESD.
+      scaling_factor: brings latents to unit variance: 0.18215 for Stable Diffusion 1 and 2, 0.13025 for SDXL, and 1 for
+        TAESD.
       shift_factor: subtracted from latents before they are scaled; 0.0609 for Stable Diffusion 3.
       latents_mean: the mean of each channel, instead of `shift_factor`.
       latents_std: the standard deviation of each channel, together with `latents_mean`.
@@ -191,4 +192,6 @@ def _check_params(network: Autoencoder, params: Params) -> None:
 
 def _shapes(tree: Params) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree.leaves_with_path(nn.meta.unbox(tree))
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves
+    }

@@ -140,7 +140,9 @@ def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
         expect(set(blocks) <= {known}, field, blocks, f"{known} at every level", "use such a model")
     images = given["in_channels"]
     expected = f"in_channels={images}, since images are decoded as they were encoded"
-    expect(given["out_channels"] == images, "out_channels", given["out_channels"], expected, "use such a model")
+    expect(
+        given["out_channels"] == images, "out_channels", given["out_channels"], expected, "use such a model"
+    )
     if kind == "AutoencoderTiny":
         field = "decoder_block_out_channels"
         widths = [*given["encoder_block_out_channels"], *given[field]]

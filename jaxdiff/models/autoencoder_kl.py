@@ -153,7 +153,7 @@ class Decoder(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """``x + conv(silu(norm(conv(silu(norm(x))))))``, without a vector; a 1 x 1 convolution on `x` if the width changes."""
+    """``x + conv(silu(norm(conv(silu(norm(x))))))``; no vector. Another width takes a 1 x 1 convolution on `x`."""
 
     width: int
     options: BlockOptions = BlockOptions()

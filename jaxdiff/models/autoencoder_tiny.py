@@ -1,7 +1,7 @@
 """TAESD: a tiny autoencoder with the latents of Stable Diffusion, for fast previews and little memory.
 
-The network is the Tiny AutoEncoder for Stable Diffusion (Ollin Boer Bohan 2023, https://github.com/madebyollin/taesd), called
-AutoencoderTiny in diffusers. Its latents have the scale in which Stable Diffusion diffuses.
+The source is the Tiny AutoEncoder for Stable Diffusion (Ollin Boer Bohan 2023, https://github.com/madebyollin/taesd),
+called AutoencoderTiny in diffusers. Its latents have the scale in which Stable Diffusion diffuses.
 """
 
 import flax.linen as nn

@@ -78,7 +78,9 @@ def run_peer(function, x):
 
 
 def run(network, params, method, x):
-    return jax.jit(lambda values, x: network.apply({"params": values}, x, method=method))(params, jnp.asarray(x))
+    return jax.jit(lambda values, x: network.apply({"params": values}, x, method=method))(
+        params, jnp.asarray(x)
+    )
 
 
 def close(found, expected):

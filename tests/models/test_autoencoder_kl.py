@@ -10,7 +10,17 @@ from jaxdiff.errors import UserError
 from jaxdiff.interop.autoencoders import entries
 from jaxdiff.interop.mapping import to_params
 from jaxdiff.models.autoencoder_kl import AutoencoderKL
-from tests.models.autoencoders import NETWORKS, close, count, draw, numbers, peer, random_params, run, run_peer
+from tests.models.autoencoders import (
+    NETWORKS,
+    close,
+    count,
+    draw,
+    numbers,
+    peer,
+    random_params,
+    run,
+    run_peer,
+)
 
 KL = [name for name, network in NETWORKS.items() if isinstance(network, AutoencoderKL)]
 
@@ -35,7 +45,9 @@ def test_the_published_network_has_the_published_number_of_parameters():
     assert count(shapes["encoder"]) == 34_163_592
     assert count(shapes["decoder"]) == 49_490_179
     assert count(shapes) == 83_653_863
-    flux = parameter_shapes(AutoencoderKL(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False))
+    flux = parameter_shapes(
+        AutoencoderKL(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False)
+    )
     assert count(flux) == 83_819_683
     assert AutoencoderKL().factor == 8
 

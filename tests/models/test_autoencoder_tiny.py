@@ -8,7 +8,17 @@ from jaxdiff.errors import UserError
 from jaxdiff.interop.autoencoders import entries
 from jaxdiff.interop.mapping import to_params
 from jaxdiff.models.autoencoder_tiny import AutoencoderTiny
-from tests.models.autoencoders import NETWORKS, close, count, draw, numbers, peer, random_params, run, run_peer
+from tests.models.autoencoders import (
+    NETWORKS,
+    close,
+    count,
+    draw,
+    numbers,
+    peer,
+    random_params,
+    run,
+    run_peer,
+)
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny16"])

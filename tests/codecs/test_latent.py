@@ -1,0 +1,302 @@
+"""The codec of latent diffusion: scale, posterior, dtype, slices, tiles, and its place in training."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import save_file
+
+from jaxdiff.codecs.latent import Latent, parameter_shapes
+from jaxdiff.codecs.protocol import Codec
+from jaxdiff.codecs.tiling import Tiles
+from jaxdiff.conditioning.conditioner import Conditioner
+from jaxdiff.config import build, describe
+from jaxdiff.data.arrays import Arrays
+from jaxdiff.data.images import to_float
+from jaxdiff.data.pipeline import Pipeline
+from jaxdiff.denoiser import Denoiser
+from jaxdiff.errors import UserError
+from jaxdiff.experiment import Experiment
+from jaxdiff.interop.autoencoders import entries
+from jaxdiff.interop.mapping import to_params
+from jaxdiff.models.autoencoder_kl import AutoencoderKL
+from jaxdiff.process.gaussian import VarianceExploding
+from jaxdiff.process.prediction import Edm
+from jaxdiff.process.time_sampling import LogNormalSigma
+from jaxdiff.runs.weights import FileWeights
+from jaxdiff.sampling.grids.continuous import Karras
+from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
+from jaxdiff.sampling.recipe import Recipe
+from jaxdiff.sampling.samplers.ddim import Ddim
+from jaxdiff.tasks.denoising import DenoisingTask
+from jaxdiff.train import train
+from jaxdiff.training.ema import Ema
+from jaxdiff.training.optimizer import AdamW
+from jaxdiff.training.partition import paths
+from tests.models.autoencoders import NETWORKS, close, draw, numbers, peer, random_params, run, run_peer
+from tests.tasks.models import Label
+
+NETWORK = AutoencoderKL((4, 4, 8), 1, latent_channels=2, groups=2)
+WEIGHTS = FileWeights("autoencoder.safetensors")
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 16, 24, 3), np.uint8)
+KEYS = jax.random.split(jax.random.key(0), 5)
+
+
+@functools.cache
+def frozen(network=NETWORK):
+    return {"autoencoder": random_params(network)}
+
+
+def codec(**options):
+    return Latent(NETWORK, WEIGHTS, **options)
+
+
+def encode(codec, images=IMAGES, keys=KEYS, params=None):
+    params = frozen(codec.network) if params is None else params
+    return jax.jit(codec.encode)(params, jnp.asarray(images), keys)
+
+
+def decode(codec, x_0, params=None):
+    params = frozen(codec.network) if params is None else params
+    return jax.jit(codec.decode)(params, jnp.asarray(x_0))
+
+
+def moments(images=IMAGES):
+    return run(NETWORK, frozen()["autoencoder"], "encode", to_float(images))
+
+
+def test_it_is_a_codec_of_bytes():
+    made = codec()
+    assert isinstance(made, Codec)
+    assert dict(made.frozen) == {"autoencoder": WEIGHTS}
+    assert made.data_shape((16, 24, 3)) == (4, 6, 2)
+    assert encode(made).shape == (5, 4, 6, 2)
+    decoded = decode(made, encode(made))
+    assert decoded.dtype == jnp.float32
+    assert made.stored(np.asarray(decoded)).shape == IMAGES.shape
+    assert made.example(2, (16, 24, 3)).dtype == np.uint8
+    assert build(describe(made)) == made
+    assert hash(made) == hash(build(describe(made)))
+
+
+def test_floats_are_images_already():
+    made = codec(posterior="mode")
+    np.testing.assert_array_equal(encode(made, to_float(IMAGES)), encode(made))
+
+
+@pytest.mark.parametrize(
+    ("options", "scaled", "unscaled"),
+    [
+        ({}, lambda z: z * 0.18215, lambda x: x / 0.18215),
+        ({"scaling_factor": 0.13025}, lambda z: z * 0.13025, lambda x: x / 0.13025),
+        (
+            {"scaling_factor": 1.5305, "shift_factor": 0.0609},
+            lambda z: (z - 0.0609) * 1.5305,
+            lambda x: x / 1.5305 + 0.0609,
+        ),
+        (
+            {"scaling_factor": 0.13025, "latents_mean": (-1.5, 2.0), "latents_std": (8.0, 0.3)},
+            lambda z: (z - np.array([-1.5, 2.0])) * 0.13025 / np.array([8.0, 0.3]),
+            lambda x: x * np.array([8.0, 0.3]) / 0.13025 + np.array([-1.5, 2.0]),
+        ),
+    ],
+)
+def test_latents_are_shifted_and_scaled_as_published(options, scaled, unscaled):
+    made = codec(posterior="mode", **options)
+    mean = np.asarray(moments()[0], float)
+    np.testing.assert_allclose(encode(made), scaled(mean), rtol=1e-6, atol=1e-6 * np.abs(scaled(mean)).max())
+    x_0 = draw(3, 4, 6, 2).astype(float)
+    np.testing.assert_allclose(made.unscaled(x_0.astype(np.float32)), unscaled(x_0), rtol=1e-6, atol=1e-6)
+    expected = run(NETWORK, frozen()["autoencoder"], "decode", unscaled(x_0).astype(np.float32))
+    close(decode(made, x_0.astype(np.float32)), np.asarray(expected))
+
+
+def test_the_posterior_is_sampled_with_the_key_of_each_image():
+    mean, log_variance = moments()
+    made = codec(scaling_factor=1.0)
+    noise = (encode(made) - mean) / np.exp(log_variance / 2)
+    expected = np.stack([jax.random.normal(key, mean.shape[1:]) for key in KEYS])
+    np.testing.assert_allclose(noise, expected, atol=1e-4)
+    np.testing.assert_allclose(encode(made, IMAGES[3:4], KEYS[3:4])[0], encode(made)[3], atol=1e-6)
+    mode = encode(dataclasses.replace(made, posterior="mode"))
+    np.testing.assert_allclose(mode, mean, atol=1e-6)
+
+
+def test_an_autoencoder_without_variance_has_one_sample():
+    network = NETWORKS["tiny"]
+    made = Latent(network, WEIGHTS, scaling_factor=1.0)
+    found = encode(made)
+    assert np.isfinite(found).all()
+    np.testing.assert_array_equal(found, encode(dataclasses.replace(made, posterior="mode")))
+
+
+def test_float16_is_computed_in_float32_where_it_would_overflow():
+    """SDXL's trap: the features of its decoder exceed 65,504."""
+    half = NETWORK.clone(dtype="float16")
+    large = {**frozen()["autoencoder"]}
+    decoder = large["decoder"]
+    stem = {name: 3e5 * value for name, value in decoder["stem"].items()}
+    large["decoder"] = {**decoder, "stem": stem}
+    params, z = {"autoencoder": large}, draw(2, 4, 6, 2)
+    upcast, plain = (Latent(half, WEIGHTS, force_upcast=upcast) for upcast in (True, False))
+    np.testing.assert_array_equal(decode(upcast, z, params), decode(codec(), z, params))
+    assert not np.isfinite(decode(plain, z, params)).all()
+    with pytest.raises(UserError, match="expected finite values"):
+        plain.stored(np.asarray(decode(plain, z, params)))
+
+
+@pytest.mark.parametrize(("dtype", "upcast"), [("bfloat16", True), ("float16", False)])
+def test_other_networks_keep_their_dtype(dtype, upcast):
+    made = Latent(NETWORK.clone(dtype=dtype), WEIGHTS, force_upcast=upcast)
+    z = draw(2, 4, 6, 2)
+    exact, found = decode(codec(), z), decode(made, z)
+    assert found.dtype == jnp.float32
+    error = np.abs(found - exact).max() / np.abs(exact).max()
+    assert 1e-5 < error < 0.1
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_slices_are_the_whole(count):
+    whole, sliced = codec(), codec(slices=count)
+    np.testing.assert_allclose(encode(sliced), encode(whole), atol=1e-6)
+    x_0 = draw(5, 4, 6, 2)
+    np.testing.assert_allclose(decode(sliced, x_0), decode(whole, x_0), atol=1e-5)
+
+
+def products(codec, images):
+    """The largest array that a program for decoding makes, by the count of its numbers."""
+    abstract = jax.ShapeDtypeStruct((images, 16, 16, 2), jnp.float32)
+    text = str(jax.make_jaxpr(codec.decode)(frozen(), abstract))
+    return text.count(f"f32[{images},64,64,4]")
+
+
+def test_slices_hold_the_features_of_one_slice():
+    assert products(codec(), 6) > 0
+    assert products(codec(slices=2), 6) == 0
+    assert products(codec(slices=2), 2) > 0
+
+
+@pytest.mark.parametrize("size", [(52, 40), (56, 20), (36, 100), (32, 32)])
+@pytest.mark.parametrize("slices", [None, 1])
+def test_tiles_are_those_of_diffusers(size, slices):
+    """With edges smaller than the overlap, and with images that are no larger than a tile."""
+    network = NETWORKS["sd3"]
+    model = peer("sd3", sample_size=32)
+    params = {
+        "autoencoder": to_params(list(entries(network)), numbers(model), parameter_shapes(network)),
+    }
+    made = Latent(network, WEIGHTS, 1.0, posterior="mode", tiles=Tiles(32, 0.25), slices=slices)
+    x, z = draw(2, *size, 3), draw(2, size[0] // 2, size[1] // 2, 16, seed=1)
+    model.enable_tiling()
+    try:
+        latents = run_peer(lambda x: model.encode(x).latent_dist.mode(), x)
+        images = run_peer(lambda z: model.decode(z).sample, z)
+    finally:
+        model.disable_tiling()
+    close(encode(made, x, KEYS[:2], params), latents)
+    close(decode(made, z, params), images)
+    plain = dataclasses.replace(made, tiles=None)
+    differs = np.abs(decode(plain, z, params) - images).max() > 1e-3
+    assert differs == (max(size) > 32)
+
+
+def test_the_default_tiles_are_512_pixels_with_a_quarter_of_overlap():
+    assert Tiles() == Tiles(512, 0.25)
+    made = Latent(AutoencoderKL(), WEIGHTS, tiles=Tiles())
+    shapes = {"autoencoder": parameter_shapes(AutoencoderKL())}
+    x_0 = jax.ShapeDtypeStruct((1, 128, 96, 4), jnp.float32)
+    assert jax.eval_shape(made.decode, shapes, x_0).shape == (1, 1024, 768, 3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((20, 18, 3), r"image_shape=\(20, 18, 3\): expected sides that are multiples of 4"),
+        ((0, 16, 3), r"image_shape=\(0, 16, 3\): expected sides that are multiples of 4"),
+        ((16, 16, 1), r"image_shape=\(16, 16, 1\): expected 3 channels"),
+        ((16,), r"image_shape=\(16,\): expected three numbers"),
+    ],
+)
+def test_unsuitable_images_are_errors(shape, message):
+    with pytest.raises(UserError, match=f"{message}.*Fix: "):
+        codec().data_shape(shape)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scaling_factor": 0.0}, "scaling_factor=0.0"),
+        ({"shift_factor": float("nan")}, "shift_factor=nan"),
+        ({"posterior": "mean"}, "posterior='mean': expected one of 'mode', 'sample'"),
+        ({"slices": 0}, "slices=0"),
+        ({"latents_mean": (0.0, 1.0)}, "latents_std=None: expected latents_mean and latents_std"),
+        ({"latents_mean": (0.0,), "latents_std": (1.0,)}, r"latents_mean=\(0.0,\): expected a number for each of 2"),
+        ({"latents_mean": (0.0, 1.0), "latents_std": (1.0, 0.0)}, r"latents_std=\(1.0, 0.0\): expected numbers > 0"),
+        (
+            {"latents_mean": (0.0, 1.0), "latents_std": (1.0, 1.0), "shift_factor": 0.1},
+            "shift_factor=0.1: expected either shift_factor or latents_mean",
+        ),
+        ({"tiles": Tiles(18)}, "expected a tile and an overlap of whole latents, which are 4 pixels wide"),
+        ({"tiles": Tiles(24)}, "got tiles of 24 that share 6 pixels"),
+    ],
+)  # fmt: skip
+def test_impossible_codecs(options, message):
+    with pytest.raises(UserError, match=f"{message}.*Fix: "):
+        codec(**options)
+
+
+def test_impossible_tiles():
+    with pytest.raises(UserError, match="size=0"):
+        Tiles(0)
+    with pytest.raises(UserError, match=r"overlap=1.0: expected a number in \[0, 1\)"):
+        Tiles(overlap=1.0)
+
+
+def test_weights_of_another_network_are_named():
+    made = Latent(NETWORK.clone(use_quant_conv=False), WEIGHTS)
+    with pytest.raises(
+        UserError, match=r"codec.weights=quant_conv/bias: expected no such parameter, got \(4,\)"
+    ):
+        encode(made, params=frozen())
+    with pytest.raises(UserError, match=r"weights=decoder/stem/kernel.*\(1 parameters differ\)"):
+        decode(Latent(NETWORKS["tiny"].clone(latent_channels=3), WEIGHTS), draw(1, 4, 4, 3), _without_stem())
+
+
+def _without_stem():
+    params = random_params(NETWORKS["tiny"].clone(latent_channels=3))
+    decoder = {**params["decoder"], "stem": {"bias": params["decoder"]["stem"]["bias"]}}
+    return {"autoencoder": {**params, "decoder": decoder}}
+
+
+class Mixer(nn.Module):
+    """A 1 x 1 convolution over latents."""
+
+    @nn.compact
+    def __call__(self, x, embeddings, *, train):
+        return nn.Dense(x.shape[-1], name="mix")(x)
+
+
+def test_a_denoiser_is_trained_on_the_latents_of_a_frozen_autoencoder(tmp_path):
+    """The autoencoder is in no checkpoint, receives no update, and decodes the samples."""
+    file = tmp_path / "autoencoder.safetensors"
+    save_file(flatten_dict(frozen()["autoencoder"], sep="/"), file)
+    made = Latent(NETWORK, FileWeights(str(file)))
+    denoiser = Denoiser(Mixer(), Conditioner(Label()), VarianceExploding(0.01, 5.0), Edm())
+    experiment = Experiment(
+        task=DenoisingTask(denoiser, LogNormalSigma(), (16, 24, 3), codec=made),
+        optimizer=AdamW(0.01), ema=Ema(0.5), data=Pipeline(Arrays(image=np.tile(IMAGES, (4, 1, 1, 1)))),
+        sampling=Recipe(Ddim(), Karras(0.02, 5.0), ClassifierFree(), 2),
+        steps=2, batch_size=8, checkpoint_every=2, sample_every=0,
+    )  # fmt: skip
+    generator = train(experiment, str(tmp_path / "run"))
+    assert set(paths(generator.params)) == {"network/mix/kernel", "network/mix/bias"}
+    samples = generator(2)
+    assert samples.shape == (2, 16, 24, 3)
+    assert samples.dtype == np.uint8
+    (stored,) = (tmp_path / "run" / "checkpoints" / "2").rglob("_METADATA")
+    assert "middle_attention" not in stored.read_text()

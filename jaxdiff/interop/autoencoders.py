@@ -46,12 +46,12 @@ class Naming:
     Attributes:
       single_file: the names of latent diffusion, ``encoder.down.0.block.0.norm1``.
       old_attention: the names of attention in diffusers' first folders, ``query`` rather than ``to_q``.
-      convolutions: projections of attention are stored as 1 x 1 convolutions rather than matrices.
+      axes: further axes of length 1 in the projections of attention: 0 for matrices, 2 for 1 x 1 convolutions.
     """
 
     single_file: bool = False
     old_attention: bool = False
-    convolutions: bool = False
+    axes: int = 0
 
     def level(self, side: str, level: int, last: int) -> str:
         """The prefix of a level, 0 being the finest and `last` the coarsest."""
@@ -75,7 +75,7 @@ class Naming:
         return "mid.attn_1" if self.single_file else "mid_block.attentions.0"
 
 
-SINGLE_FILE = Naming(single_file=True, convolutions=True)
+SINGLE_FILE = Naming(single_file=True, axes=2)
 """The names of the files of Stable Diffusion."""
 
 
@@ -139,7 +139,7 @@ def naming_of(tensors: Tensors) -> Naming:
         naming = Naming(single, old)
         query = f"encoder.{naming.attention}.{naming.projections[0]}.weight"
         if query in tensors:
-            return dataclasses.replace(naming, convolutions=tensors[query].ndim == 4)
+            return dataclasses.replace(naming, axes=tensors[query].ndim - 2)
     return Naming(single)
 
 
@@ -222,12 +222,11 @@ def _residual(ours: str, theirs: str, naming: Naming) -> Iterator[Entry]:
 
 def _attention(ours: str, theirs: str, naming: Naming) -> Iterator[Entry]:
     *split, out = naming.projections
-    axes = 2 if naming.convolutions else 0
     yield from norm(f"{ours}/norm", f"{theirs}.{'' if naming.single_file else 'group_'}norm")
     for kind, name in (("kernel", "weight"), ("bias", "bias")):
         keys = tuple(f"{theirs}.{part}.{name}" for part in split)
-        yield Entry(f"{ours}/query_key_value/{kind}", keys, separate_heads(axes))
-    yield Entry(f"{ours}/out/kernel", (f"{theirs}.{out}.weight",), from_heads(axes))
+        yield Entry(f"{ours}/query_key_value/{kind}", keys, separate_heads(naming.axes))
+    yield Entry(f"{ours}/out/kernel", (f"{theirs}.{out}.weight",), from_heads(naming.axes))
     yield Entry(f"{ours}/out/bias", (f"{theirs}.{out}.bias",), SAME)
 
 

@@ -29,11 +29,12 @@ from tests.models.autoencoders import NETWORKS, draw, numbers, peer, random_para
 
 NAMINGS = {
     "diffusers": Naming(),
-    "diffusers_convolutions": Naming(convolutions=True),
+    "diffusers_convolutions": Naming(axes=2),
     "old": Naming(old_attention=True),
-    "old_convolutions": Naming(old_attention=True, convolutions=True),
+    "old_convolutions": Naming(old_attention=True, axes=2),
     "single_file": SINGLE_FILE,
     "single_file_matrices": Naming(single_file=True),
+    "single_file_sequences": Naming(single_file=True, axes=1),
 }
 CONFIG = {
     "_class_name": "AutoencoderKL", "block_out_channels": [8, 16], "norm_num_groups": 4, "layers_per_block": 2,
@@ -171,7 +172,7 @@ def test_files_without_an_autoencoder_are_refused():
     with pytest.raises(UserError, match=r"path: expected the tensors of an autoencoder.*got a.weight.*Fix: "):
         own_names(["a.weight"])
     decoder = {key: x for key, x in tensors_of("sd", SINGLE_FILE).items() if key.startswith("decoder.")}
-    with pytest.raises(UserError, match="got no encoder.conv_in.weight.*Fix: "):
+    with pytest.raises(UserError, match=r"got no encoder.conv_in.weight.*Fix: "):
         network_of(decoder)
 
 
@@ -230,7 +231,7 @@ def test_other_tiny_networks_are_refused(change, message):
 
 def test_codecs_without_an_equivalent_are_refused():
     tiny = Latent(NETWORKS["tiny"], ORIGIN, latents_mean=(0.0,) * 4, latents_std=(1.0,) * 4)
-    with pytest.raises(UserError, match="codec.latents_mean="):
+    with pytest.raises(UserError, match=r"codec.latents_mean="):
         configs.model_config(tiny)
     other = dataclasses.replace(tiny, network=NETWORKS["sd"])
     assert configs.model_config(other)["latents_std"] == [1.0] * 4

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,7 @@ class Latent(Pixels):
     shift_factor: float = 0.0
     latents_mean: tuple[float, ...] | None = None
     latents_std: tuple[float, ...] | None = None
-    posterior: Literal["mode", "sample"] = "sample"
+    posterior: str = "sample"
     force_upcast: bool = True
     slices: int | None = None
     tiles: Tiles | None = None

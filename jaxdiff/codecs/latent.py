@@ -171,11 +171,11 @@ class Latent(Pixels):
 
 
 @functools.cache
-def parameter_shapes(network: Autoencoder) -> Params:
-    """The tree of shapes and types of an autoencoder's parameters."""
-    side, module = network.factor, network
+def parameter_shapes(network: Any) -> Params:
+    """The tree of shapes and types of the parameters of an `Autoencoder`."""
+    side = network.factor
     x = jax.ShapeDtypeStruct((1, side, side, network.image_channels), jnp.float32)
-    return nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), x))["params"]
+    return nn.meta.unbox(jax.eval_shape(network.init, jax.random.key(0), x))["params"]
 
 
 def _check_params(network: Autoencoder, params: Params) -> None:

@@ -181,7 +181,8 @@ def test_a_config_comes_back(name):
     options = {"scaling_factor": 0.7, "shift_factor": 0.1, "force_upcast": False}
     codec = Latent(NETWORKS[name], ORIGIN, **options)
     assert configs.codec(configs.model_config(codec), ORIGIN) == codec
-    assert configs.network(peer(name).config) == NETWORKS[name]
+    model = peer(name)
+    assert configs.network({**model.config, "_class_name": type(model).__name__}) == NETWORKS[name]
 
 
 def test_the_settings_of_published_configs():

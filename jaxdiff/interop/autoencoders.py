@@ -109,7 +109,7 @@ def read_autoencoder(path: str | os.PathLike[str]) -> tuple[Network, Params, dic
     checkpoint = read_tensors(root / "vae" if (root / "vae").is_dir() else root)
     config = checkpoint.metadata.get("config") if root.is_dir() else None
     tensors = checkpoint.tensors.renamed(own_names(checkpoint.tensors))
-    network = autoencoder_configs.network(config) if config else network_of(tensors)
+    network: Any = autoencoder_configs.network(config) if config else network_of(tensors)
     pairs = entries(network, naming_of(tensors))
     return network, to_params(pairs, tensors, parameter_shapes(network)), config or {}
 

@@ -61,7 +61,7 @@ class Latent(Pixels):
       posterior: encode by the posterior's "mode", or "sample" from it.
       force_upcast: compute in float32 where the network's dtype is float16, whose range the features of SDXL's decoder
         exceed. Other dtypes stay.
-      slices: images that are encoded or decoded at a time; all if None.
+      slices: images of the global batch that are encoded or decoded at a time; all if None.
       tiles: the tiles in which larger images are encoded and decoded; None for whole images.
     """
 

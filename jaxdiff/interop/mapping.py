@@ -77,16 +77,23 @@ def heads(order: str, axes: int = 0) -> Layout:
     return Layout(load, save)
 
 
-def separate_heads() -> Layout:
-    """Queries, keys and values each in a tensor [heads channels, in] (a bias without the last axis)."""
+def separate_heads(axes: int = 0) -> Layout:
+    """Queries, keys and values each in a tensor [heads channels, in] (a bias without the last axis).
+
+    Args:
+      axes: number of further axes of length 1 in the weight: 2 if it is stored as a convolution over pixels.
+    """
 
     def load(tensors: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-        stacked = np.stack([tensor.T for tensor in tensors], axis=-2)  # [in, 3, heads channels]
+        rows = (tensor.reshape(tensor.shape[: len(shape) - 2]) for tensor in tensors)
+        stacked = np.stack([tensor.T for tensor in rows], axis=-2)  # [in, 3, heads channels]
         return stacked.reshape(shape)
 
     def save(array: np.ndarray) -> list[np.ndarray]:
         flat = array.reshape(*array.shape[:-2], -1)
-        return [flat[..., i, :].T for i in range(array.shape[-3])]
+        ones = (1,) * (axes if array.ndim == 4 else 0)
+        rows = (flat[..., i, :].T for i in range(array.shape[-3]))
+        return [tensor.reshape(*tensor.shape, *ones) for tensor in rows]
 
     return Layout(load, save)
 

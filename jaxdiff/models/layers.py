@@ -63,6 +63,7 @@ class Conv(nn.Module):
 
     Attributes:
       padding: zeros before and after each row and column; ``size // 2`` on both sides if None.
+      bias: whether a bias is added.
     """
 
     features: int
@@ -71,6 +72,7 @@ class Conv(nn.Module):
     padding: tuple[int, int] | None = None
     zero: bool = False
     dtype: str = "float32"
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x: Images) -> Features:
@@ -90,7 +92,7 @@ class Conv(nn.Module):
                 padding=[padding] * 2,
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
-        return x + _bias(self, x.ndim)
+        return x + _bias(self, x.ndim) if self.bias else x
 
 
 class ToHeads(nn.Module):

@@ -1,0 +1,197 @@
+"""Latents: images, diffused in the latent space of a frozen autoencoder (Rombach et al. 2022)."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.core import FrozenDict
+
+from jaxdiff.codecs.pixels import Pixels
+from jaxdiff.codecs.protocol import Shape
+from jaxdiff.codecs.tiling import Tiles, by_slices, by_tiles
+from jaxdiff.errors import UserError, expect, finite, one_of, positive
+from jaxdiff.typing import Array, Keys, Params, Weights
+
+NAME = "autoencoder"
+"""The name of the network among a task's frozen networks."""
+
+
+@runtime_checkable
+class Autoencoder(Protocol):
+    """A Linen module from images to moments of a posterior of latents, and back: `AutoencoderKL`, `AutoencoderTiny`."""
+
+    dtype: str
+    latent_channels: int
+    image_channels: int
+
+    @property
+    def factor(self) -> int:
+        """Pixels along the side of one latent."""
+        ...
+
+    def moments(self, x: Any) -> Any:
+        """What tiles are blended in: an array from which `posterior` makes the posterior."""
+        ...
+
+    def posterior(self, moments: Any) -> tuple[Any, Any]:
+        """Mean and log-variance in float32; a pure function that needs no parameters."""
+        ...
+
+    def decode(self, z: Any) -> Any:
+        """Images near [-1, 1]."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Latent(Pixels):
+    """Latents of uint8 images, shifted and scaled: ``x_0 = (z - shift) scale / std``.
+
+    Attributes:
+      network: the autoencoder.
+      weights: the origin of its parameters.
+      scaling_factor: brings latents to unit variance: 0.18215 for Stable Diffusion 1 and 2, 0.13025 for SDXL, and 1 for
+        TAESD.
+      shift_factor: subtracted from latents before they are scaled; 0.0609 for Stable Diffusion 3.
+      latents_mean: the mean of each channel, instead of `shift_factor`.
+      latents_std: the standard deviation of each channel, together with `latents_mean`.
+      posterior: encode by the posterior's "mode", or "sample" from it.
+      force_upcast: compute in float32 where the network's dtype is float16, whose range the features of SDXL's decoder
+        exceed. Other dtypes stay.
+      slices: images of the global batch that are encoded or decoded at a time; all if None.
+      tiles: the tiles in which larger images are encoded and decoded; None for whole images.
+    """
+
+    network: Autoencoder
+    weights: Weights
+    scaling_factor: float = 0.18215
+    shift_factor: float = 0.0
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
+    posterior: str = "sample"
+    force_upcast: bool = True
+    slices: int | None = None
+    tiles: Tiles | None = None
+
+    def __post_init__(self):
+        positive(self, "scaling_factor", "slices")
+        finite(self, "shift_factor", "latents_mean", "latents_std")
+        one_of(self, "posterior", ("mode", "sample"))
+        self._check_statistics()
+        if self.tiles is not None:
+            self.tiles.check(self.network.factor)
+
+    @property
+    def frozen(self) -> Mapping[str, Weights]:
+        return FrozenDict({NAME: self.weights})
+
+    def data_shape(self, stored_shape: Shape) -> Shape:
+        height, width, channels = super().data_shape(stored_shape)
+        factor, expected = self.network.factor, self.network.image_channels
+        whole = height > 0 and width > 0 and height % factor == width % factor == 0
+        fix = "resize or crop the images to such sides"
+        expect(whole, "image_shape", stored_shape, f"sides that are multiples of {factor}", fix)
+        fix = "convert the images, or use an autoencoder for them"
+        expect(channels == expected, "image_shape", stored_shape, f"{expected} channels", fix)
+        return height // factor, width // factor, self.network.latent_channels
+
+    def encode(self, frozen: Mapping[str, Params], stored: Array, keys: Keys) -> Array:
+        """Latents [batch, height / factor, width / factor, latent_channels] of images, scaled for diffusion.
+
+        Raises:
+          UserError: the parameters are not those of the network.
+        """
+        x = super().encode(frozen, stored, keys).astype(jnp.float32)
+        moments = self._run("moments", frozen, x, 1, self.network.factor)
+        mean, log_variance = self.network.posterior(moments)
+        if self.posterior == "mode":
+            return self.scaled(mean)
+        noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
+        return self.scaled(mean + jnp.exp(log_variance / 2) * noise)
+
+    def decode(self, frozen: Mapping[str, Params], x_0: Array) -> Array:
+        """Images [batch, height, width, image_channels] near [-1, 1] of scaled latents.
+
+        Raises:
+          UserError: the parameters are not those of the network.
+        """
+        z = self.unscaled(x_0.astype(jnp.float32))
+        return self._run("decode", frozen, z, self.network.factor, 1).astype(jnp.float32)
+
+    def scaled(self, z: Array) -> Array:
+        """The data of latents: shifted and scaled."""
+        scaled = (z - self._numbers(self.latents_mean, self.shift_factor)) * self.scaling_factor
+        return scaled if self.latents_std is None else scaled / self._numbers(self.latents_std)
+
+    def unscaled(self, x_0: Array) -> Array:
+        """The latents of data; the inverse of `scaled`."""
+        z = x_0 if self.latents_std is None else x_0 * self._numbers(self.latents_std)
+        return z / self.scaling_factor + self._numbers(self.latents_mean, self.shift_factor)
+
+    def _numbers(self, of_channels: tuple[float, ...] | None, otherwise: float = 0.0) -> Array:
+        numbers = (otherwise,) if of_channels is None else of_channels
+        return jnp.asarray(numbers, jnp.float32)[None, None, None]
+
+    def _run(self, method: str, frozen: Mapping[str, Params], x: Array, up: int, down: int) -> Array:
+        """A method of the network that enlarges sides by ``up / down``, in slices and tiles."""
+        network, params = self._network, frozen[NAME]
+        _check_params(self.network, params)
+
+        def whole(part: Array) -> Array:
+            return network.apply({"params": params}, part, method=method)
+
+        if self.tiles is None:
+            return by_slices(whole, x, self.slices)
+        # Sides of tiles are given in pixels; if `up` is the factor, `x` holds latents.
+        tile, shared = self.tiles.size // up, round(self.tiles.shared) // up
+        tiled = functools.partial(by_tiles, whole, tile=tile, shared=shared, scale=up / down)
+        return by_slices(tiled, x, self.slices)
+
+    @property
+    def _network(self) -> Any:
+        network: Any = self.network
+        upcast = self.force_upcast and network.dtype == "float16"
+        return network.clone(dtype="float32") if upcast else network
+
+    def _check_statistics(self) -> None:
+        mean, std, channels = self.latents_mean, self.latents_std, self.network.latent_channels
+        fix = "give both, or neither"
+        expect((mean is None) == (std is None), "latents_std", std, "latents_mean and latents_std", fix)
+        for name, numbers in (("latents_mean", mean), ("latents_std", std)):
+            fits = numbers is None or len(numbers) == channels
+            expect(fits, name, numbers, f"a number for each of {channels} channels", "give so many")
+        fix = "give positive numbers"
+        expect(std is None or min(std) > 0, "latents_std", std, "numbers > 0", fix)
+        fix = "set one of them"
+        one = mean is None or self.shift_factor == 0
+        expect(one, "shift_factor", self.shift_factor, "either shift_factor or latents_mean", fix)
+
+
+@functools.cache
+def parameter_shapes(network: Any) -> Params:
+    """The tree of shapes and types of the parameters of an `Autoencoder`."""
+    side = network.factor
+    x = jax.ShapeDtypeStruct((1, side, side, network.image_channels), jnp.float32)
+    return nn.meta.unbox(jax.eval_shape(network.init, jax.random.key(0), x))["params"]
+
+
+def _check_params(network: Autoencoder, params: Params) -> None:
+    """Raise a `UserError` unless `params` are those of the network, by names and shapes."""
+    expected, found = (_shapes(tree) for tree in (parameter_shapes(network), params))
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if wrong:
+        first = wrong[0]
+        raise UserError(
+            f"config.task.codec.weights={first}: expected {expected.get(first, 'no such parameter')}, got "
+            f"{found.get(first, 'none')} ({len(wrong)} parameters differ). Fix: give the weights of this network"
+        )
+
+
+def _shapes(tree: Params) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree.leaves_with_path(nn.meta.unbox(tree))
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves
+    }

@@ -16,7 +16,7 @@ from jaxdiff.data.tokenizer_files import Vocabulary, clip_vocabulary, t5_vocabul
 from jaxdiff.errors import UserError, expect, positive
 
 _log = logging.getLogger(__name__)
-_warned: set[str] = set()  # texts whose cut was reported in this process
+_warned: set[tuple[int, str]] = set()  # room and text of each cut that was reported in this process
 _MOST_WARNINGS = 20
 
 
@@ -139,8 +139,8 @@ def _tokens(known: Vocabulary, text: object, name: str, room: int, option: str) 
     """The ids of a text without begin and end, at most `room`; a cut is logged."""
     written = utf8(text, name).decode()
     found = known.tokenizer.encode(written, add_special_tokens=False)
-    if len(found.ids) > room and written not in _warned and len(_warned) < _MOST_WARNINGS:
-        _warned.add(written)
+    if len(found.ids) > room and (room, written) not in _warned and len(_warned) < _MOST_WARNINGS:
+        _warned.add((room, written))
         lost = written[found.offsets[room][0] :]
         _log.warning(
             "a text of %d tokens was cut to %d: lost %r; raise the tokenizer's %s=... to keep all",

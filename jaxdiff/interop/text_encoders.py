@@ -78,8 +78,7 @@ def clip_encoder(
     """
     given = _named(tensors, prefix)
     layout = _layout(given, "clip", "open_clip")
-    config = config or {}
-    config = config.get("text_config") or config
+    settings = (config or {}).get("text_config") or config or {}
     vocabulary, width = _shape(given, TOKENS[layout])
     places = "embeddings.position_embedding.weight" if layout == "clip" else "positional_embedding"
     expand = "mlp.fc1.weight" if layout == "clip" else "mlp.c_fc.weight"
@@ -88,14 +87,14 @@ def clip_encoder(
     return ClipTextEncoder(
         width=width,
         layers=_count(given, layout) - int(penultimate),
-        heads=config.get("num_attention_heads") or max(width // HEAD_DIM, 1),
+        heads=settings.get("num_attention_heads") or max(width // HEAD_DIM, 1),
         hidden=_shape(given, f"{BLOCKS[layout]}.0.{expand}")[0],
-        activation=config.get("hidden_act") or ("quick_gelu" if openai else "gelu"),
+        activation=settings.get("hidden_act") or ("quick_gelu" if openai else "gelu"),
         vocabulary=vocabulary,
         length=_shape(given, places)[0],
-        end=config.get("eos_token_id") or 49407,
+        end=settings.get("eos_token_id") or 49407,
         projection=_shape(given, PROJECTIONS[layout])[0 if layout == "clip" else 1] if projects else None,
-        eps=config.get("layer_norm_eps") or 1e-5,
+        eps=settings.get("layer_norm_eps") or 1e-5,
     )
 
 

@@ -13,7 +13,15 @@ from jaxtyping import Int
 
 from jaxdiff.embeddings import Embeddings, Tokens
 from jaxdiff.errors import between, expect, one_of, positive
-from jaxdiff.models.layers import Dense, FromHeads, LayerNorm, ToHeads, check_dtype, embedding_init
+from jaxdiff.models.layers import (
+    Dense,
+    FromHeads,
+    LayerNorm,
+    ToHeads,
+    check_dtype,
+    embedding_init,
+    look_up,
+)
 from jaxdiff.typing import Array, Float
 
 ACTIVATIONS = {
@@ -163,11 +171,3 @@ class CausalBlock(nn.Module):
 def end_positions(ids: Int[Array, "batch length"], end: int) -> Int[Array, "batch"]:
     """The position of each text's end: the first id `end`, or the largest id if `end` is 2; 0 without an end."""
     return jnp.argmax(ids if end == UNKNOWN_END else ids == end, axis=1)
-
-
-def look_up(
-    table: Float[Array, "rows channels"], ids: Int[Array, "batch length"]
-) -> Float[Array, "batch length channels"]:
-    """Rows of a table. An id out of range becomes NaN, never another row."""
-    rows = jnp.where(ids < 0, table.shape[0], ids)
-    return jnp.take(table, rows, axis=0, mode="fill", fill_value=jnp.nan)

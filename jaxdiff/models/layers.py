@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxdiff.errors import expect
 from jaxdiff.models.group_norm import group_count, group_norm, statistics_dtype
-from jaxdiff.typing import Array, Features, Float, Images
+from jaxdiff.typing import Array, Features, Float, Images, Int
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -42,6 +42,14 @@ def kernel_init(
 def embedding_init(std: float = 1.0) -> Callable:
     """N(0, std^2) for rows of a table [rows, width]."""
     return nn.with_logical_partitioning(nn.initializers.normal(std), (None, "embed"))
+
+
+def look_up(
+    table: Float[Array, "rows channels"], ids: Int[Array, "batch length"]
+) -> Float[Array, "batch length channels"]:
+    """Rows of a table by their ids. An id out of range becomes NaN, never another row: -1 would be the last."""
+    rows = jnp.where(ids < 0, table.shape[0], ids)
+    return jnp.take(table, rows, axis=0, mode="fill", fill_value=jnp.nan)
 
 
 class Dense(nn.Module):

@@ -14,8 +14,7 @@ from jaxtyping import Int
 
 from jaxdiff.embeddings import Embeddings, Tokens
 from jaxdiff.errors import between, expect, one_of, positive
-from jaxdiff.models.clip_text import look_up
-from jaxdiff.models.layers import Dense, FromHeads, RmsNorm, ToHeads, check_dtype, embedding_init
+from jaxdiff.models.layers import Dense, FromHeads, RmsNorm, ToHeads, check_dtype, embedding_init, look_up
 from jaxdiff.typing import Array, Bool, Float
 
 ACTIVATIONS = {

@@ -178,7 +178,7 @@ def _add(tokenizer: tokenizers.Tokenizer, path: pathlib.Path, roles: Mapping[str
             if found != index:
                 raise ValueError(f"id {index} of {_content(token)!r}, which would be {found}")
         left = [token for token in roles.values() if _content(token) not in names]
-        tokenizer.add_special_tokens([_added(token, special=True) for token in left])
+        tokenizer.add_special_tokens([_added(token) for token in left])
 
 
 def _added(token: Any, **flags: bool) -> tokenizers.AddedToken:

@@ -28,7 +28,7 @@ TEXTS = (
     "horse! photo!! a ! b",
     "a<|endoftext|>b <|startoftext|> <|ENDOFTEXT|>",
     "a&amp;b <br/> x_y-z \0 nul",
-    "<toy> a <toy>horse <TOY>",
+    "<toy> a <toy>horse <TOY> <pad> <PAD>",
 )
 WORDS = ["photo", "photograph", "of", "an", "astronaut", "riding", "a", "horse", "horses", "masterpiece"]
 LONG = "a photo of a horse " * 30
@@ -82,10 +82,13 @@ FOLDERS = {
         "special_tokens_map.json": ROLES | {"pad_token": "<|endoftext|>"},
     },
     "bare": {},
-    # Textual inversion adds a token behind the end.
-    "added": {"added_tokens.json": {"<toy>": END + 1}},
+    # Textual inversion adds a token behind the end. Here padding is such a token, too.
+    "added": {
+        "added_tokens.json": {"<toy>": END + 1, "<pad>": END + 2},
+        "special_tokens_map.json": {"pad_token": "<pad>"},
+    },
 }
-PADS = {"sd1": END, "sd2": 0, "sdxl": 0, "bare": END, "added": END, "one_file": 0}
+PADS = {"sd1": END, "sd2": 0, "sdxl": 0, "bare": END, "added": END + 2, "one_file": 0}
 
 
 def write_folder(folder, files):

@@ -75,7 +75,7 @@ class ByteTokenizer:
         Raises:
           UserError: another type; bytes that are not UTF-8, or characters without an encoding (lone surrogates).
         """
-        raw = _utf8(text, name)
+        raw = utf8(text, name)
         room = self.length - 1
         if len(raw) > room:
             while raw[room] & 0xC0 == 0x80:  # a byte inside a character
@@ -106,7 +106,7 @@ class ByteTokenizer:
                 f"ids={wrong[0]}: expected the id of a byte, {FIRST_BYTE} to {IDS - 1}, got {wrong[0]}. "
                 "Fix: give ids that `encode` returns"
             )
-        return _utf8((given - FIRST_BYTE).astype(np.uint8).tobytes(), "ids").decode()
+        return utf8((given - FIRST_BYTE).astype(np.uint8).tobytes(), "ids").decode()
 
     def check(self, ids: np.ndarray, name: str = "text") -> None:
         """Raise `UserError` unless these are rows of ids [n, length] with one end, and padding after it only."""
@@ -154,7 +154,7 @@ class Tokenize:
         return {**example, self.field: self.tokenizer.encode(text, name)}
 
 
-def _utf8(text: object, name: str) -> bytes:
+def utf8(text: object, name: str) -> bytes:
     """The bytes of a text, validated as UTF-8."""
     if not isinstance(text, str | bytes):
         raise UserError(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxdiff.errors import expect
 from jaxdiff.models.group_norm import group_count, group_norm, statistics_dtype
-from jaxdiff.typing import Array, Features, Float, Images
+from jaxdiff.typing import Array, Features, Float, Images, Int
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -44,18 +44,28 @@ def embedding_init(std: float = 1.0) -> Callable:
     return nn.with_logical_partitioning(nn.initializers.normal(std), (None, "embed"))
 
 
+def look_up(
+    table: Float[Array, "rows channels"], ids: Int[Array, "batch length"]
+) -> Float[Array, "batch length channels"]:
+    """Rows of a table by their ids. An id out of range becomes NaN, never another row: -1 would be the last."""
+    rows = jnp.where(ids < 0, table.shape[0], ids)
+    return jnp.take(table, rows, axis=0, mode="fill", fill_value=jnp.nan)
+
+
 class Dense(nn.Module):
-    """``x W + b`` over the last axis."""
+    """``x W + b`` over the last axis; without b if not `bias`."""
 
     features: int
     zero: bool = False
     dtype: str = "float32"
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch channels"]) -> Float[Array, "*batch features"]:
         init = nn.with_logical_partitioning(kernel_init(self.zero), ("channels_in", "channels_out"))
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
-        return x.astype(self.dtype) @ kernel.astype(self.dtype) + _bias(self, x.ndim)
+        x = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        return x + _bias(self, x.ndim) if self.bias else x
 
 
 class Conv(nn.Module):
@@ -126,6 +136,7 @@ class FromHeads(nn.Module):
     features: int
     dtype: str = "float32"
     zero: bool = True
+    bias: bool = True
 
     @nn.compact
     def __call__(
@@ -135,7 +146,7 @@ class FromHeads(nn.Module):
         init = nn.with_logical_partitioning(init, ("heads", None, "channels_out"))
         kernel = self.param("kernel", init, (*x.shape[-2:], self.features)).astype(self.dtype)
         x = x.astype(self.dtype).reshape(*x.shape[:-2], -1) @ kernel.reshape(-1, self.features)
-        return x + _bias(self, x.ndim)
+        return x + _bias(self, x.ndim) if self.bias else x
 
 
 class GroupNorm(nn.Module):
@@ -205,6 +216,23 @@ class LayerNorm(nn.Module):
         if shift is not None:
             y = y + shift[:, None]
         return y.astype(x.dtype)
+
+
+class RmsNorm(nn.Module):
+    """Root mean square normalisation over the last axis (Zhang & Sennrich 2019): neither a mean nor a bias.
+
+    Statistics are float32 at least.
+    """
+
+    eps: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch length channels"]) -> Float[Array, "batch length channels"]:
+        init = nn.with_logical_partitioning(nn.initializers.ones, ("channels_out",))
+        gamma = self.param("scale", init, x.shape[-1:])
+        wide = x.astype(statistics_dtype(x))
+        rstd = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+        return (gamma[None, None] * (wide * rstd)).astype(x.dtype)
 
 
 def scaled(x: Float[Array, "*shape"], scale: float) -> Float[Array, "*shape"]:

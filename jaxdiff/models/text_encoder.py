@@ -9,7 +9,7 @@ from jaxdiff.data.text import IDS, PAD, SPACE
 from jaxdiff.embeddings import Embeddings, Tokens
 from jaxdiff.errors import expect, positive
 from jaxdiff.models.attention import attend
-from jaxdiff.models.layers import Dense, FromHeads, LayerNorm, ToHeads, check_dtype, embedding_init
+from jaxdiff.models.layers import Dense, FromHeads, LayerNorm, ToHeads, check_dtype, embedding_init, look_up
 from jaxdiff.typing import Array, Bool, Float
 
 
@@ -69,9 +69,7 @@ class ByteTransformer(nn.Module):
         """The tokens of texts."""
         table = self.param("bytes", embedding_init(), (IDS, self.width))
         positions = self.param("places", embedding_init(), (self.words or ids.shape[1], self.width))
-        # An id out of range becomes NaN, never another byte: -1 would read the last row.
-        rows = jnp.where(ids < 0, IDS, ids)
-        x = jnp.take(table, rows, axis=0, mode="fill", fill_value=jnp.nan)
+        x = look_up(table, ids)
         mask = ids != PAD
         if self.window > 1:
             x = x + Window(self.window, dtype=self.dtype, name="window")(jnp.where(mask[..., None], x, 0))

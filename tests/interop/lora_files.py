@@ -29,7 +29,8 @@ UNET = {
     "sdxl": (
         "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q", "down_blocks.0.downsamplers.0.conv",
         "down_blocks.2.attentions.1.transformer_blocks.1.attn2.to_out.0", "down_blocks.1.resnets.0.conv1",
-        "down_blocks.1.resnets.1.conv2", "down_blocks.1.resnets.0.time_emb_proj", "down_blocks.1.resnets.0.conv_shortcut",
+        "down_blocks.1.resnets.1.conv2", "down_blocks.1.resnets.0.time_emb_proj",
+        "down_blocks.1.resnets.0.conv_shortcut",
         "mid_block.attentions.0.proj_in", "mid_block.resnets.1.conv1", "up_blocks.0.attentions.2.proj_out",
         "up_blocks.0.upsamplers.0.conv", "up_blocks.1.attentions.0.transformer_blocks.0.ff.net.2",
         "up_blocks.2.resnets.1.conv1", "conv_in", "conv_out", "time_embedding.linear_2", "add_embedding.linear_1",

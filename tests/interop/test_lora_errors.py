@@ -59,7 +59,7 @@ REFUSED = {
     "alpha alone": ({f"{Q}.alpha": ones()}, f"beside '{Q}.alpha', got none"),
     "missing factor": ({f"{Q}.hada_w1_a": ones(6, 2), f"{Q}.hada_w1_b": ones(2, 4), f"{Q}.hada_w2_a": ones(6, 2)},
                        "expected hada_w2_b beside"),
-    "two methods": (pair() | {f"{Q}.lokr_w1": ones(2, 2)}, f"factors of one method for a weight, got '{Q}.lokr_w1' too"),
+    "two methods": (pair() | {f"{Q}.lokr_w1": ones(2, 2)}, f"one method for a weight, got '{Q}.lokr_w1' too"),
     "two keys": (
         pair() | {"unet.mid_block.to_q.lora_A.weight": ones(2, 4)},
         f"expected one key per factor of a weight, got two: '{DOWN}' and 'unet.mid_block.to_q.lora_A.weight'",
@@ -69,7 +69,7 @@ REFUSED = {
         f"expected shape (2, 4) of '{DOWN}', for a weight of shape (6, 4) and rank 2, got (2, 5)",
     ),
     "wrong height": (pair() | {UP: ones(7, 2)}, f"expected shape (6, 2) of '{UP}', for a weight of shape (6, 4)"),
-    "ranks that differ": (pair() | {UP: ones(6, 3)}, f"expected shape (6, 2) of '{UP}', for a weight of shape (6, 4) and rank 2"),
+    "ranks that differ": (pair() | {UP: ones(6, 3)}, f"expected shape (6, 2) of '{UP}'"),
     "another kernel": (pair(CONV), f"expected shape (2, 4, 3, 3) of '{CONV}.lora_down.weight'"),
     "no rank": ({DOWN: ones(0, 4), UP: ones(6, 0)}, f"expected a rank > 0, got 0 in '{DOWN}'"),
     "a vector": (pair() | {UP: ones(6)}, f"expected a matrix in '{UP}', got shape (6,)"),
@@ -144,7 +144,7 @@ def test_settings_that_cannot_be_followed_are_refused(case, tmp_path):
 def test_names_whose_underscores_can_be_read_in_two_ways_are_refused(tmp_path):
     write_safetensors(tmp_path / "style.safetensors", pair("lora_unet_a_b_c"))
     with pytest.raises(
-        UserError, match=r"expected one weight per key, got .* for unet's a\.b_c\.weight or unet's a_b\.c"
+        UserError, match=r"one weight per key, got .* for unet's a\.b_c\.weight or unet's a_b\.c"
     ):
         read_lora(tmp_path / "style.safetensors", {"unet": {"a.b_c.weight": (6, 4), "a_b.c.weight": (6, 4)}})
 

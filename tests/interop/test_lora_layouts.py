@@ -7,6 +7,7 @@ import pytest
 
 from jaxdiff.errors import UserError
 from jaxdiff.interop.lora.merging import merged, merged_all
+from jaxdiff.interop.lora.names import Modules
 from jaxdiff.interop.lora.original import original_names
 from jaxdiff.interop.lora.reading import read_lora
 from jaxdiff.interop.lora.writing import write_lora
@@ -53,14 +54,26 @@ def test_names_of_latent_diffusion_are_those_that_diffusers_converts(kind):
     names = original_names({name.removesuffix(".weight") for name in shapes if name.endswith(".weight")})
     assert layers <= names.keys()
     assert len(set(names.values())) == len(names)
+    ends = ("weight", "bias")
     checkpoint = {
-        f"model.diffusion_model.{names[layer]}.{end}": f"{layer}.{end}"
-        for layer in layers
-        for end in ("weight", "bias")
+        f"model.diffusion_model.{names[layer]}.{end}": f"{layer}.{end}" for layer in layers for end in ends
     }
     config = (lora_files.SD1 if kind == "sd1" else lora_files.SDXL) | {"num_class_embeds": None}
     converted = module.convert_ldm_unet_checkpoint(checkpoint, config)
     assert all(converted[f"{layer}.weight"] == f"{layer}.weight" for layer in layers)
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_every_layer_has_one_name_in_each_layout(kind):
+    networks = lora_files.networks(kind)
+    modules, te = Modules(networks), "lora_te" if kind == "sd1" else "lora_te1"
+    prefixes = {"unet": "lora_unet", "text_encoder": te, "text_encoder_2": "lora_te2"}
+    for component, shapes in networks.items():
+        for name in (name for name, shape in shapes.items() if len(shape) > 1):
+            module = name.removesuffix(".weight")
+            underscored = f"{prefixes[component]}_{module.replace('.', '_')}"
+            for spelling in (underscored, f"{component}.{module}", f"{component}.base_model.model.{module}"):
+                assert modules.find(spelling) == [(component, name)]
 
 
 def test_text_encoders_without_their_prefix(tmp_path):
@@ -88,7 +101,7 @@ def test_a_model_of_its_own_needs_no_component_in_its_names(tmp_path):
         write_safetensors(path, {f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up})
         assert len(read_lora(path, {"text_encoder": shapes})["text_encoder"]) == 1
         with pytest.raises(
-            UserError, match="expected one weight per key, got .* for text_encoder's .* or text_enc"
+            UserError, match=r"expected one weight per key, got .* for text_encoder's .* or text_enc"
         ):
             read_lora(path, {"text_encoder": shapes, "text_encoder_2": shapes})
 
@@ -96,21 +109,20 @@ def test_a_model_of_its_own_needs_no_component_in_its_names(tmp_path):
 @pytest.mark.parametrize("layout", ["diffusers", "kohya"])
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
 def test_a_round_trip_keeps_every_bit(kind, layout, tmp_path):
-    networks, first, second = (
-        lora_files.networks(kind),
-        tmp_path / "1.safetensors",
-        tmp_path / "2.safetensors",
-    )
+    networks, first, second = lora_files.networks(kind), tmp_path / "first", tmp_path / "second"
     write_lora(first, read_lora(written(tmp_path, kind, "kohya"), networks), layout)
     write_lora(second, read_lora(first, networks), "kohya")
-    given = lora_files.kohya(kind)[0]
-    found = read_tensors(second).tensors
-    assert found.keys() == given.keys()
-    for name, array in given.items():
-        assert found[name].dtype == array.dtype
-        np.testing.assert_array_equal(found[name], array)
+    same(read_tensors(second).tensors, lora_files.kohya(kind)[0])
     write_lora(second, read_lora(first, networks), layout)
-    assert first.read_bytes() == second.read_bytes()
+    same(read_tensors(second).tensors, read_tensors(first).tensors)
+    assert read_tensors(second).metadata == read_tensors(first).metadata
+
+
+def same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
+        np.testing.assert_array_equal(found[name], array)
 
 
 def test_settings_of_peft_name_each_layer(tmp_path):

@@ -237,8 +237,14 @@ def test_alpha_in_the_file_may_be_an_integer_and_counts_before_settings(kind, tm
 ROUND_TRIPS = {
     "dora per output": ("conv", plain("conv") | {"dora_scale": draw(6, 1, 1, 1)}),
     "dora per input": ("linear", plain("linear") | {"dora_scale": draw(1, 4)}),
-    "core": ("conv", {"lora_down.weight": draw(2, 4, 1, 1), "lora_mid.weight": draw(2, 2, 3, 3), "lora_up.weight": draw(6, 2, 1, 1)}),
-    "loha": ("linear", {f"hada_w{n}_{end}": draw(*size) for n in (1, 2) for end, size in (("a", (6, 3)), ("b", (3, 4)))}),
+    "core": (
+        "conv",
+        {"lora_down.weight": draw(2, 4, 1, 1), "lora_mid.weight": draw(2, 2, 3, 3), "lora_up.weight": draw(6, 2, 1, 1)},
+    ),
+    "loha": (
+        "linear",
+        {f"hada_w{n}_{end}": draw(*size) for n in (1, 2) for end, size in (("a", (6, 3)), ("b", (3, 4)))},
+    ),
     "lokr": ("linear", {"lokr_w1": draw(2, 2), "lokr_w2_a": draw(3, 5), "lokr_w2_b": draw(5, 2)}),
     "half": ("linear", {name: array.astype(np.float16) for name, array in plain("linear").items()}),
 }  # fmt: skip

@@ -35,11 +35,12 @@ def merged_all(
 
     The order of the files matters for DoRA only, which rescales what the files before it give.
     """
+    read = dict(weights)
     for adapters, scale in files:
         expect(bool(np.isfinite(scale)), "scale", scale, "a finite number", "give such a scale")
-        _check(weights, adapters)
-    changed = {name: None for adapters, _ in files for name in adapters}
-    return dict(weights) | {name: _merged(name, weights[name], files) for name in changed}
+        _check(read, adapters)
+    changed = dict.fromkeys(name for adapters, _ in files for name in adapters)
+    return read | {name: _merged(name, read[name], files) for name in changed}
 
 
 def shapes(weights: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:

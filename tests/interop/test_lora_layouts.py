@@ -86,6 +86,9 @@ def test_text_encoders_without_their_prefix(tmp_path):
         assert found.keys() == {f"{name.removeprefix('text_model.')}.weight" for name in lora_files.TEXT}
         again = tmp_path / "again.safetensors"
         write_lora(again, {"text_encoder": found}, "kohya")
+        assert all(
+            key.startswith("lora_te_text_model_encoder_layers_") for key in read_tensors(again).tensors
+        )
         assert read_lora(again, {"text_encoder": shapes})["text_encoder"].keys() == {
             f"{name}.weight" for name in lora_files.TEXT
         }
@@ -123,6 +126,44 @@ def same(found, expected):
     for name, array in expected.items():
         assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
         np.testing.assert_array_equal(found[name], array)
+
+
+def test_former_names_of_the_output_of_attention(tmp_path):
+    """With a processor in front or not, and the magnitudes of PEFT where the factors have the current name."""
+    layer = "up_blocks.1.attentions.2.transformer_blocks.0.attn2"
+    down, up = np.ones((2, 8), np.float32), np.ones((8, 2), np.float32)
+    path, networks = tmp_path / "a.safetensors", lora_files.networks("sd1")
+    for stem in (
+        f"unet.{layer}.to_out_lora",
+        f"{layer}.processor.to_out_lora",
+        f"unet.{layer}.to_out.0.lora",
+    ):
+        tensors = {f"{stem}.down.weight": down, f"{stem}.up.weight": up}
+        write_safetensors(
+            path, tensors | {f"unet.{layer}.to_out.lora_magnitude_vector": np.ones(8, np.float32)}
+        )
+        (found,) = read_lora(path, networks)["unet"].items()
+        assert found[0] == f"{layer}.to_out.0.weight"
+        assert found[1].magnitude is not None
+
+
+def test_alpha_of_a_layer_whose_name_ends_anothers(tmp_path):
+    """PEFT's patterns fit ends of names, and the first one counts."""
+    tensors, names = {}, {"lora_unet_conv": 1, "lora_unet_b_conv": 2, "lora_unet_a_b_conv": 3}
+    for stem, alpha in names.items():
+        down, up = np.ones((4, 6), np.float32), np.ones((6, 4), np.float32)
+        tensors |= {
+            f"{stem}.lora_down.weight": down,
+            f"{stem}.lora_up.weight": up,
+            f"{stem}.alpha": np.array([alpha]),
+        }
+    networks = {"unet": {"conv.weight": (6, 6), "b.conv.weight": (6, 6), "a.b.conv.weight": (6, 6)}}
+    write_safetensors(tmp_path / "kohya", tensors)
+    write_lora(tmp_path / "peft", read_lora(tmp_path / "kohya", networks), "diffusers")
+    found = read_lora(tmp_path / "peft", networks)["unet"]
+    assert {name: adapter.alpha for name, adapter in found.items()} == dict(
+        zip(networks["unet"], (1, 2, 3), strict=True)
+    )
 
 
 def test_settings_of_peft_name_each_layer(tmp_path):

@@ -209,6 +209,8 @@ CASES = {
         0.5,
     ),
     "of another component": ({"text_encoder.lora_alpha": 12}, None, 1.0),
+    "of a model by itself": ({"lora_alpha": 12, "text_encoder.lora_alpha": 7}, None, 3.0),
+    "of a model and a component": ({"unet.lora_alpha": 12, "lora_alpha": 7}, None, 3.0),
     "by the root of the rank": ({"unet.lora_alpha": 6, "unet.use_rslora": True}, None, 3.0),
     "beside the file": (None, {"peft_type": "LORA", "lora_alpha": 20, "r": 4}, 5.0),
     "both": ({"unet.lora_alpha": 12}, {"lora_alpha": 20}, 3.0),
@@ -269,7 +271,17 @@ def test_dora_comes_back_from_the_layout_of_diffusers(layer, tmp_path):
     adapters = read(tmp_path, layer, parts)
     write_lora(tmp_path / "again.safetensors", {"unet": adapters}, "diffusers")
     again = read_lora(tmp_path / "again.safetensors", {"unet": SHAPES})["unet"]
+    stored = read_tensors(tmp_path / "again.safetensors").tensors[f"unet.a.{layer}.lora_magnitude_vector"]
+    assert stored.shape == ((6,) if layer == "linear" else (1, 6, 1, 1))
     name = f"a.{layer}.weight"
     np.testing.assert_array_equal(again[name].magnitude.values, parts["dora_scale"].reshape(-1))
     before = {name: weight(layer)}
     np.testing.assert_array_equal(merged(before, again)[name], merged(before, adapters)[name])
+
+
+def test_alpha_keeps_its_digits(tmp_path):
+    """JSON has more of them than float32."""
+    metadata = {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 0.1})}
+    adapters = read(tmp_path, "linear", PEFT, metadata, "unet.a.{}")
+    write_lora(tmp_path / "again.safetensors", {"unet": adapters}, "kohya")
+    assert read_lora(tmp_path / "again.safetensors", {"unet": SHAPES})["unet"]["a.linear.weight"].alpha == 0.1

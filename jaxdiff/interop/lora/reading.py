@@ -183,15 +183,13 @@ def _magnitude(tensors: Mapping[str, Array], parts: Parts, shape: Shape) -> Magn
 
 def _axis(key: str, values: Array, shape: Shape, per_output: bool) -> Magnitude:
     """PEFT stores [out], or [1, out, 1, 1] for a convolution; LyCORIS [out, 1, ...] or [1, in, ...]."""
-    out, width = shape[:2]
-    forms: dict[str, Shape] = {"out": (out, 1), "in": (1, width)}
-    if per_output or values.ndim == 1:
-        forms = {"out": (out,), "out of a convolution": (1, out)} if per_output else {"out": (out,)}
-    for axis, form in forms.items():
-        if same_shape(values.shape, form):
-            return Magnitude(values.reshape(-1), "in" if axis == "in" else "out")
-    wanted = " or ".join(map(str, forms.values()))
-    raise Unreadable(f"expected shape {wanted} of {_quoted(key)}, got {values.shape}", _OTHER_MODEL)
+    column, row = (shape[0], 1), (1, shape[0] if per_output else shape[1])
+    stored = values.shape if values.ndim > 1 else (values.size, 1)
+    if same_shape(stored, column):
+        return Magnitude(values.reshape(-1), "out")
+    if same_shape(stored, row):
+        return Magnitude(values.reshape(-1), "out" if per_output else "in")
+    raise Unreadable(f"expected shape {column} or {row} of {_quoted(key)}, got {values.shape}", _OTHER_MODEL)
 
 
 def _quoted(key: str) -> str:

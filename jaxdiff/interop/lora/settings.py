@@ -45,7 +45,7 @@ def peft_settings(
     """The settings of each component.
 
     Args:
-      metadata: the metadata of a file.
+      metadata: the metadata of a file. Settings of one component have its name in front; others are for all.
       config: content of `adapter_config.json`; {} without one.
       components: names of the components.
 
@@ -59,7 +59,7 @@ def peft_settings(
     for component in components:
         prefix = f"{component}."
         own = {key.removeprefix(prefix): value for key, value in given.items() if key.startswith(prefix)}
-        found[component] = _settings({**config, **own})
+        found[component] = _settings({**config, **given, **own})
     return found
 
 

@@ -94,6 +94,18 @@ def test_text_encoders_without_their_prefix(tmp_path):
         }
 
 
+def test_files_of_torch_and_folders(tmp_path):
+    torch = pytest.importorskip("torch")
+    tensors, _ = lora_files.kohya("sd1")
+    path = tmp_path / "pytorch_lora_weights.bin"
+    torch.save({name: torch.tensor(array).to(torch.bfloat16) for name, array in tensors.items()}, path)
+    for found in (read_lora(place, lora_files.networks("sd1")) for place in (path, tmp_path)):
+        for (component, module), (down, _, alpha) in lora_files.adapter("sd1").items():
+            adapter = found[component][f"{module}.weight"]
+            assert adapter.alpha == alpha
+            np.testing.assert_allclose(adapter.factors.down.astype(np.float32), down, rtol=0.01)
+
+
 def test_a_model_of_its_own_needs_no_component_in_its_names(tmp_path):
     """``unet.save_attn_procs`` and PEFT's own files of one model."""
     shapes = lora_files.networks("sd1")["text_encoder"]

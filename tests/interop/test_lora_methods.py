@@ -285,3 +285,20 @@ def test_alpha_keeps_its_digits(tmp_path):
     adapters = read(tmp_path, "linear", PEFT, metadata, "unet.a.{}")
     write_lora(tmp_path / "again.safetensors", {"unet": adapters}, "kohya")
     assert read_lora(tmp_path / "again.safetensors", {"unet": SHAPES})["unet"]["a.linear.weight"].alpha == 0.1
+
+
+@pytest.mark.parametrize("core", [False, True])
+def test_a_merged_convolution_is_the_sum_of_both_paths(core, tmp_path):
+    """What training computes: the layer, plus the convolutions of the adapter after each other."""
+    torch = pytest.importorskip("torch")
+    conv = torch.nn.functional.conv2d
+    parts = {"lora_down.weight": draw(2, 4, 3, 3), "lora_up.weight": draw(6, 2, 1, 1)}
+    if core:
+        parts |= {"lora_down.weight": draw(2, 4, 1, 1), "lora_mid.weight": draw(2, 2, 3, 3)}
+    names = [f"lora_{name}.weight" for name in ("down", "mid", "up") if f"lora_{name}.weight" in parts]
+    x, path = torch.tensor(draw(1, 4, 5, 5)), torch.tensor(draw(1, 4, 5, 5))
+    for name in names:
+        path = conv(path, torch.tensor(parts[name]), padding=parts[name].shape[-1] // 2)
+    expected = conv(x, torch.tensor(weight("conv")), padding=1) - 0.5 * path
+    found = conv(x, torch.tensor(after(tmp_path, "conv", parts, -0.5)), padding=1)
+    close(found.numpy(), expected.numpy())

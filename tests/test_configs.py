@@ -40,7 +40,7 @@ ALL = [f"{file}:{variant}".rstrip(":") for file in FILES for variant in variants
 
 # Large networks are slow to trace: by default a few of each kind are counted, and fewer trained and sampled from.
 COUNTED = ("adm:imagenet64", "ddpm:cifar10", "edm:cifar10", "edm:cifar10_ncsnpp", "edm2:xxs", "palette:multi")
-TRACED = ("ddpm:cifar10", "digits", "edm2:xxs")
+TRACED = ("ddpm:cifar10", "digits")
 
 
 def some(names, quick):

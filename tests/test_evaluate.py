@@ -50,10 +50,7 @@ OWN = {
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=() if name in ("scenes_text", "photos_sr") else pytest.mark.slow)
-        for name in OWN
-    ],
+    [pytest.param(name, marks=() if name == "photos_sr" else pytest.mark.slow) for name in OWN],
 )
 def test_a_config_is_evaluated_by_its_own_evaluation(name, tmp_path):
     file, _, variant = name.partition(":")

@@ -43,6 +43,7 @@ def answers(experiment, params, values, drop):
     return np.asarray(call(params))
 
 
+@pytest.mark.slow
 def test_new_conditions_have_no_effect_at_first_and_are_trainable(old):
     """Their names sort before and after the old one: old channels keep their weights at any position."""
     folder, experiment, _, ema = old

@@ -46,6 +46,7 @@ def test_a_text_to_image_run_gives_the_same_samples(tmp_path):
     off_by_a_level(images, stored["images"])
 
 
+@pytest.mark.slow
 def test_training_continues_with_the_same_losses(tmp_path):
     """Adam's moments, two EMAs and the loss history of the time sampler are all restored."""
     workdir = unpacked("digits", tmp_path)

@@ -74,7 +74,11 @@ class Sum:
         return jnp.sum(x, axis=tuple(range(1, x.ndim)))
 
 
-@each_shape
+@pytest.mark.parametrize(
+    "shape",
+    [pytest.param(shape, marks=pytest.mark.slow if len(shape) > 3 else ()) for shape in SHAPES[::2]],
+    ids=str,
+)
 @pytest.mark.parametrize("sampler", [*SAMPLERS, Rk45()], ids=str)
 def test_samplers(sampler, shape):
     recipe = Recipe(sampler, GRID, ClassifierFree(), 4)

@@ -111,7 +111,7 @@ def start(scheduler, name: str) -> float:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # the peer's own
 @pytest.mark.parametrize(
     ("name", "settings", "sampler", "grid", "steps", "ending"),
-    RECIPES,
+    [pytest.param(*row, marks=pytest.mark.slow if row[4] > 10 else ()) for row in RECIPES],
     ids=[f"{row[0]}-{row[2]}-{row[4]}-{'-'.join(row[5])}" for row in RECIPES],
 )
 def test_complete_recipes_match_diffusers(name, settings, sampler, grid, steps, ending, diffusers):

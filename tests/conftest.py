@@ -2,6 +2,7 @@
 are checked."""
 
 import gc
+import importlib.metadata
 import os
 import pathlib
 import tempfile
@@ -9,9 +10,11 @@ import tempfile
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 # Most programs run once or twice, here and in commands that tests start: optimizing takes longer than running them.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-)
+if importlib.metadata.version("jaxlib").startswith(
+    "0.10."
+):  # XLA ends a process at a flag that it does not know
+    flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ.setdefault("XLA_FLAGS", flags)
 # Workers and commands compile many programs again that another one has compiled: training steps of the same config.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     programs = tempfile.TemporaryDirectory(prefix="jaxdiff-programs-", ignore_cleanup_errors=True)

@@ -29,10 +29,7 @@ from jaxdiff.sampling.guidance.classifier import ClassifierGuidance
 from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
 from jaxdiff.sampling.guidance.per_condition import PerCondition
 from jaxdiff.sampling.recipe import Recipe
-from jaxdiff.sampling.samplers.adaptive import Rk45
-from jaxdiff.sampling.samplers.ancestral import Ancestral
 from jaxdiff.sampling.samplers.ddim import Ddim
-from jaxdiff.sampling.samplers.dpm_solver_single import DpmSolverSde
 
 MEANS, NULL, SHAPE = np.linspace(-0.4, 0.4, 5), 0.05, (2, 3, 1)
 FLOW, UNIFORM, PLAIN, DATA = RectifiedFlow(), Uniform(), ClassifierFree(), Data()
@@ -99,17 +96,6 @@ def test_images_follow_their_class_and_guidance_extrapolates():
     np.testing.assert_array_equal(generator(label=[0, 3], guidance=2.0), constant(expected))
     every = a_generator(PerCondition(("label",), (5.0,)))
     np.testing.assert_array_equal(every(label=[0, 3], guidance=2.0), constant(expected))
-
-
-@pytest.mark.parametrize("sampler", [Ancestral(), DpmSolverSde(), Rk45()], ids=str)
-def test_an_image_does_not_depend_on_how_many_are_sampled(sampler):
-    generator = a_generator(slope=0.5)
-    generator = dataclasses.replace(generator, recipe=dataclasses.replace(generator.recipe, sampler=sampler))
-    first, other = (generator(8, label=None, seed=seed) for seed in (3, 4))
-    for n in (1, 2, 3, 5):
-        np.testing.assert_array_equal(generator(n, label=None, seed=3), first[:n])
-    assert np.any(first != other)
-    assert len(np.unique(first, axis=0)) == 8
 
 
 def test_at_scale_1_the_null_and_at_scale_0_the_class_have_no_effect():

@@ -162,7 +162,9 @@ class Latent(Pixels):
         expect((mean is None) == (std is None), "latents_std", std, "latents_mean and latents_std", fix)
         for name, numbers in (("latents_mean", mean), ("latents_std", std)):
             fits = numbers is None or len(numbers) == channels
-            expect(fits, name, numbers, f"a number for each of {channels} channels", "give so many")
+            expect(
+                fits, name, numbers, f"a number for each of {channels} channels", f"give {channels} numbers"
+            )
         fix = "give positive numbers"
         expect(std is None or min(std) > 0, "latents_std", std, "numbers > 0", fix)
         fix = "set one of them"

@@ -24,7 +24,7 @@ FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-"""All files that are read. A copy of those that exist is a copy of the tokenizer."""
+"""Files of a tokenizer. A folder has some of them, and these are enough for a copy of the tokenizer."""
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 """CLIP's names of the begin and the end, unless a folder names others."""

@@ -82,7 +82,7 @@ class T5Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, ids: Int[Array, "batch length"]) -> Embeddings:
-        """The states of texts as tokens [batch, length, width], with the mask of those that are not padding."""
+        """Tokens [batch, length, width]: the states of texts, with a mask that is False at the padding."""
         length = ids.shape[1]
         mask = ids != self.pad if self.masked else jnp.ones(ids.shape, bool)
         x = look_up(self.param("token_embedding", embedding_init(), (self.vocabulary, self.width)), ids)

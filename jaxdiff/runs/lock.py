@@ -26,10 +26,10 @@ LOCK = "run.lock"
 BEAT = 10.0
 """Seconds between heartbeats of the holder."""
 
-_log = logging.getLogger(__name__)
-
 PATIENCE = 3
 """Heartbeats that a holder on another host may miss before its lock is taken over."""
+
+_log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager

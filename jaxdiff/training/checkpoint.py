@@ -296,10 +296,7 @@ class Checkpoints:
             self._saving = None
             with contextlib.suppress(Exception):  # the first error is the one to report
                 self._checkpointer.wait_until_finished()  # Orbax may still be writing its metadata
-                if (
-                    jax.process_index() == 0
-                ):  # no barrier: the other processes may have saved without an error
-                    storage.delete_drafts(self.directory)
+                storage.delete_drafts(self.directory)  # without a barrier: others may have no error
             left = ", ".join(map(str, self.steps())) or "none"
             raise RunFailure(
                 f"step {step} was not saved in {self.directory}: {reason(error)}. Checkpoints there: {left}"

@@ -61,7 +61,7 @@ def test_single_precision_holds_near_both_ends(schedule, float32):
         exact, _, _ = there_and_back(schedule, *[jnp.asarray(t, jnp.float64)] * 2)
     found, _, _ = there_and_back(schedule, *[jnp.asarray(t)] * 2)
     assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, exact, rtol=1e-4, atol=2e-4)
+    np.testing.assert_allclose(found, exact, rtol=1e-6, atol=5e-6)
 
 
 def test_linear_is_the_vp_sde():

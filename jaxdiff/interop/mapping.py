@@ -6,11 +6,13 @@ layout of the values. `to_params` and `to_tensors` are exact inverses.
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxdiff.errors import UserError
+from jaxdiff.interop.pending import Pending
 from jaxdiff.typing import Params
 
 Tensors = Mapping[str, np.ndarray]
@@ -143,11 +145,47 @@ def to_params(
       UserError: lists every tensor that is missing, unexpected, or of another shape; or that is not finite.
     """
     ours = flatten_dict(abstract, sep="/")
+    pending = to_pending(entries, tensors, abstract, ignored)
+    with np.errstate(over="ignore"):  # a value beyond our type becomes infinite, which is reported
+        arrays = {
+            path: np.asarray(each.read(), ours[path].dtype, order="C") for path, each in pending.items()
+        }
+    check_finite({pending[path].origin: array for path, array in arrays.items()})
+    return unflatten_dict(arrays, sep="/")
+
+
+def to_pending(
+    entries: Iterable[Entry], tensors: Tensors, abstract: Params, ignored: Sequence[str] = ()
+) -> dict[str, Pending]:
+    """Our parameters by their paths, in the types of the peer's tensors, not yet read; arguments as for `to_params`.
+
+    Raises:
+      UserError: lists every tensor that is missing, unexpected, or of another shape.
+    """
+    ours = flatten_dict(abstract, sep="/")
     wanted = {entry.path: entry for entry in entries if entry.path in ours}
+    _check_shapes(wanted, tensors, ours, ignored)
+    return {path: _pending(entry, tensors, tuple(ours[path].shape)) for path, entry in wanted.items()}
+
+
+def _pending(entry: Entry, tensors: Tensors, shape: tuple[int, ...]) -> Pending:
+    dtype = np.result_type(*(tensors[key].dtype for key in entry.keys))
+
+    def read() -> np.ndarray:
+        found = entry.layout.load([np.asarray(tensors[key]) for key in entry.keys], shape)
+        return np.asarray(found, dtype, order="C")
+
+    return Pending(shape, dtype, read, " ".join(entry.keys))
+
+
+def _check_shapes(
+    wanted: Mapping[str, Entry], tensors: Tensors, ours: Mapping[str, Any], ignored: Sequence[str]
+) -> None:
+    """Raise `UserError` unless the peer's tensors are those of our arrays."""
     problems: list[tuple] = [
         ("not in the mapping", path, ours[path].shape, "-") for path in ours if path not in wanted
     ]
-    found = {}
+    found = set()
     for path, entry in wanted.items():
         shape = tuple(ours[path].shape)
         expected = [x.shape for x in entry.layout.save(np.broadcast_to(np.zeros((), np.float32), shape))]
@@ -156,24 +194,16 @@ def to_params(
                 problems.append(("missing", key, need, "-"))
             elif tuple(tensors[key].shape) != tuple(need):
                 problems.append(("other shape", key, need, tuple(tensors[key].shape)))
-        found.update(dict.fromkeys(entry.keys, True))
+        found.update(entry.keys)
     extra = [key for key in tensors if key not in found and key.rpartition(".")[2] not in ignored]
     problems += [("not read", key, "-", tuple(tensors[key].shape)) for key in extra]
     if problems:
         raise UserError(_table(problems))
-    loaded = {
-        path: entry.layout.load([np.asarray(tensors[key]) for key in entry.keys], tuple(ours[path].shape))
-        for path, entry in wanted.items()
-    }
-    with np.errstate(over="ignore"):  # a value beyond our type becomes infinite, which is reported
-        arrays = {path: np.asarray(array, ours[path].dtype, order="C") for path, array in loaded.items()}
-    _check_finite({wanted[path].keys: array for path, array in arrays.items()})
-    return unflatten_dict(arrays, sep="/")
 
 
-def _check_finite(arrays: Mapping[tuple[str, ...], np.ndarray]) -> None:
+def check_finite(arrays: Mapping[str, np.ndarray]) -> None:
     """Raise `UserError` unless all values are finite; `arrays` by the names of their tensors."""
-    counts = {" ".join(keys): np.count_nonzero(~np.isfinite(array)) for keys, array in arrays.items()}
+    counts = {name: np.count_nonzero(~np.isfinite(array)) for name, array in arrays.items()}
     broken = [f"{count:,} of {name}" for name, count in counts.items() if count]
     if broken:
         more = f" and {len(broken) - 5} more tensors" if len(broken) > 5 else ""
@@ -193,13 +223,43 @@ def to_tensors(entries: Iterable[Entry], params: Params) -> dict[str, np.ndarray
             arrays = entry.layout.save(np.asarray(ours[entry.path]))
             found.update((key, np.asarray(x, order="C")) for key, x in zip(entry.keys, arrays, strict=True))
             done.add(entry.path)
+    _check_all_written(ours, done)
+    return found
+
+
+def to_pending_tensors(entries: Iterable[Entry], arrays: Tensors) -> dict[str, Pending]:
+    """A peer's tensors, not yet read, from our arrays by their paths; the inverse of `to_pending`."""
+    found: dict[str, Pending] = {}
+    done = set()
+    for entry in entries:
+        if entry.path in arrays:
+            found |= _pending_tensors(entry, arrays)
+            done.add(entry.path)
+    _check_all_written(arrays, done)
+    return found
+
+
+def _pending_tensors(entry: Entry, arrays: Tensors) -> dict[str, Pending]:
+    array = arrays[entry.path]
+    shapes = [x.shape for x in entry.layout.save(np.broadcast_to(np.zeros((), array.dtype), array.shape))]
+
+    def reader(number: int) -> Callable[[], np.ndarray]:
+        return lambda: np.asarray(entry.layout.save(np.asarray(arrays[entry.path]))[number], order="C")
+
+    return {
+        key: Pending(shape, array.dtype, reader(number), entry.path)
+        for number, (key, shape) in enumerate(zip(entry.keys, shapes, strict=True))
+    }
+
+
+def _check_all_written(ours: Iterable[str], done: set[str]) -> None:
+    """Raise `UserError` where the mapping lacks some of our arrays."""
     left = sorted(set(ours) - done)
     if left:
         raise UserError(
             f"config.task.denoiser: expected parameters that the peer's layout has, got {', '.join(left[:8])}"
             f"{' ...' if len(left) > 8 else ''}. Fix: choose a layout that has this architecture"
         )
-    return found
 
 
 def _table(problems: list[tuple]) -> str:

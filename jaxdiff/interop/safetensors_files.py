@@ -1,18 +1,28 @@
 """Safetensors files, which hold arrays and text and no code."""
 
+import json
+import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
+import ml_dtypes  # noqa: F401 - gives NumPy bfloat16 and float8 by name
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import safe_open
 
 from jaxdiff.errors import UserError, expect
 from jaxdiff.interop.files import Unreadable, mapped
+from jaxdiff.interop.pending import Pending
 
 _LONGEST_HEADER = 1 << 23
+
+_DTYPES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
+    "int16": "I16", "int8": "I8", "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL",
+    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
+}  # fmt: skip
+_NAMES = {code: name for name, code in _DTYPES.items()}
 
 
 def is_safetensors(start: bytes) -> bool:
@@ -21,20 +31,31 @@ def is_safetensors(start: bytes) -> bool:
 
 
 def read_safetensors(path: pathlib.Path) -> tuple[dict[str, Callable[[], np.ndarray]], dict[str, str]]:
-    """Open a file: a function per tensor name that reads the tensor, and the file's text metadata.
+    """Open a file: a function per tensor name that gives the tensor, and the file's text metadata.
 
     The safetensors library checks the header for consistency with itself and with the length of the file. A header of
-    more than 8 MiB, many times that of a large model, is refused first.
+    more than 8 MiB, many times that of a large model, is refused first. Tensors are views of the mapped file.
     """
-    length = int.from_bytes(bytes(mapped(path)[:8]), "little")
+    data = mapped(path)
+    length = int.from_bytes(bytes(data[:8]), "little")
     if length > _LONGEST_HEADER:
         raise Unreadable(f"expected a header of at most {_LONGEST_HEADER} bytes, got {length}")
     file = safe_open(path, framework="np")
-    return {name: _reader(file, name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    header = json.loads(bytes(data[8 : 8 + length]))
+    values = data[8 + length :]
+    return {name: _reader(values, name, header[name]) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
-def _reader(file: Any, name: str) -> Callable[[], np.ndarray]:
-    return lambda: file.get_tensor(name)
+def _reader(values: memoryview, name: str, about: Mapping[str, Any]) -> Callable[[], np.ndarray]:
+    def read() -> np.ndarray:
+        if about["dtype"] not in _NAMES:
+            raise Unreadable(
+                f"expected {name[:200]!r} in a dtype of NumPy, got {about['dtype']}", "convert it"
+            )
+        start, end = about["data_offsets"]
+        return np.frombuffer(values[start:end], np.dtype(_NAMES[about["dtype"]])).reshape(about["shape"])
+
+    return read
 
 
 def write_safetensors(
@@ -44,25 +65,47 @@ def write_safetensors(
 
     Args:
         path: the file; an existing one is replaced.
-        tensors: NumPy or JAX arrays of any shape and strides; bfloat16 is kept.
+        tensors: NumPy or JAX arrays of any shape and strides, bfloat16 among them; or `Pending` ones, of which no more
+            than one is in memory at a time.
         metadata: text to store with them, such as a config as JSON.
 
     Raises:
         UserError: the format has no such dtype, or the file cannot be written.
     """
     path = pathlib.Path(path)
-    arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
-    for name, array in arrays.items():
-        plain = array.dtype.kind in "fiub" or array.dtype.name.startswith(("bfloat16", "float8_"))
-        expect(plain, f"tensors[{name!r}]", array.dtype.name, "a dtype of safetensors", "cast the array")
+    for name, tensor in tensors.items():
+        known = np.dtype(tensor.dtype).name in _DTYPES
+        expect(known, f"tensors[{name!r}]", str(tensor.dtype), "a dtype of safetensors", "cast the array")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        save_file(arrays, temporary, dict(metadata) if metadata else None)
-        with temporary.open("rb") as file:
+        with temporary.open("wb") as file:
+            _write(file, tensors, metadata)
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         fix = "name an existing folder with write access and enough space"
         raise UserError(f"path={str(path)!r}: expected a writable file, got {error}. Fix: {fix}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _write(file: BinaryIO, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None) -> None:
+    """The format: the length of the header in 8 bytes, the header as JSON, the bytes of the tensors one after another.
+
+    Larger elements come first, so that every tensor is aligned to the size of its elements.
+    """
+    names = sorted(tensors, key=lambda name: (-np.dtype(tensors[name].dtype).itemsize, name))
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    end = 0
+    for name in names:
+        dtype, shape = np.dtype(tensors[name].dtype), tuple(tensors[name].shape)
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _DTYPES[dtype.name], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in names:
+        tensor = tensors[name]
+        array = np.ascontiguousarray(tensor.read() if isinstance(tensor, Pending) else tensor)
+        file.write(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())

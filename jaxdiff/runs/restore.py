@@ -38,6 +38,8 @@ def restore_params(
     stored = has_untrained(folder)
     # Runs of jaxdiff 0.1.0 have every parameter in each checkpoint.
     trained, _ = abstract_params(experiment.task, mesh, untrained if stored else ())
+    if not jax.tree.leaves(trained):  # all parameters are of frozen networks, and no checkpoint holds any
+        return {}
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         params = _newest_or(step, checkpoints, lambda found: checkpoints.restore_part(found, field, trained))
     if params is None:

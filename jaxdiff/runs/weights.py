@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from etils import epath
 from flax import linen as nn
+from flax.traverse_util import unflatten_dict
 
 from jaxdiff import config as configs
 from jaxdiff.distributed import partitioning
@@ -63,6 +64,8 @@ class RunWeights:
 class FileWeights:
     """The parameters in a file of tensors (.safetensors, or PyTorch's) named by our own paths, ``block_0/conv/kernel``.
 
+    Tensors of half precision are read as float32, as all parameters are.
+
     Attributes:
       path: of the file. No code in it is run.
       module: path of the module whose parameters are used; all if empty.
@@ -74,13 +77,11 @@ class FileWeights:
     module: str = ""
 
     def read(self) -> Params:
-        tree: dict[str, Any] = {}
-        for name, tensor in read_tensors(self.path, None).tensors.items():
-            *parents, last = name.replace(".", "/").split("/")
-            branch = tree
-            for parent in parents:
-                branch = branch.setdefault(parent, {})
-            branch[last] = np.asarray(tensor)
+        tensors = read_tensors(self.path, None).tensors
+        prefix = f"{self.module}/" if self.module else ""
+        paths = {name.replace(".", "/"): name for name in tensors}
+        chosen = {path: name for path, name in paths.items() if path.startswith(prefix)} or paths
+        tree = unflatten_dict({path: _float32(tensors[name]) for path, name in chosen.items()}, sep="/")
         return _module(tree, self.module)
 
     def describe(self) -> str:
@@ -104,9 +105,10 @@ def load(
       UserError: an origin cannot be read, or its parameters are not the recorded ones.
     """
     read = {name: origin.read() for name, origin in weights.items()}
-    if workdir is not None and weights:
+    file = None if workdir is None else epath.Path(workdir) / RECORD
+    if file is not None and weights and (record or file.exists()):
         hashes = {name: fingerprint(nn.meta.unbox(tree)) for name, tree in read.items()}
-        _record_or_compare(weights, hashes, epath.Path(workdir) / RECORD, record)
+        _record_or_compare(weights, hashes, file, record)
     return {name: _placed(tree, mesh) for name, tree in read.items()}
 
 
@@ -133,8 +135,6 @@ def _record_or_compare(
             partial.write_text(json.dumps(found, indent=1) + "\n")
             partial.replace(file)
         return
-    if not file.exists():
-        return
     known = json.loads(file.read_text())
     for name, digest in hashes.items():
         stored = known.get(name, {}).get("sha256")
@@ -146,6 +146,12 @@ def _record_or_compare(
             "restore these weights, or start a new run in another --workdir",
             f"sha256 {digest[:16]}",
         )
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+    """The array, in float32 if it is in half precision."""
+    half = array.dtype.name in ("float16", "bfloat16")
+    return array.astype(np.float32) if half else array
 
 
 def _placed(tree: Params, mesh: jax.sharding.Mesh) -> Params:

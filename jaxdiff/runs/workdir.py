@@ -24,6 +24,9 @@ _log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 
+HERE = "{workdir}/"
+"""Begins the texts of a stored config that name a file in the run's own folder."""
+
 DATA_FILE = "data.json"
 """The file in a run's folder that says what its training examples are, wherever they lie."""
 
@@ -82,7 +85,7 @@ def _errors_of_the_folder(workdir: str) -> Iterator[None]:
 
 
 def read_config(workdir: str) -> Any:
-    """The stored config of a run.
+    """The stored config of a run; texts that begin with `HERE` become paths in its folder.
 
     Raises:
       UserError: there is no config, or the file is not a config in JSON.
@@ -98,7 +101,7 @@ def read_config(workdir: str) -> Any:
         text = file.read_text()
         stored = json.loads(text)
         if isinstance(stored, dict) and TARGET in stored:
-            return configs.from_json(text)
+            return configs.from_json(json.dumps(_with_paths(stored, str(path))))
     except RecursionError:
         got = "too many nested brackets"
     except ValueError as error:
@@ -106,6 +109,16 @@ def read_config(workdir: str) -> Any:
     raise UserError(
         f"--workdir={workdir}: expected the JSON of a config in {file.name}, got {got}. Fix: {fix}"
     )
+
+
+def _with_paths(stored: Any, workdir: str) -> Any:
+    """A stored config whose own files are in `workdir`."""
+    if isinstance(stored, dict):
+        return {name: _with_paths(value, workdir) for name, value in stored.items()}
+    if isinstance(stored, list):
+        return [_with_paths(value, workdir) for value in stored]
+    own = isinstance(stored, str) and stored.startswith(HERE)
+    return f"{workdir}/{stored.removeprefix(HERE)}" if own else stored
 
 
 def _write(file: epath.Path, content: str) -> None:

@@ -74,8 +74,8 @@ def write_safetensors(
     """
     path = pathlib.Path(path)
     for name, tensor in tensors.items():
-        known = np.dtype(tensor.dtype).name in _DTYPES
-        expect(known, f"tensors[{name!r}]", str(tensor.dtype), "a dtype of safetensors", "cast the array")
+        dtype = np.dtype(tensor.dtype).name
+        expect(dtype in _DTYPES, f"tensors[{name!r}]", dtype, "a dtype of safetensors", "cast the array")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with temporary.open("wb") as file:

@@ -4,8 +4,8 @@
     python tests/mutate.py --count 20 --seed 7 --only jaxdiff/sampling/samplers/unipc.py
 
 A mutant flips a sign, drops a factor, swaps two times or signal and noise, or is off by one. What cannot matter (an
-argument that lends its shape, a placeholder in a `where`) is left alone. A mutant is noticed if any test fails that
-imports the broken file. Prints those that nobody noticed, and the share of the others; exits with 1 if that share is
+argument that lends its shape, a placeholder in a `where`) is left alone. A mutant is noticed if any test fails, slow
+ones included, that imports the broken file, or a file that imports it. Prints those that nobody noticed, and the share of the others; exits with 1 if that share is
 below 95 %.
 """
 
@@ -135,14 +135,29 @@ def _put(tree: ast.AST, path: tuple, new: ast.expr) -> None:
 
 
 def tests_of(file: str) -> list[str]:
-    """The test files that import a file, the one of the same name first."""
-    module = file.removesuffix(".py").replace("/", ".")
-    package, _, name = module.rpartition(".")
-    imports = re.compile(rf"from {re.escape(package)} import [^\n]*\b{name}\b|{re.escape(module)}\b")
-    found = [path for folder in TESTS for path in sorted((ROOT / "tests" / folder).rglob("test_*.py"))
-             if imports.search(path.read_text())]  # fmt: skip
+    """The test files that import a file, the one of the same name first; then those that import a file that does."""
+    module = _module(ROOT / file)
+    users = sorted(path for path in (ROOT / "jaxdiff").rglob("*.py") if _imports(path, module))
+    found = [*_importing(module), *(test for user in users for test in _importing(_module(user)))]
+    return list(dict.fromkeys(found))
+
+
+def _importing(module: str) -> list[str]:
+    name = module.rpartition(".")[2]
+    tests = sorted(path for folder in TESTS for path in (ROOT / "tests" / folder).rglob("test_*.py"))
+    found = [path for path in tests if _imports(path, module)]
     found.sort(key=lambda path: (path.stem != f"test_{name}", path.stat().st_size))
     return [str(path.relative_to(ROOT)) for path in found]
+
+
+def _module(path: pathlib.Path) -> str:
+    return str(path.relative_to(ROOT)).removesuffix(".py").replace("/", ".")
+
+
+def _imports(path: pathlib.Path, module: str) -> bool:
+    package, _, name = module.rpartition(".")
+    pattern = rf"from {re.escape(package)} import [^\n]*\b{name}\b|{re.escape(module)}\b"
+    return re.search(pattern, path.read_text()) is not None
 
 
 def sample(files: list[pathlib.Path], count: int, seed: int) -> list[Mutant]:
@@ -168,7 +183,8 @@ class Bench:
         good = target.read_text()
         target.write_text(mutant.source)
         try:
-            return any(_fails(home, test) for test in tests_of(mutant.file))
+            tests = tests_of(mutant.file)
+            return any(_fails(home, *speed, test) for speed in ((), ("-m", "slow")) for test in tests)
         finally:
             target.write_text(good)
 

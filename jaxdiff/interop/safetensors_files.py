@@ -1,5 +1,6 @@
 """Safetensors files, which hold arrays and text and no code."""
 
+import functools
 import json
 import math
 import os
@@ -43,19 +44,15 @@ def read_safetensors(path: pathlib.Path) -> tuple[dict[str, Callable[[], np.ndar
     file = safe_open(path, framework="np")
     header = json.loads(bytes(data[8 : 8 + length]))
     values = data[8 + length :]
-    return {name: _reader(values, name, header[name]) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    readers = {name: functools.partial(_tensor, values, name, header[name]) for name in file.keys()}  # noqa: SIM118
+    return readers, file.metadata() or {}
 
 
-def _reader(values: memoryview, name: str, about: Mapping[str, Any]) -> Callable[[], np.ndarray]:
-    def read() -> np.ndarray:
-        if about["dtype"] not in _NAMES:
-            raise Unreadable(
-                f"expected {name[:200]!r} in a dtype of NumPy, got {about['dtype']}", "convert it"
-            )
-        start, end = about["data_offsets"]
-        return np.frombuffer(values[start:end], np.dtype(_NAMES[about["dtype"]])).reshape(about["shape"])
-
-    return read
+def _tensor(values: memoryview, name: str, about: Mapping[str, Any]) -> np.ndarray:
+    if about["dtype"] not in _NAMES:
+        raise Unreadable(f"expected {name[:200]!r} in a dtype of NumPy, got {about['dtype']}", "convert it")
+    start, end = about["data_offsets"]
+    return np.frombuffer(values[start:end], np.dtype(_NAMES[about["dtype"]])).reshape(about["shape"])
 
 
 def write_safetensors(

@@ -5,8 +5,8 @@
 
 A mutant flips a sign, drops a factor, swaps two times or signal and noise, or is off by one. What cannot matter (an
 argument that lends its shape, a placeholder in a `where`) is left alone. A mutant is noticed if any test fails, slow
-ones included, that imports the broken file, or a file that imports it. Prints those that nobody noticed, and the share of the others; exits with 1 if that share is
-below 95 %.
+ones included, that imports the broken file, or a file that imports it. Prints those that nobody noticed, and the share
+of the others; exits with 1 if that share is below 95 %.
 """
 
 import argparse

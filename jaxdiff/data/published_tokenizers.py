@@ -13,7 +13,7 @@ from jaxtyping import Int, Int32
 
 from jaxdiff.data.text import utf8
 from jaxdiff.data.tokenizer_files import Vocabulary, clip_vocabulary, t5_vocabulary
-from jaxdiff.errors import UserError, expect, positive
+from jaxdiff.errors import UserError, between, expect, positive
 
 _log = logging.getLogger(__name__)
 _warned: set[tuple[int, str]] = set()  # room and text of each cut that was reported in this process
@@ -47,14 +47,17 @@ class ClipTokenizer(_Published):
       chunks: number of windows that every text fills. With more than one, a long text continues in the next window
         instead of being cut. Each has a begin and an end, and a short text leaves the last ones empty.
       window: ids of a window.
+      pad: id of the padding; that of the folder if None.
     """
 
     folder: str
     chunks: int = 1
     window: int = 77
+    pad: int | None = None
 
     def __post_init__(self):
         positive(self, "chunks")
+        between(self, "pad", 0, float("inf"))
         expect(self.window > 2, "window", self.window, "3 or more, for begin, end and a token", "use 77")
 
     @property
@@ -70,7 +73,8 @@ class ClipTokenizer(_Published):
         """
         known, step = clip_vocabulary(self.folder), self.window - 2
         tokens = _tokens(known, text, name, step * self.chunks, "chunks")
-        ids = np.full((self.chunks, self.window), known.pad, np.int32)
+        pad = known.pad if self.pad is None else self.pad
+        ids = np.full((self.chunks, self.window), pad, np.int32)
         for i, row in enumerate(ids):
             kept = tokens[i * step : (i + 1) * step]
             row[: len(kept) + 2] = [known.begin, *kept, known.end]

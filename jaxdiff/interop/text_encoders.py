@@ -29,8 +29,10 @@ from jaxdiff.interop.mapping import (
     norm,
     separate_heads,
     to_params,
+    to_pending,
     to_tensors,
 )
+from jaxdiff.interop.pending import Pending
 from jaxdiff.models.clip_text import ClipTextEncoder
 from jaxdiff.models.t5_encoder import T5Encoder
 from jaxdiff.typing import Params
@@ -144,6 +146,18 @@ def encoder_params(encoder: Encoder, tensors: Tensors, prefix: str = "") -> Para
     Raises:
       UserError: lists every tensor that is missing, unexpected or of another shape.
     """
+    layout, given = _selected(encoder, tensors, prefix)
+    return to_params(entries(encoder, layout), given, _shapes(encoder), BUFFERS)
+
+
+def encoder_pending(encoder: Encoder, tensors: Tensors, prefix: str = "") -> dict[str, Pending]:
+    """The encoder's parameters by their paths, not yet read and in the file's types; as `encoder_params` otherwise."""
+    layout, given = _selected(encoder, tensors, prefix)
+    return to_pending(entries(encoder, layout), given, _shapes(encoder), BUFFERS)
+
+
+def _selected(encoder: Encoder, tensors: Tensors, prefix: str) -> tuple[str, dict[str, np.ndarray]]:
+    """The layout of a file, and the tensors in it that the encoder has use for."""
     given = _named(tensors, prefix)
     layout = _layout(given, *_layouts(encoder))
     if isinstance(encoder, ClipTextEncoder) and encoder.projection is None:
@@ -151,7 +165,7 @@ def encoder_params(encoder: Encoder, tensors: Tensors, prefix: str = "") -> Para
     if layout == "open_clip":  # the last block, which Stable Diffusion 2 does not read
         last = f"{BLOCKS[layout]}.{encoder.layers}."
         given = {name: array for name, array in given.items() if not name.startswith(last)}
-    return to_params(entries(encoder, layout), given, _shapes(encoder), BUFFERS)
+    return layout, given
 
 
 def encoder_tensors(encoder: Encoder, params: Params, layout: str | None = None) -> dict[str, np.ndarray]:

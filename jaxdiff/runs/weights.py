@@ -64,7 +64,7 @@ class RunWeights:
 class FileWeights:
     """The parameters in a file of tensors (.safetensors, or PyTorch's) named by our own paths, ``block_0/conv/kernel``.
 
-    Tensors of half precision are read as float32, as all parameters are.
+    Half precision is kept in memory until `load` makes float32 of it, as all parameters are.
 
     Attributes:
       path: of the file. No code in it is run.
@@ -81,7 +81,7 @@ class FileWeights:
         prefix = f"{self.module}/" if self.module else ""
         paths = {name.replace(".", "/"): name for name in tensors}
         chosen = {path: name for path, name in paths.items() if path.startswith(prefix)} or paths
-        tree = unflatten_dict({path: _float32(tensors[name]) for path, name in chosen.items()}, sep="/")
+        tree = unflatten_dict({path: tensors[name] for path, name in chosen.items()}, sep="/")
         return _module(tree, self.module)
 
     def describe(self) -> str:
@@ -105,10 +105,9 @@ def load(
       UserError: an origin cannot be read, or its parameters are not the recorded ones.
     """
     read = {name: origin.read() for name, origin in weights.items()}
-    file = None if workdir is None else epath.Path(workdir) / RECORD
-    if file is not None and weights and (record or file.exists()):
-        hashes = {name: fingerprint(nn.meta.unbox(tree)) for name, tree in read.items()}
-        _record_or_compare(weights, hashes, file, record)
+    if workdir is not None and weights:
+        change = write_record if record else _compare
+        change(weights, read, epath.Path(workdir) / RECORD)
     return {name: _placed(tree, mesh) for name, tree in read.items()}
 
 
@@ -122,22 +121,26 @@ def fingerprint(tree: Params) -> str:
     return digest.hexdigest()
 
 
-def _record_or_compare(
-    weights: Mapping[str, Weights], hashes: Mapping[str, str], file: epath.Path, record: bool
-) -> None:
-    """Write hashes to `file`, or raise `UserError` where one differs from those in it."""
-    if record:
-        if jax.process_index() == 0 and weights:
-            found = {
-                name: {"from": weights[name].describe(), "sha256": digest} for name, digest in hashes.items()
-            }
-            partial = file.parent / f".{file.name}.partial"
-            partial.write_text(json.dumps(found, indent=1) + "\n")
-            partial.replace(file)
+def write_record(weights: Mapping[str, Weights], read: Mapping[str, Params], file: epath.Path) -> None:
+    """Write the origins of networks, and the hashes of the parameters read from there, to `file`."""
+    if jax.process_index() != 0:
+        return
+    found = {
+        name: {"from": weights[name].describe(), "sha256": fingerprint(nn.meta.unbox(tree))}
+        for name, tree in read.items()
+    }
+    partial = file.parent / f".{file.name}.partial"
+    partial.write_text(json.dumps(found, indent=1) + "\n")
+    partial.replace(file)
+
+
+def _compare(weights: Mapping[str, Weights], read: Mapping[str, Params], file: epath.Path) -> None:
+    """Raise `UserError` where the hash of a network differs from that in `file`, if there is such a file."""
+    if not file.exists():
         return
     known = json.loads(file.read_text())
-    for name, digest in hashes.items():
-        stored = known.get(name, {}).get("sha256")
+    for name, tree in read.items():
+        digest, stored = fingerprint(nn.meta.unbox(tree)), known.get(name, {}).get("sha256")
         expect(
             stored == digest,
             f"config.task.frozen.{name}",
@@ -158,7 +161,7 @@ def _placed(tree: Params, mesh: jax.sharding.Mesh) -> Params:
     shardings = partitioning.shardings(tree, mesh)
 
     def place(leaf: np.ndarray, sharding: Any) -> jax.Array:
-        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: _float32(leaf[index]))
 
     return jax.tree.map(place, nn.meta.unbox(tree), shardings)
 

@@ -1,0 +1,151 @@
+"""Published text-to-image models: the parts of a diffusers pipeline's folder, or of a single file of latent diffusion.
+
+>>> model = find("stable-diffusion-v1-5")
+>>> sorted(model.unet.tensors)[0], model.scheduler["beta_schedule"]
+('conv_in.bias', 'scaled_linear')
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from jaxdiff.errors import UserError
+from jaxdiff.interop import folders
+from jaxdiff.interop.files import read_json, reading
+from jaxdiff.interop.tensors import Tensors, read_tensors
+
+UNET = "model.diffusion_model."
+AUTOENCODER = "first_stage_model."
+TEXTS = (
+    "cond_stage_model.transformer.",
+    "cond_stage_model.model.",
+    "conditioner.embedders.0.transformer.",
+    "conditioner.embedders.0.model.",
+    "conditioner.embedders.1.model.",
+)
+"""Prefixes of the parts in a single file: the U-Net, the autoencoder, and text encoders in their order."""
+
+BESIDE = ("safety_checker", "feature_extractor", "image_encoder")
+"""Parts of a pipeline's folder that take no part in sampling."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A network of a published model.
+
+    Attributes:
+      tensors: by their names in the part, without the part's prefix in a single file.
+      config: its `config.json`; empty in a single file.
+      name: the folder's name or the prefix, for errors and for the way back.
+    """
+
+    tensors: Tensors
+    config: Mapping[str, Any]
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedModel:
+    """The parts of a published model, not yet read.
+
+    Attributes:
+      path: the file or folder.
+      unet: the U-Net.
+      autoencoder: None in a file of a U-Net alone.
+      texts: the text encoders; none in a file of a U-Net alone.
+      tokenizers: the folder of each text encoder's tokenizer; empty for a single file, which has none.
+      scheduler: `scheduler_config.json`; empty for a single file.
+      index: `model_index.json`; empty for a single file.
+      metadata: texts that a single file stores about itself.
+    """
+
+    path: pathlib.Path
+    unet: Part
+    autoencoder: Part | None = None
+    texts: tuple[Part, ...] = ()
+    tokenizers: tuple[pathlib.Path, ...] = ()
+    scheduler: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    index: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def single_file(self) -> bool:
+        """Whether the names are those of latent diffusion rather than of diffusers."""
+        return self.unet.name == UNET
+
+
+def is_published(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a text-to-image pipeline, or a single file of one, at a path.
+
+    Raises:
+      UserError: there is no such file, or it is damaged.
+    """
+    root = pathlib.Path(path)
+    with reading(root):
+        if root.is_dir():
+            config = root / "unet" / "config.json"
+            return config.exists() and read_json(config).get("_class_name") == "UNet2DConditionModel"
+    return any(name.startswith(UNET) for name in read_tensors(root).tensors)
+
+
+def find(path: str | os.PathLike[str], ema: bool | None = None) -> PublishedModel:
+    """Find the parts of a published model.
+
+    Args:
+      path: the folder of a pipeline of diffusers, or a single file.
+      ema: the weights to read where a file has averaged and trained ones, see `read_tensors`.
+
+    Raises:
+      UserError: there is no such model, or a file is damaged.
+    """
+    root = pathlib.Path(path)
+    with reading(root):
+        return _of_folder(root, ema) if root.is_dir() else _of_file(root, ema)
+
+
+def _of_folder(root: pathlib.Path, ema: bool | None) -> PublishedModel:
+    index, scheduler = root / "model_index.json", root / "scheduler" / "scheduler_config.json"
+    texts = tuple(name for name in ("text_encoder", "text_encoder_2") if (root / name).is_dir())
+    return PublishedModel(
+        path=root,
+        unet=_part(root, "unet", ema),
+        autoencoder=_part(root, "vae", None),
+        texts=tuple(_part(root, name, None) for name in texts),
+        tokenizers=tuple(root / name.replace("text_encoder", "tokenizer") for name in texts),
+        scheduler=read_json(scheduler) if scheduler.exists() else {},
+        index=read_json(index) if index.exists() else {},
+    )
+
+
+def _part(root: pathlib.Path, name: str, ema: bool | None) -> Part:
+    folder = root / name
+    if not folder.is_dir():
+        raise UserError(
+            f"path={str(root)!r}: expected a pipeline with the folder {name}, got none. Fix: download it completely"
+        )
+    if name == "unet":
+        checkpoint = read_tensors(root, ema)
+        return Part(checkpoint.tensors, checkpoint.metadata["config"], name)
+    return Part(
+        read_tensors(folders.weights_file(folder, None)).tensors, read_json(folder / "config.json"), name
+    )
+
+
+def _of_file(root: pathlib.Path, ema: bool | None) -> PublishedModel:
+    checkpoint = read_tensors(root, ema)
+    parts = {prefix: _with_prefix(checkpoint.tensors, prefix) for prefix in (UNET, AUTOENCODER, *TEXTS)}
+    return PublishedModel(
+        path=root,
+        unet=parts[UNET] or Part(checkpoint.tensors, {}, ""),
+        autoencoder=parts[AUTOENCODER],
+        texts=tuple(part for prefix in TEXTS if (part := parts[prefix]) is not None),
+        metadata=checkpoint.metadata,
+    )
+
+
+def _with_prefix(tensors: Tensors, prefix: str) -> Part | None:
+    """The tensors behind a prefix; None without any."""
+    names = {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)}
+    return Part(tensors.renamed(names), {}, prefix) if names else None

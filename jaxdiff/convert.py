@@ -1,5 +1,6 @@
 """Convert published weights into a run's folder for sample, evaluate and train, or a run into a folder of diffusers.
 
+python -m jaxdiff.convert --from stable-diffusion-v1-5 --workdir runs/sd15
 python -m jaxdiff.convert --from 64x64_diffusion.pt --config configs/adm.py:imagenet64 --workdir runs/adm64
 python -m jaxdiff.convert --workdir runs/ddpm_cifar10 --to ddpm_cifar10_diffusers
 """
@@ -21,7 +22,8 @@ DIFFUSERS_FILES = ("diffusion_pytorch_model.safetensors", "config.json")
 
 DESCRIPTION = "Convert published weights into a run's folder, or a run into a folder of diffusers."
 EPILOG = """\
-Files: guided-diffusion's .pt, EDM's and EDM2's .pkl, diffusers' UNet2DModel folders, safetensors. No code from a file
+Stable Diffusion: a diffusers folder, or a single file with --tokenizer; its config is found from its files.
+With --config: guided-diffusion's .pt, EDM's and EDM2's .pkl, diffusers' UNet2DModel folders, safetensors. No code from a file
 is run. Averaged weights are preferred if a file has them. A prefix of all names, such as module. or _orig_mod., is
 removed. Nothing is written unless every tensor is finite and fits the network."""
 
@@ -29,10 +31,18 @@ removed. Nothing is written unless every tensor is finite and fits the network."
 def parser() -> command.Parser:
     flags = command.Parser(description=DESCRIPTION, epilog=EPILOG)
     flags.add_argument("--from", dest="source", metavar="FILE", help="published weights: a file or a folder")
-    flags.add_argument("--config", help="the config of their network, configs/x.py:variant")
+    flags.add_argument("--config", help="the config of their network, configs/x.py:variant; not for Stable Diffusion")
     flags.add_argument("--workdir", help="the run's folder: written with --from, read with --to")
     flags.add_argument(
         "--weights", choices=("averaged", "trained"), help="weights to read from a file that has both"
+    )
+    flags.add_argument(
+        "--tokenizer", metavar="FOLDER", help="the tokenizer of a single file's text encoder, with vocab.json and merges.txt"
+    )
+    flags.add_argument(
+        "--prediction",
+        choices=("epsilon", "v"),
+        help="what the U-Net of a single file predicts, if the file does not say it",
     )
     flags.add_argument(
         "--attention-order",
@@ -61,13 +71,31 @@ def main(argv: Sequence[str]) -> None:
             f"--from={flags.source}: expected a file or folder, got none. Fix: give one that exists"
         )
     _check_workdir(flags.workdir)
+    ema = None if flags.weights is None else flags.weights == "averaged"
+    if flags.config is None and pathlib.Path(flags.source).expanduser().exists():
+        from jaxdiff.interop import published
+
+        if published.is_published(flags.source):
+            print(_convert_published(flags, overrides, ema))
+            return
     config = command.load_config(flags.config, overrides)
 
     from jaxdiff.distributed import runtime
 
     runtime.start()
-    ema = None if flags.weights is None else flags.weights == "averaged"
     print(convert(flags.source, config, flags.workdir, ema, flags.attention_order))
+
+
+def _convert_published(flags: Any, overrides: Sequence[tuple[str, str]], ema: bool | None) -> str:
+    """``--from`` a model whose files say what it is."""
+    from jaxdiff.distributed import runtime
+    from jaxdiff.interop import published
+    from jaxdiff.runs import published as runs
+
+    runtime.start()
+    model = published.find(pathlib.Path(flags.source).expanduser(), ema)
+    prediction = {None: None, "epsilon": "epsilon", "v": "v_prediction"}[flags.prediction]
+    return runs.convert(model, flags.workdir, flags.tokenizer, prediction, overrides)
 
 
 def _check_workdir(workdir: str) -> output.Output:

@@ -77,12 +77,14 @@ class FileWeights:
     module: str = ""
 
     def read(self) -> Params:
+        return _module(unflatten_dict(self.arrays(), sep="/"), self.module)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays of the module by their paths in the whole file; those of the whole file if it has no such module."""
         tensors = read_tensors(self.path, None).tensors
-        prefix = f"{self.module}/" if self.module else ""
         paths = {name.replace(".", "/"): name for name in tensors}
-        chosen = {path: name for path, name in paths.items() if path.startswith(prefix)} or paths
-        tree = unflatten_dict({path: tensors[name] for path, name in chosen.items()}, sep="/")
-        return _module(tree, self.module)
+        own = {path: name for path, name in paths.items() if path.startswith(f"{self.module}/")}
+        return {path: tensors[name] for path, name in (own or paths).items()}
 
     def describe(self) -> str:
         return f"{self.path} {self.module}".rstrip()

@@ -13,6 +13,7 @@ from jaxdiff.data.published_tokenizers import ClipTokenizer, T5Tokenizer
 from jaxdiff.data.text import Tokenizer
 from jaxdiff.data.tokenizer_files import FILES
 from jaxdiff.errors import UserError
+from tests.data.clip_vocabulary import MERGES, VOCABULARY
 
 TEXTS = (
     "",
@@ -30,28 +31,9 @@ TEXTS = (
     "a&amp;b <br/> x_y-z \0 nul",
     "<toy> a <toy>horse <TOY> <pad> <PAD>",
 )
-WORDS = ["photo", "photograph", "of", "an", "astronaut", "riding", "a", "horse", "horses", "masterpiece"]
 LONG = "a photo of a horse " * 30
 
 
-def learned_pairs():
-    """Byte pairs of a few words, as CLIP has them: ids of bytes, bytes that end a word, and pairs."""
-    byte_level = tokenizers.pre_tokenizers.ByteLevel
-    learner = tokenizers.Tokenizer(tokenizers.models.BPE(end_of_word_suffix="</w>"))
-    learner.pre_tokenizer = byte_level(add_prefix_space=False, use_regex=True)
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=340, end_of_word_suffix="</w>", show_progress=False, initial_alphabet=byte_level.alphabet()
-    )
-    learner.train_from_iterator([WORDS] * 9, trainer)
-    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
-    letters = sorted(byte_level.alphabet())
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
-    tokens = list(dict.fromkeys([*tokens, "<|startoftext|>", "<|endoftext|>"]))
-    assert tokens[0] == "!"
-    return {token: i for i, token in enumerate(tokens)}, merges
-
-
-VOCABULARY, MERGES = learned_pairs()
 BEGIN, END = len(VOCABULARY) - 2, len(VOCABULARY) - 1
 ROLES = {
     role: {"content": token, "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}

@@ -1,0 +1,233 @@
+"""Stable Diffusion from published files: the denoiser and the codec of a model, and its parameters, not yet read."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxdiff.codecs.latent import Latent, parameter_shapes
+from jaxdiff.conditioning.conditioner import Conditioner, parameters_of
+from jaxdiff.conditioning.nulls import Null
+from jaxdiff.conditioning.text import Text
+from jaxdiff.data.joined_tokenizer import JoinedTokenizer
+from jaxdiff.data.published_tokenizers import ClipTokenizer
+from jaxdiff.denoiser import Denoiser
+from jaxdiff.errors import UserError, expect
+from jaxdiff.interop import autoencoder_configs, autoencoders, schedulers, stable_diffusion_unet, text_encoders
+from jaxdiff.interop.mapping import Entry, to_pending
+from jaxdiff.interop.pending import Pending
+from jaxdiff.interop.published import Part, PublishedModel
+from jaxdiff.interop.stable_diffusion_conditions import Extra, extra_conditions
+from jaxdiff.interop.stable_diffusion_unet import UnetLayout
+from jaxdiff.interop.stable_diffusion_unet_config import unet_layout
+from jaxdiff.interop.stable_diffusion_unet_shapes import detect_layout
+from jaxdiff.models.clip_text import ClipTextEncoder
+from jaxdiff.models.joined_encoder import JoinedEncoder
+from jaxdiff.typing import Params, Weights
+
+TEXT = f"conditioner/{parameters_of('text')}"
+"""The path of the text encoders in the denoiser's parameters."""
+
+BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
+OFFSET = {"set_alpha_to_one": False, "steps_offset": 1, "clip_sample": False}
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What a single file does not say about itself.
+
+    Attributes:
+      scheduler: `scheduler_config.json` of the published folder.
+      scaling_factor: of the latents.
+      size: height and width of the images.
+      guidance: scale in the published pipeline.
+    """
+
+    scheduler: Mapping[str, Any]
+    scaling_factor: float = 0.18215
+    size: int = 512
+    guidance: float = 7.5
+
+
+FAMILIES = {
+    "sd1": Family({**BETAS, **OFFSET, "_class_name": "PNDMScheduler", "skip_prk_steps": True}),
+    "sd2": Family({**BETAS, **OFFSET, "_class_name": "DDIMScheduler"}),
+    "xl": Family(
+        {**BETAS, "_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading", "steps_offset": 1},
+        scaling_factor=0.13025, size=1024, guidance=5.0,
+    ),
+    "upscaler": Family({**BETAS, **OFFSET, "_class_name": "DDIMScheduler"}, scaling_factor=0.08333, guidance=9.0),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class StableDiffusion:
+    """A published model of Stable Diffusion as our objects.
+
+    Attributes:
+      source: its files.
+      layout: its U-Net.
+      encoders: its text encoders.
+      denoiser: network, conditions, process and parameterization.
+      scheduler: the settings of its published sampler.
+      family: what is known of such models.
+    """
+
+    source: PublishedModel
+    layout: UnetLayout
+    encoders: tuple[ClipTextEncoder, ...]
+    denoiser: Denoiser
+    scheduler: Mapping[str, Any]
+    family: Family
+
+    def codec(self, weights: Weights) -> Latent:
+        """The codec of the model's autoencoder, whose parameters are `weights`."""
+        part = _required(self.source.autoencoder, "an autoencoder")
+        if part.config:
+            return autoencoder_configs.codec(part.config, weights, slices=1)
+        network = autoencoders.network_of(part.tensors)
+        return Latent(network, weights, scaling_factor=self.family.scaling_factor, slices=1)
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images that the model was trained with."""
+        part, sample_size = self.source.autoencoder, self.source.unet.config.get("sample_size")
+        if sample_size is None or part is None:
+            return self.family.size
+        return sample_size * self.codec_network.factor
+
+    @property
+    def codec_network(self) -> Any:
+        """The autoencoder."""
+        part = _required(self.source.autoencoder, "an autoencoder")
+        return autoencoder_configs.network(part.config) if part.config else autoencoders.network_of(part.tensors)
+
+    def pending_unet(self) -> dict[str, Pending]:
+        """The parameters of the denoiser without its text encoders, by their paths.
+
+        Raises:
+          UserError: lists the tensors that do not fit.
+        """
+        part, abstract = self.source.unet, dict(self._abstract)
+        conditioner = abstract["conditioner"]
+        abstract["conditioner"] = {k: v for k, v in conditioner.items() if k != parameters_of("text")}
+        return to_pending(unet_entries(self.layout, part.tensors), part.tensors, abstract)
+
+    def pending_text(self) -> dict[str, Pending]:
+        """The parameters of the text encoders, by their paths below `TEXT`."""
+        found: dict[str, Pending] = {}
+        for i, (encoder, part) in enumerate(zip(self.encoders, self.source.texts, strict=True)):
+            prefix = f"encoder_{i}/" if len(self.encoders) > 1 else ""
+            pending = text_encoders.encoder_pending(encoder, part.tensors)
+            found |= {prefix + path: each for path, each in pending.items()}
+        return found
+
+    def pending_autoencoder(self) -> dict[str, Pending]:
+        """The parameters of the autoencoder, by their paths."""
+        part, network = _required(self.source.autoencoder, "an autoencoder"), self.codec_network
+        tensors = part.tensors.renamed(autoencoders.own_names(part.tensors))
+        entries = autoencoders.entries(network, autoencoders.naming_of(tensors))
+        return to_pending(entries, tensors, parameter_shapes(network))
+
+    @functools.cached_property
+    def _abstract(self) -> Params:
+        """The shapes of the denoiser's parameters."""
+        conditioner: Any = self.denoiser.conditioner
+        shape = (2 ** len(self.layout.network.levels),) * 2 + (self.layout.network.out_channels,)
+        x, t = jnp.zeros((1, *shape)), jnp.full((1,), 0.5)
+        arguments = (x, t, conditioner.example(1, shape), conditioner.none_dropped(1))
+        make = functools.partial(self.denoiser.init, train=False)
+        return nn.meta.unbox(jax.eval_shape(make, jax.random.key(0), *arguments))["params"]
+
+
+def of(model: PublishedModel, tokenizers: Sequence[ClipTokenizer], prediction: str | None = None) -> StableDiffusion:
+    """Our objects for a published model.
+
+    Args:
+      model: its files.
+      tokenizers: one for each text encoder.
+      prediction: what the U-Net predicts, "epsilon" or "v_prediction", where the files do not say it.
+
+    Raises:
+      UserError: the model has an option that ours lacks, or does not say what its U-Net predicts.
+    """
+    config = model.unet.config
+    layout = unet_layout(config) if config else detect_layout(model.unet.tensors)
+    family = FAMILIES[_family(layout)]
+    scheduler = dict(model.scheduler or family.scheduler)
+    scheduler["prediction_type"] = prediction or _prediction(model, scheduler, layout)
+    encoders = _encoders(model, layout)
+    conditions, extra = _conditions(model, layout, encoders, tokenizers)
+    conditioner = Conditioner(layout.noise, conditions, extra.concatenated, layout.mapping)
+    process, parameterization = schedulers.diffusion(scheduler)
+    denoiser = Denoiser(layout.network, conditioner, process, parameterization)
+    return StableDiffusion(model, layout, encoders, denoiser, scheduler, family)
+
+
+def unet_entries(layout: UnetLayout, names: Any) -> list[Entry]:
+    """The mapping of a U-Net's tensors in the naming of a file."""
+    return list(stable_diffusion_unet.entries(layout, stable_diffusion_unet.naming_of(names)))
+
+
+def _family(layout: UnetLayout) -> str:
+    if layout.noise_classes is not None:
+        return "upscaler"
+    if layout.mapped == "text_time":
+        return "xl"
+    return "sd2" if layout.context_width == 1024 else "sd1"
+
+
+def _prediction(model: PublishedModel, scheduler: Mapping[str, Any], layout: UnetLayout) -> str:
+    """What the U-Net predicts."""
+    if "prediction_type" in scheduler or model.scheduler:
+        return scheduler.get("prediction_type", "epsilon")
+    stated = str(model.metadata.get("modelspec.prediction_type", ""))
+    if stated:
+        return "v_prediction" if stated.startswith("v") else "epsilon"
+    unknown = _family(layout) in ("sd2", "upscaler")
+    fix = "give --prediction v for 768 pixels and the upscaler, --prediction epsilon for the base of 512 pixels"
+    expect(not unknown, "--prediction", None, "what the U-Net predicts, since this file does not say it", fix)
+    return "epsilon"
+
+
+def _encoders(model: PublishedModel, layout: UnetLayout) -> tuple[ClipTextEncoder, ...]:
+    """The text encoders, with the states that the U-Net reads of them."""
+    sdxl, last = layout.mapped == "text_time", len(model.texts) - 1
+    found = []
+    for i, part in enumerate(model.texts):
+        penultimate = part.name == "cond_stage_model.model."
+        encoder = text_encoders.clip_encoder(part.tensors, part.config or None, penultimate=penultimate)
+        if sdxl:
+            encoder = encoder.clone(layer=-2, final_norm=False, pooled=i == last)
+        found.append(encoder)
+    return tuple(found)
+
+
+def _conditions(
+    model: PublishedModel,
+    layout: UnetLayout,
+    encoders: Sequence[ClipTextEncoder],
+    tokenizers: Sequence[ClipTokenizer],
+) -> tuple[dict[str, Any], Extra]:
+    expect(len(encoders) > 0, "--from", str(model.path), "a model with a text encoder", "give the whole model", "none")
+    joined = len(encoders) > 1
+    tokenizer = JoinedTokenizer(tuple(tokenizers)) if joined else tokenizers[0]
+    encoder = JoinedEncoder(tuple(encoders)) if joined else encoders[0]
+    width = sum(each.width for each in encoders)
+    expect(width == layout.context_width, "--from", str(model.path),
+           f"text encoders of {layout.context_width} channels, as the U-Net reads", "give the files of one model",
+           str(width))  # fmt: skip
+    zeros = model.index.get("force_zeros_for_empty_prompt", joined) and layout.mapped == "text_time"
+    null: Null = "zero" if zeros else "empty"
+    extra = extra_conditions(layout, encoders[-1].projection or encoders[-1].width)
+    return {"text": Text(tokenizer, encoder, drop_rate=0.1, null=null), **extra.conditions}, extra
+
+
+def _required(part: Part | None, what: str) -> Part:
+    if part is None:
+        raise UserError(f"--from: expected a model with {what}, got none. Fix: give the whole model")
+    return part

@@ -1,0 +1,225 @@
+"""Published models as runs: the folder of a run whose parameters are files of their own, and no checkpoint."""
+
+import contextlib
+import dataclasses
+import pathlib
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from jaxdiff import config as configs
+from jaxdiff.data.folder import ImageFolder
+from jaxdiff.data.pipeline import Pipeline
+from jaxdiff.data.published_tokenizers import ClipTokenizer
+from jaxdiff.data.text import Tokenize
+from jaxdiff.data.tokenizer_files import FILES
+from jaxdiff.errors import RunFailure, UserError, expect
+from jaxdiff.experiment import Experiment
+from jaxdiff.interop import schedulers, stable_diffusion
+from jaxdiff.interop.mapping import check_finite
+from jaxdiff.interop.pending import Pending
+from jaxdiff.interop.published import PublishedModel
+from jaxdiff.interop.safetensors_files import write_safetensors
+from jaxdiff.interop.stable_diffusion import StableDiffusion
+from jaxdiff.process.time_sampling import UniformSteps
+from jaxdiff.runs.weights import RECORD, FileWeights, write_record
+from jaxdiff.runs.workdir import CONFIG_FILE, HERE, read_config
+from jaxdiff.tasks.denoising import DenoisingTask
+from jaxdiff.training.ema import Ema
+from jaxdiff.training.optimizer import AdamW
+
+UNET, TEXT, AUTOENCODER = (f"frozen/{name}.safetensors" for name in ("unet", "text_encoder", "autoencoder"))
+"""Files of parameters in the run's folder, named by our paths and in the precision of the published ones."""
+
+STEPS = 50
+"""Sampling steps of a new run, as in the published pipelines."""
+
+
+def tokenizers_of(model: PublishedModel, folder: str | None) -> list[pathlib.Path]:
+    """The tokenizer's folder for each text encoder.
+
+    Args:
+      model: the published model.
+      folder: what the user gives instead: a tokenizer for all encoders, or a pipeline with one for each.
+
+    Raises:
+      UserError: the model comes without tokenizers, and none is given.
+    """
+    count = len(model.texts)
+    if folder is None:
+        fix = "give --tokenizer FOLDER, the tokenizer folder of such a model (vocab.json and merges.txt)"
+        got = f"{len(model.tokenizers)} tokenizers"
+        expect(len(model.tokenizers) == count, "--tokenizer", None, f"a tokenizer for {count} text encoders, since a "
+               "single file holds none", fix, got)  # fmt: skip
+        return list(model.tokenizers)
+    root = pathlib.Path(folder).expanduser()
+    own = [path for name in ("tokenizer", "tokenizer_2") if (path := root / name).is_dir()]
+    return (own or [root] * count)[:count] if len(own) in (0, count) else [own[-1]] * count
+
+
+def convert(
+    model: PublishedModel,
+    workdir: str,
+    tokenizer: str | None = None,
+    prediction: str | None = None,
+    overrides: Sequence[tuple[str, str]] = (),
+) -> str:
+    """Make `workdir` a run that samples as the published model does.
+
+    No more than one tensor is in memory at a time. The folder appears when it is complete.
+
+    Args:
+      model: the published model.
+      workdir: the folder to make.
+      tokenizer: see `tokenizers_of`.
+      prediction: see `stable_diffusion.of`.
+      overrides: (path, text) pairs that change the run's config.
+
+    Returns:
+      A summary for the user.
+
+    Raises:
+      UserError: a file is damaged, a tensor does not fit or is not finite, or the folder cannot be written.
+    """
+    folders = tokenizers_of(model, tokenizer)
+    names = [f"tokenizer{'' if i == 0 else f'_{i + 1}'}" for i in range(len(folders))]
+    own = model.tokenizers and tokenizer is None
+    pads = [None if own or each.name.endswith("transformer.") else 0 for each in model.texts]
+    stored = [ClipTokenizer(HERE + name, pad=pad) for name, pad in zip(names, pads, strict=True)]
+    _check_tokenizers(model, folders)
+    found = stable_diffusion.of(model, stored, prediction)
+    files = {UNET: found.pending_unet(), TEXT: found.pending_text(), AUTOENCODER: found.pending_autoencoder()}
+    config = _config(found, files[UNET])
+    for path, text in overrides:
+        configs.override(config, path, text)
+    with _draft(workdir) as draft:
+        (draft / "frozen").mkdir()
+        for name, tensors in files.items():
+            write_safetensors(draft / name, {path: _finite(each) for path, each in tensors.items()})
+        for name, source in zip(names, folders, strict=True):
+            _copy(source, draft / name)
+        (draft / CONFIG_FILE).write_text(configs.to_json(config))
+        experiment: Experiment = configs.build(read_config(str(draft)))
+        weights = experiment.task.frozen
+        read = {name: origin.read() for name, origin in weights.items()}
+        _check_written(files, draft)
+        write_record(weights, read, epath.Path(draft) / RECORD)
+    return f"wrote {_count(files):,} parameters of {model.path} to {workdir}\n{_about(found)}"
+
+
+def _config(model: StableDiffusion, unet: Mapping[str, Pending]) -> Any:
+    """The config of the run."""
+    size, steps = model.image_size, model.scheduler.get("num_train_timesteps", 1000)
+    task = DenoisingTask(
+        denoiser=model.denoiser,
+        time_sampler=UniformSteps(steps),
+        image_shape=(size, size, 3),
+        codec=model.codec(FileWeights(HERE + AUTOENCODER)),
+        pretrained=_pretrained(unet),
+    )
+    text: Any = model.denoiser.conditioner.conditions["text"]
+    guidance = schedulers.guidance(model.family.guidance)
+    return configs.spec(
+        Experiment,
+        task=configs.describe(task),
+        optimizer=configs.spec(AdamW, learning_rate=1e-5),
+        ema=configs.spec(Ema, decay=0.9999),
+        data=configs.describe(
+            Pipeline(
+                ImageFolder("images", size, label=None, captions="txt"),
+                conditions=(Tokenize(text.tokenizer),),
+            )
+        ),
+        sampling=configs.describe(schedulers.recipe(model.scheduler, None, STEPS, guidance)),
+        recipes=configs.describe(schedulers.recipes(model.scheduler, STEPS, guidance)),
+        sample_every=0,
+    )
+
+
+def _pretrained(unet: Mapping[str, Pending]) -> dict[str, FileWeights]:
+    """The origin of each module of the denoiser: the network, and the parts of the conditioner."""
+    modules = {path.split("/")[0] if path.startswith("network/") else "/".join(path.split("/")[:2]) for path in unet}
+    found = {module: FileWeights(HERE + UNET, module) for module in sorted(modules)}
+    return found | {stable_diffusion.TEXT: FileWeights(HERE + TEXT)}
+
+
+def _check_tokenizers(model: PublishedModel, folders: Sequence[pathlib.Path]) -> None:
+    """Raise `UserError` if a tokenizer is missing, or has ids that its text encoder does not know."""
+    for path, part in zip(folders, model.texts, strict=True):
+        ids = ClipTokenizer(str(path)).encode("")
+        tables = [each.shape[0] for name, each in part.tensors.items() if name.endswith("token_embedding.weight")]
+        fits = int(np.max(ids)) < min(tables, default=0)
+        expect(fits, "--tokenizer", str(path), f"ids below {min(tables, default=0)}, as the text encoder has",
+               "give the tokenizer of this model", str(int(np.max(ids))))  # fmt: skip
+
+
+@contextlib.contextmanager
+def _draft(workdir: str) -> Iterator[pathlib.Path]:
+    """A folder that becomes `workdir` at the end, or nothing after an error."""
+    path = pathlib.Path(workdir).expanduser().resolve()
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
+    try:
+        draft.mkdir(parents=True)
+        yield draft
+        if path.exists():
+            path.rmdir()
+        draft.rename(path)
+    except OSError as error:
+        raise RunFailure(
+            f"--workdir={workdir}: expected a folder that can be written, got {error.strerror or error}. "
+            "Fix: make room, or give another folder"
+        ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _finite(pending: Pending) -> Pending:
+    """The same array, refused if it is not finite."""
+
+    def read() -> np.ndarray:
+        array = pending.read()
+        check_finite({pending.origin: array})
+        return array
+
+    return dataclasses.replace(pending, read=read)
+
+
+def _copy(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Copy the files of a tokenizer."""
+    target.mkdir()
+    for name in FILES:
+        if (source / name).exists():
+            shutil.copyfile(source / name, target / name)
+
+
+def _check_written(files: Mapping[str, Mapping[str, Pending]], folder: pathlib.Path) -> None:
+    """Raise `RunFailure` unless what was written is what was read, bit for bit."""
+    for name, tensors in files.items():
+        written = FileWeights(str(folder / name)).arrays()
+        for path, pending in tensors.items():
+            if written[path].tobytes() != pending.read().tobytes():
+                raise RunFailure(
+                    f"--workdir={folder}: expected to read back {path} as it was written, got other values. "
+                    "Fix: convert again, to another disk"
+                )
+
+
+def _count(files: Mapping[str, Mapping[str, Pending]]) -> int:
+    return sum(int(np.prod(each.shape)) for tensors in files.values() for each in tensors.values())
+
+
+def _about(model: StableDiffusion) -> str:
+    """What was found in the files, for the user."""
+    network, scheduler = model.layout.network, model.scheduler
+    widths = ", ".join(str(level.width) for level in network.levels)
+    texts = " and ".join(f"{each.layers} layers of {each.width}" for each in model.encoders)
+    return (
+        f"  U-Net: widths {widths}; {model.layout.in_channels} input channels; tokens of {model.layout.context_width}\n"
+        f"  text encoder: {texts}\n"
+        f"  images: {model.image_size} x {model.image_size}; latents of {model.codec_network.latent_channels} channels\n"
+        f"  predicts {scheduler['prediction_type']}; {scheduler.get('_class_name', 'DDIMScheduler')}"
+    )

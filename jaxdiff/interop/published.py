@@ -57,6 +57,7 @@ class PublishedModel:
       texts: the text encoders; none in a file of a U-Net alone.
       tokenizers: the folder of each text encoder's tokenizer; empty for a single file, which has none.
       scheduler: `scheduler_config.json`; empty for a single file.
+      low_res_scheduler: that of the small image in an upscaler; empty in other models.
       index: `model_index.json`; empty for a single file.
       metadata: texts that a single file stores about itself.
     """
@@ -67,6 +68,7 @@ class PublishedModel:
     texts: tuple[Part, ...] = ()
     tokenizers: tuple[pathlib.Path, ...] = ()
     scheduler: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    low_res_scheduler: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     index: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -106,7 +108,7 @@ def find(path: str | os.PathLike[str], ema: bool | None = None) -> PublishedMode
 
 
 def _of_folder(root: pathlib.Path, ema: bool | None) -> PublishedModel:
-    index, scheduler = root / "model_index.json", root / "scheduler" / "scheduler_config.json"
+    scheduler, low_res = (root / name / "scheduler_config.json" for name in ("scheduler", "low_res_scheduler"))
     texts = tuple(name for name in ("text_encoder", "text_encoder_2") if (root / name).is_dir())
     return PublishedModel(
         path=root,
@@ -114,9 +116,14 @@ def _of_folder(root: pathlib.Path, ema: bool | None) -> PublishedModel:
         autoencoder=_part(root, "vae", None),
         texts=tuple(_part(root, name, None) for name in texts),
         tokenizers=tuple(root / name.replace("text_encoder", "tokenizer") for name in texts),
-        scheduler=read_json(scheduler) if scheduler.exists() else {},
-        index=read_json(index) if index.exists() else {},
+        scheduler=_settings(scheduler),
+        low_res_scheduler=_settings(low_res),
+        index=_settings(root / "model_index.json"),
     )
+
+
+def _settings(file: pathlib.Path) -> Mapping[str, Any]:
+    return read_json(file) if file.exists() else {}
 
 
 def _part(root: pathlib.Path, name: str, ema: bool | None) -> Part:

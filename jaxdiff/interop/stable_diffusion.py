@@ -33,6 +33,9 @@ TEXT = f"conditioner/{parameters_of('text')}"
 """The path of the text encoders in the denoiser's parameters."""
 
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
+LOW_RES = {**BETAS, "beta_start": 0.0001, "beta_end": 0.02, "_class_name": "DDPMScheduler"}
+"""The noise of the small image in the x4 upscaler."""
+
 OFFSET = {"set_alpha_to_one": False, "steps_offset": 1, "clip_sample": False}
 
 
@@ -103,8 +106,7 @@ class StableDiffusion:
     @property
     def codec_network(self) -> Any:
         """The autoencoder."""
-        part = _required(self.source.autoencoder, "an autoencoder")
-        return autoencoder_configs.network(part.config) if part.config else autoencoders.network_of(part.tensors)
+        return _network(_required(self.source.autoencoder, "an autoencoder"))
 
     def pending_unet(self) -> dict[str, Pending]:
         """The parameters of the denoiser without its text encoders, by their paths.
@@ -163,7 +165,7 @@ def of(model: PublishedModel, tokenizers: Sequence[ClipTokenizer], prediction: s
     encoders = _encoders(model, layout)
     conditions, extra = _conditions(model, layout, encoders, tokenizers)
     conditioner = Conditioner(layout.noise, conditions, extra.concatenated, layout.mapping)
-    process, parameterization = schedulers.diffusion(scheduler)
+    process, parameterization = schedulers.process(scheduler), schedulers.parameterization(scheduler)
     denoiser = Denoiser(layout.network, conditioner, process, parameterization)
     return StableDiffusion(model, layout, encoders, denoiser, scheduler, family)
 
@@ -223,8 +225,15 @@ def _conditions(
            str(width))  # fmt: skip
     zeros = model.index.get("force_zeros_for_empty_prompt", joined) and layout.mapped == "text_time"
     null: Null = "zero" if zeros else "empty"
-    extra = extra_conditions(layout, encoders[-1].projection or encoders[-1].width)
+    factor = _network(_required(model.autoencoder, "an autoencoder")).factor
+    low_res = schedulers.process(model.low_res_scheduler or LOW_RES) if layout.noise_classes else None
+    extra = extra_conditions(layout, encoders[-1].projection or encoders[-1].width, factor, low_res)
     return {"text": Text(tokenizer, encoder, drop_rate=0.1, null=null), **extra.conditions}, extra
+
+
+def _network(part: Part) -> Any:
+    """The network of an autoencoder."""
+    return autoencoder_configs.network(part.config) if part.config else autoencoders.network_of(part.tensors)
 
 
 def _required(part: Part | None, what: str) -> Part:

@@ -4,8 +4,18 @@ import dataclasses
 from collections.abc import Mapping
 
 from jaxdiff.conditioning.condition import Condition
+from jaxdiff.conditioning.continuous import Continuous, ImageSize
+from jaxdiff.conditioning.image import ImageCondition
+from jaxdiff.conditioning.latent import LatentImage, MaskedImage
+from jaxdiff.conditioning.noisy import NoiseAugmented
+from jaxdiff.conditioning.vector import StepTable
 from jaxdiff.errors import UserError
 from jaxdiff.interop.stable_diffusion_unet import UnetLayout
+from jaxdiff.process.gaussian import VariancePreserving
+from jaxdiff.process.labels import StepIndex
+
+AESTHETIC_SCORE, NEGATIVE_SCORE = 6.0, 2.5
+"""Of SDXL's refiner: the default score, and the one that guidance leads away from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,16 +31,60 @@ class Extra:
     concatenated: tuple[str, ...] = ()
 
 
-def extra_conditions(layout: UnetLayout, pooled: int) -> Extra:
+def extra_conditions(
+    layout: UnetLayout, pooled: int, factor: int, low_res: VariancePreserving | None = None
+) -> Extra:
     """The conditions that a U-Net needs besides the text.
 
     Args:
       layout: the U-Net.
       pooled: length of the text encoder's pooled vector.
+      factor: pixels along the side of one latent.
+      low_res: the noise process of the image that the x4 upscaler enlarges.
 
     Raises:
       UserError: the U-Net needs a condition that is unknown here.
     """
-    if layout.mapped is None and layout.in_channels == layout.network.out_channels:
-        return Extra({})
-    raise UserError("in_channels=?: expected another model")
+    sizes, images = _sizes(layout, pooled), _images(layout, factor, low_res)
+    return Extra({**sizes, **images}, ("text", *sizes) if sizes else ())
+
+
+def _sizes(layout: UnetLayout, pooled: int) -> dict[str, Condition]:
+    """Six numbers in SDXL, and in its refiner five, of which the last is a score."""
+    if layout.mapped is None:
+        return {}
+    frequencies, width = layout.size_frequencies or 1, (layout.mapped_width or 0) - pooled
+    count = width // (2 * frequencies)
+    if layout.mapped != "text_time" or count not in (5, 6) or width % (2 * frequencies):
+        raise UserError(
+            f"--from: expected a U-Net with the sizes of SDXL, got a vector of {layout.mapped_width} channels for "
+            f"{pooled} of a pooled text. Fix: use a model of Stable Diffusion 1, 2 or XL"
+        )
+    options = {"width": None, "frequencies": frequencies, "null": "none"}
+    found: dict[str, Condition] = {
+        "original_size": ImageSize(frequencies=frequencies),
+        "crop": Continuous(2, default=(0.0, 0.0), **options),
+    }
+    if count == 6:
+        return found | {"target_size": ImageSize(frequencies=frequencies)}
+    options |= {"default": AESTHETIC_SCORE, "null": "value", "null_value": NEGATIVE_SCORE}
+    return found | {"aesthetic_score": Continuous(None, **options)}
+
+
+def _images(layout: UnetLayout, factor: int, low_res: VariancePreserving | None) -> dict[str, Condition]:
+    """Images appended to the latents."""
+    latents = layout.network.out_channels
+    added = layout.in_channels - latents
+    if added == 0:
+        return {}
+    if added == latents + 1:
+        return {"image": MaskedImage(factor=factor)}
+    if added == latents:
+        return {"image": LatentImage(factor=1 / factor)}
+    if added == 3 and layout.noise_classes is not None and low_res is not None:
+        table = StepTable(layout.noise_classes, layout.noise.width)
+        return {"image": NoiseAugmented(ImageCondition(3), table, low_res, label=StepIndex(layout.noise_classes))}
+    raise UserError(
+        f"--from: expected {latents}, {latents + 1} or 3 channels of an image besides the latents, got {added}. "
+        "Fix: use a model of Stable Diffusion, for inpainting, InstructPix2Pix or the x4 upscaler"
+    )

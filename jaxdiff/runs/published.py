@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 
 from jaxdiff import config as configs
+from jaxdiff.config.overrides import override
 from jaxdiff.data.folder import ImageFolder
 from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.published_tokenizers import ClipTokenizer
@@ -28,6 +29,7 @@ from jaxdiff.interop.stable_diffusion import StableDiffusion
 from jaxdiff.process.time_sampling import UniformSteps
 from jaxdiff.runs.weights import RECORD, FileWeights, write_record
 from jaxdiff.runs.workdir import CONFIG_FILE, HERE, read_config
+from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.training.ema import Ema
 from jaxdiff.training.optimizer import AdamW
@@ -89,13 +91,16 @@ def convert(
     names = [f"tokenizer{'' if i == 0 else f'_{i + 1}'}" for i in range(len(folders))]
     own = model.tokenizers and tokenizer is None
     pads = [None if own or each.name.endswith("transformer.") else 0 for each in model.texts]
-    stored = [ClipTokenizer(HERE + name, pad=pad) for name, pad in zip(names, pads, strict=True)]
+    here, stored = (
+        stable_diffusion.of(model, [ClipTokenizer(each, pad=pad) for each, pad in zip(where, pads, strict=True)], prediction)
+        for where in (map(str, folders), [HERE + name for name in names])
+    )
     _check_tokenizers(model, folders)
-    found = stable_diffusion.of(model, stored, prediction)
+    found = here
     files = {UNET: found.pending_unet(), TEXT: found.pending_text(), AUTOENCODER: found.pending_autoencoder()}
-    config = _config(found, files[UNET])
+    config = _config(stored, files[UNET])
     for path, text in overrides:
-        configs.override(config, path, text)
+        override(config, path, text)
     with _draft(workdir) as draft:
         (draft / "frozen").mkdir()
         for name, tensors in files.items():
@@ -122,7 +127,7 @@ def _config(model: StableDiffusion, unet: Mapping[str, Pending]) -> Any:
         pretrained=_pretrained(unet),
     )
     text: Any = model.denoiser.conditioner.conditions["text"]
-    guidance = schedulers.guidance(model.family.guidance)
+    guidance = ClassifierFree(model.family.guidance)
     return configs.spec(
         Experiment,
         task=configs.describe(task),

@@ -46,7 +46,7 @@ def layout_of(
     shapes = {path: array.shape for path, array in flatten_dict(params, sep="/").items()}
     contexts = [shape[0] for path, shape in shapes.items() if _CONTEXT.fullmatch(path)]
     if not contexts:
-        raise _unsupported("network.middle", network.middle)
+        raise UserError("network: expected cross-attention, got none. Fix: keep the workdir as it is")
     concatenated = (conditioner.conditions[name] for name in conditioner.concatenated)
     sizes = next((part.frequencies for part in concatenated if isinstance(part, Continuous)), None)
     length = shapes.get("conditioner/mapping/dense_0/kernel", (None,))[0]
@@ -75,7 +75,9 @@ def unet_config(layout: UnetLayout, sample_size: int = 64) -> dict[str, Any]:
     """
     network, noise = layout.network, layout.noise
     levels, last = network.levels, len(network.levels) - 1
-    middle: Any = network.middle.attention if isinstance(network.middle, ResidualMiddle) else network.middle
+    if not isinstance(network.middle, ResidualMiddle):
+        raise _unsupported("network.middle", network.middle)
+    middle: Any = network.middle.attention
     parts = {f"levels[{i}].attention": level.attention for i, level in enumerate(levels) if level.attention}
     for field, part in (parts | {"middle.attention": middle}).items():
         if not isinstance(part, SpatialTransformer):

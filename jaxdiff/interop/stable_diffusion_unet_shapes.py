@@ -94,8 +94,9 @@ def _blocks(tensors: Tensors, naming: Naming) -> list[list[Block]]:
     """The encoder's residual blocks of each level."""
     levels = _folder_blocks(tensors) if naming == "diffusers" else _original_blocks(tensors)
     if not levels or not all(levels):
+        counts = [len(level) for level in levels]
         raise UserError(
-            f"--from: expected residual blocks at every level of a U-Net, got {len(levels)} levels, some without. "
+            f"--from: expected residual blocks at every level of a U-Net, got {counts}. "
             "Fix: name a file that contains the whole U-Net of Stable Diffusion"
         )
     return levels

@@ -93,6 +93,7 @@ PUBLISHED = {
         "transformer_layers_per_block": 4, "cross_attention_dim": 1280, "projection_class_embeddings_input_dim": 2560,
     },
     "unclip": SD2_WIDE | {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 2048},
+    "consistency": SD1_WIDE | {"time_cond_proj_dim": 256},
 }  # fmt: skip
 """By name, the config of the published networks."""
 
@@ -140,7 +141,7 @@ class Encoded(Condition):
 
 
 def denoiser_of(layout, pooled=10, channels=4):
-    """The denoiser of a layout with its conditions, for a pooled text of this length and latents of so many channels."""
+    """The denoiser of a layout and all its conditions, for a pooled text of this length."""
     sizes, vector = {}, layout.mapped_width
     if layout.mapped == "text_time":
         numbers = (layout.mapped_width - pooled) // (2 * layout.size_frequencies)

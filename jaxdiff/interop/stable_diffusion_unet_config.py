@@ -57,43 +57,41 @@ def unet_layout(config: Mapping[str, Any]) -> UnetLayout:
       UserError: it is another class, or has an option that ours lacks.
     """
     given = _checked(config)
-    widths, last = given["block_out_channels"], len(given["block_out_channels"]) - 1
-    attends = [name == "CrossAttnDownBlock2D" for name in given["down_block_types"]]
-    levels = tuple(
-        Level(
-            widths[i],
-            given["layers_per_block"][i],
-            _part(given, i) if attends[i] else None,
-            float(given["dropout"]),
-        )
-        for i in range(last + 1)
-    )
-    # Only the blocks of levels can be without self-attention.
-    middle = dataclasses.replace(_part(given, last), only_cross_attention=False)
-    modulation = "shift" if given["resnet_time_scale_shift"] == "default" else "scale_shift"
-    block = BlockOptions(given["norm_num_groups"], 1, float(given["norm_eps"]), modulation)
-    network = UNet(
-        levels,
-        given["out_channels"],
-        block=block,
-        middle=ResidualMiddle(middle),
-        resampling="conv",
-        pad_end=given["downsample_padding"] == 0,
-    )
+    width = given["block_out_channels"][0]
     noise = NoiseLevel(
-        given["time_embedding_dim"] or 4 * widths[0],
-        frequencies=widths[0] // 2,
+        given["time_embedding_dim"] or 4 * width,
+        frequencies=width // 2,
         endpoint=given["freq_shift"] == 1,
         sine_first=not given["flip_sin_to_cos"],
     )
     return UnetLayout(
-        network,
+        _network(given),
         noise,
         in_channels=given["in_channels"],
         context_width=given["cross_attention_dim"][0],
         noise_classes=None if given["class_embed_type"] else given["num_class_embeds"],
         guidance_width=given["time_cond_proj_dim"],
         **_mapping(given, noise),
+    )
+
+
+def _network(given: Mapping[str, Any]) -> UNet:
+    attends = [name.startswith("CrossAttn") for name in given["down_block_types"]]
+    blocks, dropout = given["layers_per_block"], float(given["dropout"])
+    levels = tuple(
+        Level(width, blocks[i], _part(given, i) if attends[i] else None, dropout)
+        for i, width in enumerate(given["block_out_channels"])
+    )
+    # Only the blocks of levels can be without self-attention.
+    middle = dataclasses.replace(_part(given, len(levels) - 1), only_cross_attention=False)
+    modulation = "shift" if given["resnet_time_scale_shift"] == "default" else "scale_shift"
+    return UNet(
+        levels,
+        given["out_channels"],
+        block=BlockOptions(given["norm_num_groups"], 1, float(given["norm_eps"]), modulation),
+        middle=ResidualMiddle(middle),
+        resampling="conv",
+        pad_end=given["downsample_padding"] == 0,
     )
 
 
@@ -157,12 +155,11 @@ def _check_levels(given: Mapping[str, Any]) -> None:
     widths, groups = given["block_out_channels"], given["norm_num_groups"]
     fits = not any(width % groups for width in widths)
     expect(fits, "norm_num_groups", groups, f"a divisor of the widths {widths}", "use such a model")
-    heads = given["attention_head_dim"]
-    fits = not any(
-        width % count
-        for width, count in zip(widths, _by_level(given, "attention_head_dim", len(widths)), strict=True)
-    )
-    expect(fits, "attention_head_dim", heads, f"divisors of the widths {widths}", "use such a model")
+    heads = _by_level(given, "attention_head_dim", len(widths))
+    attending = [i for i, name in enumerate(given["down_block_types"]) if name.startswith("CrossAttn")]
+    for i in {*attending, len(widths) - 1}:  # the middle has the heads of the coarsest level
+        fits, expected = widths[i] % heads[i] == 0, f"divisors of the widths {widths}"
+        expect(fits, "attention_head_dim", given["attention_head_dim"], expected, "use such a model")
     contexts, field = given["cross_attention_dim"], "cross_attention_dim"
     expect(len(set(contexts)) == 1, field, contexts, "one number for all levels", "use such a model")
     depths = given["transformer_layers_per_block"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from flax.traverse_util import flatten_dict
@@ -26,6 +27,8 @@ def layout_of(
     denoiser: Denoiser, params: Params, noise_table: str = NOISE_TABLE, guidance: str = GUIDANCE
 ) -> UnetLayout:
     """The layout of a run's U-Net.
+
+    Concatenated vectors are those of SDXL if a size is among them, a `Continuous` with Fourier features.
 
     Args:
       denoiser: the run's denoiser.
@@ -73,43 +76,61 @@ def unet_config(layout: UnetLayout, sample_size: int = 64) -> dict[str, Any]:
     Raises:
       UserError: the network has an option that `UNet2DConditionModel` lacks.
     """
-    network, noise = layout.network, layout.noise
-    levels, last = network.levels, len(network.levels) - 1
+    network = layout.network
     if not isinstance(network.middle, ResidualMiddle):
         raise _unsupported("network.middle", network.middle)
-    middle: Any = network.middle.attention
-    parts = {f"levels[{i}].attention": level.attention for i, level in enumerate(levels) if level.attention}
-    for field, part in (parts | {"middle.attention": middle}).items():
-        if not isinstance(part, SpatialTransformer):
+    parts = {f"levels[{i}].attention": level.attention for i, level in enumerate(network.levels)}
+    parts["middle.attention"] = network.middle.attention
+    for field, part in parts.items():
+        if not isinstance(part, SpatialTransformer) and (part is not None or field == "middle.attention"):
             raise _unsupported(f"network.{field}", part)
-    # Numbers of a level without attention are not read, except that the middle has those of the coarsest level.
-    filled: list[Any] = [level.attention or middle for level in levels]
-    depths = [part.depth if levels[i].attention or i == last else 1 for i, part in enumerate(filled)]
-    heads = [head_count(levels[i].width, part.heads, part.head_dim) for i, part in enumerate(filled)]
-    sizes = layout.size_frequencies
     config = {
         "_class_name": "UNet2DConditionModel", "sample_size": sample_size, "in_channels": layout.in_channels,
-        "out_channels": network.out_channels, "block_out_channels": [level.width for level in levels],
-        "layers_per_block": _shortest([level.blocks for level in levels]), "dropout": levels[0].dropout,
-        "down_block_types": [_block_type("Down", level) for level in levels],
-        "up_block_types": [_block_type("Up", level) for level in reversed(levels)],
-        "transformer_layers_per_block": _shortest(depths), "cross_attention_dim": layout.context_width,
-        "attention_head_dim": middle.heads if all(part.heads for part in filled) else heads,
-        "use_linear_projection": middle.linear_projection,
-        "only_cross_attention": _shortest([part.only_cross_attention for part in filled]),
+        "out_channels": network.out_channels, "block_out_channels": [level.width for level in network.levels],
+        "layers_per_block": _shortest([level.blocks for level in network.levels]),
+        "dropout": network.levels[0].dropout,
+        "down_block_types": [_block_type("Down", level) for level in network.levels],
+        "up_block_types": [_block_type("Up", level) for level in reversed(network.levels)],
         "norm_num_groups": network.block.groups, "norm_eps": network.block.eps,
         "resnet_time_scale_shift": "default" if network.block.modulation == "shift" else "scale_shift",
-        "downsample_padding": 0 if network.pad_end else 1, "freq_shift": int(noise.endpoint),
-        "flip_sin_to_cos": not noise.sine_first, "time_embedding_dim": noise.width,
-        "time_cond_proj_dim": layout.guidance_width, "num_class_embeds": layout.noise_classes,
+        "downsample_padding": 0 if network.pad_end else 1,
+    } | _attention_fields(network.levels, network.middle.attention) | _condition_fields(layout)  # fmt: skip
+    if difference := _difference(_canonical(layout), _canonical(unet_layout(config)), ""):
+        raise _unsupported(*difference)
+    return config
+
+
+def _attention_fields(levels: Sequence[Level], middle: Any) -> dict[str, Any]:
+    """The fields about transformers. Those of a level without one are not read, except that the middle has the numbers
+    of the coarsest level."""
+    parts: list[Any] = [level.attention or middle for level in levels]
+    depths = [part.depth if level.attention else 1 for level, part in zip(levels, parts, strict=True)]
+    depths[-1] = parts[-1].depth
+    heads = [
+        max(1, head_count(level.width, part.heads, part.head_dim))
+        for level, part in zip(levels, parts, strict=True)
+    ]
+    counted = middle.heads is not None and all(part.heads == middle.heads for part in parts)
+    return {
+        "transformer_layers_per_block": _shortest(depths),
+        "attention_head_dim": middle.heads if counted else heads,
+        "use_linear_projection": middle.linear_projection,
+        "only_cross_attention": _shortest([part.only_cross_attention for part in parts]),
+    }
+
+
+def _condition_fields(layout: UnetLayout) -> dict[str, Any]:
+    """The fields about what the conditioner gives."""
+    noise, sizes = layout.noise, layout.size_frequencies
+    return {
+        "freq_shift": int(noise.endpoint), "flip_sin_to_cos": not noise.sine_first, "time_embedding_dim": noise.width,
+        "cross_attention_dim": layout.context_width, "time_cond_proj_dim": layout.guidance_width,
+        "num_class_embeds": layout.noise_classes,
         "addition_embed_type": "text_time" if layout.mapped == "text_time" else None,
         "class_embed_type": "projection" if layout.mapped == "projection" else None,
         "addition_time_embed_dim": None if sizes is None else 2 * sizes,
         "projection_class_embeddings_input_dim": layout.mapped_width,
     }  # fmt: skip
-    if difference := _difference(_canonical(layout), _canonical(unet_layout(config)), ""):
-        raise _unsupported(*difference)
-    return config
 
 
 def _block_type(way: str, level: Level) -> str:

@@ -55,38 +55,35 @@ def detect_layout(tensors: Tensors, groups: int = 32) -> UnetLayout:
     """
     naming = naming_of(tensors)
     names, blocks = NAMES[naming], _blocks(tensors, naming)
-    upscaler = names["table"] in tensors
-    parts = [
-        _part(tensors, level[0][1], groups, upscaler, upscaler and level != blocks[-1]) for level in blocks
-    ]
-    middle = _part(tensors, names["middle"], groups, upscaler)
-    widths = [_shape(tensors, level[0][0])[0] for level in blocks]
-    for width in widths:
-        expect(
-            width % groups == 0,
-            "groups",
-            groups,
-            f"a divisor of the width {width}",
-            "give the number of groups",
-        )
-    network = UNet(
-        tuple(
-            Level(width, len(level), part) for width, level, part in zip(widths, blocks, parts, strict=True)
-        ),
-        out_channels=_shape(tensors, names["head"])[0],
-        block=BlockOptions(groups=groups, min_group_size=1, modulation="shift"),
-        middle=ResidualMiddle(middle),
-        resampling="conv",
-    )
-    time_width, fourier = _shape(tensors, names["time"])
+    network = _network(tensors, blocks, names, groups)
+    width, fourier = _shape(tensors, names["time"])
     return UnetLayout(
         network,
-        NoiseLevel(time_width, frequencies=fourier // 2),
+        NoiseLevel(width, frequencies=fourier // 2),
         in_channels=_shape(tensors, STEMS[naming])[1],
         context_width=_context_width(tensors, [*(level[0][1] for level in blocks), names["middle"]]),
-        noise_classes=_shape(tensors, names["table"])[0] if upscaler else None,
+        noise_classes=_shape(tensors, names["table"])[0] if names["table"] in tensors else None,
         guidance_width=_shape(tensors, names["guidance"])[1] if names["guidance"] in tensors else None,
-        **_mapping(tensors, names, parts[0] is not None),
+        **_mapping(tensors, names, network.levels[0].reads_tokens),
+    )
+
+
+def _network(tensors: Tensors, blocks: list[list[Block]], names: dict[str, str], groups: int) -> UNet:
+    upscaler = names["table"] in tensors
+    levels = []
+    for level in blocks:
+        first, attention = level[0]
+        width = _shape(tensors, first)[0]
+        fits = width % groups == 0
+        expect(fits, "groups", groups, f"a divisor of the width {width}", "give the number of groups")
+        part = _part(tensors, attention, groups, upscaler, upscaler and level is not blocks[-1])
+        levels.append(Level(width, len(level), part))
+    return UNet(
+        tuple(levels),
+        out_channels=_shape(tensors, names["head"])[0],
+        block=BlockOptions(groups, min_group_size=1, modulation="shift"),
+        middle=ResidualMiddle(_part(tensors, names["middle"], groups, upscaler)),
+        resampling="conv",
     )
 
 

@@ -50,6 +50,7 @@ def test_an_option_that_ours_lacks_is_refused(field):
         ({"up_block_types": ["AttnUpBlock2D"] * 3}, "up_block_types='AttnUpBlock2D'"),
         ({"block_out_channels": [16, 20, 32]}, "norm_num_groups=8"),
         ({"attention_head_dim": 3}, "attention_head_dim=3"),
+        ({"attention_head_dim": [4, 4, 3]}, r"attention_head_dim=\[4, 4, 3\]"),
         ({"attention_head_dim": [4, 5, 8]}, r"attention_head_dim=\[4, 5, 8\]"),
         ({"transformer_layers_per_block": 0}, "depth=0"),
         (SIZES, "projection_class_embeddings_input_dim=None"),
@@ -73,6 +74,13 @@ def test_the_config_comes_back(name):
         key: value for key, value in config.items() if key not in unread
     }
     assert unet_layout(found) == unet_layout(config)
+
+
+def test_numbers_of_a_level_without_attention_are_not_read():
+    config = TINY["sdxl"] | {"block_out_channels": [24, 32, 64], "attention_head_dim": [5, 2, 4]}
+    layout = unet_layout(config | {"transformer_layers_per_block": [0, 2, 3]})
+    assert layout == unet_layout(config)
+    assert unet_layout(unet_config(layout)) == layout
 
 
 def sd1(**options):

@@ -19,14 +19,18 @@ def entries(ours: str, theirs: str, part: SpatialTransformer) -> Iterator[Entry]
     yield from project(f"{ours}/proj_in", f"{theirs}.proj_in")
     yield from project(f"{ours}/proj_out", f"{theirs}.proj_out")
     for i in range(part.depth):
-        yield from _block(f"{ours}/block_{i}", f"{theirs}.transformer_blocks.{i}", part.cross_attention)
+        yield from _block(f"{ours}/block_{i}", f"{theirs}.transformer_blocks.{i}", part)
 
 
-def _block(ours: str, theirs: str, crossed: bool) -> Iterator[Entry]:
+def _block(ours: str, theirs: str, part: SpatialTransformer) -> Iterator[Entry]:
     yield from norm(f"{ours}/norm_0", f"{theirs}.norm1")
-    yield _to_heads(f"{ours}/query_key_value", f"{theirs}.attn1", "qkv")
+    if part.only_cross_attention:
+        yield _to_heads(f"{ours}/attention_query", f"{theirs}.attn1", "q")
+        yield _to_heads(f"{ours}/attention_key_value", f"{theirs}.attn1", "kv")
+    else:
+        yield _to_heads(f"{ours}/query_key_value", f"{theirs}.attn1", "qkv")
     yield from _out(f"{ours}/attention_out", f"{theirs}.attn1.to_out.0")
-    if crossed:
+    if part.cross_attention:
         yield from norm(f"{ours}/norm_tokens", f"{theirs}.norm2")
         yield _to_heads(f"{ours}/query", f"{theirs}.attn2", "q")
         yield _to_heads(f"{ours}/key_value", f"{theirs}.attn2", "kv")

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.embeddings import Tokens
-from jaxdiff.errors import between, positive
+from jaxdiff.errors import between, expect, positive
 from jaxdiff.models.attention import attend, check_heads, check_width, head_count
 from jaxdiff.models.interface import BlockInputs
 from jaxdiff.models.layers import Conv, Dense, FromHeads, GroupNorm, LayerNorm, ToHeads
@@ -26,6 +26,8 @@ class SpatialTransformer:
       heads: number of attention heads (8 in SD 1); None with `head_dim`.
       head_dim: channels of an attention head (64 in SD 2 and SDXL); None with `heads`.
       cross_attention: each block attends to the tokens, between its self-attention and its MLP.
+      only_cross_attention: each block attends to the tokens twice and never to itself (the x4 upscaler of Stable
+        Diffusion 2; `disable_self_attentions` in latent diffusion's code).
       expansion: hidden width of the MLPs, as a multiple of the channels.
       linear_projection: `proj_in` and `proj_out` store matrices (SD 2, SDXL) rather than 1 x 1 convolutions (SD 1). The
         function is the same.
@@ -42,10 +44,18 @@ class SpatialTransformer:
     groups: int = 32
     eps: float = 1e-6
     dropout: float = 0.0
+    only_cross_attention: bool = False
 
     def __post_init__(self):
         positive(self, "depth", "expansion", "groups", "eps")
         between(self, "dropout", 0.0, 1.0, open_high=True)
+        expect(
+            self.cross_attention or not self.only_cross_attention,
+            "only_cross_attention",
+            self.only_cross_attention,
+            "False, with cross_attention=False",
+            "set one of them the other way",
+        )
         check_heads(self)
 
     @property
@@ -82,6 +92,7 @@ class SpatialTransformerStack(nn.Module):
                 part.cross_attention,
                 part.dropout if self.train else 0.0,
                 self.dtype,
+                part.only_cross_attention,
                 name=f"block_{i}",
             )(h, tokens)
         return x + self._project(channels, "proj_out", zero=True)(h.reshape(x.shape))
@@ -96,6 +107,8 @@ class SpatialTransformerStack(nn.Module):
 class GegluBlock(nn.Module):
     """Transformer block of latent diffusion: self-attention, cross-attention and an MLP, each added to its input.
 
+    With `only_cross_attention`, the first attention reads the tokens as well.
+
     Pre-norm. Queries, keys and values have no bias. The MLP is ``contract(a * gelu(b))`` where a and b are the two
     halves of one layer's outputs (GEGLU, Shazeer 2020), with the exact GELU.
     """
@@ -105,6 +118,7 @@ class GegluBlock(nn.Module):
     cross_attention: bool = True
     dropout: float = 0.0
     dtype: str = "float32"
+    only_cross_attention: bool = False
 
     @nn.compact
     def __call__(
@@ -113,7 +127,13 @@ class GegluBlock(nn.Module):
         channels = x.shape[-1]
         split = {"heads": self.heads, "head_dim": channels // self.heads, "dtype": self.dtype, "bias": False}
         h = LayerNorm(name="norm_0")(x)
-        h = attend(*ToHeads(3, name="query_key_value", **split)(h))
+        if self.only_cross_attention:
+            assert tokens is not None  # `UNet` has seen that they are there
+            (query,) = ToHeads(1, name="attention_query", **split)(h)
+            key, value = ToHeads(2, name="attention_key_value", **split)(tokens.features)
+            h = attend(query, key, value, tokens.mask)
+        else:
+            h = attend(*ToHeads(3, name="query_key_value", **split)(h))
         x = x + self._dropped(FromHeads(channels, zero=False, dtype=self.dtype, name="attention_out")(h), 0)
         if self.cross_attention and tokens is not None:
             (query,) = ToHeads(1, name="query", **split)(LayerNorm(name="norm_tokens")(x))

@@ -140,4 +140,5 @@ class ImageSize(Continuous):
     @nn.nowrap
     def for_images(self, shape: Shape) -> "ImageSize":
         """This condition with (height, width) of images [height, width, channels] as its default."""
-        return self if self.default == shape[:2] else self.clone(default=tuple(shape[:2]))
+        size = tuple(map(float, shape[:2]))
+        return self if self.default == size else self.clone(default=size)

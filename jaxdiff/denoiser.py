@@ -69,6 +69,12 @@ class Denoiser(nn.Module):
         return self.clone(conditioner=self.conditioner.with_class_names(names)) if names else self
 
     @nn.nowrap
+    def for_images(self, shape: tuple[int, ...]) -> "Denoiser":
+        """This denoiser for images of this stored shape, see `Conditioner.for_images`."""
+        conditioner = self.conditioner.for_images(shape)
+        return self if conditioner is self.conditioner else self.clone(conditioner=conditioner)
+
+    @nn.nowrap
     def process_of(self, params: Params) -> Process:
         """The process of a model with these parameters; unless it is learned, `process`."""
         if isinstance(self.process, nn.Module):

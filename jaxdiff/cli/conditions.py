@@ -30,10 +30,11 @@ class Requested(NamedTuple):
 def conditions(flags: argparse.Namespace, available: Conditions) -> Requested:
     """The conditions that the flags give.
 
-    Without a value for the class label of a model, all its classes are sampled in turn.
+    Without a value for the class label of a model, all its classes are sampled in turn. A condition that `--known` or
+    `--edit` fills together with `--mask` may be missing.
 
     Args:
-      flags: label, text, image, condition, conditions and n of `jaxdiff.sample`.
+      flags: label, text, image, condition, conditions, n, known and edit of `jaxdiff.sample`.
       available: all conditions that can be given.
 
     Raises:
@@ -54,7 +55,9 @@ def conditions(flags: argparse.Namespace, available: Conditions) -> Requested:
         given[labels[0]] = list(map(np.int64, range(len(rows))))
     elif flags.label == "all" and flags.conditions is None:
         rows = _classes(available[labels[0]])
-    missing = [name for name, each in available.items() if name not in given and each.default is None]
+    completing = () if flags.known is None and flags.edit is None else _with_flag("known", available)
+    required = [name for name, each in available.items() if each.default is None and name not in completing]
+    missing = [name for name in required if name not in given]
     if missing:
         raise UserError(
             f"--condition {missing[0]}=: expected a value for this condition of the model, got none. "

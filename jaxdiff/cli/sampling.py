@@ -63,12 +63,11 @@ def check_output(request: Request, requested: cli.Requested, shape: inputs.Shape
 def sample_model(request: Request, stages: Sequence[Generator]) -> Samples:
     """Images of one model."""
     flags, generator = request.flags, stages[0]
-    conditioner, trained = generator.denoiser.conditioner, generator.image_shape
-    available, size = conditioner.conditions, request.size
+    available, size = generator.denoiser.conditioner.conditions, request.size
     requested = cli.conditions(flags, available)
     given = cli.apply_levels(requested.values, available, cli.levels(flags.level, available))
-    height, width = inputs.size(conditioner, given, trained, size)
-    shape = (height, width, trained[2])
+    height, width = generator.size(given, size)
+    shape = (height, width, generator.image_shape[2])
     check_output(request, requested, shape, generator.batch_size)
     mask = (
         None if flags.mask is None else values.image_of_size("--mask", flags.mask, (height, width, 1)) >= 128

@@ -104,13 +104,19 @@ class Latent(Pixels):
         Raises:
           UserError: the parameters are not those of the network.
         """
-        x = super().encode(frozen, stored, keys).astype(jnp.float32)
-        moments = self._run("moments", frozen, x, 1, self.network.factor)
-        mean, log_variance = self.network.posterior(moments)
+        mean, log_variance = self._posterior(frozen, super().encode(frozen, stored, keys))
         if self.posterior == "mode":
             return self.scaled(mean)
         noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
         return self.scaled(mean + jnp.exp(log_variance / 2) * noise)
+
+    def latents(self, frozen: Mapping[str, Params], x: Array) -> Array:
+        """The modes of the posteriors of images in [-1, 1], neither shifted nor scaled; shaped as those of `encode`.
+
+        Raises:
+          UserError: the parameters are not those of the network.
+        """
+        return self._posterior(frozen, x)[0]
 
     def decode(self, frozen: Mapping[str, Params], x_0: Array) -> Array:
         """Images [batch, height, width, image_channels] near [-1, 1] of scaled latents.
@@ -134,6 +140,10 @@ class Latent(Pixels):
     def _numbers(self, of_channels: tuple[float, ...] | None, otherwise: float = 0.0) -> Array:
         numbers = (otherwise,) if of_channels is None else of_channels
         return jnp.asarray(numbers, jnp.float32)[None, None, None]
+
+    def _posterior(self, frozen: Mapping[str, Params], x: Array) -> tuple[Array, Array]:
+        moments = self._run("moments", frozen, x.astype(jnp.float32), 1, self.network.factor)
+        return self.network.posterior(moments)
 
     def _run(self, method: str, frozen: Mapping[str, Params], x: Array, up: int, down: int) -> Array:
         """A method of the network that enlarges sides by ``up / down``, in slices and tiles."""

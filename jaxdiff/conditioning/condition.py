@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import flax.linen as nn
 import numpy as np
@@ -10,13 +10,26 @@ import numpy as np
 from jaxdiff.conditioning.nulls import Null
 from jaxdiff.embeddings import Embeddings
 from jaxdiff.errors import UserError
-from jaxdiff.typing import Array, Bool, Keys
+from jaxdiff.typing import Array, Bool, Data, Images, Keys
 
 Shape = tuple[int, ...]
 """Shape of one example of the data that are diffused, such as (height, width, channels)."""
 
 Values = Any
 """Values of a condition for a batch: an array, or a tree of arrays, each with a leading batch axis."""
+
+
+@runtime_checkable
+class ImageEncoder(Protocol):
+    """The codec of a task with the parameters of its networks, for conditions whose image is encoded as data are."""
+
+    def data(self, images: Images, keys: Keys) -> Data:
+        """Images as the data that are diffused: sampled from the posterior if the codec does so, and scaled."""
+        ...
+
+    def latents(self, images: Images) -> Data:
+        """The modes of the autoencoder's posteriors, neither shifted nor scaled."""
+        ...
 
 
 class _Defaults:
@@ -29,6 +42,7 @@ class _Defaults:
     default: ClassVar[Any] = None
     null: ClassVar[Null] = "none"
     drop_rate: ClassVar[float] = 0.0
+    replaces_known: ClassVar[bool] = True
 
 
 class Condition(_Defaults, nn.Module):
@@ -38,13 +52,17 @@ class Condition(_Defaults, nn.Module):
     capability: nothing outside looks at the class, or at the name under which the model has the condition.
 
     The path of a value: a word (`parse`) or JSON (`from_json`) becomes what a Python user gives; `read` makes arrays
-    of it; `check` validates them; `draw` applies random augmentation on the device; `__call__` embeds.
+    of it; `check` validates them; on the device, `draw` applies random augmentation, `encoded` the task's codec, and
+    `__call__` embeds.
 
     Attributes:
-      flag: the flag of `jaxdiff.sample` that gives this kind of condition without naming it: "label" or "text".
+      flag: the flag of `jaxdiff.sample` that gives this kind of condition without naming it: "label", "text" or
+        "known".
       default: the value for users and data that give none; None if a value is required.
       null: the kind of null that replaces a dropped condition, see `Null`.
       drop_rate: probability of dropping an example's condition in training, in [0, 1).
+      replaces_known: whether `known_pixels` also replace predictions while a sample is made, by `Recipe.inpainting`.
+        Otherwise the network completes them by itself.
     """
 
     def __call__(self, values: Values, drop: Bool[Array, "batch"]) -> Embeddings:
@@ -53,8 +71,13 @@ class Condition(_Defaults, nn.Module):
 
     @nn.nowrap
     def example(self, batch: int, data_shape: Shape | None = None) -> Values:
-        """Dummy values of the right shapes and types; the size of an image depends on `data_shape`."""
+        """Dummy inputs of `__call__`, of the right shapes and types; the size of an image depends on `data_shape`."""
         raise NotImplementedError
+
+    @nn.nowrap
+    def stored_example(self, batch: int, data_shape: Shape | None = None) -> Values:
+        """Dummy values as batches hold them and `read` returns them; they differ from `example` by `encoded`."""
+        return self.example(batch, data_shape)
 
     @nn.nowrap
     def check(self, values: Values, name: str = "value") -> None:
@@ -68,6 +91,11 @@ class Condition(_Defaults, nn.Module):
     @nn.nowrap
     def draw(self, values: Values, keys: Keys, train: bool) -> Values:
         """The values with their random augmentation, from a key per example."""
+        return values
+
+    @nn.nowrap
+    def encoded(self, values: Values, encoder: ImageEncoder, keys: Keys) -> Values:
+        """The values of `draw` with their images encoded by the task's codec, from a key per example."""
         return values
 
     @nn.nowrap
@@ -103,6 +131,11 @@ class Condition(_Defaults, nn.Module):
         return self
 
     @nn.nowrap
+    def for_images(self, shape: Shape) -> "Condition":
+        """This condition for images of this stored shape, if its default depends on their size."""
+        return self
+
+    @nn.nowrap
     def image_shape(self, data_shape: Shape) -> tuple[int, int, int] | None:
         """(height, width, channels) of the image that goes with data of this shape; None if it is not an image."""
         return None
@@ -117,7 +150,7 @@ class Condition(_Defaults, nn.Module):
 
     @nn.nowrap
     def masked(self, value: object, mask: np.ndarray, name: str = "value") -> Any:
-        """A user's value in which `mask` [height, width, 1] marks the pixels to generate; None if not possible."""
+        """A user's value in which `mask` [..., height, width, 1] marks the pixels to generate; None if not possible."""
         return None
 
     @nn.nowrap

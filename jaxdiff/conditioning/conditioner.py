@@ -11,11 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import FrozenDict
 
-from jaxdiff.conditioning.condition import Condition, Shape, Values
+from jaxdiff.conditioning.condition import Condition, ImageEncoder, Shape, Values
 from jaxdiff.data.sources import LABEL
 from jaxdiff.embeddings import Embeddings, merge
 from jaxdiff.errors import UserError, expect
 from jaxdiff.typing import Array, Drops, Fields, Float, Key, Keys
+
+ENCODED = 2**31 - 1
+"""Folded into a condition's key for `Condition.encoded`, apart from the draws of `Condition.draw`."""
 
 
 def parameters_of(name: str) -> str:
@@ -118,10 +121,11 @@ class Conditioner(nn.Module):
         return Embeddings(vector=mapping(jnp.concatenate(vectors, axis=-1)))
 
     @nn.nowrap
-    def draw(self, batch: Fields, keys: Keys, train: bool) -> Fields:
+    def draw(self, batch: Fields, keys: Keys, train: bool, encoder: ImageEncoder | None = None) -> Fields:
         """Select each condition's values from a batch, which may hold more, and apply its random augmentation.
 
-        A missing field is its condition's default. In sampling, `keys` are the keys of the images.
+        A missing field is its condition's default. In sampling, `keys` are the keys of the images. With an encoder
+        the values are also encoded, see `Condition.encoded`, and are the inputs of `encode`.
         """
         fields = {}
         for name, condition in self.conditions.items():
@@ -129,6 +133,9 @@ class Conditioner(nn.Module):
             # By name: the draws of one condition do not depend on the presence of others.
             own = jax.vmap(jax.random.fold_in, (0, None))(keys, np.uint32(zlib.crc32(name.encode())))
             fields[name] = condition.draw(values, own, train)
+            if encoder is not None:
+                own = jax.vmap(jax.random.fold_in, (0, None))(own, ENCODED)
+                fields[name] = condition.encoded(fields[name], encoder, own)
         return fields
 
     @nn.nowrap
@@ -161,7 +168,7 @@ class Conditioner(nn.Module):
 
     @nn.nowrap
     def with_flag(self, flag: str) -> tuple[str, ...]:
-        """Names of the conditions of a kind, by their `Condition.flag`: "label" or "text"."""
+        """Names of the conditions of a kind, by their `Condition.flag`: "label", "text" or "known"."""
         return tuple(name for name, condition in self.conditions.items() if condition.flag == flag)
 
     @nn.nowrap
@@ -178,6 +185,13 @@ class Conditioner(nn.Module):
         return self.clone(
             conditions={**self.conditions, LABEL: self.conditions[LABEL].with_class_names(names)}
         )
+
+    @nn.nowrap
+    def for_images(self, shape: Shape) -> "Conditioner":
+        """This conditioner for images of this stored shape, see `Condition.for_images`."""
+        fitted = {name: each.for_images(shape) for name, each in self.conditions.items()}
+        changed = any(fitted[name] is not each for name, each in self.conditions.items())
+        return self.clone(conditions=fitted) if changed else self
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -202,6 +216,11 @@ class Conditioner(nn.Module):
     def example(self, batch: int, data_shape: Shape | None = None) -> Fields:
         """Dummy values of the right shapes and types; conditions that are images need `data_shape`."""
         return {name: condition.example(batch, data_shape) for name, condition in self.conditions.items()}
+
+    @nn.nowrap
+    def stored_example(self, batch: int, data_shape: Shape | None = None) -> Fields:
+        """Dummy values as batches and users give them, see `Condition.stored_example`."""
+        return {name: each.stored_example(batch, data_shape) for name, each in self.conditions.items()}
 
     @nn.nowrap
     def check(self, fields: Fields) -> None:

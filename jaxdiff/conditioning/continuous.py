@@ -1,5 +1,7 @@
 """Continuous conditions: sizes and crops of an image, augmentation labels, the strength of an effect."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +34,7 @@ class Continuous(Condition):
       default: the numbers of an image for which none are given; None if they are required.
       drop_rate: probability of showing the null in training.
       null: the vector of dropped numbers, see `Null`.
+      null_value: with ``null="value"``, the numbers that replace dropped ones.
       before_mapping: added to the Fourier features of the noise level before their mapping (EDM), not after (SDXL).
     """
 
@@ -44,24 +47,26 @@ class Continuous(Condition):
     drop_rate: float = 0.0
     null: Null = "zero"
     before_mapping: bool = False
+    null_value: float | tuple[float, ...] | None = None
 
     def __post_init__(self):
         positive(self, "size", "width")
         expect(self.frequencies >= 0, "frequencies", self.frequencies, "a count", "give 0 or more")
         expect(self.max_period > 1, "max_period", self.max_period, "a number > 1", "try 10000.0")
-        fits = self.default is None or np.shape(self.default) in ((), self._shape())
-        expect(
-            fits,
-            "default",
-            self.default,
-            f"{self._numbers()}, as size={self.size}",
-            "give these, or one for all",
-        )
-        nulls.check(self.null, self.drop_rate)
+        for name in ("default", "null_value"):
+            value, fix = getattr(self, name), "give these, or one for all"
+            fits = value is None or np.shape(value) in ((), self._shape())
+            expect(fits, name, value, f"{self._numbers()}, as size={self.size}", fix)
+        nulls.check(self.null, self.drop_rate, (*nulls.KINDS, "value"))
+        both = (self.null == "value") == (self.null_value is not None)
+        expect(both, "null_value", self.null_value, "numbers with null='value' only", "give both, or neither")
         super().__post_init__()
 
     @nn.compact
     def __call__(self, values: Num[Array, "batch *size"], drop: Bool[Array, "batch"]) -> Embeddings:
+        if self.null_value is not None:
+            null = jnp.broadcast_to(jnp.asarray(self.null_value, jnp.float32), values.shape)
+            values = jnp.where(drop.reshape(-1, *(1,) * (values.ndim - 1)), null, values)
         numbers = self.scale * values.reshape(values.shape[0], -1)
         if self.frequencies:
             fourier = fourier_features(numbers.reshape(-1), self.frequencies, self.max_period)
@@ -113,3 +118,27 @@ class Continuous(Condition):
     @nn.nowrap
     def _shape(self) -> tuple[int, ...]:
         return () if self.size is None else (self.size,)
+
+
+class ImageSize(Continuous):
+    """Size of an image: its height and width in pixels. By default that of the images that are generated, so it follows
+    their size, as SDXL's original and target size (Podell et al. 2023, section 2.2).
+
+    Attributes:
+      size, width, frequencies, null: as in `Continuous`. The defaults are SDXL's: 256 numbers for each side, and no
+        null, so that guidance shows the size in both branches.
+      default: no field of a config; see `for_images`.
+    """
+
+    not_in_configs: ClassVar[frozenset[str]] = frozenset({"default"})
+
+    size: int | None = 2
+    width: int | None = None
+    frequencies: int = 128
+    null: Null = "none"
+
+    @nn.nowrap
+    def for_images(self, shape: Shape) -> "ImageSize":
+        """This condition with (height, width) of images [height, width, channels] as its default."""
+        size = tuple(map(float, shape[:2]))
+        return self if self.default == size else self.clone(default=size)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.conditioning.condition import Condition, Shape, Values
+from jaxdiff.conditioning.condition import Condition, ImageEncoder, Shape, Values
 from jaxdiff.conditioning.nulls import Null
 from jaxdiff.embeddings import Embeddings, merge
 from jaxdiff.errors import UserError, expect
@@ -80,6 +80,11 @@ class NoiseAugmented(Condition):
         return {"value": expand(alpha, clean) * clean + expand(sigma, clean) * noise, "level": level}
 
     @nn.nowrap
+    def encoded(self, values: Values, encoder: ImageEncoder, keys: Keys) -> dict[str, Array]:
+        """The noisy values encoded as those of the part."""
+        return {**values, "value": self.part.encoded(values["value"], encoder, keys)}
+
+    @nn.nowrap
     def read(self, value: object, name: str = "value") -> dict[str, np.ndarray]:
         """Values with their level: a value, a value with a level, or a list of either."""
         given = self._with_level(value, name)
@@ -106,6 +111,10 @@ class NoiseAugmented(Condition):
     @nn.nowrap
     def example(self, batch: int, data_shape: Shape | None = None) -> dict[str, Array]:
         return {"value": self.part.example(batch, data_shape), "level": jnp.zeros(batch)}
+
+    @nn.nowrap
+    def stored_example(self, batch: int, data_shape: Shape | None = None) -> dict[str, Array]:
+        return {"value": self.part.stored_example(batch, data_shape), "level": jnp.zeros(batch)}
 
     @nn.nowrap
     def image_shape(self, data_shape: Shape) -> tuple[int, int, int] | None:

@@ -9,17 +9,21 @@ import jax.numpy as jnp
 from jaxdiff.errors import UserError
 from jaxdiff.typing import Array, Bool, Float
 
-Null = Literal["learned", "zero", "none", "empty"]
+Null = Literal["learned", "zero", "none", "empty", "value"]
 """The kinds of null.
 
 - "learned": a parameter of its own (Ho & Salimans 2022).
 - "zero": zeros, as in EDM.
 - "none": there is no null. The condition is always shown, also in the unconditional branch of guidance.
 - "empty": the encoding of the empty input, as in Stable Diffusion. Only for conditions that have one, such as a text.
+- "value": the embedding of a value, as SDXL's refiner guides away from a low aesthetic score. Only for `Continuous`.
 """
 
 KINDS = ("learned", "zero", "none")
 """The nulls of most conditions."""
+
+INPUTS = ("none", "empty", "value")
+"""The nulls that are inputs like any other, and replace no embedding."""
 
 
 def check(null: str, drop_rate: float, kinds: Sequence[str] = KINDS) -> None:
@@ -41,9 +45,9 @@ def check(null: str, drop_rate: float, kinds: Sequence[str] = KINDS) -> None:
 def is_untrained(null: str, drop_rate: float) -> bool:
     """Whether training never showed a null, since its drop rate is 0.
 
-    With "none" there is no null. "empty" is an input like any other to the encoder of the condition.
+    With "none" there is no null. "empty" and "value" are inputs like any other to the condition.
     """
-    return drop_rate == 0 and null not in ("none", "empty")
+    return drop_rate == 0 and null not in INPUTS
 
 
 def replace_dropped(
@@ -56,7 +60,7 @@ def replace_dropped(
 ) -> Float[Array, "batch *grid channels"]:
     """`values` with the null in the examples where `drop` is True: one vector for the full grid.
 
-    Nothing of a dropped value remains. With "none" and "empty" the values are returned unchanged.
+    Nothing of a dropped value remains. With a null of `INPUTS` the values are returned unchanged.
 
     Args:
       module: owner of the parameter if the null is learned, [1, ..., 1, channels].
@@ -64,7 +68,7 @@ def replace_dropped(
       init: initialiser of a learned null.
       name: of the parameter.
     """
-    if null in ("none", "empty"):
+    if null in INPUTS:
         return values
     shape = (1,) * (values.ndim - 1) + values.shape[-1:]
     vector = module.param(name, init, shape) if null == "learned" else jnp.zeros(shape)

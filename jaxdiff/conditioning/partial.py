@@ -1,7 +1,7 @@
 """Partial images: images with alpha, whose opaque pixels are known and kept, and whose other pixels are generated."""
 
 import pathlib
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -36,6 +36,8 @@ class PartialImage(Condition):
       fill: colour of the transparent pixels in [-1, 1]; must be the same as in training.
       drop_rate, null: as in `ImageCondition`.
     """
+
+    flag: ClassVar[str | None] = "known"
 
     channels: int = 3
     fill: float = 0.0
@@ -74,10 +76,10 @@ class PartialImage(Condition):
 
     @nn.nowrap
     def masked(self, value: object, mask: np.ndarray, name: str = "image") -> Any:
-        """The image, or each image of a list, transparent where `mask` is True and opaque elsewhere.
+        """The image, or each image of a list or an array, transparent where `mask` is True and opaque elsewhere.
 
         Raises:
-          UserError: the image has transparent pixels of its own.
+          UserError: the image has transparent pixels of its own; or the mask is not one bool for each pixel.
         """
         if isinstance(value, list | tuple):
             return [None if item is None else self.masked(item, mask, name) for item in value]
@@ -88,8 +90,13 @@ class PartialImage(Condition):
                 f"{name}: expected an image without transparent pixels of its own, got some. "
                 "Fix: leave the mask out, or give an image without transparency"
             )
-        alpha = np.where(mask, np.uint8(0), np.uint8(255))
-        return self.read(np.concatenate([image_arrays.to_uint8(colours), alpha], axis=-1), name)
+        got, expected = f"{mask.dtype}{list(mask.shape)}", f"a bool for each pixel of {list(colours.shape)}"
+        fits = mask.dtype == bool and mask.shape[-3:] == generated.shape[-3:]
+        expect(fits, "mask", got, expected, "give such an array", got)
+        shape = np.broadcast_shapes(mask.shape, generated.shape)[:-1]
+        alpha = np.broadcast_to(np.where(mask, np.uint8(0), np.uint8(255)), (*shape, 1))
+        pixels = np.broadcast_to(image_arrays.to_uint8(colours), (*shape, self.channels))
+        return self.read(np.concatenate([pixels, alpha], axis=-1), name)
 
     @nn.nowrap
     def example(self, batch: int, data_shape: Shape | None = None) -> Images:

@@ -81,6 +81,30 @@ class NoiseLevel(nn.Module):
         return self.width // 8 if self.frequencies is None else self.frequencies
 
 
+class StepTable(nn.Module):
+    """Noise level of a discrete model as a learned vector for each step, such as that of the small image in Stable
+    Diffusion's x4 upscaler.
+
+    Attributes:
+      steps: number of steps of the model.
+      width: length of the vector.
+    """
+
+    steps: int
+    width: int
+
+    def __post_init__(self):
+        positive(self, "steps", "width")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, noise_label: Float[Array, "batch"]) -> Embeddings:
+        """The vector of the step nearest to a `StepIndex`; that of the first for less noise, NaN for more than all."""
+        table: Any = self.param("table", embedding_init(), (self.steps, self.width))
+        step = jnp.maximum(jnp.round(noise_label), 0).astype(jnp.int32)
+        return Embeddings(vector=rows_of_classes(table, step))
+
+
 class VectorMlp(nn.Module):
     """Two dense layers: ``dense_1(silu(dense_0(x)))``, such as the mapping of SDXL's concatenated vectors.
 

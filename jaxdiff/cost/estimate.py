@@ -179,7 +179,7 @@ def _forward(task: Any, params: Any) -> tuple[Operations, Operations, Callable[[
 def _training(task: Any, params: Any, frozen: Frozen, rows: int) -> tuple[ClosedJaxpr, int]:
     """The program of a micro-batch of `rows` examples, forward and backward, and the bytes of its examples."""
     conditioner = task.denoiser.conditioner
-    fields = jax.eval_shape(lambda: conditioner.example(rows, task.data_shape))
+    fields = jax.eval_shape(lambda: conditioner.stored_example(rows, task.data_shape))
     stored = jax.eval_shape(lambda: task.codec.example(rows, tuple(task.image_shape)))
     batch = {**fields, task.data_field: stored}
     key = jax.eval_shape(lambda: jax.random.key(0))

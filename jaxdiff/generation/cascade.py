@@ -40,7 +40,7 @@ class Cascade:
         for number in range(1, count):
             before, after = self.stages[number - 1 : number + 1]
             name = self.field_of(number)
-            shape = after.denoiser.conditioner.conditions[name].image_shape(after.image_shape)
+            shape = after.denoiser.conditioner.conditions[name].image_shape(after.data_shape)
             channels = 0 if shape is None else shape[-1]
             expect(
                 channels == before.image_shape[2],
@@ -104,7 +104,7 @@ class Cascade:
         """The condition of a stage (from 1 on) that takes the images of the stage before."""
         stage = self.stages[number]
         conditions = stage.denoiser.conditioner.conditions
-        found = [name for name in conditions if conditions[name].image_shape(stage.image_shape) is not None]
+        found = [name for name in conditions if conditions[name].image_shape(stage.data_shape) is not None]
         if self.field is not None and self.field in found:
             return self.field
         expect(

@@ -77,15 +77,19 @@ def dropped(rule: Guidance, conditioner: Conditioner, negative: Mapping[str, Any
 
 
 def per_condition(rule: Guidance, scales: Mapping[str, float], conditioner: Conditioner) -> PerCondition:
-    """Guidance with a scale per condition, and with the form and the noise levels of the guidance `rule`."""
+    """Guidance with a scale per condition, and with the form and the noise levels of the guidance `rule`.
+
+    The order of the chain is that of `rule`, if it has one; conditions that it does not name come last, as given.
+    """
     for name in scales:
         has = f"it has: {', '.join(conditioner.conditions) or 'none'}"
         expect(name in conditioner.conditions, "guidance", name, "a condition of the model", has)
         expect(conditioner.has_null(name), "guidance", name, "a condition with a null", "leave it out")
-    factors = tuple(float(scale) for scale in scales.values())
     chained = rule.chained if isinstance(rule, PerCondition) else True
     interval = rule.interval if isinstance(rule, Limited) else None
-    return PerCondition(tuple(scales), factors, chained, interval)
+    first = rule.conditions if isinstance(rule, PerCondition) else ()
+    names = (*(name for name in first if name in scales), *(name for name in scales if name not in first))
+    return PerCondition(names, tuple(float(scales[name]) for name in names), chained, interval)
 
 
 def check_class_names(field: str, denoisers: Sequence[Denoiser]) -> None:

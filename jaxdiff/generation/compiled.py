@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxdiff.codecs.encoder import Encoder
 from jaxdiff.codecs.protocol import Codec, Shape
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.distributed import partitioning
@@ -126,9 +127,10 @@ def _models(static: StaticArgs, trees: Trees, inputs: GenerationInputs, index, s
     inputs, keys = _split(static, inputs), _keys(static, index, seed)
     conditioner = static.denoisers[0].conditioner
     models = list(zip(static.denoisers, trees.denoisers, strict=True))
+    encoder = Encoder(static.codec, trees.frozen)
 
     def embed(fields, drop) -> list[dict[str, Any]]:
-        drawn = conditioner.draw(fields, fold_in(keys, CONDITION), train=False)
+        drawn = conditioner.draw(fields, fold_in(keys, CONDITION), False, encoder)
         return [_embedded(*model, drawn, drop) for model in models]
 
     cond, uncond = embed(inputs.fields, inputs.absent), embed(inputs.negative, inputs.no_negative)

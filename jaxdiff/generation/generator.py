@@ -151,6 +151,7 @@ class Generator(SampledModel):
           negative: conditions to guide away from, instead of no condition.
           noise: standard normal data [n, *data_shape] to start from, such as those of `invert`; drawn if None.
           known: stored images to complete, one for each sample or one for all; instead of pixels known by conditions.
+            Together with the mask they are the value of a `PartialImage` or `MaskedImage` that is left out.
           mask: True where pixels are generated, [height, width] or [..., height, width, 1 or channels].
           image_size: (height, width), if other than in training; conditions that are images imply it.
           first: number of the first sample; ``first=256`` continues a call for samples 0 to 255 of the same seed.
@@ -167,6 +168,7 @@ class Generator(SampledModel):
         """
         whole_number = isinstance(first, int | np.integer) and first >= 0
         expect(whole_number, "first", first, "a whole number >= 0", "give the number of the first sample")
+        conditions, known, mask = inputs.filled(self.denoiser.conditioner, conditions, known, mask)
         sized = self._sized(image_size, conditions)
         given = [
             len(values) for values in (noise, known) if values is not None and np.ndim(values) == sized._rank
@@ -180,10 +182,13 @@ class Generator(SampledModel):
                 expect(value is not None, name, None, "known images together with a mask", "give both")
             images = inputs.images("known", known, n, sized.image_shape, sized._stored_kind)
             request = request._replace(known=images, mask=inputs.mask(mask, n, sized.image_shape))
-        if request.mask is not None:
+        drawn = request
+        if request.mask is not None and sized._replaces(known is not None):
             recipe = dataclasses.replace(recipe, inpainting=recipe.inpainting or Replacement())
+        else:
+            drawn = request._replace(known=None, mask=None)
         make = functools.partial(compiled.generate, sized._static, recipe, sized._trees)
-        samples = sized._in_batches(make, request, n, seed, first, sized.codec.stored)
+        samples = sized._in_batches(make, drawn, n, seed, first, sized.codec.stored)
         if request.mask is None:
             return samples
         # A codec may lose detail on the way to data and back; known pixels lose none.
@@ -263,6 +268,10 @@ class Generator(SampledModel):
             )
         fix = "give 0 < strength <= 1"
         expect(0 < strength <= 1, "strength", strength, "a fraction of the steps in (0, 1]", fix)
+        conditioner = self.denoiser.conditioner
+        if before is not None:
+            before = inputs.filled(conditioner, before, images, mask)[0]
+        conditions, _, mask = inputs.filled(conditioner, conditions, images, mask)
         recipe = dataclasses.replace(self.recipe, grid=Truncated(self.recipe.grid, strength))
         late = dataclasses.replace(self._sized(image_size, conditions), recipe=recipe)
         request, n = late._request(
@@ -275,7 +284,8 @@ class Generator(SampledModel):
         else:
             noise = late.invert(originals, seed=seed, iterations=iterations, guidance=1.0, **before)
         unknown = request.mask if mask is None else inputs.mask(mask, n, late.image_shape)
-        if unknown is not None:  # inpainting adds the known part to the noise itself
+        # Where known pixels replace predictions, the recipe itself adds them to the noise.
+        if unknown is not None and late._replaces(mask is not None):
             noise = np.where(compiled.data_mask(unknown, late.data_shape), noise, noise - shown)
         known = None if mask is None else originals
         return late(

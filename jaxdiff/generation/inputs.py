@@ -28,13 +28,14 @@ def fields(
       n: the number of images. If None, the number of values of the first condition with several, else `default_n`.
       conditions: for each condition of the model one value per image, one value for all, or None for its null.
         Conditions with a default may be missing. A list with one value per image may hold None for some.
-      shape: of the images to generate.
+      shape: of the diffused data.
     """
     first = conditioners[0]
     _check_names(first, conditions)
     values, absent = _read(first, conditions)
     examples = {
-        name: jax.tree.map(lambda leaf: leaf[0], tree) for name, tree in first.example(1, shape).items()
+        name: jax.tree.map(lambda leaf: leaf[0], tree)
+        for name, tree in first.stored_example(1, shape).items()
     }
     if n is None:
         lengths = [_lengths(values[name], examples[name]) for name in conditions if name in values]
@@ -83,6 +84,22 @@ def _read(
                 "give it for every image",
             )
     return values, absent
+
+
+def filled(
+    conditioner: Conditioner, conditions: Mapping[str, Any], known: Any, mask: Any
+) -> tuple[dict[str, Any], Any, Any]:
+    """Conditions with the one that known images and a mask fill, such as `MaskedImage`, unless it is given.
+
+    Returns:
+      the conditions, and `known` and `mask`, or None if a condition has them now.
+    """
+    name = conditioner.only("known")
+    if name is None or name in conditions or known is None or mask is None:
+        return dict(conditions), known, mask
+    array = np.asarray(mask)
+    array = array[..., None] if array.ndim == 2 else array
+    return {**conditions, name: conditioner.conditions[name].masked(known, array, name)}, None, None
 
 
 def known(
@@ -135,9 +152,15 @@ def size(
     conditioner: Conditioner,
     conditions: Mapping[str, Any],
     shape: Shape,
+    data_shape: Shape,
     requested: tuple[int, int] | None = None,
 ) -> tuple[int, int]:
     """(height, width) of the images to generate: as requested, or set by image conditions, or taken from `shape`.
+
+    Args:
+      conditioner, conditions: of the model, and what is given for them.
+      shape, data_shape: of training's images, and of the data that they are diffused as.
+      requested: size by the user.
 
     Raises:
       UserError: these sizes differ.
@@ -145,7 +168,7 @@ def size(
     sizes: dict[str, tuple[int, int]] = {} if requested is None else {"image_size": requested}
     for name, value in conditions.items():
         condition = conditioner.conditions.get(name)
-        own = None if condition is None or value is None else condition.image_shape(shape)
+        own = None if condition is None or value is None else condition.image_shape(data_shape)
         if own is not None:
             leaves = jax.tree.leaves(conditioner.read(name, _without_gaps(value)[0]))
             image = max(leaves, key=np.ndim)

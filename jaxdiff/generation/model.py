@@ -52,6 +52,9 @@ class SampledModel:
     codec: Codec = Pixels()
     frozen: Mapping[str, Params] = FrozenDict()
 
+    def __post_init__(self):
+        object.__setattr__(self, "denoiser", self.denoiser.for_images(self.image_shape))
+
     @property
     def data_shape(self) -> tuple[int, ...]:
         """The shape of one diffused example."""
@@ -70,6 +73,10 @@ class SampledModel:
             data_shape = model.codec.data_shape(shape)
             checks.check_shape(model.denoiser, model.params, data_shape, model.data_shape)
         return dataclasses.replace(self, image_shape=shape)
+
+    def size(self, conditions: Mapping[str, Any], size: tuple[int, int] | None = None) -> tuple[int, int]:
+        """(height, width) of samples with these conditions: `size` if given, or set by images among them."""
+        return inputs.size(self.denoiser.conditioner, conditions, self.image_shape, self.data_shape, size)
 
     def check(self) -> None:
         """Raise `UserError` where the recipe lacks something, such as a guiding model; before anything is compiled."""
@@ -126,7 +133,7 @@ class SampledModel:
         if len(self.image_shape) != 3:
             expect(size is None, "image_size", size, "None for samples that are not images", "leave it out")
             return self
-        return self.of_size(*inputs.size(self.denoiser.conditioner, conditions, self.image_shape, size))
+        return self.of_size(*self.size(conditions, size))
 
     def _recipe(
         self, guidance: float | Mapping[str, float] | None, negative: Mapping[str, Any] | None
@@ -164,6 +171,17 @@ class SampledModel:
         instead, no_negative, _ = inputs.fields(conditioners, n, other, shape)
         known, mask = inputs.known(first.conditions, fields, absent, self.image_shape)
         return GenerationInputs(fields, absent, instead, no_negative, known=known, mask=mask), n
+
+    def _replaces(self, explicit: bool) -> bool:
+        """Whether known pixels replace predictions at every step; samples have them in any case.
+
+        Args:
+          explicit: they are given as `known`, and are not those of a condition.
+        """
+        conditions = self.denoiser.conditioner.conditions.values()
+        return (
+            explicit or self.recipe.inpainting is not None or all(each.replaces_known for each in conditions)
+        )
 
     def _rows(self, n: int) -> int:
         """Rows of a compiled batch: a power of two, for few compilations, rounded up to divide over the devices."""

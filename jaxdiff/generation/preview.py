@@ -66,7 +66,7 @@ def sample_grid(generator: Generator, given: Conditions | None, columns: int = 1
 def _grid_of_examples(generator: Generator, given: Conditions, columns: int) -> np.ndarray:
     conditioner = generator.denoiser.conditioner
     # Examples may be larger than the crops of training.
-    shape = (*inputs.size(conditioner, given, generator.image_shape), generator.image_shape[2])
+    shape = (*generator.size(given), generator.image_shape[2])
     image_columns, row_labels = [], []
     for name, values in given.items():
         condition = conditioner.conditions[name]

@@ -11,6 +11,7 @@ import numpy as np
 from flax import linen as nn
 from flax.core import FrozenDict
 
+from jaxdiff.codecs.encoder import Encoder
 from jaxdiff.codecs.pixels import Pixels
 from jaxdiff.codecs.protocol import Codec, Shape
 from jaxdiff.conditioning.continuous import Continuous
@@ -68,6 +69,7 @@ class DenoisingTask:
         object.__setattr__(
             self, "pretrained", FrozenDict(self.pretrained)
         )  # hashable: tasks are static under jit
+        object.__setattr__(self, "denoiser", self.denoiser.for_images(tuple(self.image_shape)))
         shape = self.codec.data_shape(tuple(self.image_shape))
         self.objective.check(self.denoiser, self.time_sampler)
         if self.augmentation is not None:
@@ -192,7 +194,7 @@ class DenoisingTask:
         if self.augmentation is not None:
             x_0, labels = self.augmentation(x_0, jax.random.split(key_augment, size))
             batch = {**batch, FIELD: labels}
-        conditioner = self.denoiser.conditioner
+        conditioner, encoder = self.denoiser.conditioner, Encoder(self.codec, context.frozen)
         uniforms = time_sampling.uniforms(key_times, size, self.stratified)
         u, importance = self.time_sampler.choose(context.task_state, uniforms)
         return {
@@ -201,7 +203,7 @@ class DenoisingTask:
             "u": u,
             "importance": importance,
             "drop": conditioner.draw_drops(key_drop, size),
-            "fields": conditioner.draw(batch, jax.random.split(key_fields, size), train=True),
+            "fields": conditioner.draw(batch, jax.random.split(key_fields, size), True, encoder),
         }
 
     def loss(
@@ -266,7 +268,8 @@ class DenoisingTask:
         x_0: Data = self.codec.encode(frozen, stored, jax.random.split(jax.random.fold_in(key, 0), count))
         noise = jax.random.normal(key, x_0.shape)
         x_t = gaussian.diffuse(self.denoiser.process_of(params), x_0, noise, t)
-        fields = {**fields, **conditioner.draw(fields, jax.random.split(key, count), train=False)}
+        encoder = Encoder(self.codec, frozen)
+        fields = {**fields, **conditioner.draw(fields, jax.random.split(key, count), False, encoder)}
         drop = conditioner.none_dropped(count)
         predicted: Any = self.denoiser.apply({"params": params}, x_t, t, fields, drop, method="predict")
         return mean_per_example(jnp.square(predicted.x_0 - x_0))

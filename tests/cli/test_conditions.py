@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxdiff.conditioning.continuous import ImageSize
 from jaxdiff.conditioning.image import ImageCondition
 from jaxdiff.errors import UserError
 from tests.cli.models import CONDITIONS, LABEL, LOW, PARAMS, PHOTO, Length, enlarged
@@ -158,3 +159,12 @@ def test_images_of_a_batch_have_one_size(call, photo):
 def test_a_text_is_taken_literally(call):
     found = call(a_generator({"text": Length()}, {"text": {}}), "--text", "12", "--text", "none")
     np.testing.assert_array_equal(found["images"], constant([0.02, 0.04]))
+
+
+def test_a_size_follows_that_of_the_images(call):
+    size = {"original_size": ImageSize(width=1, frequencies=0, scale=0.01)}
+    generator = a_generator(size, {"original_size": {"kernel": [[3.0], [1.0]]}})
+    found = call(generator, "--size", "8x10")
+    np.testing.assert_array_equal(found["images"], constant([0.34], (8, 10, 1)))
+    given = ("--condition", "original_size=[2, 3]", "--negative", "original_size=[1, 1]", "--guidance", "3")
+    np.testing.assert_array_equal(call(generator, *given)["images"], constant([0.27 - 0.08]))

@@ -1,0 +1,197 @@
+"""A text through several tokenizers and encoders as in SDXL, and "clip skip", against the pipelines of diffusers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff.conditioning.text import Text
+from jaxdiff.config import build, describe
+from jaxdiff.data.joined_tokenizer import JoinedTokenizer
+from jaxdiff.data.published_tokenizers import ClipTokenizer
+from jaxdiff.data.text import ByteTokenizer, Tokenizer
+from jaxdiff.embeddings import Embeddings, Tokens
+from jaxdiff.errors import UserError
+from jaxdiff.interop.text_encoders import clip_encoder, encoder_params
+from jaxdiff.models.clip_text import ClipTextEncoder
+from jaxdiff.models.joined_encoder import JoinedEncoder
+from tests.conditioning.texts import WIDTH, a_text, randomised
+from tests.conditioning.texts import run as embed
+from tests.data.test_published_tokenizers import END, FOLDERS, VOCABULARY, write_folder
+from tests.text_models import assert_close, clip_peer, numbers
+
+SIZE = {
+    "vocab_size": len(VOCABULARY),
+    "max_position_embeddings": 77,
+    "eos_token_id": END,
+    "num_hidden_layers": 4,
+}
+TEXTS = ["a photo of a horse", "An Astronaut, riding!", ""]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The tokenizer folders of SDXL: their padding differs."""
+    root = tmp_path_factory.mktemp("tokenizers")
+    return [write_folder(root / name, FOLDERS[name]) for name in ("sd1", "sdxl")]
+
+
+@pytest.fixture(scope="module")
+def peers():
+    """SDXL's encoders: the second alone is projected, and they differ in width and activation."""
+    small, large = {**SIZE, "hidden_size": 16, "intermediate_size": 24}, {**SIZE, "num_hidden_layers": 3}
+    return clip_peer("quick_gelu", projects=False, **small), clip_peer("gelu", **large)
+
+
+def encoder(peer, **options):
+    return clip_encoder(numbers(peer), peer.config.to_dict()).clone(**options)
+
+
+def ours(folders, peers, null="zero", layer=-2):
+    """SDXL's text, and its parameters."""
+    options = {"layer": layer, "final_norm": False}
+    parts = (encoder(peers[0], **options), encoder(peers[1], pooled=True, **options))
+    tokenizer = JoinedTokenizer(tuple(map(ClipTokenizer, folders)))
+    trees = [encoder_params(part, numbers(peer)) for part, peer in zip(parts, peers, strict=True)]
+    return Text(tokenizer, JoinedEncoder(parts), null=null), {
+        f"encoder_{i}": tree for i, tree in enumerate(trees)
+    }
+
+
+def sdxl(folders, peers, zeros=True):
+    diffusers, transformers = pytest.importorskip("diffusers"), pytest.importorskip("transformers")
+    tokenizers = [transformers.CLIPTokenizer.from_pretrained(folder) for folder in folders]
+    return diffusers.StableDiffusionXLPipeline(
+        None, *peers, *tokenizers, None, None, force_zeros_for_empty_prompt=zeros
+    )
+
+
+def theirs(pipeline, **options):
+    """Embeddings of the texts and of their counterparts without one, then the pooled vectors of both."""
+    torch = pytest.importorskip("torch")
+    with torch.no_grad():
+        return pipeline.encode_prompt(prompt=TEXTS, device="cpu", **options)
+
+
+def embedded(part, params, texts, dropped=False):
+    return embed(part, {"params": params}, jnp.asarray(part.read(texts)), jnp.full(len(texts), dropped))
+
+
+@pytest.mark.parametrize("negative", ["", "an astronaut"])
+def test_tokens_and_pooled_vector_are_sdxls(folders, peers, negative):
+    """Also those of a negative text; the empty text is encoded, even where no text is zeros."""
+    expected, other, pooled, other_pooled = theirs(sdxl(folders, peers), negative_prompt=[negative] * 3)
+    part, params = ours(folders, peers)
+    found, without = embedded(part, params, TEXTS), embedded(part, params, [negative] * 3)
+    assert_close(found.tokens.features, expected)
+    assert_close(found.vector, pooled)
+    assert_close(without.tokens.features, other)
+    assert_close(without.vector, other_pooled)
+    assert found.tokens.mask.all()
+
+
+def test_no_text_is_the_empty_one_or_zeros(folders, peers):
+    _, empty, _, empty_pooled = theirs(sdxl(folders, peers, zeros=False))
+    found = embedded(*ours(folders, peers, "empty"), TEXTS, dropped=True)
+    assert_close(found.tokens.features, empty)
+    assert_close(found.vector, empty_pooled)
+    _, zeros, _, zeros_pooled = theirs(sdxl(folders, peers))
+    found = embedded(*ours(folders, peers), TEXTS, dropped=True)
+    np.testing.assert_array_equal(found.tokens.features, zeros)
+    np.testing.assert_array_equal(found.vector, zeros_pooled)
+    assert found.tokens.mask.any(axis=1).all()  # attention to one of several equal tokens is attention to all
+
+
+def test_a_clip_skip_of_sdxl_is_a_layer(folders, peers):
+    expected, _, pooled, _ = theirs(sdxl(folders, peers), clip_skip=1)
+    found = embedded(*ours(folders, peers, layer=-3), TEXTS)
+    assert_close(found.tokens.features, expected)
+    assert_close(found.vector, pooled)
+
+
+@pytest.mark.parametrize("skip", [None, 1, 2])
+def test_a_clip_skip_of_stable_diffusion_is_a_layer_with_the_last_norm(folders, peers, skip):
+    diffusers, transformers = pytest.importorskip("diffusers"), pytest.importorskip("transformers")
+    peer, tokenizer = peers[0], transformers.CLIPTokenizer.from_pretrained(folders[0])
+    if not hasattr(peer, "text_model"):  # the pipeline looks for the last norm under this name
+        object.__setattr__(peer, "text_model", peer)
+    pipeline = diffusers.StableDiffusionPipeline(
+        None, peer, tokenizer, None, None, None, None, requires_safety_checker=False
+    )
+    options = {"num_images_per_prompt": 1, "do_classifier_free_guidance": False, "clip_skip": skip}
+    expected = theirs(pipeline, **options)[0]
+    part = Text(ClipTokenizer(folders[0]), encoder(peer, layer=-1 - (skip or 0)), null="empty")
+    found = embedded(part, encoder_params(part.encoder, numbers(peer)), TEXTS)
+    assert_close(found.tokens.features, expected)
+
+
+def test_joined_tokenizers_are_a_tokenizer(folders):
+    one, other = map(ClipTokenizer, folders)
+    joined = JoinedTokenizer((one, other))
+    assert isinstance(joined, Tokenizer)
+    assert joined.length == 154
+    ids = joined.encode_batch(TEXTS)
+    np.testing.assert_array_equal(ids[:, :77], one.encode_batch(TEXTS))
+    np.testing.assert_array_equal(ids[:, 77:], other.encode_batch(TEXTS))
+    np.testing.assert_array_equal(ids[1], joined.encode(TEXTS[1]))
+    assert joined.decode(ids[0]) == TEXTS[0]
+    joined.check(ids)
+    assert build(describe(joined)) == joined
+    for wrong, message in (
+        (ids[:, :77], r"text=int32\[3, 77\]: expected texts"),
+        (np.where(ids == END, 0, ids), "windows of 77 ids"),
+        (np.where(np.arange(154) == 153, 10**6, ids), "text=1000000: expected ids from 0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            joined.check(wrong)
+    with pytest.raises(UserError, match=r"text\[1\]=3: expected a text"):
+        joined.encode_batch(["a", 3])
+
+
+class Numbers(ClipTextEncoder):
+    """The ids as features, valid where they are positive, and no vector."""
+
+    def __call__(self, ids):
+        return Embeddings(tokens=Tokens(ids[..., None].astype(jnp.float32), ids > 0))
+
+
+def numbers_encoder():
+    return Numbers(width=4, layers=1, heads=1)
+
+
+def test_a_token_is_valid_where_all_encoders_have_one():
+    part = JoinedEncoder((numbers_encoder(), numbers_encoder()))
+    found = part.apply({}, jnp.array([[1, 2, 0, 4, 0, 6]]))
+    np.testing.assert_array_equal(found.tokens.features[0], [[1, 4], [2, 0], [0, 6]])
+    assert found.tokens.mask.tolist() == [[True, False, False]]
+    assert found.vector is None
+
+
+def test_parameters_are_named_by_the_order_of_the_encoders():
+    encoders = (a_text().encoder, a_text(width=8).encoder)
+    part = Text(JoinedTokenizer((ByteTokenizer(6), ByteTokenizer(6))), JoinedEncoder(encoders), null="empty")
+    ids = jnp.asarray(part.read(["a cat"]))
+    params = randomised(part, ids, jnp.zeros(1, bool))["params"]
+    assert set(params) == {"encoder_0", "encoder_1"}
+    found = embed(part, {"params": params}, ids, jnp.zeros(1, bool)).tokens.features
+    for i, (module, columns) in enumerate(zip(encoders, (slice(WIDTH), slice(WIDTH, None)), strict=True)):
+        alone = module.apply({"params": params[f"encoder_{i}"]}, ids[:, :6]).tokens.features
+        np.testing.assert_allclose(found[..., columns], alone, atol=1e-5)
+    assert build(describe(part)) == part
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: JoinedTokenizer((ByteTokenizer(6),)), "two or more tokenizers of one length"),
+        (lambda: JoinedTokenizer((ByteTokenizer(6), ByteTokenizer(7))), r"tokenizers=\[6, 7\]: expected"),
+        (lambda: JoinedEncoder((numbers_encoder(),)), "encoders=1: expected two or more"),
+        (
+            lambda: JoinedEncoder((numbers_encoder(),) * 2).apply({}, jnp.zeros((1, 3), int)),
+            "ids=3: expected equal parts for 2 encoders",
+        ),
+    ],
+)
+def test_misfits_are_refused(make, message):
+    with pytest.raises(UserError, match=message):
+        jax.eval_shape(make)

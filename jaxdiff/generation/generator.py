@@ -263,7 +263,8 @@ class Generator(SampledModel):
             )
         fix = "give 0 < strength <= 1"
         expect(0 < strength <= 1, "strength", strength, "a fraction of the steps in (0, 1]", fix)
-        recipe = dataclasses.replace(self.recipe, grid=Truncated(self.recipe.grid, strength))
+        grid = Truncated(self.recipe.grid, strength)
+        recipe = dataclasses.replace(self.recipe, grid=grid, initial="process")
         late = dataclasses.replace(self._sized(image_size, conditions), recipe=recipe)
         request, n = late._request(
             None, conditions, negative, len(images) if np.ndim(images) == late._rank else 1

@@ -13,7 +13,7 @@ from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import Process
 from jaxdiff.process.prediction import Prediction
 from jaxdiff.sampling.guidance.classifier_free import Limited
-from jaxdiff.sampling.loop import as_path
+from jaxdiff.sampling.loop import as_path, ends
 from jaxdiff.sampling.protocols import Conditions
 from jaxdiff.sampling.recipe import Recipe
 
@@ -42,12 +42,13 @@ def evaluations(
 
     Args:
       recipe: the sampling recipe; the times of its grid are computed.
-      process: the forward process.
+      process: the forward process; the recipe's own has precedence.
       shape: of a diffused example.
       conditions: returns the encoded conditions of one image; called while tracing.
     """
     x, t = jax.ShapeDtypeStruct((1, *shape), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+    process = recipe.process or process
 
     def trace(guiding_model: Callable | None) -> Any:
         def guided(x: Any, t: Any, keys: Any) -> Any:
@@ -99,6 +100,8 @@ def _fraction_in_interval(recipe: Recipe, process: Process) -> float:
     interval = recipe.guidance.interval if isinstance(recipe.guidance, Limited) else None
     if interval is None:
         return 1.0
-    path = as_path(recipe.times(process))
-    times = path.start if recipe.t_end is not None else jnp.append(path.start, path.end[-1:])
+    plan = recipe.plan(process)
+    times = as_path(plan.times).start
+    if plan.jumps:
+        times = jnp.append(times, ends(plan.times)[1])
     return float(np.mean(jax.vmap(lambda t: interval.contains(process, t))(times)))

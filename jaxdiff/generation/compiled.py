@@ -104,7 +104,7 @@ def noise_of(
 ):
     """DDIM inversion of `inputs.images`: noise [n, *data_shape], replicated on every process."""
     denoise, process, conditions, keys, guiding_model = _models(static, trees, inputs, index, seed)
-    times = recipe.times(process)
+    times = dataclasses.replace(recipe, fixed_stride=None).plan(process).times
     if isinstance(times, TimePath):
         raise UserError(
             f"sampling.grid={recipe.grid!r}: expected a grid that only falls, since inversion cannot undo fresh noise, "
@@ -112,7 +112,7 @@ def noise_of(
         )
     denoise = recipe.denoiser(denoise, process, conditions, keys, guiding_model)
     x = process.signal(times[-1]).alpha * _encoded(static, trees, _split(static, inputs.images), index, seed)
-    noise = invert(denoise, process, times, x, keys, iterations) / process.signal(times[0]).sigma
+    noise = invert(denoise, process, times, x, keys, iterations) / recipe.initial_std(process, times[0])
     return _replicated(static, noise)
 
 

@@ -272,7 +272,8 @@ class Generator(SampledModel):
         if before is not None:
             before = inputs.filled(conditioner, before, images, mask)[0]
         conditions, _, mask = inputs.filled(conditioner, conditions, images, mask)
-        recipe = dataclasses.replace(self.recipe, grid=Truncated(self.recipe.grid, strength))
+        grid = Truncated(self.recipe.grid, strength)
+        recipe = dataclasses.replace(self.recipe, grid=grid, initial="process")
         late = dataclasses.replace(self._sized(image_size, conditions), recipe=recipe)
         request, n = late._request(
             None, conditions, negative, len(images) if np.ndim(images) == late._rank else 1

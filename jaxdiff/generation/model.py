@@ -17,6 +17,7 @@ from jaxdiff.distributed import partitioning
 from jaxdiff.errors import expect
 from jaxdiff.generation import checks, compiled, inputs
 from jaxdiff.generation.compiled import GenerationInputs, StaticArgs, Trees
+from jaxdiff.process.prediction import with_label
 from jaxdiff.sampling.guidance.classifier_free import check_scales
 from jaxdiff.sampling.loop import ends
 from jaxdiff.sampling.noise import fold_in, noise_like
@@ -94,7 +95,7 @@ class SampledModel:
 
     def _first_level(self) -> np.float32:
         """``sigma / alpha`` at the first time of the recipe's grid."""
-        process = self.denoiser.process_of(self.params)
+        process = self._followed.process_of(self.params)
         alpha, sigma = process.signal(ends(self.recipe.grid(process, self.recipe.steps))[0])
         return np.float32(sigma / alpha)
 
@@ -206,7 +207,18 @@ class SampledModel:
 
     @property
     def _denoisers(self) -> tuple[Denoiser, ...]:
-        return tuple(model.denoiser for model in self._models)
+        """The denoisers of the models; the first as the recipe follows it."""
+        return (self._followed, *(model.denoiser for model in self._models[1:]))
+
+    @property
+    def _followed(self) -> Denoiser:
+        """The denoiser with the noise process and the noise label of the recipe, if it has its own."""
+        followed, process, label = self.denoiser, self.recipe.process, self.recipe.noise_label
+        if process is not None:
+            followed = followed.clone(process=process)
+        if label is not None:
+            followed = followed.clone(parameterization=with_label(followed.parameterization, label))
+        return followed
 
     @property
     def _trees(self) -> Trees:

@@ -9,7 +9,7 @@ from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.conditioning.vector import ClassLabel, NoiseLevel
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import UserError, expect
-from jaxdiff.interop import folders, spatial_transformer
+from jaxdiff.interop import folders, schedulers, spatial_transformer
 from jaxdiff.interop.files import Unreadable, reading
 from jaxdiff.interop.mapping import SAME, Entry, conv, dense, from_heads, norm, separate_heads
 from jaxdiff.interop.structure import modules
@@ -18,17 +18,7 @@ from jaxdiff.models.interface import BlockOptions
 from jaxdiff.models.pixel_attention import PixelAttention
 from jaxdiff.models.spatial_transformer import SpatialTransformer
 from jaxdiff.models.unet import Level, UNet
-from jaxdiff.process.gaussian import VariancePreserving
-from jaxdiff.process.labels import StepIndex
-from jaxdiff.process.prediction import Data, LearnedVariance, Noise, Parameterization, V
-from jaxdiff.process.table import (
-    BetaSequence,
-    CosineBetas,
-    LinearBetas,
-    ScaledLinearBetas,
-    SigmoidBetas,
-    Table,
-)
+from jaxdiff.process.prediction import LearnedVariance
 
 # For each block type: whether it attends, and whether it resamples in a residual block. None: decided by the config's
 # downsample_type or upsample_type.
@@ -58,11 +48,6 @@ FIXED = {
     "mid_block_type": ("UNetMidBlock2D",), "act_fn": ("silu", "swish"), "class_embed_type": (None,),
     "resnet_time_scale_shift": ("default", "scale_shift"), "freq_shift": (0, 1), "downsample_padding": (0, 1),
 }  # fmt: skip
-SCHEDULES: dict[str, type] = {
-    "linear": LinearBetas,
-    "scaled_linear": ScaledLinearBetas,
-    "sigmoid": SigmoidBetas,
-}
 _FIXED_FIELDS = (
     "patch",
     "coordinates",
@@ -72,7 +57,6 @@ _FIXED_FIELDS = (
     "input_path",
     "output_path",
 )
-PREDICTIONS: dict[str, type] = {"epsilon": Noise, "sample": Data, "v_prediction": V}
 
 
 def denoiser(model: Mapping[str, Any], scheduler: Mapping[str, Any] | None = None) -> Denoiser:
@@ -99,8 +83,13 @@ def denoiser(model: Mapping[str, Any], scheduler: Mapping[str, Any] | None = Non
         endpoint=given["freq_shift"] == 1,
         sine_first=not given["flip_sin_to_cos"],
     )
-    process, parameterization = _diffusion(scheduler or {}, given)
-    return Denoiser(_network(given), Conditioner(noise, parts), process, parameterization)
+    settings, learned = scheduler or {}, given["out_channels"] == 2 * given["in_channels"]
+    return Denoiser(
+        _network(given),
+        Conditioner(noise, parts),
+        schedulers.process(settings),
+        schedulers.parameterization(settings, learned_variance=learned),
+    )
 
 
 def read_settings(folder: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -262,31 +251,6 @@ def _network(given: Mapping[str, Any]) -> UNet:
 
 def _resamples(own: bool | None, kind: str | None) -> bool:
     return kind == "resnet" if own is None else own
-
-
-def _diffusion(
-    scheduler: Mapping[str, Any], given: Mapping[str, Any]
-) -> tuple[VariancePreserving, Parameterization]:
-    steps, kind = scheduler.get("num_train_timesteps", 1000), scheduler.get("beta_schedule", "linear")
-    betas: BetaSequence
-    if scheduler.get("trained_betas"):
-        raise _unsupported("trained_betas", "a list")
-    if kind == "squaredcos_cap_v2":
-        betas = CosineBetas(steps)
-    else:
-        tables = ", ".join([*SCHEDULES, "squaredcos_cap_v2"])
-        expect(kind in SCHEDULES, "beta_schedule", kind, f"one of {tables}", "use such a scheduler")
-        ends = scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 0.02)
-        betas = SCHEDULES[kind](*ends, steps)
-    prediction = scheduler.get("prediction_type", "epsilon")
-    targets = ", ".join(PREDICTIONS)
-    expect(
-        prediction in PREDICTIONS, "prediction_type", prediction, f"one of {targets}", "use such a scheduler"
-    )
-    mean = PREDICTIONS[prediction](label=StepIndex(steps))
-    table = Table(betas, zero_terminal_snr=bool(scheduler.get("rescale_betas_zero_snr", False)))
-    learned = given["out_channels"] == 2 * given["in_channels"]
-    return VariancePreserving(table), LearnedVariance(mean) if learned else mean
 
 
 def _block_type(way: str, level: Level, residual: bool) -> str:

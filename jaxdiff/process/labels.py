@@ -47,6 +47,16 @@ class StepIndex:
 
 
 @dataclasses.dataclass(frozen=True)
+class RoundedIndex:
+    """`StepIndex` of the step that is nearest in time: diffusers' label of noise levels between the model's steps."""
+
+    steps: int = 1000
+
+    def __call__(self, process: Process, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return jnp.round(self.steps * t) - 1
+
+
+@dataclasses.dataclass(frozen=True)
 class LogSigma:
     """``scale log(sigma / alpha) + offset``.
 

@@ -9,7 +9,7 @@ Everything after the denoiser sees the pair and does not depend on the parameter
 """
 
 import dataclasses
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -189,6 +189,14 @@ class LearnedVariance(Parameterization):
     def split(self, output: Output) -> tuple[DataArray, DataArray | None]:
         value, v = jnp.split(output, 2, axis=-1)
         return value, (v + 1) / 2
+
+
+def with_label(parameterization: Parameterization, label: NoiseLabel) -> Parameterization:
+    """The same parameterization with another noise label."""
+    if isinstance(parameterization, LearnedVariance):
+        return LearnedVariance(with_label(parameterization.mean, label))
+    labelled: Any = parameterization
+    return dataclasses.replace(labelled, label=label)
 
 
 def target(

@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.errors import expect
+from jaxdiff.errors import expect, one_of
 from jaxdiff.typing import Array, Float
 
 
@@ -117,18 +117,38 @@ class Table:
       betas: the betas of the steps.
       zero_terminal_snr: whether alpha is shifted and scaled so that the last step is pure noise (Lin et al. 2023,
         algorithm 1). Noise prediction does not determine x_0 there: use `V`.
+      last_alpha_squared: with `zero_terminal_snr`, ``alpha^2`` of the last step in place of 0. diffusers has 2^-24 for
+        solvers that divide by alpha.
+      linear: what is linear in time between two steps, "log_snr", or the noise level "sigma / alpha", as in the
+        fractional steps of Euler's and Heun's method in diffusers.
     """
 
     betas: BetaSequence
     zero_terminal_snr: bool = False
+    last_alpha_squared: float = 0.0
+    linear: str = "log_snr"
 
     def __post_init__(self):
         steps = len(self.betas.array())
         expect(steps >= 3, "steps", steps, "at least 3 steps to interpolate between", "give 3 or more")
+        one_of(self, "linear", ("log_snr", "sigma / alpha"))
+        last = self.last_alpha_squared
+        expect(
+            last == 0 or self.zero_terminal_snr, "last_alpha_squared", last, "0 without zero_terminal_snr",
+            "leave it out, or set zero_terminal_snr",
+        )  # fmt: skip
+        expect(
+            bool(last >= 0 and np.all(np.diff(_knots(self)) < 0)), "last_alpha_squared", last,
+            "a number from 0 to below that of the last step but one", "try 2**-24",
+        )  # fmt: skip
 
     @property
     def steps(self) -> int:
-        return len(_knots(self)) + self.zero_terminal_snr
+        return len(_knots(self)) + self._reaches_noise
+
+    @property
+    def _reaches_noise(self) -> bool:
+        return self.zero_terminal_snr and self.last_alpha_squared == 0
 
     def log_snr(self, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         knots = jnp.asarray(_knots(self), t.dtype)
@@ -136,9 +156,13 @@ class Table:
         position, left_over = t * self.steps, self.steps * (1 - t)
         left = jnp.clip(position.astype(int), 1, len(knots) - 1)
         fraction = jnp.where(t < 0.5, position - left, (self.steps - left) - left_over)
-        inside = knots[left - 1] + fraction * (knots[left] - knots[left - 1])
+        fall = knots[left - 1] - knots[left]
+        if self.linear == "log_snr":
+            inside = knots[left - 1] - fraction * fall
+        else:
+            inside = knots[left - 1] - 2 * jnp.log1p(jnp.maximum(fraction, 0.0) * jnp.expm1(fall / 2))
         log_snr = jnp.where(position < 1, knots[0] - 2 * jnp.log(jnp.minimum(position, 1.0)), inside)
-        if self.zero_terminal_snr:
+        if self._reaches_noise:
             near_noise = knots[-1] + 2 * jnp.log(jnp.minimum(left_over, 1.0))
             log_snr = jnp.where(left_over < 1, near_noise, log_snr)
         return log_snr
@@ -146,10 +170,13 @@ class Table:
     def time(self, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         knots = jnp.asarray(_knots(self), log_snr.dtype)
         left = jnp.clip(jnp.searchsorted(-knots, -log_snr), 1, len(knots) - 1)
-        inside = left + (knots[left - 1] - log_snr) / (knots[left - 1] - knots[left])
+        depth, fall = knots[left - 1] - log_snr, knots[left - 1] - knots[left]
+        if self.linear != "log_snr":
+            depth, fall = jnp.expm1(depth / 2), jnp.expm1(fall / 2)
+        inside = left + depth / fall
         near_data = jnp.exp((knots[0] - jnp.maximum(log_snr, knots[0])) / 2)
         t = jnp.where(log_snr > knots[0], near_data, inside) / self.steps
-        if self.zero_terminal_snr:
+        if self._reaches_noise:
             left_over = jnp.exp((jnp.minimum(log_snr, knots[-1]) - knots[-1]) / 2)
             t = jnp.where(log_snr < knots[-1], 1 - left_over / self.steps, t)
         return t
@@ -163,6 +190,8 @@ def _knots(table: Table) -> Float[np.ndarray, "knots"]:
         return log_alpha_squared - np.log(-np.expm1(log_alpha_squared))
     alpha = np.exp(log_alpha_squared / 2)
     alpha = (alpha[:-1] - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+    if table.last_alpha_squared > 0:
+        alpha = np.append(alpha, np.sqrt(table.last_alpha_squared))
     return 2 * np.log(alpha) - np.log1p(-np.square(alpha))
 
 

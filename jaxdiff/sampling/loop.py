@@ -33,6 +33,7 @@ def sample(
     x: Data,
     keys: Keys,
     max_orders: Int[Array, "steps"] | None = None,
+    first_step: int = 0,
 ) -> Data:
     """Clean data from noisy data x at the first time: `integrate`, then the prediction of x_0 at the last time.
 
@@ -42,9 +43,10 @@ def sample(
       x: noisy data at the first time.
       keys: one per example.
       max_orders: bound on the order of each step, for multistep samplers.
+      first_step: number of the first step, which with the keys determines its noise.
     """
     denoise = stateless(denoise)
-    state = _scan(sampler, denoise, process, times, x, keys, max_orders)
+    state = _scan(sampler, denoise, process, times, x, keys, max_orders, first_step)
     prediction, _ = denoise.call(state.x, ends(times)[1].astype(x.dtype), state.guidance)
     return prediction.x_0
 
@@ -57,9 +59,10 @@ def integrate(
     x: Data,
     keys: Keys,
     max_orders: Int[Array, "steps"] | None = None,
+    first_step: int = 0,
 ) -> Data:
     """Noisy data at the last time from noisy data at the first; arguments as for `sample`."""
-    return _scan(sampler, stateless(denoise), process, times, x, keys, max_orders).x
+    return _scan(sampler, stateless(denoise), process, times, x, keys, max_orders, first_step).x
 
 
 def as_path(times: Float[Array, "times"] | TimePath) -> TimePath:
@@ -80,6 +83,7 @@ def _scan(
     x: Data,
     keys: Keys,
     max_orders: Int[Array, "steps"] | None,
+    first_step: int,
 ) -> SamplerState:
     """The state at the last time."""
     returns_to_noise = isinstance(times, TimePath)
@@ -95,7 +99,7 @@ def _scan(
         return sampler.step(denoise.call, process, state, t, t_next, step_keys)._replace(max_order=None), None
 
     first = sampler.init(x)._replace(guidance=denoise.init(x))
-    inputs = (jnp.arange(len(start)), origin, start, end, max_orders)
+    inputs = (first_step + jnp.arange(len(start)), origin, start, end, max_orders)
     return jax.lax.scan(step, first, inputs)[0]
 
 

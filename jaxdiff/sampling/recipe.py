@@ -2,13 +2,16 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.errors import UserError, expect
+from jaxdiff.errors import UserError, expect, one_of
 from jaxdiff.process.gaussian import Process
+from jaxdiff.process.labels import NoiseLabel
 from jaxdiff.sampling.loop import as_path, ends, integrate, sample
 from jaxdiff.sampling.noise import fold_in, noise_like
+from jaxdiff.sampling.plan import Plan, of_one_length, with_end
 from jaxdiff.sampling.protocols import (
     ConditionalDenoise,
     Conditions,
@@ -19,12 +22,10 @@ from jaxdiff.sampling.protocols import (
     KnownData,
     Modifier,
     Sampler,
-    TimePath,
 )
-from jaxdiff.typing import Array, Data, Float, Keys
+from jaxdiff.typing import Data, Keys, Scalar
 
 PRIOR = 2**31 - 1  # folded into a key for the initial noise; step numbers count from 0 and stay below
-UNBOUNDED = 2**31 - 1
 MOST_STEPS = 100_000
 """Of a grid: a hundred times the steps of the longest published samplers."""
 
@@ -33,8 +34,8 @@ MOST_STEPS = 100_000
 class Recipe:
     """How samples are drawn.
 
-    By default the last step is the jump to the predicted x_0. The last three fields are the endings of published
-    samplers, under the names that diffusers gives them where it has one.
+    By default the last step is the jump to the predicted x_0. The fields from `t_end` to `initial` are details of
+    published samplers, under the names that diffusers gives them where it has one.
 
     Attributes:
       sampler, grid: the method, and the times that its steps visit.
@@ -49,6 +50,16 @@ class Recipe:
       lower_order_final: bound the order of multistep samplers by the number of steps left. diffusers does so by
         default; for DPM-Solver and DEIS only below 15 steps.
       euler_at_final: take the last step of a multistep sampler at first order. Without `t_end` it always is.
+      lower_order_below: `lower_order_final` acts with fewer steps than this only; None for any number.
+      fixed_stride: T, number of steps of the model: each step falls by ``T // steps`` of them, wherever the next time
+        of the grid is, as those of diffusers' DDIM do. None leads to the next time.
+      initial: the initial noise. "process" has the standard deviation sigma of the process at the first time, "unit"
+        that of data of unit variance there, ``sqrt(alpha^2 + sigma^2)``.
+      process, noise_label: in place of the model's own; None for these. A process with the same steps and other noise
+        levels between them, or another label there, is a detail of how a model is sampled.
+      until: take only the steps that begin at this time or above. The result is noisy data where the next step would
+        begin.
+      below: take only the steps that begin below this time, from noisy data.
     """
 
     sampler: Sampler
@@ -60,27 +71,38 @@ class Recipe:
     t_end: float | None = None
     lower_order_final: bool = False
     euler_at_final: bool = False
+    lower_order_below: int | None = None
+    fixed_stride: int | None = None
+    initial: str = "process"
+    process: Process | None = None
+    noise_label: NoiseLabel | None = None
+    until: float | None = None
+    below: float | None = None
 
     def __post_init__(self):
+        one_of(self, "initial", ("process", "unit"))
         expect(
             1 <= self.steps <= MOST_STEPS, "steps", self.steps, f"a count from 1 to {MOST_STEPS:,}", "try 50"
         )
 
     def calls(self, process: Process) -> int:
         """Number of function evaluations (NFE) per sample; guidance may double the batch of a call."""
-        path = as_path(self.times(process))
+        plan = self.plan(process)
+        path = as_path(plan.times)
         returns = 1 + np.flatnonzero(np.asarray(path.start)[1:] > np.asarray(path.end)[:-1])
         runs = np.diff(np.array([0, *returns, len(path.start)]))
-        return sum(self.sampler.calls(int(steps)) for steps in runs) + (self.t_end is None)
+        return sum(self.sampler.calls(int(steps)) for steps in runs) + plan.jumps
 
-    def times(self, process: Process) -> Float[Array, "times"] | TimePath:
-        """The grid's times, followed by `t_end` if it is given."""
-        times = self.grid(process, self.steps)
-        if self.t_end is None:
-            return times
-        if not isinstance(times, TimePath):
-            return jnp.append(times, self.t_end)
-        return TimePath(jnp.append(times.start, times.end[-1]), jnp.append(times.end, self.t_end))
+    def plan(self, process: Process) -> Plan:
+        """The steps: those of the grid, the ending, and of both the part that `until` and `below` leave.
+
+        Raises:
+          UserError: no step is left, or a part is wanted of a grid that returns to noise.
+        """
+        if self.until is None and self.below is None:
+            return self._whole(process)
+        with jax.ensure_compile_time_eval():
+            return self._whole(process).part(self.until, self.below)
 
     def __call__(
         self,
@@ -92,31 +114,38 @@ class Recipe:
         guiding_model: ConditionalDenoise | None = None,
         noise: Data | None = None,
         known: KnownData | None = None,
+        x: Data | None = None,
     ) -> Data:
         """Draw one sample of `shape` for each key.
 
         Args:
-          denoise, process, conditions: the model, and what the samples are conditioned on.
+          denoise, process, conditions: the model, its noise process (the recipe's, if it has one), and what the
+            samples are conditioned on.
           shape: of one sample, without the batch axis.
           keys: one per sample.
           guiding_model: second model, for guidance that uses one.
           noise: standard normal initial noise [batch, *shape]; by default drawn from the keys.
           known: partially known data, for the recipe's `inpainting`.
+          x: noisy data at the first time, in place of noise; those that a recipe with `until` has left.
 
         Raises:
-          UserError: `known` is given and the recipe has no `inpainting`; or an input of the guidance is missing.
+          UserError: `known` is given and the recipe has no `inpainting`; an input of the guidance is missing; both
+            noise and x are given, or a recipe with `below` has no x.
         """
-        times = self.times(process)
-        first = ends(times)[0]
-        if noise is None:
-            noise = noise_like(fold_in(keys, PRIOR), jnp.zeros((keys.shape[0], *shape)))
-        x = noise * process.signal(first).sigma
+        self._check(process, noise, x)
+        plan = self.plan(process)
+        if x is None:
+            x = self._initial(process, ends(plan.times)[0], shape, keys, noise, known)
         guided = self.denoiser(denoise, process, conditions, keys, guiding_model)
         if known is not None:
             guided = self._inpainting()(guided, process, known)
-            x = jnp.where(known.mask, x, process.signal(first).alpha * known.values + x)
-        run = sample if self.t_end is None else integrate
-        return run(self.sampler, guided, process, times, x, keys, self.max_orders(times))
+        run = sample if plan.jumps else integrate
+        return run(self.sampler, guided, process, plan.times, x, keys, plan.max_orders, plan.first)
+
+    def initial_std(self, process: Process, t: Scalar) -> Scalar:
+        """The standard deviation of the initial noise for a first time t."""
+        alpha, sigma = process.signal(t)
+        return sigma if self.initial == "process" else jnp.hypot(alpha, sigma)
 
     def denoiser(
         self,
@@ -132,14 +161,43 @@ class Recipe:
             guided = modifier(guided, process, conditions, keys)
         return guided
 
-    def max_orders(self, times: Float[Array, "times"] | TimePath) -> Array | None:
-        """For each step of the loop a bound on its order; None where the ending bounds none."""
-        count, jumps = len(as_path(times).start), self.t_end is None
-        left = np.arange(count, 0, -1) + jumps  # steps left, the jump to x_0 included
-        bounds = left if self.lower_order_final else np.full(count, UNBOUNDED)
-        if self.euler_at_final:
-            bounds = np.where(left == 1, 1, bounds)
-        return jnp.asarray(bounds, jnp.int32) if np.any(bounds < UNBOUNDED) else None
+    def _whole(self, process: Process) -> Plan:
+        """All steps of the grid, and the ending."""
+        times = self.grid(process, self.steps)
+        if self.fixed_stride is None:
+            plan = with_end(times, self.t_end)
+        else:
+            plan = of_one_length(times, self.fixed_stride // self.steps, self.fixed_stride, self.t_end)
+        few = self.lower_order_below is None or self.steps < self.lower_order_below
+        return plan.bounded(self.lower_order_final and few, self.euler_at_final)
+
+    def _check(self, process: Process, noise: Data | None, x: Data | None) -> None:
+        """Raise `UserError` where the arguments of a call contradict each other or the recipe."""
+        expect(
+            self.process is None or process == self.process,
+            "process", process, "the recipe's own", "run the model with recipe.process",
+        )  # fmt: skip
+        expect(noise is None or x is None, "x", "given", "either noise or x", "leave one out", "both")
+        expect(self.below is None or x is not None, "below", self.below, "noisy data x to start from",
+               "give x, or leave out below", "none")  # fmt: skip
+
+    def _initial(
+        self,
+        process: Process,
+        first: Scalar,
+        shape: tuple[int, ...],
+        keys: Keys,
+        noise: Data | None,
+        known: KnownData | None,
+    ) -> Data:
+        """Noisy data at the first time, from given or drawn noise, with the known part in it."""
+        if noise is None:
+            noise = noise_like(fold_in(keys, PRIOR), jnp.zeros((keys.shape[0], *shape)))
+        x = noise * self.initial_std(process, first)
+        if known is None:
+            return x
+        alpha, sigma = process.signal(first)
+        return jnp.where(known.mask, x, alpha * known.values + sigma * noise)
 
     def _inpainting(self) -> Inpainting:
         if self.inpainting is None:

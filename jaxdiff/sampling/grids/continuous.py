@@ -65,6 +65,25 @@ class Karras:
 
 
 @dataclasses.dataclass(frozen=True)
+class KarrasBetween:
+    """The spacing of `Karras` from the first to the last noise level of another grid.
+
+    `use_karras_sigmas` of diffusers.
+    """
+
+    grid: Grid
+    rho: float = 7.0
+
+    def __post_init__(self):
+        positive(self, "rho")
+
+    def __call__(self, process: Process, steps: int) -> Float[Array, "steps"]:
+        times = falling(self.grid, process, steps)
+        first, last = (jnp.exp(-process.log_snr(t) / (2 * self.rho)) for t in (times[0], times[-1]))
+        return process.time(-2 * self.rho * jnp.log(jnp.linspace(first, last, steps)))
+
+
+@dataclasses.dataclass(frozen=True)
 class Exponential:
     """Geometric noise levels ``sigma / alpha``: equal steps of their logarithm, to the power `rho`.
 

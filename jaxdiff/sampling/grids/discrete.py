@@ -8,7 +8,7 @@ import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Num
 
 from jaxdiff.errors import between, expect
 from jaxdiff.process.gaussian import Process
@@ -33,7 +33,7 @@ class _Discrete:
         )
         return jnp.asarray((self.indices(steps) + 1) / self.train_steps)
 
-    def indices(self, steps: int) -> Int[np.ndarray, "steps"]:
+    def indices(self, steps: int) -> Num[np.ndarray, "steps"]:
         """The visited steps, from noise to data."""
         raise NotImplementedError
 
@@ -53,7 +53,7 @@ class Leading(_Discrete):
     offset: int = 0
     drop_last: bool = False
 
-    def indices(self, steps: int) -> Int[np.ndarray, "steps"]:
+    def indices(self, steps: int) -> Num[np.ndarray, "steps"]:
         stride = self.train_steps // (steps + self.drop_last)
         found = np.arange(steps + self.drop_last)[::-1][:steps] * stride + self.offset
         expect(
@@ -76,26 +76,29 @@ class Trailing(_Discrete):
 
     train_steps: int = 1000
 
-    def indices(self, steps: int) -> Int[np.ndarray, "steps"]:
+    def indices(self, steps: int) -> Num[np.ndarray, "steps"]:
         positions = np.arange(self.train_steps, 0, -self.train_steps / steps)[:steps]
         return np.round(positions).astype(int) - 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Linspace(_Discrete):
-    """N evenly spaced steps from the noisiest to the first (Lin et al. 2023, table 2), rounded.
+    """N evenly spaced steps from the noisiest to the first (Lin et al. 2023, table 2).
 
     Attributes:
       train_steps: T, number of steps of the model.
       skip: number of the noisiest steps to leave out. 8 of 1000 is the "iDDPM" column of Karras et al. 2022, table 1.
       drop_last: as for `Leading`.
+      rounded: whether to steps of the model. Otherwise they are fractions, as for Euler's and Heun's method in
+        diffusers.
     """
 
     train_steps: int = 1000
     skip: int = 0
     drop_last: bool = False
+    rounded: bool = True
 
-    def indices(self, steps: int) -> Int[np.ndarray, "steps"]:
+    def indices(self, steps: int) -> Num[np.ndarray, "steps"]:
         last = self.train_steps - 1 - self.skip
         expect(
             0 <= self.skip <= self.train_steps - steps,
@@ -106,7 +109,8 @@ class Linspace(_Discrete):
         )
         if steps == 1:
             return np.array([last])
-        return np.round(np.linspace(0, last, steps + self.drop_last)).astype(int)[::-1][:steps]
+        found = np.linspace(0, last, steps + self.drop_last)[::-1][:steps]
+        return np.round(found).astype(int) if self.rounded else found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +119,7 @@ class Strided(_Discrete):
 
     train_steps: int = 1000
 
-    def indices(self, steps: int) -> Int[np.ndarray, "steps"]:
+    def indices(self, steps: int) -> Num[np.ndarray, "steps"]:
         stride = -(-self.train_steps // steps)
         found = np.arange(0, self.train_steps, stride)[::-1]
         expect(
@@ -141,7 +145,7 @@ class Quadratic(_Discrete):
     def __post_init__(self):
         between(self, "last", 0.0, 1.0, open_low=True, open_high=True)
 
-    def indices(self, steps: int) -> Int[np.ndarray, "steps"]:
+    def indices(self, steps: int) -> Num[np.ndarray, "steps"]:
         top = self.last * self.train_steps
         expect(steps <= top, "steps", steps, f"at most the {int(top)} below last={self.last}", "choose fewer")
         squares = np.linspace(0, np.sqrt(top), steps + (steps == 1)) ** 2
@@ -163,7 +167,7 @@ class Respaced(_Discrete):
     train_steps: int = 1000
     sections: tuple[int, ...] = ()
 
-    def indices(self, steps: int) -> Int[np.ndarray, "steps"]:
+    def indices(self, steps: int) -> Num[np.ndarray, "steps"]:
         counts = self.sections or (steps,)
         expect(
             sum(counts) == steps,

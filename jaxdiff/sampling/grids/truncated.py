@@ -15,7 +15,7 @@ class Truncated:
 
     Attributes:
       grid: a grid that only decreases.
-      fraction: of its times, in (0, 1]; at least one is kept.
+      fraction: of its times, in (0, 1], rounded down as in diffusers; at least one is kept.
     """
 
     grid: Grid
@@ -26,4 +26,4 @@ class Truncated:
 
     def __call__(self, process: Process, steps: int) -> Float[Array, "times"]:
         times = falling(self.grid, process, steps)
-        return times[-max(1, round(self.fraction * len(times))) :]
+        return times[-max(1, int(len(times) * self.fraction)) :]

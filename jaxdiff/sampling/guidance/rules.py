@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 
-from jaxdiff.errors import between, expect, positive
+from jaxdiff.errors import between, expect, one_of, positive
 from jaxdiff.process.gaussian import Signal
 from jaxdiff.process.per_example import data_axes
 from jaxdiff.process.prediction import Prediction
@@ -63,28 +63,37 @@ class Extrapolate(Rule):
 
 @dataclasses.dataclass(frozen=True)
 class Rescale(Rule):
-    """CFG rescale: gives the guided x_0 the standard deviation of the conditional one (Lin et al. 2023, eqs. 14-16).
+    """CFG rescale: gives guided predictions the standard deviation of conditional ones (Lin et al. 2023, eqs. 14-16).
 
-    The paper rescales the v-prediction of a network, this rule the predicted x_0 of each example: its standard
-    deviation is the contrast that guidance inflates, and so the result is the same for every parameterization.
+    It is that of each example: the contrast, which guidance inflates.
 
     Attributes:
       phi: interpolation from 0, `Extrapolate`, to 1, fully rescaled. 0.7 in the paper.
+      space: what is rescaled. "x_0" means the same for every network. The paper and diffusers rescale the output of
+        the network: "v" for v-prediction, "noise" for noise prediction.
     """
 
     phi: float = 0.7
+    space: str = "x_0"
 
     def __post_init__(self):
         between(self, "phi", 0.0, 1.0)
+        one_of(self, "space", ("x_0", "noise", "v"))
 
     def __call__(
         self, state: Any, scale: float, cond: Prediction, uncond: Prediction, signal: Signal
     ) -> tuple[Prediction, Any]:
         guided, _ = Extrapolate()((), scale, cond, uncond, signal)
-        target, current = (jnp.std(pair.x_0, data_axes(pair.x_0), keepdims=True) for pair in (cond, guided))
+        a, b = {"x_0": (1.0, 0.0), "noise": (0.0, 1.0), "v": (-signal.sigma, signal.alpha)}[self.space]
+        wanted, value = (a * pair.x_0 + b * pair.noise for pair in (cond, guided))
+        target, current = (jnp.std(each, data_axes(each), keepdims=True) for each in (wanted, value))
         # Constant data, such as the best guess at pure noise may be, have no contrast to correct.
         factor = jnp.where(current > 0, target / jnp.where(current > 0, current, 1.0), 1.0)
-        return with_x_0(guided, (self.phi * factor + 1 - self.phi) * guided.x_0, signal), state
+        # A change of a x_0 + b noise at the same x_t, see `jaxdiff.process.prediction`; none where it changes nothing.
+        determinant = a * signal.sigma - b * signal.alpha
+        change = self.phi * (factor - 1) * value / jnp.where(determinant == 0, jnp.inf, determinant)
+        x_0, noise = guided.x_0 + signal.sigma * change, guided.noise - signal.alpha * change
+        return guided._replace(x_0=x_0, noise=noise), state
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,9 +14,15 @@ from jaxdiff.typing import Data, Keys, Scalar
 
 @dataclasses.dataclass(frozen=True)
 class StaticThreshold:
-    """Static thresholding: clips the predicted x_0 to [-limit, limit] (Ho et al. 2020; Saharia et al. 2022)."""
+    """Static thresholding: clips the predicted x_0 to [-limit, limit] (Ho et al. 2020; Saharia et al. 2022).
+
+    Attributes:
+      limit: bound of the values of clean data.
+      keep_noise: leave the predicted noise as it is, as DDIM in diffusers, so that the pair no longer makes up ``x_t``.
+    """
 
     limit: float = 1.0
+    keep_noise: bool = False
 
     def __post_init__(self):
         positive(self, "limit")
@@ -26,6 +32,8 @@ class StaticThreshold:
     ) -> GuidedDenoiser:
         def clipped(prediction: Prediction, x: Data, t: Scalar) -> Prediction:
             x_0 = jnp.clip(prediction.x_0, -self.limit, self.limit)
+            if self.keep_noise:
+                return prediction._replace(x_0=x_0)
             return with_x_0(prediction, x_0, process.signal(t))
 
         return denoise.then(clipped)

@@ -13,6 +13,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxdiff.errors import UserError
 from jaxdiff.typing import Params
 
+MOST_ROWS = 40
+"""Of a table of tensors that do not fit."""
+
 Tensors = Mapping[str, np.ndarray]
 
 
@@ -160,7 +163,11 @@ def to_params(
     extra = [key for key in tensors if key not in found and key.rpartition(".")[2] not in ignored]
     problems += [("not read", key, "-", tuple(tensors[key].shape)) for key in extra]
     if problems:
-        raise UserError(_table(problems))
+        raise UserError(
+            f"--from: expected the tensors of the config's network, got {len(problems)} that differ; nothing was "
+            "loaded. Fix: give the config of the network in the file",
+            _table(problems),
+        )
     loaded = {
         path: entry.layout.load([np.asarray(tensors[key]) for key in entry.keys], tuple(ours[path].shape))
         for path, entry in wanted.items()
@@ -202,13 +209,10 @@ def to_tensors(entries: Iterable[Entry], params: Params) -> dict[str, np.ndarray
     return found
 
 
-def _table(problems: list[tuple]) -> str:
+def _table(problems: list[tuple]) -> list[str]:
     rows = [
-        f"  {what:<18} {name:<60} expected {need!s:<20} found {found}"
-        for what, name, need, found in problems[:40]
+        f"{what:<18} {name:<60} expected {need!s:<20} found {found}"
+        for what, name, need, found in problems[:MOST_ROWS]
     ]
-    more = f"\n  ... and {len(problems) - 40} more" if len(problems) > 40 else ""
-    return (
-        f"--from: expected the tensors of the config's network, got {len(problems)} that differ; nothing was loaded. "
-        "Fix: give the config of the network in the file\n" + "\n".join(rows) + more
-    )
+    left = len(problems) - len(rows)
+    return [*rows, f"... and {left} more"] if left else rows

@@ -26,8 +26,8 @@ def check_space(directory: epath.Path, abstract: Any, count: int) -> None:
     if jax.process_index() != 0 or "://" in str(directory):
         return
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
-    directory.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(directory).free
+    there = next(path for path in (directory, *directory.parents) if path.exists())
+    free = shutil.disk_usage(there).free
     found = f"{free / 1e6:,.0f} MB on the disk of {directory}"
     if free < size:
         raise UserError(

@@ -2,8 +2,8 @@
 
 import jax
 from etils import epath
-from jax.experimental import multihost_utils
 
+from jaxdiff.distributed.first_process import in_first
 from jaxdiff.errors import UserError, expect
 from jaxdiff.experiment import Experiment
 from jaxdiff.runs import init_from, weights
@@ -49,9 +49,8 @@ def prepare(experiment: Experiment, workdir: epath.PathLike, mesh: jax.sharding.
 
 def _replace_untrained(params: Params, folder: epath.Path) -> None:
     """Store the parameters that the run does not train in place of those of a start that came to nothing."""
-    if jax.process_index() == 0 and (folder / UNTRAINED).exists():
-        (folder / UNTRAINED).rmtree()
-    multihost_utils.sync_global_devices("untrained parameters")
+    earlier = folder / UNTRAINED
+    in_first(lambda: earlier.rmtree() if earlier.exists() else None)
     if params:
         save_untrained(params, folder)
 

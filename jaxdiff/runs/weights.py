@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from jaxdiff import config as configs
 from jaxdiff.distributed import partitioning
+from jaxdiff.distributed.first_process import in_first
 from jaxdiff.errors import UserError, expect
 from jaxdiff.interop.tensors import read_tensors
 from jaxdiff.runs.restore import restore_params
@@ -125,13 +126,7 @@ def _record_or_compare(
 ) -> None:
     """Write hashes to `file`, or raise `UserError` where one differs from those in it."""
     if record:
-        if jax.process_index() == 0 and weights:
-            found = {
-                name: {"from": weights[name].describe(), "sha256": digest} for name, digest in hashes.items()
-            }
-            partial = file.parent / f".{file.name}.partial"
-            partial.write_text(json.dumps(found, indent=1) + "\n")
-            partial.replace(file)
+        in_first(lambda: _write_record(weights, hashes, file))
         return
     if not file.exists():
         return
@@ -146,6 +141,13 @@ def _record_or_compare(
             "restore these weights, or start a new run in another --workdir",
             f"sha256 {digest[:16]}",
         )
+
+
+def _write_record(weights: Mapping[str, Weights], hashes: Mapping[str, str], file: epath.Path) -> None:
+    found = {name: {"from": weights[name].describe(), "sha256": digest} for name, digest in hashes.items()}
+    partial = file.parent / f".{file.name}.partial"
+    partial.write_text(json.dumps(found, indent=1) + "\n")
+    partial.replace(file)
 
 
 def _placed(tree: Params, mesh: jax.sharding.Mesh) -> Params:

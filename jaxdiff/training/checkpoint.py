@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 
+from jaxdiff.distributed.first_process import in_first
 from jaxdiff.errors import RunFailure, UserError, expect, reason
 from jaxdiff.training import integrity, storage
 from jaxdiff.training.integrity import Damaged
@@ -66,7 +65,7 @@ class Checkpoints:
         self._rated: dict[int, float] = {}
         self._checkpointer = ocp.AsyncCheckpointer(storage.Handler(files or {}))
         if not read_only:
-            self._remove_drafts()
+            in_first(lambda: storage.delete_drafts(self.directory))
 
     def steps(self) -> list[int]:
         """The steps with a complete checkpoint, in order; their contents are not verified."""
@@ -124,12 +123,15 @@ class Checkpoints:
         self._verify_files(step)
 
     def _verify_files(self, step: int) -> None:
-        error = self._damage(step) if jax.process_index() == 0 else None
-        found = error is not None
-        if jax.process_count() > 1:
-            found = bool(multihost_utils.broadcast_one_to_all(np.array(found)))
-        if found:
-            raise error or Damaged(f"{self._folder(step)}: damaged, see the log of process 0")
+        folder = self._folder(step)
+
+        def check() -> None:
+            if self._verify:
+                integrity.verify(folder)
+            if not storage.is_complete(folder):
+                raise Damaged(f"{folder}: not a complete checkpoint")
+
+        in_first(check, raises=Damaged)
 
     def save(self, step: int, state: Any) -> bool:
         """Start to save `state`, which may be donated as soon as this returns.
@@ -153,8 +155,7 @@ class Checkpoints:
         if not bool(storage.is_finite((state.params, state.ema))):
             _log.warning("step %d: the state is not finite and was not saved", step)
             return False
-        if folder.exists():
-            self._set_aside(step, Damaged(f"{folder}: not a complete checkpoint"), "saving it anew")
+        self._set_aside(step, Damaged(f"{folder}: not a complete checkpoint"), "saving it anew")
         self._saving = step
         with self._reported(step):
             self._checkpointer.save(folder, args=storage.save_args(state))
@@ -263,15 +264,6 @@ class Checkpoints:
     def _corrupt(self) -> list[epath.Path]:
         return sorted(self.directory.glob(f"*.{CORRUPT}*")) if self.directory.exists() else []
 
-    def _damage(self, step: int) -> Damaged | None:
-        folder = self._folder(step)
-        try:
-            if self._verify:
-                integrity.verify(folder)
-        except Damaged as error:
-            return error
-        return None if storage.is_complete(folder) else Damaged(f"{folder}: not a complete checkpoint")
-
     @contextlib.contextmanager
     def _unreadable_is_damaged(self, step: int) -> Iterator[None]:
         """Turn an error of reading into `Damaged`, unless the files are verified."""
@@ -296,7 +288,8 @@ class Checkpoints:
             self._saving = None
             with contextlib.suppress(Exception):  # the first error is the one to report
                 self._checkpointer.wait_until_finished()  # Orbax may still be writing its metadata
-                storage.delete_drafts(self.directory)  # without a barrier: others may have no error
+                if jax.process_index() == 0:  # without a barrier: others may have no error
+                    storage.delete_drafts(self.directory)
             left = ", ".join(map(str, self.steps())) or "none"
             raise RunFailure(
                 f"step {step} was not saved in {self.directory}: {reason(error)}. Checkpoints there: {left}"
@@ -325,22 +318,19 @@ class Checkpoints:
                 folder = folder.rename(_unused(folder.parent / f"{step}{storage.DELETED}"))
             folder.rmtree()
 
-    def _remove_drafts(self) -> None:
-        """Remove what interrupted saves and deletions have left, before any process reads."""
-        storage.delete_drafts(self.directory)
-        multihost_utils.sync_global_devices("drafts")
-
     def _set_aside(self, step: int, error: Damaged, then: str) -> None:
-        """Rename a damaged checkpoint, and log a warning."""
-        if jax.process_index() == 0:
-            folder = self._folder(step)
-            kept = ""
+        """Rename a damaged checkpoint, if there is one, and log a warning."""
+
+        def rename() -> None:
+            folder, kept = self._folder(step), ""
+            if not folder.exists():
+                return
             if not self._read_only:
                 path = folder.rename(_unused(folder.parent / f"{step}.{CORRUPT}"))
                 kept = f"; kept as {path.name}"
             _log.warning("%s%s; %s", error, kept, then)
-        if not self._read_only:
-            multihost_utils.sync_global_devices("set aside")
+
+        in_first(rename)
 
 
 def _unused(path: epath.Path) -> epath.Path:

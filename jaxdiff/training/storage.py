@@ -96,10 +96,8 @@ def is_complete(folder: epath.Path) -> bool:
 
 
 def delete_drafts(directory: epath.Path) -> None:
-    """Delete what interrupted saves and deletions have left; in a run of several processes the first one does."""
-    if jax.process_index() != 0 or not directory.exists():
-        return
-    for path in directory.iterdir():
+    """Delete what interrupted saves and deletions have left."""
+    for path in directory.iterdir() if directory.exists() else ():
         if path.name.partition(".")[0].isdecimal() and (DRAFT in path.name or DELETED in path.name):
             path.rmtree()
 

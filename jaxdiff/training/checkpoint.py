@@ -69,7 +69,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps with a complete checkpoint, in order; their contents are not verified."""
-        return [step for step in self._numbered() if storage.is_complete(self._folder(step))]
+        return [step for step in self._numbered() if integrity.is_complete(self._folder(step))]
 
     def latest(self) -> int | None:
         """The last of `steps`, or None."""
@@ -128,7 +128,7 @@ class Checkpoints:
         def check() -> None:
             if self._verify:
                 integrity.verify(folder)
-            if not storage.is_complete(folder):
+            if not integrity.is_complete(folder):
                 raise Damaged(f"{folder}: not a complete checkpoint")
 
         in_first(check, raises=Damaged)

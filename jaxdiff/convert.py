@@ -149,7 +149,7 @@ def _store(experiment: "Experiment", config: Any, params: Any, workdir: str) -> 
 
     from jaxdiff.runs.lock import lock
     from jaxdiff.runs.restore import restore_params, save_untrained
-    from jaxdiff.runs.workdir import CONFIG_FILE, init_workdir
+    from jaxdiff.runs.workdir import init_workdir, records
     from jaxdiff.training.checkpoint import Checkpoints
     from jaxdiff.training.disk import check_space
     from jaxdiff.training.partition import split
@@ -166,8 +166,7 @@ def _store(experiment: "Experiment", config: Any, params: Any, workdir: str) -> 
         run = init_workdir(config, workdir)
         if untrained:
             save_untrained(untrained, run)
-        files = {CONFIG_FILE: (run / CONFIG_FILE).read_text()}
-        with Checkpoints(run / "checkpoints", experiment.keep, files=files) as checkpoints:
+        with Checkpoints(run / "checkpoints", experiment.keep, files=records(run)) as checkpoints:
             saved = checkpoints.save(0, make_state(trained))
             checkpoints.wait()
         same = saved and _equal(restore_params(experiment, str(run), mesh), params)

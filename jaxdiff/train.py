@@ -163,7 +163,7 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | None":
     from jaxdiff.generation.generator import Generator
     from jaxdiff.runs import classes
     from jaxdiff.runs.start import prepare
-    from jaxdiff.runs.workdir import RECORDS
+    from jaxdiff.runs.workdir import records
     from jaxdiff.training import loop
     from jaxdiff.training.partition import merge
 
@@ -191,7 +191,7 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | None":
         frozen=frozen,
         untrained=experiment.optimizer.frozen,
         hooks=_hooks(experiment, workdir, generator, conditions),
-        files={name: (workdir / name).read_text() for name in RECORDS if (workdir / name).exists()},
+        files=records(workdir),
     )
     if experiment.sampling is None:
         return None

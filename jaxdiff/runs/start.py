@@ -8,6 +8,7 @@ from jaxdiff.errors import UserError, expect
 from jaxdiff.experiment import Experiment
 from jaxdiff.runs import init_from, weights
 from jaxdiff.runs.restore import UNTRAINED, has_untrained, restore_untrained, save_untrained
+from jaxdiff.runs.workdir import records
 from jaxdiff.tasks.protocols import Sampleable
 from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.training.state import untrained_params
@@ -36,7 +37,7 @@ def prepare(experiment: Experiment, workdir: epath.PathLike, mesh: jax.sharding.
     if experiment.init_from is not None:
         state, untrained = init_from.first_state(experiment, mesh, networks)
         _replace_untrained(untrained, folder)
-        with Checkpoints(folder / "checkpoints", experiment.keep) as checkpoints:
+        with Checkpoints(folder / "checkpoints", experiment.keep, files=records(folder)) as checkpoints:
             fix = "take another step of the run"
             expect(checkpoints.save(0, state), "init_from.workdir", experiment.init_from.workdir,
                    "finite parameters", fix, "NaN or infinite ones")  # fmt: skip

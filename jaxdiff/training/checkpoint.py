@@ -27,6 +27,9 @@ CORRUPT = "corrupt"
 RENAMED = {"task_state": "memory", "extra_emas": "others"}
 """Fields of `TrainState` -> their names in checkpoints of jaxdiff 0.1.0."""
 
+NETWORKS, OPTIMIZER = ("params", "ema", "extra_emas"), "opt_state"
+"""Fields of `TrainState` without NaN. A task state may hold any numbers."""
+
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
@@ -136,7 +139,7 @@ class Checkpoints:
     def save(self, step: int, state: Any) -> bool:
         """Start to save `state`, which may be donated as soon as this returns.
 
-        A state that is not finite is not saved, since it would replace one that is. An existing step stays as it is. An
+        A state that is not finite, optimizer included, is not saved, since it would replace one that is. An existing step stays as it is. An
         earlier save that failed, on a full disk for example, is logged now; older checkpoints and this one are safe.
 
         Returns:
@@ -152,7 +155,7 @@ class Checkpoints:
         folder = self._folder(step)
         if step in self.steps():
             return False
-        if not bool(storage.is_finite((state.params, state.ema))):
+        if not _is_sound({name: getattr(state, name, ()) for name in (*NETWORKS, OPTIMIZER)}):
             _log.warning("step %d: the state is not finite and was not saved", step)
             return False
         self._set_aside(step, Damaged(f"{folder}: not a complete checkpoint"), "saving it anew")
@@ -201,7 +204,7 @@ class Checkpoints:
 
         Raises:
           UserError: the checkpoint has other leaves, or leaves of other shapes or types.
-          Damaged: its files cannot be read, or hold the state of another step.
+          Damaged: its files cannot be read, or hold the state of another step, or numbers that are not finite.
         """
         names = [field.name for field in dataclasses.fields(abstract)]
         found = self._restore(step, {name: getattr(abstract, name) for name in names}, everything=True)
@@ -243,8 +246,11 @@ class Checkpoints:
         item = {ours: fields[name] for ours, name in names.items()}
         storage.compare(saved if everything else {name: saved[name] for name in item}, item)
         with self._unreadable_is_damaged(step):
-            found = storage.read(self._folder(step), item)
-        return {names[name]: value for name, value in found.items()}
+            read = storage.read(self._folder(step), item)
+        found = {names[name]: value for name, value in read.items()}
+        if not _is_sound(found):
+            raise Damaged(f"{self._folder(step)}: expected finite numbers, got NaN or infinite ones")
+        return found
 
     def _expect(self, step: int, steps: list[int]) -> None:
         expected = f"a checkpoint of this step in {self.directory}"
@@ -331,6 +337,11 @@ class Checkpoints:
             _log.warning("%s%s; %s", error, kept, then)
 
         in_first(rename)
+
+
+def _is_sound(fields: Mapping[str, Any]) -> bool:
+    networks = [value for name, value in fields.items() if name in NETWORKS]
+    return bool(storage.is_sound(networks, fields.get(OPTIMIZER, ())))
 
 
 def _unused(path: epath.Path) -> epath.Path:

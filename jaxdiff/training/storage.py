@@ -118,9 +118,14 @@ def _is_not_of_orbax(record: logging.LogRecord) -> bool:
 
 
 @jax.jit
-def is_finite(tree: Any) -> Any:
-    """Whether all numbers of a tree are finite."""
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+def is_sound(networks: Any, optimizer: Any) -> Any:
+    """Whether all numbers of parameters and averages are finite, and none of an optimizer is NaN.
+
+    Infinities of an optimizer are sound: the best loss before the first one, for example.
+    """
+    checks = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(networks)]
+    checks += [~jnp.any(jnp.isnan(leaf)) for leaf in jax.tree.leaves(optimizer)]
+    return jnp.all(jnp.array(checks))
 
 
 def compare(saved: Any, abstract: Any) -> None:

@@ -7,12 +7,13 @@ python -m jaxdiff.convert --workdir runs/ddpm_cifar10 --to ddpm_cifar10_diffuser
 
 import json
 import pathlib
+import secrets
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxdiff.cli import app as command
 from jaxdiff.cli import output
-from jaxdiff.errors import UserError
+from jaxdiff.errors import UserError, reason
 
 if TYPE_CHECKING:
     from jaxdiff.experiment import Experiment
@@ -98,15 +99,32 @@ def _convert_published(flags: Any, overrides: Sequence[tuple[str, str]], ema: bo
     return runs.convert(model, flags.workdir, flags.tokenizer, prediction, overrides)
 
 
-def _check_workdir(workdir: str) -> output.Output:
-    """The place of a run's checkpoints, in which nothing is yet and something can be written."""
-    path = output.place("--workdir", f"{workdir}/checkpoints")
+def _check_workdir(workdir: str) -> None:
+    """Raise `UserError` unless a run's folder has no checkpoints, and they can be written there."""
+    from etils import epath
+
+    path = epath.Path(workdir).expanduser() / "checkpoints"
     if path.is_dir() and any(path.iterdir()):
         expected = "expected a folder without checkpoints, got existing ones"
         raise UserError(f"--workdir={workdir}: {expected}. Fix: give another folder")
-    place = output.Output(f"--workdir={workdir}", path, "", overwrite=True)
-    place.check()
-    return place
+    if "://" in workdir:
+        _check_bucket(workdir, path)
+    else:
+        place = output.place("--workdir", f"{workdir}/checkpoints")
+        output.Output(f"--workdir={workdir}", place, "", overwrite=True).check()
+
+
+def _check_bucket(workdir: str, folder: Any) -> None:
+    """Raise `UserError` unless a bucket takes a trial file, which is removed."""
+    try:
+        trial = folder / f".trial-{secrets.token_hex(6)}"
+        folder.mkdir(parents=True, exist_ok=True)
+        trial.write_text("")
+        trial.unlink()
+    except Exception as error:  # clients of buckets raise errors of their own
+        raise UserError(
+            f"--workdir={workdir}: expected a place that can be written, got {reason(error)}. Fix: give another place"
+        ) from error
 
 
 def convert(
@@ -137,7 +155,7 @@ def convert(
     from jaxdiff.training.state import abstract_params
 
     experiment = configs.build(config)
-    place = _check_workdir(workdir)
+    _check_workdir(workdir)
     task, mesh = experiment.task, experiment.mesh.make()
     checkpoint = read_tensors(source, ema)
     prefix, names = families.unwrapped(checkpoint.tensors)
@@ -145,21 +163,23 @@ def convert(
     abstract, _ = abstract_params(task, mesh)
     params = to_params(mapping, checkpoint.tensors.renamed(names), abstract, edm.BUFFERS)
     placed = jax.tree.map(jax.device_put, params, jax.tree.map(lambda leaf: leaf.sharding, abstract))
-    run = _store(experiment, config, placed, workdir, place)
+    run = _store(experiment, config, placed, workdir)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     notes = [checkpoint.tree, f"names without {prefix}" if prefix else ""]
     noted = f" ({', '.join(filter(None, notes))})" if any(notes) else ""
     return f"wrote {count:,} parameters of {source}{noted} as checkpoint 0 of {run}"
 
 
-def _store(experiment: "Experiment", config: Any, params: Any, workdir: str, place: output.Output) -> Any:
+def _store(experiment: "Experiment", config: Any, params: Any, workdir: str) -> Any:
     """Store parameters as checkpoint 0 of a run, and compare what can be read back; returns the run's folder."""
     import jax
+    from etils import epath
 
     from jaxdiff.runs.lock import lock
     from jaxdiff.runs.restore import restore_params, save_untrained
-    from jaxdiff.runs.workdir import CONFIG_FILE, init_workdir
+    from jaxdiff.runs.workdir import init_workdir, records
     from jaxdiff.training.checkpoint import Checkpoints
+    from jaxdiff.training.disk import check_space
     from jaxdiff.training.partition import split
     from jaxdiff.training.state import abstract_state, begin
 
@@ -167,22 +187,21 @@ def _store(experiment: "Experiment", config: Any, params: Any, workdir: str, pla
     optimizer, extra_emas = experiment.optimizer.make(experiment.steps), len(experiment.ema.extra_emas())
     trained, untrained = split(params, patterns)
     state = abstract_state(task, optimizer, mesh, extra_emas, patterns)
-    place.check_space(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state, untrained))))
+    check_space(epath.Path(workdir).expanduser() / "checkpoints", (state, untrained), 1)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     make_state = jax.jit(lambda params: begin(task, optimizer, params, extra_emas), out_shardings=shardings)
     with lock(workdir):
         run = init_workdir(config, workdir)
         if untrained:
             save_untrained(untrained, run)
-        files = {CONFIG_FILE: (run / CONFIG_FILE).read_text()}
-        with Checkpoints(run / "checkpoints", experiment.keep, files=files) as checkpoints:
+        with Checkpoints(run / "checkpoints", experiment.keep, files=records(run)) as checkpoints:
             saved = checkpoints.save(0, make_state(trained))
             checkpoints.wait()
         same = saved and _equal(restore_params(experiment, str(run), mesh), params)
     if not same:
         raise UserError(
             f"--workdir={workdir}: expected to read back the weights that were written, got others. "
-            "Fix: delete the folder, and convert again to another disk"
+            f"Fix: delete {run / 'checkpoints'}, and convert again, to another disk if this recurs"
         )
     return run
 

@@ -3,14 +3,22 @@
 import errno
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
     """A mistake that the user can fix. Its text has the form ``field=value: expected X, got Y. Fix: Z``.
 
     Commands print it as one line and exit with status 2; there is no traceback without ``--debug``.
+
+    Args:
+      message: one line.
+      details: rows of a table, printed below it.
     """
+
+    def __init__(self, message: str, details: Sequence[str] = ()):
+        super().__init__("\n  ".join((message, *details)))
+        self.message, self.details = message, tuple(details)
 
 
 class RunFailure(RuntimeError):
@@ -28,6 +36,12 @@ def reason(error: BaseException) -> str:
     system = (os.strerror(code) for code in errno.errorcode)  # libraries quote it within longer texts
     quoted = next((known for known in system if known in text), None)
     return quoted or text[:200] or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """A text as one line: line breaks, other control characters and undecodable bytes as escapes of Python."""
+    escaped = (char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return "".join(escaped)
 
 
 def positive(part: object, *fields: str) -> None:

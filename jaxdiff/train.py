@@ -163,7 +163,7 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | None":
     from jaxdiff.generation.generator import Generator
     from jaxdiff.runs import classes
     from jaxdiff.runs.start import prepare
-    from jaxdiff.runs.workdir import RECORDS
+    from jaxdiff.runs.workdir import records
     from jaxdiff.training import loop
     from jaxdiff.training.partition import merge
 
@@ -191,7 +191,7 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | None":
         frozen=frozen,
         untrained=experiment.optimizer.frozen,
         hooks=_hooks(experiment, workdir, generator, conditions),
-        files={name: (workdir / name).read_text() for name in RECORDS if (workdir / name).exists()},
+        files=records(workdir),
     )
     if experiment.sampling is None:
         return None
@@ -202,8 +202,7 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | None":
 
 def _check(experiment: "Experiment", mesh: Any, workdir: Any) -> None:
     """Raise `UserError` where the parts of an experiment do not fit together; before anything is written."""
-    import jax
-
+    from jaxdiff.distributed.first_process import in_first
     from jaxdiff.evaluation.reports import files
     from jaxdiff.generation.generator import Generator
     from jaxdiff.tasks import consistency
@@ -215,8 +214,8 @@ def _check(experiment: "Experiment", mesh: Any, workdir: Any) -> None:
         _check_nulls(experiment, sampled)
     if isinstance(experiment.task, consistency.Scaled):
         consistency.warn_of_scale(experiment.task, experiment.data.stored)
-    if experiment.evaluation is not None and jax.process_index() == 0:
-        files.check(workdir)
+    if experiment.evaluation is not None:
+        in_first(lambda: files.check(workdir))
 
 
 def _preview_conditions(experiment: "Experiment") -> Any:

@@ -1,6 +1,13 @@
 """Conversion refuses weights and places that cannot serve, writes nothing then, and says what it removed."""
 
+import os
+import re
+import subprocess
+import sys
+
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 from jaxdiff import convert
 from jaxdiff.errors import UserError
@@ -41,6 +48,62 @@ def test_weights_that_are_not_finite_are_named_and_nothing_is_written(folder):
     assert not (folder / "run").exists()
 
 
+def test_tensors_that_do_not_fit_are_a_table_below_one_line(folder):
+    state = peer().state_dict()
+    state |= {"conv_in.weight": torch.zeros(2, 2), "x\ny": state.pop("conv_in.bias")}
+    torch.save(state, folder / "weights.pt")
+    words = ["--from", "weights.pt", "--config", f"config.py:{folder}/plain", "--workdir", "run"]
+    found = subprocess.run(
+        [sys.executable, "-m", "jaxdiff.convert", *words],
+        cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    first, *rows = found.stderr.splitlines()
+    assert found.returncode == 2
+    assert re.fullmatch(r"error: --from: expected .* got 3 that differ.* Fix: .*", first)
+    assert [row[:2] for row in rows] == ["  "] * 3
+    assert {row.split()[1] for row in rows} == {"shape", "conv_in.bias", "read"}
+    assert any("x\\ny" in row for row in rows)
+    assert not (folder / "run").exists()
+
+
+class Bucket(MemoryFileSystem):
+    """A bucket in memory, gs://..."""
+
+    protocol, store, pseudo_dirs, closed = ("gs", "gcs"), {}, [""], False
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(str(path).removeprefix("gs:/"))
+
+    def _open(self, path, mode="rb", **options):
+        if mode != "rb" and Bucket.closed:
+            raise RuntimeError("403: no access to this bucket")
+        return super()._open(path, mode, **options)
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    fsspec.register_implementation("gcs", Bucket, clobber=True)
+    for name, value in {"store": {}, "pseudo_dirs": [""], "closed": False}.items():
+        monkeypatch.setattr(Bucket, name, value)
+    return Bucket
+
+
+def test_a_workdir_in_a_bucket_is_looked_at_there(folder, bucket, monkeypatch):
+    """Weights that are not finite end each conversion here that gets past the look at the place."""
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match="NaN or infinite"):
+        run(folder, broken(), "--workdir", "gs://bucket/run")
+    assert not bucket.store, "the trial is removed"
+    bucket.store["/bucket/run/checkpoints/0/manifest.json"] = MemoryFile(None, "x", b"{}")
+    with pytest.raises(UserError, match=r"--workdir=gs://bucket/run: expected a folder without checkpoints"):
+        run(folder, broken(), "--workdir", "gs://bucket/run")
+    bucket.closed = True
+    with pytest.raises(UserError, match=r"--workdir=gs://bucket/other: expected a place .* got 403: no access"):
+        run(folder, broken(), "--workdir", "gs://bucket/other")
+    assert not (folder / "gs:").exists()
+
+
 @pytest.fixture
 def forgetful(monkeypatch):
     """Saves that come to nothing."""
@@ -48,7 +111,9 @@ def forgetful(monkeypatch):
 
 
 def test_weights_are_stored_only_if_they_can_be_read_back(folder, forgetful, capsys):
-    with pytest.raises(UserError, match="expected to read back the weights that were written"):
+    (folder / "run").mkdir()
+    (folder / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="read back the weights that were written.* Fix: delete .*/run/checkpoints,"):
         run(folder, peer().state_dict())
     assert "wrote" not in capsys.readouterr().out
 

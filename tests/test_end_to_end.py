@@ -123,23 +123,39 @@ def test_one_device_and_four_train_alike(trained, tmp_path):
     np.testing.assert_allclose(losses(tmp_path), losses(workdir), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.slow
-def test_two_processes_with_four_devices_train_as_one_with_eight(tmp_path):
-    command = (*TRAIN, "--config.steps=10", "--config.evaluation=None")
-    run("train", *command, "--workdir", str(tmp_path / "one"), devices=8)
+def two_processes(*command):
+    """Exit statuses and errors of a training by two processes with four devices each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     processes = [
         start(
-            "train", *command, "--workdir", str(tmp_path / "two"), devices=4,
+            "train", *command, devices=4,
             JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(i),
         )
         for i in range(2)
     ]  # fmt: skip
     errors = [process.communicate(timeout=400)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    return [process.returncode for process in processes], errors
+
+
+@pytest.mark.slow
+def test_two_processes_with_four_devices_train_as_one_with_eight(tmp_path):
+    command = (*TRAIN, "--config.steps=10", "--config.evaluation=None")
+    run("train", *command, "--workdir", str(tmp_path / "one"), devices=8)
+    codes, errors = two_processes(*command, "--workdir", str(tmp_path / "two"))
+    assert codes == [0, 0], "\n".join(errors)
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_what_the_first_of_two_processes_finds_ends_both(tmp_path):
+    (tmp_path / "evaluation.json").mkdir()
+    codes, errors = two_processes(*TRAIN, "--workdir", str(tmp_path))
+    assert codes == [2, 2]
+    for text in errors:
+        assert f"error: --workdir={tmp_path}: expected a folder for evaluation.json" in text
+        assert "Traceback" not in text
 
 
 def test_another_config_in_the_same_workdir_is_refused_by_name(trained):

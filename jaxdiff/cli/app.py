@@ -15,7 +15,7 @@ from jaxdiff.config import load
 from jaxdiff.config.files import suggest_file
 from jaxdiff.config.overrides import override
 from jaxdiff.config.suggestions import suggest
-from jaxdiff.errors import RunFailure, UserError
+from jaxdiff.errors import RunFailure, UserError, printable
 
 FAILURE, USER_ERROR = 1, 2
 CLOSED_PIPE = 141
@@ -143,10 +143,15 @@ def number(text: str) -> float:
     return value
 
 
+class _OneLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return f"warning: {printable(record.getMessage())}"
+
+
 def _show_warnings() -> None:
     """Print the warnings of jaxdiff as plain lines; other libraries add their own handlers, with other forms."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    handler.setFormatter(_OneLine())
     logger = logging.getLogger("jaxdiff")
     logger.addHandler(handler)
     logger.propagate = False
@@ -155,7 +160,7 @@ def _show_warnings() -> None:
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command with the words of `argv`, by default those of the process.
 
-    A user's error is one line and status 2, as is a lack of memory. A failure of a run, of its disks or files, is one
+    A user's error is one line and status 2, as is a lack of memory; a table may follow, indented. A failure of a run, of its disks or files, is one
     line and status 1. An interrupted run exits with its own status. With the words of the process, nothing is printed
     after that line: threads of libraries that end with the process could follow it with errors of their own.
     """
@@ -171,7 +176,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         end = _end(error)
         if end is None or (not isinstance(error, Interrupted) and "--debug" in words):
             raise
-        print(end.line, file=sys.stderr, flush=True)
+        print("\n  ".join(map(printable, (end.line, *end.table))), file=sys.stderr, flush=True)
         if argv is None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
         sys.exit(end.code)
@@ -179,10 +184,11 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
 
 
 class _End(NamedTuple):
-    """The exit status of a command, and its last line."""
+    """The exit status of a command, its last line, and the rows of a table below it."""
 
     code: int
     line: str
+    table: Sequence[str] = ()
 
 
 def _end(error: BaseException) -> _End | None:
@@ -191,8 +197,10 @@ def _end(error: BaseException) -> _End | None:
         return _End(error.code, str(error))
     if isinstance(error, KeyboardInterrupt):
         return _End(128 + signal.SIGINT, "interrupted")
-    if isinstance(error, UserError | RunFailure):
-        return _End(USER_ERROR if isinstance(error, UserError) else FAILURE, f"error: {error}")
+    if isinstance(error, UserError):
+        return _End(USER_ERROR, f"error: {error.message}", error.details)
+    if isinstance(error, RunFailure):
+        return _End(FAILURE, f"error: {error}")
     if FULL_DISK in str(error) and not isinstance(error, OSError):
         error = OSError(errno.ENOSPC, FULL_DISK)
     if isinstance(error, MemoryError) or OUT_OF_MEMORY in str(error):

@@ -15,6 +15,9 @@ from jaxdiff.errors import UserError
 from jaxdiff.interop.pending import Pending
 from jaxdiff.typing import Params
 
+MOST_ROWS = 40
+"""Of a table of tensors that do not fit."""
+
 Tensors = Mapping[str, np.ndarray]
 
 
@@ -198,7 +201,11 @@ def _check_shapes(
     extra = [key for key in tensors if key not in found and key.rpartition(".")[2] not in ignored]
     problems += [("not read", key, "-", tuple(tensors[key].shape)) for key in extra]
     if problems:
-        raise UserError(_table(problems))
+        raise UserError(
+            f"--from: expected the tensors of the config's network, got {len(problems)} that differ; nothing was "
+            "loaded. Fix: give the config of the network in the file",
+            _table(problems),
+        )
 
 
 def check_finite(arrays: Mapping[str, np.ndarray]) -> None:
@@ -262,13 +269,10 @@ def _check_all_written(ours: Iterable[str], done: set[str]) -> None:
         )
 
 
-def _table(problems: list[tuple]) -> str:
+def _table(problems: list[tuple]) -> list[str]:
     rows = [
-        f"  {what:<18} {name:<60} expected {need!s:<20} found {found}"
-        for what, name, need, found in problems[:40]
+        f"{what:<18} {name:<60} expected {need!s:<20} found {found}"
+        for what, name, need, found in problems[:MOST_ROWS]
     ]
-    more = f"\n  ... and {len(problems) - 40} more" if len(problems) > 40 else ""
-    return (
-        f"--from: expected the tensors of the config's network, got {len(problems)} that differ; nothing was loaded. "
-        "Fix: give the config of the network in the file\n" + "\n".join(rows) + more
-    )
+    left = len(problems) - len(rows)
+    return [*rows, f"... and {left} more"] if left else rows

@@ -79,11 +79,7 @@ def check_steps(stored: Any, config: Any, workdir: str, step: int, new_schedule:
       stored, config, workdir, step: as in `check_config`.
       new_schedule: whether the user has named the schedule for steps after the end of the run's.
     """
-    if config.steps < step:
-        _log.warning(
-            "steps=%d: nothing is left to train, since the newest checkpoint has step %d", config.steps, step
-        )
-    elif config.steps != _steps(stored, config):
+    if step <= config.steps != _steps(stored, config):
         allowed = new_schedule or not _goes_on(stored, config, step)
         _check_schedule(stored, config, workdir, step, allowed)
 

@@ -13,11 +13,9 @@ import time
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-import jax
-import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 
+from jaxdiff.distributed.first_process import in_first
 from jaxdiff.errors import UserError
 
 LOCK = "run.lock"
@@ -42,19 +40,7 @@ def lock(workdir: epath.PathLike) -> Iterator[None]:
     Raises:
       UserError: another process holds it; the message names its host and process.
     """
-    held, error = None, None
-    if jax.process_index() == 0:
-        try:
-            held = _Held(epath.Path(workdir).expanduser() / LOCK)
-        except UserError as found:
-            error = found
-    refused = error is not None
-    if jax.process_count() > 1:
-        refused = bool(multihost_utils.broadcast_one_to_all(np.array(refused)))
-    if refused:
-        raise error or UserError(
-            f"--workdir={workdir}: expected a run that is not at work, got a lock. Fix: see process 0"
-        )
+    held = in_first(lambda: _Held(epath.Path(workdir).expanduser() / LOCK))
     try:
         yield
     finally:

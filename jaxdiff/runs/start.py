@@ -2,12 +2,13 @@
 
 import jax
 from etils import epath
-from jax.experimental import multihost_utils
 
+from jaxdiff.distributed.first_process import in_first
 from jaxdiff.errors import UserError, expect
 from jaxdiff.experiment import Experiment
 from jaxdiff.runs import init_from, weights
 from jaxdiff.runs.restore import UNTRAINED, has_untrained, restore_untrained, save_untrained
+from jaxdiff.runs.workdir import records
 from jaxdiff.tasks.protocols import Sampleable
 from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.training.state import untrained_params
@@ -36,7 +37,7 @@ def prepare(experiment: Experiment, workdir: epath.PathLike, mesh: jax.sharding.
     if experiment.init_from is not None:
         state, untrained = init_from.first_state(experiment, mesh, networks)
         _replace_untrained(untrained, folder)
-        with Checkpoints(folder / "checkpoints", experiment.keep) as checkpoints:
+        with Checkpoints(folder / "checkpoints", experiment.keep, files=records(folder)) as checkpoints:
             fix = "take another step of the run"
             expect(checkpoints.save(0, state), "init_from.workdir", experiment.init_from.workdir,
                    "finite parameters", fix, "NaN or infinite ones")  # fmt: skip
@@ -49,9 +50,8 @@ def prepare(experiment: Experiment, workdir: epath.PathLike, mesh: jax.sharding.
 
 def _replace_untrained(params: Params, folder: epath.Path) -> None:
     """Store the parameters that the run does not train in place of those of a start that came to nothing."""
-    if jax.process_index() == 0 and (folder / UNTRAINED).exists():
-        (folder / UNTRAINED).rmtree()
-    multihost_utils.sync_global_devices("untrained parameters")
+    earlier = folder / UNTRAINED
+    in_first(lambda: earlier.rmtree() if earlier.exists() else None)
     if params:
         save_untrained(params, folder)
 

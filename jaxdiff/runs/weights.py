@@ -14,6 +14,7 @@ from flax.traverse_util import unflatten_dict
 
 from jaxdiff import config as configs
 from jaxdiff.distributed import partitioning
+from jaxdiff.distributed.first_process import in_first
 from jaxdiff.errors import UserError, expect
 from jaxdiff.interop.tensors import read_tensors
 from jaxdiff.runs.restore import restore_params
@@ -125,8 +126,10 @@ def fingerprint(tree: Params) -> str:
 
 def write_record(weights: Mapping[str, Weights], read: Mapping[str, Params], file: epath.Path) -> None:
     """Write the origins of networks, and the hashes of the parameters read from there, to `file`."""
-    if jax.process_index() != 0:
-        return
+    in_first(lambda: _write_record(weights, read, file))
+
+
+def _write_record(weights: Mapping[str, Weights], read: Mapping[str, Params], file: epath.Path) -> None:
     found = {
         name: {"from": weights[name].describe(), "sha256": fingerprint(nn.meta.unbox(tree))}
         for name, tree in read.items()

@@ -121,6 +121,11 @@ def _with_paths(stored: Any, workdir: str) -> Any:
     return f"{workdir}/{stored.removeprefix(HERE)}" if own else stored
 
 
+def records(workdir: epath.Path) -> dict[str, str]:
+    """The files of a run's folder of which each checkpoint has a copy: text by name."""
+    return {name: (workdir / name).read_text() for name in RECORDS if (workdir / name).exists()}
+
+
 def _write(file: epath.Path, content: str) -> None:
     """Write a file as a whole. Each of several processes has a draft of its own, with the same content."""
     draft = file.with_name(f".{file.name}.{uuid.uuid4().hex}")

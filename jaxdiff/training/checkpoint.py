@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 
+from jaxdiff.distributed.first_process import in_first
 from jaxdiff.errors import RunFailure, UserError, expect, reason
 from jaxdiff.training import integrity, storage
 from jaxdiff.training.integrity import Damaged
@@ -27,6 +26,9 @@ CORRUPT = "corrupt"
 
 RENAMED = {"task_state": "memory", "extra_emas": "others"}
 """Fields of `TrainState` -> their names in checkpoints of jaxdiff 0.1.0."""
+
+NETWORKS, OPTIMIZER = ("params", "ema", "extra_emas"), "opt_state"
+"""Fields of `TrainState` without NaN. A task state may hold any numbers."""
 
 T = TypeVar("T")
 
@@ -66,11 +68,11 @@ class Checkpoints:
         self._rated: dict[int, float] = {}
         self._checkpointer = ocp.AsyncCheckpointer(storage.Handler(files or {}))
         if not read_only:
-            self._remove_drafts()
+            in_first(lambda: storage.delete_drafts(self.directory))
 
     def steps(self) -> list[int]:
         """The steps with a complete checkpoint, in order; their contents are not verified."""
-        return [step for step in self._numbered() if storage.is_complete(self._folder(step))]
+        return [step for step in self._numbered() if integrity.is_complete(self._folder(step))]
 
     def latest(self) -> int | None:
         """The last of `steps`, or None."""
@@ -124,17 +126,20 @@ class Checkpoints:
         self._verify_files(step)
 
     def _verify_files(self, step: int) -> None:
-        error = self._damage(step) if jax.process_index() == 0 else None
-        found = error is not None
-        if jax.process_count() > 1:
-            found = bool(multihost_utils.broadcast_one_to_all(np.array(found)))
-        if found:
-            raise error or Damaged(f"{self._folder(step)}: damaged, see the log of process 0")
+        folder = self._folder(step)
+
+        def check() -> None:
+            if self._verify:
+                integrity.verify(folder)
+            if not integrity.is_complete(folder):
+                raise Damaged(f"{folder}: not a complete checkpoint")
+
+        in_first(check, raises=Damaged)
 
     def save(self, step: int, state: Any) -> bool:
         """Start to save `state`, which may be donated as soon as this returns.
 
-        A state that is not finite is not saved, since it would replace one that is. An existing step stays as it is. An
+        A state that is not finite, optimizer included, is not saved, since it would replace one that is. An existing step stays as it is. An
         earlier save that failed, on a full disk for example, is logged now; older checkpoints and this one are safe.
 
         Returns:
@@ -150,11 +155,10 @@ class Checkpoints:
         folder = self._folder(step)
         if step in self.steps():
             return False
-        if not bool(storage.is_finite((state.params, state.ema))):
+        if not _is_sound({name: getattr(state, name, ()) for name in (*NETWORKS, OPTIMIZER)}):
             _log.warning("step %d: the state is not finite and was not saved", step)
             return False
-        if folder.exists():
-            self._set_aside(step, Damaged(f"{folder}: not a complete checkpoint"), "saving it anew")
+        self._set_aside(step, Damaged(f"{folder}: not a complete checkpoint"), "saving it anew")
         self._saving = step
         with self._reported(step):
             self._checkpointer.save(folder, args=storage.save_args(state))
@@ -200,7 +204,7 @@ class Checkpoints:
 
         Raises:
           UserError: the checkpoint has other leaves, or leaves of other shapes or types.
-          Damaged: its files cannot be read, or hold the state of another step.
+          Damaged: its files cannot be read, or hold the state of another step, or numbers that are not finite.
         """
         names = [field.name for field in dataclasses.fields(abstract)]
         found = self._restore(step, {name: getattr(abstract, name) for name in names}, everything=True)
@@ -242,8 +246,11 @@ class Checkpoints:
         item = {ours: fields[name] for ours, name in names.items()}
         storage.compare(saved if everything else {name: saved[name] for name in item}, item)
         with self._unreadable_is_damaged(step):
-            found = storage.read(self._folder(step), item)
-        return {names[name]: value for name, value in found.items()}
+            read = storage.read(self._folder(step), item)
+        found = {names[name]: value for name, value in read.items()}
+        if not _is_sound(found):
+            raise Damaged(f"{self._folder(step)}: expected finite numbers, got NaN or infinite ones")
+        return found
 
     def _expect(self, step: int, steps: list[int]) -> None:
         expected = f"a checkpoint of this step in {self.directory}"
@@ -262,15 +269,6 @@ class Checkpoints:
 
     def _corrupt(self) -> list[epath.Path]:
         return sorted(self.directory.glob(f"*.{CORRUPT}*")) if self.directory.exists() else []
-
-    def _damage(self, step: int) -> Damaged | None:
-        folder = self._folder(step)
-        try:
-            if self._verify:
-                integrity.verify(folder)
-        except Damaged as error:
-            return error
-        return None if storage.is_complete(folder) else Damaged(f"{folder}: not a complete checkpoint")
 
     @contextlib.contextmanager
     def _unreadable_is_damaged(self, step: int) -> Iterator[None]:
@@ -296,7 +294,8 @@ class Checkpoints:
             self._saving = None
             with contextlib.suppress(Exception):  # the first error is the one to report
                 self._checkpointer.wait_until_finished()  # Orbax may still be writing its metadata
-                storage.delete_drafts(self.directory)  # without a barrier: others may have no error
+                if jax.process_index() == 0:  # without a barrier: others may have no error
+                    storage.delete_drafts(self.directory)
             left = ", ".join(map(str, self.steps())) or "none"
             raise RunFailure(
                 f"step {step} was not saved in {self.directory}: {reason(error)}. Checkpoints there: {left}"
@@ -325,22 +324,24 @@ class Checkpoints:
                 folder = folder.rename(_unused(folder.parent / f"{step}{storage.DELETED}"))
             folder.rmtree()
 
-    def _remove_drafts(self) -> None:
-        """Remove what interrupted saves and deletions have left, before any process reads."""
-        storage.delete_drafts(self.directory)
-        multihost_utils.sync_global_devices("drafts")
-
     def _set_aside(self, step: int, error: Damaged, then: str) -> None:
-        """Rename a damaged checkpoint, and log a warning."""
-        if jax.process_index() == 0:
-            folder = self._folder(step)
-            kept = ""
+        """Rename a damaged checkpoint, if there is one, and log a warning."""
+
+        def rename() -> None:
+            folder, kept = self._folder(step), ""
+            if not folder.exists():
+                return
             if not self._read_only:
                 path = folder.rename(_unused(folder.parent / f"{step}.{CORRUPT}"))
                 kept = f"; kept as {path.name}"
             _log.warning("%s%s; %s", error, kept, then)
-        if not self._read_only:
-            multihost_utils.sync_global_devices("set aside")
+
+        in_first(rename)
+
+
+def _is_sound(fields: Mapping[str, Any]) -> bool:
+    networks = [value for name, value in fields.items() if name in NETWORKS]
+    return bool(storage.is_sound(networks, fields.get(OPTIMIZER, ())))
 
 
 def _unused(path: epath.Path) -> epath.Path:

@@ -7,13 +7,14 @@ from typing import Any
 import jax
 from etils import epath
 
+from jaxdiff.distributed.first_process import in_first
 from jaxdiff.errors import UserError
 
 _log = logging.getLogger(__name__)
 
 
 def check_space(directory: epath.Path, abstract: Any, count: int) -> None:
-    """Compare the free space of a local disk with the size of checkpoints.
+    """Compare the free space of a local disk with the size of checkpoints; of several processes the first one does.
 
     Args:
       directory: of the checkpoints.
@@ -23,11 +24,14 @@ def check_space(directory: epath.Path, abstract: Any, count: int) -> None:
     Raises:
       UserError: not even one fits. Fewer than `count` are a warning.
     """
-    if jax.process_index() != 0 or "://" in str(directory):
-        return
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
-    directory.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(directory).free
+    if "://" not in str(directory):
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
+        in_first(lambda: _check(directory, size, count))
+
+
+def _check(directory: epath.Path, size: int, count: int) -> None:
+    there = next(path for path in (directory, *directory.parents) if path.exists())
+    free = shutil.disk_usage(there).free
     found = f"{free / 1e6:,.0f} MB on the disk of {directory}"
     if free < size:
         raise UserError(

@@ -20,6 +20,12 @@ MANIFEST = "manifest.json"
 FORMAT_FILE = "format.json"
 """Present in every checkpoint with a manifest, so that a lost manifest is noticed."""
 
+ITEM = "state"
+"""Name of the state within the folder of a step."""
+
+COMPLETE = (f"{ITEM}/_METADATA", f"{ITEM}/manifest.ocdbt")
+"""Files of every complete state. An interrupted copy or a stray directory lacks one of them."""
+
 FORMAT = 1
 """Version of the layout of a checkpoint."""
 
@@ -43,6 +49,12 @@ def wanted() -> bool:
 
 class Damaged(RunFailure):
     """An incomplete checkpoint, or one with a changed file."""
+
+
+def is_complete(folder: epath.Path) -> bool:
+    """Whether a folder has a whole state, and its manifest unless it is of a version before manifests."""
+    has_manifest = (folder / MANIFEST).exists() or not (folder / FORMAT_FILE).exists()
+    return has_manifest and all((folder / name).exists() for name in COMPLETE)
 
 
 def write_manifest(folder: epath.Path, step: int) -> None:

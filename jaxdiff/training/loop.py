@@ -135,6 +135,9 @@ def run(
         abstract = abstract_state(*layout, extra_emas, untrained)
         found = checkpoints.newest(lambda step: checkpoints.restore(step, abstract))
         start, state = found or (0, create_state(*layout, settings.seed, extra_emas, untrained, abstract))
+        if start > settings.steps:
+            text = "steps=%d: nothing is left to train, since the newest intact checkpoint has step %d"
+            _log.warning(text, settings.steps, start)
         if start >= settings.steps:
             return state
         # An old checkpoint is deleted after its successor is complete.

@@ -68,7 +68,7 @@ class Cosine:
         fewer = f"fewer steps than the run's {total_steps}"
         expect(
             self.warmup_steps < total_steps,
-            "warmup_steps",
+            "config.optimizer.schedule.warmup_steps",
             self.warmup_steps,
             fewer,
             "give fewer, or train longer",

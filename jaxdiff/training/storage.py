@@ -18,13 +18,6 @@ from etils import epath
 from jaxdiff.errors import UserError
 from jaxdiff.training import integrity
 
-ITEM = "state"
-"""Name of the state within the folder of a step."""
-
-COMPLETE = (f"{ITEM}/_METADATA", f"{ITEM}/manifest.ocdbt")
-"""Files of every complete checkpoint. An interrupted copy or a stray directory lacks one of them."""
-
-
 OF_THE_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES)
 
 DELETED, DRAFT = ".deleted", ".orbax-checkpoint-tmp"
@@ -36,6 +29,8 @@ SLICE = 2**20
 
 class Handler(ocp.CompositeCheckpointHandler):
     """Orbax's handler of a state. It writes further files, and the manifest last, under the temporary name.
+
+    A bucket has no temporary names: there the manifest alone says that a save was not interrupted.
 
     Args:
       files: texts by file name.
@@ -53,13 +48,16 @@ class Handler(ocp.CompositeCheckpointHandler):
         self._files = files
 
     def finalize(self, directory: epath.Path) -> None:
+        if jax.process_index() != 0:
+            super().finalize(directory)
+            return
+        step = int(directory.name.partition(".")[0])
+        record = json.dumps({"format": integrity.FORMAT, "step": step}) + "\n"
+        # Before the state is complete, so that it is never taken for one of a version before manifests.
+        for name, text in {integrity.FORMAT_FILE: record, **self._files}.items():
+            (directory / name).write_text(text)
         super().finalize(directory)
-        if jax.process_index() == 0:
-            step = int(directory.name.partition(".")[0])
-            record = json.dumps({"format": integrity.FORMAT, "step": step}) + "\n"
-            for name, text in {integrity.FORMAT_FILE: record, **self._files}.items():
-                (directory / name).write_text(text)
-            integrity.write_manifest(directory, step)
+        integrity.write_manifest(directory, step)
 
 
 @ocp.args.register_with_handler(Handler, for_save=True, for_restore=True)
@@ -69,12 +67,12 @@ class HandlerArgs(ocp.args.Composite):
 
 def save_args(state: Any) -> HandlerArgs:
     """The arguments with which a checkpointer saves a state."""
-    return HandlerArgs(**{ITEM: ocp.args.PyTreeSave(state)})
+    return HandlerArgs(**{integrity.ITEM: ocp.args.PyTreeSave(state)})
 
 
 def metadata(folder: epath.Path) -> Any:
     """The tree of a state, with shapes and dtypes in place of arrays."""
-    return ocp.PyTreeCheckpointHandler().metadata(folder / ITEM).tree
+    return ocp.PyTreeCheckpointHandler().metadata(folder / integrity.ITEM).tree
 
 
 def read(folder: epath.Path, abstract: dict[str, Any]) -> dict[str, Any]:
@@ -82,7 +80,7 @@ def read(folder: epath.Path, abstract: dict[str, Any]) -> dict[str, Any]:
     restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
     # Partial, since fields may be left out, and an empty field may be newer than the checkpoint.
     args = ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=True)
-    return ocp.PyTreeCheckpointHandler().restore(folder / ITEM, args=args)
+    return ocp.PyTreeCheckpointHandler().restore(folder / integrity.ITEM, args=args)
 
 
 def is_of_the_process(error: Exception) -> bool:
@@ -90,16 +88,9 @@ def is_of_the_process(error: Exception) -> bool:
     return isinstance(error, MemoryError) or getattr(error, "errno", None) in OF_THE_PROCESS
 
 
-def is_complete(folder: epath.Path) -> bool:
-    """Whether a folder has the files of every complete checkpoint."""
-    return all((folder / name).exists() for name in COMPLETE)
-
-
 def delete_drafts(directory: epath.Path) -> None:
-    """Delete what interrupted saves and deletions have left; in a run of several processes the first one does."""
-    if jax.process_index() != 0 or not directory.exists():
-        return
-    for path in directory.iterdir():
+    """Delete what interrupted saves and deletions have left."""
+    for path in directory.iterdir() if directory.exists() else ():
         if path.name.partition(".")[0].isdecimal() and (DRAFT in path.name or DELETED in path.name):
             path.rmtree()
 
@@ -127,9 +118,14 @@ def _is_not_of_orbax(record: logging.LogRecord) -> bool:
 
 
 @jax.jit
-def is_finite(tree: Any) -> Any:
-    """Whether all numbers of a tree are finite."""
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+def is_sound(networks: Any, optimizer: Any) -> Any:
+    """Whether all numbers of parameters and averages are finite, and none of an optimizer is NaN.
+
+    Infinities of an optimizer are sound: the best loss before the first one, for example.
+    """
+    checks = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(networks)]
+    checks += [~jnp.any(jnp.isnan(leaf)) for leaf in jax.tree.leaves(optimizer)]
+    return jnp.all(jnp.array(checks))
 
 
 def compare(saved: Any, abstract: Any) -> None:

@@ -99,37 +99,42 @@ def _figures(value: float) -> str:
 class JsonLines:
     """JSON Lines file, one object per step. A resumed run first removes the rows after its checkpoint.
 
-    Rows that cannot be written are kept, and written before the next one.
+    Rows that cannot be written are kept, and written before the next one. A row is appended; only in a bucket, where
+    nothing can be appended to a file, all rows are written again.
     """
 
     def __init__(self, path: epath.PathLike, step: int):
         path = self._path = epath.Path(path)
-        self._local = "://" not in str(
-            path
-        )  # files in a bucket cannot be appended to: all rows are rewritten
-        stored = path.read_bytes().decode(errors="replace") if path.exists() else ""
-        rows = [row for row in stored.splitlines() if _step(row) <= step]
-        self._stored, self._waiting = "".join(f"{row}\n" for row in rows), ""
-        if self._stored != stored or not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stored = path.read_bytes() if path.exists() else None
+        rows = (stored or b"").decode(errors="replace").splitlines()
+        kept = "".join(f"{row}\n" for row in rows if _step(row) <= step).encode()
+        if kept != stored:
             draft = path.parent / f"{path.name}.tmp"
-            draft.write_text(self._stored)
+            draft.write_bytes(kept)
             draft.replace(path)
+        self._waiting, self._length = b"", len(kept)
+        self._in_bucket = kept if "://" in str(path) else None
 
     def write(self, step: int, scalars: Mapping[str, float], images: Images) -> None:
         if not scalars:
             return
         values = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
-        self._waiting += json.dumps({"step": step, **values}) + "\n"
-        if self._local:
+        self._waiting += (json.dumps({"step": step, **values}) + "\n").encode()
+        if self._in_bucket is None:
             self._append()
         else:
-            self._path.write_text(self._stored + self._waiting)
-        self._stored, self._waiting = self._stored + self._waiting, ""
+            self._path.write_bytes(self._in_bucket + self._waiting)
+            self._in_bucket += self._waiting
+        self._waiting = b""
 
     def _append(self) -> None:
         with open(self._path, "ab") as file:
-            file.truncate(len(self._stored.encode()))  # half a row, if the disk was full
-            file.write(self._waiting.encode())
+            # Half a row is removed, if the disk was full. A file that was moved meanwhile begins anew.
+            length = min(self._length, file.tell())
+            file.truncate(length)
+            file.write(self._waiting)
+        self._length = length + len(self._waiting)
 
     def close(self) -> None:
         pass

@@ -1,5 +1,6 @@
 """Commands: a user's error is one line and status 2; an internal error is a traceback and status 1."""
 
+import logging
 import pathlib
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import sys
 import pytest
 
 from jaxdiff.cli import app as command
-from jaxdiff.errors import UserError
+from jaxdiff.errors import RunFailure, UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -109,6 +110,22 @@ def test_a_mistake_is_one_line_and_status_2(call, argv, expected):
     assert err.count("\n") == 1
     assert expected in err
     assert "Fix: " in err
+
+
+@pytest.mark.parametrize("odd", ["\n", "\r", "\x1b[2J", "\u2028", "\udcff"])
+def test_control_characters_are_shown_escaped(call, odd):
+    """A line break, a return, a terminal's clear screen, a line separator, and a byte that is not UTF-8."""
+
+    def warns_and_fails(argv) -> None:
+        logging.getLogger("jaxdiff").warning("%s: odd", argv[0])
+        raise RunFailure(f"path={argv[0]}: damaged")
+
+    shown = odd.encode("unicode_escape").decode()
+    assert call("--config", f"run{odd}x.py")[2].startswith(f"error: --config=run{shown}x.py: expected")
+    assert call(f"run{odd}x", main=warns_and_fails)[2].splitlines()[-2:] == [
+        f"warning: run{shown}x: odd",
+        f"error: path=run{shown}x: damaged",
+    ]
 
 
 @pytest.mark.parametrize(("argv", "expected"), MISTAKES.values(), ids=MISTAKES)

@@ -88,7 +88,11 @@ def test_fresh_parameters_start_as_in_a_new_run(old):
 def test_a_run_continues_without_its_initial_run(old, tmp_path):
     folder, _, _, ema = old
     experiment, mesh = build(a_config(MAP), folder), a_mesh()
+    for name in ("config.json", "classes.json", "data.json"):
+        (tmp_path / name).write_text(name)
     prepare(experiment, tmp_path, mesh)
+    for name in ("config.json", "classes.json", "data.json"):
+        assert (tmp_path / "checkpoints" / "0" / name).read_text() == name
     prepare(dataclasses.replace(experiment, init_from=InitFrom("/nowhere")), tmp_path, mesh)
     with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.latest() == 0

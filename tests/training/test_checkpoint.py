@@ -11,7 +11,9 @@ import pytest
 
 from jaxdiff.errors import RunFailure, UserError
 from jaxdiff.process.time_sampling import Importance
+from jaxdiff.training import storage
 from jaxdiff.training.checkpoint import Checkpoints
+from jaxdiff.training.integrity import Damaged
 from jaxdiff.training.retention import Retention
 from jaxdiff.training.state import abstract_state
 from jaxdiff.training.step import TrainState
@@ -119,6 +121,58 @@ def test_state_that_is_not_finite_is_not_saved(checkpoints, caplog):
     checkpoints.wait()
     assert checkpoints.steps() == [1, 2]
     assert "not finite" in caplog.text
+
+
+PARTS = {
+    "params": lambda state, value: state.replace(params={**state.params, "bias": value}),
+    "ema": lambda state, value: state.replace(ema={**state.ema, "bias": value}),
+    "extra_emas": lambda state, value: state.replace(extra_emas=({"bias": value},)),
+    "opt_state": lambda state, value: state.replace(
+        opt_state=(state.opt_state[0]._replace(nu={**state.opt_state[0].nu, "bias": value}), *state.opt_state[1:])
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_nan_in_any_part_is_not_saved(checkpoints, part):
+    good = PARTS[part](state(2), jnp.zeros(3))
+    assert checkpoints.save(2, good)
+    assert not checkpoints.save(3, PARTS[part](state(3), jnp.array([0.0, jnp.nan, 0.0])))
+    checkpoints.wait()
+    assert checkpoints.steps() == [2]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_nan_that_an_earlier_version_has_saved_is_not_read(checkpoints, part, monkeypatch, caplog):
+    good, bad = (PARTS[part](state(step), jnp.full(3, value)) for step, value in ((1, 0.0), (2, jnp.nan)))
+    checkpoints.save(1, good)
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "is_sound", lambda *trees: True)
+        checkpoints.save(2, bad)
+        checkpoints.wait()
+    assert checkpoints.steps() == [1, 2]
+    step, found = checkpoints.newest(lambda step: checkpoints.restore(step, abstract(good)))
+    assert (step, toy.sha(found)) == (1, toy.sha(good))
+    assert "2: expected finite numbers" in caplog.text
+    assert (checkpoints.directory / "2.corrupt").is_dir()
+
+
+def test_nan_in_the_part_that_is_read_is_an_error(checkpoints, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "is_sound", lambda *trees: True)
+        checkpoints.save(1, PARTS["ema"](state(1), jnp.full(3, jnp.inf)))
+        checkpoints.wait()
+    assert checkpoints.restore_part(1, "params", abstract(state(0).params))
+    with pytest.raises(Damaged, match="1: expected finite numbers"):
+        checkpoints.restore_part(1, "ema", abstract(state(0).ema))
+
+
+def test_infinities_of_an_optimizer_and_any_numbers_of_a_task_are_kept(checkpoints):
+    """As optax's reduction on plateaus has them before the first loss."""
+    given = PARTS["opt_state"](state(1, task_state=(jnp.full(2, jnp.nan),)), jnp.full(3, jnp.inf))
+    assert checkpoints.save(1, given)
+    checkpoints.wait()
+    assert toy.sha(checkpoints.restore(1, abstract(given))) == toy.sha(given)
 
 
 def test_an_existing_step_is_not_overwritten(checkpoints):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from jaxdiff.errors import RunFailure, UserError
@@ -87,6 +88,38 @@ def test_a_missing_file_is_found(copy, name, caplog):
     assert name in caplog.text
     assert (copy / "2.corrupt").is_dir()
     assert len(caplog.records) == 1
+
+
+def stopped(folder, monkeypatch, where):
+    """What a save of step 3 that is killed at some point leaves in a bucket, which has no temporary names."""
+    reached, kept = getattr(*where), folder / "3"
+
+    def killed(*arguments):
+        if where[0] is ocp.CompositeCheckpointHandler:
+            reached(*arguments)
+        draft = next(path for path in folder.iterdir() if path.name.startswith("3."))
+        shutil.copytree(draft, kept)
+        raise OSError("killed")
+
+    with monkeypatch.context() as patch, Checkpoints(folder) as checkpoints:
+        patch.setattr(*where, killed)
+        checkpoints.save(3, state(3))
+        with pytest.raises(RunFailure):
+            checkpoints.wait()
+    return kept
+
+
+@pytest.mark.parametrize(
+    "where", [(ocp.CompositeCheckpointHandler, "finalize"), (integrity, "write_manifest")], ids=["state", "manifest"]
+)
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_save_interrupted_in_a_bucket_is_not_a_checkpoint(copy, monkeypatch, where, verify):
+    kept = stopped(copy, monkeypatch, where)
+    assert (kept / "state" / "manifest.ocdbt").exists(), "the state itself is complete"
+    with Checkpoints(copy, verify=verify, read_only=True) as checkpoints:
+        assert checkpoints.steps() == [1, 2]
+    assert newest(copy, verify=verify)[0] == 2
+    assert (copy / "3.corrupt").is_dir()
 
 
 def test_reading_changes_no_folder(copy, caplog):

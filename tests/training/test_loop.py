@@ -57,6 +57,17 @@ def test_a_finished_run_returns_its_state_without_training(tmp_path):
     ) == toy.sha(done)
 
 
+def test_fewer_steps_than_are_done_are_said_and_a_damaged_step_is_not_done(tmp_path, caplog):
+    run(tmp_path, 8)
+    run(tmp_path, 6)
+    assert "steps=6: nothing is left to train, since the newest intact checkpoint has step 8" in caplog.text
+    caplog.clear()
+    (tmp_path / "checkpoints" / "8" / "state" / "_METADATA").write_text("{}")
+    run(tmp_path, 6)
+    assert checkpoints(tmp_path) == [4, 6]
+    assert "nothing is left" not in caplog.text
+
+
 def test_a_killed_run_continues_and_writes_no_row_twice(tmp_path):
     def mortal(start):
         for step, batch in enumerate(toy.batches(start), start):

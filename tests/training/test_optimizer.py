@@ -104,7 +104,7 @@ def test_impossible_numbers_are_errors(arguments):
 
 
 def test_warmup_longer_than_the_run_is_an_error():
-    with pytest.raises(UserError, match="warmup_steps=10"):
+    with pytest.raises(UserError, match=r"^config\.optimizer\.schedule\.warmup_steps=10: "):
         AdamW(schedule=Cosine(warmup_steps=10)).make(10)
 
 

@@ -3,6 +3,7 @@ import json
 import math
 import re
 import threading
+import tracemalloc
 
 import jax.numpy as jnp
 import numpy as np
@@ -119,6 +120,33 @@ def test_rows_that_could_not_be_written_come_before_the_next(tmp_path):
     aside.rename(file)
     writer.write(3, {"loss": 3.0}, {})
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
+
+
+def test_a_row_costs_the_same_however_long_the_log_is(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("".join(f'{{"step": {step}, "loss": 0.5}}\n' for step in range(50_000)))
+    writer = JsonLines(file, 50_000)
+    size = file.stat().st_size
+    tracemalloc.start()
+    try:
+        for step in range(3):
+            writer.write(50_001 + step, {"loss": 0.25}, {})
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < size / 10
+    assert [row["step"] for row in rows(tmp_path)] == [*range(50_000), 50_001, 50_002, 50_003]
+
+
+def test_a_log_that_is_moved_away_begins_anew(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    writer = JsonLines(file, 0)
+    for step in (1, 2):
+        writer.write(step, {"loss": 1.0}, {})
+    file.rename(tmp_path / "old.jsonl")
+    for step in (3, 4):
+        writer.write(step, {"loss": 1.0}, {})
+    assert [row["step"] for row in rows(tmp_path)] == [3, 4]
 
 
 def test_tensorboard_begins_a_new_file_after_an_error(tmp_path, monkeypatch):

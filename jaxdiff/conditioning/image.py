@@ -21,40 +21,21 @@ Method = Literal["nearest", "bilinear", "bicubic"]
 """How an image is resized; "bicubic" is Keys's kernel with a = -1/2 (Keys 1981), as in PIL and TensorFlow."""
 
 
-class ImageCondition(Condition):
-    """Image condition: resizes an image and appends it to the channels of the noisy image (Saharia et al. 2021, "SR3",
-    "Palette").
-
-    Its size is free: `factor` times its size must be the size of the noisy image. Pixel centres lie at half integers,
-    edges are not extrapolated, and an image that shrinks is low-passed.
+class ImageValues(Condition):
+    """The base of conditions whose values are images: their reading, checking and sizes.
 
     Attributes:
       channels: number of channels of the image.
       factor: size of the noisy image over the size of the condition; below 1 in a latent space.
-      method: how the image is resized.
-      drop_rate: probability of showing the null in training.
-      null: a colour in place of the image, see `Null`. By default there is none, and guidance shows the image in both
-        branches.
     """
 
     channels: int
     factor: float = 1.0
-    method: Method = "bilinear"
-    drop_rate: float = 0.0
-    null: Null = "none"
 
     def __post_init__(self):
         positive(self, "channels", "factor")
         nulls.check(self.null, self.drop_rate)
         super().__post_init__()
-
-    @nn.compact
-    def __call__(self, values: Images, drop: Bool[Array, "batch"]) -> Embeddings:
-        height, width = (_integer(side * self.factor, side, self.factor) for side in values.shape[1:3])
-        if (height, width) != values.shape[1:3]:
-            values = jax.image.resize(values, (values.shape[0], height, width, self.channels), self.method)
-        shown = nulls.replace_dropped(self, self.null, values, drop, nn.initializers.zeros)
-        return Embeddings(spatial=shown)
 
     @nn.nowrap
     def draw(self, values: Array, keys: Keys, train: bool) -> Images:
@@ -64,12 +45,7 @@ class ImageCondition(Condition):
 
     @nn.nowrap
     def example(self, batch: int, data_shape: Shape | None = None) -> Images:
-        if data_shape is None:
-            raise UserError(
-                "data_shape=None: expected the shape of the data, which sets the size of this condition, got None. "
-                "Fix: give (height, width, channels)"
-            )
-        return jnp.zeros((batch, *self.image_shape(data_shape)))
+        return jnp.zeros((batch, *self.image_shape(known_shape(data_shape))))
 
     @nn.nowrap
     def image_shape(self, data_shape: Shape) -> tuple[int, int, int]:
@@ -110,6 +86,52 @@ class ImageCondition(Condition):
     @nn.nowrap
     def images(self, values: Any) -> np.ndarray:
         return np.asarray(values)
+
+
+class ImageCondition(ImageValues):
+    """Image condition: resizes an image and appends it to the channels of the noisy image (Saharia et al. 2021, "SR3",
+    "Palette").
+
+    Its size is free: `factor` times its size must be the size of the noisy image. Pixel centres lie at half integers,
+    edges are not extrapolated, and an image that shrinks is low-passed.
+
+    Attributes:
+      channels, factor: as in `ImageValues`.
+      method: how the image is resized.
+      drop_rate: probability of showing the null in training.
+      null: a colour in place of the image, see `Null`. By default there is none, and guidance shows the image in both
+        branches.
+    """
+
+    method: Method = "bilinear"
+    drop_rate: float = 0.0
+    null: Null = "none"
+
+    @nn.compact
+    def __call__(self, values: Images, drop: Bool[Array, "batch"]) -> Embeddings:
+        height, width = (_integer(side * self.factor, side, self.factor) for side in values.shape[1:3])
+        if (height, width) != values.shape[1:3]:
+            values = jax.image.resize(values, (values.shape[0], height, width, self.channels), self.method)
+        return appended(self, values, drop)
+
+
+def appended(part: Condition, values: Images, drop: Bool[Array, "batch"]) -> Embeddings:
+    """Images or latents as channels, with the null of `part` where it is dropped."""
+    return Embeddings(spatial=nulls.replace_dropped(part, part.null, values, drop, nn.initializers.zeros))
+
+
+def known_shape(data_shape: Shape | None) -> Shape:
+    """The shape of the data.
+
+    Raises:
+      UserError: it is None.
+    """
+    if data_shape is None:
+        raise UserError(
+            "data_shape=None: expected the shape of the data, which sets the size of this condition, got None. "
+            "Fix: give (height, width, channels)"
+        )
+    return data_shape
 
 
 def stack(images: Sequence[np.ndarray], name: str) -> np.ndarray:

@@ -1,9 +1,15 @@
-"""Parameter names of guided-diffusion, ADM's published checkpoints (Dhariwal & Nichol 2021)."""
+"""Parameter names of guided-diffusion, ADM's published checkpoints (Dhariwal & Nichol 2021).
+
+Latent diffusion's code (Rombach et al. 2022) began as a copy of it: the original files of Stable Diffusion have the
+same names, with transformers where ADM has attention.
+"""
 
 from collections.abc import Iterator
 
+from jaxdiff.interop import spatial_transformer
 from jaxdiff.interop.mapping import SAME, Entry, conv, dense, from_heads, heads, norm
 from jaxdiff.interop.structure import modules
+from jaxdiff.models.spatial_transformer import SpatialTransformer
 from jaxdiff.models.unet import UNet
 
 
@@ -46,7 +52,10 @@ def entries(network: UNet, order: str, label: str = "label") -> Iterator[Entry]:
             yield from conv(f"{ours}/conv", f"{theirs}.{at}.{'op' if module.kind == 'down' else 'conv'}")
         else:
             yield from _residual(ours, f"{theirs}.0")
-            yield from _attention(ours, f"{theirs}.1", order)
+            if isinstance(module.attention, SpatialTransformer):
+                yield from spatial_transformer.entries(f"{ours}/transformer", f"{theirs}.1", module.attention)
+            else:
+                yield from _attention(ours, f"{theirs}.1", order)
 
 
 def _residual(ours: str, theirs: str) -> Iterator[Entry]:

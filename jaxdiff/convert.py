@@ -32,13 +32,17 @@ removed. Nothing is written unless every tensor is finite and fits the network."
 def parser() -> command.Parser:
     flags = command.Parser(description=DESCRIPTION, epilog=EPILOG)
     flags.add_argument("--from", dest="source", metavar="FILE", help="published weights: a file or a folder")
-    flags.add_argument("--config", help="the config of their network, configs/x.py:variant; not for Stable Diffusion")
+    flags.add_argument(
+        "--config", help="config of the network, configs/x.py:variant; not for Stable Diffusion"
+    )
     flags.add_argument("--workdir", help="the run's folder: written with --from, read with --to")
     flags.add_argument(
         "--weights", choices=("averaged", "trained"), help="weights to read from a file that has both"
     )
     flags.add_argument(
-        "--tokenizer", metavar="FOLDER", help="the tokenizer of a single file's text encoder, with vocab.json and merges.txt"
+        "--tokenizer",
+        metavar="FOLDER",
+        help="tokenizer of a single file: a folder with vocab.json and merges.txt",
     )
     flags.add_argument(
         "--prediction",

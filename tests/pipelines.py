@@ -10,7 +10,12 @@ from tests.data.clip_vocabulary import VOCABULARY, write_tokenizer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
+BETAS = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "num_train_timesteps": 1000,
+}
 OFFSET = {"set_alpha_to_one": False, "steps_offset": 1, "clip_sample": False}
 SCHEDULERS = {
     "sd1": ("PNDMScheduler", {**BETAS, **OFFSET, "skip_prk_steps": True}, ("clip_sample",)),
@@ -114,7 +119,11 @@ def pipeline(kind: str, folder: pathlib.Path):
         parts[f"text_encoder{end}"] = model.from_pretrained(folder / f"text_encoder{end}")
         parts[f"tokenizer{end}"] = transformers.CLIPTokenizer.from_pretrained(folder / f"tokenizer{end}")
     name = SCHEDULERS[kind][0]
-    made = {} if kind == "xl" else {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    made = (
+        {}
+        if kind == "xl"
+        else {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    )
     pipe = cls(
         vae=diffusers.AutoencoderKL.from_pretrained(folder / "vae"),
         unet=diffusers.UNet2DConditionModel.from_pretrained(folder / "unet"),

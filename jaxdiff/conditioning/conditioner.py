@@ -13,7 +13,7 @@ from flax.core import FrozenDict
 
 from jaxdiff.conditioning.condition import Condition, ImageEncoder, Shape, Values
 from jaxdiff.data.sources import LABEL
-from jaxdiff.embeddings import Embeddings, merge
+from jaxdiff.embeddings import Embeddings, VectorInputs, merge
 from jaxdiff.errors import UserError, expect
 from jaxdiff.typing import Array, Drops, Fields, Float, Key, Keys
 
@@ -89,12 +89,13 @@ class Conditioner(nn.Module):
         conditions = [encoded[name] for name in self.conditions]
         features = merge([Embeddings(features=each.features) for each in conditions]).features
         parts = [self._embed_noise(noise_label, features)]
+        concatenated = self._concatenated(encoded)
         if self.mapping is not None:
-            parts.append(self._mapped(self.mapping, encoded))
+            parts.append(Embeddings(vector=self.mapping(concatenated)))
         for name in self.conditions:
             used = {"vector": None} if name in self.concatenated else {}
             parts.append(encoded[name].replace(features=None, **used))
-        return merge(parts)
+        return merge(parts).replace(vector_inputs=VectorInputs(noise_label, concatenated))
 
     def _embed_noise(
         self, noise_label: Float[Array, "batch"], features: Float[Array, "batch channels"] | None
@@ -109,7 +110,8 @@ class Conditioner(nn.Module):
             ) from None
         return self.noise(*arguments)
 
-    def _mapped(self, mapping: nn.Module, encoded: Mapping[str, Embeddings]) -> Embeddings:
+    @nn.nowrap
+    def _concatenated(self, encoded: Mapping[str, Embeddings]) -> Float[Array, "batch channels"] | None:
         vectors = []
         for name in self.concatenated:
             vector = encoded[name].vector
@@ -118,7 +120,7 @@ class Conditioner(nn.Module):
                     f"concatenated={name!r}: expected a condition with a vector, got none. Fix: leave {name} out"
                 )
             vectors.append(vector)
-        return Embeddings(vector=mapping(jnp.concatenate(vectors, axis=-1)))
+        return jnp.concatenate(vectors, axis=-1) if vectors else None
 
     @nn.nowrap
     def draw(self, batch: Fields, keys: Keys, train: bool, encoder: ImageEncoder | None = None) -> Fields:

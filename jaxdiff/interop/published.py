@@ -108,7 +108,9 @@ def find(path: str | os.PathLike[str], ema: bool | None = None) -> PublishedMode
 
 
 def _of_folder(root: pathlib.Path, ema: bool | None) -> PublishedModel:
-    scheduler, low_res = (root / name / "scheduler_config.json" for name in ("scheduler", "low_res_scheduler"))
+    scheduler, low_res = (
+        root / name / "scheduler_config.json" for name in ("scheduler", "low_res_scheduler")
+    )
     texts = tuple(name for name in ("text_encoder", "text_encoder_2") if (root / name).is_dir())
     return PublishedModel(
         path=root,

@@ -17,7 +17,13 @@ from jaxdiff.data.joined_tokenizer import JoinedTokenizer
 from jaxdiff.data.published_tokenizers import ClipTokenizer
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import UserError, expect
-from jaxdiff.interop import autoencoder_configs, autoencoders, schedulers, stable_diffusion_unet, text_encoders
+from jaxdiff.interop import (
+    autoencoder_configs,
+    autoencoders,
+    schedulers,
+    stable_diffusion_unet,
+    text_encoders,
+)
 from jaxdiff.interop.mapping import Entry, to_pending
 from jaxdiff.interop.pending import Pending
 from jaxdiff.interop.published import Part, PublishedModel
@@ -32,7 +38,12 @@ from jaxdiff.typing import Params, Weights
 TEXT = f"conditioner/{parameters_of('text')}"
 """The path of the text encoders in the denoiser's parameters."""
 
-BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
+BETAS = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "num_train_timesteps": 1000,
+}
 LOW_RES = {**BETAS, "beta_start": 0.0001, "beta_end": 0.02, "_class_name": "DDPMScheduler"}
 """The noise of the small image in the x4 upscaler."""
 
@@ -146,7 +157,9 @@ class StableDiffusion:
         return nn.meta.unbox(jax.eval_shape(make, jax.random.key(0), *arguments))["params"]
 
 
-def of(model: PublishedModel, tokenizers: Sequence[ClipTokenizer], prediction: str | None = None) -> StableDiffusion:
+def of(
+    model: PublishedModel, tokenizers: Sequence[ClipTokenizer], prediction: str | None = None
+) -> StableDiffusion:
     """Our objects for a published model.
 
     Args:
@@ -191,7 +204,9 @@ def _prediction(model: PublishedModel, scheduler: Mapping[str, Any], layout: Une
     if stated:
         return "v_prediction" if stated.startswith("v") else "epsilon"
     unknown = _family(layout) in ("sd2", "upscaler")
-    fix = "give --prediction v for 768 pixels and the upscaler, --prediction epsilon for the base of 512 pixels"
+    fix = (
+        "give --prediction v for 768 pixels and the upscaler, --prediction epsilon for the base of 512 pixels"
+    )
     expect(not unknown, "--prediction", None, "what the U-Net predicts, since this file does not say it", fix)
     return "epsilon"
 
@@ -215,7 +230,14 @@ def _conditions(
     encoders: Sequence[ClipTextEncoder],
     tokenizers: Sequence[ClipTokenizer],
 ) -> tuple[dict[str, Any], Extra]:
-    expect(len(encoders) > 0, "--from", str(model.path), "a model with a text encoder", "give the whole model", "none")
+    expect(
+        len(encoders) > 0,
+        "--from",
+        str(model.path),
+        "a model with a text encoder",
+        "give the whole model",
+        "none",
+    )
     joined = len(encoders) > 1
     tokenizer = JoinedTokenizer(tuple(tokenizers)) if joined else tokenizers[0]
     encoder = JoinedEncoder(tuple(encoders)) if joined else encoders[0]

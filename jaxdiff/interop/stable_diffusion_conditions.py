@@ -83,7 +83,9 @@ def _images(layout: UnetLayout, factor: int, low_res: VariancePreserving | None)
         return {"image": LatentImage(factor=1 / factor)}
     if added == 3 and layout.noise_classes is not None and low_res is not None:
         table = StepTable(layout.noise_classes, layout.noise.width)
-        return {"image": NoiseAugmented(ImageCondition(3), table, low_res, label=StepIndex(layout.noise_classes))}
+        return {
+            "image": NoiseAugmented(ImageCondition(3), table, low_res, label=StepIndex(layout.noise_classes))
+        }
     raise UserError(
         f"--from: expected {latents}, {latents + 1} or 3 channels of an image besides the latents, got {added}. "
         "Fix: use a model of Stable Diffusion, for inpainting, InstructPix2Pix or the x4 upscaler"

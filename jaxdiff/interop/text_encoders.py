@@ -223,7 +223,7 @@ def _t5() -> Iterator[Entry]:
     yield Entry("norm/scale", ("encoder.final_layer_norm.weight",), SAME)
 
 
-def _clip_block(ours: str, theirs: str) -> Iterator[Entry]:
+def clip_block(ours: str, theirs: str) -> Iterator[Entry]:
     yield from norm(f"{ours}/norm_0", f"{theirs}.layer_norm1")
     for kind, name in (("kernel", "weight"), ("bias", "bias")):
         keys = tuple(f"{theirs}.self_attn.{which}_proj.{name}" for which in "qkv")
@@ -257,7 +257,7 @@ def _t5_block(ours: str, theirs: str) -> Iterator[Entry]:
     yield Entry(f"{ours}/contract/kernel", (f"{mlp}.DenseReluDense.wo.weight",), DENSE)
 
 
-_ENTRIES = {"clip": (_clip, _clip_block), "open_clip": (_open_clip, _open_clip_block), "t5": (_t5, _t5_block)}
+_ENTRIES = {"clip": (_clip, clip_block), "open_clip": (_open_clip, _open_clip_block), "t5": (_t5, _t5_block)}
 
 
 def _named(tensors: Tensors, prefix: str) -> dict[str, np.ndarray]:

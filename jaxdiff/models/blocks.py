@@ -56,6 +56,10 @@ class ResidualMiddle:
     def reads_tokens(self) -> bool:
         return self.attention is not None and self.attention.reads_tokens
 
+    @property
+    def reads_image_prompts(self) -> bool:
+        return self.attention is not None and self.attention.reads_image_prompts
+
     def check(self, width: int, field: str) -> None:
         if self.attention is not None:
             self.attention.check(width, field)

@@ -128,7 +128,7 @@ class ClipTextEncoder(nn.Module):
         places = self.param("position_embedding", embedding_init(0.01), (self.length, self.width))
         states = [look_up(table, ids) + places[None, : ids.shape[1]]]
         for i in range(self.layers):
-            block = CausalBlock(
+            block = ClipBlock(
                 self.heads, self.hidden, self.activation, self.eps, self.dtype, name=f"block_{i}"
             )
             states.append(block(states[-1]))
@@ -141,13 +141,14 @@ class ClipTextEncoder(nn.Module):
         return Dense(self.projection, bias=False, dtype=self.dtype, name="projection")(pooled)
 
 
-class CausalBlock(nn.Module):
-    """Pre-norm transformer block whose positions see themselves and those before (Radford et al. 2019, "GPT-2").
+class ClipBlock(nn.Module):
+    """Pre-norm transformer block of CLIP's encoders (Radford et al. 2019, "GPT-2"; Radford et al. 2021).
 
     Attributes:
       heads: number of attention heads.
       hidden: hidden width of the MLP; four times the channels if None.
       activation: of the MLP, a key of `ACTIVATIONS`.
+      causal: positions see themselves and those before, as in texts, rather than all.
     """
 
     heads: int
@@ -155,13 +156,14 @@ class CausalBlock(nn.Module):
     activation: str = "quick_gelu"
     eps: float = 1e-5
     dtype: str = "float32"
+    causal: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch length channels"]) -> Float[Array, "batch length channels"]:
         channels = x.shape[-1]
         h = LayerNorm(self.eps, name="norm_0")(x)
         h = ToHeads(3, self.heads, channels // self.heads, self.dtype, name="query_key_value")(h)
-        h = jax.nn.dot_product_attention(*h, is_causal=True, implementation="xla")
+        h = jax.nn.dot_product_attention(*h, is_causal=self.causal, implementation="xla")
         x = x + FromHeads(channels, self.dtype, zero=False, name="attention_out")(h)
         h = LayerNorm(self.eps, name="norm_1")(x)
         h = Dense(self.hidden or 4 * channels, dtype=self.dtype, name="expand")(h)

@@ -1,11 +1,12 @@
 """What the parts of a U-Net share: options of its blocks, inputs of a forward pass, and the interface of a part."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal, Protocol, runtime_checkable
 
 import flax.struct
 
-from jaxdiff.embeddings import Tokens
+from jaxdiff.embeddings import ImagePrompt, Tokens
 from jaxdiff.errors import one_of, positive
 from jaxdiff.models.layers import GroupNorm
 from jaxdiff.models.resampling import check_taps
@@ -57,6 +58,7 @@ class BlockInputs:
     Attributes:
       vector: conditioning vector after its SiLU.
       tokens: sequence for cross-attention; None if no condition gives one.
+      image_prompts: tokens of images by name, each with its own keys and values; None if no condition gives some.
       options: options of the residual blocks.
       dropout: dropout rate in residual blocks; 0 outside training.
       train: whether dropout is on.
@@ -66,6 +68,7 @@ class BlockInputs:
 
     vector: Float[Array, "batch embed"]
     tokens: Tokens | None = None
+    image_prompts: Mapping[str, ImagePrompt] | None = None
     options: BlockOptions = flax.struct.field(pytree_node=False, default=BlockOptions())
     dropout: float = flax.struct.field(pytree_node=False, default=0.0)
     train: bool = flax.struct.field(pytree_node=False, default=False)
@@ -84,6 +87,11 @@ class Part(Protocol):
     @property
     def reads_tokens(self) -> bool:
         """Whether the part needs `BlockInputs.tokens`."""
+        ...
+
+    @property
+    def reads_image_prompts(self) -> bool:
+        """Whether the part reads `BlockInputs.image_prompts`."""
         ...
 
     def check(self, width: int, field: str) -> None:

@@ -13,6 +13,7 @@ from jaxdiff.models.attention import attend
 from jaxdiff.models.layers import check_dtype
 from jaxdiff.models.magnitude import MagnitudeConv, MagnitudeDense, gain, mp_cat, mp_silu, mp_sum, normalize
 from jaxdiff.models.resampling import Resample, check_taps, resample
+from jaxdiff.models.slots import check_unread
 from jaxdiff.models.unet import check_inputs
 from jaxdiff.typing import Array, Features, Float, Images
 
@@ -222,6 +223,7 @@ class MagnitudeUNet(nn.Module):
     def _check(self, x: Images, embeddings: Embeddings) -> None:
         """Errors that depend on the images and conditions."""
         check_inputs(len(self.levels), x, embeddings)
+        check_unread(embeddings, "image_prompts", "residuals")
         if embeddings.tokens is not None:
             raise UserError(
                 "tokens: expected no tokens, because this network has no cross-attention, got some. "

@@ -1,12 +1,14 @@
 """Spatial transformer: transformer blocks over pixels that attend to tokens (latent diffusion, Rombach et al. 2022)."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict
 
-from jaxdiff.embeddings import Tokens
+from jaxdiff.embeddings import ImagePrompt, Tokens
 from jaxdiff.errors import between, expect, positive
 from jaxdiff.models.attention import attend, check_heads, check_width, head_count
 from jaxdiff.models.interface import BlockInputs
@@ -62,12 +64,16 @@ class SpatialTransformer:
     def reads_tokens(self) -> bool:
         return self.cross_attention
 
+    @property
+    def reads_image_prompts(self) -> bool:
+        return self.cross_attention
+
     def check(self, width: int, field: str) -> None:
         check_width(self, width, field)
 
     def __call__(self, h: Images, inputs: BlockInputs) -> Features:
         return SpatialTransformerStack(self, inputs.dtype, inputs.remat, inputs.train, name="transformer")(
-            h, inputs.tokens
+            h, inputs.tokens, inputs.image_prompts or {}
         )
 
 
@@ -80,7 +86,9 @@ class SpatialTransformerStack(nn.Module):
     train: bool = False
 
     @nn.compact
-    def __call__(self, x: Images, tokens: Tokens | None) -> Images:
+    def __call__(
+        self, x: Images, tokens: Tokens | None, image_prompts: Mapping[str, ImagePrompt] = FrozenDict()
+    ) -> Images:
         part, (batch, height, width, channels) = self.part, x.shape
         h = GroupNorm(part.groups, 1, silu=False, eps=part.eps, name="norm")(x)
         h = self._project(channels, "proj_in", zero=False)(h).reshape(batch, height * width, channels)
@@ -94,7 +102,7 @@ class SpatialTransformerStack(nn.Module):
                 self.dtype,
                 part.only_cross_attention,
                 name=f"block_{i}",
-            )(h, tokens)
+            )(h, tokens, image_prompts)
         return x + self._project(channels, "proj_out", zero=True)(h.reshape(x.shape))
 
     @nn.nowrap
@@ -111,6 +119,9 @@ class GegluBlock(nn.Module):
 
     Pre-norm. Queries, keys and values have no bias. The MLP is ``contract(a * gelu(b))`` where a and b are the two
     halves of one layer's outputs (GEGLU, Shazeer 2020), with the exact GELU.
+
+    Each image prompt has keys and values of its own. The pixels attend to it with the query of the cross-attention, and
+    the result times its scale is added before the output layer (IP-Adapter, Ye et al. 2023, equation 5).
     """
 
     heads: int
@@ -122,7 +133,10 @@ class GegluBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch length channels"], tokens: Tokens | None
+        self,
+        x: Float[Array, "batch length channels"],
+        tokens: Tokens | None,
+        image_prompts: Mapping[str, ImagePrompt] = FrozenDict(),
     ) -> Float[Array, "batch length channels"]:
         channels = x.shape[-1]
         split = {"heads": self.heads, "head_dim": channels // self.heads, "dtype": self.dtype, "bias": False}
@@ -139,6 +153,9 @@ class GegluBlock(nn.Module):
             (query,) = ToHeads(1, name="query", **split)(LayerNorm(name="norm_tokens")(x))
             key, value = ToHeads(2, name="key_value", **split)(tokens.features)
             h = attend(query, key, value, tokens.mask)
+            for name, prompt in image_prompts.items():
+                key, value = ToHeads(2, name=f"key_value_{name}", **split)(prompt.features)
+                h = h + prompt.scale[:, None, None, None].astype(h.dtype) * attend(query, key, value)
             x = x + self._dropped(FromHeads(channels, zero=False, dtype=self.dtype, name="cross_out")(h), 1)
         h = Dense(2 * self.expansion * channels, dtype=self.dtype, name="expand")(LayerNorm(name="norm_1")(x))
         values, gates = jnp.split(h, 2, axis=-1)

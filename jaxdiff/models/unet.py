@@ -1,20 +1,21 @@
 """One U-Net for DDPM, DDPM++, NCSN++, ADM, SR3, Palette, Imagen, U-ViT and Stable Diffusion, by its options."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdiff.embeddings import Embeddings
+from jaxdiff.embeddings import Embeddings, Residuals
 from jaxdiff.errors import UserError, between, expect, one_of, positive
 from jaxdiff.models.blocks import Downsample, ResidualMiddle, Upsample, apply_block
 from jaxdiff.models.interface import BlockInputs, BlockOptions, Grid, Part
 from jaxdiff.models.layers import Conv, check_dtype, scaled
 from jaxdiff.models.progressive import InputPath, InputSkip, OutputPath, ResidualInput
 from jaxdiff.models.resampling import Resample, from_patches, resample, to_patches
+from jaxdiff.models.slots import add_residual, check_places, check_unread
 from jaxdiff.typing import Features, Images
 
 DecoderAttention = Literal["every", "last"]
@@ -45,6 +46,10 @@ class Level:
     @property
     def reads_tokens(self) -> bool:
         return self.attention is not None and self.attention.reads_tokens
+
+    @property
+    def reads_image_prompts(self) -> bool:
+        return self.attention is not None and self.attention.reads_image_prompts
 
 
 class UNet(nn.Module):
@@ -121,43 +126,79 @@ class UNet(nn.Module):
 
         Args:
           x: scaled noisy images.
-          embeddings: `vector` is required; `tokens` are required if and only if a part reads them.
+          embeddings: `vector` is required; `tokens` are required if and only if a part reads them. `residuals` are
+            added to the features.
           train: whether dropout is on; it draws from the "dropout" key.
 
         Returns:
           Images with `out_channels` channels, float32.
         """
         self._check(x, embeddings)
-        # Every block would begin with the same SiLU (ADM's emb_layers), so it is applied once.
-        vector: Any = embeddings.vector  # `_check` has seen that it is there
-        shared = BlockInputs(
-            jax.nn.silu(vector), embeddings.tokens, self.block, 0.0, train, self.remat, self.dtype
-        )
-        inputs = [shared.replace(dropout=level.dropout if train else 0.0) for level in self.levels]
-
+        inputs = self.block_inputs(embeddings, train)
+        residuals = embeddings.residuals or Residuals()
         if embeddings.spatial is not None:
             x = jnp.concatenate([x, embeddings.spatial.astype(x.dtype)], axis=-1)
         if self.coordinates:
             x = jnp.concatenate([x, coordinates(x)], axis=-1)
-        h, skips = self._encode(to_patches(x, self.patch), inputs)
-        h = self.middle(h, inputs[-1])
-        return from_patches(self._decode(h, skips, inputs), self.patch)
+        check_places(residuals.features, tuple(self.places()))
+        h, skips = self.encode(to_patches(x, self.patch), inputs, residuals.features)
+        check_places(residuals.skips, skips)
+        joined = [add_residual(features, residuals.skips, name) for name, features in skips.items()]
+        return from_patches(self._decode(h, joined, inputs), self.patch)
 
     @nn.nowrap
-    def _encode(self, x: Grid, inputs: Sequence[BlockInputs]) -> tuple[Grid, list[Grid]]:
-        """Features at the coarsest resolution, and the features that the decoder joins, in order."""
+    def places(self) -> Iterator[str]:
+        """Names of the modules to whose features residuals can be added, in order of execution.
+
+        They are "stem", "encoder_0_block_0", "down_0" and so on, and "middle" for the middle as a whole.
+        """
+        yield "stem"
+        for i, level in enumerate(self.levels):
+            yield from (f"encoder_{i}_block_{j}" for j in range(level.blocks))
+            if i + 1 < len(self.levels):
+                yield f"down_{i}"
+        yield "middle"
+
+    @nn.nowrap
+    def block_inputs(self, embeddings: Embeddings, train: bool) -> list[BlockInputs]:
+        """The inputs of the blocks of each level."""
+        # Every block would begin with the same SiLU (ADM's emb_layers), so it is applied once.
+        vector: Any = embeddings.vector  # `_check` has seen that it is there
+        shared = BlockInputs(
+            vector=jax.nn.silu(vector),
+            tokens=embeddings.tokens,
+            image_prompts=embeddings.image_prompts,
+            options=self.block,
+            train=train,
+            remat=self.remat,
+            dtype=self.dtype,
+        )
+        return [shared.replace(dropout=level.dropout if train else 0.0) for level in self.levels]
+
+    @nn.nowrap
+    def encode(
+        self, x: Grid, inputs: Sequence[BlockInputs], residuals: Mapping[str, Grid]
+    ) -> tuple[Grid, dict[str, Grid]]:
+        """The encoder and the middle: the middle's features, and those that the decoder joins, in order and by name.
+
+        The modules become children of the module whose method calls this one.
+        """
         h = Conv(self.stem_width or self.levels[0].width, dtype=self.dtype, name="stem")(x)
-        skips = [h] if self.resampled_skips else []
+        h = add_residual(h, residuals, "stem")
+        skips = {"stem": h} if self.resampled_skips else {}
         for i, level in enumerate(self.levels):
             for j in range(level.blocks):
-                h = apply_block(f"encoder_{i}_block_{j}", h, inputs[i], level.width, level.attention)
-                skips.append(h)
+                name = f"encoder_{i}_block_{j}"
+                h = apply_block(name, h, inputs[i], level.width, level.attention)
+                skips[name] = h = add_residual(h, residuals, name)
             if i + 1 < len(self.levels):
-                h = self._resample(f"down_{i}", h, inputs[i], level.width, "down")
+                name = f"down_{i}"
+                h = self._resample(name, h, inputs[i], level.width, "down")
                 h, x = self._join_input(f"input_{i}", h, x)
+                h = add_residual(h, residuals, name)
                 if self.resampled_skips:
-                    skips.append(h)
-        return h, skips
+                    skips[name] = h
+        return add_residual(self.middle(h, inputs[-1]), residuals, "middle"), skips
 
     @nn.nowrap
     def _decode(self, h: Grid, skips: list[Grid], inputs: Sequence[BlockInputs]) -> Grid:
@@ -212,6 +253,8 @@ class UNet(nn.Module):
     def _check(self, x: Images, embeddings: Embeddings) -> None:
         """Errors that depend on the images and conditions."""
         check_inputs(len(self.levels), x, embeddings, self.patch)
+        if not (self.middle.reads_image_prompts or any(level.reads_image_prompts for level in self.levels)):
+            check_unread(embeddings, "image_prompts")
         reads = self.middle.reads_tokens or any(level.reads_tokens for level in self.levels)
         if embeddings.tokens is not None and not reads:
             raise UserError(
@@ -248,6 +291,7 @@ def check_inputs(levels: int, x: Images, embeddings: Embeddings, patch: int = 1)
         "a conditioning vector for the norms",
         "use a noise embedding that fills the vector slot",
     )
+    check_unread(embeddings, "controls")
     spatial = None if embeddings.spatial is None else embeddings.spatial.shape[1:3]
     expect(
         spatial is None or spatial == size,

@@ -18,7 +18,7 @@ from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.published_tokenizers import ClipTokenizer
 from jaxdiff.data.text import Tokenize
 from jaxdiff.data.tokenizer_files import FILES
-from jaxdiff.errors import RunFailure, UserError, expect
+from jaxdiff.errors import RunFailure, expect
 from jaxdiff.experiment import Experiment
 from jaxdiff.interop import schedulers, stable_diffusion
 from jaxdiff.interop.mapping import check_finite
@@ -88,17 +88,19 @@ def convert(
       UserError: a file is damaged, a tensor does not fit or is not finite, or the folder cannot be written.
     """
     folders = tokenizers_of(model, tokenizer)
-    names = [f"tokenizer{'' if i == 0 else f'_{i + 1}'}" for i in range(len(folders))]
-    own = model.tokenizers and tokenizer is None
-    pads = [None if own or each.name.endswith("transformer.") else 0 for each in model.texts]
-    here, stored = (
-        stable_diffusion.of(model, [ClipTokenizer(each, pad=pad) for each, pad in zip(where, pads, strict=True)], prediction)
-        for where in (map(str, folders), [HERE + name for name in names])
-    )
     _check_tokenizers(model, folders)
-    found = here
+    names = [f"tokenizer{'' if i == 0 else f'_{i + 1}'}" for i in range(len(folders))]
+    # OpenCLIP pads by id 0, and CLIP by the end: the tokenizers of a model say so, one that a user gives does not.
+    own = bool(model.tokenizers) and tokenizer is None
+    pads = [None if own or part.name.endswith("transformer.") else 0 for part in model.texts]
+
+    def reading(places: Sequence[str]) -> StableDiffusion:
+        chosen = [ClipTokenizer(place, pad=pad) for place, pad in zip(places, pads, strict=True)]
+        return stable_diffusion.of(model, chosen, prediction)
+
+    found = reading([str(folder) for folder in folders])
     files = {UNET: found.pending_unet(), TEXT: found.pending_text(), AUTOENCODER: found.pending_autoencoder()}
-    config = _config(stored, files[UNET])
+    config = _config(reading([HERE + name for name in names]), files[UNET])
     for path, text in overrides:
         override(config, path, text)
     with _draft(workdir) as draft:
@@ -147,7 +149,9 @@ def _config(model: StableDiffusion, unet: Mapping[str, Pending]) -> Any:
 
 def _pretrained(unet: Mapping[str, Pending]) -> dict[str, FileWeights]:
     """The origin of each module of the denoiser: the network, and the parts of the conditioner."""
-    modules = {path.split("/")[0] if path.startswith("network/") else "/".join(path.split("/")[:2]) for path in unet}
+    modules = {
+        path.split("/")[0] if path.startswith("network/") else "/".join(path.split("/")[:2]) for path in unet
+    }
     found = {module: FileWeights(HERE + UNET, module) for module in sorted(modules)}
     return found | {stable_diffusion.TEXT: FileWeights(HERE + TEXT)}
 
@@ -156,7 +160,9 @@ def _check_tokenizers(model: PublishedModel, folders: Sequence[pathlib.Path]) ->
     """Raise `UserError` if a tokenizer is missing, or has ids that its text encoder does not know."""
     for path, part in zip(folders, model.texts, strict=True):
         ids = ClipTokenizer(str(path)).encode("")
-        tables = [each.shape[0] for name, each in part.tensors.items() if name.endswith("token_embedding.weight")]
+        tables = [
+            each.shape[0] for name, each in part.tensors.items() if name.endswith("token_embedding.weight")
+        ]
         fits = int(np.max(ids)) < min(tables, default=0)
         expect(fits, "--tokenizer", str(path), f"ids below {min(tables, default=0)}, as the text encoder has",
                "give the tokenizer of this model", str(int(np.max(ids))))  # fmt: skip
@@ -225,6 +231,6 @@ def _about(model: StableDiffusion) -> str:
     return (
         f"  U-Net: widths {widths}; {model.layout.in_channels} input channels; tokens of {model.layout.context_width}\n"
         f"  text encoder: {texts}\n"
-        f"  images: {model.image_size} x {model.image_size}; latents of {model.codec_network.latent_channels} channels\n"
+        f"  images of {model.image_size} x {model.image_size}; latents of {model.codec_network.latent_channels} channels\n"
         f"  predicts {scheduler['prediction_type']}; {scheduler.get('_class_name', 'DDIMScheduler')}"
     )

@@ -81,7 +81,7 @@ class FileWeights:
         return _module(unflatten_dict(self.arrays(), sep="/"), self.module)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The arrays of the module by their paths in the whole file; those of the whole file if it has no such module."""
+        """The arrays of the module by their paths in the whole file; all of them if it has no such module."""
         tensors = read_tensors(self.path, None).tensors
         paths = {name.replace(".", "/"): name for name in tensors}
         own = {path: name for path, name in paths.items() if path.startswith(f"{self.module}/")}

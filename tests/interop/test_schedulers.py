@@ -17,12 +17,15 @@ from tests.sampling.solving import QUICK
 SHAPE = (1, 1, 2)
 NOISE = np.random.default_rng(7).normal(size=(4, *SHAPE))
 KEYS = jax.random.split(jax.random.key(0), len(NOISE))
-DATA = Mixture(
-    jnp.asarray([0.3, 0.7]), jnp.asarray([[-1.0, 0.5], [0.8, -0.2]]), jnp.asarray([0.4, 0.7])
-)
+DATA = Mixture(jnp.asarray([0.3, 0.7]), jnp.asarray([[-1.0, 0.5], [0.8, -0.2]]), jnp.asarray([0.4, 0.7]))
 
 # The scheduler_config.json of published models.
-SD_BETAS = {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+SD_BETAS = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+}
 SD_15 = {
     "_class_name": "PNDMScheduler", "_diffusers_version": "0.6.0", **SD_BETAS, "set_alpha_to_one": False,
     "skip_prk_steps": True, "steps_offset": 1, "trained_betas": None, "clip_sample": False,
@@ -94,7 +97,9 @@ def theirs(settings, name, steps):
 
 CASES = [
     (name, folder, steps)
-    for name, folder, steps in itertools.product(EVERY, ("SD_15", "SD_21", "SD_XL", "LIGHTNING", "ZERO_SNR"), (7, 10, 20, 25))
+    for name, folder, steps in itertools.product(
+        EVERY, ("SD_15", "SD_21", "SD_XL", "LIGHTNING", "ZERO_SNR"), (7, 10, 20, 25)
+    )
 ]
 
 
@@ -104,4 +109,6 @@ def test_recipes_are_diffusers(name, folder, steps):
     settings = globals()[folder]
     with jax.enable_x64(True):
         expected = theirs(settings, name, steps)
-        np.testing.assert_allclose(ours(settings, name, steps), expected, rtol=0, atol=1e-8 * np.abs(expected).max())
+        np.testing.assert_allclose(
+            ours(settings, name, steps), expected, rtol=0, atol=1e-8 * np.abs(expected).max()
+        )

@@ -24,9 +24,9 @@ DIFFUSERS_FILES = ("diffusion_pytorch_model.safetensors", "config.json")
 DESCRIPTION = "Convert published weights into a run's folder, or a run into a folder of diffusers."
 EPILOG = """\
 Stable Diffusion: a diffusers folder, or a single file with --tokenizer; its config is found from its files.
-With --config: guided-diffusion's .pt, EDM's and EDM2's .pkl, diffusers' UNet2DModel folders, safetensors. No code from a file
-is run. Averaged weights are preferred if a file has them. A prefix of all names, such as module. or _orig_mod., is
-removed. Nothing is written unless every tensor is finite and fits the network."""
+With --config: guided-diffusion's .pt, EDM's and EDM2's .pkl, diffusers' UNet2DModel folders, safetensors.
+No code from a file is run. Averaged weights are preferred if a file has them. A prefix of all names, such as module. or
+_orig_mod., is removed. Nothing is written unless every tensor is finite and fits the network."""
 
 
 def parser() -> command.Parser:
@@ -55,7 +55,9 @@ def parser() -> command.Parser:
         help="order of guided-diffusion's queries, keys and values (default: as published, new for 64x64 images)",
     )
     flags.add_argument(
-        "--to", metavar="FOLDER", help="write the run's averaged weights in the layout of diffusers"
+        "--to",
+        metavar="FOLDER",
+        help="write the run's averaged weights in the layout of diffusers; or, of Stable Diffusion, FILE.safetensors",
     )
     flags.add_no_verify()
     return flags
@@ -69,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
     if flags.workdir is None:
         raise UserError("--workdir=: expected a run's folder, got none. Fix: give --workdir runs/NAME")
     if flags.to is not None:
-        print(write_diffusers(flags.workdir, flags.to))
+        print(export(flags.workdir, flags.to))
         return
     if flags.config is not None and not pathlib.Path(flags.source).expanduser().exists():
         raise UserError(
@@ -216,6 +218,26 @@ def _equal(a: Any, b: Any) -> bool:
     import jax.numpy as jnp
 
     return all(map(bool, jax.tree.leaves(jax.tree.map(jnp.array_equal, a, b))))
+
+
+def export(workdir: str, target: str) -> str:
+    """Write a run in the layout of diffusers, or a run of latents as a single file; returns a summary for the user."""
+    from jaxdiff.runs.workdir import read_config
+
+    codec = read_config(workdir).task.get("codec", {}).get("target", "")
+    if not codec.endswith(":Latent"):
+        return write_diffusers(workdir, target)
+    single = target.endswith(".safetensors")
+    place = output.file("--to", target) if single else output.folder("--to", target)
+    place.check()
+
+    from jaxdiff.distributed import runtime
+
+    runtime.start()
+
+    from jaxdiff.cli import exporting
+
+    return (exporting.write_file if single else exporting.write_folder)(workdir, place)
 
 
 def write_diffusers(workdir: str, folder: str) -> str:

@@ -85,6 +85,12 @@ def _add_output(flags: app.Parser) -> None:
     flags.add_argument(
         "--seed", type=int, default=0, help="image i of a seed is always the same (default: 0)"
     )
+    flags.add_argument(
+        "--noise",
+        default=None,
+        metavar="FILE",
+        help="the initial noise, a .npy of standard normal floats [n, height, width, channels] of the diffused data",
+    )
 
 
 def _add_conditions(flags: app.Parser) -> None:

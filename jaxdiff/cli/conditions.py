@@ -27,7 +27,7 @@ class Requested(NamedTuple):
     rows: Names
 
 
-def conditions(flags: argparse.Namespace, available: Conditions) -> Requested:
+def conditions(flags: argparse.Namespace, available: Conditions, n: int | None = None) -> Requested:
     """The conditions that the flags give.
 
     Without a value for the class label of a model, all its classes are sampled in turn. A condition that `--known` or
@@ -36,6 +36,7 @@ def conditions(flags: argparse.Namespace, available: Conditions) -> Requested:
     Args:
       flags: label, text, image, condition, conditions, n, known and edit of `jaxdiff.sample`.
       available: all conditions that can be given.
+      n: number of images; if None, as many as the condition with the most values has.
 
     Raises:
       UserError: a condition is unknown, given twice, or missing; it lists the conditions of the model.
@@ -63,7 +64,7 @@ def conditions(flags: argparse.Namespace, available: Conditions) -> Requested:
             f"--condition {missing[0]}=: expected a value for this condition of the model, got none. "
             f"Fix: give {', '.join(missing)}; the model has: {values.listed(available)}"
         )
-    return Requested(*values.in_turn(given, flags.n), rows)
+    return Requested(*values.in_turn(given, n), rows)
 
 
 def _classes(label: Condition) -> Names:

@@ -9,7 +9,7 @@ from jaxdiff.cli import output
 from jaxdiff.cli.app import number, run_and_step
 from jaxdiff.errors import UserError, expect
 
-NOT_IN_CASCADES = ("step", "size", "guiding_model", "known", "mask", "edit", "negative")
+NOT_IN_CASCADES = ("step", "size", "noise", "guiding_model", "known", "mask", "edit", "negative")
 """Flags that a cascade has no use for."""
 
 

@@ -64,7 +64,10 @@ def sample_model(request: Request, stages: Sequence[Generator]) -> Samples:
     """Images of one model."""
     flags, generator = request.flags, stages[0]
     available, size = generator.denoiser.conditioner.conditions, request.size
-    requested = cli.conditions(flags, available)
+    noise = None if flags.noise is None else values.noise("--noise", flags.noise)
+    requested = cli.conditions(
+        flags, available, len(noise) if flags.n is None and noise is not None else flags.n
+    )
     given = cli.apply_levels(requested.values, available, cli.levels(flags.level, available))
     height, width = generator.size(given, size)
     shape = (height, width, generator.image_shape[2])
@@ -79,6 +82,7 @@ def sample_model(request: Request, stages: Sequence[Generator]) -> Samples:
         "guidance": cli.guidance(flags.guidance, available),
         "image_size": size,
         "mask": mask,
+        "noise": noise,
         "negative": cli.one_for_all("--negative", flags.negative, available),
         **given,
     }
@@ -110,7 +114,7 @@ def sample_cascade(request: Request, stages: Sequence[Generator]) -> Samples:
     available = cascade.conditions
     passed_on = {cascade.field_of(number) for number in range(1, len(stages))}
     requested = cli.conditions(
-        flags, {name: each for name, each in available.items() if name not in passed_on}
+        flags, {name: each for name, each in available.items() if name not in passed_on}, flags.n
     )
     last = stages[-1]
     check_output(request, requested, last.image_shape, last.batch_size)

@@ -120,6 +120,26 @@ def _cycle(items: list, n: int) -> Any:
     return items[0] if len(items) == 1 else [items[i % len(items)] for i in range(n)]
 
 
+def noise(flag: str, path: str) -> np.ndarray:
+    """The floats of a .npy file, which may contain no Python objects.
+
+    Raises:
+      UserError: there is no such file, or it is damaged, or its numbers are no finite floats.
+    """
+    fix = "give a .npy file of float32, as numpy.save writes it"
+    try:
+        array = np.load(pathlib.Path(path).expanduser(), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        got = " ".join(str(error).split())[:100]
+        raise UserError(
+            f"{flag}={path}: expected an array of floats, got an error: {got}. Fix: {fix}"
+        ) from None
+    floats = isinstance(array, np.ndarray) and np.issubdtype(array.dtype, np.floating)
+    got = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else "an archive"
+    expect(floats and bool(np.isfinite(array).all()), flag, path, "an array of finite floats", fix, got)
+    return array
+
+
 def image_of_size(flag: str, path: str, shape: Shape) -> np.ndarray:
     """The image of a file, which must have this shape."""
     image, (height, width, channels) = read_image(flag, path, shape[2]), shape

@@ -7,6 +7,7 @@ spread over several files.
 import contextlib
 import functools
 import pathlib
+import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -95,6 +96,14 @@ def t5_vocabulary(folder: str) -> Vocabulary:
     roles = _roles(path, {"eos_token": "</s>", "pad_token": "<pad>"})
     end, pad = (_id(tokenizer, roles[role], path) for role in ("eos_token", "pad_token"))
     return Vocabulary(tokenizer, None, end, pad)
+
+
+def copy_tokenizer(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Make `target` a folder with the files of the tokenizer in `source`."""
+    target.mkdir()
+    for name in FILES:
+        if (source / name).exists():
+            shutil.copyfile(source / name, target / name)
 
 
 @contextlib.contextmanager

@@ -238,6 +238,7 @@ class Generator(SampledModel):
         iterations: int = 0,
         guidance: float | Mapping[str, float] | None = None,
         negative: Mapping[str, Any] | None = None,
+        noise: np.ndarray | None = None,
         mask: np.ndarray | None = None,
         image_size: tuple[int, int] | None = None,
         **conditions: Any,
@@ -254,6 +255,7 @@ class Generator(SampledModel):
             than their noise.
           before: conditions that describe the images as they are.
           iterations: of the inversion, see `invert`.
+          noise: standard normal data [n, *data_shape] with which the images are diffused; drawn if None.
           mask: True where pixels may change; all others are returned unchanged. Without one, pixels known by a
             condition stay, as in generating.
           seed, guidance, negative, image_size, **conditions: as for generating.
@@ -280,10 +282,13 @@ class Generator(SampledModel):
         )
         originals = inputs.images("images", images, n, late.image_shape, late._stored_kind)
         shown = late._encoded(originals, n, seed) / late._first_level()  # as it is inside the initial noise
-        if before is None:
+        if before is not None:
+            expect(noise is None, "noise", "...", "no noise where it is that of an inversion", "leave it out")
+            noise = late.invert(originals, seed=seed, iterations=iterations, guidance=1.0, **before)
+        elif noise is None:
             noise = shown + late._noise(n, seed)
         else:
-            noise = late.invert(originals, seed=seed, iterations=iterations, guidance=1.0, **before)
+            noise = shown + inputs.images("noise", noise, n, late.data_shape, np.floating)
         unknown = request.mask if mask is None else inputs.mask(mask, n, late.image_shape)
         # Where known pixels replace predictions, the recipe itself adds them to the noise.
         if unknown is not None and late._replaces(mask is not None):

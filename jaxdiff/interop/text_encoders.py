@@ -30,6 +30,7 @@ from jaxdiff.interop.mapping import (
     separate_heads,
     to_params,
     to_pending,
+    to_pending_tensors,
     to_tensors,
 )
 from jaxdiff.interop.pending import Pending
@@ -180,14 +181,45 @@ def encoder_tensors(encoder: Encoder, params: Params, layout: str | None = None)
     Raises:
       UserError: the layout is not one of the encoder's.
     """
+    layout = _known_layout(encoder, layout)
+    return _named_as(layout, to_tensors(entries(encoder, layout), params))
+
+
+def encoder_pending_tensors(
+    encoder: Encoder, arrays: Tensors, layout: str | None = None
+) -> dict[str, Pending]:
+    """A file's tensors, not yet read, from the encoder's arrays by their paths; as `encoder_tensors` otherwise."""
+    layout = _known_layout(encoder, layout)
+    return _named_as(layout, to_pending_tensors(entries(encoder, layout), arrays))
+
+
+def _known_layout(encoder: Encoder, layout: str | None) -> str:
     known = _layouts(encoder)
     layout = layout or known[0]
     expect(layout in known, "layout", layout, " or ".join(known), "choose one of these")
-    tensors = to_tensors(entries(encoder, layout), params)
+    return layout
+
+
+def _named_as(layout: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors with the prefix that all but the projection have in published folders of CLIP."""
     if layout != "clip":
-        return tensors
+        return dict(tensors)
     outside = PROJECTIONS["clip"]
     return {name if name == outside else f"text_model.{name}": array for name, array in tensors.items()}
+
+
+def clip_config(encoder: ClipTextEncoder) -> dict[str, Any]:
+    """The `config.json` of transformers for CLIP's text encoder; the inverse of `clip_encoder`."""
+    projected = encoder.projection is not None
+    return {
+        "architectures": ["CLIPTextModelWithProjection" if projected else "CLIPTextModel"],
+        "model_type": "clip_text_model", "hidden_size": encoder.width, "num_hidden_layers": encoder.layers,
+        "num_attention_heads": encoder.heads, "intermediate_size": encoder.hidden or 4 * encoder.width,
+        "hidden_act": encoder.activation, "vocab_size": encoder.vocabulary, "max_position_embeddings": encoder.length,
+        "layer_norm_eps": encoder.eps, "projection_dim": encoder.projection or encoder.width,
+        "bos_token_id": 49406 if encoder.end in (2, 49407) else encoder.end - 1, "eos_token_id": encoder.end,
+        "pad_token_id": 1,
+    }  # fmt: skip
 
 
 def entries(encoder: Encoder, layout: str) -> Iterator[Entry]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import pathlib
 import secrets
 import shutil
@@ -17,7 +18,7 @@ from jaxdiff.data.folder import ImageFolder
 from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.published_tokenizers import ClipTokenizer
 from jaxdiff.data.text import Tokenize
-from jaxdiff.data.tokenizer_files import FILES
+from jaxdiff.data.tokenizer_files import copy_tokenizer
 from jaxdiff.errors import RunFailure, expect
 from jaxdiff.experiment import Experiment
 from jaxdiff.interop import schedulers, stable_diffusion
@@ -36,6 +37,9 @@ from jaxdiff.training.optimizer import AdamW
 
 UNET, TEXT, AUTOENCODER = (f"frozen/{name}.safetensors" for name in ("unet", "text_encoder", "autoencoder"))
 """Files of parameters in the run's folder, named by our paths and in the precision of the published ones."""
+
+SCHEDULER = "scheduler_config.json"
+"""The settings of the published scheduler, in the run's folder."""
 
 STEPS = 50
 """Sampling steps of a new run, as in the published pipelines."""
@@ -108,7 +112,8 @@ def convert(
         for name, tensors in files.items():
             write_safetensors(draft / name, {path: _finite(each) for path, each in tensors.items()})
         for name, source in zip(names, folders, strict=True):
-            _copy(source, draft / name)
+            copy_tokenizer(source, draft / name)
+        (draft / SCHEDULER).write_text(json.dumps(found.scheduler, indent=1) + "\n")
         (draft / CONFIG_FILE).write_text(configs.to_json(config))
         experiment: Experiment = configs.build(read_config(str(draft)))
         weights = experiment.task.frozen
@@ -199,14 +204,6 @@ def _finite(pending: Pending) -> Pending:
     return dataclasses.replace(pending, read=read)
 
 
-def _copy(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copy the files of a tokenizer."""
-    target.mkdir()
-    for name in FILES:
-        if (source / name).exists():
-            shutil.copyfile(source / name, target / name)
-
-
 def _check_written(files: Mapping[str, Mapping[str, Pending]], folder: pathlib.Path) -> None:
     """Raise `RunFailure` unless what was written is what was read, bit for bit."""
     for name, tensors in files.items():
@@ -225,12 +222,12 @@ def _count(files: Mapping[str, Mapping[str, Pending]]) -> int:
 
 def _about(model: StableDiffusion) -> str:
     """What was found in the files, for the user."""
-    network, scheduler = model.layout.network, model.scheduler
+    network, scheduler, latents = model.layout.network, model.scheduler, model.codec_network.latent_channels
     widths = ", ".join(str(level.width) for level in network.levels)
     texts = " and ".join(f"{each.layers} layers of {each.width}" for each in model.encoders)
     return (
         f"  U-Net: widths {widths}; {model.layout.in_channels} input channels; tokens of {model.layout.context_width}\n"
         f"  text encoder: {texts}\n"
-        f"  images of {model.image_size} x {model.image_size}; latents of {model.codec_network.latent_channels} channels\n"
+        f"  images of {model.image_size} x {model.image_size}; latents of {latents} channels\n"
         f"  predicts {scheduler['prediction_type']}; {scheduler.get('_class_name', 'DDIMScheduler')}"
     )

@@ -1,0 +1,171 @@
+"""A run as Stable Diffusion's published files: a pipeline of diffusers, or one file in the original layout."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from jaxdiff.codecs.latent import Latent
+from jaxdiff.conditioning.text import Text
+from jaxdiff.denoiser import Denoiser
+from jaxdiff.errors import UserError
+from jaxdiff.interop import autoencoder_configs, autoencoders, stable_diffusion_unet, text_encoders
+from jaxdiff.interop.mapping import to_pending_tensors
+from jaxdiff.interop.pending import Pending
+from jaxdiff.interop.published import AUTOENCODER, UNET
+from jaxdiff.interop.stable_diffusion import TEXT
+from jaxdiff.interop.stable_diffusion_unet import Naming, UnetLayout
+from jaxdiff.interop.stable_diffusion_unet_export import layout_of, unet_config
+from jaxdiff.models.clip_text import ClipTextEncoder
+from jaxdiff.models.joined_encoder import JoinedEncoder
+from jaxdiff.typing import Params
+
+CLASSES = {
+    (False, 0): "StableDiffusionPipeline",
+    (False, 3): "StableDiffusionUpscalePipeline",
+    (False, 4): "StableDiffusionInstructPix2PixPipeline",
+    (False, 5): "StableDiffusionInpaintPipeline",
+    (True, 0): "StableDiffusionXLPipeline",
+    (True, 4): "StableDiffusionXLInstructPix2PixPipeline",
+    (True, 5): "StableDiffusionXLInpaintPipeline",
+}
+"""Pipelines of diffusers by whether they are SDXL's, and by the channels of an image besides the latents."""
+
+Tensors = dict[str, Pending]
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """A model in our names, ready to be written in those of others.
+
+    Attributes:
+      denoiser, codec: the model.
+      params: the denoiser's parameters.
+      autoencoder: the parameters of the codec's network.
+    """
+
+    denoiser: Denoiser
+    codec: Latent
+    params: Params
+    autoencoder: Params
+
+    @property
+    def layout(self) -> UnetLayout:
+        """The U-Net."""
+        return layout_of(self.denoiser, self.params)
+
+    @property
+    def encoders(self) -> tuple[ClipTextEncoder, ...]:
+        """The text encoders.
+
+        Raises:
+          UserError: the model has none, or other ones than CLIP's.
+        """
+        text = self.denoiser.conditioner.conditions.get("text")
+        encoder: Any = text.encoder if isinstance(text, Text) else None
+        found = encoder.encoders if isinstance(encoder, JoinedEncoder) else (encoder,)
+        if not all(isinstance(each, ClipTextEncoder) for each in found):
+            got = type(encoder).__name__
+            raise UserError(
+                f"--to: expected a run with CLIP's text encoders, got {got}. Fix: keep the workdir as it is"
+            )
+        return found
+
+    def unet(self, naming: Naming) -> Tensors:
+        """The U-Net's tensors."""
+        arrays = {
+            path: array for path, array in _flat(self.params).items() if not path.startswith(f"{TEXT}/")
+        }
+        return to_pending_tensors(stable_diffusion_unet.entries(self.layout, naming), arrays)
+
+    def vae(self, naming: autoencoders.Naming) -> Tensors:
+        """The autoencoder's tensors."""
+        network: Any = self.codec.network
+        return to_pending_tensors(autoencoders.entries(network, naming), _flat(self.autoencoder))
+
+    def text(self, number: int, layout: str) -> Tensors:
+        """The tensors of a text encoder."""
+        arrays = {
+            path.removeprefix(f"{TEXT}/"): array
+            for path, array in _flat(self.params).items()
+            if path.startswith(TEXT)
+        }
+        prefix = f"encoder_{number}/" if len(self.encoders) > 1 else ""
+        own = {path.removeprefix(prefix): array for path, array in arrays.items() if path.startswith(prefix)}
+        return text_encoders.encoder_pending_tensors(self.encoders[number], own, layout)
+
+
+def single_file(model: Exported) -> Tensors:
+    """All tensors in the original layout, as single files have them."""
+    found = {UNET + name: each for name, each in model.unet("original").items()}
+    found |= {AUTOENCODER + name: each for name, each in model.vae(autoencoders.SINGLE_FILE).items()}
+    sdxl = model.layout.mapped == "text_time"
+    for i, encoder in enumerate(model.encoders):
+        stem = f"conditioner.embedders.{i}." if sdxl else "cond_stage_model."
+        openai = encoder.activation == "quick_gelu"
+        prefix, layout = (f"{stem}transformer.", "clip") if openai else (f"{stem}model.", "open_clip")
+        found |= {prefix + name: each for name, each in model.text(i, layout).items()}
+    return found
+
+
+def folder(model: Exported, image_size: int) -> Iterator[tuple[str, Mapping[str, Any], Tensors]]:
+    """For each network of a diffusers pipeline its folder, its `config.json` and its tensors.
+
+    Args:
+      model: the model.
+      image_size: height and width of the images.
+    """
+    network: Any = model.codec.network
+    yield "unet", unet_config(model.layout, image_size // network.factor), model.unet("diffusers")
+    yield "vae", autoencoder_configs.model_config(model.codec, image_size), model.vae(autoencoders.Naming())
+    for i, encoder in enumerate(model.encoders):
+        yield _numbered("text_encoder", i), text_encoders.clip_config(encoder), model.text(i, "clip")
+
+
+def model_index(model: Exported) -> dict[str, Any]:
+    """The `model_index.json` of the pipeline, without the class of its scheduler.
+
+    Raises:
+      UserError: diffusers has no pipeline for such a model.
+    """
+    layout, sdxl = model.layout, model.layout.mapped == "text_time"
+    added = layout.in_channels - layout.network.out_channels
+    if (sdxl, added) not in CLASSES:
+        raise UserError(
+            f"--to: expected a model for which diffusers has a pipeline, got {layout.in_channels} input channels. "
+            "Fix: keep the workdir as it is"
+        )
+    name = CLASSES[sdxl, added]
+    refiner = sdxl and "target_size" not in model.denoiser.conditioner.conditions
+    parts = {
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", autoencoder_configs.model_config(model.codec)["_class_name"]],
+    }
+    for i, encoder in enumerate(model.encoders):
+        number = i + 1 if refiner else i  # the refiner's only encoder is SDXL's second
+        projected = encoder.projection is not None and sdxl
+        cls = "CLIPTextModelWithProjection" if projected else "CLIPTextModel"
+        parts[_numbered("text_encoder", number)] = ["transformers", cls]
+        parts[_numbered("tokenizer", number)] = ["transformers", "CLIPTokenizer"]
+    if sdxl:
+        zeros = model.denoiser.conditioner.conditions["text"].null == "zero"
+        return {
+            "_class_name": "StableDiffusionXLImg2ImgPipeline" if refiner else name, **parts,
+            "force_zeros_for_empty_prompt": zeros,
+        }  # fmt: skip
+    nothing = {
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+        "requires_safety_checker": False,
+    }
+    return {"_class_name": name, **parts, **nothing}
+
+
+def _numbered(name: str, number: int) -> str:
+    return name if number == 0 else f"{name}_{number + 1}"
+
+
+def _flat(tree: Params) -> dict[str, np.ndarray]:
+    return flatten_dict(tree, sep="/")

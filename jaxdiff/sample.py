@@ -153,7 +153,7 @@ def _add_recipe(flags: app.Parser) -> None:
     flags.add_argument(
         "--sampler",
         default=None,
-        help="a class of jaxdiff.sampling.samplers: ddim, heun, 'Ddim(eta=1.0)', ...",
+        help="a recipe of the run, or a class of jaxdiff.sampling.samplers: ddim, dpm_solver2m, 'Ddim(eta=1.0)', ...",
     )
 
 

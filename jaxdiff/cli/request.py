@@ -47,7 +47,7 @@ def of(flags: argparse.Namespace, overrides: Sequence[tuple[str, str]]) -> Reque
     """The request of parsed flags.
 
     Raises:
-      UserError: flags that exclude each other, an output that cannot be written, an unknown sampler.
+      UserError: flags that exclude each other, an output that cannot be written.
     """
     out = output.of_images("--out", flags.out, flags.overwrite)
     out.check()
@@ -66,7 +66,8 @@ def of(flags: argparse.Namespace, overrides: Sequence[tuple[str, str]]) -> Reque
     _check_numbers("--guidance", [] if flags.guidance is None else [flags.guidance])
     _check_numbers("--level", [word for word in flags.level if "=" in word])
     packages = [name for name in flags.packages.split(",") if name]
-    return Request(flags, out, runs(flags), [*overrides, *_recipe_overrides(flags)], packages)
+    steps = [] if flags.steps is None else [("sampling.steps", str(flags.steps))]
+    return Request(flags, out, runs(flags), [*overrides, *steps], packages)
 
 
 def runs(flags: argparse.Namespace) -> list[tuple[str, int | None]]:
@@ -92,16 +93,6 @@ def runs(flags: argparse.Namespace) -> list[tuple[str, int | None]]:
     return [run if isinstance(run, tuple) else (run, None) for run in named]
 
 
-def _recipe_overrides(flags: argparse.Namespace) -> list[tuple[str, str]]:
-    """``--steps`` and ``--sampler`` as overrides of the stored recipe."""
-    found = []
-    if flags.steps is not None:
-        found.append(("sampling.steps", str(flags.steps)))
-    if flags.sampler is not None:
-        found.append(("sampling.sampler", sampler_target(flags.sampler)))
-    return found
-
-
 def _check_numbers(flag: str, texts: Sequence[str]) -> None:
     """Raise `UserError` unless each word is a finite number, or NAME=NUMBER,... with these."""
     for part in (part for text in texts for part in text.split(",")):
@@ -123,28 +114,3 @@ def _size(text: str | None) -> tuple[int, int] | None:
     if found is None or 0 in (sides := (int(found[1]), int(found[2]))):
         raise UserError(f"--size={text}: expected HEIGHTxWIDTH, got {text!r}. Fix: write 96x128")
     return sides
-
-
-def sampler_target(text: str) -> str:
-    """``module:Class(...)`` from the name of a class in `jaxdiff.sampling.samplers`, in any case: ``ddim(eta=1.0)``."""
-    import importlib
-    import inspect
-    import pkgutil
-
-    from jaxdiff.sampling import samplers
-
-    word, bracket, arguments = text.partition("(")
-    if ":" in word:
-        return text
-    found = {}
-    for module in pkgutil.iter_modules(samplers.__path__):
-        source = importlib.import_module(f"{samplers.__name__}.{module.name}")
-        for name, cls in inspect.getmembers(source, inspect.isclass):
-            is_sampler = all(hasattr(cls, method) for method in ("init", "step", "calls"))
-            hidden = name.startswith("_") or getattr(cls, "_is_protocol", False)
-            if cls.__module__ == source.__name__ and is_sampler and not hidden:
-                found[name.lower()] = f"{cls.__module__}:{name}"
-    if word.lower() not in found:
-        names = ", ".join(target.partition(":")[2] for target in found.values())
-        raise UserError(f"--sampler={text}: expected a known sampler, got {word!r}. Fix: use one of {names}")
-    return found[word.lower()] + bracket + arguments

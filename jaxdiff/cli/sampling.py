@@ -17,7 +17,7 @@ from jaxdiff.generation.cascade import Cascade, consistency
 from jaxdiff.generation.generator import Generator
 
 Load = Callable[..., Generator]
-"""``load(workdir, *, step, overrides, packages, guiding_model)`` -> the generator of a run; see `Generator.load`."""
+"""``load(workdir, *, step, overrides, sampler, packages, guiding_model)`` -> a generator; see `Generator.load`."""
 
 
 class Samples(NamedTuple):
@@ -37,6 +37,7 @@ def run(request: Request, load: Load = Generator.load) -> None:
     """
     options = {
         "overrides": request.overrides,
+        "sampler": request.flags.sampler,
         "packages": request.packages,
         "guiding_model": request.guiding_model,
     }

@@ -24,10 +24,22 @@ from jaxdiff.generation.model import SampledModel
 from jaxdiff.runs import classes, weights
 from jaxdiff.runs.restore import restore_params
 from jaxdiff.runs.workdir import CONFIG_FILE, read_config
+from jaxdiff.sampling import names
 from jaxdiff.sampling.grids.truncated import Truncated
 from jaxdiff.sampling.modifiers.inpainting import Replacement
 from jaxdiff.sampling.samplers.ddim import Ddim
 from jaxdiff.typing import Params
+
+
+def _sampled_by(sampler: str | None, config: Any, packages: tuple[str, ...]) -> Experiment:
+    """The experiment of a config, with another sampler if it is not None."""
+    recipes = config.get("recipes", {})
+    if sampler is not None and names.plain(sampler) not in recipes:
+        override(config, "sampling.sampler", names.sampler_target(sampler, recipes), packages=packages)
+    experiment: Experiment = configs.build(config, packages=packages)
+    if sampler is None or names.plain(sampler) not in recipes:
+        return experiment
+    return experiment.with_recipe(names.plain(sampler))
 
 
 class Generator(SampledModel):
@@ -44,6 +56,7 @@ class Generator(SampledModel):
         *,
         step: int | None = None,
         overrides: Sequence[tuple[str, str]] = (),
+        sampler: str | None = None,
         packages: Sequence[str] = (),
         guiding_model: str | tuple[str, int] | None = None,
     ) -> "Generator":
@@ -53,6 +66,8 @@ class Generator(SampledModel):
           workdir: the run's folder, with its ``config.json`` and checkpoints.
           step: of the checkpoint; the latest if None.
           overrides: (path, text) pairs that change the stored config, ``("sampling.steps", "10")``.
+          sampler: the name of one of the run's `Experiment.recipes`, or of a class in `jaxdiff.sampling.samplers`,
+            which then replaces the recipe's sampler: "heun", "Ddim(eta=1.0)". Steps and guidance stay.
           packages: packages other than jaxdiff whose classes the stored config may build.
           guiding_model: the folder of a weaker model for `Autoguidance`, or (folder, step); an early step of the
             same run serves well.
@@ -60,7 +75,7 @@ class Generator(SampledModel):
         config = read_config(workdir)
         for path, text in overrides:
             override(config, path, text, packages=("jaxdiff", *packages))
-        experiment: Experiment = configs.build(config, packages=("jaxdiff", *packages))
+        experiment = _sampled_by(sampler, config, ("jaxdiff", *packages))
         mesh = experiment.mesh.make()
         generator = cls._restored(experiment, workdir, mesh, step, "--workdir")
         if guiding_model is None:

@@ -89,7 +89,7 @@ def test_mask_and_masked_image_are_those_of_the_inpainting_pipeline():
 
 
 def test_latents_of_a_masked_image_are_drawn_and_scaled_as_the_data_are():
-    values = np.repeat(MASKED.masked(PHOTOS[:1], MASK[None, ..., None] >= 128), 256, axis=0)
+    values = np.repeat(MASKED.masked(PHOTOS[:1], MASK[None, ..., None] >= 128), 64, axis=0)
     found = np.asarray(encoded(MASKED, values)[..., 1:])
     filled = jnp.asarray(np.where(values[:1, ..., -1:] == 1, values[:1, ..., :-1], 0.0))
     moments = NETWORK.apply({"params": frozen()["autoencoder"]}, filled, method="moments")
@@ -198,7 +198,8 @@ def test_examples_have_the_shapes_of_real_values():
         model = Conditioner(NoiseLevel(8), {"image": part})
         stored = model.stored_example(2, (4, 6, 4))
         keys, noisy = jax.random.split(jax.random.key(0), 2), isinstance(part, NoiseAugmented)
-        real = model.draw(stored, keys, False, Encoder(CODEC, frozen()))["image"]
+        draw = functools.partial(model.draw, train=False, encoder=Encoder(CODEC, frozen()))
+        real = jax.eval_shape(draw, stored, keys)["image"]
         example = model.example(2, (4, 6, 4))["image"]
         assert jax.tree.map(jnp.shape, example) == jax.tree.map(jnp.shape, real)
         assert (example["value"] if noisy else example).shape == (2, 4, 6, shown)

@@ -37,7 +37,7 @@ class LatentImage(ImageValues):
         return appended(self, values, drop)
 
     @nn.nowrap
-    def encoded(self, values: Images, encoder: ImageEncoder, keys: Keys) -> Images:
+    def encoded(self, values: Images, encoder: ImageEncoder, keys: Keys) -> Array:
         """The latents of images in [-1, 1]."""
         return encoder.latents(values)
 
@@ -77,7 +77,7 @@ class MaskedImage(PartialImage):
         return appended(self, values, drop)
 
     @nn.nowrap
-    def encoded(self, values: Images, encoder: ImageEncoder, keys: Keys) -> Images:
+    def encoded(self, values: Images, encoder: ImageEncoder, keys: Keys) -> Array:
         """The mask and the latents [batch, height / factor, width / factor, 1 + latent channels] of partial images."""
         colours, unknown = values[..., :-1], values[..., -1:] < KNOWN
         mask = unknown[:, :: self.factor, :: self.factor].astype(jnp.float32)

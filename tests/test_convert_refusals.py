@@ -99,7 +99,9 @@ def test_a_workdir_in_a_bucket_is_looked_at_there(folder, bucket, monkeypatch):
     with pytest.raises(UserError, match=r"--workdir=gs://bucket/run: expected a folder without checkpoints"):
         run(folder, broken(), "--workdir", "gs://bucket/run")
     bucket.closed = True
-    with pytest.raises(UserError, match=r"--workdir=gs://bucket/other: expected a place .* got 403: no access"):
+    with pytest.raises(
+        UserError, match=r"--workdir=gs://bucket/other: expected a place .* got 403: no access"
+    ):
         run(folder, broken(), "--workdir", "gs://bucket/other")
     assert not (folder / "gs:").exists()
 
@@ -113,7 +115,9 @@ def forgetful(monkeypatch):
 def test_weights_are_stored_only_if_they_can_be_read_back(folder, forgetful, capsys):
     (folder / "run").mkdir()
     (folder / "run" / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="read back the weights that were written.* Fix: delete .*/run/checkpoints,"):
+    with pytest.raises(
+        UserError, match=r"read back the weights that were written.* Fix: delete .*/run/checkpoints,"
+    ):
         run(folder, peer().state_dict())
     assert "wrote" not in capsys.readouterr().out
 

@@ -91,7 +91,11 @@ def test_errors_of_the_first_process_are_those_of_all(printed):
     assert second[:2] == ["returned None", "UserError: n=1: é"]
     assert re.fullmatch("UserError: x+", second[2])
     assert (first[3], second[3]) == ("OSError: disk", "RunFailure: disk")
-    begins = f"UserError: --workdir={folder}/run: expected room", "UserError: --workdir=", "RunFailure: checkpoints="
+    begins = (
+        f"UserError: --workdir={folder}/run: expected room",
+        "UserError: --workdir=",
+        "RunFailure: checkpoints=",
+    )
     for begin, one, other in zip(begins, first[4:7], second[4:7], strict=True):
         assert one.startswith(begin)
         assert other == one

@@ -110,7 +110,9 @@ def stopped(folder, monkeypatch, where):
 
 
 @pytest.mark.parametrize(
-    "where", [(ocp.CompositeCheckpointHandler, "finalize"), (integrity, "write_manifest")], ids=["state", "manifest"]
+    "where",
+    [(ocp.CompositeCheckpointHandler, "finalize"), (integrity, "write_manifest")],
+    ids=["state", "manifest"],
 )
 @pytest.mark.parametrize("verify", [True, False])
 def test_a_save_interrupted_in_a_bucket_is_not_a_checkpoint(copy, monkeypatch, where, verify):

@@ -139,8 +139,9 @@ class Checkpoints:
     def save(self, step: int, state: Any) -> bool:
         """Start to save `state`, which may be donated as soon as this returns.
 
-        A state that is not finite, optimizer included, is not saved, since it would replace one that is. An existing step stays as it is. An
-        earlier save that failed, on a full disk for example, is logged now; older checkpoints and this one are safe.
+        A state that is not finite, or whose optimizer holds NaN, is not saved, since it would replace a good one. An
+        existing step stays as it is. An earlier save that failed, on a full disk for example, is logged now; older
+        checkpoints and this one are safe.
 
         Returns:
           Whether a save was started.

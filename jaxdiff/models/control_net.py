@@ -67,6 +67,10 @@ class ControlNet(nn.Module):
             "numbers of channels",
             "give at least one",
         )
+        # A module that stands in two places, such as the U-Net that is controlled, would share its parameters.
+        for field in ("network", "noise", "mapping"):
+            part = getattr(self, field)
+            setattr(self, field, part if part is None else part.clone())
         super().__post_init__()
 
     @property
@@ -128,8 +132,7 @@ class Controlled(nn.Module):
     controls: Mapping[str, ControlNet]
 
     def __post_init__(self):
-        # Sorted: configs come back from JSON in another order. Frozen: modules are static arguments of jit. Cloned: a
-        # module that stands in two places would share its parameters.
+        # Sorted: configs come back from JSON in another order. Frozen: modules are static arguments of jit.
         self.controls = FrozenDict({name: self.controls[name].clone() for name in sorted(self.controls)})
         super().__post_init__()
 

@@ -68,6 +68,14 @@ def randomise(module, seed=0):
     return module.eval()
 
 
+def certain(vae):
+    """The autoencoder with posteriors without variance, so that all draws from them are equal."""
+    half = vae.quant_conv.bias.shape[0] // 2
+    vae.quant_conv.weight.data[half:] = 0.0
+    vae.quant_conv.bias.data[half:] = -60.0
+    return vae
+
+
 def write(kind: str, folder: pathlib.Path, **unet) -> pathlib.Path:
     """Write a pipeline's folder: ``sd1``, ``sd2`` or ``xl``; `unet` are further options of its U-Net."""
     with warnings.catch_warnings():
@@ -80,7 +88,7 @@ def write(kind: str, folder: pathlib.Path, **unet) -> pathlib.Path:
         block_out_channels=(32, 64), norm_num_groups=32, down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1, sample_size=32, scaling_factor=EPS[kind],
     )  # fmt: skip
-    randomise(vae, 1).save_pretrained(folder / "vae")
+    certain(randomise(vae, 1)).save_pretrained(folder / "vae")
     for i, options in enumerate(texts):
         end = "" if i == 0 else f"_{i + 1}"
         cls = transformers.CLIPTextModelWithProjection if kind == "xl" and i else transformers.CLIPTextModel

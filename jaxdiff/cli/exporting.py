@@ -59,7 +59,7 @@ def write_folder(workdir: str, target: Output) -> str:
     """Write a run as the folder of a diffusers pipeline; returns a summary for the user."""
     experiment: Experiment = configs.build(read_config(workdir))
     model = model_of(experiment, workdir)
-    size = tuple(experiment.sampled.image_shape)[0]
+    size = max(experiment.sampled.image_shape[:2])
     parts = {name: (config, tensors) for name, config, tensors in stable_diffusion_export.folder(model, size)}
     index, scheduler = stable_diffusion_export.model_index(model), _scheduler(experiment, workdir)
     index["scheduler"] = ["diffusers", scheduler["_class_name"]]

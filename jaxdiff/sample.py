@@ -151,6 +151,13 @@ def _add_recipe(flags: app.Parser) -> None:
     )
     flags.add_argument("--steps", type=int, default=None, help="sampling steps")
     flags.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:SCALE]",
+        help="a LoRA file to merge into Stable Diffusion; several are added up",
+    )
+    flags.add_argument(
         "--sampler",
         default=None,
         help="a recipe of the run, or a class of jaxdiff.sampling.samplers: ddim, dpm_solver2m, 'Ddim(eta=1.0)', ...",

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from jaxdiff.cli import output
 from jaxdiff.cli.app import number, run_and_step
 from jaxdiff.errors import UserError, expect
+from jaxdiff.interop.lora.flag import parse_flag
 
 NOT_IN_CASCADES = ("step", "size", "noise", "guiding_model", "known", "mask", "edit", "negative")
 """Flags that a cascade has no use for."""
@@ -23,6 +24,7 @@ class Request:
       runs: the folders of the training runs, each with the step of its checkpoint (None: the newest).
       overrides: (path, text) pairs that change the stored configs.
       packages: packages whose classes the stored configs may use.
+      loras: LoRA files, each with its scale.
     """
 
     flags: argparse.Namespace
@@ -30,6 +32,7 @@ class Request:
     runs: Sequence[tuple[str, int | None]]
     overrides: Sequence[tuple[str, str]]
     packages: Sequence[str]
+    loras: Sequence[tuple[str, float]] = ()
 
     @property
     def guiding_model(self) -> str | tuple[str, int] | None:
@@ -67,7 +70,8 @@ def of(flags: argparse.Namespace, overrides: Sequence[tuple[str, str]]) -> Reque
     _check_numbers("--level", [word for word in flags.level if "=" in word])
     packages = [name for name in flags.packages.split(",") if name]
     steps = [] if flags.steps is None else [("sampling.steps", str(flags.steps))]
-    return Request(flags, out, runs(flags), [*overrides, *steps], packages)
+    loras = [parse_flag(text) for text in flags.lora]
+    return Request(flags, out, runs(flags), [*overrides, *steps], packages, loras)
 
 
 def runs(flags: argparse.Namespace) -> list[tuple[str, int | None]]:

@@ -15,6 +15,7 @@ from jaxdiff.errors import UserError, expect
 from jaxdiff.generation import inputs
 from jaxdiff.generation.cascade import Cascade, consistency
 from jaxdiff.generation.generator import Generator
+from jaxdiff.generation.lora import with_lora
 
 Load = Callable[..., Generator]
 """``load(workdir, *, step, overrides, sampler, packages, guiding_model)`` -> a generator; see `Generator.load`."""
@@ -42,6 +43,8 @@ def run(request: Request, load: Load = Generator.load) -> None:
         "guiding_model": request.guiding_model,
     }
     stages = [load(folder, step=step, **options) for folder, step in request.runs]
+    if request.loras:
+        stages = [with_lora(stage, request.loras) for stage in stages]
     for (folder, _), stage in zip(request.runs, stages, strict=True):
         shape = stage.image_shape
         fix = "sample it in Python, with Generator.load"

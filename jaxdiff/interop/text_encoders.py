@@ -201,11 +201,15 @@ def _known_layout(encoder: Encoder, layout: str | None) -> str:
 
 
 def _named_as(layout: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors with the prefix that all but the projection have in published folders of CLIP."""
+    """The tensors under their published names."""
     if layout != "clip":
         return dict(tensors)
-    outside = PROJECTIONS["clip"]
-    return {name if name == outside else f"text_model.{name}": array for name, array in tensors.items()}
+    return {published_name(name): array for name, array in tensors.items()}
+
+
+def published_name(name: str) -> str:
+    """The name of a tensor of CLIP in published folders: all but the projection begin with ``text_model.``."""
+    return name if name == PROJECTIONS["clip"] else f"text_model.{name}"
 
 
 def clip_config(encoder: ClipTextEncoder) -> dict[str, Any]:

@@ -10,7 +10,10 @@ from jaxdiff.cli.app import number, run_and_step
 from jaxdiff.errors import UserError, expect
 from jaxdiff.interop.lora.flag import parse_flag
 
-NOT_IN_CASCADES = ("step", "size", "noise", "guiding_model", "known", "mask", "edit", "negative")
+NOT_WITH_REFINER = ("known", "mask", "edit", "guiding_model")
+"""Flags that a base model with a refiner has no use for."""
+
+NOT_IN_CASCADES = ("refiner", "step", "size", "noise", "guiding_model", "known", "mask", "edit", "negative")
 """Flags that a cascade has no use for."""
 
 
@@ -39,6 +42,18 @@ class Request:
         """The run of the guiding model, perhaps with a step."""
         text = self.flags.guiding_model
         return None if text is None else run_and_step(text)
+
+    @property
+    def refiner(self) -> tuple[str, float] | None:
+        """The run of the refiner, and the fraction of the steps after which it continues."""
+        text = self.flags.refiner
+        if text is None:
+            return None
+        folder, colon, fraction = text.rpartition(":")
+        try:
+            return (folder, number(fraction)) if colon else (text, 0.8)
+        except ValueError:
+            return text, 0.8
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -76,6 +91,8 @@ def of(flags: argparse.Namespace, overrides: Sequence[tuple[str, str]]) -> Reque
 
 def runs(flags: argparse.Namespace) -> list[tuple[str, int | None]]:
     """The runs of ``--workdir`` or ``--cascade``, each with the step of its checkpoint (None: the newest)."""
+    if flags.refiner is not None:
+        _check_unused(flags, NOT_WITH_REFINER, "a flag for a base model and its refiner")
     if flags.cascade is None:
         if flags.workdir is None:
             raise UserError(
@@ -86,15 +103,18 @@ def runs(flags: argparse.Namespace) -> list[tuple[str, int | None]]:
         raise UserError(
             f"--workdir={flags.workdir!r}: expected either --workdir or --cascade, got both. Fix: leave one out"
         )
-    for name in NOT_IN_CASCADES:
-        value = getattr(flags, name)
-        if value not in (None, []):
-            raise UserError(
-                f"--{name.replace('_', '-')}={value!r}: expected a flag for cascades, got one for a single model. "
-                "Fix: leave it out"
-            )
+    _check_unused(flags, NOT_IN_CASCADES, "a flag for cascades")
     named = [run_and_step(folder) for folder in flags.cascade.split(",")]
     return [run if isinstance(run, tuple) else (run, None) for run in named]
+
+
+def _check_unused(flags: argparse.Namespace, names: Sequence[str], expected: str) -> None:
+    """Raise `UserError` if one of these flags is given."""
+    for name in names:
+        value = getattr(flags, name)
+        if value not in (None, []):
+            flag = f"--{name.replace('_', '-')}={value!r}"
+            raise UserError(f"{flag}: expected {expected}, got one for a single model. Fix: leave it out")
 
 
 def _check_numbers(flag: str, texts: Sequence[str]) -> None:

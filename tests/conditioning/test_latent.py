@@ -17,6 +17,7 @@ from jaxdiff.conditioning.image import ImageCondition
 from jaxdiff.conditioning.latent import LatentImage, MaskedImage
 from jaxdiff.conditioning.noisy import NoiseAugmented
 from jaxdiff.conditioning.vector import NoiseLevel, StepTable
+from jaxdiff.config import describe
 from jaxdiff.errors import UserError
 from jaxdiff.interop.autoencoders import entries
 from jaxdiff.interop.mapping import to_params
@@ -204,6 +205,13 @@ def test_examples_have_the_shapes_of_real_values():
         assert jax.tree.map(jnp.shape, example) == jax.tree.map(jnp.shape, real)
         assert (example["value"] if noisy else example).shape == (2, 4, 6, shown)
         assert part.image_shape((4, 6, 4))[:2] == (16, 24)
+
+
+def test_the_codec_sets_the_factor():
+    for part in (LatentImage(), MaskedImage(), NoiseAugmented(LatentImage(), NOISY.noise, NOISY.process)):
+        fitted = part.for_images((16, 24, 3), (4, 6, 4))
+        assert fitted.image_shape((4, 6, 4))[:2] == (16, 24)
+        assert describe(fitted) == describe(part)
 
 
 def test_latents_need_an_autoencoder():

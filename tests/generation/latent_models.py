@@ -19,14 +19,12 @@ from jaxdiff.runs.weights import FileWeights
 from tests.generation.test_inputs import a_generator
 from tests.models.autoencoders import random_params
 
-NETWORK = AutoencoderKL(
-    (4, 4, 8), 1, groups=2, middle_attention=False
-)  # four pixels along the side of a latent
+NETWORK = AutoencoderKL((4, 4), 1, groups=2, middle_attention=False)  # two pixels along a latent
 CODEC = Latent(NETWORK, FileWeights("autoencoder.safetensors"), scaling_factor=0.3, posterior="mode")
 RNG = np.random.default_rng(0)
-PHOTOS = RNG.integers(0, 256, (2, 16, 24, 3), np.uint8)
-MASK = np.zeros((16, 24), bool)
-MASK[5:11, 7:20] = True
+PHOTOS = RNG.integers(0, 256, (2, 8, 12, 3), np.uint8)
+MASK = np.zeros((8, 12), bool)
+MASK[3:6, 3:10] = True
 
 
 @functools.cache
@@ -63,7 +61,7 @@ class Mixed(nn.Module):
         )
 
 
-def a_latent_generator(conditions, network, params=None, codec=CODEC, shape=(16, 24, 3), **recipe):
+def a_latent_generator(conditions, network, params=None, codec=CODEC, shape=(8, 12, 3), **recipe):
     """A model of latents with the given conditions; a network that predicts the data."""
     plain = a_generator({}, {}, shape)
     params = (

@@ -14,6 +14,7 @@ from jaxdiff.distributed.mesh import MeshShape
 from jaxdiff.errors import UserError
 from jaxdiff.generation.controls import with_control_net, with_ip_adapter, with_t2i_adapter
 from jaxdiff.generation.generator import Generator
+from jaxdiff.interop.control_net import control_net, control_net_params, control_net_tensors
 from jaxdiff.models.clip_vision import clip_pixels
 from jaxdiff.sampling.grids.continuous import Uniform
 from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
@@ -27,6 +28,7 @@ from tests.controls import (
     fields,
     nchw,
     nhwc,
+    numbers,
     params_of,
     randomise,
     read_by,
@@ -50,6 +52,10 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("controls")
     for name, peer in zip(("edges", "sketch", "encoder"), (*peers(), encoder_peer()), strict=True):
         peer.save_pretrained(folder / name)
+    theirs = numbers(peers()[0])
+    network = control_net(a_denoiser("sd1"), theirs)
+    original = control_net_tensors(network, control_net_params(network, theirs), "original")
+    save_file(original | {"model.diffusion_model.out.2.bias": np.zeros(4)}, folder / "original.safetensors")
     torch.save(grouped(adapter_tensors("sd1")), folder / "style.bin")
     save_file(adapter_tensors("sd1"), folder / "style.safetensors")
     save_file(adapter_tensors("sd1", plus=True), folder / "plus.safetensors")
@@ -100,6 +106,9 @@ def test_controls_join_a_model_that_has_some(files):
     plain = a_generator()(noise=np.asarray(X), text=fields("sd1")["text"])
     found = two(noise=np.asarray(X), text=fields("sd1")["text"], edges=IMAGE, depth=IMAGE)
     np.testing.assert_allclose(found, plain, atol=1e-3 * np.abs(plain).max())  # opposite scales
+    other = with_control_net(one, "depth", files / "original.safetensors", scale=-1.0)
+    jax.tree.map(np.testing.assert_array_equal, other.params, two.params)
+    assert other.denoiser == two.denoiser
     assert {*two.params["network"]} - {*one.params["network"]} == {"controls_depth"}
     assert "controls_edges" not in a_generator().params["network"]
     again = with_ip_adapter(two, "style", files / "style.safetensors", files / "encoder")

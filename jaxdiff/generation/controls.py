@@ -11,14 +11,14 @@ Each adds a condition of the given name. A model can have several of each kind; 
 import dataclasses
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxdiff.conditioning.condition import Condition
 from jaxdiff.conditioning.conditioner import parameters_of
 from jaxdiff.conditioning.control import AdapterImage, ControlImage
 from jaxdiff.conditioning.image_prompt import PromptImage
 from jaxdiff.errors import UserError, expect
-from jaxdiff.generation.model import Self
+from jaxdiff.generation.model import SampledModel
 from jaxdiff.interop.clip_vision import vision_encoder, vision_params
 from jaxdiff.interop.control_net import control_net, control_net_params
 from jaxdiff.interop.ip_adapter import ip_adapter
@@ -30,9 +30,10 @@ from jaxdiff.models.unet import UNet
 from jaxdiff.typing import Params
 
 Path = str | os.PathLike
+Model = TypeVar("Model", bound=SampledModel)
 
 
-def with_control_net(model: Self, name: str, file: Path, *, scale: float = 1.0) -> Self:
+def with_control_net(model: Model, name: str, file: Path, *, scale: float = 1.0) -> Model:
     """The model with a ControlNet, and a condition for its control image.
 
     Args:
@@ -61,7 +62,7 @@ def with_control_net(model: Self, name: str, file: Path, *, scale: float = 1.0) 
     return _extended(model, name, condition, {}, {f"controls_{name}": params}, controlled)
 
 
-def with_t2i_adapter(model: Self, name: str, file: Path, *, scale: float = 1.0) -> Self:
+def with_t2i_adapter(model: Model, name: str, file: Path, *, scale: float = 1.0) -> Model:
     """The model with a T2I-Adapter, and a condition for its control image. Arguments as for a ControlNet."""
     read = read_tensors(file)
     adapter = t2i_adapter(read.tensors, read.metadata.get("config"))
@@ -74,7 +75,7 @@ def with_t2i_adapter(model: Self, name: str, file: Path, *, scale: float = 1.0) 
     return _extended(model, name, condition, params)
 
 
-def with_ip_adapter(model: Self, name: str, file: Path, image_encoder: Path, *, scale: float = 1.0) -> Self:
+def with_ip_adapter(model: Model, name: str, file: Path, image_encoder: Path, *, scale: float = 1.0) -> Model:
     """The model with an IP-Adapter, and a condition for its image prompt.
 
     Args:
@@ -113,13 +114,13 @@ def _unet(model: Any) -> UNet:
 
 
 def _extended(
-    model: Self,
+    model: Model,
     name: str,
     condition: Condition,
     params: Params,
     network_params: Params | None = None,
     network: Controlled | None = None,
-) -> Self:
+) -> Model:
     """The model with one more condition, with parameters of the condition and of the network."""
     denoiser = model.denoiser
     conditioner = denoiser.conditioner

@@ -113,12 +113,15 @@ def clip_pixels(images: Images, size: int = 224) -> Features:
     The shorter side is resized to `size` (bicubic, low-passed, in 256 levels), the centre is cut out, and the values
     are normalised by the mean and the standard deviation of CLIP's training images.
     """
-    height, width = images.shape[1:3]
+    batch, height, width, channels = images.shape
     short = min(height, width)
     rows, columns = size * height // short, size * width // short
-    resized = jax.image.resize(images, (images.shape[0], rows, columns, images.shape[3]), "bicubic")
+    levels = 255 * images
+    # Rounded and clipped after the columns and again after the rows, as libraries do that resize bytes.
+    for shape in ((height, columns), (rows, columns)):
+        resized = jax.image.resize(levels, (batch, *shape, channels), "bicubic")
+        levels = jnp.round(jnp.clip(resized, 0, 255))
     top, left = (rows - size) // 2, (columns - size) // 2
-    square = resized[:, top : top + size, left : left + size]
-    levels = jnp.round(jnp.clip(255 * square, 0, 255)) / 255
+    square = levels[:, top : top + size, left : left + size] / 255
     mean, std = (np.array(values, np.float32)[None, None, None] for values in (MEAN, STD))
-    return (levels - mean) / std
+    return (square - mean) / std

@@ -95,7 +95,7 @@ def test_published_sizes(options, count):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == sum(map(np.prod, expected.values()))
 
 
-@pytest.mark.parametrize("size", [(300, 400), (97, 224), (513, 256), (224, 224), (40, 30)])
+@pytest.mark.parametrize("size", [(300, 400), (97, 224), (400, 300), (224, 224), (40, 30)])
 def test_images_are_prepared_as_clip_s_processor_does(size):
     transformers = pytest.importorskip("transformers")
     rng = np.random.default_rng(1)
@@ -106,7 +106,8 @@ def test_images_are_prepared_as_clip_s_processor_does(size):
     image = np.clip(image, 0, 255).astype(np.uint8)
     processor = transformers.CLIPImageProcessor()
     expected = processor(list(image), return_tensors="np")["pixel_values"].transpose(0, 2, 3, 1)
-    found = jax.jit(clip_pixels, compiler_options=QUICK)(image.astype(np.float32) / 255)
+    floats = jnp.asarray(image, jnp.float32) / 255
+    found = np.asarray(jax.jit(clip_pixels, compiler_options=QUICK)(floats))
     levels = 255 * np.array(STD)
     assert found.shape == expected.shape
     assert np.abs((found - expected) * levels).max() <= 1.01

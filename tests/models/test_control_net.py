@@ -144,6 +144,16 @@ def test_the_unet_keeps_the_paths_of_its_parameters():
     assert jax.tree.map(jnp.shape, params["network"]) == jax.tree.map(jnp.shape, found)
 
 
+def test_a_control_net_of_latents_serves_an_inpainting_model():
+    """It reads the noisy latents without the channels that are appended for the U-Net."""
+    network, _ = a_control_net("sd1")
+    controlled = Controlled(network.network, {"edges": network})
+    control = {"edges": Control(IMAGES["edges"], jnp.ones(2))}
+    found = abstract(controlled, reads(controls=control, spatial=X))["params"]
+    kernels = (found["stem"]["kernel"], found["controls_edges"]["stem"]["kernel"])
+    assert [kernel.value.shape[2] for kernel in kernels] == [8, 4]
+
+
 def test_one_description_in_two_places_shares_no_parameters():
     network, _ = a_control_net("sd1")
     both = Controlled(network.network, {"a": network, "b": network})

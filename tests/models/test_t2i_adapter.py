@@ -94,7 +94,7 @@ def test_grey_images_and_other_patches():
     with pytest.raises(UserError, match=r"expected patches of 64 or .*, got 48. Fix: give the config.json"):
         t2i_adapter(numbers(peer))
     adapter = t2i_adapter(numbers(peer), dict(peer.config))
-    found = adapter.apply({"params": t2i_adapter_params(adapter, numbers(peer))}, IMAGE)
+    found = jax.jit(adapter.apply)({"params": t2i_adapter_params(adapter, numbers(peer))}, IMAGE)
     for one, other in zip(found, peer_features(peer), strict=True):
         assert_close(one, nhwc(other))
 
@@ -104,7 +104,7 @@ def test_the_condition_gives_residuals_of_its_places():
     assert part.places == ("encoder_0_block_0", "encoder_1_block_0", "encoder_2_block_0")
     assert build(describe(part)) == part
     params = {"params": t2i_adapter_params(part.adapter, numbers(a_peer("light_adapter")))}
-    found = part.apply(params, IMAGE, jnp.zeros(2, bool)).residuals
+    found = jax.jit(part.apply)(params, IMAGE, jnp.zeros(2, bool)).residuals
     assert [*found.features] == [*part.places]
     assert not found.skips
     assert not any(np.any(value) for value in found.features.values())

@@ -293,6 +293,7 @@ class Checkpoints:
             yield
         except Exception as error:
             self._saving = None
+            self._rated.pop(step, None)
             with contextlib.suppress(Exception):  # the first error is the one to report
                 self._checkpointer.wait_until_finished()  # Orbax may still be writing its metadata
                 if jax.process_index() == 0:  # without a barrier: others may have no error

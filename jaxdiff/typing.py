@@ -35,7 +35,10 @@ Drops = Mapping[str, Bool[Array, "batch"]]
 Fields = Mapping[str, Any]
 """Values of the conditions of a batch by name, each with a leading batch axis."""
 
-Batch = Mapping[str, Shaped[Array, "batch ..."]]
+Stored = Shaped[Array, "batch ..."]
+"""Examples as they are stored, of any type and shape."""
+
+Batch = Mapping[str, Stored]
 Params = Any
 
 
@@ -76,6 +79,7 @@ __all__ = [
     "Output",
     "Params",
     "Scalar",
+    "Stored",
     "Times",
     "Weights",
 ]

@@ -9,7 +9,7 @@ from flax.core import FrozenDict
 
 from jaxdiff.codecs.protocol import Shape
 from jaxdiff.errors import UserError, expect
-from jaxdiff.typing import Array, Keys, Params, Weights
+from jaxdiff.typing import Array, Keys, Params, Stored, Weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Identity:
     def example(self, batch: int, stored_shape: Shape) -> np.ndarray:
         return np.zeros((batch, *stored_shape), np.float32)
 
-    def encode(self, frozen: Mapping[str, Params], stored: Array, keys: Keys) -> Array:
+    def encode(self, frozen: Mapping[str, Params], stored: Stored, keys: Keys) -> Array:
         return stored.astype(np.float32)
 
     def decode(self, frozen: Mapping[str, Params], x_0: Array) -> Array:

@@ -14,7 +14,7 @@ from jaxdiff.codecs.pixels import Pixels
 from jaxdiff.codecs.protocol import Shape
 from jaxdiff.codecs.tiling import Tiles, by_slices, by_tiles
 from jaxdiff.errors import UserError, expect, finite, one_of, positive
-from jaxdiff.typing import Array, Keys, Params, Weights
+from jaxdiff.typing import Array, Keys, Params, Stored, Weights
 
 NAME = "autoencoder"
 """The name of the network among a task's frozen networks."""
@@ -98,7 +98,7 @@ class Latent(Pixels):
         expect(channels == expected, "image_shape", stored_shape, f"{expected} channels", fix)
         return height // factor, width // factor, self.network.latent_channels
 
-    def encode(self, frozen: Mapping[str, Params], stored: Array, keys: Keys) -> Array:
+    def encode(self, frozen: Mapping[str, Params], stored: Stored, keys: Keys) -> Array:
         """Latents [batch, height / factor, width / factor, latent_channels] of images, scaled for diffusion.
 
         Raises:

@@ -12,7 +12,7 @@ from flax.core import FrozenDict
 from jaxdiff.codecs.protocol import Shape
 from jaxdiff.data.images import to_float, to_uint8
 from jaxdiff.errors import UserError, expect
-from jaxdiff.typing import Array, Keys, Params, Weights
+from jaxdiff.typing import Array, Keys, Params, Stored, Weights
 
 LEVELS = to_float(np.arange(256, dtype=np.uint8))
 """The float of each of the 256 levels, as the host computes it."""
@@ -34,7 +34,7 @@ class Pixels:
     def example(self, batch: int, stored_shape: Shape) -> np.ndarray:
         return np.zeros((batch, *stored_shape), np.uint8)
 
-    def encode(self, frozen: Mapping[str, Params], stored: Array, keys: Keys) -> Array:
+    def encode(self, frozen: Mapping[str, Params], stored: Stored, keys: Keys) -> Array:
         if jnp.issubdtype(stored.dtype, jnp.floating):
             return stored
         return jax.lax.platform_dependent(stored, cpu=_by_table, default=scale_levels)

@@ -5,7 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from jaxdiff.typing import Array, Keys, Params, Weights
+from jaxdiff.typing import Array, Keys, Params, Stored, Weights
 
 Shape = tuple[int, ...]
 """Axes of one example, without the batch axis."""
@@ -37,7 +37,7 @@ class Codec(Protocol):
         """Placeholder stored examples [batch, *stored_shape], zeros of the stored type."""
         ...
 
-    def encode(self, frozen: Mapping[str, Params], stored: Array, keys: Keys) -> Array:
+    def encode(self, frozen: Mapping[str, Params], stored: Stored, keys: Keys) -> Array:
         """Float32 data [batch, *data_shape] of stored examples [batch, *stored_shape].
 
         Examples that are floats in the range of decoded ones are accepted as well. `keys`, one for each example, are

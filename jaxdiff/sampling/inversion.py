@@ -6,7 +6,6 @@ from typing import Any
 from jaxdiff.errors import expect
 from jaxdiff.process.gaussian import Process
 from jaxdiff.process.prediction import Prediction
-from jaxdiff.sampling.base import FixedCalls
 from jaxdiff.sampling.loop import integrate
 from jaxdiff.sampling.protocols import Denoise, DenoiseFn, GuidedDenoiser, SamplerState
 from jaxdiff.typing import Array, Data, Float, Keys, Scalar
@@ -36,13 +35,13 @@ def invert(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Upwards(FixedCalls):
+class _Upwards:
     """The step from t up to t_next that `Ddim` inverts: ``x_next = DDIM^-1(x)``, by fixed-point iteration."""
 
     iterations: int
 
-    def calls(self, steps: int) -> int:
-        return (1 + self.iterations) * steps
+    def init(self, x: Data) -> SamplerState:
+        return SamplerState(x)
 
     def step(
         self, denoise: Denoise, process: Process, state: SamplerState, t: Scalar, t_next: Scalar, keys: Keys

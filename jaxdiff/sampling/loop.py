@@ -15,8 +15,8 @@ from jaxdiff.sampling.noise import fold_in, noise_like
 from jaxdiff.sampling.protocols import (
     DenoiseFn,
     GuidedDenoiser,
-    Sampler,
     SamplerState,
+    Solver,
     TimePath,
     stateless,
 )
@@ -26,7 +26,7 @@ RENOISE = 2**31 - 2  # folded into the keys of a step, for the noise that takes 
 
 
 def sample(
-    sampler: Sampler,
+    sampler: Solver,
     denoise: DenoiseFn | GuidedDenoiser,
     process: Process,
     times: Float[Array, "times"] | TimePath,
@@ -52,7 +52,7 @@ def sample(
 
 
 def integrate(
-    sampler: Sampler,
+    sampler: Solver,
     denoise: DenoiseFn | GuidedDenoiser,
     process: Process,
     times: Float[Array, "times"] | TimePath,
@@ -76,7 +76,7 @@ def ends(times: Float[Array, "times"] | TimePath) -> tuple[Scalar, Scalar]:
 
 
 def _scan(
-    sampler: Sampler,
+    sampler: Solver,
     denoise: GuidedDenoiser,
     process: Process,
     times: Float[Array, "times"] | TimePath,
@@ -104,7 +104,7 @@ def _scan(
 
 
 def _renoise(
-    sampler: Sampler, process: Process, state: SamplerState, s: Scalar, t: Scalar, keys: Keys
+    sampler: Solver, process: Process, state: SamplerState, s: Scalar, t: Scalar, keys: Keys
 ) -> SamplerState:
     """The data diffused from s up to t, with a fresh history; the state itself where t is s."""
     alpha, sigma = transition.forward(process, s, t)

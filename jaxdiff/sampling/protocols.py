@@ -115,12 +115,8 @@ class TimePath(NamedTuple):
 
 
 @runtime_checkable
-class Sampler(Protocol):
-    """One step from time t to t_next < t; at t_next there still is noise."""
-
-    def calls(self, steps: int) -> int:
-        """Number of function evaluations (NFE) of `steps` consecutive steps; an upper bound for adaptive solvers."""
-        ...
+class Solver(Protocol):
+    """One step from time t to t_next; at t_next there still is noise."""
 
     def init(self, x: Data) -> SamplerState:
         """The state before the first step."""
@@ -130,6 +126,15 @@ class Sampler(Protocol):
         self, denoise: Denoise, process: Process, state: SamplerState, t: Scalar, t_next: Scalar, keys: Keys
     ) -> SamplerState:
         """The state at t_next. `keys` has one key per example, for samplers that add noise."""
+        ...
+
+
+@runtime_checkable
+class Sampler(Solver, Protocol):
+    """A solver whose steps fall, t_next < t, and that tells the number of its calls."""
+
+    def calls(self, steps: int) -> int:
+        """Number of function evaluations (NFE) of `steps` consecutive steps; an upper bound for adaptive solvers."""
         ...
 
 

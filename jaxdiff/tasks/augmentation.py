@@ -137,11 +137,11 @@ class GeometricAugmentation:
 
 def _rotation(angle: Float[Array, "batch"]) -> Float[Array, "batch 2 2"]:
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    return jnp.stack([jnp.stack([cos, -sin], -1), jnp.stack([sin, cos], -1)], -2)
+    return jnp.stack([jnp.stack([cos, -sin], 1), jnp.stack([sin, cos], 1)], 1)
 
 
 def _diagonal(x: Float[Array, "batch"], y: Float[Array, "batch"]) -> Float[Array, "batch 2 2"]:
-    return jnp.stack([x, y], -1)[:, :, None] * jnp.eye(2)[None]
+    return jnp.stack([x, y], 1)[:, :, None] * jnp.eye(2)[None]
 
 
 def _product(*matrices: Float[Array, "batch 2 2"]) -> Float[Array, "batch 2 2"]:

@@ -221,6 +221,8 @@ def test_the_bound_is_its_terms_at_the_noise_of_each_images_key():
         for name, error in [("x_0", prediction.x_0 - x_0), ("noise", prediction.noise - noise)]:
             truth = jnp.mean(jnp.square(error), axis=(1, 2, 3))
             np.testing.assert_allclose(getattr(found, f"{name}_error")[:, i - 1], truth, rtol=1e-10)
+    for values in (found.terms, found.x_0_error, found.noise_error):
+        assert values.shape == (3, steps)
     np.testing.assert_allclose(found.prior, prior_bits(process, x_0))
     np.testing.assert_allclose(found.total, found.prior + found.terms.sum(axis=1))
 

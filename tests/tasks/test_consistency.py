@@ -63,6 +63,18 @@ def test_data_of_another_scale_are_reported(task, deviation, warns, caplog):
         assert abs(record.args[2] - deviation) < 0.01
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_few_data_are_all_measured(task, count, caplog):
+    """Half of the deviation is between the first image and the others."""
+    dark, bright = np.full((1, 8, 8, 1), 113, np.uint8), np.full((count - 1, 8, 8, 1), 141, np.uint8)
+    stored = Pipeline(Arrays(image=np.concatenate([dark, bright]))).stored
+    with caplog.at_level(logging.WARNING):
+        consistency.warn_of_scale(task, stored)
+    (record,) = caplog.records
+    share = 1 / count
+    np.testing.assert_allclose(record.args[2], 28 / 127.5 * np.sqrt(share * (1 - share)), rtol=1e-6)
+
+
 def test_a_task_that_assumes_nothing_measures_nothing(task):
     denoiser = task.denoiser.clone(parameterization=V())
     plain = dataclasses.replace(task, denoiser=denoiser, objective=type(task.objective)())

@@ -97,7 +97,7 @@ class SaSolver(SingleCall):
     ) -> SamplerState:
         history = state.history
         value, h = getattr(prediction, self.integrand), length(process, t, t_next)
-        if self.corrector_order > 0:
+        if self.corrector_order:
             correction = self._corrected(history, value, process, t) - history.added
             prediction = moved(prediction, process.signal(t), self.integrand, correction)
         past = history.past.limited(state.max_order)

@@ -65,6 +65,19 @@ def test_pure_noise_cannot_be_churned():
     assert t_hat == 1
 
 
+@pytest.mark.parametrize("kind", [Euler, Heun])
+def test_gradients_reach_pure_noise_through_a_step_that_churns(kind):
+    """What is not selected, the churned data, must not make the gradient NaN."""
+    flow, x = RectifiedFlow(), jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 2, 1)))
+    denoise = stateless(Gaussian(jnp.asarray(0.3), jnp.asarray(0.5)).denoiser(flow)).call
+    keys, t, t_next = jax.random.split(jax.random.key(3), 3), jnp.asarray(1.0), jnp.asarray(0.7)
+
+    def gradient(sampler):
+        return jax.grad(lambda x: jnp.sum(sampler.step(denoise, flow, sampler.init(x), t, t_next, keys).x))(x)
+
+    np.testing.assert_allclose(gradient(kind(churn=0.3)), gradient(kind()), rtol=1e-12)
+
+
 def test_from_pure_noise_the_step_is_an_euler_step():
     flow, x = RectifiedFlow(), jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 2, 1)))
     denoise = Gaussian(jnp.asarray(0.3), jnp.asarray(0.5)).denoiser(flow)

@@ -56,13 +56,15 @@ class Handover:
         Raises:
           UserError: as for a `Generator`, or a condition that neither model has.
         """
-        size = image_size or self.first.image_shape[:2]
+        height, width = image_size or self.first.image_shape[:2]
         t = handover(self.fraction)
         first = _with(self.first, until=t)
-        noisy = first(n, image_size=size, noise=noise, **_own(self.first, self.second, options, negative))
+        noisy = first(
+            n, image_size=(height, width), noise=noise, **_own(self.first, self.second, options, negative)
+        )
         second = _with(self.second, below=t)
         given = _own(self.second, self.first, options, negative)
-        return second(len(noisy), image_size=size, noisy=noisy, **given)
+        return second(len(noisy), image_size=(height, width), noisy=noisy, **given)
 
 
 def _with(model: Generator, **changes: Any) -> Generator:

@@ -254,8 +254,8 @@ def _conditions(
         "give the whole model",
         "none",
     )
-    joined = len(encoders) > 1
-    tokenizer = JoinedTokenizer(tuple(tokenizers)) if joined else tokenizers[0]
+    joined, own = len(encoders) > 1, tuple[Any, ...](tokenizers)
+    tokenizer: Any = JoinedTokenizer(own) if joined else own[0]
     encoder = JoinedEncoder(tuple(encoders)) if joined else encoders[0]
     width = sum(each.width for each in encoders)
     expect(width == layout.context_width, "--from", str(model.path),

@@ -55,7 +55,7 @@ class Exported:
     @functools.cached_property
     def arrays(self) -> dict[str, np.ndarray]:
         """The denoiser's parameters by their paths."""
-        return flatten_dict(self.params, sep="/")
+        return _flat(self.params)
 
     @functools.cached_property
     def layout(self) -> UnetLayout:
@@ -71,7 +71,7 @@ class Exported:
         """
         text = self.denoiser.conditioner.conditions.get("text")
         encoder: Any = text.encoder if isinstance(text, Text) else None
-        found = encoder.encoders if isinstance(encoder, JoinedEncoder) else (encoder,)
+        found: Any = encoder.encoders if isinstance(encoder, JoinedEncoder) else (encoder,)
         if not all(isinstance(each, ClipTextEncoder) for each in found):
             got = type(encoder).__name__
             raise UserError(
@@ -87,9 +87,7 @@ class Exported:
     def vae(self, naming: autoencoders.Naming) -> Tensors:
         """The autoencoder's tensors."""
         network: Any = self.codec.network
-        return to_pending_tensors(
-            autoencoders.entries(network, naming), flatten_dict(self.autoencoder, sep="/")
-        )
+        return to_pending_tensors(autoencoders.entries(network, naming), _flat(self.autoencoder))
 
     def text(self, number: int, layout: str) -> Tensors:
         """The tensors of a text encoder."""
@@ -172,3 +170,9 @@ def model_index(model: Exported) -> dict[str, Any]:
 def numbered(name: str, number: int) -> str:
     """The name of a part of which a pipeline has several: ``tokenizer``, ``tokenizer_2``."""
     return name if number == 0 else f"{name}_{number + 1}"
+
+
+def _flat(tree: Params) -> dict[str, Any]:
+    """The arrays of a tree by their paths."""
+    found: Any = flatten_dict(tree, sep="/")
+    return found

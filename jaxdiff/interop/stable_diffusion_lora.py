@@ -44,8 +44,8 @@ def merged(model: Exported, files: Sequence[tuple[str, float]]) -> dict[str, np.
 
 def _networks(model: Exported) -> dict[str, tuple[Tensors, list[Entry]]]:
     """The tensors of each network that a LoRA may change, and the mapping to our paths in the denoiser."""
-    unet = model.unet("diffusers"), list(stable_diffusion_unet.entries(model.layout))
-    found = {"unet": unet}
+    entries = list(stable_diffusion_unet.entries(model.layout))
+    found: dict[str, tuple[Tensors, list[Entry]]] = {"unet": (model.unet("diffusers"), entries)}
     for i, encoder in enumerate(model.encoders):
         prefix = f"{TEXT}/encoder_{i}" if len(model.encoders) > 1 else TEXT
         entries = [

@@ -140,11 +140,10 @@ def _config(model: StableDiffusion, unet: Mapping[str, Pending]) -> Any:
         task=configs.describe(task),
         optimizer=configs.spec(AdamW, learning_rate=1e-5),
         ema=configs.spec(Ema, decay=0.9999),
-        data=configs.describe(
-            Pipeline(
-                ImageFolder("images", size, label=None, captions="txt"),
-                conditions=(Tokenize(text.tokenizer),),
-            )
+        data=configs.spec(
+            Pipeline,
+            source=configs.spec(ImageFolder, path="images", size=size, label=None, captions="txt"),
+            conditions=(configs.describe(Tokenize(text.tokenizer)),),
         ),
         sampling=configs.describe(schedulers.recipe(model.scheduler, None, STEPS, guidance)),
         recipes=configs.describe(schedulers.recipes(model.scheduler, STEPS, guidance)),

@@ -45,6 +45,18 @@ def parser() -> command.Parser:
         help="tokenizer of a single file: a folder with vocab.json and merges.txt",
     )
     flags.add_argument(
+        "--base",
+        metavar="FOLDER",
+        help="a converted run; --from gives its U-Net only, such as a distilled one",
+    )
+    flags.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:SCALE]",
+        help="a LoRA file to merge into Stable Diffusion; several are added up",
+    )
+    flags.add_argument(
         "--prediction",
         choices=("epsilon", "v"),
         help="what the U-Net of a single file predicts, if the file does not say it",
@@ -82,7 +94,7 @@ def main(argv: Sequence[str]) -> None:
     if flags.config is None and pathlib.Path(flags.source).expanduser().exists():
         from jaxdiff.interop import published
 
-        if published.is_published(flags.source):
+        if flags.base is not None or published.is_published(flags.source):
             print(_convert_published(flags, overrides, ema))
             return
     config = command.load_config(flags.config, overrides)
@@ -97,12 +109,16 @@ def _convert_published(flags: Any, overrides: Sequence[tuple[str, str]], ema: bo
     """``--from`` a model whose files say what it is."""
     from jaxdiff.distributed import runtime
     from jaxdiff.interop import published
+    from jaxdiff.interop.lora.flag import parse_flag
     from jaxdiff.runs import published as runs
 
     runtime.start()
     model = published.find(pathlib.Path(flags.source).expanduser(), ema)
+    if flags.base is not None:
+        return runs.convert_unet(model, flags.base, flags.workdir)
     prediction = {None: None, "epsilon": "epsilon", "v": "v_prediction"}[flags.prediction]
-    return runs.convert(model, flags.workdir, flags.tokenizer, prediction, overrides)
+    loras = [parse_flag(text) for text in flags.lora]
+    return runs.convert(model, flags.workdir, flags.tokenizer, prediction, overrides, loras)
 
 
 def _check_workdir(workdir: str) -> None:

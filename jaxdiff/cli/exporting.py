@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
-from flax import linen as nn
 
 from jaxdiff import config as configs
 from jaxdiff.cli.output import Output
-from jaxdiff.codecs import latent
 from jaxdiff.conditioning.text import Text
 from jaxdiff.data.joined_tokenizer import JoinedTokenizer
 from jaxdiff.data.published_tokenizers import ClipTokenizer
@@ -22,21 +20,11 @@ from jaxdiff.interop.pending import Pending
 from jaxdiff.interop.safetensors_files import write_safetensors
 from jaxdiff.interop.stable_diffusion import WITHOUT_LAST
 from jaxdiff.interop.stable_diffusion_export import Exported
-from jaxdiff.runs.published import SCHEDULER
-from jaxdiff.runs.restore import restore_params
+from jaxdiff.runs.published import SCHEDULER, model_of
 from jaxdiff.runs.workdir import read_config
 
 PREDICTION = "modelspec.prediction_type"
 """What a single file says about its U-Net, under the name of the convention ModelSpec."""
-
-
-def model_of(experiment: Experiment, workdir: str) -> Exported:
-    """The model of a run; parameters that come from files stay in the files' precision, and are not yet read."""
-    task: Any = experiment.task
-    mesh = experiment.mesh.make()
-    trained = restore_params(experiment, workdir, mesh)
-    frozen = {name: nn.meta.unbox(origin.read()) for name, origin in task.frozen.items()}
-    return Exported(task.denoiser, task.codec, task.full_params(trained, frozen), frozen[latent.NAME])
 
 
 def write_file(workdir: str, target: Output) -> str:

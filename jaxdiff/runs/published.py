@@ -11,8 +11,11 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from flax import linen as nn
+from flax.traverse_util import unflatten_dict
 
 from jaxdiff import config as configs
+from jaxdiff.codecs import latent
 from jaxdiff.config.overrides import override
 from jaxdiff.data.folder import ImageFolder
 from jaxdiff.data.pipeline import Pipeline
@@ -22,12 +25,15 @@ from jaxdiff.data.tokenizer_files import copy_tokenizer
 from jaxdiff.errors import RunFailure, expect
 from jaxdiff.experiment import Experiment
 from jaxdiff.interop import schedulers, stable_diffusion
-from jaxdiff.interop.mapping import check_finite
+from jaxdiff.interop.mapping import check_finite, to_pending
 from jaxdiff.interop.pending import Pending
 from jaxdiff.interop.published import PublishedModel
 from jaxdiff.interop.safetensors_files import write_safetensors
 from jaxdiff.interop.stable_diffusion import StableDiffusion
+from jaxdiff.interop.stable_diffusion_export import Exported
+from jaxdiff.interop.stable_diffusion_lora import merged
 from jaxdiff.process.time_sampling import UniformSteps
+from jaxdiff.runs.restore import restore_params
 from jaxdiff.runs.weights import RECORD, FileWeights, write_record
 from jaxdiff.runs.workdir import CONFIG_FILE, HERE, read_config
 from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
@@ -40,6 +46,9 @@ UNET, TEXT, AUTOENCODER = (f"frozen/{name}.safetensors" for name in ("unet", "te
 
 SCHEDULER = "scheduler_config.json"
 """The settings of the published scheduler, in the run's folder."""
+
+Files = dict[str, dict[str, Pending]]
+"""Parameters by the file that holds them, and by their paths in it."""
 
 STEPS = 50
 """Sampling steps of a new run, as in the published pipelines."""
@@ -73,6 +82,7 @@ def convert(
     tokenizer: str | None = None,
     prediction: str | None = None,
     overrides: Sequence[tuple[str, str]] = (),
+    loras: Sequence[tuple[str, float]] = (),
 ) -> str:
     """Make `workdir` a run that samples as the published model does.
 
@@ -84,6 +94,7 @@ def convert(
       tokenizer: see `tokenizers_of`.
       prediction: see `stable_diffusion.of`.
       overrides: (path, text) pairs that change the run's config.
+      loras: LoRA files to merge, each with its scale.
 
     Returns:
       A summary for the user.
@@ -104,23 +115,76 @@ def convert(
 
     found = reading([str(folder) for folder in folders])
     files = {UNET: found.pending_unet(), TEXT: found.pending_text(), AUTOENCODER: found.pending_autoencoder()}
+    if loras:
+        _merge(found, files, loras)
     config = _config(reading([HERE + name for name in names]), files[UNET])
     for path, text in overrides:
         override(config, path, text)
     with _draft(workdir) as draft:
         (draft / "frozen").mkdir()
-        for name, tensors in files.items():
-            write_safetensors(draft / name, {path: _finite(each) for path, each in tensors.items()})
         for name, source in zip(names, folders, strict=True):
             copy_tokenizer(source, draft / name)
         (draft / SCHEDULER).write_text(json.dumps(found.scheduler, indent=1) + "\n")
         (draft / CONFIG_FILE).write_text(configs.to_json(config))
-        experiment: Experiment = configs.build(read_config(str(draft)))
-        weights = experiment.task.frozen
-        read = {name: origin.read() for name, origin in weights.items()}
-        _check_written(files, draft)
-        write_record(weights, read, epath.Path(draft) / RECORD)
+        _write(files, draft)
     return f"wrote {_count(files):,} parameters of {model.path} to {workdir}\n{_about(found)}"
+
+
+def convert_unet(model: PublishedModel, base: str, workdir: str) -> str:
+    """Make `workdir` a copy of the run `base` with the U-Net of another file, such as a distilled one.
+
+    Raises:
+      UserError: `base` is no run that `convert` has made, or a tensor does not fit its U-Net; or as `convert`.
+    """
+    source, fix = pathlib.Path(base).expanduser(), "give a run that jaxdiff.convert made of Stable Diffusion"
+    expect((source / UNET).exists(), "--base", base, f"a run with {UNET}", fix, "none")
+    experiment: Experiment = configs.build(read_config(base))
+    known = model_of(experiment, base)
+    shapes = {
+        path: each for path, each in known.arrays.items() if not path.startswith(f"{stable_diffusion.TEXT}/")
+    }
+    entries = stable_diffusion.unet_entries(known.layout, model.unet.tensors)
+    files = {UNET: to_pending(entries, model.unet.tensors, unflatten_dict(shapes, sep="/"))}
+    with _draft(workdir) as draft:
+        shutil.copytree(source, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns("unet.safetensors"))
+        _write(files, draft)
+    return f"wrote {_count(files):,} parameters of {model.path}, and the rest of {base}, to {workdir}"
+
+
+def model_of(experiment: Experiment, workdir: str) -> Exported:
+    """The model of a run; parameters that come from files stay in the files' precision, and are not yet read."""
+    task: Any = experiment.task
+    trained = restore_params(experiment, workdir, experiment.mesh.make())
+    frozen = {name: nn.meta.unbox(origin.read()) for name, origin in task.frozen.items()}
+    return Exported(task.denoiser, task.codec, task.full_params(trained, frozen), frozen[latent.NAME])
+
+
+def _merge(model: StableDiffusion, files: Files, loras: Sequence[tuple[str, float]]) -> None:
+    """Merge LoRA files into the parameters to write."""
+    text = {f"{stable_diffusion.TEXT}/{path}": each for path, each in files[TEXT].items()}
+    params = unflatten_dict(files[UNET] | text, sep="/")
+    codec = model.codec(FileWeights(HERE + AUTOENCODER))
+    for path, array in merged(Exported(model.denoiser, codec, params, {}), loras).items():
+        pending = Pending(array.shape, array.dtype, lambda array=array: array, path)
+        own = path.removeprefix(f"{stable_diffusion.TEXT}/")
+        files[UNET if own == path else TEXT][own] = pending
+
+
+def _write(files: Files, folder: pathlib.Path) -> None:
+    """Write files of parameters into the folder of a run, and the record of their hashes.
+
+    Raises:
+      UserError: an array is not finite.
+      RunFailure: what can be read back differs.
+    """
+    for name, tensors in files.items():
+        write_safetensors(folder / name, {path: _finite(each) for path, each in tensors.items()})
+    _check_written(files, folder)
+    experiment: Experiment = configs.build(read_config(str(folder)))
+    weights = experiment.task.frozen
+    write_record(
+        weights, {name: origin.read() for name, origin in weights.items()}, epath.Path(folder) / RECORD
+    )
 
 
 def _config(model: StableDiffusion, unet: Mapping[str, Pending]) -> Any:
@@ -203,7 +267,7 @@ def _finite(pending: Pending) -> Pending:
     return dataclasses.replace(pending, read=read)
 
 
-def _check_written(files: Mapping[str, Mapping[str, Pending]], folder: pathlib.Path) -> None:
+def _check_written(files: Files, folder: pathlib.Path) -> None:
     """Raise `RunFailure` unless what was written is what was read, bit for bit."""
     for name, tensors in files.items():
         written = FileWeights(str(folder / name)).arrays()
@@ -215,7 +279,7 @@ def _check_written(files: Mapping[str, Mapping[str, Pending]], folder: pathlib.P
                 )
 
 
-def _count(files: Mapping[str, Mapping[str, Pending]]) -> int:
+def _count(files: Files) -> int:
     return sum(int(np.prod(each.shape)) for tensors in files.values() for each in tensors.values())
 
 

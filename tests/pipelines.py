@@ -3,11 +3,15 @@
 Groups and heads are those that single files of such widths are taken to have.
 """
 
+import dataclasses
 import functools
 import json
 import os
 import pathlib
 import warnings
+from typing import Any
+
+import numpy as np
 
 from tests.data.clip_vocabulary import VOCABULARY, write_tokenizer
 
@@ -20,41 +24,66 @@ BETAS = {
     "num_train_timesteps": 1000,
 }
 OFFSET = {"set_alpha_to_one": False, "steps_offset": 1, "clip_sample": False}
-SCHEDULERS = {
-    "sd1": ("PNDMScheduler", {**BETAS, **OFFSET, "skip_prk_steps": True}, ("clip_sample",)),
-    "sd2": ("DDIMScheduler", {**BETAS, **OFFSET, "prediction_type": "v_prediction"}, ()),
-    "xl": ("EulerDiscreteScheduler", {**BETAS, "timestep_spacing": "leading", "steps_offset": 1}, ()),
-}
-UNETS = {
-    "sd1": {"attention_head_dim": 8, "cross_attention_dim": 64},
-    "sd2": {
-        "block_out_channels": [64, 64], "attention_head_dim": [1, 1], "cross_attention_dim": 64,
-        "use_linear_projection": True,
-    },
-    "xl": {
-        "attention_head_dim": [1, 1], "cross_attention_dim": 128, "use_linear_projection": True,
-        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"], "transformer_layers_per_block": [1, 2],
-        "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 6 * 256 + 64,
-    },
+PNDM = {"_class_name": "PNDMScheduler", **BETAS, **OFFSET, "skip_prk_steps": True}
+DDIM_V = {"_class_name": "DDIMScheduler", **BETAS, **OFFSET, "prediction_type": "v_prediction"}
+EULER = {"_class_name": "EulerDiscreteScheduler", **BETAS, "timestep_spacing": "leading", "steps_offset": 1}
+SD1 = {"attention_head_dim": 8, "cross_attention_dim": 64}
+XL = {
+    "attention_head_dim": [1, 1], "cross_attention_dim": 128, "use_linear_projection": True,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"], "transformer_layers_per_block": [1, 2],
+    "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 6 * 256 + 64,
 }  # fmt: skip
-EPS = {"sd1": 0.18215, "sd2": 0.18215, "xl": 0.13025}
 
 
-def text_config(width, layers, activation, **options):
+def text_config(layers, activation):
     return {
-        "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 1, "intermediate_size": 2 * width,
-        "hidden_act": activation, "vocab_size": len(VOCABULARY), "projection_dim": width,
-        "bos_token_id": len(VOCABULARY) - 2, "eos_token_id": len(VOCABULARY) - 1, "pad_token_id": 0, **options,
+        "hidden_size": 64, "num_hidden_layers": layers, "num_attention_heads": 1, "intermediate_size": 128,
+        "hidden_act": activation, "vocab_size": len(VOCABULARY), "projection_dim": 64,
+        "bos_token_id": len(VOCABULARY) - 2, "eos_token_id": len(VOCABULARY) - 1, "pad_token_id": 0,
     }  # fmt: skip
 
 
-TEXTS = {
-    "sd1": [text_config(64, 2, "quick_gelu")],
-    "sd2": [text_config(64, 3, "gelu")],
-    "xl": [text_config(64, 3, "quick_gelu"), text_config(64, 3, "gelu")],
-}
+CLIP, OPEN_CLIP = text_config(3, "quick_gelu"), text_config(3, "gelu")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of published model: its pipeline's class, scheduler, text encoders by the ends of their folders, U-Net."""
+
+    pipeline: str
+    scheduler: dict[str, Any]
+    texts: dict[str, dict[str, Any]]
+    unet: dict[str, Any]
+    scaling_factor: float = 0.18215
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def sdxl(self) -> bool:
+        return "XL" in self.pipeline
+
+
+UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+KINDS = {
+    "sd1": Kind("StableDiffusionPipeline", PNDM, {"": CLIP}, SD1, options=UNCHECKED),
+    "sd2": Kind(
+        "StableDiffusionPipeline", DDIM_V, {"": OPEN_CLIP},
+        {"block_out_channels": [64, 64], "attention_head_dim": [1, 1], "cross_attention_dim": 64,
+         "use_linear_projection": True}, options=UNCHECKED,
+    ),
+    "xl": Kind("StableDiffusionXLPipeline", EULER, {"": CLIP, "_2": OPEN_CLIP}, XL, 0.13025),
+    "refiner": Kind(
+        "StableDiffusionXLImg2ImgPipeline", EULER, {"_2": OPEN_CLIP},
+        {**XL, "cross_attention_dim": 64, "projection_class_embeddings_input_dim": 5 * 256 + 64}, 0.13025,
+        {"requires_aesthetics_score": True, "force_zeros_for_empty_prompt": False, "text_encoder": None,
+         "tokenizer": None},
+    ),
+    "inpaint": Kind("StableDiffusionInpaintPipeline", PNDM, {"": CLIP}, {**SD1, "in_channels": 9}, options=UNCHECKED),
+    "ip2p": Kind(
+        "StableDiffusionInstructPix2PixPipeline", PNDM, {"": CLIP}, {**SD1, "in_channels": 8}, options=UNCHECKED
+    ),
+}  # fmt: skip
 
 
 def randomise(module, seed=0):
@@ -76,72 +105,85 @@ def certain(vae):
     return vae
 
 
-def write(kind: str, folder: pathlib.Path, **unet) -> pathlib.Path:
-    """Write a pipeline's folder: ``sd1``, ``sd2`` or ``xl``; `unet` are further options of its U-Net."""
+@functools.cache
+def parts_of(name: str):
+    """The networks of a kind, in diffusers and transformers, by the names of their folders."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import diffusers
         import transformers
-    texts = TEXTS[kind]
-    randomise(network(kind, **unet)).save_pretrained(folder / "unet")
+    kind, seed = KINDS[name], list(KINDS).index(name)
     vae = diffusers.AutoencoderKL(
         block_out_channels=(32, 64), norm_num_groups=32, down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1, sample_size=32, scaling_factor=EPS[kind],
+        up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1, sample_size=32,
+        scaling_factor=kind.scaling_factor,
     )  # fmt: skip
-    certain(randomise(vae, 1)).save_pretrained(folder / "vae")
-    for i, options in enumerate(texts):
-        end = "" if i == 0 else f"_{i + 1}"
-        cls = transformers.CLIPTextModelWithProjection if kind == "xl" and i else transformers.CLIPTextModel
-        encoder = randomise(cls(transformers.CLIPTextConfig(**options)), 2 + i)
-        encoder.save_pretrained(folder / f"text_encoder{end}")
-        padding = {"pad_token": "!"} if kind == "sd2" or i else {"pad_token": "<|endoftext|>"}
-        write_tokenizer(folder / f"tokenizer{end}", **padding)
-    write_scheduler(kind, folder)
-    return folder
+    found = {"unet": randomise(network(name), seed), "vae": certain(randomise(vae, 100))}
+    for end, options in kind.texts.items():
+        cls = transformers.CLIPTextModelWithProjection if end else transformers.CLIPTextModel
+        found[f"text_encoder{end}"] = randomise(cls(transformers.CLIPTextConfig(**options)), 200 + seed)
+    return found
 
 
-def network(kind: str, **options):
+def network(name: str):
     """The U-Net of a kind."""
     import diffusers
 
     settings = {
         "sample_size": 16, "block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 32,
         "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"], **UNETS[kind], **options,
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"], **KINDS[name].unet,
     }  # fmt: skip
     return diffusers.UNet2DConditionModel(**settings)
 
 
-def write_scheduler(kind: str, folder: pathlib.Path) -> None:
-    name, settings, _ = SCHEDULERS[kind]
+def write(name: str, folder: pathlib.Path) -> pathlib.Path:
+    """Write the folder of a kind's pipeline."""
+    kind = KINDS[name]
+    for part, module in parts_of(name).items():
+        module.save_pretrained(folder / part)
+    for end in kind.texts:
+        write_tokenizer(folder / f"tokenizer{end}", pad_token=_padding(name, end))
     (folder / "scheduler").mkdir()
-    content = {"_class_name": name, "_diffusers_version": "0.6.0", **settings}
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(content))
+    settings = {"_diffusers_version": "0.6.0", **kind.scheduler}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(settings))
+    zeros = kind.options.get("force_zeros_for_empty_prompt", True)
+    index = {"_class_name": kind.pipeline, **({"force_zeros_for_empty_prompt": zeros} if kind.sdxl else {})}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
 
 
-@functools.cache
-def pipeline(kind: str, folder: pathlib.Path):
-    """The pipeline of a folder, in diffusers."""
+def _padding(name: str, end: str) -> str:
+    return "!" if name == "sd2" or end else "<|endoftext|>"
+
+
+def pipeline(name: str, folder: pathlib.Path, scheduler: str | None = None):
+    """The pipeline of a folder, in diffusers, perhaps with another scheduler from the folder's settings."""
     import diffusers
     import transformers
 
-    cls = diffusers.StableDiffusionXLPipeline if kind == "xl" else diffusers.StableDiffusionPipeline
-    ends = [""] if kind != "xl" else ["", "_2"]
-    parts = {}
-    for i, end in enumerate(ends):
-        model = transformers.CLIPTextModelWithProjection if i else transformers.CLIPTextModel
-        parts[f"text_encoder{end}"] = model.from_pretrained(folder / f"text_encoder{end}")
-        parts[f"tokenizer{end}"] = transformers.CLIPTokenizer.from_pretrained(folder / f"tokenizer{end}")
-    name = SCHEDULERS[kind][0]
-    made = (
-        {}
-        if kind == "xl"
-        else {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    kind = KINDS[name]
+    tokenizers = {
+        f"tokenizer{end}": transformers.CLIPTokenizer.from_pretrained(folder / f"tokenizer{end}")
+        for end in kind.texts
+    }
+    cls = getattr(diffusers, scheduler or kind.scheduler["_class_name"])
+    made = getattr(diffusers, kind.pipeline)(
+        scheduler=cls.from_config(kind.scheduler), **{**kind.options, **parts_of(name), **tokenizers}
     )
-    pipe = cls(
-        vae=diffusers.AutoencoderKL.from_pretrained(folder / "vae"),
-        unet=diffusers.UNet2DConditionModel.from_pretrained(folder / "unet"),
-        scheduler=getattr(diffusers, name).from_pretrained(folder / "scheduler"), **parts, **made,
-    )  # fmt: skip
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def as_torch(noise):
+    import torch
+
+    return torch.tensor(noise.transpose(0, 3, 1, 2))
+
+
+def check_images(found, expected):
+    """At most one level of 255 in 99.9 % of the values, and two anywhere."""
+    difference = np.abs(found.astype(int) - np.round(255 * np.clip(expected, 0, 1)))
+    assert expected.std() > 0.1
+    assert difference.max() <= 2
+    assert np.mean(difference > 1) <= 0.001

@@ -1,6 +1,6 @@
 """Stable Diffusion from a diffusers folder: the same images as diffusers makes, and the same files on the way back."""
 
-import json
+import shutil
 import warnings
 
 import numpy as np
@@ -13,6 +13,7 @@ from jaxdiff.generation.generator import Generator
 from jaxdiff.interop import published
 from jaxdiff.runs.published import convert
 from tests import pipelines
+from tests.pipelines import as_torch, check_images
 
 pytest.importorskip("torch")
 pytest.importorskip("diffusers")
@@ -47,27 +48,7 @@ def runs(folders):
 
 def peer(kind, folder, sampler):
     """diffusers' pipeline, with another sampler if one is named."""
-    pipe = pipelines.pipeline(kind, folder)
-    settings = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
-    import diffusers
-
-    cls = getattr(diffusers, CLASSES.get(sampler, settings["_class_name"]))
-    pipe.scheduler = cls.from_config(settings)
-    return pipe
-
-
-def as_torch(noise):
-    import torch
-
-    return torch.tensor(noise.transpose(0, 3, 1, 2))
-
-
-def check_images(found, expected):
-    """At most one level of 255 in 99.9 % of the values, and two anywhere."""
-    difference = np.abs(found.astype(int) - np.round(255 * np.clip(expected, 0, 1)))
-    assert expected.std() > 0.1
-    assert difference.max() <= 2
-    assert np.mean(difference > 1) <= 0.001
+    return pipelines.pipeline(kind, folder, CLASSES.get(sampler))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +65,13 @@ def check_images(found, expected):
 )
 def test_images_are_those_of_diffusers(kind, sampler, folders, runs):
     pipe = peer(kind, folders[kind], sampler)
-    options = {"num_inference_steps": 4, "guidance_scale": 5.0, "height": 32, "width": 48, "output_type": "np"}
+    options = {
+        "num_inference_steps": 4,
+        "guidance_scale": 5.0,
+        "height": 32,
+        "width": 48,
+        "output_type": "np",
+    }
     negative = ["horses of masterpiece"] * 2
     expected = pipe(TEXTS, negative_prompt=negative, latents=as_torch(NOISE), **options).images
     generator = Generator.load(runs[kind], sampler=sampler, overrides=[("sampling.steps", "4")])
@@ -95,7 +82,13 @@ def test_images_are_those_of_diffusers(kind, sampler, folders, runs):
 @pytest.mark.parametrize("prompt", [None, pytest.param("", marks=pytest.mark.slow)])
 def test_no_negative_prompt_is_zeros_in_sdxl_and_an_empty_one_is_a_text(prompt, folders, runs):
     pipe, noise = peer("xl", folders["xl"], "ddim"), NOISE[:1, :, :16]
-    options = {"num_inference_steps": 2, "guidance_scale": 7.0, "height": 32, "width": 32, "output_type": "np"}
+    options = {
+        "num_inference_steps": 2,
+        "guidance_scale": 7.0,
+        "height": 32,
+        "width": 32,
+        "output_type": "np",
+    }
     expected = pipe(TEXTS[0], negative_prompt=prompt, latents=as_torch(noise), **options).images
     generator = Generator.load(runs["xl"], sampler="ddim", overrides=[("sampling.steps", "2")])
     negative = None if prompt is None else {"text": prompt}
@@ -110,7 +103,11 @@ def test_edits_are_image_to_image_of_diffusers(kind, sampler, folders, runs):
 
     image = np.random.default_rng(1).integers(0, 256, (32, 48, 3), np.uint8)
     pipe = peer(kind, folders[kind], sampler)
-    cls = diffusers.StableDiffusionXLImg2ImgPipeline if kind == "xl" else diffusers.StableDiffusionImg2ImgPipeline
+    cls = (
+        diffusers.StableDiffusionXLImg2ImgPipeline
+        if kind == "xl"
+        else diffusers.StableDiffusionImg2ImgPipeline
+    )
     edit = cls(**{**pipe.components, **({} if kind == "xl" else {"requires_safety_checker": False})})
     module = __import__(type(edit).__module__, fromlist=["x"])
     with pytest.MonkeyPatch.context() as patch:
@@ -120,7 +117,9 @@ def test_edits_are_image_to_image_of_diffusers(kind, sampler, folders, runs):
             num_inference_steps=6, guidance_scale=5.0, output_type="np",
         ).images  # fmt: skip
     generator = Generator.load(runs[kind], sampler=sampler, overrides=[("sampling.steps", "6")])
-    found = generator.edit(image[None], 0.7, text=TEXTS[0], guidance=5.0, noise=NOISE[:1], image_size=(32, 48))
+    found = generator.edit(
+        image[None], 0.7, text=TEXTS[0], guidance=5.0, noise=NOISE[:1], image_size=(32, 48)
+    )
     check_images(found, expected)
 
 
@@ -167,8 +166,6 @@ def test_weights_of_half_precision_stay_so_in_the_run(folders, tmp_path):
     import torch
 
     network = diffusers.UNet2DConditionModel.from_pretrained(folders["sd1"] / "unet")
-    import shutil
-
     shutil.copytree(folders["sd1"], tmp_path / "half")
     network.to(torch.float16).save_pretrained(tmp_path / "half" / "unet")
     convert(published.find(tmp_path / "half"), str(tmp_path / "run"))

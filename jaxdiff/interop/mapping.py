@@ -234,8 +234,8 @@ def to_tensors(entries: Iterable[Entry], params: Params) -> dict[str, np.ndarray
     return found
 
 
-def to_pending_tensors(entries: Iterable[Entry], arrays: Tensors) -> dict[str, Pending]:
-    """A peer's tensors, not yet read, from our arrays by their paths; the inverse of `to_pending`."""
+def to_pending_tensors(entries: Iterable[Entry], arrays: Mapping[str, Any]) -> dict[str, Pending]:
+    """A peer's tensors, not yet read, from our arrays by their paths, read or pending; the inverse of `to_pending`."""
     found: dict[str, Pending] = {}
     done = set()
     for entry in entries:
@@ -246,7 +246,7 @@ def to_pending_tensors(entries: Iterable[Entry], arrays: Tensors) -> dict[str, P
     return found
 
 
-def _pending_tensors(entry: Entry, arrays: Tensors) -> dict[str, Pending]:
+def _pending_tensors(entry: Entry, arrays: Mapping[str, Any]) -> dict[str, Pending]:
     array = arrays[entry.path]
     shapes = [x.shape for x in entry.layout.save(np.broadcast_to(np.zeros((), array.dtype), array.shape))]
 

@@ -53,7 +53,7 @@ class Exported:
     autoencoder: Params
 
     @functools.cached_property
-    def arrays(self) -> dict[str, np.ndarray]:
+    def arrays(self) -> dict[str, Any]:
         """The denoiser's parameters by their paths."""
         return _flat(self.params)
 
@@ -78,6 +78,11 @@ class Exported:
                 f"--to: expected a run with CLIP's text encoders, got {got}. Fix: keep the workdir as it is"
             )
         return found
+
+    @property
+    def is_refiner(self) -> bool:
+        """Whether it is SDXL's refiner, whose only text encoder is SDXL's second."""
+        return "aesthetic_score" in self.denoiser.conditioner.conditions
 
     def unet(self, naming: Naming) -> Tensors:
         """The U-Net's tensors."""
@@ -125,7 +130,8 @@ def folder(model: Exported, image_size: int) -> Iterator[tuple[str, Mapping[str,
     yield "unet", unet_config(model.layout, image_size // network.factor), model.unet("diffusers")
     yield "vae", autoencoder_configs.model_config(model.codec, image_size), model.vae(autoencoders.Naming())
     for i, encoder in enumerate(model.encoders):
-        yield numbered("text_encoder", i), text_encoders.clip_config(encoder), model.text(i, "clip")
+        name = numbered("text_encoder", i + model.is_refiner)
+        yield name, text_encoders.clip_config(encoder), model.text(i, "clip")
 
 
 def model_index(model: Exported) -> dict[str, Any]:
@@ -142,21 +148,22 @@ def model_index(model: Exported) -> dict[str, Any]:
             "Fix: keep the workdir as it is"
         )
     name = CLASSES[sdxl, added]
-    refiner = sdxl and "target_size" not in model.denoiser.conditioner.conditions
     parts = {
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", autoencoder_configs.model_config(model.codec)["_class_name"]],
     }
     for i, encoder in enumerate(model.encoders):
-        number = i + 1 if refiner else i  # the refiner's only encoder is SDXL's second
+        number = i + model.is_refiner
         projected = encoder.projection is not None and sdxl
         cls = "CLIPTextModelWithProjection" if projected else "CLIPTextModel"
         parts[numbered("text_encoder", number)] = ["transformers", cls]
         parts[numbered("tokenizer", number)] = ["transformers", "CLIPTokenizer"]
+    if model.is_refiner:
+        parts |= {"text_encoder": [None, None], "tokenizer": [None, None], "requires_aesthetics_score": True}
     if sdxl:
         zeros = model.denoiser.conditioner.conditions["text"].null == "zero"
         return {
-            "_class_name": "StableDiffusionXLImg2ImgPipeline" if refiner else name, **parts,
+            "_class_name": "StableDiffusionXLImg2ImgPipeline" if model.is_refiner else name, **parts,
             "force_zeros_for_empty_prompt": zeros,
         }  # fmt: skip
     nothing = {

@@ -186,7 +186,7 @@ def encoder_tensors(encoder: Encoder, params: Params, layout: str | None = None)
 
 
 def encoder_pending_tensors(
-    encoder: Encoder, arrays: Tensors, layout: str | None = None
+    encoder: Encoder, arrays: Mapping[str, Any], layout: str | None = None
 ) -> dict[str, Pending]:
     """A file's tensors, not yet read, from the encoder's arrays by their paths; as `encoder_tensors` otherwise."""
     layout = _known_layout(encoder, layout)

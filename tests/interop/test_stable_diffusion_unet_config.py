@@ -84,7 +84,7 @@ def test_a_projection_of_classes_takes_the_place_of_a_table():
 
 
 def test_numbers_of_a_level_without_attention_are_not_read():
-    config = TINY["sdxl"] | {"block_out_channels": [24, 32, 64], "attention_head_dim": [5, 2, 4]}
+    config = TINY["sdxl"] | {"block_out_channels": [8, 32, 64], "attention_head_dim": [5, 2, 4]}
     layout = unet_layout(config | {"transformer_layers_per_block": [0, 2, 3]})
     assert layout == unet_layout(config)
     assert unet_layout(unet_config(layout)) == layout

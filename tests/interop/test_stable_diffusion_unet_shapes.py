@@ -70,8 +70,8 @@ def test_every_tensor_has_its_shape(name):
         assert sum(np.prod(shape, dtype=int) for shape in found.values()) == COUNTS[name]
 
 
-def test_the_number_of_groups_is_given_for_other_networks():
-    config = SD1 | {"attention_head_dim": 8, "layers_per_block": [1, 3, 2]}
+def test_other_sizes_show_and_the_number_of_groups_is_given():
+    config = SD1 | {"attention_head_dim": 8, "layers_per_block": [1, 3, 2], "time_embedding_dim": 40}
     assert detect_layout(hollow(config), groups=8) == unet_layout(config)
     with pytest.raises(UserError, match=r"groups=32: expected a divisor of the width 16.*Fix: "):
         detect_layout(hollow(config))

@@ -1,8 +1,10 @@
 """The commands as a user runs them, in separate processes: train, kill, resume, sample, evaluate."""
 
+import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import time
@@ -12,8 +14,14 @@ import pytest
 from PIL import Image
 
 from jaxdiff import sample
+from jaxdiff.config import describe, to_json
 from jaxdiff.distributed import runtime
 from jaxdiff.errors import UserError
+from jaxdiff.generation.generator import Generator
+from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
+from jaxdiff.sampling.samplers.adams import Lms
+from jaxdiff.sampling.samplers.ddim import Ddim
+from jaxdiff.sampling.samplers.dpm_solver import DpmSolver2M
 from tests.commands import DIGITS, TINY, digest, metrics, run, start
 
 STEPS = 12
@@ -184,6 +192,29 @@ def test_the_output_format_follows_from_the_name(trained, tmp_path, in_process):
         assert np.array_equal(pixels(tmp_path / "x" / name), image[..., 0])
     sample.main([*common, "--sampler", "heun", "--out", str(tmp_path / "x.png")])
     assert pixels(tmp_path / "x.png").shape[1] >= 3 * 8
+
+
+def test_a_sampler_is_a_recipe_of_the_run_or_a_class(trained, tmp_path):
+    workdir, _ = trained
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    plain = Generator.load(str(copy)).recipe
+    stored = json.loads((copy / "config.json").read_text())
+    named = dataclasses.replace(plain, sampler=Lms(), steps=99, initial="unit", guidance=ClassifierFree(3.0))
+    stored["recipes"] = json.loads(to_json(describe({"dpmsolver2mkarras": named, "ddim": named})))
+    (copy / "config.json").write_text(json.dumps(stored))
+
+    def recipe(sampler):
+        return Generator.load(str(copy), sampler=sampler, overrides=[("sampling.steps", "3")]).recipe
+
+    kept = {"steps": 3, "guidance": plain.guidance}
+    for name in ("DPM++ 2M Karras", "DDIM"):
+        assert recipe(name) == dataclasses.replace(named, **kept)
+    assert recipe("Ddim(eta=0.5)") == dataclasses.replace(plain, sampler=Ddim(0.5), **kept)
+    assert recipe("dpm_solver2m") == dataclasses.replace(plain, sampler=DpmSolver2M(), **kept)
+    assert recipe(None) == dataclasses.replace(plain, **kept)
+    with pytest.raises(UserError, match=r"--sampler=hoin.*dpmsolver2mkarras"):
+        recipe("hoin")
 
 
 def test_an_existing_output_is_overwritten_only_with_the_flag(trained, tmp_path):

@@ -115,12 +115,38 @@ def test_an_image_of_another_size_is_edited_as_such():
     np.testing.assert_allclose(found[:, :, 3:].astype(int), alone, atol=1)
 
 
-@pytest.mark.parametrize(("fraction", "left"), [(1.0, 8), (0.5, 4), (0.3, 2), (0.01, 1)])
+@pytest.mark.parametrize(("fraction", "left"), [(1.0, 8), (0.5, 4), (0.49, 3), (0.3, 2), (0.01, 1)])
 def test_a_truncated_grid_is_the_end_of_its_grid(fraction, left):
     grid, process = EDM
     found = Truncated(grid, fraction)(process, 8)
     np.testing.assert_array_equal(found, grid(process, 8)[-left:])
     assert jnp.all(jnp.diff(found) < 0)
+
+
+@pytest.mark.parametrize("steps", [7, 10, 25, 50])
+def test_as_many_steps_are_left_as_in_diffusers(steps):
+    """In the same arithmetic, whose ``50 * 0.58`` is 28.999999999999996."""
+    for strength in np.arange(1, 101) / 100:
+        found = len(Truncated(Uniform(), float(strength))(EDM[1], steps))
+        assert found == max(min(int(steps * strength), steps), 1)
+
+
+def test_edits_do_not_depend_on_the_scale_of_initial_noise():
+    """An image is diffused to its level by the process, whatever sampling without an image begins with."""
+    generator = a_v_model()
+    unit = dataclasses.replace(generator, recipe=dataclasses.replace(generator.recipe, initial="unit"))
+    assert np.any(unit(2, label=1) != generator(2, label=1))
+    for options in ({}, {"before": {"label": 0}}):
+        edits = [each.edit(IMAGES, 0.5, label=1, **options) for each in (generator, unit)]
+        np.testing.assert_array_equal(*edits)
+
+
+def test_inverted_noise_is_that_of_the_recipe():
+    generator = a_v_model()
+    unit = dataclasses.replace(generator, recipe=dataclasses.replace(generator.recipe, initial="unit"))
+    noise = unit.invert(IMAGES, label=0, iterations=20)
+    np.testing.assert_allclose(unit(label=0, noise=noise).astype(int), IMAGES, atol=2)
+    assert np.abs(noise / generator.invert(IMAGES, label=0, iterations=20) - 1).min() > 0.01
 
 
 def test_invalid_edits_raise():

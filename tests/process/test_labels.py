@@ -6,7 +6,7 @@ import pytest
 
 from jaxdiff.config import build, describe, from_json, to_json
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving
-from jaxdiff.process.labels import LogSigma, StepIndex, Time
+from jaxdiff.process.labels import LogSigma, RoundedIndex, StepIndex, Time
 from jaxdiff.process.schedule import Linear
 from jaxdiff.process.table import CosineBetas, ScaledLinearBetas, Table
 
@@ -17,6 +17,7 @@ LABELS = [
     Time(999.0),
     StepIndex(),
     StepIndex(4, rounded=True),
+    RoundedIndex(7),
     LogSigma(),
     LogSigma(1.0, -float(np.log(2))),
 ]
@@ -103,3 +104,12 @@ def test_at_its_steps_a_rounded_label_is_the_index_also_in_float32(float32):
     np.testing.assert_array_equal(StepIndex(rounded=True)(IDDPM, t), np.arange(1000))
     log_snr = IDDPM.log_snr(t)
     np.testing.assert_array_equal(StepIndex(rounded=True)(IDDPM, IDDPM.time(log_snr)), np.arange(1000))
+
+
+def test_a_rounded_index_is_the_step_of_the_nearest_time():
+    """The level halfway in time is nearer to the lower level, and EDM's rounding takes that step."""
+    t = (jnp.arange(1000) + 1 + jnp.asarray(0.49)) / 1000
+    np.testing.assert_array_equal(RoundedIndex()(IDDPM, t), np.arange(1000))
+    np.testing.assert_array_equal(RoundedIndex()(IDDPM, t + 0.00002), np.arange(1000) + 1)
+    above = (jnp.asarray(900.0) + 0.49) / 1000
+    assert RoundedIndex()(IDDPM, above) == 899

@@ -19,6 +19,9 @@ TABLES = [
     Table(ScaledLinearBetas(), zero_terminal_snr=True),
     Table(Betas((0.1, 0.5, 0.2, 0.9))),
     Table(Betas((0.1, 0.5, 0.2)), zero_terminal_snr=True),
+    Table(ScaledLinearBetas(), zero_terminal_snr=True, last_alpha_squared=2.0**-24),
+    Table(Betas((0.1, 0.5, 0.2, 0.9)), linear="sigma / alpha"),
+    Table(ScaledLinearBetas(), linear="sigma / alpha"),
 ]
 each_table = pytest.mark.parametrize("table", TABLES, ids=str)
 
@@ -130,15 +133,34 @@ def test_levels_between_two_steps_are_as_documented(table):
     beyond = [0.1 / steps, 1 - 0.1 / steps, 1 + 0.5 / steps]
     log_snr, _ = there_and_back(table, jnp.asarray(np.concatenate([t, (t[:-1] + t[1:]) / 2, beyond])))
     log_snr, middle, (first, last, above) = np.split(np.asarray(log_snr), [steps, 2 * steps - 1])
-    inner = slice(steps - 1 - table.zero_terminal_snr)
-    np.testing.assert_allclose(middle[inner], ((log_snr[:-1] + log_snr[1:]) / 2)[inner], rtol=1e-9, atol=1e-9)
+    reaches_noise = table.zero_terminal_snr and table.last_alpha_squared == 0
+    inner = slice(steps - 1 - reaches_noise)
+
+    def between(value, fraction):
+        """A fraction of the way from one step to the next."""
+        if table.linear == "log_snr":
+            return (1 - fraction) * value[:-1] + fraction * value[1:]
+        level = np.exp(-value / 2)
+        return -2 * np.log((1 - fraction) * level[:-1] + fraction * level[1:])
+
+    np.testing.assert_allclose(middle[inner], between(log_snr, 0.5)[inner], rtol=1e-9, atol=1e-9)
     # sigma / alpha is proportional to t before the first step, alpha / sigma to 1 - t before pure noise.
     np.testing.assert_allclose(first, log_snr[0] + 2 * np.log(10), rtol=1e-9)
-    if table.zero_terminal_snr:
+    if reaches_noise:
         np.testing.assert_allclose(last, log_snr[-2] - 2 * np.log(10), rtol=1e-9)
     else:
-        np.testing.assert_allclose(last, 0.9 * log_snr[-1] + 0.1 * log_snr[-2], rtol=1e-9)
-        np.testing.assert_allclose(above, 1.5 * log_snr[-1] - 0.5 * log_snr[-2], rtol=1e-9)
+        np.testing.assert_allclose(last, between(log_snr, 0.9)[-1], rtol=1e-9)
+        np.testing.assert_allclose(above, between(log_snr, 1.5)[-1], rtol=1e-9)
+
+
+def test_a_last_step_with_a_given_alpha():
+    plain, given = (
+        Table(ScaledLinearBetas(), zero_terminal_snr=True, last_alpha_squared=last) for last in (0.0, 1e-8)
+    )
+    assert given.steps == plain.steps == 1000
+    alpha, expected = (signal(table, times(table)).alpha for table in (given, plain))
+    np.testing.assert_allclose(alpha[-1] ** 2, 1e-8, rtol=1e-9)
+    np.testing.assert_allclose(alpha[:-1], expected[:-1], rtol=1e-12)
 
 
 @each_table
@@ -197,6 +219,10 @@ def test_configs_build_the_same_table(table):
         lambda: CosineBetas(s=-0.1),
         lambda: Betas((0.1, 1.0, 0.2)),
         lambda: Table(Betas((0.1, 0.2))),
+        lambda: Table(LinearBetas(), last_alpha_squared=1e-6),
+        lambda: Table(LinearBetas(), zero_terminal_snr=True, last_alpha_squared=-1e-6),
+        lambda: Table(LinearBetas(), zero_terminal_snr=True, last_alpha_squared=0.5),
+        lambda: Table(LinearBetas(), linear="sigma"),
     ],
 )
 def test_impossible_numbers_are_refused(make):

@@ -17,6 +17,7 @@ from jaxdiff.sampling.grids.align_your_steps import SDXL, STABLE_DIFFUSION, STAB
 from jaxdiff.sampling.grids.continuous import (
     Exponential,
     Karras,
+    KarrasBetween,
     LogSnrUniform,
     Shifted,
     Uniform,
@@ -36,6 +37,7 @@ GRIDS = [
     Shifted(Uniform(), 3.0),
     AlignYourSteps(),
     AlignYourSteps(SDXL),
+    KarrasBetween(LogSnrUniform()),
 ]
 DDPM = VariancePreserving(Table(LinearBetas()))
 GOLDENS = np.load(pathlib.Path(__file__).parents[2] / "goldens" / "tables.npz")
@@ -60,6 +62,14 @@ def test_karras_levels_are_the_papers(process):
     s = levels(process, Karras(0.01, 50.0, 5.0)(process, 6))
     i = np.arange(6) / 5
     np.testing.assert_allclose(s, (50**0.2 + i * (0.01**0.2 - 50**0.2)) ** 5, rtol=1e-9)
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=str)
+def test_karras_between_the_ends_of_another_grid(process):
+    times = KarrasBetween(Exponential(0.05, 5.0), 3.0)(process, 6)
+    np.testing.assert_allclose(
+        levels(process, times), levels(process, Karras(0.05, 5.0, 3.0)(process, 6)), rtol=1e-9
+    )
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=str)

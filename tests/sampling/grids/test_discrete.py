@@ -22,6 +22,7 @@ GRIDS = [
     Trailing(),
     Linspace(),
     Linspace(skip=8, drop_last=True),
+    Linspace(rounded=False),
     Strided(),
     Quadratic(),
     Respaced(),
@@ -96,6 +97,13 @@ def test_timestep_spacing_prev_is_next_in_list(grid, steps):
 def test_steps_match_guided_diffusion(spacing, grid):
     expected = GOLDENS[f"guided/respace/{spacing}/timesteps"]
     np.testing.assert_array_equal(grid.indices(len(expected)), expected[::-1])
+
+
+def test_fractional_steps_are_evenly_spaced():
+    times = Linspace(rounded=False)(DDPM, 7)
+    np.testing.assert_allclose(StepIndex()(DDPM, times), 166.5 * np.arange(6, -1, -1), atol=1e-9)
+    dropped = Linspace(rounded=False, drop_last=True)(DDPM, 6)
+    np.testing.assert_allclose(dropped, times[:-1], rtol=1e-12)
 
 
 def test_two_steps_are_the_ends():

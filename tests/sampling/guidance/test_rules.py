@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 from jaxdiff.errors import UserError
-from jaxdiff.process.gaussian import RectifiedFlow
-from jaxdiff.process.prediction import Prediction
+from jaxdiff.process.gaussian import RectifiedFlow, VariancePreserving
+from jaxdiff.process.prediction import Noise, Prediction, V, target
+from jaxdiff.process.schedule import Cosine
 from jaxdiff.sampling.guidance.classifier_free import ClassifierFree, Interval
 from jaxdiff.sampling.guidance.rules import CfgPlusPlus, Extrapolate, Projected, Rescale
 from jaxdiff.sampling.loop import sample
 from jaxdiff.sampling.samplers.ddim import Ddim
+from tests import schedulers as peers
 from tests.oracles import predict_from_data
 
 FLOW, T = RectifiedFlow(), 0.6
@@ -19,7 +21,7 @@ SHAPE = (3, 2, 2, 2)
 X, COND, UNCOND = np.random.default_rng(0).normal(size=(3, *SHAPE)) * [[[[[1.0, 3.0]]]]]
 KEYS = jax.random.split(jax.random.key(0), 3)
 MOMENTUM = Projected(0.3, 2.0, -0.5)
-RULES = [Extrapolate(), Rescale(0.4), CfgPlusPlus(), Projected(0.3, 2.0), MOMENTUM]
+RULES = [Extrapolate(), Rescale(0.4), Rescale(0.4, "v"), CfgPlusPlus(), Projected(0.3, 2.0), MOMENTUM]
 
 
 def pair(x_0):
@@ -49,6 +51,43 @@ def test_rescaling_brings_the_contrast_of_each_image_back(phi):
     ratio = np.asarray(found.x_0) / guided  # one factor per image, whose shape is unchanged
     np.testing.assert_allclose(ratio, np.broadcast_to(ratio[:, :1, :1, :1], SHAPE), rtol=1e-9)
     makes_x(found)
+
+
+@pytest.mark.parametrize("phi", [0.3, 1.0])
+@pytest.mark.parametrize("space", ["noise", "v"])
+@pytest.mark.parametrize("process", [FLOW, VariancePreserving(Cosine())], ids=str)
+def test_rescaling_the_output_of_a_network_is_diffusers(space, phi, process):
+    """Its `rescale_noise_cfg` of what the network predicts: noise, or v."""
+    peers.load()
+    torch = pytest.importorskip("torch")
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+
+    t, kind = jnp.asarray(T), {"noise": Noise(), "v": V()}[space]
+    cond, uncond = (predict_from_data(process, jnp.asarray(X), t, jnp.asarray(x)) for x in (COND, UNCOND))
+    outputs = [np.asarray(target(kind, process, t, pair.x_0, pair.noise)) for pair in (cond, uncond)]
+    to, away = (torch.tensor(np.moveaxis(output, -1, 1)) for output in outputs)
+    expected = np.moveaxis(rescale_noise_cfg(away + 4.0 * (to - away), to, phi).numpy(), 1, -1)
+    found, _ = Rescale(phi, space)((), 4.0, cond, uncond, process.signal(t))
+    np.testing.assert_allclose(
+        target(kind, process, t, found.x_0, found.noise), expected, rtol=1e-9, atol=1e-9
+    )
+    alpha, sigma = process.signal(t)
+    np.testing.assert_allclose(alpha * found.x_0 + sigma * found.noise, X, rtol=1e-9, atol=1e-9)
+
+
+def test_pure_noise_has_no_predicted_noise_to_rescale():
+    signal, pairs = (
+        FLOW.signal(jnp.ones(())),
+        [Prediction(jnp.asarray(x), jnp.asarray(X)) for x in (COND, UNCOND)],
+    )
+    found, _ = Rescale(1.0, "noise")((), 4.0, *pairs, signal)
+    np.testing.assert_allclose(found.x_0, UNCOND + 4.0 * (COND - UNCOND), rtol=1e-9)
+    np.testing.assert_allclose(found.noise, X, rtol=1e-9)
+
+
+def test_an_unknown_space_is_refused():
+    with pytest.raises(UserError, match="space='image': expected one of"):
+        Rescale(space="image")
 
 
 def test_an_image_of_one_colour_has_no_contrast_to_rescale():

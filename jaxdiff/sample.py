@@ -35,7 +35,8 @@ A class is given by its name or by its number, {"label": "tulip"}. A word that i
 the name is a number. --classes shows both.
 Several --text, --image or --condition of one name are taken in turn, as are several labels.
 Where a condition is an image with transparency, transparent pixels are generated and opaque ones stay; an image without
-transparency is a hint, of which no pixel stays, or with --mask all that are not white there.
+transparency is a hint, of which no pixel stays, or with --mask all that are not white there. Unless such an image is
+given, --known with --mask is it.
 --config.sampling.PATH=VALUE changes any other part of the stored recipe."""
 
 

@@ -149,14 +149,15 @@ def test_joined_tokenizers_are_a_tokenizer(folders):
 
 
 class Numbers(ClipTextEncoder):
-    """The ids as features, valid where they are positive, and no vector."""
+    """The ids as features, valid where they are positive; if `pooled`, the first is the vector."""
 
     def __call__(self, ids):
-        return Embeddings(tokens=Tokens(ids[..., None].astype(jnp.float32), ids > 0))
+        features = ids[..., None].astype(jnp.float32)
+        return Embeddings(features[:, 0] if self.pooled else None, Tokens(features, ids > 0))
 
 
-def numbers_encoder():
-    return Numbers(width=4, layers=1, heads=1)
+def numbers_encoder(pooled=False):
+    return Numbers(width=4, layers=1, heads=1, pooled=pooled)
 
 
 def test_a_token_is_valid_where_all_encoders_have_one():
@@ -165,6 +166,12 @@ def test_a_token_is_valid_where_all_encoders_have_one():
     np.testing.assert_array_equal(found.tokens.features[0], [[1, 4], [2, 0], [0, 6]])
     assert found.tokens.mask.tolist() == [[True, False, False]]
     assert found.vector is None
+
+
+@pytest.mark.parametrize(("pooled", "expected"), [((True, True), 4), ((True, False), 1), ((False, True), 4)])
+def test_the_vector_is_the_last_one_that_an_encoder_gives(pooled, expected):
+    part = JoinedEncoder(tuple(map(numbers_encoder, pooled)))
+    assert part.apply({}, jnp.array([[1, 2, 0, 4, 0, 6]])).vector.tolist() == [[expected]]
 
 
 def test_parameters_are_named_by_the_order_of_the_encoders():

@@ -104,7 +104,7 @@ def test_a_partial_image_equals_known_images_and_a_mask():
 def test_known_images_and_a_mask_are_the_partial_image_that_is_left_out():
     found = a_model()(source=HOLES)
     np.testing.assert_array_equal(a_model()(known=RGB, mask=MASK[..., None]), found)
-    with pytest.raises(UserError, match="source=: expected a value"):
+    with pytest.raises(UserError, match=r"mask='bool\[3, 8, 12, 3\]': expected a bool for each pixel"):
         a_model()(known=RGB, mask=MASK[..., None].repeat(3, axis=-1))
 
 

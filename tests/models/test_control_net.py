@@ -9,11 +9,16 @@ import numpy as np
 import pytest
 
 from jaxdiff.conditioning.control import ControlImage
+from jaxdiff.conditioning.vector import NoiseLevel
 from jaxdiff.config import build, describe
-from jaxdiff.embeddings import Control, Embeddings, VectorInputs
+from jaxdiff.embeddings import Control, Embeddings, Tokens, VectorInputs
 from jaxdiff.errors import UserError
 from jaxdiff.interop.control_net import control_net, control_net_params
-from jaxdiff.models.control_net import Controlled
+from jaxdiff.models.blocks import ResidualMiddle
+from jaxdiff.models.control_net import Controlled, ControlNet
+from jaxdiff.models.interface import BlockOptions
+from jaxdiff.models.spatial_transformer import SpatialTransformer
+from jaxdiff.models.unet import Level, UNet
 from tests.controls import (
     QUICK,
     STEPS,
@@ -142,6 +147,18 @@ def test_the_unet_keeps_the_paths_of_its_parameters():
     found = shapes(denoiser, "sdxl", **IMAGES)["network"]
     assert {*found} - {*shapes(plain, "sdxl")["network"]} == {"controls_edges", "controls_depth"}
     assert jax.tree.map(jnp.shape, params["network"]) == jax.tree.map(jnp.shape, found)
+
+
+def test_the_published_size_of_stable_diffusion_1():
+    part = SpatialTransformer(heads=8, head_dim=None)
+    levels = (*(Level(width, 2, part) for width in (320, 640, 1280)), Level(1280, 2))
+    options = BlockOptions(min_group_size=1, modulation="shift")
+    unet = UNet(levels, 4, block=options, middle=ResidualMiddle(part), resampling="conv")
+    network = ControlNet(unet, NoiseLevel(1280, frequencies=160))
+    read = reads(tokens=Tokens(jnp.zeros((2, 7, 768)), jnp.ones((2, 7), bool)))
+    make = functools.partial(network.init, train=False)
+    found = jax.eval_shape(make, jax.random.key(0), X[:, :, :8], read, IMAGES["edges"][:, :, :64])
+    assert sum(leaf.size for leaf in jax.tree.leaves(found)) == 361_279_120
 
 
 def test_a_control_net_of_latents_serves_an_inpainting_model():

@@ -69,9 +69,9 @@ class Denoiser(nn.Module):
         return self.clone(conditioner=self.conditioner.with_class_names(names)) if names else self
 
     @nn.nowrap
-    def for_images(self, shape: tuple[int, ...]) -> "Denoiser":
+    def for_images(self, shape: tuple[int, ...], data_shape: tuple[int, ...]) -> "Denoiser":
         """This denoiser for images of this stored shape, see `Conditioner.for_images`."""
-        conditioner = self.conditioner.for_images(shape)
+        conditioner = self.conditioner.for_images(shape, data_shape)
         return self if conditioner is self.conditioner else self.clone(conditioner=conditioner)
 
     @nn.nowrap

@@ -1,7 +1,10 @@
 """An experiment: everything in a config, as objects. The one place where parts of all layers meet."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
+
+from flax.core import FrozenDict
 
 from jaxdiff.data.classes import Labelled, Names
 from jaxdiff.data.pipeline import Pipeline
@@ -33,6 +36,8 @@ class Experiment:
       data: the training examples; `test_data`: held-out ones, for evaluation only.
       sampling: sampler, grid, steps and guidance of sample grids, `jaxdiff.sample` and `jaxdiff.evaluate`; None for a
         task that makes no samples.
+      recipes: recipes by the names under which ``--sampler`` finds them, see `jaxdiff.sampling.names.plain`; for other
+        names it is the sampler's class.
       evaluation: what is measured during training, at its end and by `jaxdiff.evaluate`; None for nothing.
       init_from: another run whose parameters this one starts from; None for fresh ones.
       mesh: how devices share the work.
@@ -64,6 +69,7 @@ class Experiment:
     keep: int = 2
     keep_also: Retention | None = None
     sample_every: int = 1000
+    recipes: Mapping[str, Recipe] = FrozenDict()
 
     def __post_init__(self):
         positive(self, "steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep")
@@ -109,6 +115,12 @@ class Experiment:
         expect(recipe is not None, "config.sampling", None, "a sampling recipe", "give spec(Recipe, ...)")
         assert recipe is not None
         return recipe
+
+    def with_recipe(self, name: str) -> "Experiment":
+        """This experiment, sampled by one of its `recipes` with its own steps and guidance."""
+        own = self.recipe
+        recipe = dataclasses.replace(self.recipes[name], steps=own.steps, guidance=own.guidance)
+        return dataclasses.replace(self, sampling=recipe)
 
     def check(self, devices: int) -> None:
         """Raise `UserError` where data, task and devices do not fit each other; before anything is compiled."""

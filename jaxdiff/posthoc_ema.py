@@ -62,6 +62,7 @@ def main(argv: Sequence[str]) -> None:
     from jaxdiff.training.power_ema import PowerEma
     from jaxdiff.training.state import abstract_params
     from jaxdiff.training.step import TrainState
+    from jaxdiff.training.storage import is_sound
 
     packages = [name for name in flags.packages.split(",") if name]
     experiment = configs.build(config, packages=("jaxdiff", *packages))
@@ -70,6 +71,10 @@ def main(argv: Sequence[str]) -> None:
     expect(fits, "--workdir", flags.workdir, "a run with PowerEma", fix, f"one with {kind}")
     abstract, _ = abstract_params(experiment.task, experiment.mesh.make(), experiment.optimizer.frozen)
     average, step = snapshots.reconstruct(flags.workdir, experiment.ema, abstract, flags.std, flags.step)
+    fix = "use other snapshots"
+    expect(
+        bool(is_sound(average, ())), "--std", flags.std, "a finite average", fix, "NaN or infinite numbers"
+    )
 
     folder = pathlib.Path(flags.workdir).expanduser()
 
@@ -77,8 +82,6 @@ def main(argv: Sequence[str]) -> None:
         with Checkpoints(draft / "checkpoints") as checkpoints:
             checkpoints.save(step, TrainState(jnp.int32(step), params=(), ema=average, opt_state=()))
             checkpoints.wait()
-            expect(checkpoints.latest() == step, "--out", flags.out, "a stored average", "use other snapshots",
-                   "one that is not finite")  # fmt: skip
         for name in (CONFIG_FILE, RECORD, classes.FILE):
             if (folder / name).exists():
                 shutil.copy(folder / name, draft / name)

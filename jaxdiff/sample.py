@@ -45,6 +45,7 @@ def parser() -> app.Parser:
     flags.add_argument("--workdir", default=None, help="folder of the training run")
     flags.add_argument("--step", type=int, default=None, help="which checkpoint (default: the newest)")
     _add_cascade(flags)
+    _add_refiner(flags)
     _add_output(flags)
     _add_conditions(flags)
     _add_edit(flags)
@@ -68,6 +69,15 @@ def _add_cascade(flags: app.Parser) -> None:
         default=None,
         metavar="NAME",
         help="the condition that takes these images, if there are several image conditions",
+    )
+
+
+def _add_refiner(flags: app.Parser) -> None:
+    flags.add_argument(
+        "--refiner",
+        default=None,
+        metavar="FOLDER[:FRACTION]",
+        help="a run that completes the latents of --workdir, after this fraction of the steps (default: 0.8)",
     )
 
 
@@ -151,9 +161,16 @@ def _add_recipe(flags: app.Parser) -> None:
     )
     flags.add_argument("--steps", type=int, default=None, help="sampling steps")
     flags.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:SCALE]",
+        help="a LoRA file to merge into Stable Diffusion; several are added up",
+    )
+    flags.add_argument(
         "--sampler",
         default=None,
-        help="a class of jaxdiff.sampling.samplers: ddim, heun, 'Ddim(eta=1.0)', ...",
+        help="a recipe of the run, or a class of jaxdiff.sampling.samplers: ddim, dpm_solver2m, 'Ddim(eta=1.0)', ...",
     )
 
 

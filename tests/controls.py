@@ -14,7 +14,7 @@ from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.conditioning.continuous import Continuous
 from jaxdiff.conditioning.vector import NoiseLevel, VectorMlp
 from jaxdiff.denoiser import Denoiser
-from jaxdiff.embeddings import Embeddings, Tokens
+from jaxdiff.embeddings import Embeddings, Tokens, VectorInputs
 from jaxdiff.interop import diffusers as layout
 from jaxdiff.interop.mapping import dense, to_params
 from jaxdiff.models.blocks import ResidualMiddle
@@ -43,15 +43,21 @@ PEERS = {
         "projection_class_embeddings_input_dim": POOLED + 6 * SIZES,
     },
 }  # fmt: skip
+PEERS["sdxl3"] = PEERS["sdxl"] | {
+    "block_out_channels": (16, 32, 32), "attention_head_dim": (2, 4, 4), "transformer_layers_per_block": (1, 2, 2),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+}  # fmt: skip
 UP = {
     "sd1": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
     "sdxl": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "sdxl3": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
 }
 SD1 = SpatialTransformer(heads=4, head_dim=None, groups=8)
 SDXL = SpatialTransformer(depth=2, heads=4, head_dim=None, linear_projection=True, groups=8)
 LEVELS = {
     "sd1": (Level(16, 1, SD1), Level(32, 1, SD1), Level(32, 1)),
     "sdxl": (Level(16, 1), Level(32, 1, SDXL)),
+    "sdxl3": (Level(16, 1), Level(32, 1, SDXL), Level(32, 1, SDXL)),
 }
 STEPS = np.array([3, 700])
 TIMES = jnp.asarray((STEPS + 1) / 1000, jnp.float32)
@@ -92,7 +98,7 @@ def a_denoiser(kind, **conditions):
 def fields(kind):
     """Values of the conditions of `a_denoiser`."""
     given = {"text": draw(2, 7, 12, seed=2)}
-    if kind == "sdxl":
+    if kind != "sd1":
         sizes = np.array([[64, 48, 0, 0, 64, 48], [32, 64, 8, 3, 32, 32]], np.float32)
         given |= {"pooled": draw(2, POOLED, seed=3), "sizes": sizes}
     return given
@@ -141,7 +147,7 @@ def read_by(kind):
     """The arguments of diffusers' networks for the values of `fields`."""
     torch = pytest.importorskip("torch")
     given = {name: torch.tensor(value) for name, value in fields(kind).items()}
-    added = {"text_embeds": given["pooled"], "time_ids": given["sizes"]} if kind == "sdxl" else {}
+    added = {"text_embeds": given["pooled"], "time_ids": given["sizes"]} if kind != "sd1" else {}
     return {
         "timestep": torch.tensor(STEPS), "encoder_hidden_states": given["text"], "added_cond_kwargs": added,
     }  # fmt: skip
@@ -170,10 +176,26 @@ def _init(denoiser):
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
-def run(denoiser, params, given):
+def run(denoiser, params, given, **dropped):
     """The network's output for noisy data `X` at `STEPS`."""
-    drop = denoiser.conditioner.none_dropped(2)
+    drop = denoiser.conditioner.none_dropped(2) | dropped
     return denoiser.apply({"params": params}, X, TIMES, given, drop, train=False)
+
+
+def tokens():
+    return Tokens(jnp.asarray(fields("sd1")["text"]), jnp.ones((2, 7), bool))
+
+
+def reads(**slots):
+    """Embeddings as a network receives them."""
+    inputs = VectorInputs(jnp.zeros(2))
+    return Embeddings(vector=jnp.zeros((2, 64)), tokens=tokens(), vector_inputs=inputs).replace(**slots)
+
+
+def abstract(network, embeddings):
+    """The shapes of a network's parameters: nothing is compiled."""
+    make = functools.partial(network.init, train=False)
+    return jax.eval_shape(make, jax.random.key(0), X, embeddings)
 
 
 def assert_close(found, expected):

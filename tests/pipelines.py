@@ -1,4 +1,7 @@
-"""Tiny pipelines of diffusers with random weights, written to folders as published ones are."""
+"""Tiny pipelines of diffusers with random weights, written to folders as published ones are.
+
+Groups and heads are those that single files of such widths are taken to have.
+"""
 
 import functools
 import json
@@ -23,14 +26,17 @@ SCHEDULERS = {
     "xl": ("EulerDiscreteScheduler", {**BETAS, "timestep_spacing": "leading", "steps_offset": 1}, ()),
 }
 UNETS = {
-    "sd1": {"attention_head_dim": 4, "cross_attention_dim": 32},
-    "sd2": {"attention_head_dim": [2, 4], "cross_attention_dim": 32, "use_linear_projection": True},
+    "sd1": {"attention_head_dim": 8, "cross_attention_dim": 64},
+    "sd2": {
+        "block_out_channels": [64, 64], "attention_head_dim": [1, 1], "cross_attention_dim": 64,
+        "use_linear_projection": True,
+    },
     "xl": {
-        "attention_head_dim": [2, 4], "cross_attention_dim": 56, "use_linear_projection": True,
+        "attention_head_dim": [1, 1], "cross_attention_dim": 128, "use_linear_projection": True,
         "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
         "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"], "transformer_layers_per_block": [1, 2],
-        "addition_embed_type": "text_time", "addition_time_embed_dim": 8,
-        "projection_class_embeddings_input_dim": 6 * 8 + 24,
+        "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 6 * 256 + 64,
     },
 }  # fmt: skip
 EPS = {"sd1": 0.18215, "sd2": 0.18215, "xl": 0.13025}
@@ -38,16 +44,16 @@ EPS = {"sd1": 0.18215, "sd2": 0.18215, "xl": 0.13025}
 
 def text_config(width, layers, activation, **options):
     return {
-        "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 4, "intermediate_size": 2 * width,
+        "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 1, "intermediate_size": 2 * width,
         "hidden_act": activation, "vocab_size": len(VOCABULARY), "projection_dim": width,
         "bos_token_id": len(VOCABULARY) - 2, "eos_token_id": len(VOCABULARY) - 1, "pad_token_id": 0, **options,
     }  # fmt: skip
 
 
 TEXTS = {
-    "sd1": [text_config(32, 2, "quick_gelu")],
-    "sd2": [text_config(32, 3, "gelu")],
-    "xl": [text_config(32, 3, "quick_gelu"), text_config(24, 3, "gelu")],
+    "sd1": [text_config(64, 2, "quick_gelu")],
+    "sd2": [text_config(64, 3, "gelu")],
+    "xl": [text_config(64, 3, "quick_gelu"), text_config(64, 3, "gelu")],
 }
 
 
@@ -62,6 +68,14 @@ def randomise(module, seed=0):
     return module.eval()
 
 
+def certain(vae):
+    """The autoencoder with posteriors without variance, so that all draws from them are equal."""
+    half = vae.quant_conv.bias.shape[0] // 2
+    vae.quant_conv.weight.data[half:] = 0.0
+    vae.quant_conv.bias.data[half:] = -60.0
+    return vae
+
+
 def write(kind: str, folder: pathlib.Path, **unet) -> pathlib.Path:
     """Write a pipeline's folder: ``sd1``, ``sd2`` or ``xl``; `unet` are further options of its U-Net."""
     with warnings.catch_warnings():
@@ -71,10 +85,10 @@ def write(kind: str, folder: pathlib.Path, **unet) -> pathlib.Path:
     texts = TEXTS[kind]
     randomise(network(kind, **unet)).save_pretrained(folder / "unet")
     vae = diffusers.AutoencoderKL(
-        block_out_channels=(16, 32), norm_num_groups=8, down_block_types=("DownEncoderBlock2D",) * 2,
+        block_out_channels=(32, 64), norm_num_groups=32, down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1, sample_size=32, scaling_factor=EPS[kind],
     )  # fmt: skip
-    randomise(vae, 1).save_pretrained(folder / "vae")
+    certain(randomise(vae, 1)).save_pretrained(folder / "vae")
     for i, options in enumerate(texts):
         end = "" if i == 0 else f"_{i + 1}"
         cls = transformers.CLIPTextModelWithProjection if kind == "xl" and i else transformers.CLIPTextModel
@@ -91,7 +105,7 @@ def network(kind: str, **options):
     import diffusers
 
     settings = {
-        "sample_size": 16, "block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 8,
+        "sample_size": 16, "block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 32,
         "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
         "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"], **UNETS[kind], **options,
     }  # fmt: skip

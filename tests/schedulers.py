@@ -27,4 +27,9 @@ def in_double_precision(scheduler_class, draws=()):
         module = sys.modules[scheduler_class.__module__]
         if hasattr(module, "randn_tensor"):
             patch.setattr(module, "randn_tensor", lambda *shape, **options: torch.tensor(next(draws)))
-        yield torch
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield torch
+        finally:
+            torch.set_default_dtype(default)

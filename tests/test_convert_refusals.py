@@ -116,7 +116,7 @@ def test_weights_are_stored_only_if_they_can_be_read_back(folder, forgetful, cap
     (folder / "run").mkdir()
     (folder / "run" / "notes.txt").write_text("mine")
     with pytest.raises(
-        UserError, match="read back the weights that were written.* Fix: delete .*/run/checkpoints,"
+        UserError, match=r"read back the weights that were written.* Fix: delete .*/run/checkpoints,"
     ):
         run(folder, peer().state_dict())
     assert "wrote" not in capsys.readouterr().out

@@ -14,9 +14,9 @@ from PIL import Image
 from jaxdiff import config as configs
 from jaxdiff import sample
 from jaxdiff.cli import app as command
-from jaxdiff.cli import request
 from jaxdiff.config.overrides import override
 from jaxdiff.distributed import runtime
+from jaxdiff.sampling.names import sampler_target
 from tests import commands
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -100,7 +100,7 @@ def test_each_command_parses_and_fits_the_config_of_its_run(name, module, words)
         assert built.evaluation is not None
         return
     if flags.sampler is not None:
-        assert ":" in request.sampler_target(flags.sampler)
+        assert ":" in sampler_target(flags.sampler)
     for word in [*flags.image, *flags.condition, *flags.level, *flags.negative, *flags.source]:
         assert word.partition("=")[0] in conditions, word
     assert not flags.text or "text" in conditions

@@ -160,9 +160,10 @@ def _show_warnings() -> None:
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command with the words of `argv`, by default those of the process.
 
-    A user's error is one line and status 2, as is a lack of memory; a table may follow, indented. A failure of a run, of its disks or files, is one
-    line and status 1. An interrupted run exits with its own status. With the words of the process, nothing is printed
-    after that line: threads of libraries that end with the process could follow it with errors of their own.
+    A user's error is one line and status 2, as is a lack of memory; a table may follow, indented. A failure of a run,
+    of its disks or files, is one line and status 1. An interrupted run exits with its own status. With the words of the
+    process, nothing is printed after that: threads of libraries that end with the process could follow it with errors
+    of their own.
     """
     words = sys.argv[1:] if argv is None else argv
     _show_warnings()

@@ -34,7 +34,7 @@ def conditions(flags: argparse.Namespace, available: Conditions, n: int | None =
     `--edit` fills together with `--mask` may be missing.
 
     Args:
-      flags: label, text, image, condition, conditions, n, known and edit of `jaxdiff.sample`.
+      flags: label, text, image, condition, conditions, n, known, edit and mask of `jaxdiff.sample`.
       available: all conditions that can be given.
       n: number of images; if None, as many as the condition with the most values has.
 
@@ -56,7 +56,8 @@ def conditions(flags: argparse.Namespace, available: Conditions, n: int | None =
         given[labels[0]] = list(map(np.int64, range(len(rows))))
     elif flags.label == "all" and flags.conditions is None:
         rows = _classes(available[labels[0]])
-    completing = () if flags.known is None and flags.edit is None else _with_flag("known", available)
+    completes = flags.mask is not None and (flags.known is not None or flags.edit is not None)
+    completing = _with_flag("known", available) if completes else []
     required = [name for name, each in available.items() if each.default is None and name not in completing]
     missing = [name for name in required if name not in given]
     if missing:

@@ -20,6 +20,7 @@ from jaxdiff.experiment import Experiment
 from jaxdiff.interop import scheduler_settings, stable_diffusion_export
 from jaxdiff.interop.pending import Pending
 from jaxdiff.interop.safetensors_files import write_safetensors
+from jaxdiff.interop.stable_diffusion import WITHOUT_LAST
 from jaxdiff.interop.stable_diffusion_export import Exported
 from jaxdiff.runs.published import SCHEDULER
 from jaxdiff.runs.restore import restore_params
@@ -45,7 +46,11 @@ def write_file(workdir: str, target: Output) -> str:
     tensors = stable_diffusion_export.single_file(model)
     target.check_space(_bytes(tensors))
     prediction = _scheduler(experiment, workdir)["prediction_type"]
-    about = {"format": "pt", PREDICTION: "v" if prediction == "v_prediction" else prediction}
+    about = {
+        "format": "pt",
+        WITHOUT_LAST: "without unread blocks",
+        PREDICTION: "v" if prediction == "v_prediction" else prediction,
+    }
     target.write(lambda draft: write_safetensors(draft, tensors, about))
     return f"wrote {len(tensors)} tensors of {workdir} to {target.path}"
 
@@ -54,7 +59,7 @@ def write_folder(workdir: str, target: Output) -> str:
     """Write a run as the folder of a diffusers pipeline; returns a summary for the user."""
     experiment: Experiment = configs.build(read_config(workdir))
     model = model_of(experiment, workdir)
-    size = tuple(experiment.sampled.image_shape)[0]
+    size = max(experiment.sampled.image_shape[:2])
     parts = {name: (config, tensors) for name, config, tensors in stable_diffusion_export.folder(model, size)}
     index, scheduler = stable_diffusion_export.model_index(model), _scheduler(experiment, workdir)
     index["scheduler"] = ["diffusers", scheduler["_class_name"]]

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from jaxdiff.errors import RunFailure, UserError
+from jaxdiff.errors import RunFailure, UserError, reason
 
 Fill = Callable[[pathlib.Path], object]
 """Writes an output: receives the path of an empty folder, or of an empty file."""
@@ -25,6 +25,7 @@ Fill = Callable[[pathlib.Path], object]
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 ARCHIVES = (".npz", ".npy")
 FORMS = f"{' '.join((*PICTURES, *ARCHIVES))}, or a folder (no suffix, or a slash at the end)"
+PLACE = "a place that can be written"
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,4}")
 """What looks like the suffix of a file; ``runs/digits-0.08`` has none."""
 _SPARE = 1 << 14
@@ -55,7 +56,7 @@ class Output:
             with _parents(self.path), _draft(self.path, self.is_folder):
                 pass
         except OSError as error:
-            self._refuse("a place that can be written", _reason(error), "give another place")
+            self._refuse(PLACE, _reason(error), "give another place")
 
     def check_space(self, size: int) -> None:
         """Raise `UserError` unless `size` bytes fit on the disk."""
@@ -70,7 +71,8 @@ class Output:
         If that fails, the output is written into the folder for temporary files, and the error names it.
 
         Raises:
-          UserError: the output could not be written to its place.
+          RunFailure: the output could not be written to its place.
+          UserError: something was made there meanwhile.
         """
         try:
             with _parents(self.path), _draft(self.path, self.is_folder) as draft:
@@ -78,9 +80,9 @@ class Output:
                 self._check_existing()
                 self._put(draft)
         except UserError:  # the place was free before the work
-            self._rescue(fill, "a file or folder that was made there meanwhile")
+            self._rescue(fill, "a file or folder that was made there meanwhile", UserError)
         except (OSError, RunFailure) as error:
-            self._rescue(fill, _reason(error))
+            self._rescue(fill, _reason(error), RunFailure)
 
     @property
     def is_folder(self) -> bool:
@@ -103,15 +105,12 @@ class Output:
             entry.unlink()
         old.rmdir()
 
-    def _rescue(self, fill: Fill, reason: str) -> NoReturn:
+    def _rescue(self, fill: Fill, got: str, raises: type[Exception]) -> NoReturn:
         for folder in (tempfile.gettempdir(), os.curdir):
             kept = pathlib.Path(folder).resolve() / f"jaxdiff-{secrets.token_hex(3)}-{self.path.name[-99:]}"
             if self._kept(fill, kept):
-                fix = f"make room there; the output was kept as {kept}"
-                self._refuse("a place that can be written", reason, fix)
-        self._refuse(
-            "a place that can be written", f"{reason}, there and elsewhere", "make room, and try again"
-        )
+                raise raises(self._refusal(PLACE, got, f"make room there; the output was kept as {kept}"))
+        raise raises(self._refusal(PLACE, f"{got}, there and elsewhere", "make room, and try again"))
 
     def _kept(self, fill: Fill, path: pathlib.Path) -> bool:
         """Whether the output could be written to another place."""
@@ -146,7 +145,10 @@ class Output:
                 self._refuse("a folder of this command's outputs", f"one with {entry.name!r}", fix)
 
     def _refuse(self, expected: str, got: str, fix: str) -> NoReturn:
-        raise UserError(f"{self.flag}: expected {expected}, got {got}. Fix: {fix}")
+        raise UserError(self._refusal(expected, got, fix))
+
+    def _refusal(self, expected: str, got: str, fix: str) -> str:
+        return f"{self.flag}: expected {expected}, got {got}. Fix: {fix}"
 
 
 def of_images(flag: str, text: str, overwrite: bool) -> Output:
@@ -255,4 +257,4 @@ def _reason(error: Exception) -> str:
     code = getattr(error, "errno", None)
     if code in (errno.EEXIST, errno.ENOTDIR):
         return "a file where a folder is needed"
-    return os.strerror(code).lower() if code else str(error)
+    return os.strerror(code).lower() if code else reason(error)

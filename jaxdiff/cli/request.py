@@ -8,8 +8,12 @@ from collections.abc import Sequence
 from jaxdiff.cli import output
 from jaxdiff.cli.app import number, run_and_step
 from jaxdiff.errors import UserError, expect
+from jaxdiff.interop.lora.flag import parse_flag
 
-NOT_IN_CASCADES = ("step", "size", "noise", "guiding_model", "known", "mask", "edit", "negative")
+NOT_WITH_REFINER = ("known", "mask", "edit", "guiding_model")
+"""Flags that a base model with a refiner has no use for."""
+
+NOT_IN_CASCADES = ("refiner", "step", "size", "noise", "guiding_model", "known", "mask", "edit", "negative")
 """Flags that a cascade has no use for."""
 
 
@@ -23,6 +27,7 @@ class Request:
       runs: the folders of the training runs, each with the step of its checkpoint (None: the newest).
       overrides: (path, text) pairs that change the stored configs.
       packages: packages whose classes the stored configs may use.
+      loras: LoRA files, each with its scale.
     """
 
     flags: argparse.Namespace
@@ -30,12 +35,25 @@ class Request:
     runs: Sequence[tuple[str, int | None]]
     overrides: Sequence[tuple[str, str]]
     packages: Sequence[str]
+    loras: Sequence[tuple[str, float]] = ()
 
     @property
     def guiding_model(self) -> str | tuple[str, int] | None:
         """The run of the guiding model, perhaps with a step."""
         text = self.flags.guiding_model
         return None if text is None else run_and_step(text)
+
+    @property
+    def refiner(self) -> tuple[str, float] | None:
+        """The run of the refiner, and the fraction of the steps after which it continues."""
+        text = self.flags.refiner
+        if text is None:
+            return None
+        folder, colon, fraction = text.rpartition(":")
+        try:
+            return (folder, number(fraction)) if colon else (text, 0.8)
+        except ValueError:
+            return text, 0.8
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -47,7 +65,7 @@ def of(flags: argparse.Namespace, overrides: Sequence[tuple[str, str]]) -> Reque
     """The request of parsed flags.
 
     Raises:
-      UserError: flags that exclude each other, an output that cannot be written, an unknown sampler.
+      UserError: flags that exclude each other, an output that cannot be written.
     """
     out = output.of_images("--out", flags.out, flags.overwrite)
     out.check()
@@ -66,11 +84,15 @@ def of(flags: argparse.Namespace, overrides: Sequence[tuple[str, str]]) -> Reque
     _check_numbers("--guidance", [] if flags.guidance is None else [flags.guidance])
     _check_numbers("--level", [word for word in flags.level if "=" in word])
     packages = [name for name in flags.packages.split(",") if name]
-    return Request(flags, out, runs(flags), [*overrides, *_recipe_overrides(flags)], packages)
+    steps = [] if flags.steps is None else [("sampling.steps", str(flags.steps))]
+    loras = [parse_flag(text) for text in flags.lora]
+    return Request(flags, out, runs(flags), [*overrides, *steps], packages, loras)
 
 
 def runs(flags: argparse.Namespace) -> list[tuple[str, int | None]]:
     """The runs of ``--workdir`` or ``--cascade``, each with the step of its checkpoint (None: the newest)."""
+    if flags.refiner is not None:
+        _check_unused(flags, NOT_WITH_REFINER, "a flag for a base model and its refiner")
     if flags.cascade is None:
         if flags.workdir is None:
             raise UserError(
@@ -81,25 +103,18 @@ def runs(flags: argparse.Namespace) -> list[tuple[str, int | None]]:
         raise UserError(
             f"--workdir={flags.workdir!r}: expected either --workdir or --cascade, got both. Fix: leave one out"
         )
-    for name in NOT_IN_CASCADES:
-        value = getattr(flags, name)
-        if value not in (None, []):
-            raise UserError(
-                f"--{name.replace('_', '-')}={value!r}: expected a flag for cascades, got one for a single model. "
-                "Fix: leave it out"
-            )
+    _check_unused(flags, NOT_IN_CASCADES, "a flag for cascades")
     named = [run_and_step(folder) for folder in flags.cascade.split(",")]
     return [run if isinstance(run, tuple) else (run, None) for run in named]
 
 
-def _recipe_overrides(flags: argparse.Namespace) -> list[tuple[str, str]]:
-    """``--steps`` and ``--sampler`` as overrides of the stored recipe."""
-    found = []
-    if flags.steps is not None:
-        found.append(("sampling.steps", str(flags.steps)))
-    if flags.sampler is not None:
-        found.append(("sampling.sampler", sampler_target(flags.sampler)))
-    return found
+def _check_unused(flags: argparse.Namespace, names: Sequence[str], expected: str) -> None:
+    """Raise `UserError` if one of these flags is given."""
+    for name in names:
+        value = getattr(flags, name)
+        if value not in (None, []):
+            flag = f"--{name.replace('_', '-')}={value!r}"
+            raise UserError(f"{flag}: expected {expected}, got one for a single model. Fix: leave it out")
 
 
 def _check_numbers(flag: str, texts: Sequence[str]) -> None:
@@ -123,28 +138,3 @@ def _size(text: str | None) -> tuple[int, int] | None:
     if found is None or 0 in (sides := (int(found[1]), int(found[2]))):
         raise UserError(f"--size={text}: expected HEIGHTxWIDTH, got {text!r}. Fix: write 96x128")
     return sides
-
-
-def sampler_target(text: str) -> str:
-    """``module:Class(...)`` from the name of a class in `jaxdiff.sampling.samplers`, in any case: ``ddim(eta=1.0)``."""
-    import importlib
-    import inspect
-    import pkgutil
-
-    from jaxdiff.sampling import samplers
-
-    word, bracket, arguments = text.partition("(")
-    if ":" in word:
-        return text
-    found = {}
-    for module in pkgutil.iter_modules(samplers.__path__):
-        source = importlib.import_module(f"{samplers.__name__}.{module.name}")
-        for name, cls in inspect.getmembers(source, inspect.isclass):
-            is_sampler = all(hasattr(cls, method) for method in ("init", "step", "calls"))
-            hidden = name.startswith("_") or getattr(cls, "_is_protocol", False)
-            if cls.__module__ == source.__name__ and is_sampler and not hidden:
-                found[name.lower()] = f"{cls.__module__}:{name}"
-    if word.lower() not in found:
-        names = ", ".join(target.partition(":")[2] for target in found.values())
-        raise UserError(f"--sampler={text}: expected a known sampler, got {word!r}. Fix: use one of {names}")
-    return found[word.lower()] + bracket + arguments

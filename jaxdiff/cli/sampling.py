@@ -15,9 +15,11 @@ from jaxdiff.errors import UserError, expect
 from jaxdiff.generation import inputs
 from jaxdiff.generation.cascade import Cascade, consistency
 from jaxdiff.generation.generator import Generator
+from jaxdiff.generation.handover import Handover
+from jaxdiff.generation.lora import with_lora
 
 Load = Callable[..., Generator]
-"""``load(workdir, *, step, overrides, packages, guiding_model)`` -> the generator of a run; see `Generator.load`."""
+"""``load(workdir, *, step, overrides, sampler, packages, guiding_model)`` -> a generator; see `Generator.load`."""
 
 
 class Samples(NamedTuple):
@@ -37,15 +39,22 @@ def run(request: Request, load: Load = Generator.load) -> None:
     """
     options = {
         "overrides": request.overrides,
+        "sampler": request.flags.sampler,
         "packages": request.packages,
         "guiding_model": request.guiding_model,
     }
     stages = [load(folder, step=step, **options) for folder, step in request.runs]
+    if request.loras:
+        stages = [with_lora(stage, request.loras) for stage in stages]
     for (folder, _), stage in zip(request.runs, stages, strict=True):
         shape = stage.image_shape
         fix = "sample it in Python, with Generator.load"
         expect(len(shape) == 3, "--workdir", folder, "a model of images", fix, f"one of data {shape}")
-    sample = sample_cascade if request.flags.cascade else sample_model
+    if request.refiner is not None:
+        stages.append(load(request.refiner[0], **options))
+        sample = sample_refined
+    else:
+        sample = sample_cascade if request.flags.cascade else sample_model
     images, requested, conditions = sample(request, stages)
     arrays = cli.to_arrays(requested.values, conditions, len(images))
     pictures.write(request.out, images, arrays, len(requested.rows) or None)
@@ -106,6 +115,32 @@ def _edit(
     image = values.image_of_size("--edit", flags.edit, shape)
     source = cli.one_for_all("--source", flags.source, available) if flags.source else None
     return generator.edit(np.broadcast_to(image, (n, *shape)), flags.strength, before=source, **options)
+
+
+def sample_refined(request: Request, stages: Sequence[Generator]) -> Samples:
+    """Images of a base model and its refiner."""
+    flags, (base, refiner), size = request.flags, stages, request.size
+    _, fraction = request.refiner or ("", 0.8)
+    models = [model.of_size(*size) if size else model for model in (base, refiner)]
+    available = {
+        name: each
+        for model in reversed(models)
+        for name, each in model.denoiser.conditioner.conditions.items()
+    }
+    noise = None if flags.noise is None else values.noise("--noise", flags.noise)
+    requested = cli.conditions(
+        flags, available, len(noise) if flags.n is None and noise is not None else flags.n
+    )
+    check_output(request, requested, models[0].image_shape, base.batch_size)
+    images = Handover(*models, fraction)(
+        requested.n,
+        seed=flags.seed,
+        noise=noise,
+        guidance=cli.guidance(flags.guidance, available),
+        negative=cli.one_for_all("--negative", flags.negative, available),
+        **requested.values,
+    )
+    return Samples(images, requested, available)
 
 
 def sample_cascade(request: Request, stages: Sequence[Generator]) -> Samples:

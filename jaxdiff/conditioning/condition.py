@@ -131,8 +131,8 @@ class Condition(_Defaults, nn.Module):
         return self
 
     @nn.nowrap
-    def for_images(self, shape: Shape) -> "Condition":
-        """This condition for images of this stored shape, if its default depends on their size."""
+    def for_images(self, shape: Shape, data_shape: Shape) -> "Condition":
+        """This condition for images of this stored shape, which are diffused as data of shape `data_shape`."""
         return self
 
     @nn.nowrap

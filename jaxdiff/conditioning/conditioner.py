@@ -189,9 +189,9 @@ class Conditioner(nn.Module):
         )
 
     @nn.nowrap
-    def for_images(self, shape: Shape) -> "Conditioner":
+    def for_images(self, shape: Shape, data_shape: Shape) -> "Conditioner":
         """This conditioner for images of this stored shape, see `Condition.for_images`."""
-        fitted = {name: each.for_images(shape) for name, each in self.conditions.items()}
+        fitted = {name: each.for_images(shape, data_shape) for name, each in self.conditions.items()}
         changed = any(fitted[name] is not each for name, each in self.conditions.items())
         return self.clone(conditions=fitted) if changed else self
 

@@ -138,7 +138,7 @@ class ImageSize(Continuous):
     null: Null = "none"
 
     @nn.nowrap
-    def for_images(self, shape: Shape) -> "ImageSize":
+    def for_images(self, shape: Shape, data_shape: Shape) -> "ImageSize":
         """This condition with (height, width) of images [height, width, channels] as its default."""
         size = tuple(map(float, shape[:2]))
         return self if self.default == size else self.clone(default=size)

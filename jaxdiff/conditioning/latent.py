@@ -21,10 +21,12 @@ class LatentImage(ImageValues):
 
     Attributes:
       channels: number of channels of the image.
-      factor: size of the latents over the size of the image.
+      factor: size of the latents over that of the image. It is no field of a config: the task's codec sets it.
       drop_rate: probability of showing the null in training.
       null: latents in place of those of the image, see `Null`.
     """
+
+    not_in_configs: ClassVar[frozenset[str]] = frozenset({"factor"})
 
     channels: int = 3
     factor: float = 1 / 8
@@ -37,9 +39,14 @@ class LatentImage(ImageValues):
         return appended(self, values, drop)
 
     @nn.nowrap
-    def encoded(self, values: Images, encoder: ImageEncoder, keys: Keys) -> Images:
+    def encoded(self, values: Images, encoder: ImageEncoder, keys: Keys) -> Array:
         """The latents of images in [-1, 1]."""
         return encoder.latents(values)
+
+    @nn.nowrap
+    def for_images(self, shape: Shape, data_shape: Shape) -> "LatentImage":
+        """This condition with the codec's factor."""
+        return self.clone(factor=data_shape[0] / shape[0])
 
     @nn.nowrap
     def example(self, batch: int, data_shape: Shape | None = None) -> Images:
@@ -59,10 +66,11 @@ class MaskedImage(PartialImage):
     and scaled as the data are.
 
     Attributes:
-      factor: pixels along the side of a latent.
+      factor: pixels along the side of a latent. It is no field of a config: the task's codec sets it.
       channels, fill, drop_rate, null: as in `PartialImage`.
     """
 
+    not_in_configs: ClassVar[frozenset[str]] = frozenset({"factor"})
     replaces_known: ClassVar[bool] = False
 
     factor: int = 8
@@ -77,11 +85,16 @@ class MaskedImage(PartialImage):
         return appended(self, values, drop)
 
     @nn.nowrap
-    def encoded(self, values: Images, encoder: ImageEncoder, keys: Keys) -> Images:
+    def encoded(self, values: Images, encoder: ImageEncoder, keys: Keys) -> Array:
         """The mask and the latents [batch, height / factor, width / factor, 1 + latent channels] of partial images."""
         colours, unknown = values[..., :-1], values[..., -1:] < KNOWN
         mask = unknown[:, :: self.factor, :: self.factor].astype(jnp.float32)
         return jnp.concatenate([mask, encoder.data(jnp.where(unknown, self.fill, colours), keys)], axis=-1)
+
+    @nn.nowrap
+    def for_images(self, shape: Shape, data_shape: Shape) -> "MaskedImage":
+        """This condition with the codec's factor."""
+        return self.clone(factor=shape[0] // data_shape[0])
 
     @nn.nowrap
     def example(self, batch: int, data_shape: Shape | None = None) -> Images:

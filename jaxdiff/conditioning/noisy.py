@@ -117,6 +117,11 @@ class NoiseAugmented(Condition):
         return {"value": self.part.stored_example(batch, data_shape), "level": jnp.zeros(batch)}
 
     @nn.nowrap
+    def for_images(self, shape: Shape, data_shape: Shape) -> "NoiseAugmented":
+        part = self.part.for_images(shape, data_shape)
+        return self if part is self.part else self.clone(part=part)
+
+    @nn.nowrap
     def image_shape(self, data_shape: Shape) -> tuple[int, int, int] | None:
         return self.part.image_shape(data_shape)
 

@@ -143,16 +143,20 @@ def _rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _csv_rows(name: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    begin = 1  # of the row that is read: `line_num` does not count the lines of a broken one
     try:
+        header = len(reader.fieldnames or ())
+        begin = reader.line_num + 1
         for row in reader:
             position = f"{name}:{reader.line_num}"
             fix = "put texts with commas into double quotes"
-            fields = len(row) - 1 + len(row.get(None) or ())
-            expected = f"the {len(row) - 1} fields of the header"
+            fields = header + len(row.get(None) or ())
+            expected = f"the {header} fields of the header"
             expect(None not in row, "captions", position, expected, fix, f"{fields} fields")
             yield position, row
+            begin = reader.line_num + 1
     except csv.Error as error:
-        position = f"{name}:{reader.line_num}"
+        position = f"{name}:{begin}"
         message = f"captions={position!r}: expected CSV, got {error}. Fix: close all quotes"
         raise UserError(message) from None
 

@@ -1,4 +1,4 @@
-"""What the first of several processes does for all of them. Its errors reach every process, so that none waits for it."""
+"""What the first of several processes does for all of them: its errors reach every process, so that none waits."""
 
 from collections.abc import Callable
 from typing import TypeVar

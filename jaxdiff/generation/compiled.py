@@ -61,6 +61,7 @@ class GenerationInputs(NamedTuple):
       fields, absent: the conditions, and where they are not given.
       negative, no_negative: conditions in place of the null, and where the null stays.
       noise: standard normal data to start from, if it is not drawn.
+      noisy: noisy data to continue from, in place of noise.
       known, mask: stored examples, and where they are not given.
       images: complete stored examples, to be inverted or encoded.
     """
@@ -70,6 +71,7 @@ class GenerationInputs(NamedTuple):
     negative: Any
     no_negative: Any
     noise: Any = None
+    noisy: Any = None
     known: Any = None
     mask: Any = None
     images: Any = None
@@ -87,15 +89,16 @@ class _Models(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def generate(static: StaticArgs, recipe: Recipe, trees: Trees, inputs: GenerationInputs, index, seed):
-    """Decoded samples for global sample numbers `index`, replicated on every process."""
+    """Decoded samples for global sample numbers `index`, or noisy data with `Recipe.until`; on every process."""
     denoise, process, conditions, keys, guiding_model = _models(static, trees, inputs, index, seed)
-    noise, stored, mask = _split(static, (inputs.noise, inputs.known, inputs.mask))
-    noise = None if noise is None else noise.astype(jnp.float32)
+    noise, noisy, stored, mask = _split(static, (inputs.noise, inputs.noisy, inputs.known, inputs.mask))
+    noise, noisy = (None if each is None else each.astype(jnp.float32) for each in (noise, noisy))
     known = None
     if stored is not None:
         known = KnownData(_encoded(static, trees, stored, index, seed), data_mask(mask, static.data_shape))
-    x_0 = recipe(denoise, process, conditions, static.data_shape, keys, guiding_model, noise, known)
-    return _replicated(static, static.codec.decode(trees.frozen, x_0))
+    shape = static.data_shape
+    x = recipe(denoise, process, conditions, shape, keys, guiding_model, noise, known, noisy)
+    return _replicated(static, x if recipe.until is not None else static.codec.decode(trees.frozen, x))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

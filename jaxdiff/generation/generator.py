@@ -24,10 +24,22 @@ from jaxdiff.generation.model import SampledModel
 from jaxdiff.runs import classes, weights
 from jaxdiff.runs.restore import restore_params
 from jaxdiff.runs.workdir import CONFIG_FILE, read_config
+from jaxdiff.sampling import names
 from jaxdiff.sampling.grids.truncated import Truncated
 from jaxdiff.sampling.modifiers.inpainting import Replacement
 from jaxdiff.sampling.samplers.ddim import Ddim
 from jaxdiff.typing import Params
+
+
+def _sampled_by(sampler: str | None, config: Any, packages: tuple[str, ...]) -> Experiment:
+    """The experiment of a config, with another sampler if it is not None."""
+    recipes = config.get("recipes", {})
+    if sampler is not None and names.plain(sampler) not in recipes:
+        override(config, "sampling.sampler", names.sampler_target(sampler, recipes), packages=packages)
+    experiment: Experiment = configs.build(config, packages=packages)
+    if sampler is None or names.plain(sampler) not in recipes:
+        return experiment
+    return experiment.with_recipe(names.plain(sampler))
 
 
 class Generator(SampledModel):
@@ -44,6 +56,7 @@ class Generator(SampledModel):
         *,
         step: int | None = None,
         overrides: Sequence[tuple[str, str]] = (),
+        sampler: str | None = None,
         packages: Sequence[str] = (),
         guiding_model: str | tuple[str, int] | None = None,
     ) -> "Generator":
@@ -53,6 +66,8 @@ class Generator(SampledModel):
           workdir: the run's folder, with its ``config.json`` and checkpoints.
           step: of the checkpoint; the latest if None.
           overrides: (path, text) pairs that change the stored config, ``("sampling.steps", "10")``.
+          sampler: the name of one of the run's `Experiment.recipes`, or of a class in `jaxdiff.sampling.samplers`,
+            which then replaces the recipe's sampler: "heun", "Ddim(eta=1.0)". Steps and guidance stay.
           packages: packages other than jaxdiff whose classes the stored config may build.
           guiding_model: the folder of a weaker model for `Autoguidance`, or (folder, step); an early step of the
             same run serves well.
@@ -60,7 +75,7 @@ class Generator(SampledModel):
         config = read_config(workdir)
         for path, text in overrides:
             override(config, path, text, packages=("jaxdiff", *packages))
-        experiment: Experiment = configs.build(config, packages=("jaxdiff", *packages))
+        experiment = _sampled_by(sampler, config, ("jaxdiff", *packages))
         mesh = experiment.mesh.make()
         generator = cls._restored(experiment, workdir, mesh, step, "--workdir")
         if guiding_model is None:
@@ -135,6 +150,7 @@ class Generator(SampledModel):
         guidance: float | Mapping[str, float] | None = None,
         negative: Mapping[str, Any] | None = None,
         noise: np.ndarray | None = None,
+        noisy: np.ndarray | None = None,
         known: np.ndarray | None = None,
         mask: np.ndarray | None = None,
         image_size: tuple[int, int] | None = None,
@@ -150,6 +166,7 @@ class Generator(SampledModel):
             conditions means `PerCondition`.
           negative: conditions to guide away from, instead of no condition.
           noise: standard normal data [n, *data_shape] to start from, such as those of `invert`; drawn if None.
+          noisy: noisy data [n, *data_shape] to continue from, with a recipe that starts below a time.
           known: stored images to complete, one for each sample or one for all; instead of pixels known by conditions.
             Together with the mask they are the value of a `PartialImage` or `MaskedImage` that is left out.
           mask: True where pixels are generated, [height, width] or [..., height, width, 1 or channels].
@@ -162,6 +179,7 @@ class Generator(SampledModel):
         Returns:
           Samples in the stored type, uint8 [n, height, width, channels] for images. Known pixels are returned
           unchanged: those of `known`, or else those known by a condition, such as the opaque ones of a `PartialImage`.
+          With `Recipe.until` noisy data, float32 [n, *data_shape].
 
         Raises:
           UserError: conditions that the model lacks, needs, or that are out of range; a sample that is not finite.
@@ -171,12 +189,16 @@ class Generator(SampledModel):
         conditions, known, mask = inputs.filled(self.denoiser.conditioner, conditions, known, mask)
         sized = self._sized(image_size, conditions)
         given = [
-            len(values) for values in (noise, known) if values is not None and np.ndim(values) == sized._rank
+            len(values)
+            for values in (noise, noisy, known)
+            if values is not None and np.ndim(values) == sized._rank
         ]
         request, n = sized._request(n, conditions, negative, *given[:1])
         recipe = sized._recipe(guidance, negative)
-        if noise is not None:
-            request = request._replace(noise=inputs.images("noise", noise, n, sized.data_shape, np.floating))
+        for name, value in (("noise", noise), ("noisy", noisy)):
+            if value is not None:
+                data = inputs.images(name, value, n, sized.data_shape, np.floating)
+                request = request._replace(**{name: data})
         if known is not None or mask is not None:
             for name, value in (("known", known), ("mask", mask)):
                 expect(value is not None, name, None, "known images together with a mask", "give both")
@@ -188,8 +210,9 @@ class Generator(SampledModel):
         else:
             drawn = request._replace(known=None, mask=None)
         make = functools.partial(compiled.generate, sized._static, recipe, sized._trees)
-        samples = sized._in_batches(make, drawn, n, seed, first, sized.codec.stored)
-        if request.mask is None:
+        finish = sized.codec.stored if recipe.until is None else np.asarray
+        samples = sized._in_batches(make, drawn, n, seed, first, finish)
+        if request.mask is None or recipe.until is not None:
             return samples
         # A codec may lose detail on the way to data and back; known pixels lose none.
         whole = request.known if request.known.dtype == samples.dtype else sized.codec.stored(request.known)

@@ -54,7 +54,7 @@ class SampledModel:
     frozen: Mapping[str, Params] = FrozenDict()
 
     def __post_init__(self):
-        object.__setattr__(self, "denoiser", self.denoiser.for_images(self.image_shape))
+        object.__setattr__(self, "denoiser", self.denoiser.for_images(self.image_shape, self.data_shape))
 
     @property
     def data_shape(self) -> tuple[int, ...]:

@@ -32,8 +32,8 @@ def vision_encoder(tensors: Tensors, config: Mapping[str, Any] | None = None) ->
 
     Args:
       tensors: arrays by name; only shapes are read. Those of the text encoder are left out.
-      config: `config.json` of transformers. Without it, heads and activation are those of the published encoder of this
-        width.
+      config: `config.json` of transformers, whose defaults hold where it names no value. Without it, heads and
+        activation are those of the published encoder of this width.
 
     Raises:
       UserError: the names are those of no image encoder.
@@ -46,13 +46,13 @@ def vision_encoder(tensors: Tensors, config: Mapping[str, Any] | None = None) ->
     return ClipVisionEncoder(
         width=width,
         layers=max(blocks, default=-1) + 1,
-        heads=settings.get("num_attention_heads") or (12 if width == 768 else 16),
+        heads=settings.get("num_attention_heads", 12 if settings or width == 768 else 16),
         hidden=given["encoder.layers.0.mlp.fc1.weight"].shape[0],
-        activation=settings.get("hidden_act") or ("quick_gelu" if width in OPENAI else "gelu"),
+        activation=settings.get("hidden_act", "quick_gelu" if settings or width in OPENAI else "gelu"),
         image_size=patch * round(places**0.5),
         patch=patch,
         projection=given[PROJECTION].shape[0],
-        eps=settings.get("layer_norm_eps") or 1e-5,
+        eps=settings.get("layer_norm_eps", 1e-5),
     )
 
 

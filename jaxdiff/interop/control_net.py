@@ -67,10 +67,9 @@ def control_net(denoiser: Denoiser, tensors: Tensors, config: Mapping[str, Any] 
             f"network={type(base).__name__}: expected a model with a UNet, got {type(base).__name__}. "
             "Fix: use the model that the ControlNet was made for"
         )
-    base = _fitted(base.clone(), given) if naming == "diffusers" else base.clone()
+    base = _fitted(base, given) if naming == "diffusers" else base
     convs = [given[f"{name}.weight"].shape[0] for name in _hint_names(given, naming)]
-    mapping = None if conditioner.mapping is None else conditioner.mapping.clone()
-    return ControlNet(base, conditioner.noise.clone(), mapping, tuple(convs[:-1:2]))
+    return ControlNet(base, conditioner.noise, conditioner.mapping, tuple(convs[:-1:2]))
 
 
 def control_net_params(network: ControlNet, tensors: Tensors) -> Params:
@@ -153,7 +152,16 @@ def _named(tensors: Tensors) -> tuple[dict[str, np.ndarray], Naming]:
 
 
 def _fitted(network: UNet, given: Tensors) -> UNet:
-    """The network with the transformers of the file, which may be fewer (ControlNets "mid" and "small" of SDXL)."""
+    """The network with the transformers of the file, which may be fewer (ControlNet "mid" of SDXL)."""
+    second = "mid_block.resnets.1.norm1.weight"
+    expect(
+        second in given,
+        "tensors",
+        second,
+        "two residual blocks in the middle",
+        "use another ControlNet",
+        "one",
+    )
     levels = tuple(
         dataclasses.replace(level, attention=_part(level.attention, given, f"down_blocks.{i}"))
         for i, level in enumerate(network.levels)

@@ -1,6 +1,6 @@
 """IP-Adapters in the names of their files: ``image_proj.*`` and ``ip_adapter.N.to_k_ip.weight``.
 
->>> adapter = ip_adapter(network, tensors, "image")
+>>> adapter = ip_adapter(network, read_all_tensors("ip-adapter_sd15.bin"), "image")
 >>> adapter.projection, adapter.projection_params  # for `PromptImage`
 >>> adapter.network_params  # keys and values, which join the parameters of the U-Net
 """
@@ -22,6 +22,7 @@ from jaxdiff.interop.mapping import (
     DENSE,
     Entry,
     Layout,
+    Tensors,
     dense,
     from_heads,
     heads,
@@ -61,21 +62,22 @@ class IpAdapter:
     network_params: Params
 
 
-def ip_adapter(network: UNet, tensors: Mapping[str, Any], adapter: str = "image") -> IpAdapter:
+def ip_adapter(network: UNet, tensors: Tensors, adapter: str = "image") -> IpAdapter:
     """Read the IP-Adapter of a file.
 
     Args:
       network: the U-Net of the model that it was made for.
-      tensors: arrays by name, or the dictionaries "image_proj" and "ip_adapter" of such.
+      tensors: arrays by name, as `jaxdiff.interop.tensors.read_all_tensors` returns them.
       adapter: the name of the adapter, as in `PromptImage.adapter`.
 
     Raises:
       UserError: the projection is not supported, or a list of every tensor that is missing, unexpected or of another
         shape.
     """
-    given = _flat(tensors)
-    image = {name.removeprefix("image_proj."): array for name, array in given.items() if "image_proj" in name}
-    rest = {name: array for name, array in given.items() if "image_proj" not in name}
+    image = {
+        name.removeprefix("image_proj."): tensors[name] for name in tensors if name.startswith("image_proj.")
+    }
+    rest = {name: tensors[name] for name in tensors if not name.startswith("image_proj.")}
     projection, encoded = _projection(image)
     shapes = nn.meta.unbox(jax.eval_shape(projection.init, jax.random.key(0), encoded))["params"]
     return IpAdapter(
@@ -167,12 +169,3 @@ def _projection_entries(projection: Projection) -> Iterator[Entry]:
 
 _FIRST = Layout(lambda tensors, shape: tensors[0][0], lambda array: [array[None]])
 """[1, tokens, channels] -> [tokens, channels]"""
-
-
-def _flat(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Two levels of names as one."""
-    found = {}
-    for name, value in tensors.items():
-        nested = value.items() if isinstance(value, Mapping) else [(None, value)]
-        found.update({name if inner is None else f"{name}.{inner}": array for inner, array in nested})
-    return found

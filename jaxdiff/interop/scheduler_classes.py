@@ -111,7 +111,7 @@ def _in_sigma(sampler: Sampler, t_end: float | None = None) -> Callable[[Setting
 def _dpm_solver(settings: Settings) -> dict[str, Any]:
     kind, order, rule = settings["algorithm_type"], settings["solver_order"], settings["solver_type"]
     final = settings["final_sigmas_type"]
-    integrand, eta = ("x_0" if kind.endswith("++") else "noise"), float(kind.startswith("sde"))
+    integrand, eta = ("noise" if kind.endswith("dpmsolver") else "x_0"), float(kind.startswith("sde"))
     expect(integrand == "x_0" or final == "sigma_min", "final_sigmas_type", final,
            f"'sigma_min' with algorithm_type={kind!r}", "choose another sampler")  # fmt: skip
     expect(eta == 0 or order < 3, "solver_order", order, "1 or 2 with noise", "choose another sampler")

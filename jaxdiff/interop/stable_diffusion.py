@@ -38,6 +38,13 @@ from jaxdiff.typing import Params, Weights
 TEXT = f"conditioner/{parameters_of('text')}"
 """The path of the text encoders in the denoiser's parameters."""
 
+OPEN_CLIP = "cond_stage_model.model."
+"""The prefix of Stable Diffusion 2's text encoder in a single file. The U-Net reads the output of its last block but
+one."""
+
+WITHOUT_LAST = "jaxdiff.text_encoder"
+"""In a single file's metadata: the file has no blocks of the text encoder that are not read."""
+
 BETAS = {
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
@@ -111,7 +118,8 @@ class StableDiffusion:
         """Height and width of the images that the model was trained with."""
         part, sample_size = self.source.autoencoder, self.source.unet.config.get("sample_size")
         if sample_size is None or part is None:
-            return self.family.size
+            large = self.family is FAMILIES["sd2"] and self.scheduler["prediction_type"] == "v_prediction"
+            return 768 if large else self.family.size
         return sample_size * self.codec_network.factor
 
     @property
@@ -172,7 +180,7 @@ def of(
     """
     config = model.unet.config
     layout = unet_layout(config) if config else detect_layout(model.unet.tensors)
-    family = FAMILIES[_family(layout)]
+    family = FAMILIES[_family(model, layout)]
     scheduler = dict(model.scheduler or family.scheduler)
     scheduler["prediction_type"] = prediction or _prediction(model, scheduler, layout)
     encoders = _encoders(model, layout)
@@ -188,12 +196,13 @@ def unet_entries(layout: UnetLayout, names: Any) -> list[Entry]:
     return list(stable_diffusion_unet.entries(layout, stable_diffusion_unet.naming_of(names)))
 
 
-def _family(layout: UnetLayout) -> str:
+def _family(model: PublishedModel, layout: UnetLayout) -> str:
     if layout.noise_classes is not None:
         return "upscaler"
     if layout.mapped == "text_time":
         return "xl"
-    return "sd2" if layout.context_width == 1024 else "sd1"
+    open_clip = layout.context_width == 1024 or any(part.name == OPEN_CLIP for part in model.texts)
+    return "sd2" if open_clip else "sd1"
 
 
 def _prediction(model: PublishedModel, scheduler: Mapping[str, Any], layout: UnetLayout) -> str:
@@ -203,7 +212,7 @@ def _prediction(model: PublishedModel, scheduler: Mapping[str, Any], layout: Une
     stated = str(model.metadata.get("modelspec.prediction_type", ""))
     if stated:
         return "v_prediction" if stated.startswith("v") else "epsilon"
-    unknown = _family(layout) in ("sd2", "upscaler")
+    unknown = _family(model, layout) in ("sd2", "upscaler")
     fix = (
         "give --prediction v for 768 pixels and the upscaler, --prediction epsilon for the base of 512 pixels"
     )
@@ -216,12 +225,19 @@ def _encoders(model: PublishedModel, layout: UnetLayout) -> tuple[ClipTextEncode
     sdxl, last = layout.mapped == "text_time", len(model.texts) - 1
     found = []
     for i, part in enumerate(model.texts):
-        penultimate = part.name == "cond_stage_model.model."
+        penultimate = part.name == OPEN_CLIP and WITHOUT_LAST not in model.metadata and not _is_cut(part)
         encoder = text_encoders.clip_encoder(part.tensors, part.config or None, penultimate=penultimate)
         if sdxl:
             encoder = encoder.clone(layer=-2, final_norm=False, pooled=i == last)
         found.append(encoder)
     return tuple(found)
+
+
+def _is_cut(part: Part) -> bool:
+    """Whether a text encoder is OpenCLIP's ViT-H/14 without the last of its 24 blocks."""
+    return not any(".resblocks.23." in f".{name}" for name in part.tensors) and any(
+        ".resblocks.22." in f".{name}" for name in part.tensors
+    )
 
 
 def _conditions(

@@ -1,6 +1,7 @@
 """A run as Stable Diffusion's published files: a pipeline of diffusers, or one file in the original layout."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -51,7 +52,12 @@ class Exported:
     params: Params
     autoencoder: Params
 
-    @property
+    @functools.cached_property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The denoiser's parameters by their paths."""
+        return flatten_dict(self.params, sep="/")
+
+    @functools.cached_property
     def layout(self) -> UnetLayout:
         """The U-Net."""
         return layout_of(self.denoiser, self.params)
@@ -75,22 +81,22 @@ class Exported:
 
     def unet(self, naming: Naming) -> Tensors:
         """The U-Net's tensors."""
-        arrays = {
-            path: array for path, array in _flat(self.params).items() if not path.startswith(f"{TEXT}/")
-        }
+        arrays = {path: array for path, array in self.arrays.items() if not path.startswith(f"{TEXT}/")}
         return to_pending_tensors(stable_diffusion_unet.entries(self.layout, naming), arrays)
 
     def vae(self, naming: autoencoders.Naming) -> Tensors:
         """The autoencoder's tensors."""
         network: Any = self.codec.network
-        return to_pending_tensors(autoencoders.entries(network, naming), _flat(self.autoencoder))
+        return to_pending_tensors(
+            autoencoders.entries(network, naming), flatten_dict(self.autoencoder, sep="/")
+        )
 
     def text(self, number: int, layout: str) -> Tensors:
         """The tensors of a text encoder."""
         arrays = {
             path.removeprefix(f"{TEXT}/"): array
-            for path, array in _flat(self.params).items()
-            if path.startswith(TEXT)
+            for path, array in self.arrays.items()
+            if path.startswith(f"{TEXT}/")
         }
         prefix = f"encoder_{number}/" if len(self.encoders) > 1 else ""
         own = {path.removeprefix(prefix): array for path, array in arrays.items() if path.startswith(prefix)}
@@ -121,7 +127,7 @@ def folder(model: Exported, image_size: int) -> Iterator[tuple[str, Mapping[str,
     yield "unet", unet_config(model.layout, image_size // network.factor), model.unet("diffusers")
     yield "vae", autoencoder_configs.model_config(model.codec, image_size), model.vae(autoencoders.Naming())
     for i, encoder in enumerate(model.encoders):
-        yield _numbered("text_encoder", i), text_encoders.clip_config(encoder), model.text(i, "clip")
+        yield numbered("text_encoder", i), text_encoders.clip_config(encoder), model.text(i, "clip")
 
 
 def model_index(model: Exported) -> dict[str, Any]:
@@ -147,8 +153,8 @@ def model_index(model: Exported) -> dict[str, Any]:
         number = i + 1 if refiner else i  # the refiner's only encoder is SDXL's second
         projected = encoder.projection is not None and sdxl
         cls = "CLIPTextModelWithProjection" if projected else "CLIPTextModel"
-        parts[_numbered("text_encoder", number)] = ["transformers", cls]
-        parts[_numbered("tokenizer", number)] = ["transformers", "CLIPTokenizer"]
+        parts[numbered("text_encoder", number)] = ["transformers", cls]
+        parts[numbered("tokenizer", number)] = ["transformers", "CLIPTokenizer"]
     if sdxl:
         zeros = model.denoiser.conditioner.conditions["text"].null == "zero"
         return {
@@ -163,9 +169,6 @@ def model_index(model: Exported) -> dict[str, Any]:
     return {"_class_name": name, **parts, **nothing}
 
 
-def _numbered(name: str, number: int) -> str:
+def numbered(name: str, number: int) -> str:
+    """The name of a part of which a pipeline has several: ``tokenizer``, ``tokenizer_2``."""
     return name if number == 0 else f"{name}_{number + 1}"
-
-
-def _flat(tree: Params) -> dict[str, np.ndarray]:
-    return flatten_dict(tree, sep="/")

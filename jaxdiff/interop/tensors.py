@@ -98,6 +98,24 @@ def read_tensors(path: str | os.PathLike, ema: bool | None = None) -> Checkpoint
         return Checkpoint(Tensors(file, sets[tree]), metadata, tree, trees.is_averaged(tree))
 
 
+def read_all_tensors(path: str | os.PathLike) -> Tensors:
+    """The tensors of all sets in a file, such as an IP-Adapter's.
+
+    Names begin with that of their set: ``image_proj.proj.weight``, whether the file has sets or only such names.
+    """
+    path = pathlib.Path(path)
+    with reading(path):
+        found, _ = _content(path, None)
+    return Tensors(
+        path,
+        {
+            ".".join((*filter(None, position.split("/")), name)): reader
+            for position, readers in found.items()
+            for name, reader in readers.items()
+        },
+    )
+
+
 def _content(path: pathlib.Path, ema: bool | None) -> tuple[dict[str, Readers], dict[str, Any]]:
     """The sets of tensors in a file by their position in it, and its metadata."""
     data = mapped(path)

@@ -69,8 +69,8 @@ def clip_encoder(
 
     Args:
       tensors: arrays by name; only shapes are read.
-      config: `config.json` of transformers. Without it heads have 64 channels, and the activation is quick_gelu for
-        OpenAI's ViT-L/14 (768 channels, in transformers' names) and GELU for all others.
+      config: `config.json` of transformers. Without it heads have 64 channels, the end is the last id, and the
+        activation is quick_gelu in transformers' names (OpenAI's models) and GELU in those of OpenCLIP.
       prefix: first part of the names, ``cond_stage_model.model.`` in Stable Diffusion 2's single files. Other tensors
         are left out.
       penultimate: the last block and the projection are left out: Stable Diffusion 2 reads the output of the block
@@ -86,7 +86,7 @@ def clip_encoder(
     places = "embeddings.position_embedding.weight" if layout == "clip" else "positional_embedding"
     expand = "mlp.fc1.weight" if layout == "clip" else "mlp.c_fc.weight"
     projects = PROJECTIONS[layout] in given and not penultimate
-    openai = layout == "clip" and width == 768
+    openai = layout == "clip"
     return ClipTextEncoder(
         width=width,
         layers=_count(given, layout) - int(penultimate),
@@ -95,7 +95,7 @@ def clip_encoder(
         activation=settings.get("hidden_act") or ("quick_gelu" if openai else "gelu"),
         vocabulary=vocabulary,
         length=_shape(given, places)[0],
-        end=settings.get("eos_token_id") or 49407,
+        end=settings.get("eos_token_id") or vocabulary - 1,
         projection=_shape(given, PROJECTIONS[layout])[0 if layout == "clip" else 1] if projects else None,
         eps=settings.get("layer_norm_eps") or 1e-5,
     )
@@ -201,11 +201,15 @@ def _known_layout(encoder: Encoder, layout: str | None) -> str:
 
 
 def _named_as(layout: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors with the prefix that all but the projection have in published folders of CLIP."""
+    """The tensors under their published names."""
     if layout != "clip":
         return dict(tensors)
-    outside = PROJECTIONS["clip"]
-    return {name if name == outside else f"text_model.{name}": array for name, array in tensors.items()}
+    return {published_name(name): array for name, array in tensors.items()}
+
+
+def published_name(name: str) -> str:
+    """The name of a tensor of CLIP in published folders: all but the projection begin with ``text_model.``."""
+    return name if name == PROJECTIONS["clip"] else f"text_model.{name}"
 
 
 def clip_config(encoder: ClipTextEncoder) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import dataclasses
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxdiff.models.interface import BlockInputs, BlockOptions, Part
+from jaxdiff.models.interface import BlockInputs, BlockOptions, Part, reads_image_prompts
 from jaxdiff.models.layers import Conv, Dense, scaled
 from jaxdiff.models.pixel_attention import PixelAttention
 from jaxdiff.models.resampling import Resample, resample
@@ -58,7 +58,7 @@ class ResidualMiddle:
 
     @property
     def reads_image_prompts(self) -> bool:
-        return self.attention is not None and self.attention.reads_image_prompts
+        return reads_image_prompts(self.attention)
 
     def check(self, width: int, field: str) -> None:
         if self.attention is not None:

@@ -13,7 +13,7 @@ from jaxdiff.errors import between, expect, one_of, positive
 from jaxdiff.models.clip_text import ACTIVATIONS, ClipBlock
 from jaxdiff.models.layers import Dense, LayerNorm, check_dtype, embedding_init
 from jaxdiff.models.resampling import to_patches
-from jaxdiff.typing import Array, Float, Images
+from jaxdiff.typing import Array, Features, Float, Images
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -95,7 +95,7 @@ class ClipVisionEncoder(nn.Module):
         return Embeddings(vector=vector, tokens=Tokens(chosen, jnp.ones(chosen.shape[:2], bool)))
 
     @nn.nowrap
-    def _embedded(self, pixels: Images) -> Float[Array, "batch length width"]:
+    def _embedded(self, pixels: Images) -> Float[Array, "batch tokens embed"]:
         """The class token and the patches, row by row, with their positions."""
         patches = to_patches(pixels, self.patch)
         patches = Dense(self.width, bias=False, dtype=self.dtype, name="patch_embedding")(patches)
@@ -107,17 +107,21 @@ class ClipVisionEncoder(nn.Module):
         return LayerNorm(self.eps, name="norm_embedded")(x)
 
 
-def clip_pixels(images: Images, size: int = 224) -> Images:
+def clip_pixels(images: Images, size: int = 224) -> Features:
     """Images with values in [0, 1] as CLIP reads them.
 
     The shorter side is resized to `size` (bicubic, low-passed, in 256 levels), the centre is cut out, and the values
     are normalised by the mean and the standard deviation of CLIP's training images.
     """
-    height, width = images.shape[1:3]
+    batch, height, width, channels = images.shape
     short = min(height, width)
     rows, columns = size * height // short, size * width // short
-    resized = jax.image.resize(images, (images.shape[0], rows, columns, images.shape[3]), "bicubic")
+    levels = 255 * images
+    # Rounded and clipped after the columns and again after the rows, as libraries do that resize bytes.
+    for shape in ((height, columns), (rows, columns)):
+        resized = jax.image.resize(levels, (batch, *shape, channels), "bicubic")
+        levels = jnp.round(jnp.clip(resized, 0, 255))
     top, left = (rows - size) // 2, (columns - size) // 2
-    square = resized[:, top : top + size, left : left + size]
-    levels = jnp.round(jnp.clip(255 * square, 0, 255)) / 255
-    return (levels - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
+    square = levels[:, top : top + size, left : left + size] / 255
+    mean, std = (np.array(values, np.float32)[None, None, None] for values in (MEAN, STD))
+    return (square - mean) / std

@@ -50,8 +50,7 @@ class ControlNet(nn.Module):
       network: the U-Net whose encoder and middle are copied. Its decoder is not used.
       noise: module from noise labels to `Embeddings` with a vector, such as `NoiseLevel`.
       mapping: module from the concatenated vectors of the `Conditioner` to a vector, as in SDXL; None without these.
-      hint_widths: see `HintEncoder.widths`; the control image is `2**(len(hint_widths) - 1)` times as large as the
-        data.
+      hint_widths: see `HintEncoder.widths`; they decide the size of the control image, see `factor`.
     """
 
     network: UNet
@@ -67,6 +66,10 @@ class ControlNet(nn.Module):
             "numbers of channels",
             "give at least one",
         )
+        # A module that stands in two places, such as the U-Net that is controlled, would share its parameters.
+        for field in ("network", "noise", "mapping"):
+            part = getattr(self, field)
+            setattr(self, field, part if part is None else part.clone())
         super().__post_init__()
 
     @property
@@ -128,8 +131,7 @@ class Controlled(nn.Module):
     controls: Mapping[str, ControlNet]
 
     def __post_init__(self):
-        # Sorted: configs come back from JSON in another order. Frozen: modules are static arguments of jit. Cloned: a
-        # module that stands in two places would share its parameters.
+        # Sorted: configs come back from JSON in another order. Frozen: modules are static arguments of jit.
         self.controls = FrozenDict({name: self.controls[name].clone() for name in sorted(self.controls)})
         super().__post_init__()
 
@@ -149,11 +151,11 @@ class Controlled(nn.Module):
         found = [embeddings.residuals] if embeddings.residuals is not None else []
         for name, network in self.controls.items():
             residuals = network(x, embeddings, given[name].image, train=train)
-            found.append(scaled_residuals(residuals, given[name]))
+            found.append(_scaled(residuals, given[name]))
         return self.network(x, embeddings.replace(controls=None, residuals=add_residuals(found)), train=train)
 
 
-def scaled_residuals(residuals: Residuals, control: Control) -> Residuals:
+def _scaled(residuals: Residuals, control: Control) -> Residuals:
     """The residuals times the control's scale, which may differ between examples."""
     scale = control.scale[:, None, None, None]
     return jax.tree.map(lambda features: scale.astype(features.dtype) * features, residuals)

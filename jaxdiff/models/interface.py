@@ -89,11 +89,6 @@ class Part(Protocol):
         """Whether the part needs `BlockInputs.tokens`."""
         ...
 
-    @property
-    def reads_image_prompts(self) -> bool:
-        """Whether the part reads `BlockInputs.image_prompts`."""
-        ...
-
     def check(self, width: int, field: str) -> None:
         """Raise a `UserError` about `field` if the part cannot work on `width` channels."""
         ...
@@ -101,3 +96,8 @@ class Part(Protocol):
     def __call__(self, h: Images, inputs: BlockInputs) -> Features:
         """Features of the same shape."""
         ...
+
+
+def reads_image_prompts(part: Part | None) -> bool:
+    """Whether a part reads `BlockInputs.image_prompts`; only parts that may do so have a property of this name."""
+    return getattr(part, "reads_image_prompts", False)

@@ -42,10 +42,6 @@ class PixelAttention:
     def reads_tokens(self) -> bool:
         return self.cross_attention
 
-    @property
-    def reads_image_prompts(self) -> bool:
-        return False
-
     def check(self, width: int, field: str) -> None:
         check_width(self, width, field)
 

@@ -53,10 +53,6 @@ class TransformerMiddle:
     def reads_tokens(self) -> bool:
         return self.cross_attention
 
-    @property
-    def reads_image_prompts(self) -> bool:
-        return False
-
     def check(self, width: int, field: str) -> None:
         """Projections lead from any width to this part's own."""
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxdiff.embeddings import Embeddings, Residuals
 from jaxdiff.errors import UserError, between, expect, one_of, positive
 from jaxdiff.models.blocks import Downsample, ResidualMiddle, Upsample, apply_block
-from jaxdiff.models.interface import BlockInputs, BlockOptions, Grid, Part
+from jaxdiff.models.interface import BlockInputs, BlockOptions, Grid, Part, reads_image_prompts
 from jaxdiff.models.layers import Conv, check_dtype, scaled
 from jaxdiff.models.progressive import InputPath, InputSkip, OutputPath, ResidualInput
 from jaxdiff.models.resampling import Resample, from_patches, resample, to_patches
@@ -46,10 +46,6 @@ class Level:
     @property
     def reads_tokens(self) -> bool:
         return self.attention is not None and self.attention.reads_tokens
-
-    @property
-    def reads_image_prompts(self) -> bool:
-        return self.attention is not None and self.attention.reads_image_prompts
 
 
 class UNet(nn.Module):
@@ -253,7 +249,7 @@ class UNet(nn.Module):
     def _check(self, x: Images, embeddings: Embeddings) -> None:
         """Errors that depend on the images and conditions."""
         check_inputs(len(self.levels), x, embeddings, self.patch)
-        if not (self.middle.reads_image_prompts or any(level.reads_image_prompts for level in self.levels)):
+        if not any(map(reads_image_prompts, (self.middle, *(level.attention for level in self.levels)))):
             check_unread(embeddings, "image_prompts")
         reads = self.middle.reads_tokens or any(level.reads_tokens for level in self.levels)
         if embeddings.tokens is not None and not reads:

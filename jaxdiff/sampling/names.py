@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Iterable
 
 from jaxdiff.errors import UserError
 
@@ -13,8 +14,12 @@ def plain(name: str) -> str:
     return "".join(letter for letter in lower if letter.isalnum())
 
 
-def sampler_target(text: str) -> str:
+def sampler_target(text: str, others: Iterable[str] = ()) -> str:
     """``module:Class(...)`` from the name of a class in `jaxdiff.sampling.samplers`: ``ddim(eta=1.0)``, see `plain`.
+
+    Args:
+      text: the name, perhaps with arguments; ``module:Class`` of any other class is returned as it is.
+      others: further names to list in the error.
 
     Raises:
       UserError: there is no such sampler.
@@ -33,6 +38,7 @@ def sampler_target(text: str) -> str:
             if cls.__module__ == source.__name__ and is_sampler and not hidden:
                 found[plain(name)] = f"{cls.__module__}:{name}"
     if plain(word) not in found:
-        names = ", ".join(target.partition(":")[2] for target in found.values())
+        classes = (target.partition(":")[2] for target in found.values())
+        names = ", ".join([*classes, *(other for other in others if other not in found)])
         raise UserError(f"--sampler={text}: expected a known sampler, got {word!r}. Fix: use one of {names}")
     return found[plain(word)] + bracket + arguments

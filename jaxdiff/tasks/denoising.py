@@ -69,8 +69,8 @@ class DenoisingTask:
         object.__setattr__(
             self, "pretrained", FrozenDict(self.pretrained)
         )  # hashable: tasks are static under jit
-        object.__setattr__(self, "denoiser", self.denoiser.for_images(tuple(self.image_shape)))
         shape = self.codec.data_shape(tuple(self.image_shape))
+        object.__setattr__(self, "denoiser", self.denoiser.for_images(tuple(self.image_shape), shape))
         self.objective.check(self.denoiser, self.time_sampler)
         if self.augmentation is not None:
             size = self.augmentation.size

@@ -139,8 +139,9 @@ class Checkpoints:
     def save(self, step: int, state: Any) -> bool:
         """Start to save `state`, which may be donated as soon as this returns.
 
-        A state that is not finite, optimizer included, is not saved, since it would replace one that is. An existing step stays as it is. An
-        earlier save that failed, on a full disk for example, is logged now; older checkpoints and this one are safe.
+        A state that is not finite, or whose optimizer holds NaN, is not saved, since it would replace a good one. An
+        existing step stays as it is. An earlier save that failed, on a full disk for example, is logged now; older
+        checkpoints and this one are safe.
 
         Returns:
           Whether a save was started.
@@ -292,6 +293,7 @@ class Checkpoints:
             yield
         except Exception as error:
             self._saving = None
+            self._rated.pop(step, None)
             with contextlib.suppress(Exception):  # the first error is the one to report
                 self._checkpointer.wait_until_finished()  # Orbax may still be writing its metadata
                 if jax.process_index() == 0:  # without a barrier: others may have no error

@@ -10,7 +10,7 @@ from PIL import Image
 
 from jaxdiff import posthoc_ema, sample
 from jaxdiff.cli import limits, output, pictures
-from jaxdiff.errors import UserError
+from jaxdiff.errors import RunFailure, UserError
 
 IMAGES = np.arange(3 * 8 * 6 * 3, dtype=np.uint8).reshape(3, 8, 6, 3)
 
@@ -145,7 +145,7 @@ def test_an_output_that_cannot_be_written_after_all_is_kept_elsewhere(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         (draft / "a" if out.is_folder else draft).write_text("made")
 
-    with pytest.raises(UserError, match=r"no space left on device\. Fix: .* kept as ") as error:
+    with pytest.raises(RunFailure, match=r"no space left on device\. Fix: .* kept as ") as error:
         out.write(fill)
     kept = pathlib.Path(str(error.value).rpartition(" ")[2])
     assert (kept / "a" if out.is_folder else kept).read_text() == "made"
@@ -172,7 +172,7 @@ def test_an_earlier_folder_comes_back_if_the_new_one_cannot_take_its_place(folde
         return rename(path, target)
 
     monkeypatch.setattr(pathlib.Path, "rename", fails_for_the_new_one)
-    with pytest.raises(UserError, match=r"input/output error\. Fix: .* kept as "):
+    with pytest.raises(RunFailure, match=r"input/output error\. Fix: .* kept as "):
         out.write(lambda draft: (draft / "000001.png").write_text("new"))
     assert [path.name for path in (folder / "old").iterdir()] == ["000000.png"]
 

@@ -67,6 +67,13 @@ def test_a_grid_has_a_row_for_each_class(tmp_path, capsys):
         np.testing.assert_array_equal(cells, constant(np.concatenate(levels))[:, 0, 0, 0].reshape(shape))
 
 
+def test_a_grid_of_fewer_images_than_classes_names_the_classes_that_it_shows(tmp_path, capsys):
+    generator = a_generator({"digit": LABEL}, {"digit": WEIGHTS["label"]})
+    flags = ["--workdir", "run", "--out", str(tmp_path / "grid.png"), "--n", "2", "--label", "all"]
+    sampling.run(sample.parse(flags), load=lambda workdir, **options: generator)
+    assert capsys.readouterr().out.strip().endswith("a row for each class: 0 to 1")
+
+
 def test_the_size_of_an_image_condition_sets_that_of_the_images(call, photo):
     generator = a_generator(LOW, {"low": {}}, (8, 8, 1))
     found = call(generator, "--image", f"low={photo}")

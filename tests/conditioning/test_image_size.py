@@ -171,9 +171,9 @@ def test_images_of_training_have_their_own_size_by_default():
 
 def test_a_size_is_a_plain_block():
     part = ImageSize(scale=2.0)
-    assert part.for_images((5, 7, 3)).default == (5, 7)
-    assert part.for_images((5, 7, 3)).for_images((8, 9, 3)).default == (8, 9)
-    assert build(describe(part.for_images((5, 7, 3)))) == part
+    assert part.for_images((5, 7, 3), (5, 7, 3)).default == (5, 7)
+    assert part.for_images((5, 7, 3), (5, 7, 3)).for_images((8, 9, 3), (4, 4, 4)).default == (8, 9)
+    assert build(describe(part.for_images((5, 7, 3), (5, 7, 3)))) == part
     assert "default" not in describe(part)
 
 

@@ -94,6 +94,12 @@ def test_numbers_are_names_where_there_are_no_others(caplog):
     assert not caplog.messages
 
 
+@pytest.mark.parametrize("label", [ClassLabel(3, 4), named("0", "1", "2")], ids=["none", "numbers"])
+def test_numbers_are_not_listed_twice(label):
+    with pytest.raises(UserError, match=r"Fix: give integers from 0 to 2$"):
+        label.check(np.array([3]))
+
+
 @pytest.mark.parametrize("word", ["all", "none"])
 def test_a_class_with_the_name_of_a_keyword_is_ambiguous(word, tmp_path):
     label = named("cat", word)

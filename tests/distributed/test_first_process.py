@@ -13,7 +13,9 @@ from tests.commands import ROOT, environment
 
 PROGRAM = """
 import pathlib, sys
+from unittest import mock
 import jax, jax.numpy as jnp
+import orbax.checkpoint as ocp
 from etils import epath
 from jaxdiff.distributed import runtime
 from jaxdiff.distributed.first_process import LONGEST, in_first
@@ -22,6 +24,7 @@ from jaxdiff.runs.lock import lock
 from jaxdiff.runs.restart import move_aside
 from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.training.disk import check_space
+from jaxdiff.training.step import TrainState
 
 runtime.start(compile_cache="")
 folder = epath.Path(sys.argv[1])
@@ -38,6 +41,14 @@ def damaged(step):
     with Checkpoints(folder / "damaged") as checkpoints:
         checkpoints.newest(lambda step: step)
 
+def save(*arguments, **options):
+    if first:
+        raise OSError("disk")
+
+def saved_by_one():
+    with mock.patch.object(ocp.AsyncCheckpointer, "save", save), Checkpoints(folder / "new") as checkpoints:
+        return checkpoints.save(1, TrainState(1, {"bias": jnp.ones(2)}, (), ()))
+
 huge = jax.ShapeDtypeStruct((2**60,), jnp.float32)
 for case in (
     lambda: in_first(lambda: 7),
@@ -48,6 +59,8 @@ for case in (
     lambda: locked(folder / "file" / "run"),
     lambda: damaged(3),
     lambda: move_aside(folder / "used"),
+    saved_by_one,
+    lambda: in_first(lambda: fail(UserError("last"))),
 ):
     try:
         end = f"returned {case()!r}"
@@ -107,6 +120,14 @@ def test_files_are_moved_aside_once(printed):
     assert second[7] == "returned None"
     assert [path.name for path in (folder / "used").iterdir()] == ["before_restart"]
     assert (folder / "used" / "before_restart" / "metrics.jsonl").exists()
+
+
+def test_a_save_that_fails_in_one_process_stops_no_other(printed):
+    """Without a barrier, which the others would not reach."""
+    (first, second), _ = printed
+    assert first[8].startswith("RunFailure: step 1 was not saved")
+    assert second[8] == "returned True"
+    assert first[9] == second[9] == "UserError: last"
 
 
 def test_one_process_keeps_results_and_errors():

@@ -101,6 +101,13 @@ def test_a_partial_image_equals_known_images_and_a_mask():
     assert np.any(a_model()(source=fuller.astype(np.float32)) != found), "the network sees what is there"
 
 
+def test_known_images_and_a_mask_are_the_partial_image_that_is_left_out():
+    found = a_model()(source=HOLES)
+    np.testing.assert_array_equal(a_model()(known=RGB, mask=MASK[..., None]), found)
+    with pytest.raises(UserError, match="source=: expected a value"):
+        a_model()(known=RGB, mask=MASK[..., None].repeat(3, axis=-1))
+
+
 def test_no_pixel_of_a_hint_is_kept():
     found = a_model()(source=RGB)
     values = PARTIAL.read(RGB)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from jaxdiff import sample
 from jaxdiff.cli import app as command
-from jaxdiff.cli import request, sampling
+from jaxdiff.cli import sampling
 from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.conditioning.vector import ClassLabel
 from jaxdiff.data import images as image_arrays
@@ -314,36 +314,3 @@ def test_a_mistake_in_an_image_or_a_flag_is_reported(call, tmp_path):
 )
 def test_a_run_is_a_folder_and_perhaps_a_step(text, run):
     assert command.run_and_step(text) == run
-
-
-@pytest.mark.parametrize(
-    ("word", "target"),
-    [
-        ("heun", "jaxdiff.sampling.samplers.heun:Heun"),
-        ("RungeKutta4", "jaxdiff.sampling.samplers.adaptive:RungeKutta4"),
-        ("UniPc(order=3)", "jaxdiff.sampling.samplers.unipc:UniPc(order=3)"),
-        ("dpmsolver2m", "jaxdiff.sampling.samplers.dpm_solver:DpmSolver2M"),
-        ("my.package:Sampler", "my.package:Sampler"),
-    ],
-)
-def test_a_sampler_is_found_by_its_name(word, target):
-    assert request.sampler_target(word) == target
-
-
-def test_an_unknown_sampler_is_reported_with_all_names():
-    with pytest.raises(UserError, match="hoin") as error:
-        request.sampler_target("hoin")
-    for name in (
-        "Ddim",
-        "Ancestral",
-        "Heun",
-        "DpmSolver3M",
-        "UniPc",
-        "Deis",
-        "Lms",
-        "Pndm",
-        "SaSolver",
-        "Rk45",
-    ):
-        assert name in str(error.value)
-    assert "_Upwards" not in str(error.value)

@@ -98,6 +98,10 @@ PUBLISHED = {
 """By name, the config of the published networks."""
 
 
+PATHS = {"noise_table": "conditioner/parts_level/table", "guidance": "scale"}
+"""Where the denoisers of `denoiser_of` have what is not at the same place in every denoiser."""
+
+
 @functools.cache
 def peer(name):
     """A small network of diffusers with random values for all parameters."""
@@ -155,10 +159,10 @@ def denoiser_of(layout, pooled=10, channels=4):
         vector = pooled
     conditions = {"text": Encoded(layout.context_width, vector, layout.in_channels - channels), **sizes}
     if layout.noise_classes:
-        conditions["label"] = ClassLabel(layout.noise_classes, layout.noise.width, drop_rate=0.0, null="none")
+        conditions["level"] = ClassLabel(layout.noise_classes, layout.noise.width, drop_rate=0.0, null="none")
     if layout.guidance_width:
         width = 2 * layout.noise.frequencies
-        conditions["guidance"] = Continuous(size=layout.guidance_width, width=width, before_mapping=True)
+        conditions["scale"] = Continuous(size=layout.guidance_width, width=width, before_mapping=True)
     concatenated = ("text", *sizes) if layout.mapping else ()
     conditioner = Conditioner(layout.noise, conditions, concatenated, layout.mapping)
     return Denoiser(

@@ -11,7 +11,16 @@ from jaxdiff.interop.mapping import to_params, to_tensors
 from jaxdiff.interop.stable_diffusion_unet import entries
 from jaxdiff.interop.stable_diffusion_unet_config import unet_layout
 from jaxdiff.interop.stable_diffusion_unet_export import layout_of, unet_config
-from tests.interop.stable_diffusion_unets import ORIGINAL, TINY, denoiser_of, draw, numbers, peer, shapes
+from tests.interop.stable_diffusion_unets import (
+    ORIGINAL,
+    PATHS,
+    TINY,
+    denoiser_of,
+    draw,
+    numbers,
+    peer,
+    shapes,
+)
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -25,7 +34,7 @@ def loaded(name):
     """A layout, its denoiser and its parameters."""
     layout = unet_layout(dict(peer(name).config))
     denoiser = denoiser_of(layout)
-    return layout, denoiser, to_params(entries(layout), numbers(peer(name)), shapes(denoiser))
+    return layout, denoiser, to_params(entries(layout, **PATHS), numbers(peer(name)), shapes(denoiser))
 
 
 def inputs(name):
@@ -39,7 +48,7 @@ def inputs(name):
     values = {
         "text": text, "original_size": np.array([[1024.0, 768.0], [500.0, 333.0]]),
         "crop": np.array([[0.0, 64.0], [7.0, 0.0]]), "target_size": np.array([[1024.0, 1024.0], [512.0, 900.0]]),
-        "aesthetic_score": np.array([6.0, 2.5]), "label": np.array([19, 4]), "guidance": draw(2, 6, seed=4),
+        "aesthetic_score": np.array([6.0, 2.5]), "level": np.array([19, 4]), "scale": draw(2, 6, seed=4),
     }  # fmt: skip
     return latents, {key: values[key] for key in denoiser.conditioner.conditions}
 
@@ -50,16 +59,16 @@ def theirs(name, latents, fields):
     x = torch.tensor(np.concatenate([latents, fields["text"].get("spatial", latents[..., :0])], axis=-1))
     given = {}
     if "original_size" in fields:
-        sizes = [fields[key].reshape(2, -1) for key in fields if key not in ("text", "label", "guidance")]
+        sizes = [fields[key].reshape(2, -1) for key in fields if key not in ("text", "level", "scale")]
         given["added_cond_kwargs"] = {
             "text_embeds": text["vector"], "time_ids": torch.tensor(np.concatenate(sizes, axis=1)),
         }  # fmt: skip
     elif "vector" in text:
         given["class_labels"] = text["vector"]
-    if "label" in fields:
-        given["class_labels"] = torch.tensor(fields["label"])
-    if "guidance" in fields:
-        given["timestep_cond"] = torch.tensor(fields["guidance"])
+    if "level" in fields:
+        given["class_labels"] = torch.tensor(fields["level"])
+    if "scale" in fields:
+        given["timestep_cond"] = torch.tensor(fields["scale"])
     with torch.no_grad():
         found = peer(name)(x.permute(0, 3, 1, 2), torch.tensor(STEPS), text["tokens"], **given).sample
     return found.permute(0, 2, 3, 1).numpy()
@@ -83,12 +92,12 @@ def test_the_same_network(name):
 def test_what_we_write_diffusers_opens(name):
     """The config, and every tensor bit for bit, from the denoiser and the parameters of a run alone."""
     layout, denoiser, params = loaded(name)
-    found = layout_of(denoiser, params)
+    found = layout_of(denoiser, params, **PATHS)
     assert found == layout
     config = unet_config(found, 8)
     assert unet_layout(config) == layout
     again = diffusers.UNet2DConditionModel.from_config(config)
-    tensors = to_tensors(entries(found), params)
+    tensors = to_tensors(entries(found, **PATHS), params)
     again.load_state_dict({key: torch.tensor(value) for key, value in tensors.items()}, strict=True)
     for key, value in numbers(peer(name)).items():
         np.testing.assert_array_equal(tensors[key], value)
@@ -99,12 +108,12 @@ def test_original_names_are_those_that_diffusers_converts(name):
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
     layout, denoiser, params = loaded(name)
-    original = to_tensors(entries(layout, "original"), params)
+    original = to_tensors(entries(layout, "original", **PATHS), params)
     prefixed = {f"model.diffusion_model.{key}": value for key, value in original.items()}
     converted = convert_ldm_unet_checkpoint(prefixed, config=dict(peer(name).config))
     expected = numbers(peer(name))
     assert converted.keys() == expected.keys()
     for key, value in expected.items():
         np.testing.assert_array_equal(converted[key], value)
-    back = to_params(entries(layout, "original"), original, shapes(denoiser))
+    back = to_params(entries(layout, "original", **PATHS), original, shapes(denoiser))
     jax.tree.map(np.testing.assert_array_equal, back, params)

@@ -51,6 +51,8 @@ def test_an_option_that_ours_lacks_is_refused(field):
         ({"block_out_channels": [16, 20, 32]}, "norm_num_groups=8"),
         ({"attention_head_dim": 3}, "attention_head_dim=3"),
         ({"attention_head_dim": [4, 4, 3]}, r"attention_head_dim=\[4, 4, 3\]"),
+        ({"attention_head_dim": 0}, "attention_head_dim=0"),
+        ({"in_channels": 0}, "in_channels=0"),
         ({"attention_head_dim": [4, 5, 8]}, r"attention_head_dim=\[4, 5, 8\]"),
         ({"transformer_layers_per_block": 0}, "depth=0"),
         (SIZES, "projection_class_embeddings_input_dim=None"),
@@ -74,6 +76,11 @@ def test_the_config_comes_back(name):
         key: value for key, value in config.items() if key not in unread
     }
     assert unet_layout(found) == unet_layout(config)
+
+
+def test_a_projection_of_classes_takes_the_place_of_a_table():
+    """As in diffusers, which makes no table then."""
+    assert unet_layout(TINY["unclip"] | {"num_class_embeds": 7}) == unet_layout(TINY["unclip"])
 
 
 def test_numbers_of_a_level_without_attention_are_not_read():

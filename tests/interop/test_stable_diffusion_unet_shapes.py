@@ -10,7 +10,7 @@ from jaxdiff.errors import UserError
 from jaxdiff.interop.stable_diffusion_unet import entries
 from jaxdiff.interop.stable_diffusion_unet_config import unet_layout
 from jaxdiff.interop.stable_diffusion_unet_shapes import detect_layout
-from tests.interop.stable_diffusion_unets import PUBLISHED, SD1, denoiser_of, shapes
+from tests.interop.stable_diffusion_unets import PATHS, PUBLISHED, SD1, denoiser_of, shapes
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -38,8 +38,10 @@ def published(name):
 
 def renamed(layout, tensors):
     """The tensors of a folder under the names of a single file."""
-    ours = {entry.path: entry.keys for entry in entries(layout)}
-    pairs = [(entry.keys, ours[entry.path]) for entry in entries(layout, "original") if entry.path in ours]
+    ours = {entry.path: entry.keys for entry in entries(layout, **PATHS)}
+    pairs = [
+        (entry.keys, ours[entry.path]) for entry in entries(layout, "original", **PATHS) if entry.path in ours
+    ]
     names = {new: old for keys in pairs for new, old in zip(*keys, strict=False)}
     return {new: tensors[old] for new, old in names.items() if old in tensors}
 
@@ -58,7 +60,7 @@ def test_shapes_tell_what_the_config_tells(name):
 def test_every_tensor_has_its_shape(name):
     params = flatten_dict(shapes(denoiser_of(unet_layout(PUBLISHED[name]), pooled=1280), side=64), sep="/")
     found = {}
-    for entry in entries(unet_layout(PUBLISHED[name])):
+    for entry in entries(unet_layout(PUBLISHED[name]), **PATHS):
         if entry.path in params:
             arrays = entry.layout.save(zeros(params.pop(entry.path).shape))
             found |= {key: array.shape for key, array in zip(entry.keys, arrays, strict=True)}

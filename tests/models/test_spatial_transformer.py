@@ -26,6 +26,7 @@ PARTS = {
     "sdxl": SpatialTransformer(depth=2, head_dim=16, linear_projection=True, groups=8),
     "deep_conv": SpatialTransformer(depth=2, heads=2, head_dim=None, groups=8),
     "no_tokens": SpatialTransformer(heads=4, head_dim=None, groups=8, cross_attention=False),
+    "tokens_only": SpatialTransformer(heads=4, head_dim=None, groups=8, only_cross_attention=True),
 }
 
 
@@ -71,10 +72,10 @@ def test_the_transformer_is_diffusers(name):
         diffusers.Transformer2DModel(
             num_attention_heads=heads, attention_head_dim=32 // heads, in_channels=32, num_layers=part.depth,
             norm_num_groups=8, use_linear_projection=part.linear_projection,
-            cross_attention_dim=12 if part.cross_attention else None,
+            cross_attention_dim=12 if part.cross_attention else None, only_cross_attention=part.only_cross_attention,
         )
     )  # fmt: skip
-    x, read = draw(2, 4, 6, 32), tokens(12)
+    x, read = 0.01 * draw(2, 4, 6, 32), tokens(12)  # small, so that the epsilon of the first norm counts
     with torch.no_grad():
         given = {"encoder_hidden_states": torch.tensor(np.asarray(read.features))}
         expected = peer(nchw(x), **given if part.cross_attention else {}, return_dict=False)[0].numpy()
@@ -142,8 +143,10 @@ def test_it_starts_as_the_identity_and_can_be_any_level_s_attention():
     }  # fmt: skip
 
 
-def test_a_token_that_the_mask_hides_is_not_read():
-    module = SpatialTransformerStack(SpatialTransformer(heads=2, head_dim=None))
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_token_that_the_mask_hides_is_not_read(twice):
+    part = SpatialTransformer(heads=2, head_dim=None, only_cross_attention=twice)
+    module = SpatialTransformerStack(part)
     x, features = jnp.asarray(draw(2, 4, 4, 16)), jnp.asarray(draw(2, 3, 6))
     mask = jnp.array([[True, False, True], [False, False, False]])
     shapes = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), x, Tokens(features, mask)))
@@ -179,6 +182,7 @@ def test_dropout_acts_in_training_only():
         ({"eps": 0.0}, "eps=0.0"),
         ({"expansion": 0}, "expansion=0"),
         ({"dropout": 1.0}, "dropout=1.0"),
+        ({"only_cross_attention": True, "cross_attention": False}, "only_cross_attention=True"),
     ],
 )
 def test_impossible_transformers(change, message):

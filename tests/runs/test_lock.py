@@ -58,7 +58,7 @@ def test_one_lock_per_process(tmp_path):
 
 
 @pytest.mark.parametrize("alive", [True, False])
-def test_the_heartbeats_of_another_host_decide(tmp_path, monkeypatch, alive):
+def test_the_heartbeats_of_another_host_decide(tmp_path, monkeypatch, caplog, alive):
     """Where the file system has no locks between hosts."""
     monkeypatch.setattr(locks, "BEAT", 0.05)
     record = {"host": "elsewhere", "process": 1, "beat": 0, "time": "2026-01-01"}
@@ -78,6 +78,7 @@ def test_the_heartbeats_of_another_host_decide(tmp_path, monkeypatch, alive):
         with lock(tmp_path):
             pass
     assert len(slept) == (1 if alive else locks.PATIENCE)
+    assert "process 1 on elsewhere held this run; waiting" in caplog.text
 
 
 def test_a_holder_writes_heartbeats(tmp_path, monkeypatch):

@@ -228,14 +228,33 @@ def test_a_checkpoint_that_is_deleted_while_it_is_read_is_passed_over(checkpoint
     assert checkpoints.newest(read) == (1, 1)
 
 
-def test_lack_of_memory_is_no_damage(tmp_path, monkeypatch):
+def test_the_only_checkpoint_may_be_deleted_while_it_is_read(checkpoints):
+    saved(checkpoints, 1)
+
+    def read(step):
+        (checkpoints.directory / "1").rename(checkpoints.directory / "1.deleted")
+        raise Damaged("a file is missing")
+
+    assert checkpoints.newest(read) is None
+
+
+LACKS = (
+    MemoryError(),
+    OSError(errno.EMFILE, "files"),
+    OSError(errno.ENFILE, "files"),
+    PermissionError(errno.EACCES, ""),
+)
+
+
+@pytest.mark.parametrize("lack", LACKS, ids=repr)
+def test_lack_of_memory_handles_or_access_is_no_damage(tmp_path, monkeypatch, lack):
     def exhausted(*arguments, **options):
-        raise MemoryError
+        raise lack
 
     with Checkpoints(tmp_path, verify=False) as checkpoints:
         saved(checkpoints, 1)
         monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", exhausted)
-        with pytest.raises(MemoryError):
+        with pytest.raises(type(lack)):
             checkpoints.newest(lambda step: checkpoints.restore(step, abstract(state(0))))
         assert checkpoints.steps() == [1]
 
@@ -249,6 +268,40 @@ def test_only_a_checkpoint_is_rated_and_by_the_present_metric(tmp_path):
         assert not checkpoints.would_stay(2, 0.6)
     with Checkpoints(tmp_path, 2, Retention(best="loss")) as checkpoints:
         assert checkpoints.would_stay(2, 0.6)
+
+
+def test_a_step_whose_save_is_not_under_way_or_has_failed_is_not_rated(tmp_path, monkeypatch):
+    def full(self, directory):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Checkpoints(tmp_path, 2, Retention(best="fid")) as checkpoints:
+        checkpoints.save(1, state(1))
+        checkpoints.rate(7, 0.1)
+        assert checkpoints.would_stay(2, 0.2)
+        checkpoints.wait()
+        with monkeypatch.context() as patch:
+            patch.setattr(ocp.PyTreeCheckpointHandler, "finalize", full)
+            checkpoints.save(3, state(3))
+            checkpoints.rate(3, 0.1)
+            assert not checkpoints.would_stay(4, 0.2)
+            with pytest.raises(RunFailure):
+                checkpoints.wait()
+        assert checkpoints.would_stay(4, 0.2)
+
+
+def test_a_rating_that_finds_no_room_is_stored_with_the_next_checkpoint(tmp_path, monkeypatch):
+    def full(self, folder, value):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Checkpoints(tmp_path, 2, Retention(best="fid")) as checkpoints:
+        saved(checkpoints, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(Retention, "write", full)
+            checkpoints.rate(1, 0.5)
+        saved(checkpoints, 2)
+    with Checkpoints(tmp_path, 2, Retention(best="fid")) as checkpoints:
+        assert not checkpoints.would_stay(3, 0.6)
+        assert checkpoints.would_stay(3, 0.4)
 
 
 def test_other_shapes_types_and_names_are_errors(checkpoints):

@@ -81,6 +81,15 @@ def test_every_damage_is_found_or_harmless(copy, count):
     assert found > 30
 
 
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "{}", "[]", "3", '{"format": 1, "step": 2, "time": 0.0, "files": []}']
+)
+def test_a_manifest_of_other_json_is_damage(copy, text, caplog):
+    (copy / "2" / integrity.MANIFEST).write_text(text)
+    assert newest(copy)[0] == 1
+    assert "manifest.json: not " in caplog.text
+
+
 @pytest.mark.parametrize("name", ["state/_METADATA", "state/manifest.ocdbt", "manifest.json", "config.json"])
 def test_a_missing_file_is_found(copy, name, caplog):
     (copy / "2" / name).unlink()

@@ -45,3 +45,15 @@ def test_a_report_that_cannot_be_written_after_all_is_kept(tmp_path, monkeypatch
         files.write(REPORT, tmp_path)
     assert json.loads((kept / "evaluation.json").read_text()) == {"fid": 1.5}
     assert sorted(os.listdir(tmp_path)) == sorted(files.NAMES)
+
+
+def test_a_report_that_finds_no_room_anywhere_is_one_line(tmp_path, monkeypatch, tmp_path_factory):
+    spare = tmp_path_factory.mktemp("spare") / "full"
+    (spare / "evaluation.json").mkdir(parents=True)
+    (spare / "evaluation.json" / "a").touch()
+    monkeypatch.setattr(files.tempfile, "mkdtemp", lambda prefix: str(spare))
+    (tmp_path / "evaluation.png").mkdir()
+    (tmp_path / "evaluation.png" / "a").touch()
+    with pytest.raises(UserError, match="the report is lost, and can be computed again"):
+        files.write(REPORT, tmp_path)
+    assert not spare.exists()

@@ -1,8 +1,5 @@
 """Complete recipes against the installed diffusers: time grids, and the last step."""
 
-import sys
-import warnings
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +16,7 @@ from jaxdiff.sampling.samplers.dpm_solver import DpmSolver1, DpmSolver2M, DpmSol
 from jaxdiff.sampling.samplers.heun import Euler
 from jaxdiff.sampling.samplers.pndm import Plms, Pndm
 from jaxdiff.sampling.samplers.unipc import UniPc
+from tests import schedulers as peers
 from tests.sampling.solving import Draws, mixture
 
 PROCESS = VariancePreserving(Table(ScaledLinearBetas()))
@@ -70,25 +68,10 @@ RECIPES = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def diffusers():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pytest.importorskip(
-            "diffusers", reason="diffusers is not installed: its schedulers cannot be run"
-        )
-
-
-def run_peer(diffusers, name: str, settings: dict, steps: int):
+def run_peer(name: str, settings: dict, steps: int):
     """The peer's result in double precision, variance preserving."""
-    torch, noise = pytest.importorskip("torch"), iter(NOISE)
-    scheduler_class, denoise = getattr(diffusers, name), mixture().denoiser(PROCESS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "float32", torch.float64)  # it computes in float32, whatever it is given
-        patch.setattr(np, "float32", np.float64)
-        module = sys.modules[scheduler_class.__module__]
-        if hasattr(module, "randn_tensor"):
-            patch.setattr(module, "randn_tensor", lambda *shape, **options: torch.tensor(next(noise)))
+    scheduler_class, denoise = getattr(peers.load(), name), mixture().denoiser(PROCESS)
+    with peers.in_double_precision(scheduler_class, NOISE) as torch:
         betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
         scheduler = scheduler_class(num_train_timesteps=1000, **betas, **settings)
         scheduler.set_timesteps(steps)
@@ -114,8 +97,8 @@ def start(scheduler, name: str) -> float:
     [pytest.param(*row, marks=pytest.mark.slow if row[4] > 10 else ()) for row in RECIPES],
     ids=[f"{row[0]}-{row[2]}-{row[4]}-{'-'.join(row[5])}" for row in RECIPES],
 )
-def test_complete_recipes_match_diffusers(name, settings, sampler, grid, steps, ending, diffusers):
-    expected = run_peer(diffusers, name, settings, steps)
+def test_complete_recipes_match_diffusers(name, settings, sampler, grid, steps, ending):
+    expected = run_peer(name, settings, steps)
     recipe = Recipe(sampler, grid, ClassifierFree(), steps, **ending)
     denoise = mixture().denoiser(PROCESS)
     keys = jax.random.split(jax.random.key(0), len(X))

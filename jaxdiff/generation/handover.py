@@ -1,0 +1,81 @@
+"""Two models of one latent space in sequence: one from noise down to a noise level, the other from there to data."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxdiff.errors import expect
+from jaxdiff.generation.generator import Generator
+from jaxdiff.interop.schedulers import handover
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Handover:
+    """A model whose noisy latents another one completes, as SDXL's refiner does (Podell et al. 2023, section 2.5;
+    Balaji et al. 2022, "eDiff-I")::
+
+        images = Handover(Generator.load("runs/sdxl"), Generator.load("runs/refiner"))(text="a lighthouse")
+
+    Each model keeps its own recipe, with as many steps: the first takes those above a time, the second those below.
+    Conditions are shared by name.
+
+    Attributes:
+      first: the model that starts from noise.
+      second: the model that continues, of the same latents.
+      fraction: of the steps, counted from noise, that the first one takes: `denoising_end` of diffusers.
+    """
+
+    first: Generator
+    second: Generator
+    fraction: float = 0.8
+
+    def __post_init__(self):
+        first, second = (model.data_shape[-1] for model in (self.first, self.second))
+        fix = "use a base model and its refiner"
+        expect(first == second, "second", second, f"latents of {first} channels, as those of the first", fix)
+        steps = self.first.recipe.steps, self.second.recipe.steps
+        expect(steps[0] == steps[1], "steps", steps, "as many steps of both models", "give one number")
+        handover(self.fraction)
+
+    def __call__(
+        self,
+        n: int | None = None,
+        *,
+        image_size: tuple[int, int] | None = None,
+        noise: np.ndarray | None = None,
+        negative: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> np.ndarray:
+        """uint8 images [n, height, width, channels].
+
+        Args:
+          n, image_size, noise, negative, **options: as for a `Generator`; each model takes its own conditions.
+
+        Raises:
+          UserError: as for a `Generator`, or a condition that neither model has.
+        """
+        size = image_size or self.first.image_shape[:2]
+        t = handover(self.fraction)
+        first = _with(self.first, until=t)
+        noisy = first(n, image_size=size, noise=noise, **_own(self.first, self.second, options, negative))
+        second = _with(self.second, below=t)
+        given = _own(self.second, self.first, options, negative)
+        return second(len(noisy), image_size=size, noisy=noisy, **given)
+
+
+def _with(model: Generator, **changes: Any) -> Generator:
+    """The model with another recipe."""
+    return dataclasses.replace(model, recipe=dataclasses.replace(model.recipe, **changes))
+
+
+def _own(
+    model: Generator, other: Generator, options: Mapping[str, Any], negative: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The options without conditions that only the other model has."""
+    names = other.denoiser.conditioner.conditions.keys() - model.denoiser.conditioner.conditions.keys()
+    instead = {name: value for name, value in (negative or {}).items() if name not in names}
+    return {name: value for name, value in options.items() if name not in names} | {
+        "negative": instead or None
+    }

@@ -1,0 +1,180 @@
+"""Stable Diffusion from a diffusers folder: the same images as diffusers makes, and the same files on the way back."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jaxdiff.cli import exporting, output
+from jaxdiff.errors import UserError
+from jaxdiff.generation.generator import Generator
+from jaxdiff.interop import published
+from jaxdiff.runs.published import convert
+from tests import pipelines
+
+pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+pytestmark = pytest.mark.filterwarnings("ignore")  # the peer's own
+
+KINDS = ("sd1", "sd2", "xl")
+TEXTS = ["a photo of a horse", "Astronaut riding, (masterpiece:1.2)"]
+NOISE = np.random.default_rng(0).standard_normal((2, 16, 24, 4)).astype(np.float32)
+CLASSES = {
+    "ddim": "DDIMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "dpmsolver2m": "DPMSolverMultistepScheduler",
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A pipeline's folder of each kind."""
+    root = tmp_path_factory.mktemp("pipelines")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return {kind: pipelines.write(kind, root / kind) for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def runs(folders):
+    """The runs made of them."""
+    for kind, folder in folders.items():
+        convert(published.find(folder), str(folder.parent / f"run_{kind}"))
+    return {kind: str(folder.parent / f"run_{kind}") for kind, folder in folders.items()}
+
+
+def peer(kind, folder, sampler):
+    """diffusers' pipeline, with another sampler if one is named."""
+    pipe = pipelines.pipeline(kind, folder)
+    settings = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    import diffusers
+
+    cls = getattr(diffusers, CLASSES.get(sampler, settings["_class_name"]))
+    pipe.scheduler = cls.from_config(settings)
+    return pipe
+
+
+def as_torch(noise):
+    import torch
+
+    return torch.tensor(noise.transpose(0, 3, 1, 2))
+
+
+def check_images(found, expected):
+    """At most one level of 255 in 99.9 % of the values, and two anywhere."""
+    difference = np.abs(found.astype(int) - np.round(255 * np.clip(expected, 0, 1)))
+    assert expected.std() > 0.1
+    assert difference.max() <= 2
+    assert np.mean(difference > 1) <= 0.001
+
+
+@pytest.mark.parametrize(
+    ("kind", "sampler"),
+    [
+        ("sd1", None),
+        pytest.param("sd1", "ddim", marks=pytest.mark.slow),
+        pytest.param("sd1", "dpmsolver2m", marks=pytest.mark.slow),
+        pytest.param("sd2", "ddim", marks=pytest.mark.slow),
+        pytest.param("sd2", "euler", marks=pytest.mark.slow),
+        ("xl", None),
+        pytest.param("xl", "dpmsolver2m", marks=pytest.mark.slow),
+    ],
+)
+def test_images_are_those_of_diffusers(kind, sampler, folders, runs):
+    pipe = peer(kind, folders[kind], sampler)
+    options = {"num_inference_steps": 4, "guidance_scale": 5.0, "height": 32, "width": 48, "output_type": "np"}
+    negative = ["horses of masterpiece"] * 2
+    expected = pipe(TEXTS, negative_prompt=negative, latents=as_torch(NOISE), **options).images
+    generator = Generator.load(runs[kind], sampler=sampler, overrides=[("sampling.steps", "4")])
+    given = {"guidance": 5.0, "noise": NOISE, "image_size": (32, 48)}
+    check_images(generator(text=TEXTS, negative={"text": negative[0]}, **given), expected)
+
+
+@pytest.mark.parametrize("prompt", [None, pytest.param("", marks=pytest.mark.slow)])
+def test_no_negative_prompt_is_zeros_in_sdxl_and_an_empty_one_is_a_text(prompt, folders, runs):
+    pipe, noise = peer("xl", folders["xl"], "ddim"), NOISE[:1, :, :16]
+    options = {"num_inference_steps": 2, "guidance_scale": 7.0, "height": 32, "width": 32, "output_type": "np"}
+    expected = pipe(TEXTS[0], negative_prompt=prompt, latents=as_torch(noise), **options).images
+    generator = Generator.load(runs["xl"], sampler="ddim", overrides=[("sampling.steps", "2")])
+    negative = None if prompt is None else {"text": prompt}
+    check_images(generator(text=TEXTS[0], guidance=7.0, negative=negative, noise=noise), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "sampler"), [("sd1", "ddim"), ("sd2", "dpmsolver2m"), ("xl", None)])
+def test_edits_are_image_to_image_of_diffusers(kind, sampler, folders, runs):
+    import diffusers
+    import torch
+
+    image = np.random.default_rng(1).integers(0, 256, (32, 48, 3), np.uint8)
+    pipe = peer(kind, folders[kind], sampler)
+    cls = diffusers.StableDiffusionXLImg2ImgPipeline if kind == "xl" else diffusers.StableDiffusionImg2ImgPipeline
+    edit = cls(**{**pipe.components, **({} if kind == "xl" else {"requires_safety_checker": False})})
+    module = __import__(type(edit).__module__, fromlist=["x"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "randn_tensor", lambda *shape, **options: as_torch(NOISE[:1]))
+        expected = edit(
+            TEXTS[0], image=torch.tensor(image / 255.0).permute(2, 0, 1)[None].float(), strength=0.7,
+            num_inference_steps=6, guidance_scale=5.0, output_type="np",
+        ).images  # fmt: skip
+    generator = Generator.load(runs[kind], sampler=sampler, overrides=[("sampling.steps", "6")])
+    found = generator.edit(image[None], 0.7, text=TEXTS[0], guidance=5.0, noise=NOISE[:1], image_size=(32, 48))
+    check_images(found, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_comes_back_bit_for_bit_and_opens_in_diffusers(kind, folders, runs, tmp_path):
+    import diffusers
+
+    exporting.write_folder(runs[kind], output.folder("--to", str(tmp_path / "out")))
+    for file in sorted(folders[kind].rglob("*.safetensors")):
+        found, expected = load_file(tmp_path / "out" / file.relative_to(folders[kind])), load_file(file)
+        named = {name.removeprefix("text_model."): array for name, array in found.items()}
+        assert named.keys() == {name.removeprefix("text_model.") for name in expected}
+        for name, array in expected.items():
+            np.testing.assert_array_equal(named[name.removeprefix("text_model.")], array)
+    opened = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out")
+    assert type(opened).__name__ == f"StableDiffusion{'XL' if kind == 'xl' else ''}Pipeline"
+    assert dict(opened.scheduler.config)["beta_end"] == 0.012
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_single_file_gives_the_same_run(kind, folders, runs, tmp_path):
+    file = tmp_path / "model.safetensors"
+    exporting.write_file(runs[kind], output.file("--to", str(file)))
+    convert(published.find(file), str(tmp_path / "run"), tokenizer=str(folders[kind]))
+    for name in ("unet", "text_encoder", "autoencoder"):
+        found, expected = (
+            load_file(f"{run}/frozen/{name}.safetensors") for run in (tmp_path / "run", runs[kind])
+        )
+        assert found.keys() == expected.keys()
+        for path, array in expected.items():
+            np.testing.assert_array_equal(found[path], array)
+
+
+def test_a_single_file_needs_a_tokenizer(folders, runs, tmp_path):
+    file = tmp_path / "model.safetensors"
+    exporting.write_file(runs["sd1"], output.file("--to", str(file)))
+    with pytest.raises(UserError, match="--tokenizer=None: expected a tokenizer for 1 text encoders"):
+        convert(published.find(file), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_half_precision_stay_so_in_the_run(folders, tmp_path):
+    import diffusers
+    import torch
+
+    network = diffusers.UNet2DConditionModel.from_pretrained(folders["sd1"] / "unet")
+    import shutil
+
+    shutil.copytree(folders["sd1"], tmp_path / "half")
+    network.to(torch.float16).save_pretrained(tmp_path / "half" / "unet")
+    convert(published.find(tmp_path / "half"), str(tmp_path / "run"))
+    stored = load_file(tmp_path / "run" / "frozen" / "unet.safetensors")
+    assert {array.dtype.name for array in stored.values()} == {"float16"}
+    params = Generator.load(str(tmp_path / "run")).params
+    kernel = params["network"]["stem"]["kernel"]
+    assert kernel.dtype == np.float32
+    np.testing.assert_array_equal(kernel, stored["network/stem/kernel"].astype(np.float32))

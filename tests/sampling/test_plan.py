@@ -15,9 +15,11 @@ from jaxdiff.process.labels import RoundedIndex
 from jaxdiff.process.table import ScaledLinearBetas, Table
 from jaxdiff.sampling.grids.continuous import Uniform
 from jaxdiff.sampling.grids.discrete import Leading, Linspace, Trailing
-from jaxdiff.sampling.grids.restart import RePaint
+from jaxdiff.sampling.grids.restart import RePaint, Restart
 from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
+from jaxdiff.sampling.loop import as_path
 from jaxdiff.sampling.modifiers.inpainting import Replacement
+from jaxdiff.sampling.plan import with_end
 from jaxdiff.sampling.protocols import KnownData
 from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.sampling.samplers.ddim import Ddim
@@ -110,6 +112,24 @@ def test_steps_of_one_length_are_the_models(steps, t_end):
     with jax.disable_jit():
         run(recipe, denoise=counting)
     assert counting.calls == recipe.calls(PROCESS) == steps
+
+
+@pytest.mark.parametrize("t_end", [None, 1e-3])
+@pytest.mark.parametrize(("lower", "euler"), [(False, False), (True, False), (False, True)])
+def test_a_path_that_never_returns_ends_as_its_times_do(t_end, lower, euler):
+    times, path = Uniform()(FLOW, 9), Restart(Uniform(), repeats=0)(FLOW, 9)
+    found, expected = (with_end(steps, t_end).bounded(lower, euler) for steps in (path, times))
+    np.testing.assert_array_equal(found.times, as_path(expected.times))
+    assert found.jumps == expected.jumps
+    np.testing.assert_array_equal(found.max_orders, expected.max_orders)
+
+
+def test_the_last_step_leads_from_where_a_path_ends_to_the_end():
+    path = RePaint(Uniform(), 2, 3)(FLOW, 9)
+    plan = with_end(path, 1e-3)
+    assert not plan.jumps
+    np.testing.assert_array_equal(plan.times.start, jnp.append(path.start, path.end[-1]))
+    np.testing.assert_array_equal(plan.times.end, jnp.append(path.end, 1e-3))
 
 
 def test_unit_noise_is_not_scaled_by_sigma():

@@ -111,22 +111,6 @@ def test_a_restart_with_no_repetitions_is_the_base_grid(grid):
     np.testing.assert_array_equal(path.end, times[1:])
 
 
-@pytest.mark.parametrize(
-    "ending",
-    [{}, {"t_end": 1e-3}, {"t_end": 1e-3, "lower_order_final": True, "euler_at_final": True}],
-    ids=str,
-)
-def test_with_no_repetitions_all_endings_are_those_of_the_base_grid(ending):
-    found, expected = (
-        Recipe(Euler(), grid, ClassifierFree(), 9, **ending).plan(VarianceExploding())
-        for grid in (Restart(BASE, repeats=0), BASE)
-    )
-    for one, other in zip(found.times, loop.as_path(expected.times), strict=True):
-        np.testing.assert_array_equal(one, other)
-    assert (found.jumps, found.first) == (expected.jumps, expected.first)
-    np.testing.assert_array_equal(found.max_orders, expected.max_orders)
-
-
 @pytest.mark.parametrize("grid", [RePaint(BASE, 2, 3), Restart(BASE, 0.3, 2.0, 2, 3)], ids=str)
 def test_every_step_falls_and_none_begins_below_the_end_of_the_last(grid, float32):
     """Exactly, also in a compiled program: a rounding error would count as a return to noise."""

@@ -5,7 +5,6 @@ import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 from flax.traverse_util import flatten_dict
 
 from jaxdiff.codecs.latent import Latent

@@ -47,6 +47,7 @@ def parser() -> app.Parser:
     flags.add_argument("--step", type=int, default=None, help="which checkpoint (default: the newest)")
     _add_cascade(flags)
     _add_refiner(flags)
+    _add_controls(flags)
     _add_output(flags)
     _add_conditions(flags)
     _add_edit(flags)
@@ -70,6 +71,24 @@ def _add_cascade(flags: app.Parser) -> None:
         default=None,
         metavar="NAME",
         help="the condition that takes these images, if there are several image conditions",
+    )
+
+
+def _add_controls(flags: app.Parser) -> None:
+    for name, what in (
+        ("control-net", "a ControlNet"),
+        ("t2i-adapter", "a T2I-Adapter"),
+        ("ip-adapter", "an IP-Adapter, with --image-encoder"),
+    ):
+        flags.add_argument(
+            f"--{name}",
+            action="append",
+            default=[],
+            metavar="NAME=FILE[:SCALE]",
+            help=f"{what} for Stable Diffusion; --image NAME=FILE gives its image",
+        )
+    flags.add_argument(
+        "--image-encoder", default=None, metavar="FILE", help="CLIP's image encoder: a file or a folder"
     )
 
 

@@ -13,7 +13,20 @@ from jaxdiff.interop.lora.flag import parse_flag
 NOT_WITH_REFINER = ("known", "mask", "edit", "guiding_model")
 """Flags that a base model with a refiner has no use for."""
 
-NOT_IN_CASCADES = ("refiner", "step", "size", "noise", "guiding_model", "known", "mask", "edit", "negative")
+NOT_IN_CASCADES = (
+    "refiner",
+    "control_net",
+    "t2i_adapter",
+    "ip_adapter",
+    "step",
+    "size",
+    "noise",
+    "guiding_model",
+    "known",
+    "mask",
+    "edit",
+    "negative",
+)
 """Flags that a cascade has no use for."""
 
 

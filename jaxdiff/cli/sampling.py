@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxdiff.cli import conditions as cli
 from jaxdiff.cli import limits, pictures, values
+from jaxdiff.cli.controls import with_controls
 from jaxdiff.cli.output import PICTURES
 from jaxdiff.cli.request import Request
 from jaxdiff.conditioning.condition import Condition
@@ -46,6 +47,7 @@ def run(request: Request, load: Load = Generator.load) -> None:
     stages = [load(folder, step=step, **options) for folder, step in request.runs]
     if request.loras:
         stages = [with_lora(stage, request.loras) for stage in stages]
+    stages = [with_controls(stage, request.flags) for stage in stages]
     for (folder, _), stage in zip(request.runs, stages, strict=True):
         shape = stage.image_shape
         fix = "sample it in Python, with Generator.load"

@@ -7,8 +7,8 @@ import numpy as np
 from jaxdiff.errors import expect
 
 
-def parse_flag(text: str) -> tuple[str, float]:
-    """The file and the scale of ``--lora FILE[:SCALE]``; the scale is 1 without a number.
+def parse_flag(text: str, flag: str = "--lora") -> tuple[str, float]:
+    """The file and the scale of ``FILE[:SCALE]``, such as ``--lora`` takes; the scale is 1 without a number.
 
     The text is split at its last colon, only if a number follows and no file has the whole text as its name. So a path
     may contain colons (``C:\\x.safetensors:0.5``).
@@ -24,7 +24,7 @@ def parse_flag(text: str) -> tuple[str, float]:
     if scale is None:
         expect(
             not (colon and os.path.exists(path)),
-            "--lora",
+            flag,
             text,
             "a number after the last colon",
             fix,
@@ -32,14 +32,14 @@ def parse_flag(text: str) -> tuple[str, float]:
         )
     expect(
         scale is not None and os.path.exists(path),
-        "--lora",
+        flag,
         text,
         "an existing file",
         fix,
         "none of that name",
     )
     assert scale is not None
-    expect(bool(np.isfinite(scale)), "--lora", text, "a finite scale", fix, last)
+    expect(bool(np.isfinite(scale)), flag, text, "a finite scale", fix, last)
     return path, scale
 
 

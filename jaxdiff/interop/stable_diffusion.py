@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from jaxdiff.codecs.latent import Latent, parameter_shapes
 from jaxdiff.conditioning.conditioner import Conditioner, parameters_of
+from jaxdiff.conditioning.latent import LatentImage
 from jaxdiff.conditioning.nulls import Null
 from jaxdiff.conditioning.text import Text
 from jaxdiff.data.joined_tokenizer import JoinedTokenizer
@@ -27,12 +28,15 @@ from jaxdiff.interop import (
 from jaxdiff.interop.mapping import Entry, to_pending
 from jaxdiff.interop.pending import Pending
 from jaxdiff.interop.published import Part, PublishedModel
-from jaxdiff.interop.stable_diffusion_conditions import Extra, extra_conditions
+from jaxdiff.interop.stable_diffusion_conditions import IMAGE, NOISE_TABLE, Extra, extra_conditions
 from jaxdiff.interop.stable_diffusion_unet import UnetLayout
 from jaxdiff.interop.stable_diffusion_unet_config import unet_layout
 from jaxdiff.interop.stable_diffusion_unet_shapes import detect_layout
 from jaxdiff.models.clip_text import ClipTextEncoder
 from jaxdiff.models.joined_encoder import JoinedEncoder
+from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
+from jaxdiff.sampling.guidance.per_condition import PerCondition
+from jaxdiff.sampling.protocols import Guidance
 from jaxdiff.typing import Params, Weights
 
 TEXT = f"conditioner/{parameters_of('text')}"
@@ -114,6 +118,13 @@ class StableDiffusion:
         return Latent(network, weights, scaling_factor=self.family.scaling_factor, slices=1)
 
     @property
+    def guidance(self) -> Guidance:
+        """Guidance as in the published pipeline: two scales with an image to edit (Brooks et al. 2023)."""
+        if isinstance(self.denoiser.conditioner.conditions.get(IMAGE), LatentImage):
+            return PerCondition((IMAGE, "text"), (1.5, self.family.guidance))
+        return ClassifierFree(self.family.guidance)
+
+    @property
     def image_size(self) -> int:
         """Height and width of the images that the model was trained with."""
         part, sample_size = self.source.autoencoder, self.source.unet.config.get("sample_size")
@@ -193,7 +204,8 @@ def of(
 
 def unet_entries(layout: UnetLayout, names: Any) -> list[Entry]:
     """The mapping of a U-Net's tensors in the naming of a file."""
-    return list(stable_diffusion_unet.entries(layout, stable_diffusion_unet.naming_of(names)))
+    naming = stable_diffusion_unet.naming_of(names)
+    return list(stable_diffusion_unet.entries(layout, naming, NOISE_TABLE))
 
 
 def _family(model: PublishedModel, layout: UnetLayout) -> str:

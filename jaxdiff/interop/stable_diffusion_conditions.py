@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from jaxdiff.conditioning.condition import Condition
+from jaxdiff.conditioning.conditioner import parameters_of
 from jaxdiff.conditioning.continuous import Continuous, ImageSize
 from jaxdiff.conditioning.image import ImageCondition
 from jaxdiff.conditioning.latent import LatentImage, MaskedImage
@@ -13,6 +14,15 @@ from jaxdiff.errors import UserError
 from jaxdiff.interop.stable_diffusion_unet import UnetLayout
 from jaxdiff.process.gaussian import VariancePreserving
 from jaxdiff.process.labels import StepIndex
+
+IMAGE = "image"
+"""The name of the image to edit, complete or enlarge."""
+
+NOISE_TABLE = f"conditioner/{parameters_of(IMAGE)}/noise/table"
+"""The path of the upscaler's vectors for levels of noise."""
+
+NOISE, MOST_NOISE = 0.021, 0.35
+"""Of the image to enlarge, as times: steps 20 and 349 of 1000 in the published upscaler."""
 
 AESTHETIC_SCORE, NEGATIVE_SCORE = 6.0, 2.5
 """Of SDXL's refiner: the default score, and the one that guidance leads away from."""
@@ -78,14 +88,13 @@ def _images(layout: UnetLayout, factor: int, low_res: VariancePreserving | None)
     if added == 0:
         return {}
     if added == latents + 1:
-        return {"image": MaskedImage(factor=factor)}
+        return {IMAGE: MaskedImage(factor=factor)}
     if added == latents:
-        return {"image": LatentImage(factor=1 / factor)}
+        return {IMAGE: LatentImage(factor=1 / factor)}
     if added == 3 and layout.noise_classes is not None and low_res is not None:
         table = StepTable(layout.noise_classes, layout.noise.width)
-        return {
-            "image": NoiseAugmented(ImageCondition(3), table, low_res, label=StepIndex(layout.noise_classes))
-        }
+        noise = {"max_level": MOST_NOISE, "level": NOISE, "label": StepIndex(layout.noise_classes)}
+        return {IMAGE: NoiseAugmented(ImageCondition(3), table, low_res, **noise)}
     raise UserError(
         f"--from: expected {latents}, {latents + 1} or 3 channels of an image besides the latents, got {added}. "
         "Fix: use a model of Stable Diffusion, for inpainting, InstructPix2Pix or the x4 upscaler"

@@ -16,6 +16,7 @@ from jaxdiff.interop.mapping import to_pending_tensors
 from jaxdiff.interop.pending import Pending
 from jaxdiff.interop.published import AUTOENCODER, UNET
 from jaxdiff.interop.stable_diffusion import TEXT
+from jaxdiff.interop.stable_diffusion_conditions import NOISE_TABLE
 from jaxdiff.interop.stable_diffusion_unet import Naming, UnetLayout
 from jaxdiff.interop.stable_diffusion_unet_export import layout_of, unet_config
 from jaxdiff.models.clip_text import ClipTextEncoder
@@ -59,7 +60,7 @@ class Exported:
     @functools.cached_property
     def layout(self) -> UnetLayout:
         """The U-Net."""
-        return layout_of(self.denoiser, self.params)
+        return layout_of(self.denoiser, self.params, NOISE_TABLE)
 
     @property
     def encoders(self) -> tuple[ClipTextEncoder, ...]:
@@ -86,7 +87,7 @@ class Exported:
     def unet(self, naming: Naming) -> Tensors:
         """The U-Net's tensors."""
         arrays = {path: array for path, array in self.arrays.items() if not path.startswith(f"{TEXT}/")}
-        return to_pending_tensors(stable_diffusion_unet.entries(self.layout, naming), arrays)
+        return to_pending_tensors(stable_diffusion_unet.entries(self.layout, naming, NOISE_TABLE), arrays)
 
     def vae(self, naming: autoencoders.Naming) -> Tensors:
         """The autoencoder's tensors."""

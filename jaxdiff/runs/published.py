@@ -36,7 +36,6 @@ from jaxdiff.process.time_sampling import UniformSteps
 from jaxdiff.runs.restore import restore_params
 from jaxdiff.runs.weights import RECORD, FileWeights, write_record
 from jaxdiff.runs.workdir import CONFIG_FILE, HERE, read_config
-from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.training.ema import Ema
 from jaxdiff.training.optimizer import AdamW
@@ -198,7 +197,6 @@ def _config(model: StableDiffusion, unet: Mapping[str, Pending]) -> Any:
         pretrained=_pretrained(unet),
     )
     text: Any = model.denoiser.conditioner.conditions["text"]
-    guidance = ClassifierFree(model.family.guidance)
     return configs.spec(
         Experiment,
         task=configs.describe(task),
@@ -209,8 +207,8 @@ def _config(model: StableDiffusion, unet: Mapping[str, Pending]) -> Any:
             source=configs.spec(ImageFolder, path="images", size=size, label=None, captions="txt"),
             conditions=(configs.describe(Tokenize(text.tokenizer)),),
         ),
-        sampling=configs.describe(schedulers.recipe(model.scheduler, None, STEPS, guidance)),
-        recipes=configs.describe(schedulers.recipes(model.scheduler, STEPS, guidance)),
+        sampling=configs.describe(schedulers.recipe(model.scheduler, None, STEPS, model.guidance)),
+        recipes=configs.describe(schedulers.recipes(model.scheduler, STEPS, model.guidance)),
         sample_every=0,
     )
 

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 
 from jaxdiff.errors import UserError
@@ -81,6 +82,18 @@ def mapped(path: pathlib.Path) -> memoryview:
         if path.stat().st_size == 0:
             raise Unreadable("expected a file of weights, got an empty file")
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def release(array: np.ndarray) -> None:
+    """Let go of the memory of a mapped file that `array` is a view of; its values are read again where they are needed.
+
+    Memory of a mapped file counts as the process's, so that a file that is read once would be in it as a whole.
+    """
+    owner: Any = array
+    while owner is not None and not isinstance(owner, mmap.mmap):
+        owner = owner.obj if isinstance(owner, memoryview) else getattr(owner, "base", None)
+    if owner is not None and hasattr(mmap, "MADV_DONTNEED"):
+        owner.madvise(mmap.MADV_DONTNEED)
 
 
 def checked(data: memoryview, checksum: int | None) -> memoryview:

@@ -12,6 +12,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxdiff.errors import UserError
+from jaxdiff.interop.files import release
 from jaxdiff.interop.pending import Pending
 from jaxdiff.typing import Params
 
@@ -175,8 +176,11 @@ def _pending(entry: Entry, tensors: Tensors, shape: tuple[int, ...]) -> Pending:
     dtype = np.result_type(*(tensors[key].dtype for key in entry.keys))
 
     def read() -> np.ndarray:
-        found = entry.layout.load([np.asarray(tensors[key]) for key in entry.keys], shape)
-        return np.asarray(found, dtype, order="C")
+        arrays = [np.asarray(tensors[key]) for key in entry.keys]
+        found = np.array(entry.layout.load(arrays, shape), dtype, order="C")
+        for array in arrays:
+            release(array)
+        return found
 
     return Pending(shape, dtype, read, " ".join(entry.keys))
 

@@ -25,6 +25,7 @@ from jaxdiff.data.tokenizer_files import copy_tokenizer
 from jaxdiff.errors import RunFailure, expect
 from jaxdiff.experiment import Experiment
 from jaxdiff.interop import schedulers, stable_diffusion
+from jaxdiff.interop.files import release
 from jaxdiff.interop.mapping import check_finite, to_pending
 from jaxdiff.interop.pending import Pending
 from jaxdiff.interop.published import PublishedModel
@@ -270,7 +271,9 @@ def _check_written(files: Files, folder: pathlib.Path) -> None:
     for name, tensors in files.items():
         written = FileWeights(str(folder / name)).arrays()
         for path, pending in tensors.items():
-            if written[path].tobytes() != pending.read().tobytes():
+            same = written[path].tobytes() == pending.read().tobytes()
+            release(written[path])
+            if not same:
                 raise RunFailure(
                     f"--workdir={folder}: expected to read back {path} as it was written, got other values. "
                     "Fix: convert again, to another disk"

@@ -16,6 +16,7 @@ from jaxdiff import config as configs
 from jaxdiff.distributed import partitioning
 from jaxdiff.distributed.first_process import in_first
 from jaxdiff.errors import UserError, expect
+from jaxdiff.interop.files import release
 from jaxdiff.interop.tensors import read_tensors
 from jaxdiff.runs.restore import restore_params
 from jaxdiff.runs.workdir import read_config
@@ -120,7 +121,8 @@ def fingerprint(tree: Params) -> str:
     for path, leaf in sorted(jax.tree.leaves_with_path(tree), key=lambda pair: jax.tree_util.keystr(pair[0])):
         array = np.ascontiguousarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.tobytes())
+        digest.update(array)
+        release(array)
     return digest.hexdigest()
 
 

@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from jaxdiff.cli import exporting, output
 from jaxdiff.errors import UserError
@@ -159,6 +159,21 @@ def test_a_single_file_needs_a_tokenizer(folders, runs, tmp_path):
     with pytest.raises(UserError, match="--tokenizer=None: expected a tokenizer for 1 text encoders"):
         convert(published.find(file), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_single_file_with_another_network_is_refused_and_counters_are_not(folders, runs, tmp_path):
+    file = tmp_path / "model.safetensors"
+    exporting.write_file(runs["sd1"], output.file("--to", str(file)))
+    tensors = load_file(file)
+    counters = {
+        "betas": np.ones(9, np.float32),
+        "cond_stage_model.transformer.text_model.embeddings.position_ids": np.arange(77)[None],
+    }
+    save_file({**tensors, **counters}, file)
+    convert(published.find(file), str(tmp_path / "run"), tokenizer=str(folders["sd1"]))
+    save_file({**tensors, "control_model.time_embed.0.weight": np.ones((2, 2), np.float32)}, file)
+    with pytest.raises(UserError, match=r"got other tensors too: control_model\.time_embed\.0\.weight"):
+        published.find(file)
 
 
 def test_weights_of_half_precision_stay_so_in_the_run(folders, tmp_path):

@@ -8,12 +8,12 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxdiff.errors import UserError
 from jaxdiff.interop import folders
-from jaxdiff.interop.files import read_json, reading
+from jaxdiff.interop.files import Unreadable, read_json, reading
 from jaxdiff.interop.tensors import Tensors, read_tensors
 
 UNET = "model.diffusion_model."
@@ -27,8 +27,8 @@ TEXTS = (
 )
 """Prefixes of the parts in a single file: the U-Net, the autoencoder, and text encoders in their order."""
 
-BESIDE = ("safety_checker", "feature_extractor", "image_encoder")
-"""Parts of a pipeline's folder that take no part in sampling."""
+BUFFERS = ("model_ema.", "denoiser.", "loss.", "cond_stage_model.logit_scale")
+"""First parts of further names in a single file: counters and tables of training. So are names without a dot."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +145,8 @@ def _part(root: pathlib.Path, name: str, ema: bool | None) -> Part:
 def _of_file(root: pathlib.Path, ema: bool | None) -> PublishedModel:
     checkpoint = read_tensors(root, ema)
     parts = {prefix: _with_prefix(checkpoint.tensors, prefix) for prefix in (UNET, AUTOENCODER, *TEXTS)}
+    if parts[UNET] is not None:
+        _check_known(checkpoint.tensors)
     return PublishedModel(
         path=root,
         unet=parts[UNET] or Part(checkpoint.tensors, {}, ""),
@@ -152,6 +154,18 @@ def _of_file(root: pathlib.Path, ema: bool | None) -> PublishedModel:
         texts=tuple(part for prefix in TEXTS if (part := parts[prefix]) is not None),
         metadata=checkpoint.metadata,
     )
+
+
+def _check_known(names: Iterable[str]) -> None:
+    """Raise `Unreadable` for a single file with tensors of another network, which would be left out."""
+    known = (UNET, AUTOENCODER, *TEXTS, *BUFFERS)
+    left = [name for name in names if "." in name and not name.startswith(known)]
+    if left:
+        shown = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
+        raise Unreadable(
+            f"expected the U-Net, autoencoder and text encoders of Stable Diffusion, got other tensors too: {shown}",
+            "give a file of one of its versions 1, 2 or XL",
+        )
 
 
 def _with_prefix(tensors: Tensors, prefix: str) -> Part | None:

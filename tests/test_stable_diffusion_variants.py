@@ -83,6 +83,22 @@ def test_two_scales_are_instruct_pix2pix_of_diffusers(made):
 
 
 @pytest.mark.slow
+def test_an_enlarged_image_is_that_of_the_x4_upscaler_of_diffusers(made, monkeypatch):
+    """At the lowest level of noise, and with none drawn: nearly no noise is added to the small image."""
+    folder, run = made("upscaler")
+    pipe = pipelines.pipeline("upscaler", folder, "DDIMScheduler")
+    module = __import__(type(pipe).__module__, fromlist=["x"])
+    monkeypatch.setattr(module, "randn_tensor", lambda shape, **options: torch.zeros(shape))
+    small = IMAGE[::2, ::2]
+    expected = pipe(
+        TEXT, image=2 * pixels(small) - 1, noise_level=0, guidance_scale=5.0, latents=as_torch(NOISE),
+        num_inference_steps=4, output_type="np",
+    ).images  # fmt: skip
+    given = {"value": small, "level": 0.0}
+    check_images(generator(run)(text=TEXT, image=given, guidance=5.0, noise=NOISE), expected)
+
+
+@pytest.mark.slow
 def test_a_base_and_its_refiner_share_the_steps_as_in_diffusers(made):
     (base_folder, base_run), (folder, run) = made("xl"), made("refiner")
     base = pipelines.pipeline("xl", base_folder, "EulerDiscreteScheduler")

@@ -30,7 +30,7 @@ FILES = ("jaxdiff/process/*.py", "jaxdiff/sampling/**/*.py", "jaxdiff/likelihood
 TESTS = ("process", "sampling", "likelihood", "tasks", "training")
 TRAVELS = ("jaxdiff", "tests", "docs", "pyproject.toml", "README.md", "configs")
 ENOUGH = 0.95
-PATIENCE = 300  # seconds; a mutant that makes the tests hang is noticed
+PATIENCE = 900  # seconds; a mutant that makes the tests hang is noticed
 
 SWAPS = {
     "t": "t_next", "t_next": "t", "s": "t", "start": "end", "end": "start", "alpha": "sigma", "sigma": "alpha",

@@ -121,7 +121,7 @@ def fingerprint(tree: Params) -> str:
     for path, leaf in sorted(jax.tree.leaves_with_path(tree), key=lambda pair: jax.tree_util.keystr(pair[0])):
         array = np.ascontiguousarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
-        digest.update(array)
+        digest.update(array.tobytes())
         release(array)
     return digest.hexdigest()
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import logging
 import pathlib
 import secrets
 import shutil
@@ -22,7 +23,7 @@ from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.published_tokenizers import ClipTokenizer
 from jaxdiff.data.text import Tokenize
 from jaxdiff.data.tokenizer_files import copy_tokenizer
-from jaxdiff.errors import RunFailure, expect
+from jaxdiff.errors import RunFailure, UserError, expect
 from jaxdiff.experiment import Experiment
 from jaxdiff.interop import schedulers, stable_diffusion
 from jaxdiff.interop.files import release
@@ -37,9 +38,12 @@ from jaxdiff.process.time_sampling import UniformSteps
 from jaxdiff.runs.restore import restore_params
 from jaxdiff.runs.weights import RECORD, FileWeights, write_record
 from jaxdiff.runs.workdir import CONFIG_FILE, HERE, read_config
+from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.training.ema import Ema
 from jaxdiff.training.optimizer import AdamW
+
+_log = logging.getLogger(__name__)
 
 UNET, TEXT, AUTOENCODER = (f"frozen/{name}.safetensors" for name in ("unet", "text_encoder", "autoencoder"))
 """Files of parameters in the run's folder, named by our paths and in the precision of the published ones."""
@@ -208,10 +212,21 @@ def _config(model: StableDiffusion, unet: Mapping[str, Pending]) -> Any:
             source=configs.spec(ImageFolder, path="images", size=size, label=None, captions="txt"),
             conditions=(configs.describe(Tokenize(text.tokenizer)),),
         ),
-        sampling=configs.describe(schedulers.recipe(model.scheduler, None, STEPS, model.guidance)),
+        sampling=configs.describe(_recipe(model)),
         recipes=configs.describe(schedulers.recipes(model.scheduler, STEPS, model.guidance)),
         sample_every=0,
     )
+
+
+def _recipe(model: StableDiffusion) -> Recipe:
+    """The recipe of the published scheduler; DDIM's, with a warning, if it is unknown here."""
+    try:
+        return schedulers.recipe(model.scheduler, None, STEPS, model.guidance)
+    except UserError as error:
+        _log.warning(
+            "the run is sampled by DDIM unless --sampler says otherwise; its own scheduler: %s", error
+        )
+        return schedulers.recipe(model.scheduler, "ddim", STEPS, model.guidance)
 
 
 def _pretrained(unet: Mapping[str, Pending]) -> dict[str, FileWeights]:

@@ -50,7 +50,10 @@ CLIP, OPEN_CLIP = text_config(3, "quick_gelu"), text_config(3, "gelu")
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A kind of published model: its pipeline's class, scheduler, text encoders by the ends of their folders, U-Net."""
+    """A kind of published model: its pipeline's class, scheduler, text encoders by the ends of their folders, U-Net.
+
+    An upscaler also has a scheduler for the noise of the small image, `low_res`.
+    """
 
     pipeline: str
     scheduler: dict[str, Any]
@@ -58,6 +61,7 @@ class Kind:
     unet: dict[str, Any]
     scaling_factor: float = 0.18215
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    low_res: dict[str, Any] | None = None
 
     @property
     def sdxl(self) -> bool:
@@ -82,6 +86,13 @@ KINDS = {
     "inpaint": Kind("StableDiffusionInpaintPipeline", PNDM, {"": CLIP}, {**SD1, "in_channels": 9}, options=UNCHECKED),
     "ip2p": Kind(
         "StableDiffusionInstructPix2PixPipeline", PNDM, {"": CLIP}, {**SD1, "in_channels": 8}, options=UNCHECKED
+    ),
+    "upscaler": Kind(
+        "StableDiffusionUpscalePipeline", DDIM_V, {"": OPEN_CLIP},
+        {**SD1, "in_channels": 7, "use_linear_projection": True, "num_class_embeds": 1000,
+         "only_cross_attention": [True, False], "mid_block_only_cross_attention": True},
+        0.08333,
+        low_res={**BETAS, "beta_schedule": "linear", "beta_start": 1e-9, "beta_end": 1e-9},
     ),
 }  # fmt: skip
 
@@ -144,9 +155,11 @@ def write(name: str, folder: pathlib.Path) -> pathlib.Path:
         module.save_pretrained(folder / part)
     for end in kind.texts:
         write_tokenizer(folder / f"tokenizer{end}", pad_token=_padding(name, end))
-    (folder / "scheduler").mkdir()
-    settings = {"_diffusers_version": "0.6.0", **kind.scheduler}
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(settings))
+    for part, settings in {"scheduler": kind.scheduler, "low_res_scheduler": kind.low_res}.items():
+        if settings is not None:
+            (folder / part).mkdir()
+            text = json.dumps({"_diffusers_version": "0.6.0", **settings})
+            (folder / part / "scheduler_config.json").write_text(text)
     zeros = kind.options.get("force_zeros_for_empty_prompt", True)
     index = {"_class_name": kind.pipeline, **({"force_zeros_for_empty_prompt": zeros} if kind.sdxl else {})}
     (folder / "model_index.json").write_text(json.dumps(index))

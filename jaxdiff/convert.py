@@ -85,18 +85,22 @@ def main(argv: Sequence[str]) -> None:
     if flags.to is not None:
         print(export(flags.workdir, flags.to))
         return
-    if flags.config is not None and not pathlib.Path(flags.source).expanduser().exists():
+    if not pathlib.Path(flags.source).expanduser().exists():
         raise UserError(
             f"--from={flags.source}: expected a file or folder, got none. Fix: give one that exists"
         )
     _check_workdir(flags.workdir)
     ema = None if flags.weights is None else flags.weights == "averaged"
-    if flags.config is None and pathlib.Path(flags.source).expanduser().exists():
+    if flags.config is None:
         from jaxdiff.interop import published
 
         if flags.base is not None or published.is_published(flags.source):
             print(_convert_published(flags, overrides, ema))
             return
+        raise UserError(
+            f"--config=: expected a config, since {flags.source} is no whole model of Stable Diffusion, got none. "
+            "Fix: give the config of its network, or --base RUN if it is the U-Net of such a model"
+        )
     config = command.load_config(flags.config, overrides)
 
     from jaxdiff.distributed import runtime

@@ -116,12 +116,6 @@ class Experiment:
         assert recipe is not None
         return recipe
 
-    def with_recipe(self, name: str) -> "Experiment":
-        """This experiment, sampled by one of its `recipes` with its own steps and guidance."""
-        own = self.recipe
-        recipe = dataclasses.replace(self.recipes[name], steps=own.steps, guidance=own.guidance)
-        return dataclasses.replace(self, sampling=recipe)
-
     def check(self, devices: int) -> None:
         """Raise `UserError` where data, task and devices do not fit each other; before anything is compiled."""
         rows = devices // self.mesh.tensor * self.accumulation

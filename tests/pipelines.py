@@ -27,7 +27,6 @@ OFFSET = {"set_alpha_to_one": False, "steps_offset": 1, "clip_sample": False}
 PNDM = {"_class_name": "PNDMScheduler", **BETAS, **OFFSET, "skip_prk_steps": True}
 DDIM_V = {"_class_name": "DDIMScheduler", **BETAS, **OFFSET, "prediction_type": "v_prediction"}
 EULER = {"_class_name": "EulerDiscreteScheduler", **BETAS, "timestep_spacing": "leading", "steps_offset": 1}
-LOW_RES = {"_class_name": "DDPMScheduler", **BETAS, "beta_start": 0.0001, "beta_end": 0.02}
 SD1 = {"attention_head_dim": 8, "cross_attention_dim": 64}
 XL = {
     "attention_head_dim": [1, 1], "cross_attention_dim": 128, "use_linear_projection": True,
@@ -51,7 +50,10 @@ CLIP, OPEN_CLIP = text_config(3, "quick_gelu"), text_config(3, "gelu")
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A kind of published model: its pipeline's class, scheduler, text encoders by the ends of their folders, U-Net."""
+    """A kind of published model: its pipeline's class, scheduler, text encoders by the ends of their folders, U-Net.
+
+    An upscaler also has a scheduler for the noise of the small image, `low_res`.
+    """
 
     pipeline: str
     scheduler: dict[str, Any]
@@ -59,6 +61,7 @@ class Kind:
     unet: dict[str, Any]
     scaling_factor: float = 0.18215
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    low_res: dict[str, Any] | None = None
 
     @property
     def sdxl(self) -> bool:
@@ -81,14 +84,15 @@ KINDS = {
          "tokenizer": None},
     ),
     "inpaint": Kind("StableDiffusionInpaintPipeline", PNDM, {"": CLIP}, {**SD1, "in_channels": 9}, options=UNCHECKED),
-    "upscaler": Kind(
-        "StableDiffusionUpscalePipeline", DDIM_V, {"": OPEN_CLIP},
-        {"attention_head_dim": 8, "cross_attention_dim": 64, "use_linear_projection": True, "in_channels": 7,
-         "num_class_embeds": 1000, "only_cross_attention": [True, False]}, 0.08333,
-        {"low_res_scheduler": LOW_RES, "max_noise_level": 350},
-    ),
     "ip2p": Kind(
         "StableDiffusionInstructPix2PixPipeline", PNDM, {"": CLIP}, {**SD1, "in_channels": 8}, options=UNCHECKED
+    ),
+    "upscaler": Kind(
+        "StableDiffusionUpscalePipeline", DDIM_V, {"": OPEN_CLIP},
+        {**SD1, "in_channels": 7, "use_linear_projection": True, "num_class_embeds": 1000,
+         "only_cross_attention": [True, False], "mid_block_only_cross_attention": True},
+        0.08333,
+        low_res={**BETAS, "beta_schedule": "linear", "beta_start": 1e-9, "beta_end": 1e-9},
     ),
 }  # fmt: skip
 
@@ -151,12 +155,11 @@ def write(name: str, folder: pathlib.Path) -> pathlib.Path:
         module.save_pretrained(folder / part)
     for end in kind.texts:
         write_tokenizer(folder / f"tokenizer{end}", pad_token=_padding(name, end))
-    (folder / "scheduler").mkdir()
-    settings = {"_diffusers_version": "0.6.0", **kind.scheduler}
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(settings))
-    if "low_res_scheduler" in kind.options:
-        (folder / "low_res_scheduler").mkdir()
-        (folder / "low_res_scheduler" / "scheduler_config.json").write_text(json.dumps(LOW_RES))
+    for part, settings in {"scheduler": kind.scheduler, "low_res_scheduler": kind.low_res}.items():
+        if settings is not None:
+            (folder / part).mkdir()
+            text = json.dumps({"_diffusers_version": "0.6.0", **settings})
+            (folder / part / "scheduler_config.json").write_text(text)
     zeros = kind.options.get("force_zeros_for_empty_prompt", True)
     index = {"_class_name": kind.pipeline, **({"force_zeros_for_empty_prompt": zeros} if kind.sdxl else {})}
     (folder / "model_index.json").write_text(json.dumps(index))
@@ -178,11 +181,8 @@ def pipeline(name: str, folder: pathlib.Path, scheduler: str | None = None):
         for end in kind.texts
     }
     cls = getattr(diffusers, scheduler or kind.scheduler["_class_name"])
-    options = dict(kind.options)
-    if "low_res_scheduler" in options:
-        options["low_res_scheduler"] = diffusers.DDPMScheduler.from_config(LOW_RES)
     made = getattr(diffusers, kind.pipeline)(
-        scheduler=cls.from_config(kind.scheduler), **{**options, **parts_of(name), **tokenizers}
+        scheduler=cls.from_config(kind.scheduler), **{**kind.options, **parts_of(name), **tokenizers}
     )
     made.set_progress_bar_config(disable=True)
     return made

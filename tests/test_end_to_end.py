@@ -213,6 +213,16 @@ def test_a_sampler_is_a_recipe_of_the_run_or_a_class(trained, tmp_path):
     assert recipe("Ddim(eta=0.5)") == dataclasses.replace(plain, sampler=Ddim(0.5), **kept)
     assert recipe("dpm_solver2m") == dataclasses.replace(plain, sampler=DpmSolver2M(), **kept)
     assert recipe(None) == dataclasses.replace(plain, **kept)
+    changes = [
+        ("sampling.sampler.eta", "0.5"),
+        ("recipes.ddim.t_end", "0.1"),
+        ("sampling.initial", "process"),
+    ]
+    changed = Generator.load(str(copy), sampler="jaxdiff.sampling.samplers.ddim:Ddim", overrides=changes)
+    assert changed.recipe == dataclasses.replace(plain, sampler=Ddim(0.5), initial="process")
+    changed = Generator.load(str(copy), sampler="ddim", overrides=changes[1:])
+    expected = {"initial": "process", "t_end": 0.1, "steps": plain.steps, "guidance": plain.guidance}
+    assert changed.recipe == dataclasses.replace(named, **expected)
     with pytest.raises(UserError, match=r"--sampler=hoin.*dpmsolver2mkarras"):
         recipe("hoin")
 

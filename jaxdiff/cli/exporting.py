@@ -15,11 +15,11 @@ from jaxdiff.data.joined_tokenizer import JoinedTokenizer
 from jaxdiff.data.published_tokenizers import ClipTokenizer
 from jaxdiff.data.tokenizer_files import copy_tokenizer
 from jaxdiff.experiment import Experiment
-from jaxdiff.interop import scheduler_settings, stable_diffusion_export
+from jaxdiff.interop import scheduler_settings, schedulers, stable_diffusion_export
 from jaxdiff.interop.pending import Pending
 from jaxdiff.interop.safetensors_files import write_safetensors
 from jaxdiff.interop.stable_diffusion import WITHOUT_LAST
-from jaxdiff.interop.stable_diffusion_export import Exported
+from jaxdiff.interop.stable_diffusion_export import ABSENT, Exported
 from jaxdiff.runs.published import SCHEDULER, model_of
 from jaxdiff.runs.workdir import read_config
 
@@ -49,8 +49,10 @@ def write_folder(workdir: str, target: Output) -> str:
     model = model_of(experiment, workdir)
     size = max(experiment.sampled.image_shape[:2])
     parts = {name: (config, tensors) for name, config, tensors in stable_diffusion_export.folder(model, size)}
-    index, scheduler = stable_diffusion_export.model_index(model), _scheduler(experiment, workdir)
-    index["scheduler"] = ["diffusers", scheduler["_class_name"]]
+    settings = _schedulers(model, experiment, workdir)
+    index = stable_diffusion_export.model_index(model) | {
+        name: ["diffusers", each["_class_name"]] for name, each in settings.items()
+    }
     target.check_space(sum(_bytes(tensors) for _, tensors in parts.values()))
 
     def fill(draft: pathlib.Path) -> None:
@@ -61,8 +63,9 @@ def write_folder(workdir: str, target: Output) -> str:
             write_safetensors(draft / name / f"{stem}.safetensors", tensors, {"format": "pt"})
         for name, source in _tokenizers(model).items():
             copy_tokenizer(source, draft / name)
-        (draft / "scheduler").mkdir()
-        _write_json(draft / "scheduler" / "scheduler_config.json", scheduler)
+        for name, each in settings.items():
+            (draft / name).mkdir()
+            _write_json(draft / name / "scheduler_config.json", each)
         _write_json(draft / "model_index.json", index)
 
     target.write(fill)
@@ -78,13 +81,24 @@ def _scheduler(experiment: Experiment, workdir: str) -> dict[str, Any]:
     return own or scheduler_settings.of(denoiser.process, denoiser.parameterization)
 
 
+def _schedulers(model: Exported, experiment: Experiment, workdir: str) -> dict[str, dict[str, Any]]:
+    """The settings of each scheduler of the pipeline; an upscaler has one for the noise of the small image."""
+    found = {"scheduler": _scheduler(experiment, workdir)}
+    low_res = stable_diffusion_export.low_res_process(model)
+    if low_res is not None:
+        settings = scheduler_settings.of(low_res, schedulers.parameterization({}))
+        found["low_res_scheduler"] = settings | {"_class_name": "DDPMScheduler"}
+    return found
+
+
 def _tokenizers(model: Exported) -> Mapping[str, pathlib.Path]:
     """The folders of the tokenizers by the names of their copies."""
     text: Any = model.denoiser.conditioner.conditions["text"]
     assert isinstance(text, Text)
     joined = text.tokenizer
     found = joined.tokenizers if isinstance(joined, JoinedTokenizer) else (joined,)
-    names = [name for name in stable_diffusion_export.model_index(model) if name.startswith("tokenizer")]
+    parts = stable_diffusion_export.model_index(model).items()
+    names = [name for name, part in parts if name.startswith("tokenizer") and part != ABSENT]
     return {
         name: pathlib.Path(each.folder)
         for name, each in zip(names, found, strict=True)

@@ -31,15 +31,25 @@ from jaxdiff.sampling.samplers.ddim import Ddim
 from jaxdiff.typing import Params
 
 
-def _sampled_by(sampler: str | None, config: Any, packages: tuple[str, ...]) -> Experiment:
-    """The experiment of a config, with another sampler if it is not None."""
+def _sampled_by(
+    sampler: str | None, config: Any, packages: tuple[str, ...], overrides: Sequence[tuple[str, str]]
+) -> Experiment:
+    """The experiment of a config with another sampler, if it is not None, and with overrides of what results."""
+    of_recipes = [pair for pair in overrides if pair[0].startswith("recipes")]
+    for path, text in of_recipes:
+        override(config, path, text, packages=packages)
     recipes = config.get("recipes", {})
-    if sampler is not None and names.plain(sampler) not in recipes:
+    name = None if sampler is None else names.plain(sampler)
+    if name in recipes:
+        own = config.get("sampling") or {}
+        kept = {field: own[field] for field in ("steps", "guidance") if field in own}
+        config.sampling = {**recipes[name], **kept}
+    elif sampler is not None:
         override(config, "sampling.sampler", names.sampler_target(sampler, recipes), packages=packages)
-    experiment: Experiment = configs.build(config, packages=packages)
-    if sampler is None or names.plain(sampler) not in recipes:
-        return experiment
-    return experiment.with_recipe(names.plain(sampler))
+    for path, text in overrides:
+        if (path, text) not in of_recipes:
+            override(config, path, text, packages=packages)
+    return configs.build(config, packages=packages)
 
 
 class Generator(SampledModel):
@@ -72,10 +82,7 @@ class Generator(SampledModel):
           guiding_model: the folder of a weaker model for `Autoguidance`, or (folder, step); an early step of the
             same run serves well.
         """
-        config = read_config(workdir)
-        for path, text in overrides:
-            override(config, path, text, packages=("jaxdiff", *packages))
-        experiment = _sampled_by(sampler, config, ("jaxdiff", *packages))
+        experiment = _sampled_by(sampler, read_config(workdir), ("jaxdiff", *packages), overrides)
         mesh = experiment.mesh.make()
         generator = cls._restored(experiment, workdir, mesh, step, "--workdir")
         if guiding_model is None:

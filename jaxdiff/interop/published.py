@@ -132,7 +132,8 @@ def _part(root: pathlib.Path, name: str, ema: bool | None) -> Part:
     folder = root / name
     if not folder.is_dir():
         raise UserError(
-            f"path={str(root)!r}: expected a pipeline with the folder {name}, got none. Fix: download it completely"
+            f"path={str(root)!r}: expected a pipeline with the folder {name}, got none. Fix: download it completely, "
+            "or for a U-Net alone give the file of its weights, and --base"
         )
     if name == "unet":
         checkpoint = read_tensors(root, ema)

@@ -21,11 +21,11 @@ IMAGE = "image"
 NOISE_TABLE = f"conditioner/{parameters_of(IMAGE)}/noise/table"
 """The path of the upscaler's vectors for levels of noise."""
 
-NOISE, MOST_NOISE = 0.021, 0.35
-"""Of the image to enlarge, as times: steps 20 and 349 of 1000 in the published upscaler."""
-
 AESTHETIC_SCORE, NEGATIVE_SCORE = 6.0, 2.5
 """Of SDXL's refiner: the default score, and the one that guidance leads away from."""
+
+HIGHEST_NOISE, NOISE = 350, 20
+"""Steps of noise on the small image of the x4 upscaler: the most that it has seen, and the default in sampling."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,9 +92,10 @@ def _images(layout: UnetLayout, factor: int, low_res: VariancePreserving | None)
     if added == latents:
         return {IMAGE: LatentImage(factor=1 / factor)}
     if added == 3 and layout.noise_classes is not None and low_res is not None:
-        table = StepTable(layout.noise_classes, layout.noise.width)
-        noise = {"max_level": MOST_NOISE, "level": NOISE, "label": StepIndex(layout.noise_classes)}
-        return {IMAGE: NoiseAugmented(ImageCondition(3), table, low_res, **noise)}
+        steps = layout.noise_classes
+        table, label = StepTable(steps, layout.noise.width), StepIndex(steps)
+        highest, shown = ((step + 1) / steps for step in (HIGHEST_NOISE, NOISE))
+        return {IMAGE: NoiseAugmented(ImageCondition(3), table, low_res, highest, shown, label)}
     raise UserError(
         f"--from: expected {latents}, {latents + 1} or 3 channels of an image besides the latents, got {added}. "
         "Fix: use a model of Stable Diffusion, for inpainting, InstructPix2Pix or the x4 upscaler"

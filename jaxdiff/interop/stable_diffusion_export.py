@@ -8,6 +8,7 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 
 from jaxdiff.codecs.latent import Latent
+from jaxdiff.conditioning.noisy import NoiseAugmented
 from jaxdiff.conditioning.text import Text
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import UserError
@@ -16,11 +17,12 @@ from jaxdiff.interop.mapping import to_pending_tensors
 from jaxdiff.interop.pending import Pending
 from jaxdiff.interop.published import AUTOENCODER, UNET
 from jaxdiff.interop.stable_diffusion import TEXT
-from jaxdiff.interop.stable_diffusion_conditions import NOISE_TABLE
+from jaxdiff.interop.stable_diffusion_conditions import HIGHEST_NOISE, NOISE_TABLE
 from jaxdiff.interop.stable_diffusion_unet import Naming, UnetLayout
 from jaxdiff.interop.stable_diffusion_unet_export import layout_of, unet_config
 from jaxdiff.models.clip_text import ClipTextEncoder
 from jaxdiff.models.joined_encoder import JoinedEncoder
+from jaxdiff.process.gaussian import Process
 from jaxdiff.typing import Params
 
 CLASSES = {
@@ -33,6 +35,9 @@ CLASSES = {
     (True, 5): "StableDiffusionXLInpaintPipeline",
 }
 """Pipelines of diffusers by whether they are SDXL's, and by the channels of an image besides the latents."""
+
+ABSENT = [None, None]
+"""A part that a pipeline does without, in its `model_index.json`."""
 
 Tensors = dict[str, Pending]
 
@@ -159,19 +164,23 @@ def model_index(model: Exported) -> dict[str, Any]:
         parts[numbered("text_encoder", number)] = ["transformers", cls]
         parts[numbered("tokenizer", number)] = ["transformers", "CLIPTokenizer"]
     if model.is_refiner:
-        parts |= {"text_encoder": [None, None], "tokenizer": [None, None], "requires_aesthetics_score": True}
+        parts |= {"text_encoder": ABSENT, "tokenizer": ABSENT, "requires_aesthetics_score": True}
     if sdxl:
         zeros = model.denoiser.conditioner.conditions["text"].null == "zero"
         return {
             "_class_name": "StableDiffusionXLImg2ImgPipeline" if model.is_refiner else name, **parts,
             "force_zeros_for_empty_prompt": zeros,
         }  # fmt: skip
-    nothing = {
-        "safety_checker": [None, None],
-        "feature_extractor": [None, None],
-        "requires_safety_checker": False,
-    }
-    return {"_class_name": name, **parts, **nothing}
+    nothing = {"safety_checker": ABSENT, "feature_extractor": ABSENT}
+    if low_res_process(model) is not None:
+        return {"_class_name": name, **parts, **nothing, "max_noise_level": HIGHEST_NOISE}
+    return {"_class_name": name, **parts, **nothing, "requires_safety_checker": False}
+
+
+def low_res_process(model: Exported) -> Process | None:
+    """The noise process of the image that an upscaler enlarges; None in other models."""
+    image = model.denoiser.conditioner.conditions.get("image")
+    return image.process if isinstance(image, NoiseAugmented) else None
 
 
 def numbered(name: str, number: int) -> str:

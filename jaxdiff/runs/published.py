@@ -185,10 +185,10 @@ def _write(files: Files, folder: pathlib.Path) -> None:
         write_safetensors(folder / name, {path: _finite(each) for path, each in tensors.items()})
     _check_written(files, folder)
     experiment: Experiment = configs.build(read_config(str(folder)))
-    weights = experiment.task.frozen
-    write_record(
-        weights, {name: origin.read() for name, origin in weights.items()}, epath.Path(folder) / RECORD
-    )
+    read = {name: origin.read() for name, origin in experiment.task.frozen.items()}
+    # The folder is a draft: its name is not that of the run.
+    stored: Experiment = configs.build(configs.from_json((folder / CONFIG_FILE).read_text()))
+    write_record(stored.task.frozen, read, epath.Path(folder) / RECORD)
 
 
 def _config(model: StableDiffusion, unet: Mapping[str, Pending]) -> Any:

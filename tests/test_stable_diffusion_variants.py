@@ -76,7 +76,7 @@ def test_two_scales_are_instruct_pix2pix_of_diffusers(made):
         TEXT, image=pixels(IMAGE), guidance_scale=5.0, image_guidance_scale=1.5, latents=as_torch(NOISE),
         num_inference_steps=4, output_type="np",
     ).images  # fmt: skip
-    given = {"image": IMAGE, "text": TEXT, "guidance": {"image": 1.5, "text": 5.0}, "noise": NOISE}
+    given = {"source": IMAGE, "text": TEXT, "guidance": {"source": 1.5, "text": 5.0}, "noise": NOISE}
     check_images(generator(run)(**given), expected)
 
 

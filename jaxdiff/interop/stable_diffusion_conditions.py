@@ -78,13 +78,13 @@ def _images(layout: UnetLayout, factor: int, low_res: VariancePreserving | None)
     if added == 0:
         return {}
     if added == latents + 1:
-        return {"image": MaskedImage(factor=factor)}
+        return {"source": MaskedImage(factor=factor)}
     if added == latents:
-        return {"image": LatentImage(factor=1 / factor)}
+        return {"source": LatentImage(factor=1 / factor)}
     if added == 3 and layout.noise_classes is not None and low_res is not None:
         table = StepTable(layout.noise_classes, layout.noise.width)
         return {
-            "image": NoiseAugmented(ImageCondition(3), table, low_res, label=StepIndex(layout.noise_classes))
+            "source": NoiseAugmented(ImageCondition(3), table, low_res, label=StepIndex(layout.noise_classes))
         }
     raise UserError(
         f"--from: expected {latents}, {latents + 1} or 3 channels of an image besides the latents, got {added}. "

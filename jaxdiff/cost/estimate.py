@@ -49,7 +49,7 @@ def estimate(
     Raises:
       UserError: the chip is unknown, `utilisation` is out of range, or sizes do not divide.
     """
-    has, task = chip_of(chip), experiment.sampled.for_shapes()
+    has, task = chip_of(chip), _without_files(experiment)
     expected, fix = "a fraction of the peak in (0, 1]", "give one, such as 0.4"
     expect(0 < utilisation <= 1, "--utilisation", utilisation, expected, fix)
     mesh = mesh_of(experiment.mesh, devices)
@@ -151,6 +151,11 @@ def parts(params: Any) -> dict[str, int]:
         block = re.sub(r"(_block)?_\d+$", "", names[1].removeprefix("parts_")) if len(names) > 2 else ""
         found[f"{names[0]}.{block}" if block else names[0]] += math.prod(leaf.shape)
     return dict(sorted(found.items()))
+
+
+def _without_files(experiment: Experiment) -> Any:
+    """The task, which reads no files."""
+    return experiment.sampled.for_shapes()
 
 
 def _rows(experiment: Experiment, mesh: Mesh) -> int:

@@ -75,6 +75,11 @@ class Denoiser(nn.Module):
         return self if conditioner is self.conditioner else self.clone(conditioner=conditioner)
 
     @nn.nowrap
+    def for_shapes(self) -> "Denoiser":
+        """This denoiser where only shapes are wanted, see `Condition.for_shapes`."""
+        return self.clone(conditioner=self.conditioner.for_shapes())
+
+    @nn.nowrap
     def process_of(self, params: Params) -> Process:
         """The process of a model with these parameters; unless it is learned, `process`."""
         if isinstance(self.process, nn.Module):

@@ -58,9 +58,14 @@ def table(plan: Mapping[str, Any]) -> str:
 
 
 def _rows(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    yield "parameters", _si(plan["parameters"]), f"{_si(plan['parameter_bytes'])}B"
+    yield "parameters", _si(plan["parameters"]), f"{plan['parameters']:,}, {_si(plan['parameter_bytes'])}B"
     for name, number in plan["parts"].items():
         yield f"  {name}", _si(number), ""
+    frozen = plan["frozen_parameters"]
+    if frozen:
+        yield "frozen parameters", _si(sum(frozen.values())), "not trained"
+    for name, number in frozen.items():
+        yield f"  {name}", _si(number), f"{number:,}"
     yield "multiply-adds per image", "", "one is 2 FLOP"
     forward, training, drawing = plan["multiply_adds"], plan["training_multiply_adds"], plan["sampling"]
     fractions = {name: number / max(forward, 1) for name, number in plan["multiply_adds_by_type"].items()}
@@ -81,6 +86,8 @@ def _rows(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     on = f"{plan['devices']} x {plan['chip']} at {plan['utilisation']:.0%} of peak"
     yield "  device-hours", f"{plan['device_hours']:.3g}", on
     yield "  one sample", _duration(plan["sampling_seconds"]), "on one device, in a large batch"
+    fits = "fits" if plan["sampling_fits"] else "DOES NOT FIT"
+    yield "memory of one sample", f"{_si(plan['sampling_memory_bytes'])}B", f"on one device, {fits}"
 
 
 def _si(number: int | float) -> str:

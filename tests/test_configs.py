@@ -16,6 +16,7 @@ from jaxdiff import config as configs
 from jaxdiff.cost.operations import count
 from jaxdiff.data import images
 from jaxdiff.data.sources import Tfds
+from jaxdiff.distributed import partitioning
 from jaxdiff.distributed.mesh import MeshShape
 from jaxdiff.errors import UserError
 from jaxdiff.generation.compiled import GenerationInputs, StaticArgs, Trees, generate
@@ -236,10 +237,21 @@ def test_runs_have_the_published_length(name):
         assert abs(experiment.steps * experiment.batch_size - images * 1e6) <= experiment.batch_size
 
 
+def placed(shapes, mesh):
+    """Shapes with the shardings of frozen networks."""
+    shardings = partitioning.shardings(shapes, mesh)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+
+
 @pytest.mark.parametrize("name", some(ALL, TRACED))
 def test_config_fits_together_in_shape_on_a_mesh(name):
     experiment = configs.build(load(name))
-    task, rows = experiment.task, 16
+    task, rows = experiment.task.for_shapes(), 16
+    networks = task.frozen_shapes()
     mesh = MeshShape(data=2, fsdp=2, tensor=2).make()
     optimizer, extra_emas = experiment.optimizer.make(experiment.steps), len(experiment.ema.extra_emas())
     state = abstract_state(task, optimizer, mesh, extra_emas)
@@ -249,10 +261,11 @@ def test_config_fits_together_in_shape_on_a_mesh(name):
     assert sum(leaf.size for leaf in split) > 0.8 * size(state.params)
 
     image = jax.ShapeDtypeStruct((rows, *task.image_shape), jnp.uint8)
-    fields = jax.eval_shape(lambda: task.denoiser.conditioner.example(rows, task.image_shape))
+    fields = jax.eval_shape(lambda: task.denoiser.conditioner.stored_example(rows, task.data_shape))
     step = training_step.make_train_step(task, optimizer, experiment.ema, 0, experiment.accumulation)
-    traced = training_step.jit_train_step(step, state, mesh).trace(
-        state, {"image": image, **fields}, training_step.Frozen()
+    frozen = training_step.Frozen(placed(networks, mesh))
+    traced = training_step.jit_train_step(step, state, mesh, frozen).trace(
+        state, {"image": image, **fields}, frozen
     )
     after, metrics = traced.out_info
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
@@ -261,10 +274,12 @@ def test_config_fits_together_in_shape_on_a_mesh(name):
     absent = {name: jax.ShapeDtypeStruct((rows,), bool) for name in fields}
     program = StaticArgs((task.denoiser,), task.codec, task.data_shape, mesh)
     index, seed = jax.ShapeDtypeStruct((rows,), jnp.uint32), jax.ShapeDtypeStruct((), jnp.uint32)
+    params, codec = (
+        task.full_params(state.params, networks),
+        {name: networks[name] for name in task.codec.frozen},
+    )
     drawn = GenerationInputs(fields, absent, fields, absent)
-    made = generate.trace(
-        program, experiment.sampling, Trees((state.params,), {}), drawn, index, seed
-    ).out_info
+    made = generate.trace(program, experiment.sampling, Trees((params,), codec), drawn, index, seed).out_info
     assert (made.shape, made.dtype) == ((rows, *task.image_shape), jnp.float32)
 
 

@@ -78,7 +78,7 @@ def test_two_scales_are_instruct_pix2pix_of_diffusers(made):
         TEXT, image=pixels(IMAGE), guidance_scale=5.0, image_guidance_scale=1.5, latents=as_torch(NOISE),
         num_inference_steps=4, output_type="np",
     ).images  # fmt: skip
-    given = {"image": IMAGE, "text": TEXT, "guidance": {"image": 1.5, "text": 5.0}, "noise": NOISE}
+    given = {"source": IMAGE, "text": TEXT, "guidance": {"source": 1.5, "text": 5.0}, "noise": NOISE}
     check_images(generator(run)(**given), expected)
 
 
@@ -155,7 +155,7 @@ def test_a_small_image_is_enlarged_as_by_the_upscaler_of_diffusers(made):
     expected = pipe(
         TEXT, image=2 * pixels(small) - 1, latents=as_torch(NOISE), noise_level=20, **options
     ).images
-    check_images(generator(run)(text=TEXT, image=small, guidance=5.0, noise=NOISE), expected)
+    check_images(generator(run)(text=TEXT, source=small, guidance=5.0, noise=NOISE), expected)
 
 
 def low_rank(rank, out, into, seed):

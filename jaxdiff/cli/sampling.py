@@ -9,6 +9,7 @@ from jaxdiff.cli import conditions as cli
 from jaxdiff.cli import limits, pictures, values
 from jaxdiff.cli.controls import with_controls
 from jaxdiff.cli.output import PICTURES
+from jaxdiff.cli.progress import progress
 from jaxdiff.cli.request import Request
 from jaxdiff.conditioning.condition import Condition
 from jaxdiff.data.classes import listed
@@ -95,6 +96,7 @@ def sample_model(request: Request, stages: Sequence[Generator]) -> Samples:
         "mask": mask,
         "noise": noise,
         "negative": cli.one_for_all("--negative", flags.negative, available),
+        "on_step": progress(),
         **given,
     }
     requested = requested._replace(values=given)

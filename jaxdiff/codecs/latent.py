@@ -88,6 +88,9 @@ class Latent(Pixels):
     def frozen(self) -> Mapping[str, Weights]:
         return FrozenDict({NAME: self.weights})
 
+    def frozen_shapes(self) -> Mapping[str, Params]:
+        return {NAME: parameter_shapes(self.network)}
+
     def data_shape(self, stored_shape: Shape) -> Shape:
         height, width, channels = super().data_shape(stored_shape)
         factor, expected = self.network.factor, self.network.image_channels

@@ -68,3 +68,12 @@ class Codec(Protocol):
           UserError: an example holds NaN or infinity.
         """
         ...
+
+
+@runtime_checkable
+class KnownShapes(Protocol):
+    """A codec that knows its networks' parameters by shape, so that cost estimates read no weights."""
+
+    def frozen_shapes(self) -> Mapping[str, Params]:
+        """Trees of `jax.ShapeDtypeStruct` by the names in `Codec.frozen`."""
+        ...

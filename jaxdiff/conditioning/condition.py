@@ -136,6 +136,11 @@ class Condition(_Defaults, nn.Module):
         return self
 
     @nn.nowrap
+    def for_shapes(self) -> "Condition":
+        """This condition where only shapes are wanted: its parameters are the same, and it reads no files."""
+        return self
+
+    @nn.nowrap
     def image_shape(self, data_shape: Shape) -> tuple[int, int, int] | None:
         """(height, width, channels) of the image that goes with data of this shape; None if it is not an image."""
         return None

@@ -191,9 +191,19 @@ class Conditioner(nn.Module):
     @nn.nowrap
     def for_images(self, shape: Shape, data_shape: Shape) -> "Conditioner":
         """This conditioner for images of this stored shape, see `Condition.for_images`."""
-        fitted = {name: each.for_images(shape, data_shape) for name, each in self.conditions.items()}
-        changed = any(fitted[name] is not each for name, each in self.conditions.items())
-        return self.clone(conditions=fitted) if changed else self
+        return self._with(
+            {name: each.for_images(shape, data_shape) for name, each in self.conditions.items()}
+        )
+
+    @nn.nowrap
+    def for_shapes(self) -> "Conditioner":
+        """This conditioner where only shapes are wanted, see `Condition.for_shapes`."""
+        return self._with({name: each.for_shapes() for name, each in self.conditions.items()})
+
+    @nn.nowrap
+    def _with(self, conditions: Mapping[str, Condition]) -> "Conditioner":
+        changed = any(conditions[name] is not each for name, each in self.conditions.items())
+        return self.clone(conditions=conditions) if changed else self
 
     @property
     def class_names(self) -> tuple[str, ...]:

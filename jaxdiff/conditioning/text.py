@@ -11,7 +11,7 @@ from jaxtyping import Int
 from jaxdiff.conditioning import nulls
 from jaxdiff.conditioning.condition import Condition, Shape, json_or_text
 from jaxdiff.conditioning.nulls import Null
-from jaxdiff.data.text import Tokenizer
+from jaxdiff.data.text import ByteTokenizer, Tokenizer
 from jaxdiff.embeddings import Embeddings, Tokens
 from jaxdiff.errors import expect, positive
 from jaxdiff.models.layers import Dense, LayerNorm
@@ -86,6 +86,11 @@ class Text(Condition):
     @nn.nowrap
     def example(self, batch: int, data_shape: Shape | None = None) -> Int[Array, "batch length"]:
         return jnp.zeros((batch, self.tokenizer.length), jnp.int32)
+
+    @nn.nowrap
+    def for_shapes(self) -> "Text":
+        """This condition with a tokenizer of the same length that has no files."""
+        return self.clone(tokenizer=ByteTokenizer(self.tokenizer.length))
 
     @nn.nowrap
     def read(self, value: object, name: str = "text") -> np.ndarray:

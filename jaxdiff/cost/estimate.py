@@ -22,6 +22,7 @@ from jaxdiff.cost.chips import Chip, chip_of
 from jaxdiff.cost.fixes import fixes
 from jaxdiff.cost.operations import Operations, count
 from jaxdiff.cost.sampling import evaluations
+from jaxdiff.distributed import partitioning
 from jaxdiff.distributed.mesh import REST, MeshShape, batch_ways
 from jaxdiff.errors import expect
 from jaxdiff.experiment import Experiment
@@ -48,45 +49,62 @@ def estimate(
     Raises:
       UserError: the chip is unknown, `utilisation` is out of range, or sizes do not divide.
     """
-    has, task = chip_of(chip), experiment.sampled
+    has, task = chip_of(chip), _without_files(experiment)
     expected, fix = "a fraction of the peak in (0, 1]", "give one, such as 0.4"
     expect(0 < utilisation <= 1, "--utilisation", utilisation, expected, fix)
     mesh = mesh_of(experiment.mesh, devices)
-    rows = _rows(experiment, mesh)
+    rows, accumulation = _rows(experiment, mesh), experiment.accumulation
     optimizer, untrained = experiment.optimizer.make(experiment.steps), experiment.optimizer.frozen
     state: Any = abstract_state(task, optimizer, mesh, len(experiment.ema.extra_emas()), untrained)
-    trained, rest = _shapes(abstract_params(task, mesh, untrained))
-    frozen = Frozen(_shapes({name: origin.read() for name, origin in task.frozen.items()}), rest)
-    params = task.full_params(merge(trained, rest), frozen.networks)
+    own, rest = abstract_params(task, mesh, untrained)
+    networks = task.frozen_shapes()
+    trained, frozen = _shapes(own), Frozen(networks, _shapes(rest))
+    model = merge(trained, frozen.params)
+    params = task.full_params(model, networks)
 
     encode, denoise, conditions = _forward(task, params)
     backward, examples = _training(task, trained, frozen, rows)
+    draw, decode = _drawing(task, model, frozen, accumulation * rows), _decoding(task, networks)
     # The tensor axis splits channels and heads, and so the activations; what XLA gathers is not counted.
-    activations = memory.live_bytes(backward) // mesh.shape["tensor"]
-    kept = memory.of_step(state, experiment.accumulation * examples, activations, experiment.accumulation)
-    training = count(backward)
-    drawing = evaluations(experiment.recipe, _process(task.denoiser), task.data_shape, conditions)
-    sampling = _sum(
-        (2, encode),  # the conditional and the unconditional embeddings
-        (drawing.calls * drawing.model, denoise),
-        (drawing.calls, drawing.other),
+    ways = mesh.shape["tensor"]
+    kept = memory.of_step(
+        state,
+        accumulation * examples,
+        memory.live_bytes(backward) // ways,
+        accumulation,
+        frozen=(rest, _sharded(networks, mesh)),
+        drawing=memory.live_bytes(draw) // ways,
     )
-    forward = _sum((1, encode), (1, denoise))
-    image = _seconds(training, has) / rows / utilisation  # seconds per image on one device
+    training = _sum((accumulation, count(backward)), (1, count(draw)))
+    calls = evaluations(experiment.recipe, _process(task.denoiser), task.data_shape, conditions)
+    sampling = _sum(
+        (2, count(encode)),  # the conditional and the unconditional embeddings
+        (calls.calls * calls.model, count(denoise)),
+        (calls.calls, calls.other),
+        (1, count(decode)),
+    )
+    drawn = memory.of_sample(
+        {"model": params, **{name: networks[name] for name in task.codec.frozen}},
+        (2, encode), (math.ceil(calls.model), denoise), (1, decode),
+    )  # fmt: skip
+    forward = _sum((1, count(encode)), (1, count(denoise)))
+    image = _seconds(training, has) / (accumulation * rows) / utilisation  # seconds per image on one device
     step = image * experiment.batch_size / mesh.size
     hours = step * experiment.steps / 3600
-    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     return {
-        "parameters": parameters,
-        "parameter_bytes": sum(map(memory.array_bytes, jax.tree.leaves(params))),
+        "parameters": _size(model),
+        "parameter_bytes": memory.tree_bytes(model),
+        "frozen_parameters": {name: _size(networks[name]) for name in sorted(networks)},
         "multiply_adds": forward.total,
-        "training_multiply_adds": round(training.total / rows),
+        "training_multiply_adds": round(training.total / (accumulation * rows)),
         "sampling_multiply_adds": sampling.total,
         "memory_bytes": kept.total,
         "hours": hours,
         "device_hours": hours * mesh.size,
         "step_seconds": step,
         "sampling_seconds": _seconds(sampling, has) / utilisation,
+        "sampling_memory_bytes": drawn,
+        "sampling_fits": drawn <= has.memory,
         "chip": chip,
         "chip_memory_bytes": has.memory,
         "fits": kept.total <= has.memory,
@@ -94,14 +112,14 @@ def estimate(
         "utilisation": utilisation,
         "steps": experiment.steps,
         "batch_size": experiment.batch_size,
-        "accumulation": experiment.accumulation,
-        "parts": parts(params),
+        "accumulation": accumulation,
+        "parts": parts(model),
         "multiply_adds_by_type": dict(forward.by_dtype),
         "constant_multiply_adds": forward.constant,
         "sampling": {
-            "calls": drawing.calls,
-            "evaluations": drawing.model,
-            "guiding_model_evaluations": drawing.guiding_model,
+            "calls": calls.calls,
+            "evaluations": calls.model,
+            "guiding_model_evaluations": calls.guiding_model,
         },
         "memory": dataclasses.asdict(kept),
         "mesh": dict(mesh.shape),
@@ -135,6 +153,11 @@ def parts(params: Any) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
+def _without_files(experiment: Experiment) -> Any:
+    """The task, which reads no files."""
+    return experiment.sampled.for_shapes()
+
+
 def _rows(experiment: Experiment, mesh: Mesh) -> int:
     """Examples of a micro-batch on one device."""
     ways = batch_ways(mesh) * experiment.accumulation
@@ -145,8 +168,8 @@ def _rows(experiment: Experiment, mesh: Mesh) -> int:
     return experiment.batch_size // ways
 
 
-def _forward(task: Any, params: Any) -> tuple[Operations, Operations, Callable[[], dict[str, Encoded]]]:
-    """Multiply-adds per image of `encode` and `predict_encoded`; a function that returns its conditions in a trace."""
+def _forward(task: Any, params: Any) -> tuple[ClosedJaxpr, ClosedJaxpr, Callable[[], dict[str, Encoded]]]:
+    """`encode` and `predict_encoded` for one image; a function that returns its conditions in a trace."""
     denoiser = task.denoiser
     fields = jax.eval_shape(lambda: denoiser.conditioner.example(1, task.data_shape))
     drop = jax.eval_shape(lambda: denoiser.conditioner.none_dropped(1))
@@ -173,25 +196,54 @@ def _forward(task: Any, params: Any) -> tuple[Operations, Operations, Callable[[
             for name in encoded
         }
 
-    return count(encoding), count(denoising), conditions
+    return encoding, denoising, conditions
 
 
 def _training(task: Any, params: Any, frozen: Frozen, rows: int) -> tuple[ClosedJaxpr, int]:
     """The program of a micro-batch of `rows` examples, forward and backward, and the bytes of its examples."""
-    conditioner = task.denoiser.conditioner
-    fields = jax.eval_shape(lambda: conditioner.stored_example(rows, task.data_shape))
-    stored = jax.eval_shape(lambda: task.codec.example(rows, tuple(task.image_shape)))
-    batch = {**fields, task.data_field: stored}
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    context = Context(jax.eval_shape(lambda: jnp.int32(0)), merge(params, frozen.params), frozen.networks,
-                      jax.eval_shape(task.init_task_state))  # fmt: skip
-    examples = jax.eval_shape(task.draw, batch, context, key)
+    inputs = _draw_inputs(task, merge(params, frozen.params), frozen, rows)
+    examples, (batch, context, key) = jax.eval_shape(task.draw, *inputs), inputs
 
     def mean(params: Any, context: Context, rest: Any, examples: Any, key: Any) -> Any:
         return jnp.mean(task.loss(merge(params, rest), context, examples, key=key, train=True)[0])
 
     program = jax.make_jaxpr(jax.grad(mean))(params, context, frozen.params, examples, key)
-    return program, sum(map(memory.array_bytes, jax.tree.leaves((batch, examples))))
+    return program, memory.tree_bytes((batch, examples))
+
+
+def _drawing(task: Any, params: Any, frozen: Frozen, rows: int) -> ClosedJaxpr:
+    """The program that draws `rows` examples."""
+    return jax.make_jaxpr(task.draw)(*_draw_inputs(task, params, frozen, rows))
+
+
+def _draw_inputs(task: Any, params: Any, frozen: Frozen, rows: int) -> tuple[Any, Context, Any]:
+    """The shapes of a batch, a context and a key."""
+    conditioner = task.denoiser.conditioner
+    fields = jax.eval_shape(lambda: conditioner.stored_example(rows, task.data_shape))
+    stored = jax.eval_shape(lambda: task.codec.example(rows, tuple(task.image_shape)))
+    step, state = jax.eval_shape(lambda: jnp.int32(0)), jax.eval_shape(task.init_task_state)
+    context = Context(step, params, frozen.networks, state)
+    return {**fields, task.data_field: stored}, context, jax.eval_shape(lambda: jax.random.key(0))
+
+
+def _decoding(task: Any, networks: Any) -> ClosedJaxpr:
+    """The program of the codec that makes one sample of data."""
+    x_0 = jax.ShapeDtypeStruct((1, *task.data_shape), jnp.float32)
+    return jax.make_jaxpr(task.codec.decode)({name: networks[name] for name in task.codec.frozen}, x_0)
+
+
+def _sharded(tree: Any, mesh: Mesh) -> Any:
+    """Shapes with the shardings of frozen networks."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        partitioning.shardings(tree, mesh),
+    )
+
+
+def _size(tree: Any) -> int:
+    """Number of parameters."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def _shapes(tree: Any) -> Any:

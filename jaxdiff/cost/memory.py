@@ -24,6 +24,8 @@ class Memory:
       activations: values that one micro-batch keeps for its backward pass.
       gathered: the largest weight, gathered, with its gradient; 0 unless FSDP splits weights.
       update: new values that wait for the check that all are finite, after the activations are freed.
+      frozen: networks that are used and not trained, and untrained parameters, exactly, as split over the mesh.
+      drawing: values that the draw of a step needs, before the others: those of an autoencoder that encodes images.
     """
 
     parameters: int
@@ -34,19 +36,28 @@ class Memory:
     activations: int
     gathered: int
     update: int
+    frozen: int = 0
+    drawing: int = 0
 
     @property
     def total(self) -> int:
-        """Bytes at the peak, in the backward pass or in the update after it."""
-        return self.lasting + max(self.activations + self.gathered, self.update)
+        """Bytes at the peak: in the draw, in the backward pass or in the update after it."""
+        return self.lasting + max(self.drawing, self.activations + self.gathered, self.update)
 
     @property
     def lasting(self) -> int:
         """Bytes that are held throughout a step."""
-        return self.parameters + self.ema + self.optimizer + self.batch + self.gradients
+        return self.parameters + self.ema + self.optimizer + self.batch + self.gradients + self.frozen
 
 
-def of_step(state: TrainState, examples: int, activations: int, accumulation: int) -> Memory:
+def of_step(
+    state: TrainState,
+    examples: int,
+    activations: int,
+    accumulation: int,
+    frozen: Any = (),
+    drawing: int = 0,
+) -> Memory:
     """The memory of a training step.
 
     Args:
@@ -54,6 +65,8 @@ def of_step(state: TrainState, examples: int, activations: int, accumulation: in
       examples: bytes of the examples on a device.
       activations: `live_bytes` of a micro-batch on a device.
       accumulation: number of micro-batches in a step.
+      frozen: arrays that are used and not trained, with shardings.
+      drawing: `live_bytes` of the draw of a step on a device.
     """
     parameters = shard_bytes(state.params)
     largest = max((array_bytes(leaf) for leaf in jax.tree.leaves(state.params)), default=0)
@@ -68,6 +81,8 @@ def of_step(state: TrainState, examples: int, activations: int, accumulation: in
         gathered=2 * largest if split else 0,
         # XLA keeps between none and all of the proposed state; docs/plan.md has the measurements.
         update=2 * parameters,
+        frozen=shard_bytes(frozen),
+        drawing=drawing,
     )
 
 
@@ -79,6 +94,21 @@ def live_bytes(program: ClosedJaxpr) -> int:
     """
     jaxpr: Any = program.jaxpr
     return _peak(jaxpr, _arrays(jaxpr.outvars))
+
+
+def of_sample(weights: Any, *programs: tuple[int, ClosedJaxpr]) -> int:
+    """Peak bytes of making one sample: all weights, and the largest of programs that run one after another.
+
+    Args:
+      weights: parameters of all networks.
+      *programs: each for one image, and the number of images in its batch.
+    """
+    return tree_bytes(weights) + max(images * live_bytes(program) for images, program in programs)
+
+
+def tree_bytes(tree: Any) -> int:
+    """Bytes of all arrays of a tree."""
+    return sum(map(array_bytes, jax.tree.leaves(tree)))
 
 
 def array_bytes(array: Any) -> int:

@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict
 
 from jaxdiff.codecs.encoder import Encoder
 from jaxdiff.codecs.protocol import Codec, Shape
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.distributed import partitioning
 from jaxdiff.errors import UserError
+from jaxdiff.generation.steps import Observed
 from jaxdiff.process.conversion import adapt
 from jaxdiff.process.gaussian import Process
 from jaxdiff.process.prediction import Prediction
@@ -39,19 +41,22 @@ class StaticArgs:
       codec: from diffused data to samples.
       data_shape: of one diffused example.
       mesh: the devices that share a batch.
+      observed: what is reported while samples are made; None for nothing.
     """
 
     denoisers: tuple[Denoiser, ...]
     codec: Codec
     data_shape: Shape
     mesh: jax.sharding.Mesh
+    observed: Observed | None = None
 
 
 class Trees(NamedTuple):
-    """Parameters: those of each denoiser, and those of the codec's networks by name."""
+    """Parameters: those of each denoiser, and by name those of the codec's networks and of the previews' codec."""
 
     denoisers: tuple[Params, ...]
     frozen: Mapping[str, Params]
+    preview: Mapping[str, Params] = FrozenDict()
 
 
 class GenerationInputs(NamedTuple):
@@ -88,8 +93,13 @@ class _Models(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def generate(static: StaticArgs, recipe: Recipe, trees: Trees, inputs: GenerationInputs, index, seed):
-    """Decoded samples for global sample numbers `index`, or noisy data with `Recipe.until`; on every process."""
+def generate(
+    static: StaticArgs, recipe: Recipe, trees: Trees, inputs: GenerationInputs, index, seed, listener=None
+):
+    """Decoded samples for global sample numbers `index`, or noisy data with `Recipe.until`; on every process.
+
+    `listener` is the number of what `static.observed` is reported to.
+    """
     denoise, process, conditions, keys, guiding_model = _models(static, trees, inputs, index, seed)
     noise, noisy, stored, mask = _split(static, (inputs.noise, inputs.noisy, inputs.known, inputs.mask))
     noise, noisy = (None if each is None else each.astype(jnp.float32) for each in (noise, noisy))
@@ -97,7 +107,8 @@ def generate(static: StaticArgs, recipe: Recipe, trees: Trees, inputs: Generatio
     if stored is not None:
         known = KnownData(_encoded(static, trees, stored, index, seed), data_mask(mask, static.data_shape))
     shape = static.data_shape
-    x = recipe(denoise, process, conditions, shape, keys, guiding_model, noise, known, noisy)
+    observe = static.observed and static.observed.observe(trees.preview, listener)
+    x = recipe(denoise, process, conditions, shape, keys, guiding_model, noise, known, noisy, observe)
     return _replicated(static, x if recipe.until is not None else static.codec.decode(trees.frozen, x))
 
 

@@ -21,6 +21,7 @@ from jaxdiff.errors import expect
 from jaxdiff.experiment import Experiment
 from jaxdiff.generation import checks, compiled, inputs
 from jaxdiff.generation.model import SampledModel
+from jaxdiff.generation.steps import OnStep
 from jaxdiff.runs import classes, weights
 from jaxdiff.runs.restore import restore_params
 from jaxdiff.runs.workdir import CONFIG_FILE, read_config
@@ -162,6 +163,7 @@ class Generator(SampledModel):
         mask: np.ndarray | None = None,
         image_size: tuple[int, int] | None = None,
         first: int = 0,
+        on_step: OnStep | None = None,
         **conditions: Any,
     ) -> np.ndarray:
         """Generate samples.
@@ -179,6 +181,7 @@ class Generator(SampledModel):
           mask: True where pixels are generated, [height, width] or [..., height, width, 1 or channels].
           image_size: (height, width), if other than in training; conditions that are images imply it.
           first: number of the first sample; ``first=256`` continues a call for samples 0 to 255 of the same seed.
+          on_step: called after steps, with previews.
           **conditions: for each condition of the model one value per sample, one value for all, or None for its
             null; in a list of values, None is the null of one sample. A condition with a default may be left out. One
             without a null (`null="none"`) is shown in every branch of guidance. A class is a number, or its name.
@@ -216,9 +219,8 @@ class Generator(SampledModel):
             recipe = dataclasses.replace(recipe, inpainting=recipe.inpainting or Replacement())
         else:
             drawn = request._replace(known=None, mask=None)
-        make = functools.partial(compiled.generate, sized._static, recipe, sized._trees)
         finish = sized.codec.stored if recipe.until is None else np.asarray
-        samples = sized._in_batches(make, drawn, n, seed, first, finish)
+        samples = sized._generated(recipe, drawn, n, seed, first, finish, on_step)
         if request.mask is None or recipe.until is not None:
             return samples
         # A codec may lose detail on the way to data and back; known pixels lose none.
@@ -271,6 +273,7 @@ class Generator(SampledModel):
         noise: np.ndarray | None = None,
         mask: np.ndarray | None = None,
         image_size: tuple[int, int] | None = None,
+        on_step: OnStep | None = None,
         **conditions: Any,
     ) -> np.ndarray:
         """Image editing: given images, changed towards conditions.
@@ -288,7 +291,7 @@ class Generator(SampledModel):
           noise: standard normal data [n, *data_shape] with which the images are diffused; drawn if None.
           mask: True where pixels may change; all others are returned unchanged. Without one, pixels known by a
             condition stay, as in generating.
-          seed, guidance, negative, image_size, **conditions: as for generating.
+          seed, guidance, negative, image_size, on_step, **conditions: as for generating.
 
         Returns:
           uint8 images [n, height, width, channels].
@@ -332,5 +335,6 @@ class Generator(SampledModel):
             noise=noise,
             known=known,
             mask=mask,
+            on_step=on_step,
             **conditions,
         )

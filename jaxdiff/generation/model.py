@@ -17,9 +17,11 @@ from jaxdiff.distributed import partitioning
 from jaxdiff.errors import expect
 from jaxdiff.generation import checks, compiled, inputs
 from jaxdiff.generation.compiled import GenerationInputs, StaticArgs, Trees
+from jaxdiff.generation.steps import Listener, Observed, OnStep, colours, listening
 from jaxdiff.process.prediction import with_label
+from jaxdiff.runs.weights import load
 from jaxdiff.sampling.guidance.classifier_free import check_scales
-from jaxdiff.sampling.loop import ends
+from jaxdiff.sampling.loop import as_path, ends
 from jaxdiff.sampling.noise import fold_in, noise_like
 from jaxdiff.sampling.protocols import Guidance
 from jaxdiff.sampling.recipe import PRIOR, Recipe
@@ -108,6 +110,51 @@ class SampledModel:
         """The diffused data of stored images."""
         make = functools.partial(compiled.encode, self._static, self._trees)
         return self._in_batches(make, GenerationInputs({}, {}, {}, {}, images=images), n, seed)
+
+    def _generated(
+        self,
+        recipe: Recipe,
+        request: GenerationInputs,
+        n: int,
+        seed: int,
+        first: int,
+        finish: Callable,
+        on_step: OnStep | None,
+    ) -> np.ndarray:
+        """Samples of a recipe, observed by `on_step`."""
+        if on_step is None:
+            make = functools.partial(compiled.generate, self._static, recipe, self._trees)
+            return self._in_batches(make, request, n, seed, first, finish)
+        images, fix = len(self.image_shape) == 3, "leave it out"
+        expect(images, "on_step", on_step, "a model of images", fix, f"samples of {self.image_shape}")
+        plan = recipe.plan(self._denoisers[0].process_of(self.params))
+        steps, size = len(as_path(plan.times).start) + plan.jumps, self._rows(n)
+        preview = on_step.preview
+        static = dataclasses.replace(
+            self._static, observed=Observed(on_step.every, preview, on_step.images, steps)
+        )
+        trees = self._trees._replace(preview={} if preview is None else load(preview.frozen, self.mesh))
+        linear = on_step.images and preview is None
+        listener = Listener(on_step, steps, self._colours if linear else None)
+
+        with listening(listener) as number:
+
+            def make(chosen: GenerationInputs, numbers: np.ndarray, seed: np.uint32) -> Any:
+                done = int(numbers[0]) - first
+                listener.begin(done // size, -(-n // size), n - done)
+                made = compiled.generate(static, recipe, trees, chosen, numbers, seed, number)
+                jax.block_until_ready(made)
+                jax.effects_barrier()  # no report of this batch comes later
+                return made
+
+            return self._in_batches(make, request, n, seed, first, finish)
+
+    @functools.cached_property
+    def _colours(self) -> Any:
+        """The map from data to colours; None where data are images themselves."""
+        if self.data_shape == tuple(self.image_shape):
+            return None
+        return colours(self.codec, self.frozen, self.data_shape)
 
     def _in_batches(
         self,

@@ -28,7 +28,7 @@ from jaxdiff.interop import (
 from jaxdiff.interop.mapping import Entry, to_pending
 from jaxdiff.interop.pending import Pending
 from jaxdiff.interop.published import Part, PublishedModel
-from jaxdiff.interop.stable_diffusion_conditions import IMAGE, NOISE_TABLE, Extra, extra_conditions
+from jaxdiff.interop.stable_diffusion_conditions import IMAGE, Extra, extra_conditions
 from jaxdiff.interop.stable_diffusion_unet import UnetLayout
 from jaxdiff.interop.stable_diffusion_unet_config import unet_layout
 from jaxdiff.interop.stable_diffusion_unet_shapes import detect_layout
@@ -205,7 +205,7 @@ def of(
 def unet_entries(layout: UnetLayout, names: Any) -> list[Entry]:
     """The mapping of a U-Net's tensors in the naming of a file."""
     naming = stable_diffusion_unet.naming_of(names)
-    return list(stable_diffusion_unet.entries(layout, naming, NOISE_TABLE))
+    return list(stable_diffusion_unet.entries(layout, naming))
 
 
 def _family(model: PublishedModel, layout: UnetLayout) -> str:

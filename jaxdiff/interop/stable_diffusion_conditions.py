@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 
 from jaxdiff.conditioning.condition import Condition
-from jaxdiff.conditioning.conditioner import parameters_of
 from jaxdiff.conditioning.continuous import Continuous, ImageSize
 from jaxdiff.conditioning.image import ImageCondition
 from jaxdiff.conditioning.latent import LatentImage, MaskedImage
@@ -15,11 +14,8 @@ from jaxdiff.interop.stable_diffusion_unet import UnetLayout
 from jaxdiff.process.gaussian import VariancePreserving
 from jaxdiff.process.labels import StepIndex
 
-IMAGE = "image"
-"""The name of the image to edit, complete or enlarge."""
-
-NOISE_TABLE = f"conditioner/{parameters_of(IMAGE)}/noise/table"
-"""The path of the upscaler's vectors for levels of noise."""
+IMAGE = "source"
+"""The name of the image to edit, complete or enlarge; examples hold the result as "image"."""
 
 AESTHETIC_SCORE, NEGATIVE_SCORE = 6.0, 2.5
 """Of SDXL's refiner: the default score, and the one that guidance leads away from."""

@@ -17,7 +17,7 @@ from jaxdiff.interop.mapping import to_pending_tensors
 from jaxdiff.interop.pending import Pending
 from jaxdiff.interop.published import AUTOENCODER, UNET
 from jaxdiff.interop.stable_diffusion import TEXT
-from jaxdiff.interop.stable_diffusion_conditions import HIGHEST_NOISE, NOISE_TABLE
+from jaxdiff.interop.stable_diffusion_conditions import HIGHEST_NOISE, IMAGE
 from jaxdiff.interop.stable_diffusion_unet import Naming, UnetLayout
 from jaxdiff.interop.stable_diffusion_unet_export import layout_of, unet_config
 from jaxdiff.models.clip_text import ClipTextEncoder
@@ -65,7 +65,7 @@ class Exported:
     @functools.cached_property
     def layout(self) -> UnetLayout:
         """The U-Net."""
-        return layout_of(self.denoiser, self.params, NOISE_TABLE)
+        return layout_of(self.denoiser, self.params)
 
     @property
     def encoders(self) -> tuple[ClipTextEncoder, ...]:
@@ -92,7 +92,7 @@ class Exported:
     def unet(self, naming: Naming) -> Tensors:
         """The U-Net's tensors."""
         arrays = {path: array for path, array in self.arrays.items() if not path.startswith(f"{TEXT}/")}
-        return to_pending_tensors(stable_diffusion_unet.entries(self.layout, naming, NOISE_TABLE), arrays)
+        return to_pending_tensors(stable_diffusion_unet.entries(self.layout, naming), arrays)
 
     def vae(self, naming: autoencoders.Naming) -> Tensors:
         """The autoencoder's tensors."""
@@ -179,7 +179,7 @@ def model_index(model: Exported) -> dict[str, Any]:
 
 def low_res_process(model: Exported) -> Process | None:
     """The noise process of the image that an upscaler enlarges; None in other models."""
-    image = model.denoiser.conditioner.conditions.get("image")
+    image = model.denoiser.conditioner.conditions.get(IMAGE)
     return image.process if isinstance(image, NoiseAugmented) else None
 
 

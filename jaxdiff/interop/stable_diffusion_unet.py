@@ -27,7 +27,7 @@ Mapped = Literal["text_time", "projection"]
 """What `UnetLayout.mapping` reads. "text_time": the pooled text and the sizes of SDXL (`addition_embed_type`).
 "projection": a vector such as the noisy image embedding of Stable unCLIP (`class_embed_type`)."""
 
-NOISE_TABLE, GUIDANCE = "conditioner/parts_image/noise/table", "guidance"
+NOISE_TABLE, GUIDANCE = "conditioner/parts_source/noise/table", "guidance"
 
 STEMS: dict[Naming, str] = {"diffusers": "conv_in.weight", "original": "input_blocks.0.0.weight"}
 """The first convolution in each naming, by which a file's naming is known."""

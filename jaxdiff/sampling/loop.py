@@ -4,6 +4,7 @@ The denoiser is an argument: any function of noisy data and a time. The loop car
 state of the guidance.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,8 +12,10 @@ import jax.numpy as jnp
 
 from jaxdiff.process import transition
 from jaxdiff.process.gaussian import Process
+from jaxdiff.process.prediction import Prediction
 from jaxdiff.sampling.noise import fold_in, noise_like
 from jaxdiff.sampling.protocols import (
+    Denoise,
     DenoiseFn,
     GuidedDenoiser,
     SamplerState,
@@ -21,6 +24,9 @@ from jaxdiff.sampling.protocols import (
     stateless,
 )
 from jaxdiff.typing import Array, Data, Float, Int, Keys, Scalar
+
+Observe = Callable[[Array, Data], None]
+"""Of the number of a step and predicted clean data; see `sample`."""
 
 RENOISE = 2**31 - 2  # folded into the keys of a step, for the noise that takes the data up to where it begins
 
@@ -34,6 +40,7 @@ def sample(
     keys: Keys,
     max_orders: Int[Array, "steps"] | None = None,
     first_step: int = 0,
+    observe: Observe | None = None,
 ) -> Data:
     """Clean data from noisy data x at the first time: `integrate`, then the prediction of x_0 at the last time.
 
@@ -44,10 +51,12 @@ def sample(
       keys: one per example.
       max_orders: bound on the order of each step, for multistep samplers.
       first_step: number of the first step, which with the keys determines its noise.
+      observe: called with the number of a step, from 0 on, and the clean data that a call of the model predicts in it.
     """
     denoise = stateless(denoise)
-    state = _scan(sampler, denoise, process, times, x, keys, max_orders, first_step)
-    prediction, _ = denoise.call(state.x, ends(times)[1].astype(x.dtype), state.guidance)
+    state = _scan(sampler, denoise, process, times, x, keys, max_orders, first_step, observe)
+    call = _observed(denoise, observe, jnp.int32(len(as_path(times).start)))
+    prediction, _ = call(state.x, ends(times)[1].astype(x.dtype), state.guidance)
     return prediction.x_0
 
 
@@ -60,9 +69,10 @@ def integrate(
     keys: Keys,
     max_orders: Int[Array, "steps"] | None = None,
     first_step: int = 0,
+    observe: Observe | None = None,
 ) -> Data:
     """Noisy data at the last time from noisy data at the first; arguments as for `sample`."""
-    return _scan(sampler, stateless(denoise), process, times, x, keys, max_orders, first_step).x
+    return _scan(sampler, stateless(denoise), process, times, x, keys, max_orders, first_step, observe).x
 
 
 def as_path(times: Float[Array, "times"] | TimePath) -> TimePath:
@@ -84,6 +94,7 @@ def _scan(
     keys: Keys,
     max_orders: Int[Array, "steps"] | None,
     first_step: int,
+    observe: Observe | None,
 ) -> SamplerState:
     """The state at the last time."""
     returns_to_noise = isinstance(times, TimePath)
@@ -96,11 +107,25 @@ def _scan(
         if returns_to_noise:
             state = _renoise(sampler, process, state, t_origin, t, fold_in(step_keys, RENOISE))
         state = state._replace(max_order=max_order)
-        return sampler.step(denoise.call, process, state, t, t_next, step_keys)._replace(max_order=None), None
+        call = _observed(denoise, observe, index - first_step)
+        return sampler.step(call, process, state, t, t_next, step_keys)._replace(max_order=None), None
 
     first = sampler.init(x)._replace(guidance=denoise.init(x))
     inputs = (first_step + jnp.arange(len(start)), origin, start, end, max_orders)
     return jax.lax.scan(step, first, inputs)[0]
+
+
+def _observed(denoise: GuidedDenoiser, observe: Observe | None, step: Array) -> Denoise:
+    """The calls of a step, observed."""
+    if observe is None:
+        return denoise.call
+
+    def call(x: Data, t: Scalar, state: Any) -> tuple[Prediction, Any]:
+        prediction, state = denoise.call(x, t, state)
+        observe(step, prediction.x_0)
+        return prediction, state
+
+    return call
 
 
 def _renoise(

@@ -9,7 +9,7 @@ import numpy as np
 from jaxdiff.errors import UserError, expect, one_of
 from jaxdiff.process.gaussian import Process
 from jaxdiff.process.labels import NoiseLabel
-from jaxdiff.sampling.loop import as_path, ends, integrate, sample
+from jaxdiff.sampling.loop import Observe, as_path, ends, integrate, sample
 from jaxdiff.sampling.noise import fold_in, noise_like
 from jaxdiff.sampling.plan import Plan, of_one_length, with_end
 from jaxdiff.sampling.protocols import (
@@ -115,6 +115,7 @@ class Recipe:
         noise: Data | None = None,
         known: KnownData | None = None,
         x: Data | None = None,
+        observe: Observe | None = None,
     ) -> Data:
         """Draw one sample of `shape` for each key.
 
@@ -127,6 +128,7 @@ class Recipe:
           noise: standard normal initial noise [batch, *shape]; by default drawn from the keys.
           known: partially known data, for the recipe's `inpainting`.
           x: noisy data at the first time, in place of noise; those that a recipe with `until` has left.
+          observe: see `jaxdiff.sampling.loop.sample`.
 
         Raises:
           UserError: `known` is given and the recipe has no `inpainting`; an input of the guidance is missing; both
@@ -140,7 +142,7 @@ class Recipe:
         if known is not None:
             guided = self._inpainting()(guided, process, known)
         run = sample if plan.jumps else integrate
-        return run(self.sampler, guided, process, plan.times, x, keys, plan.max_orders, plan.first)
+        return run(self.sampler, guided, process, plan.times, x, keys, plan.max_orders, plan.first, observe)
 
     def initial_std(self, process: Process, t: Scalar) -> Scalar:
         """The standard deviation of the initial noise for a first time t."""

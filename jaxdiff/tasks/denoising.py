@@ -1,7 +1,6 @@
 """Denoising: the task of every diffusion model, in pixels, latents or embeddings, with any conditions."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,7 +12,7 @@ from flax.core import FrozenDict
 
 from jaxdiff.codecs.encoder import Encoder
 from jaxdiff.codecs.pixels import Pixels
-from jaxdiff.codecs.protocol import Codec, Shape
+from jaxdiff.codecs.protocol import Codec, KnownShapes, Shape
 from jaxdiff.conditioning.continuous import Continuous
 from jaxdiff.data.sources import LABEL
 from jaxdiff.denoiser import Denoiser
@@ -23,6 +22,7 @@ from jaxdiff.process.per_example import mean_per_example
 from jaxdiff.tasks import consistency
 from jaxdiff.tasks.augmentation import FIELD, Augmentation
 from jaxdiff.tasks.objectives import LossInputs, Objective, WeightedError
+from jaxdiff.tasks.trees import branch_at, with_branch, without_branch
 from jaxdiff.typing import Array, Batch, Data, Float, Key, Metrics, Params, Times, Weights
 
 
@@ -132,9 +132,8 @@ class DenoisingTask:
 
     def check_frozen(self, frozen: Mapping[str, Params]) -> None:
         """Raise `UserError` unless the parameters of frozen networks fit, before anything is compiled."""
-        fresh = jax.eval_shape(lambda: nn.meta.unbox(self._init_all(jax.random.key(0))))
-        for path in self.pretrained:
-            expected, found = (_shapes(tree) for tree in (_branch(fresh, path.split("/")), frozen[path]))
+        for path, tree in self._pretrained_shapes().items():
+            expected, found = _shapes(tree), _shapes(frozen[path])
             wrong = sorted(
                 name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
             )
@@ -158,11 +157,27 @@ class DenoisingTask:
                 f"{tuple(self.image_shape)}, got {type(error).__name__}: {text}. Fix: use other weights"
             ) from error
 
+    def for_shapes(self) -> "DenoisingTask":
+        """This task where only shapes are wanted, see `Condition.for_shapes`."""
+        return dataclasses.replace(self, denoiser=self.denoiser.for_shapes())
+
+    def frozen_shapes(self) -> Mapping[str, Params]:
+        """Trees of shapes by the names in `frozen`. Weights are read only for a codec that does not know its own."""
+        codec: Any = self.codec
+        if isinstance(codec, KnownShapes):
+            return {**codec.frozen_shapes(), **self._pretrained_shapes()}
+        read = {name: nn.meta.unbox(origin.read()) for name, origin in codec.frozen.items()}
+        return {**jax.eval_shape(lambda: read), **self._pretrained_shapes()}
+
+    def _pretrained_shapes(self) -> dict[str, Params]:
+        fresh = jax.eval_shape(lambda: nn.meta.unbox(self._init_all(jax.random.key(0))))
+        return {path: branch_at(fresh, path.split("/")) for path in self.pretrained}
+
     def init(self, key: Key[Array, ""]) -> Params:
         """Initial parameters, each boxed with the logical names of its axes; those of `pretrained` are left out."""
         params = self._init_all(key)
         for path in self.pretrained:
-            params = _without(params, path.split("/"), path)
+            params = without_branch(params, path.split("/"), path)
         return params
 
     def _init_all(self, key: Key[Array, ""]) -> Params:
@@ -174,7 +189,7 @@ class DenoisingTask:
     def full_params(self, params: Params, frozen: Mapping[str, Params]) -> Params:
         """All parameters of the denoiser: the trained ones with those of `pretrained`."""
         for path in self.pretrained:
-            params = _with(params, path.split("/"), frozen[path])
+            params = with_branch(params, path.split("/"), frozen[path])
         return params
 
     def init_task_state(self) -> Any:
@@ -314,25 +329,3 @@ def _shapes(tree: Params) -> dict[str, str]:
     """Path -> type and shape of every array of a tree, boxed or not."""
     leaves = jax.tree.leaves_with_path(nn.meta.unbox(tree))
     return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
-
-
-def _branch(tree: Params, path: list[str]) -> Params:
-    """The branch of a tree of dicts at `path`."""
-    return functools.reduce(lambda branch, name: branch[name], path, tree)
-
-
-def _without(tree: Params, path: list[str], name: str) -> Params:
-    """A tree of dicts without the branch at `path`."""
-    first, *rest = path
-    expect(
-        first in tree, "config.task.pretrained", name, "the path of a module", f"use one of {', '.join(tree)}"
-    )
-    if not rest:
-        return {key: value for key, value in tree.items() if key != first}
-    return {**tree, first: _without(tree[first], rest, name)}
-
-
-def _with(tree: Params, path: list[str], branch: Params) -> Params:
-    """A tree of dicts with another branch at `path`."""
-    first, *rest = path
-    return {**tree, first: _with(tree.get(first, {}), rest, branch) if rest else branch}

@@ -46,6 +46,14 @@ class Sampleable(Protocol):
         """Raise `UserError` unless the parameters of frozen networks, by name, fit."""
         ...
 
+    def for_shapes(self) -> "Sampleable":
+        """This task where only shapes are wanted: it reads no files, and computes other values."""
+        ...
+
+    def frozen_shapes(self) -> Mapping[str, Params]:
+        """The trees of `frozen` as shapes."""
+        ...
+
     def full_params(self, params: Params, frozen: Mapping[str, Params]) -> Params:
         """All parameters of the denoiser, from the trained ones and the trees of `frozen`."""
         ...

@@ -1,0 +1,23 @@
+"""A line on the terminal that shows the steps of sampling."""
+
+import sys
+from typing import TextIO
+
+from jaxdiff.generation.steps import OnStep
+
+WIDTH = 30
+"""Characters of the bar."""
+
+
+def progress(stream: TextIO | None = None) -> OnStep | None:
+    """A bar that is redrawn after each step; None if `stream` (by default stderr) is no terminal."""
+    shown = stream or sys.stderr
+    if not shown.isatty():
+        return None
+
+    def draw(step: int, of: int, images: None) -> None:
+        bar = "#" * (WIDTH * step // of)
+        shown.write(f"\rstep {step} of {of} [{bar:<{WIDTH}}]" + "\n" * (step == of))
+        shown.flush()
+
+    return OnStep(draw, images=False)

@@ -1,6 +1,7 @@
 """The guide of Stable Diffusion: its commands and its Python run, with tiny pipelines in place of the downloads."""
 
 import importlib
+import json
 import pathlib
 import re
 import shutil
@@ -12,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxdiff import convert, sample
 from jaxdiff.distributed import runtime
+from jaxdiff.errors import UserError
 from tests import pipelines
 from tests.test_guides import BLOCK, ROOT, lines
 
@@ -107,6 +109,12 @@ def test_the_first_model_is_converted_and_sampled(at_downloads):
         run(module, words)
     with Image.open("astronaut.png") as image:
         assert np.asarray(image).std() > 10
+    record = json.loads(pathlib.Path("runs/sd15/frozen.json").read_text())
+    assert record["network"]["from"] == "{workdir}/frozen/unet.safetensors network"
+    unet = "stable-diffusion-v1-5/unet/diffusion_pytorch_model.safetensors"
+    for source, fix in {unet: "--base RUN", "nowhere": "give one that exists"}.items():
+        with pytest.raises(UserError, match=f"Fix: .*{fix}"):
+            convert.main(["--from", source, "--workdir", "runs/other"])
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
 """A line on the terminal that shows the steps of sampling."""
 
+import io
 import sys
-from typing import TextIO
+from typing import Any
 
 from jaxdiff.generation.steps import OnStep
 
@@ -9,9 +10,9 @@ WIDTH = 30
 """Characters of the bar."""
 
 
-def progress(stream: TextIO | None = None) -> OnStep | None:
+def progress(stream: io.TextIOBase | None = None) -> OnStep | None:
     """A bar that is redrawn after each step; None if `stream` (by default stderr) is no terminal."""
-    shown = stream or sys.stderr
+    shown: Any = stream or sys.stderr
     if not shown.isatty():
         return None
 

@@ -59,7 +59,7 @@ def parser() -> command.Parser:
     flags.add_argument(
         "--prediction",
         choices=("epsilon", "v"),
-        help="what the U-Net of a single file predicts, if the file does not say it",
+        help="what the U-Net predicts, where the files do not say it or are wrong",
     )
     flags.add_argument(
         "--attention-order",

@@ -97,7 +97,8 @@ def _add_refiner(flags: app.Parser) -> None:
         "--refiner",
         default=None,
         metavar="FOLDER[:FRACTION]",
-        help="a run that completes the latents of --workdir, after this fraction of the steps (default: 0.8)",
+        help="a run that completes the latents of --workdir after this fraction of the steps (default: 0.8); "
+        "LoRA files and controls act on --workdir only",
     )
 
 

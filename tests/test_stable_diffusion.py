@@ -3,6 +3,7 @@
 import shutil
 import warnings
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -10,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from jaxdiff.cli import exporting, output
 from jaxdiff.errors import UserError
 from jaxdiff.generation.generator import Generator
+from jaxdiff.generation.handover import Handover
 from jaxdiff.interop import published
 from jaxdiff.runs.published import convert
 from tests import pipelines
@@ -174,6 +176,46 @@ def test_a_single_file_with_another_network_is_refused_and_counters_are_not(fold
     save_file({**tensors, "control_model.time_embed.0.weight": np.ones((2, 2), np.float32)}, file)
     with pytest.raises(UserError, match=r"got other tensors too: control_model\.time_embed\.0\.weight"):
         published.find(file)
+
+
+@pytest.mark.parametrize("tokenizer", ["sd1", "sd2"])
+def test_openai_s_clip_is_padded_by_the_end_whatever_tokenizer_is_given(tokenizer, folders, tmp_path):
+    """Stable Diffusion 2's tokenizer pads by "!", which its text encoder has learned and CLIP has not."""
+    convert(published.find(folders["sd1"]), str(tmp_path / "run"), str(folders[tokenizer] / "tokenizer"))
+    own = Generator.load(str(tmp_path / "run")).denoiser.conditioner.conditions["text"].tokenizer
+    ids = own.encode("a horse")
+    assert ids[-1] == len(pipelines.VOCABULARY) - 1
+
+
+def test_marks_in_a_single_file_are_read_and_unknown_ones_refused(folders, runs, tmp_path):
+    file = tmp_path / "model.safetensors"
+    exporting.write_file(runs["sd1"], output.file("--to", str(file)))
+    tensors, mark = load_file(file), np.zeros(0, np.float32)
+    save_file({**tensors, "v_pred": mark, "ztsnr": mark}, file)
+    convert(published.find(file), str(tmp_path / "run"), tokenizer=str(folders["sd1"]))
+    denoiser = Generator.load(str(tmp_path / "run")).denoiser
+    assert type(denoiser.parameterization).__name__ == "V"
+    assert denoiser.process.signal(jnp.float32(1.0))[0] == 0
+    save_file({**tensors, "edm_mean": mark}, file)
+    with pytest.raises(UserError, match="got other tensors too: edm_mean"):
+        published.find(file)
+
+
+def test_a_sampler_that_the_settings_do_not_allow_is_refused(folders, tmp_path):
+    """diffusers' Heun does not rescale betas."""
+    folder = shutil.copytree(folders["sd2"], tmp_path / "folder")
+    settings = folder / "scheduler" / "scheduler_config.json"
+    settings.write_text(settings.read_text().replace("{", '{"rescale_betas_zero_snr": true, ', 1))
+    convert(published.find(folder), str(tmp_path / "run"))
+    with pytest.raises(UserError, match="--sampler='heun': expected a sampler that the settings"):
+        Generator.load(str(tmp_path / "run"), sampler="heun")
+    assert Generator.load(str(tmp_path / "run"), sampler="ddim").recipe.sampler
+
+
+def test_a_refiner_of_other_latents_is_refused(runs):
+    first, second = (Generator.load(runs[kind]) for kind in ("xl", "sd1"))
+    with pytest.raises(UserError, match=r"second=0\.18215: expected latents scaled by 0\.13025"):
+        Handover(first, second)
 
 
 def test_weights_of_half_precision_stay_so_in_the_run(folders, tmp_path):

@@ -10,7 +10,10 @@ from jaxdiff.cli.app import number, run_and_step
 from jaxdiff.errors import UserError, expect
 from jaxdiff.interop.lora.flag import parse_flag
 
-NOT_WITH_REFINER = ("known", "mask", "edit", "guiding_model")
+HANDOVER = 0.8
+"""The fraction of the steps after which a refiner continues, as published."""
+
+NOT_WITH_REFINER = ("known", "mask", "edit", "source", "level", "guiding_model")
 """Flags that a base model with a refiner has no use for."""
 
 NOT_IN_CASCADES = (
@@ -62,11 +65,16 @@ class Request:
         text = self.flags.refiner
         if text is None:
             return None
-        folder, colon, fraction = text.rpartition(":")
+        folder, colon, last = text.rpartition(":")
         try:
-            return (folder, number(fraction)) if colon else (text, 0.8)
+            fraction = number(last) if colon else None
         except ValueError:
-            return text, 0.8
+            fraction = None
+        if fraction is None:
+            return text, HANDOVER
+        fix = "give FOLDER:0.8"
+        expect(0 < fraction < 1, "--refiner", text, "a fraction of the steps in (0, 1)", fix, last)
+        return folder, fraction
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -98,6 +106,8 @@ def of(flags: argparse.Namespace, overrides: Sequence[tuple[str, str]]) -> Reque
     _check_numbers("--level", [word for word in flags.level if "=" in word])
     packages = [name for name in flags.packages.split(",") if name]
     steps = [] if flags.steps is None else [("sampling.steps", str(flags.steps))]
+    if flags.refiner is not None:
+        _ = Request(flags, out, (), (), ()).refiner  # its fraction
     loras = [parse_flag(text) for text in flags.lora]
     return Request(flags, out, runs(flags), [*overrides, *steps], packages, loras)
 

@@ -16,41 +16,19 @@ from etils import epath
 from flax.core import FrozenDict
 
 from jaxdiff import config as configs
-from jaxdiff.config.overrides import override
 from jaxdiff.errors import expect
 from jaxdiff.experiment import Experiment
 from jaxdiff.generation import checks, compiled, inputs
 from jaxdiff.generation.model import SampledModel
+from jaxdiff.generation.recipes import sampled_by
 from jaxdiff.generation.steps import OnStep
 from jaxdiff.runs import classes, weights
 from jaxdiff.runs.restore import restore_params
 from jaxdiff.runs.workdir import CONFIG_FILE, read_config
-from jaxdiff.sampling import names
 from jaxdiff.sampling.grids.truncated import Truncated
 from jaxdiff.sampling.modifiers.inpainting import Replacement
 from jaxdiff.sampling.samplers.ddim import Ddim
 from jaxdiff.typing import Params
-
-
-def _sampled_by(
-    sampler: str | None, config: Any, packages: tuple[str, ...], overrides: Sequence[tuple[str, str]]
-) -> Experiment:
-    """The experiment of a config with another sampler, if it is not None, and with overrides of what results."""
-    of_recipes = [pair for pair in overrides if pair[0].startswith("recipes")]
-    for path, text in of_recipes:
-        override(config, path, text, packages=packages)
-    recipes = config.get("recipes", {})
-    name = None if sampler is None else names.plain(sampler)
-    if name in recipes:
-        own = config.get("sampling") or {}
-        kept = {field: own[field] for field in ("steps", "guidance") if field in own}
-        config.sampling = {**recipes[name], **kept}
-    elif sampler is not None:
-        override(config, "sampling.sampler", names.sampler_target(sampler, recipes), packages=packages)
-    for path, text in overrides:
-        if (path, text) not in of_recipes:
-            override(config, path, text, packages=packages)
-    return configs.build(config, packages=packages)
 
 
 class Generator(SampledModel):
@@ -83,7 +61,7 @@ class Generator(SampledModel):
           guiding_model: the folder of a weaker model for `Autoguidance`, or (folder, step); an early step of the
             same run serves well.
         """
-        experiment = _sampled_by(sampler, read_config(workdir), ("jaxdiff", *packages), overrides)
+        experiment = sampled_by(sampler, read_config(workdir), ("jaxdiff", *packages), overrides)
         mesh = experiment.mesh.make()
         generator = cls._restored(experiment, workdir, mesh, step, "--workdir")
         if guiding_model is None:

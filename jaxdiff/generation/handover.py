@@ -35,6 +35,18 @@ class Handover:
         first, second = (model.data_shape[-1] for model in (self.first, self.second))
         fix = "use a base model and its refiner"
         expect(first == second, "second", second, f"latents of {first} channels, as those of the first", fix)
+        scales, processes = (
+            [getattr(part, name, None) for part in parts]
+            for name, parts in (
+                ("scaling_factor", (self.first.codec, self.second.codec)),
+                ("process", (self.first.denoiser, self.second.denoiser)),
+            )
+        )
+        expect(
+            scales[0] == scales[1], "second", scales[1], f"latents scaled by {scales[0]}, as the first's", fix
+        )
+        same = processes[0] == processes[1]
+        expect(same, "second", processes[1], "the noise process of the first", fix, "another one")
         steps = self.first.recipe.steps, self.second.recipe.steps
         expect(steps[0] == steps[1], "steps", steps, "as many steps of both models", "give one number")
         handover(self.fraction)

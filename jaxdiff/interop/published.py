@@ -8,6 +8,7 @@
 import dataclasses
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,6 +16,9 @@ from jaxdiff.errors import UserError
 from jaxdiff.interop import folders
 from jaxdiff.interop.files import Unreadable, read_json, reading
 from jaxdiff.interop.tensors import Tensors, read_tensors
+
+ZERO_SNR = "ztsnr"
+"""In a single file's metadata: the last step of the model is pure noise."""
 
 UNET = "model.diffusion_model."
 AUTOENCODER = "first_stage_model."
@@ -28,7 +32,16 @@ TEXTS = (
 """Prefixes of the parts in a single file: the U-Net, the autoencoder, and text encoders in their order."""
 
 BUFFERS = ("model_ema.", "denoiser.", "loss.", "cond_stage_model.logit_scale")
-"""First parts of further names in a single file: counters and tables of training. So are names without a dot."""
+"""First parts of further names in a single file: counters and tables of training."""
+
+TABLES = re.compile(
+    "(log_|sqrt_)?(recip_|recipm1_|one_minus_)?(betas|alphas_cumprod(_prev)?)|posterior_[a-z0-9_]+|lvlb_weights|logvar"
+    "|scale_factor"
+)
+"""Names without a dot that are tables of the noise schedule."""
+
+MARKS = {"v_pred": ("modelspec.prediction_type", "v"), "ztsnr": (ZERO_SNR, "true")}
+"""Empty tensors by which trainers mark a model, and what they say in the words of metadata."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,14 +166,14 @@ def _of_file(root: pathlib.Path, ema: bool | None) -> PublishedModel:
         unet=parts[UNET] or Part(checkpoint.tensors, {}, ""),
         autoencoder=parts[AUTOENCODER],
         texts=tuple(part for prefix in TEXTS if (part := parts[prefix]) is not None),
-        metadata=checkpoint.metadata,
+        metadata={**checkpoint.metadata, **dict(MARKS[name] for name in MARKS if name in checkpoint.tensors)},
     )
 
 
 def _check_known(names: Iterable[str]) -> None:
     """Raise `Unreadable` for a single file with tensors of another network, which would be left out."""
     known = (UNET, AUTOENCODER, *TEXTS, *BUFFERS)
-    left = [name for name in names if "." in name and not name.startswith(known)]
+    left = [name for name in names if not (name.startswith(known) or name in MARKS or TABLES.fullmatch(name))]
     if left:
         shown = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
         raise Unreadable(

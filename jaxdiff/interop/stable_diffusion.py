@@ -27,7 +27,7 @@ from jaxdiff.interop import (
 )
 from jaxdiff.interop.mapping import Entry, to_pending
 from jaxdiff.interop.pending import Pending
-from jaxdiff.interop.published import Part, PublishedModel
+from jaxdiff.interop.published import ZERO_SNR, Part, PublishedModel
 from jaxdiff.interop.stable_diffusion_conditions import IMAGE, Extra, extra_conditions
 from jaxdiff.interop.stable_diffusion_unet import UnetLayout
 from jaxdiff.interop.stable_diffusion_unet_config import unet_layout
@@ -193,6 +193,8 @@ def of(
     layout = unet_layout(config) if config else detect_layout(model.unet.tensors)
     family = FAMILIES[_family(model, layout)]
     scheduler = dict(model.scheduler or family.scheduler)
+    if model.metadata.get(ZERO_SNR):
+        scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     scheduler["prediction_type"] = prediction or _prediction(model, scheduler, layout)
     encoders = _encoders(model, layout)
     conditions, extra = _conditions(model, layout, encoders, tokenizers)

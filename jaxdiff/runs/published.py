@@ -22,14 +22,14 @@ from jaxdiff.data.folder import ImageFolder
 from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.published_tokenizers import ClipTokenizer
 from jaxdiff.data.text import Tokenize
-from jaxdiff.data.tokenizer_files import copy_tokenizer
+from jaxdiff.data.tokenizer_files import clip_vocabulary, copy_tokenizer
 from jaxdiff.errors import RunFailure, UserError, expect
 from jaxdiff.experiment import Experiment
-from jaxdiff.interop import schedulers, stable_diffusion
+from jaxdiff.interop import schedulers, stable_diffusion, text_encoders
 from jaxdiff.interop.files import release
 from jaxdiff.interop.mapping import check_finite, to_pending
 from jaxdiff.interop.pending import Pending
-from jaxdiff.interop.published import PublishedModel
+from jaxdiff.interop.published import Part, PublishedModel
 from jaxdiff.interop.safetensors_files import write_safetensors
 from jaxdiff.interop.stable_diffusion import StableDiffusion
 from jaxdiff.interop.stable_diffusion_export import Exported
@@ -109,9 +109,10 @@ def convert(
     folders = tokenizers_of(model, tokenizer)
     _check_tokenizers(model, folders)
     names = [f"tokenizer{'' if i == 0 else f'_{i + 1}'}" for i in range(len(folders))]
-    # OpenCLIP pads by id 0, and CLIP by the end: the tokenizers of a model say so, one that a user gives does not.
     own = bool(model.tokenizers) and tokenizer is None
-    pads = [None if own or part.name.endswith("transformer.") else 0 for part in model.texts]
+    pads = [
+        None if own else _padding(part, folder) for part, folder in zip(model.texts, folders, strict=True)
+    ]
 
     def reading(places: Sequence[str]) -> StableDiffusion:
         chosen = [ClipTokenizer(place, pad=pad) for place, pad in zip(places, pads, strict=True)]
@@ -236,6 +237,13 @@ def _pretrained(unet: Mapping[str, Pending]) -> dict[str, FileWeights]:
     }
     found = {module: FileWeights(HERE + UNET, module) for module in sorted(modules)}
     return found | {stable_diffusion.TEXT: FileWeights(HERE + TEXT)}
+
+
+def _padding(part: Part, tokenizer: pathlib.Path) -> int:
+    """The id that fills up texts for a text encoder, whatever the tokenizer that a user gives says: 0 in OpenCLIP's
+    models, and the end in OpenAI's."""
+    openai = text_encoders.clip_encoder(part.tensors, part.config or None).activation == "quick_gelu"
+    return clip_vocabulary(str(tokenizer)).end if openai else 0
 
 
 def _check_tokenizers(model: PublishedModel, folders: Sequence[pathlib.Path]) -> None:

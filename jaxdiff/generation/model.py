@@ -131,7 +131,8 @@ class SampledModel:
         steps, size = len(as_path(plan.times).start) + plan.jumps, self._rows(n)
         preview = on_step.preview
         static = dataclasses.replace(
-            self._static, observed=Observed(on_step.every, preview, on_step.images, steps)
+            self._static,
+            observed=Observed(on_step.every, preview, on_step.images, steps, self.mesh.size == 1),
         )
         trees = self._trees._replace(preview={} if preview is None else load(preview.frozen, self.mesh))
         linear = on_step.images and preview is None

@@ -52,12 +52,14 @@ class Observed:
     Attributes:
       every, preview, images: as in `OnStep`.
       steps: number of all steps.
+      ordered: whether reports come in order; JAX cannot do so on several devices, where late ones are left out.
     """
 
     every: int
     preview: Codec | None
     images: bool
     steps: int
+    ordered: bool
 
     def observe(self, params: Mapping[str, Params], listener: Any) -> Callable[[Array, Array], None]:
         """The function of a step's number and predicted data that a sampling loop calls, inside jit.
@@ -69,8 +71,8 @@ class Observed:
 
         def report(step: Array, x_0: Array) -> None:
             shown = x_0 if self.preview is None else self.preview.decode(params, x_0)
-            shown = shown if self.images else jnp.zeros(())
-            io_callback(_deliver, None, listener, step + 1, shown)
+            shown = shown if self.images else x_0.ravel()[:1]  # comes only when the step is done
+            io_callback(_deliver, None, listener, step + 1, shown, ordered=self.ordered)
 
         def observe(step: Array, x_0: Array) -> None:
             wanted = ((step + 1) % self.every == 0) | (step + 1 == self.steps)

@@ -55,6 +55,11 @@ BETAS = {
     "beta_end": 0.012,
     "num_train_timesteps": 1000,
 }
+ZERO_SNR_SCHEDULER = {
+    "_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing",
+}  # fmt: skip
+"""How a model is sampled whose last step is pure noise (Lin et al. 2023)."""
+
 LOW_RES = {**BETAS, "beta_start": 0.0001, "beta_end": 0.02, "_class_name": "DDPMScheduler"}
 """The noise of the small image in the x4 upscaler."""
 
@@ -194,7 +199,7 @@ def of(
     family = FAMILIES[_family(model, layout)]
     scheduler = dict(model.scheduler or family.scheduler)
     if model.metadata.get(ZERO_SNR):
-        scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        scheduler = {**scheduler, **OFFSET, **ZERO_SNR_SCHEDULER}
     scheduler["prediction_type"] = prediction or _prediction(model, scheduler, layout)
     encoders = _encoders(model, layout)
     conditions, extra = _conditions(model, layout, encoders, tokenizers)

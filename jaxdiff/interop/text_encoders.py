@@ -212,8 +212,13 @@ def published_name(name: str) -> str:
     return name if name == PROJECTIONS["clip"] else f"text_model.{name}"
 
 
-def clip_config(encoder: ClipTextEncoder) -> dict[str, Any]:
-    """The `config.json` of transformers for CLIP's text encoder; the inverse of `clip_encoder`."""
+def clip_config(encoder: ClipTextEncoder, pad: int | None = None) -> dict[str, Any]:
+    """The `config.json` of transformers for CLIP's text encoder; the inverse of `clip_encoder`.
+
+    Args:
+      encoder: the module.
+      pad: the id with which its tokenizer fills a text, which changes nothing in the encoder.
+    """
     projected = encoder.projection is not None
     return {
         "architectures": ["CLIPTextModelWithProjection" if projected else "CLIPTextModel"],
@@ -222,7 +227,7 @@ def clip_config(encoder: ClipTextEncoder) -> dict[str, Any]:
         "hidden_act": encoder.activation, "vocab_size": encoder.vocabulary, "max_position_embeddings": encoder.length,
         "layer_norm_eps": encoder.eps, "projection_dim": encoder.projection or encoder.width,
         "bos_token_id": 49406 if encoder.end in (2, 49407) else encoder.end - 1, "eos_token_id": encoder.end,
-        "pad_token_id": 1,
+        "pad_token_id": pad,
     }  # fmt: skip
 
 

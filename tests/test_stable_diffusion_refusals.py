@@ -1,4 +1,4 @@
-"""Published pipelines that are damaged, quantised or none of Stable Diffusion: refused, in one line that names where."""
+"""Published pipelines that are damaged, quantised or none of Stable Diffusion: refused in one line that says where."""
 
 import json
 import shutil
@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from jaxdiff.cli import exporting, output
 from jaxdiff.errors import UserError
+from jaxdiff.generation.generator import Generator
 from jaxdiff.interop import published
 from jaxdiff.interop.safetensors_files import write_safetensors
 from jaxdiff.runs.published import convert
@@ -43,10 +45,9 @@ def check_refused(folder, *texts):
     with pytest.raises(UserError) as error:
         convert(published.find(folder), str(folder.parent / "run"))
     message = error.value.message
-    assert ": expected " in message and ", got " in message and "Fix: " in message
-    assert "\n" not in message
-    for text in texts:
+    for text in (": expected ", ", got ", "Fix: ", *texts):
         assert text in message
+    assert "\n" not in message
     assert not (folder.parent / "run").exists()
     return error.value
 
@@ -97,4 +98,40 @@ def test_a_folder_without_scheduler_says_what_is_assumed(folder, caplog):
     shutil.rmtree(folder / "scheduler")
     published.find(folder)
     (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("jaxdiff")]
-    assert str(folder / "scheduler" / "scheduler_config.json") in line and "assumed" in line
+    assert str(folder / "scheduler" / "scheduler_config.json") in line
+    assert "assumed" in line
+
+
+WRONG = {
+    "vae/config.json": {
+        "scaling_factor": [None, "a", 0], "block_out_channels": [3, ["32"]], "layers_per_block": ["1", True],
+        "shift_factor": ["a"], "latents_mean": [0.5], "down_block_types": [3],
+    },
+    "text_encoder/config.json": {
+        "num_attention_heads": ["1"], "layer_norm_eps": ["a"], "text_config": [[1]], "hidden_act": [[1]],
+    },
+    "scheduler/scheduler_config.json": {
+        "num_train_timesteps": ["1000", 0], "beta_start": ["a"], "beta_schedule": [["x"]], "_class_name": [["x"]],
+        "_use_default_values": [None], "trained_betas": [["a"]],
+    },
+    "unet/config.json": {"sample_size": ["16", [16], [16, 24, 3], 0, 1.5]},
+}  # fmt: skip
+CASES = [
+    (file, field, value) for file, fields in WRONG.items() for field in fields for value in fields[field]
+]
+
+
+@pytest.mark.parametrize(("file", "field", "value"), CASES)
+def test_values_of_other_types_are_named_with_their_file(file, field, value, folder):
+    change(folder / file, **{field: value})
+    check_refused(folder, f"{field}={value!r}: expected ", file.rpartition("/")[2])
+
+
+def test_latents_that_are_not_square_make_such_images(folder):
+    change(folder / "unet" / "config.json", sample_size=[16, 24])
+    run = str(folder.parent / "run")
+    convert(published.find(folder), run)
+    assert Generator.load(run).image_shape == (32, 48, 3)
+    exporting.write_folder(run, output.folder("--to", str(folder.parent / "out")))
+    config = json.loads((folder.parent / "out" / "unet" / "config.json").read_text())
+    assert config["sample_size"] == [16, 24]

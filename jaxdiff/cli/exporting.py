@@ -45,8 +45,11 @@ def write_folder(workdir: str, target: Output) -> str:
     """Write a run as the folder of a diffusers pipeline; returns a summary for the user."""
     experiment: Experiment = configs.build(read_config(workdir))
     model = model_of(experiment, workdir)
-    size = max(experiment.sampled.image_shape[:2])
-    parts = {name: (config, tensors) for name, config, tensors in stable_diffusion_export.folder(model, size)}
+    height, width, *_ = experiment.sampled.image_shape
+    parts = {
+        name: (config, tensors)
+        for name, config, tensors in stable_diffusion_export.folder(model, (height, width))
+    }
     settings = _schedulers(model, experiment, workdir)
     index = stable_diffusion_export.model_index(model) | {
         name: ["diffusers", each["_class_name"]] for name, each in settings.items()

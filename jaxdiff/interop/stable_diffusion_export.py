@@ -14,7 +14,13 @@ from jaxdiff.data.joined_tokenizer import JoinedTokenizer
 from jaxdiff.data.published_tokenizers import ClipTokenizer
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import UserError
-from jaxdiff.interop import autoencoder_configs, autoencoders, stable_diffusion_unet, text_encoders
+from jaxdiff.interop import (
+    autoencoder_configs,
+    autoencoders,
+    stable_diffusion_unet,
+    text_encoder_configs,
+    text_encoders,
+)
 from jaxdiff.interop.mapping import to_pending_tensors
 from jaxdiff.interop.pending import Pending
 from jaxdiff.interop.published import AUTOENCODER, UNET
@@ -136,7 +142,7 @@ def single_file(model: Exported) -> Tensors:
     return found
 
 
-def folder(model: Exported, image_size: int) -> Iterator[tuple[str, Mapping[str, Any], Tensors]]:
+def folder(model: Exported, image_size: tuple[int, int]) -> Iterator[tuple[str, Mapping[str, Any], Tensors]]:
     """For each network of a diffusers pipeline its folder, its `config.json` and its tensors.
 
     Args:
@@ -144,12 +150,18 @@ def folder(model: Exported, image_size: int) -> Iterator[tuple[str, Mapping[str,
       image_size: height and width of the images.
     """
     network: Any = model.codec.network
-    yield "unet", unet_config(model.layout, image_size // network.factor), model.unet("diffusers")
-    yield "vae", autoencoder_configs.model_config(model.codec, image_size), model.vae(autoencoders.Naming())
+    height, width = (size // network.factor for size in image_size)
+    latents = height if height == width else [height, width]
+    yield "unet", unet_config(model.layout, latents), model.unet("diffusers")
+    yield (
+        "vae",
+        autoencoder_configs.model_config(model.codec, max(image_size)),
+        model.vae(autoencoders.Naming()),
+    )
     for i, (encoder, tokenizer) in enumerate(zip(model.encoders, model.tokenizers, strict=True)):
         name = numbered("text_encoder", i + model.is_refiner)
         pad = tokenizer.padding if isinstance(tokenizer, ClipTokenizer) else None
-        yield name, text_encoders.clip_config(encoder, pad), model.text(i, "clip")
+        yield name, text_encoder_configs.clip_config(encoder, pad), model.text(i, "clip")
 
 
 def model_index(model: Exported) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def test_a_control_net_on_the_command_line_is_that_of_diffusers(made, tmp_path):
     check_images(np.load(tmp_path / "out.npy"), expected)
 
 
-@pytest.mark.parametrize("kind", ["refiner", "upscaler"])
+@pytest.mark.parametrize("kind", ["refiner", "inpaint", "ip2p", "upscaler"])
 def test_the_folders_of_variants_come_back_and_open_in_diffusers(kind, made, tmp_path):
     folder, run = made(kind)
     exporting.write_folder(run, output.folder("--to", str(tmp_path / "out")))
@@ -133,6 +133,9 @@ def test_the_folders_of_variants_come_back_and_open_in_diffusers(kind, made, tmp
         assert all(np.array_equal(found[name], expected[name]) for name in found.keys() & expected.keys())
     opened = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out")
     assert type(opened).__name__ == pipelines.KINDS[kind].pipeline
+    end = "_2" if kind == "refiner" else ""
+    tokenizer, encoder = (getattr(opened, part + end) for part in ("tokenizer", "text_encoder"))
+    assert encoder.config.pad_token_id == tokenizer.pad_token_id
     if kind == "upscaler":
         assert opened.low_res_scheduler.config.beta_end == 1e-9
 

@@ -10,8 +10,6 @@ from etils import epath
 
 from jaxdiff import config as configs
 from jaxdiff.cli.output import Output
-from jaxdiff.conditioning.text import Text
-from jaxdiff.data.joined_tokenizer import JoinedTokenizer
 from jaxdiff.data.published_tokenizers import ClipTokenizer
 from jaxdiff.data.tokenizer_files import copy_tokenizer
 from jaxdiff.experiment import Experiment
@@ -47,8 +45,11 @@ def write_folder(workdir: str, target: Output) -> str:
     """Write a run as the folder of a diffusers pipeline; returns a summary for the user."""
     experiment: Experiment = configs.build(read_config(workdir))
     model = model_of(experiment, workdir)
-    size = max(experiment.sampled.image_shape[:2])
-    parts = {name: (config, tensors) for name, config, tensors in stable_diffusion_export.folder(model, size)}
+    height, width, *_ = experiment.sampled.image_shape
+    parts = {
+        name: (config, tensors)
+        for name, config, tensors in stable_diffusion_export.folder(model, (height, width))
+    }
     settings = _schedulers(model, experiment, workdir)
     index = stable_diffusion_export.model_index(model) | {
         name: ["diffusers", each["_class_name"]] for name, each in settings.items()
@@ -93,15 +94,11 @@ def _schedulers(model: Exported, experiment: Experiment, workdir: str) -> dict[s
 
 def _tokenizers(model: Exported) -> Mapping[str, pathlib.Path]:
     """The folders of the tokenizers by the names of their copies."""
-    text: Any = model.denoiser.conditioner.conditions["text"]
-    assert isinstance(text, Text)
-    joined = text.tokenizer
-    found = joined.tokenizers if isinstance(joined, JoinedTokenizer) else (joined,)
     parts = stable_diffusion_export.model_index(model).items()
     names = [name for name, part in parts if name.startswith("tokenizer") and part != ABSENT]
     return {
         name: pathlib.Path(each.folder)
-        for name, each in zip(names, found, strict=True)
+        for name, each in zip(names, model.tokenizers, strict=True)
         if isinstance(each, ClipTokenizer)
     }
 

@@ -65,6 +65,11 @@ class ClipTokenizer(_Published):
         """Ids of every text."""
         return self.chunks * self.window
 
+    @property
+    def padding(self) -> int:
+        """The id of the padding: `pad`, or else that of the folder."""
+        return clip_vocabulary(self.folder).pad if self.pad is None else self.pad
+
     def encode(self, text: object, name: str = "text") -> Int32[np.ndarray, "length"]:
         """The ids of a str, or of UTF-8 as bytes. `name` is for errors.
 
@@ -73,8 +78,7 @@ class ClipTokenizer(_Published):
         """
         known, step = clip_vocabulary(self.folder), self.window - 2
         tokens = _tokens(known, text, name, step * self.chunks, "chunks")
-        pad = known.pad if self.pad is None else self.pad
-        ids = np.full((self.chunks, self.window), pad, np.int32)
+        ids = np.full((self.chunks, self.window), self.padding, np.int32)
         for i, row in enumerate(ids):
             kept = tokens[i * step : (i + 1) * step]
             row[: len(kept) + 2] = [known.begin, *kept, known.end]

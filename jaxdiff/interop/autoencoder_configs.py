@@ -5,6 +5,18 @@ from typing import Any
 
 from jaxdiff.codecs.latent import Latent
 from jaxdiff.errors import UserError, expect
+from jaxdiff.interop.config_fields import (
+    COUNT,
+    COUNTS,
+    FLAG,
+    NUMBER,
+    NUMBERS,
+    POSITIVE,
+    TEXT,
+    TEXTS,
+    check,
+    optional,
+)
 from jaxdiff.models.autoencoder_kl import AutoencoderKL
 from jaxdiff.models.autoencoder_tiny import AutoencoderTiny
 from jaxdiff.typing import Weights
@@ -21,6 +33,15 @@ TINY: dict[str, Any] = {
     "decoder_block_out_channels": [64] * 4, "upsample_fn": "nearest", "latent_channels": 4,
     "upsampling_scaling_factor": 2, "num_encoder_blocks": [1, 3, 3, 3], "num_decoder_blocks": [3, 3, 3, 1],
     "scaling_factor": 1.0, "shift_factor": 0.0, "latents_mean": None, "latents_std": None, "force_upcast": False,
+}  # fmt: skip
+FIELDS = {
+    "_class_name": TEXT, "in_channels": COUNT, "out_channels": COUNT, "latent_channels": COUNT,
+    "block_out_channels": COUNTS, "layers_per_block": COUNT, "norm_num_groups": COUNT, "act_fn": TEXT,
+    "encoder_block_out_channels": COUNTS, "decoder_block_out_channels": COUNTS, "num_encoder_blocks": COUNTS,
+    "num_decoder_blocks": COUNTS, "scaling_factor": POSITIVE, "shift_factor": optional(NUMBER),
+    "latents_mean": optional(NUMBERS), "latents_std": optional(NUMBERS), "force_upcast": FLAG,
+    "use_quant_conv": FLAG, "use_post_quant_conv": FLAG, "mid_block_add_attention": FLAG,
+    "down_block_types": TEXTS, "up_block_types": TEXTS,
 }  # fmt: skip
 FIXED: dict[str, dict[str, tuple]] = {
     "AutoencoderKL": {"act_fn": ("silu", "swish")},
@@ -128,6 +149,7 @@ def _tiny_config(net: AutoencoderTiny, codec: Latent) -> dict[str, Any]:
 
 def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a `config.json` with defaults, checked to be those of a network of ours."""
+    check(config, FIELDS, "config.json of the autoencoder")
     kind = config.get("_class_name", "AutoencoderKL")
     fix = "name the folder of such an autoencoder"
     expect(kind in FIXED, "_class_name", kind, "AutoencoderKL or AutoencoderTiny", fix)

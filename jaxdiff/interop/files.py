@@ -104,11 +104,16 @@ def checked(data: memoryview, checksum: int | None) -> memoryview:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Read a JSON object of at most 8 MiB, which is many times the size of any model's config."""
-    text = mapped(path)
-    if len(text) > _LONGEST_JSON:
-        raise Unreadable(f"expected at most {_LONGEST_JSON} bytes of JSON in {path.name}, got {len(text)}")
-    content = json.loads(bytes(text))
-    if not isinstance(content, dict):
-        raise Unreadable(f"expected a JSON object in {path.name}, got another value")
-    return content
+    """Read a JSON object of at most 8 MiB, which is many times the size of any model's config.
+
+    Raises:
+      UserError: names this file, which is one of several in the folder that is read.
+    """
+    with reading(path):
+        text = mapped(path)
+        if len(text) > _LONGEST_JSON:
+            raise Unreadable(f"expected at most {_LONGEST_JSON} bytes of JSON, got {len(text)}")
+        content = json.loads(bytes(text))
+        if not isinstance(content, dict):
+            raise Unreadable("expected a JSON object, got another value")
+        return content

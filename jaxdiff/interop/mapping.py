@@ -19,6 +19,12 @@ from jaxdiff.typing import Params
 MOST_ROWS = 40
 """Of a table of tensors that do not fit."""
 
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+"""Types of parameters. Smaller ones are quantised: their files hold scales besides."""
+
+WRONG_CONFIG = "give the config of the network in the file"
+WRONG_FILES = "give the files of one model, complete and as it was published"
+
 Tensors = Mapping[str, np.ndarray]
 
 
@@ -149,7 +155,7 @@ def to_params(
       UserError: lists every tensor that is missing, unexpected, or of another shape; or that is not finite.
     """
     ours = flatten_dict(abstract, sep="/")
-    pending = to_pending(entries, tensors, abstract, ignored)
+    pending = to_pending(entries, tensors, abstract, ignored, WRONG_CONFIG)
     with np.errstate(over="ignore"):  # a value beyond our type becomes infinite, which is reported
         arrays = {
             path: np.asarray(each.read(), ours[path].dtype, order="C") for path, each in pending.items()
@@ -159,16 +165,26 @@ def to_params(
 
 
 def to_pending(
-    entries: Iterable[Entry], tensors: Tensors, abstract: Params, ignored: Sequence[str] = ()
+    entries: Iterable[Entry],
+    tensors: Tensors,
+    abstract: Params,
+    ignored: Sequence[str] = (),
+    fix: str = WRONG_FILES,
 ) -> dict[str, Pending]:
-    """Our parameters by their paths, in the types of the peer's tensors, not yet read; arguments as for `to_params`.
+    """Our parameters by their paths, in the types of the peer's tensors, not yet read.
+
+    Args:
+      entries, tensors, abstract, ignored: as for `to_params`.
+      fix: what the user can do where tensors do not fit.
 
     Raises:
-      UserError: lists every tensor that is missing, unexpected, or of another shape.
+      UserError: lists every tensor that is missing, unexpected, or of another shape; or names those of integers or of
+        8 bits.
     """
     ours = flatten_dict(abstract, sep="/")
     wanted = {entry.path: entry for entry in entries if entry.path in ours}
-    _check_shapes(wanted, tensors, ours, ignored)
+    _check_shapes(wanted, tensors, ours, ignored, fix)
+    _check_dtypes({key: tensors[key].dtype.name for entry in wanted.values() for key in entry.keys})
     return {path: _pending(entry, tensors, tuple(ours[path].shape)) for path, entry in wanted.items()}
 
 
@@ -185,8 +201,23 @@ def _pending(entry: Entry, tensors: Tensors, shape: tuple[int, ...]) -> Pending:
     return Pending(shape, dtype, read, " ".join(entry.keys))
 
 
+def _check_dtypes(dtypes: Mapping[str, str]) -> None:
+    """Raise `UserError` about tensors whose values are no numbers of 16 bits or more."""
+    small = [name for name, dtype in dtypes.items() if dtype not in FLOATS]
+    if small:
+        more = f" and {len(small) - 1} more tensors" if len(small) > 1 else ""
+        raise UserError(
+            f"--from: expected tensors of {', '.join(FLOATS)}, got {dtypes[small[0]]} in {small[0]}{more}. "
+            "Fix: give a file of the model that is not quantised, such as one of float16"
+        )
+
+
 def _check_shapes(
-    wanted: Mapping[str, Entry], tensors: Tensors, ours: Mapping[str, Any], ignored: Sequence[str]
+    wanted: Mapping[str, Entry],
+    tensors: Tensors,
+    ours: Mapping[str, Any],
+    ignored: Sequence[str],
+    fix: str,
 ) -> None:
     """Raise `UserError` unless the peer's tensors are those of our arrays."""
     problems: list[tuple] = [
@@ -207,7 +238,7 @@ def _check_shapes(
     if problems:
         raise UserError(
             f"--from: expected the tensors of the config's network, got {len(problems)} that differ; nothing was "
-            "loaded. Fix: give the config of the network in the file",
+            f"loaded. Fix: {fix}",
             _table(problems),
         )
 

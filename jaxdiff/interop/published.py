@@ -6,6 +6,7 @@
 """
 
 import dataclasses
+import logging
 import os
 import pathlib
 import re
@@ -16,6 +17,11 @@ from jaxdiff.errors import UserError
 from jaxdiff.interop import folders
 from jaxdiff.interop.files import Unreadable, read_json, reading
 from jaxdiff.interop.tensors import Tensors, read_tensors
+
+_log = logging.getLogger(__name__)
+
+PIPELINES = ("StableDiffusion", "LatentConsistencyModel")
+"""Beginnings of the names of pipelines whose parts are those of Stable Diffusion."""
 
 ZERO_SNR = "ztsnr"
 """In a single file's metadata: the last step of the model is pure noise."""
@@ -124,7 +130,11 @@ def _of_folder(root: pathlib.Path, ema: bool | None) -> PublishedModel:
     scheduler, low_res = (
         root / name / "scheduler_config.json" for name in ("scheduler", "low_res_scheduler")
     )
+    index = _settings(root / "model_index.json")
+    _check_pipeline(root, index)
     texts = tuple(name for name in ("text_encoder", "text_encoder_2") if (root / name).is_dir())
+    if not scheduler.exists():
+        _log.warning("no %s: the schedule of Stable Diffusion is assumed, and its sampler", scheduler)
     return PublishedModel(
         path=root,
         unet=_part(root, "unet", ema),
@@ -133,8 +143,18 @@ def _of_folder(root: pathlib.Path, ema: bool | None) -> PublishedModel:
         tokenizers=tuple(root / name.replace("text_encoder", "tokenizer") for name in texts),
         scheduler=_settings(scheduler),
         low_res_scheduler=_settings(low_res),
-        index=_settings(root / "model_index.json"),
+        index=index,
     )
+
+
+def _check_pipeline(root: pathlib.Path, index: Mapping[str, Any]) -> None:
+    """Raise `Unreadable` for the pipeline of another model; a folder without an index may be one of training."""
+    kind = index.get("_class_name")
+    if kind is not None and not str(kind).startswith(PIPELINES):
+        raise Unreadable(
+            f"expected a pipeline of Stable Diffusion, got {str(kind)[:200]} in {root / 'model_index.json'}",
+            "give a model of Stable Diffusion 1, 2 or XL",
+        )
 
 
 def _settings(file: pathlib.Path) -> Mapping[str, Any]:
@@ -149,11 +169,10 @@ def _part(root: pathlib.Path, name: str, ema: bool | None) -> Part:
             "or for a U-Net alone give the file of its weights, and --base"
         )
     if name == "unet":
-        checkpoint = read_tensors(root, ema)
-        return Part(checkpoint.tensors, checkpoint.metadata["config"], name)
-    return Part(
-        read_tensors(folders.weights_file(folder, None)).tensors, read_json(folder / "config.json"), name
-    )
+        config = read_json(folders.model_folder(root, ema) / "config.json")
+        return Part(read_tensors(root, ema).tensors, config, name)
+    config = read_json(folder / "config.json")
+    return Part(read_tensors(folders.weights_file(folder, None)).tensors, config, name)
 
 
 def _of_file(root: pathlib.Path, ema: bool | None) -> PublishedModel:

@@ -8,6 +8,7 @@ fields that the file names apply, and all others have the defaults of the other 
 from typing import Any
 
 from jaxdiff.errors import UserError, expect
+from jaxdiff.interop.config_fields import COUNT, FLAG, INDEX, NUMBER, NUMBERS, TEXT, TEXTS, check, optional
 from jaxdiff.interop.scheduler_classes import CLASSES, GENERAL, SchedulerClass, Settings
 from jaxdiff.process.gaussian import VariancePreserving
 from jaxdiff.process.labels import StepIndex
@@ -25,6 +26,16 @@ from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
 from jaxdiff.sampling.names import plain
 from jaxdiff.sampling.protocols import Guidance
 from jaxdiff.sampling.recipe import Recipe
+
+FIELDS = {
+    "_class_name": TEXT, "_use_default_values": TEXTS, "num_train_timesteps": COUNT, "beta_start": NUMBER,
+    "beta_end": NUMBER, "beta_schedule": TEXT, "trained_betas": optional(NUMBERS), "prediction_type": TEXT,
+    "steps_offset": INDEX, "timestep_spacing": TEXT, "rescale_betas_zero_snr": FLAG, "clip_sample": FLAG,
+    "clip_sample_range": NUMBER, "thresholding": FLAG, "sample_max_value": NUMBER, "set_alpha_to_one": FLAG,
+    "skip_prk_steps": FLAG, "use_karras_sigmas": optional(FLAG), "solver_order": COUNT, "lower_order_final": FLAG,
+    "euler_at_final": FLAG,
+}  # fmt: skip
+"""Types of the settings. Those that are one of a few values are looked up among these."""
 
 SCHEDULES: dict[str, type] = {
     "linear": LinearBetas,
@@ -100,13 +111,14 @@ def recipe(settings: Settings, name: str | None = None, steps: int = 50, guidanc
     Raises:
       UserError: an unknown name, or settings that no sampler here has.
     """
+    own = _own(settings)
     class_name, implied = settings.get("_class_name", "DDPMScheduler"), {}
     if name is not None:
         expect(plain(name) in NAMES, "sampler", name, _listed(NAMES), "choose one of these")
         class_name, implied = NAMES[plain(name)]
     expect(class_name in CLASSES, "_class_name", class_name, _listed(CLASSES), "name a sampler")
     cls = CLASSES[class_name]
-    own, theirs = _own(settings), {**_settings(cls, settings), **implied}
+    theirs = {**_settings(cls, settings), **implied}
     _check(cls, theirs, own, class_name)
     sampled = VariancePreserving(_table(theirs, cls, linear=cls.linear(theirs)))
     different = sampled if sampled != process(settings) else None
@@ -140,6 +152,7 @@ def handover(fraction: float, train_steps: int = 1000) -> float:
 
 def _own(settings: Settings) -> dict[str, Any]:
     """All settings of the folder's class; of a class that is unknown here, those that every class has."""
+    check(settings, FIELDS, "scheduler_config.json")
     name = settings.get("_class_name", "DDPMScheduler")
     fix = "use a model with a scheduler of betas"
     has_betas = name in CLASSES or "beta_schedule" in settings or "trained_betas" in settings

@@ -30,7 +30,7 @@ from jaxdiff.interop.pending import Pending
 from jaxdiff.interop.published import ZERO_SNR, Part, PublishedModel
 from jaxdiff.interop.stable_diffusion_conditions import IMAGE, Extra, extra_conditions
 from jaxdiff.interop.stable_diffusion_unet import UnetLayout
-from jaxdiff.interop.stable_diffusion_unet_config import unet_layout
+from jaxdiff.interop.stable_diffusion_unet_config import latent_size, unet_layout
 from jaxdiff.interop.stable_diffusion_unet_shapes import detect_layout
 from jaxdiff.models.clip_text import ClipTextEncoder
 from jaxdiff.models.joined_encoder import JoinedEncoder
@@ -130,13 +130,15 @@ class StableDiffusion:
         return ClassifierFree(self.family.guidance)
 
     @property
-    def image_size(self) -> int:
+    def image_size(self) -> tuple[int, int]:
         """Height and width of the images that the model was trained with."""
-        part, sample_size = self.source.autoencoder, self.source.unet.config.get("sample_size")
-        if sample_size is None or part is None:
+        part, latents = self.source.autoencoder, latent_size(self.source.unet.config)
+        if latents is None or part is None:
             large = self.family is FAMILIES["sd2"] and self.scheduler["prediction_type"] == "v_prediction"
-            return 768 if large else self.family.size
-        return sample_size * self.codec_network.factor
+            side = 768 if large else self.family.size
+            return side, side
+        height, width = (size * self.codec_network.factor for size in latents)
+        return height, width
 
     @property
     def codec_network(self) -> Any:

@@ -10,9 +10,17 @@ from flax.traverse_util import flatten_dict
 from jaxdiff.codecs.latent import Latent
 from jaxdiff.conditioning.noisy import NoiseAugmented
 from jaxdiff.conditioning.text import Text
+from jaxdiff.data.joined_tokenizer import JoinedTokenizer
+from jaxdiff.data.published_tokenizers import ClipTokenizer
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import UserError
-from jaxdiff.interop import autoencoder_configs, autoencoders, stable_diffusion_unet, text_encoders
+from jaxdiff.interop import (
+    autoencoder_configs,
+    autoencoders,
+    stable_diffusion_unet,
+    text_encoder_configs,
+    text_encoders,
+)
 from jaxdiff.interop.mapping import to_pending_tensors
 from jaxdiff.interop.pending import Pending
 from jaxdiff.interop.published import AUTOENCODER, UNET
@@ -35,6 +43,9 @@ CLASSES = {
     (True, 5): "StableDiffusionXLInpaintPipeline",
 }
 """Pipelines of diffusers by whether they are SDXL's, and by the channels of an image besides the latents."""
+
+DIFFUSERS = "0.42.0"
+"""The version of diffusers whose pipelines and settings are written. Inpainting does not open without one."""
 
 ABSENT = [None, None]
 """A part that a pipeline does without, in its `model_index.json`."""
@@ -85,6 +96,13 @@ class Exported:
         return found
 
     @property
+    def tokenizers(self) -> tuple[Any, ...]:
+        """The tokenizer of each text encoder."""
+        text: Any = self.denoiser.conditioner.conditions["text"]
+        joined = text.tokenizer
+        return joined.tokenizers if isinstance(joined, JoinedTokenizer) else (joined,)
+
+    @property
     def is_refiner(self) -> bool:
         """Whether it is SDXL's refiner, whose only text encoder is SDXL's second."""
         return "aesthetic_score" in self.denoiser.conditioner.conditions
@@ -124,7 +142,7 @@ def single_file(model: Exported) -> Tensors:
     return found
 
 
-def folder(model: Exported, image_size: int) -> Iterator[tuple[str, Mapping[str, Any], Tensors]]:
+def folder(model: Exported, image_size: tuple[int, int]) -> Iterator[tuple[str, Mapping[str, Any], Tensors]]:
     """For each network of a diffusers pipeline its folder, its `config.json` and its tensors.
 
     Args:
@@ -132,11 +150,18 @@ def folder(model: Exported, image_size: int) -> Iterator[tuple[str, Mapping[str,
       image_size: height and width of the images.
     """
     network: Any = model.codec.network
-    yield "unet", unet_config(model.layout, image_size // network.factor), model.unet("diffusers")
-    yield "vae", autoencoder_configs.model_config(model.codec, image_size), model.vae(autoencoders.Naming())
-    for i, encoder in enumerate(model.encoders):
+    height, width = (size // network.factor for size in image_size)
+    latents = height if height == width else [height, width]
+    yield "unet", unet_config(model.layout, latents), model.unet("diffusers")
+    yield (
+        "vae",
+        autoencoder_configs.model_config(model.codec, max(image_size)),
+        model.vae(autoencoders.Naming()),
+    )
+    for i, (encoder, tokenizer) in enumerate(zip(model.encoders, model.tokenizers, strict=True)):
         name = numbered("text_encoder", i + model.is_refiner)
-        yield name, text_encoders.clip_config(encoder), model.text(i, "clip")
+        pad = tokenizer.padding if isinstance(tokenizer, ClipTokenizer) else None
+        yield name, text_encoder_configs.clip_config(encoder, pad), model.text(i, "clip")
 
 
 def model_index(model: Exported) -> dict[str, Any]:
@@ -153,7 +178,8 @@ def model_index(model: Exported) -> dict[str, Any]:
             "Fix: keep the workdir as it is"
         )
     name = CLASSES[sdxl, added]
-    parts = {
+    parts: dict[str, Any] = {
+        "_diffusers_version": DIFFUSERS,
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", autoencoder_configs.model_config(model.codec)["_class_name"]],
     }

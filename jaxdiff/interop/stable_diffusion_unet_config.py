@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxdiff.conditioning.vector import NoiseLevel, VectorMlp
 from jaxdiff.errors import expect
+from jaxdiff.interop.config_fields import PAIR, check, optional
 from jaxdiff.interop.stable_diffusion_unet import UnetLayout
 from jaxdiff.models.blocks import ResidualMiddle
 from jaxdiff.models.interface import BlockOptions
@@ -51,7 +52,7 @@ FIXED: dict[str, tuple] = {
 def unet_layout(config: Mapping[str, Any]) -> UnetLayout:
     """The layout that a `config.json` describes.
 
-    Fields that change no number are not read, such as `sample_size`, and `upcast_attention`: our softmax is float32.
+    Fields that change no number are not read, such as `upcast_attention`: our softmax is float32.
 
     Raises:
       UserError: it is another class, or has an option that ours lacks.
@@ -73,6 +74,20 @@ def unet_layout(config: Mapping[str, Any]) -> UnetLayout:
         guidance_width=given["time_cond_proj_dim"],
         **_mapping(given, noise),
     )
+
+
+def latent_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Height and width of the latents that a network was trained with; None where its `config.json` does not say it.
+
+    Raises:
+      UserError: `sample_size` is neither one number nor two.
+    """
+    check(config, {"sample_size": optional(PAIR)}, "config.json of the U-Net")
+    size = config.get("sample_size")
+    if size is None:
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
 def _network(given: Mapping[str, Any]) -> UNet:

@@ -67,11 +67,11 @@ def layout_of(
     )
 
 
-def unet_config(layout: UnetLayout, sample_size: int = 64) -> dict[str, Any]:
+def unet_config(layout: UnetLayout, sample_size: int | list[int] = 64) -> dict[str, Any]:
     """The `config.json` of a layout; the inverse of `unet_layout`.
 
     Args:
-      sample_size: height and width of the latents.
+      sample_size: side of the latents, or their height and width.
 
     Raises:
       UserError: the network has an option that `UNet2DConditionModel` lacks.

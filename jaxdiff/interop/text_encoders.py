@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.errors import UserError, expect
+from jaxdiff.interop import text_encoder_configs
 from jaxdiff.interop.mapping import (
     DENSE,
     SAME,
@@ -55,6 +56,9 @@ BUFFERS = ("position_ids", "logit_scale", "logit_bias", "attn_mask")
 OTHER_TOWERS = ("vision_model.", "visual_projection.", "visual.", "decoder.", "lm_head.")
 """First parts of names that belong to the image encoder or to T5's decoder, where a file has the whole model."""
 
+OPEN_CLIP_WIDTHS = (1024, 1280)
+"""Channels of OpenCLIP's ViT-H/14 and ViT-bigG/14, which OpenAI's models do not have."""
+
 HEAD_DIM = 64
 """Channels of an attention head in every published text encoder of CLIP."""
 
@@ -70,7 +74,8 @@ def clip_encoder(
     Args:
       tensors: arrays by name; only shapes are read.
       config: `config.json` of transformers. Without it heads have 64 channels, the end is the last id, and the
-        activation is quick_gelu in transformers' names (OpenAI's models) and GELU in those of OpenCLIP.
+        activation is quick_gelu in transformers' names (OpenAI's models), and GELU in those of OpenCLIP and in the
+        widths of its models.
       prefix: first part of the names, ``cond_stage_model.model.`` in Stable Diffusion 2's single files. Other tensors
         are left out.
       penultimate: the last block and the projection are left out: Stable Diffusion 2 reads the output of the block
@@ -81,12 +86,12 @@ def clip_encoder(
     """
     given = _named(tensors, prefix)
     layout = _layout(given, "clip", "open_clip")
-    settings = (config or {}).get("text_config") or config or {}
+    settings = text_encoder_configs.clip_settings(config or {})
     vocabulary, width = _shape(given, TOKENS[layout])
     places = "embeddings.position_embedding.weight" if layout == "clip" else "positional_embedding"
     expand = "mlp.fc1.weight" if layout == "clip" else "mlp.c_fc.weight"
     projects = PROJECTIONS[layout] in given and not penultimate
-    openai = layout == "clip"
+    openai = layout == "clip" and width not in OPEN_CLIP_WIDTHS
     return ClipTextEncoder(
         width=width,
         layers=_count(given, layout) - int(penultimate),
@@ -113,7 +118,7 @@ def t5_encoder(tensors: Tensors, config: Mapping[str, Any] | None = None, prefix
     Raises:
       UserError: the names are not T5's, or the config has an unknown activation.
     """
-    given, config = _named(tensors, prefix), config or {}
+    given, config = _named(tensors, prefix), text_encoder_configs.t5_settings(config or {})
     layout = _layout(given, "t5")
     vocabulary, width = _shape(given, TOKENS[layout])
     first = f"{BLOCKS[layout]}.0.layer"
@@ -210,20 +215,6 @@ def _named_as(layout: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
 def published_name(name: str) -> str:
     """The name of a tensor of CLIP in published folders: all but the projection begin with ``text_model.``."""
     return name if name == PROJECTIONS["clip"] else f"text_model.{name}"
-
-
-def clip_config(encoder: ClipTextEncoder) -> dict[str, Any]:
-    """The `config.json` of transformers for CLIP's text encoder; the inverse of `clip_encoder`."""
-    projected = encoder.projection is not None
-    return {
-        "architectures": ["CLIPTextModelWithProjection" if projected else "CLIPTextModel"],
-        "model_type": "clip_text_model", "hidden_size": encoder.width, "num_hidden_layers": encoder.layers,
-        "num_attention_heads": encoder.heads, "intermediate_size": encoder.hidden or 4 * encoder.width,
-        "hidden_act": encoder.activation, "vocab_size": encoder.vocabulary, "max_position_embeddings": encoder.length,
-        "layer_norm_eps": encoder.eps, "projection_dim": encoder.projection or encoder.width,
-        "bos_token_id": 49406 if encoder.end in (2, 49407) else encoder.end - 1, "eos_token_id": encoder.end,
-        "pad_token_id": 1,
-    }  # fmt: skip
 
 
 def entries(encoder: Encoder, layout: str) -> Iterator[Entry]:

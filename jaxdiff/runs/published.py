@@ -194,11 +194,11 @@ def _write(files: Files, folder: pathlib.Path) -> None:
 
 def _config(model: StableDiffusion, unet: Mapping[str, Pending]) -> Any:
     """The config of the run."""
-    size, steps = model.image_size, model.scheduler.get("num_train_timesteps", 1000)
+    steps = model.scheduler.get("num_train_timesteps", 1000)
     task = DenoisingTask(
         denoiser=model.denoiser,
         time_sampler=UniformSteps(steps),
-        image_shape=(size, size, 3),
+        image_shape=(*model.image_size, 3),
         codec=model.codec(FileWeights(HERE + AUTOENCODER)),
         pretrained=_pretrained(unet),
     )
@@ -210,7 +210,9 @@ def _config(model: StableDiffusion, unet: Mapping[str, Pending]) -> Any:
         ema=configs.spec(Ema, decay=0.9999),
         data=configs.spec(
             Pipeline,
-            source=configs.spec(ImageFolder, path="images", size=size, label=None, captions="txt"),
+            source=configs.spec(
+                ImageFolder, path="images", size=max(model.image_size), label=None, captions="txt"
+            ),
             conditions=(configs.describe(Tokenize(text.tokenizer)),),
         ),
         sampling=configs.describe(_recipe(model)),
@@ -315,6 +317,6 @@ def _about(model: StableDiffusion) -> str:
     return (
         f"  U-Net: widths {widths}; {model.layout.in_channels} input channels; tokens of {model.layout.context_width}\n"
         f"  text encoder: {texts}\n"
-        f"  images of {model.image_size} x {model.image_size}; latents of {latents} channels\n"
+        f"  images of {model.image_size[0]} x {model.image_size[1]}; latents of {latents} channels\n"
         f"  predicts {scheduler['prediction_type']}; {scheduler.get('_class_name', 'DDIMScheduler')}"
     )

@@ -126,13 +126,16 @@ def _convert_published(flags: Any, overrides: Sequence[tuple[str, str]], ema: bo
 
 
 def _check_workdir(workdir: str) -> None:
-    """Raise `UserError` unless a run's folder has no checkpoints, and they can be written there."""
+    """Raise `UserError` unless a run's folder has no weights, and checkpoints can be written there."""
     from etils import epath
+
+    from jaxdiff.runs.workdir import check_not_converted
 
     path = epath.Path(workdir).expanduser() / "checkpoints"
     if path.is_dir() and any(path.iterdir()):
         expected = "expected a folder without checkpoints, got existing ones"
         raise UserError(f"--workdir={workdir}: {expected}. Fix: give another folder")
+    check_not_converted(workdir)
     if "://" in workdir:
         _check_bucket(workdir, path)
     else:

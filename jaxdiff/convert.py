@@ -89,7 +89,10 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(
             f"--from={flags.source}: expected a file or folder, got none. Fix: give one that exists"
         )
-    _check_workdir(flags.workdir)
+    if flags.config is None:
+        _check_new_workdir(flags.workdir)
+    else:
+        _check_workdir(flags.workdir)
     ema = None if flags.weights is None else flags.weights == "averaged"
     if flags.config is None:
         from jaxdiff.interop import published
@@ -123,6 +126,14 @@ def _convert_published(flags: Any, overrides: Sequence[tuple[str, str]], ema: bo
     prediction = {None: None, "epsilon": "epsilon", "v": "v_prediction"}[flags.prediction]
     loras = [parse_flag(text) for text in flags.lora]
     return runs.convert(model, flags.workdir, flags.tokenizer, prediction, overrides, loras)
+
+
+def _check_new_workdir(workdir: str) -> None:
+    """Raise `UserError` unless there is no such folder, and it can be made on this machine."""
+    from jaxdiff.runs.draft import check_new
+
+    check_new(workdir)
+    output.Output(f"--workdir={workdir}", output.place("--workdir", workdir), "", overwrite=True).check()
 
 
 def _check_workdir(workdir: str) -> None:

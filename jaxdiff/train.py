@@ -216,7 +216,14 @@ def _check_training(experiment: "Experiment") -> None:
     if frozen:
         trained = jax.eval_shape(lambda: init_params(experiment.task, experiment.seed))
         fix = "name fewer modules there; --from-workdir RUN starts from the weights of a run"
-        expect(bool(jax.tree.leaves(trained)), "config.task.pretrained", frozen, "parameters to train", fix, "none")
+        expect(
+            bool(jax.tree.leaves(trained)),
+            "config.task.pretrained",
+            frozen,
+            "parameters to train",
+            fix,
+            "none",
+        )
 
 
 def _check(experiment: "Experiment", mesh: Any, workdir: Any) -> None:

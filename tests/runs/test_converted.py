@@ -3,6 +3,7 @@
 import errno
 import os
 import pathlib
+import re
 import shutil
 
 import jax
@@ -166,3 +167,44 @@ def test_of_several_processes_the_first_one_writes(made, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     convert.main(["--from", str(made / "sd1"), "--workdir", str(tmp_path / "run")])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("mode", "ignored"),
+    {
+        "--to out": "--lora a, --prediction v, --tokenizer t, --base b, --weights trained, --attention-order new, "
+                    "--config c.py, --config.seed=1",
+        "--from sd1 --config c.py": "--lora a, --prediction v, --tokenizer t, --base b",
+        "--from sd1 --base b": "--lora a, --prediction v, --tokenizer t, --attention-order new, --config.seed=1",
+        "--from sd1": "--attention-order new",
+    }.items(),
+)  # fmt: skip
+def test_flags_without_effect_are_refused(mode, ignored):
+    for words in ignored.split(", "):
+        flag = re.split("[ =]", words)[0]
+        refused(f"{flag}=: expected flags that --.* uses, got {flag}. Fix: ",
+                *mode.split(), *words.split(), "--workdir", "run")  # fmt: skip
+
+
+def test_what_is_no_whole_model_is_named(made, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").write_bytes(b"x")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    sd1, whole = made / "sd1", "give the folder that has model_index.json"
+    expected = {
+        "/nope": "got none",
+        made / "run": "got a run of jaxdiff. Fix: use it as --workdir",
+        sd1 / "unet": f"got the U-Net of one alone. Fix: give the folder of the whole model, {sd1},",
+        sd1
+        / "unet"
+        / "diffusion_pytorch_model.safetensors": "got a file of other tensors. Fix: .*--base RUN",
+        sd1 / "vae": "got AutoencoderKL of diffusers. Fix: ",
+        tmp_path / "other": "got FluxPipeline of diffusers. Fix: ",
+        tmp_path / "photos": f"got a folder with cat.png. Fix: {whole}",
+        tmp_path / "empty": f"got an empty folder. Fix: {whole}",
+    }
+    for place, text in expected.items():
+        refused(f"--from={place}: expected .*{text}", "--from", place, "--workdir", tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -83,7 +83,7 @@ def check_not_converted(workdir: epath.PathLike) -> None:
     path = epath.Path(workdir).expanduser()
     config = path / CONFIG_FILE
     with _errors_of_the_folder(str(workdir)):
-        own = (path / FROZEN).exists() or (config.exists() and f'"{HERE}' in config.read_text())
+        own = (path / FROZEN).exists() or (config.exists() and f'"{HERE}'.encode() in config.read_bytes())
         converted = own and continuation.latest_step(path) is None
     if converted:
         raise UserError(

@@ -21,6 +21,15 @@ if TYPE_CHECKING:
 DIFFUSERS_FILES = ("diffusion_pytorch_model.safetensors", "config.json")
 """The files of a model in the layout of diffusers."""
 
+_OF_A_MODEL = ("lora", "prediction", "tokenizer")
+UNUSED = {
+    "to": ("config", "base", "weights", "attention_order", *_OF_A_MODEL),
+    "config": ("base", *_OF_A_MODEL),
+    "base": ("attention_order", *_OF_A_MODEL),
+    "source": ("attention_order",),
+}
+"""A flag that decides what is converted, the first given one -> flags without effect there."""
+
 DESCRIPTION = "Convert published weights into a run's folder, or a run into a folder of diffusers."
 EPILOG = """\
 Stable Diffusion: a diffusers folder, or a single file with --tokenizer; its config is found from its files.
@@ -82,6 +91,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--from: expected either --from or --to, got {got}. Fix: see --help")
     if flags.workdir is None:
         raise UserError("--workdir=: expected a run's folder, got none. Fix: give --workdir runs/NAME")
+    _check_flags(flags, overrides)
     if flags.to is not None:
         print(export(flags.workdir, flags.to))
         return
@@ -89,7 +99,10 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(
             f"--from={flags.source}: expected a file or folder, got none. Fix: give one that exists"
         )
-    _check_workdir(flags.workdir)
+    if flags.config is None:
+        _check_new_workdir(flags.workdir)
+    else:
+        _check_workdir(flags.workdir)
     ema = None if flags.weights is None else flags.weights == "averaged"
     if flags.config is None:
         from jaxdiff.interop import published
@@ -97,9 +110,10 @@ def main(argv: Sequence[str]) -> None:
         if flags.base is not None or published.is_published(flags.source):
             print(_convert_published(flags, overrides, ema))
             return
+        got, fix = published.describe(flags.source)
         raise UserError(
-            f"--config=: expected a config, since {flags.source} is no whole model of Stable Diffusion, got none. "
-            "Fix: give the config of its network, or --base RUN if it is the U-Net of such a model"
+            f"--from={flags.source}: expected a whole model of Stable Diffusion, or a --config, got {got}. "
+            f"Fix: {fix}"
         )
     config = command.load_config(flags.config, overrides)
 
@@ -107,6 +121,17 @@ def main(argv: Sequence[str]) -> None:
 
     runtime.start()
     print(convert(flags.source, config, flags.workdir, ema, flags.attention_order))
+
+
+def _check_flags(flags: Any, overrides: Sequence[tuple[str, str]]) -> None:
+    """Raise `UserError` for a flag that would have no effect."""
+    mode = next(name for name in UNUSED if getattr(flags, name) is not None)
+    given = [f"--{name.replace('_', '-')}" for name in UNUSED[mode] if getattr(flags, name)]
+    if mode in ("to", "base"):
+        given += [f"--config.{path}" for path, _ in overrides]
+    if given:
+        what = "--from without --config" if mode == "source" else f"--{mode}"
+        raise UserError(f"{given[0]}=: expected flags that {what} uses, got {given[0]}. Fix: leave it out")
 
 
 def _convert_published(flags: Any, overrides: Sequence[tuple[str, str]], ema: bool | None) -> str:
@@ -125,14 +150,25 @@ def _convert_published(flags: Any, overrides: Sequence[tuple[str, str]], ema: bo
     return runs.convert(model, flags.workdir, flags.tokenizer, prediction, overrides, loras)
 
 
+def _check_new_workdir(workdir: str) -> None:
+    """Raise `UserError` unless there is no such folder, and it can be made on this machine."""
+    from jaxdiff.runs.draft import check_new
+
+    check_new(workdir)
+    output.Output(f"--workdir={workdir}", output.place("--workdir", workdir), "", overwrite=True).check()
+
+
 def _check_workdir(workdir: str) -> None:
-    """Raise `UserError` unless a run's folder has no checkpoints, and they can be written there."""
+    """Raise `UserError` unless a run's folder has no weights, and checkpoints can be written there."""
     from etils import epath
+
+    from jaxdiff.runs.workdir import check_not_converted
 
     path = epath.Path(workdir).expanduser() / "checkpoints"
     if path.is_dir() and any(path.iterdir()):
         expected = "expected a folder without checkpoints, got existing ones"
         raise UserError(f"--workdir={workdir}: {expected}. Fix: give another folder")
+    check_not_converted(workdir)
     if "://" in workdir:
         _check_bucket(workdir, path)
     else:

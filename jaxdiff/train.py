@@ -76,6 +76,7 @@ def main(argv: Sequence[str]) -> None:
     new_schedule = any(path == "optimizer.schedule" for path, _ in overrides)
     runtime.start()
     try:
+        _check_training(experiment)
         with _at_work(folder, flags.restart):
             _train(experiment, init_workdir(config, folder, experiment, new_schedule))
     except Stopped as stop:
@@ -128,6 +129,7 @@ def train(
     if test_source is not None:
         pipeline = built.test_data or built.data
         built = dataclasses.replace(built, test_data=dataclasses.replace(pipeline, source=test_source))
+    _check_training(built)
     with _at_work(workdir):
         return _train(built, init_workdir(describe(_recorded(built)), workdir, built))
 
@@ -149,7 +151,9 @@ def _at_work(workdir: str, restart: bool = False) -> Iterator[None]:
     """Hold the lock of a run's folder; with `restart`, its files so far are first moved aside."""
     from jaxdiff.runs.lock import lock
     from jaxdiff.runs.restart import move_aside
+    from jaxdiff.runs.workdir import check_not_converted
 
+    check_not_converted(workdir)  # before the lock, which is a file in it
     with lock(workdir):
         if restart and (folder := move_aside(workdir)):
             print(f"the files of the run so far are in {folder}")
@@ -198,6 +202,28 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | None":
     trained = generator(state)
     _evaluate_at_the_end(experiment, trained, workdir)
     return trained
+
+
+def _check_training(experiment: "Experiment") -> None:
+    """Raise `UserError` where the optimizer does not fit the run, or has nothing to train; before the run's folder."""
+    import jax
+
+    from jaxdiff.errors import expect
+    from jaxdiff.training.state import init_params
+
+    experiment.optimizer.make(experiment.steps)
+    frozen = tuple(experiment.task.frozen)
+    if frozen:
+        trained = jax.eval_shape(lambda: init_params(experiment.task, experiment.seed))
+        fix = "name fewer modules there; --from-workdir RUN starts from the weights of a run"
+        expect(
+            bool(jax.tree.leaves(trained)),
+            "config.task.pretrained",
+            frozen,
+            "parameters to train",
+            fix,
+            "none",
+        )
 
 
 def _check(experiment: "Experiment", mesh: Any, workdir: Any) -> None:

@@ -112,7 +112,7 @@ def test_a_workdir_with_checkpoints_is_not_changed(folder):
         ([], "either --from or --to"),
         (["--from", "x", "--to", "y"], "either --from or --to"),
         (["--from", "x"], "--workdir"),
-        (["--from", "x", "--workdir", "w"], "--config"),
+        (["--from", "x", "--workdir", "w"], "--from=x: expected a file or folder"),
         (["--from", "nowhere.pt", "--workdir", "w", "--config", "configs/digits.py"], "nowhere.pt"),
         (["--from", "x", "--weights", "old"], "--weights"),
     ],

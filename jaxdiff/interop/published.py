@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from jaxdiff.config.blocks import TARGET
 from jaxdiff.errors import UserError
 from jaxdiff.interop import folders
 from jaxdiff.interop.files import Unreadable, read_json, reading
@@ -25,6 +26,9 @@ PIPELINES = ("StableDiffusion", "LatentConsistencyModel")
 
 ZERO_SNR = "ztsnr"
 """In a single file's metadata: the last step of the model is pure noise."""
+
+UNET_CLASS = "UNet2DConditionModel"
+"""The class of the U-Net in diffusers."""
 
 UNET = "model.diffusion_model."
 AUTOENCODER = "first_stage_model."
@@ -107,8 +111,42 @@ def is_published(path: str | os.PathLike[str]) -> bool:
     with reading(root):
         if root.is_dir():
             config = root / "unet" / "config.json"
-            return config.exists() and read_json(config).get("_class_name") == "UNet2DConditionModel"
+            return config.exists() and read_json(config).get("_class_name") == UNET_CLASS
     return any(name.startswith(UNET) for name in read_tensors(root).tensors)
+
+
+def describe(path: str | os.PathLike[str]) -> tuple[str, str]:
+    """What there is at a path that `is_published` denies, in a few words, and how to convert it.
+
+    Raises:
+      UserError: a file is damaged.
+    """
+    root = pathlib.Path(path).expanduser()
+    other = "give the config of its network by --config, or --base RUN if it is the U-Net of such a model"
+    if not root.is_dir():
+        return "a file of other tensors", other
+    with reading(root):
+        config, index = _settings(root / "config.json"), _settings(root / "model_index.json")
+    if TARGET in config:
+        return (
+            "a run of jaxdiff",
+            "use it as --workdir: sample reads it, and convert with --to writes it for diffusers",
+        )
+    if config.get("_class_name") == UNET_CLASS:
+        fix = f"give the folder of the whole model, {root.parent}, or the file of the U-Net and --base RUN"
+        return "the U-Net of one alone", fix
+    if "_class_name" in config or "_class_name" in index:
+        return f"{config.get('_class_name') or index['_class_name']} of diffusers", other
+    names = sorted(entry.name for entry in root.iterdir())
+    got = (
+        f"a folder with {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        if names
+        else "an empty folder"
+    )
+    return (
+        got,
+        "give the folder that has model_index.json, unet, vae and text_encoder in it, or a file of weights",
+    )
 
 
 def find(path: str | os.PathLike[str], ema: bool | None = None) -> PublishedModel:

@@ -1,13 +1,11 @@
 """Published models as runs: the folder of a run whose parameters are files of their own, and no checkpoint."""
 
-import contextlib
 import dataclasses
 import json
 import logging
 import pathlib
-import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.published_tokenizers import ClipTokenizer
 from jaxdiff.data.text import Tokenize
 from jaxdiff.data.tokenizer_files import clip_vocabulary, copy_tokenizer
+from jaxdiff.distributed.first_process import in_first
 from jaxdiff.errors import RunFailure, UserError, expect
 from jaxdiff.experiment import Experiment
 from jaxdiff.interop import schedulers, stable_diffusion, text_encoders
@@ -35,9 +34,11 @@ from jaxdiff.interop.stable_diffusion import StableDiffusion
 from jaxdiff.interop.stable_diffusion_export import Exported
 from jaxdiff.interop.stable_diffusion_lora import merged
 from jaxdiff.process.time_sampling import UniformSteps
+from jaxdiff.runs.continuation import latest_step
+from jaxdiff.runs.draft import check_new, draft
 from jaxdiff.runs.restore import restore_params
 from jaxdiff.runs.weights import RECORD, FileWeights, write_record
-from jaxdiff.runs.workdir import CONFIG_FILE, HERE, read_config
+from jaxdiff.runs.workdir import CONFIG_FILE, FROZEN, HERE, read_config
 from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.training.ema import Ema
@@ -45,7 +46,7 @@ from jaxdiff.training.optimizer import AdamW
 
 _log = logging.getLogger(__name__)
 
-UNET, TEXT, AUTOENCODER = (f"frozen/{name}.safetensors" for name in ("unet", "text_encoder", "autoencoder"))
+UNET, TEXT, AUTOENCODER = (f"{FROZEN}/{name}.safetensors" for name in ("unet", "text_encoder", "autoencoder"))
 """Files of parameters in the run's folder, named by our paths and in the precision of the published ones."""
 
 SCHEDULER = "scheduler_config.json"
@@ -106,6 +107,7 @@ def convert(
     Raises:
       UserError: a file is damaged, a tensor does not fit or is not finite, or the folder cannot be written.
     """
+    in_first(lambda: check_new(workdir))
     folders = tokenizers_of(model, tokenizer)
     _check_tokenizers(model, folders)
     names = [f"tokenizer{'' if i == 0 else f'_{i + 1}'}" for i in range(len(folders))]
@@ -125,13 +127,14 @@ def convert(
     config = _config(reading([HERE + name for name in names]), files[UNET])
     for path, text in overrides:
         override(config, path, text)
-    with _draft(workdir) as draft:
-        (draft / "frozen").mkdir()
+
+    def fill(folder: pathlib.Path) -> None:
         for name, source in zip(names, folders, strict=True):
-            copy_tokenizer(source, draft / name)
-        (draft / SCHEDULER).write_text(json.dumps(found.scheduler, indent=1) + "\n")
-        (draft / CONFIG_FILE).write_text(configs.to_json(config))
-        _write(files, draft)
+            copy_tokenizer(source, folder / name)
+        (folder / SCHEDULER).write_text(json.dumps(found.scheduler, indent=1) + "\n")
+        (folder / CONFIG_FILE).write_text(configs.to_json(config))
+
+    _make(workdir, files, fill)
     return f"wrote {_count(files):,} parameters of {model.path} to {workdir}\n{_about(found)}"
 
 
@@ -139,10 +142,19 @@ def convert_unet(model: PublishedModel, base: str, workdir: str) -> str:
     """Make `workdir` a copy of the run `base` with the U-Net of another file, such as a distilled one.
 
     Raises:
-      UserError: `base` is no run that `convert` has made, or a tensor does not fit its U-Net; or as `convert`.
+      UserError: `base` is no run that `convert` has made, has been trained since, or contains `workdir`; or a tensor
+        does not fit its U-Net; or as `convert`.
     """
+    in_first(lambda: check_new(workdir))
     source, fix = pathlib.Path(base).expanduser(), "give a run that jaxdiff.convert made of Stable Diffusion"
     expect((source / UNET).exists(), "--base", base, f"a run with {UNET}", fix, "none")
+    if latest_step(epath.Path(source)) is not None:
+        raise UserError(
+            f"--base={base}: expected a converted run as it was made, got one with checkpoints. "
+            "Fix: convert its model again, and give that folder"
+        )
+    inside = pathlib.Path(workdir).expanduser().resolve().is_relative_to(source.resolve())
+    expect(not inside, "--workdir", workdir, "a folder outside --base", "give another folder", "one in it")
     experiment: Experiment = configs.build(read_config(base))
     known = model_of(experiment, base)
     shapes = {
@@ -150,9 +162,17 @@ def convert_unet(model: PublishedModel, base: str, workdir: str) -> str:
     }
     entries = stable_diffusion.unet_entries(known.layout, model.unet.tensors)
     files = {UNET: to_pending(entries, model.unet.tensors, unflatten_dict(shapes, sep="/"))}
-    with _draft(workdir) as draft:
-        shutil.copytree(source, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns("unet.safetensors"))
-        _write(files, draft)
+    copied = [source / CONFIG_FILE, source / SCHEDULER]
+    copied += [*source.glob("tokenizer*/**/*"), *source.glob(f"{FROZEN}/*")]
+    kept = [path for path in copied if path.is_file() and path != source / UNET]
+
+    def fill(folder: pathlib.Path) -> None:
+        for path in kept:
+            place = folder / path.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place)
+
+    _make(workdir, files, fill, sum(path.stat().st_size for path in kept))
     return f"wrote {_count(files):,} parameters of {model.path}, and the rest of {base}, to {workdir}"
 
 
@@ -175,7 +195,27 @@ def _merge(model: StableDiffusion, files: Files, loras: Sequence[tuple[str, floa
         files[UNET if own == path else TEXT][own] = pending
 
 
-def _write(files: Files, folder: pathlib.Path) -> None:
+def _make(workdir: str, files: Files, fill: Callable[[pathlib.Path], None], more: int = 0) -> None:
+    """Make the folder of a run; of several processes the first one does.
+
+    Args:
+      files: parameters to write.
+      fill: writes everything else into the folder.
+      more: bytes that `fill` writes.
+    """
+    arrays = [each for tensors in files.values() for each in tensors.values()]
+    size = more + sum(int(np.prod(each.shape)) * np.dtype(each.dtype).itemsize for each in arrays)
+
+    def make() -> None:
+        with draft(workdir, size) as folder:
+            (folder / FROZEN).mkdir()
+            fill(folder)
+            _write(files, folder, workdir)
+
+    in_first(make)
+
+
+def _write(files: Files, folder: pathlib.Path, workdir: str) -> None:
     """Write files of parameters into the folder of a run, and the record of their hashes.
 
     Raises:
@@ -184,7 +224,7 @@ def _write(files: Files, folder: pathlib.Path) -> None:
     """
     for name, tensors in files.items():
         write_safetensors(folder / name, {path: _finite(each) for path, each in tensors.items()})
-    _check_written(files, folder)
+    _check_written(files, folder, workdir)
     experiment: Experiment = configs.build(read_config(str(folder)))
     read = {name: origin.read() for name, origin in experiment.task.frozen.items()}
     # The folder is a draft: its name is not that of the run.
@@ -260,26 +300,6 @@ def _check_tokenizers(model: PublishedModel, folders: Sequence[pathlib.Path]) ->
                "give the tokenizer of this model", str(int(np.max(ids))))  # fmt: skip
 
 
-@contextlib.contextmanager
-def _draft(workdir: str) -> Iterator[pathlib.Path]:
-    """A folder that becomes `workdir` at the end, or nothing after an error."""
-    path = pathlib.Path(workdir).expanduser().resolve()
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
-    try:
-        draft.mkdir(parents=True)
-        yield draft
-        if path.exists():
-            path.rmdir()
-        draft.rename(path)
-    except OSError as error:
-        raise RunFailure(
-            f"--workdir={workdir}: expected a folder that can be written, got {error.strerror or error}. "
-            "Fix: make room, or give another folder"
-        ) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
 def _finite(pending: Pending) -> Pending:
     """The same array, refused if it is not finite."""
 
@@ -291,7 +311,7 @@ def _finite(pending: Pending) -> Pending:
     return dataclasses.replace(pending, read=read)
 
 
-def _check_written(files: Files, folder: pathlib.Path) -> None:
+def _check_written(files: Files, folder: pathlib.Path, workdir: str) -> None:
     """Raise `RunFailure` unless what was written is what was read, bit for bit."""
     for name, tensors in files.items():
         written = FileWeights(str(folder / name)).arrays()
@@ -300,7 +320,7 @@ def _check_written(files: Files, folder: pathlib.Path) -> None:
             release(written[path])
             if not same:
                 raise RunFailure(
-                    f"--workdir={folder}: expected to read back {path} as it was written, got other values. "
+                    f"--workdir={workdir}: expected to read back {path} as it was written, got other values. "
                     "Fix: convert again, to another disk"
                 )
 

@@ -6,7 +6,7 @@ from typing import Literal
 import jax
 from etils import epath
 
-from jaxdiff.errors import UserError
+from jaxdiff.errors import UserError, expect
 from jaxdiff.experiment import Experiment
 from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.training.partition import merge
@@ -39,6 +39,8 @@ def restore_params(
     # Runs of jaxdiff 0.1.0 have every parameter in each checkpoint.
     trained, _ = abstract_params(experiment.task, mesh, untrained if stored else ())
     if not jax.tree.leaves(trained):  # all parameters are of frozen networks, and no checkpoint holds any
+        expected, fix = "a run with checkpoints", "leave out the step: the run has one set of weights"
+        expect(step is None, flag, f"{workdir}:{step}", expected, fix, "one that was converted, without any")
         return {}
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         params = _newest_or(step, checkpoints, lambda found: checkpoints.restore_part(found, field, trained))

@@ -110,8 +110,11 @@ def load(
     """
     read = {name: origin.read() for name, origin in weights.items()}
     if workdir is not None and weights:
-        change = write_record if record else _compare
-        change(weights, read, epath.Path(workdir) / RECORD)
+        file = epath.Path(workdir) / RECORD
+        if record:
+            in_first(lambda: write_record(weights, read, file))
+        else:
+            _compare(weights, read, file)
     return {name: _placed(tree, mesh) for name, tree in read.items()}
 
 
@@ -128,10 +131,6 @@ def fingerprint(tree: Params) -> str:
 
 def write_record(weights: Mapping[str, Weights], read: Mapping[str, Params], file: epath.Path) -> None:
     """Write the origins of networks, and the hashes of the parameters read from there, to `file`."""
-    in_first(lambda: _write_record(weights, read, file))
-
-
-def _write_record(weights: Mapping[str, Weights], read: Mapping[str, Params], file: epath.Path) -> None:
     found = {
         name: {"from": weights[name].describe(), "sha256": fingerprint(nn.meta.unbox(tree))}
         for name, tree in read.items()

@@ -27,6 +27,9 @@ CONFIG_FILE = "config.json"
 HERE = "{workdir}/"
 """Begins the texts of a stored config that name a file in the run's own folder."""
 
+FROZEN = "frozen"
+"""The folder of a converted run's own weights."""
+
 DATA_FILE = "data.json"
 """The file in a run's folder that says what its training examples are, wherever they lie."""
 
@@ -54,6 +57,7 @@ def init_workdir(
       UserError: the folder holds a run with another config or other data (the error names the fields), its files are
         damaged, or it cannot be written.
     """
+    check_not_converted(workdir)
     path = epath.Path(workdir).expanduser()
     with _errors_of_the_folder(workdir):
         path.mkdir(parents=True, exist_ok=True)
@@ -72,6 +76,20 @@ def init_workdir(
         for name, content in files.items():
             _write(path / name, content)
     return path
+
+
+def check_not_converted(workdir: epath.PathLike) -> None:
+    """Raise `UserError` if a folder is that of a converted run: its weights are files of its own, not checkpoints."""
+    path = epath.Path(workdir).expanduser()
+    config = path / CONFIG_FILE
+    with _errors_of_the_folder(str(workdir)):
+        own = (path / FROZEN).exists() or (config.exists() and f'"{HERE}'.encode() in config.read_bytes())
+        converted = own and continuation.latest_step(path) is None
+    if converted:
+        raise UserError(
+            f"--workdir={workdir}: expected a new folder or a run that is trained, got a converted run. "
+            f"Fix: give a new --workdir; --from-workdir {workdir} starts from it"
+        )
 
 
 @contextlib.contextmanager

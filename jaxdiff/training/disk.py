@@ -29,9 +29,14 @@ def check_space(directory: epath.Path, abstract: Any, count: int) -> None:
         in_first(lambda: _check(directory, size, count))
 
 
+def free_space(directory: epath.PathLike) -> int:
+    """Free bytes on the disk of a folder, which need not exist yet."""
+    folder = epath.Path(directory)
+    return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+
+
 def _check(directory: epath.Path, size: int, count: int) -> None:
-    there = next(path for path in (directory, *directory.parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    free = free_space(directory)
     found = f"{free / 1e6:,.0f} MB on the disk of {directory}"
     if free < size:
         raise UserError(

@@ -112,7 +112,11 @@ def test_a_mistake_is_one_line_and_status_2(call, argv, expected):
     assert "Fix: " in err
 
 
-@pytest.mark.parametrize("odd", ["\n", "\r", "\x1b[2J", "\u2028", "\udcff"])
+@pytest.mark.parametrize(
+    "odd",
+    ["\n", "\r", "\x1b[2J", "\u2028", "\udcff"],
+    ids=["line", "return", "escape", "separator", "surrogate"],
+)
 def test_control_characters_are_shown_escaped(call, odd):
     """A line break, a return, a terminal's clear screen, a line separator, and a byte that is not UTF-8."""
 

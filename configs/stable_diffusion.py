@@ -51,9 +51,8 @@ from jaxdiff.models.joined_encoder import JoinedEncoder
 from jaxdiff.models.spatial_transformer import SpatialTransformer
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.time_sampling import UniformSteps
-from jaxdiff.runs.published import AUTOENCODER
-from jaxdiff.runs.published import TEXT as TEXT_FILE
-from jaxdiff.runs.weights import FileWeights
+from jaxdiff.runs.weights import AUTOENCODER, FileWeights
+from jaxdiff.runs.weights import TEXT as TEXT_FILE
 from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.training.ema import Ema

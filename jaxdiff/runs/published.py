@@ -37,7 +37,7 @@ from jaxdiff.process.time_sampling import UniformSteps
 from jaxdiff.runs.continuation import latest_step
 from jaxdiff.runs.draft import check_new, draft
 from jaxdiff.runs.restore import restore_params
-from jaxdiff.runs.weights import RECORD, FileWeights, write_record
+from jaxdiff.runs.weights import AUTOENCODER, RECORD, TEXT, UNET, FileWeights, write_record
 from jaxdiff.runs.workdir import CONFIG_FILE, FROZEN, HERE, read_config
 from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.tasks.denoising import DenoisingTask
@@ -45,9 +45,6 @@ from jaxdiff.training.ema import Ema
 from jaxdiff.training.optimizer import AdamW
 
 _log = logging.getLogger(__name__)
-
-UNET, TEXT, AUTOENCODER = (f"{FROZEN}/{name}.safetensors" for name in ("unet", "text_encoder", "autoencoder"))
-"""Files of parameters in the run's folder, named by our paths and in the precision of the published ones."""
 
 SCHEDULER = "scheduler_config.json"
 """The settings of the published scheduler, in the run's folder."""

@@ -18,7 +18,6 @@ from jaxdiff.distributed.first_process import in_first
 from jaxdiff.errors import UserError, expect
 from jaxdiff.interop.files import release
 from jaxdiff.interop.tensors import read_tensors
-from jaxdiff.runs.restore import restore_params
 from jaxdiff.runs.workdir import read_config
 from jaxdiff.tasks.protocols import Sampleable
 from jaxdiff.training.partition import some_of
@@ -26,6 +25,10 @@ from jaxdiff.typing import Params, Weights
 
 RECORD = "frozen.json"
 """The file in a run's folder that names the origin and the hash of every network that is not trained."""
+
+
+UNET, TEXT, AUTOENCODER = (f"{FROZEN}/{name}.safetensors" for name in ("unet", "text_encoder", "autoencoder"))
+"""Files of parameters in the run's folder, named by our paths and in the precision of the published ones."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +52,10 @@ class RunWeights:
     packages: tuple[str, ...] = ()
 
     def read(self) -> Params:
+        from jaxdiff.runs.restore import (
+            restore_params,  # imports Orbax, which a config that names this class need not
+        )
+
         other: Any = configs.build(read_config(self.workdir), packages=("jaxdiff", *self.packages))
         mesh = dataclasses.replace(other.mesh, data=1, fsdp=1, tensor=1).make(jax.local_devices()[:1])
         field = "ema" if self.ema else "params"

@@ -1,8 +1,7 @@
 """The command-line flag ``--lora FILE[:SCALE]``."""
 
+import math
 import os
-
-import numpy as np
 
 from jaxdiff.errors import expect
 
@@ -39,7 +38,7 @@ def parse_flag(text: str, flag: str = "--lora") -> tuple[str, float]:
         "none of that name",
     )
     assert scale is not None
-    expect(bool(np.isfinite(scale)), flag, text, "a finite scale", fix, last)
+    expect(math.isfinite(scale), flag, text, "a finite scale", fix, last)
     return path, scale
 
 

@@ -18,14 +18,13 @@ from jaxdiff.distributed.first_process import in_first
 from jaxdiff.errors import UserError, expect
 from jaxdiff.interop.files import release
 from jaxdiff.interop.tensors import read_tensors
-from jaxdiff.runs.workdir import read_config
+from jaxdiff.runs.workdir import FROZEN, read_config
 from jaxdiff.tasks.protocols import Sampleable
 from jaxdiff.training.partition import some_of
 from jaxdiff.typing import Params, Weights
 
 RECORD = "frozen.json"
 """The file in a run's folder that names the origin and the hash of every network that is not trained."""
-
 
 UNET, TEXT, AUTOENCODER = (f"{FROZEN}/{name}.safetensors" for name in ("unet", "text_encoder", "autoencoder"))
 """Files of parameters in the run's folder, named by our paths and in the precision of the published ones."""

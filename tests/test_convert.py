@@ -63,6 +63,7 @@ def into(folder, *more):
     return workdir
 
 
+@pytest.mark.slow
 def test_converted_weights_can_be_trained_sampled_and_converted_back(folder, capsys):
     workdir = into(folder)
     assert "parameters of" in capsys.readouterr().out

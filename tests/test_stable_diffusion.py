@@ -61,7 +61,7 @@ def peer(kind, folder, sampler):
         pytest.param("sd1", "dpmsolver2m", marks=pytest.mark.slow),
         pytest.param("sd2", "ddim", marks=pytest.mark.slow),
         pytest.param("sd2", "euler", marks=pytest.mark.slow),
-        ("xl", None),
+        pytest.param("xl", None, marks=pytest.mark.slow),
         pytest.param("xl", "dpmsolver2m", marks=pytest.mark.slow),
     ],
 )
@@ -81,7 +81,8 @@ def test_images_are_those_of_diffusers(kind, sampler, folders, runs):
     check_images(generator(text=TEXTS, negative={"text": negative[0]}, **given), expected)
 
 
-@pytest.mark.parametrize("prompt", [None, pytest.param("", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("prompt", [None, ""])
 def test_no_negative_prompt_is_zeros_in_sdxl_and_an_empty_one_is_a_text(prompt, folders, runs):
     pipe, noise = peer("xl", folders["xl"], "ddim"), NOISE[:1, :, :16]
     options = {

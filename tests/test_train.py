@@ -154,14 +154,14 @@ def test_arrays_that_do_not_fit_the_model_raise_before_compilation(tmp_path):
     with pytest.raises(
         UserError, match=r"image_shape=\(8, 8, 1\): expected the shape of the examples, \(4, 4, 1\)"
     ):
-        train(tiny(1), str(tmp_path / "a"), source=Arrays(image=DIGIT_IMAGES[:, :4, :4], label=LABELS))
+        train(tiny(3), str(tmp_path / "a"), source=Arrays(image=DIGIT_IMAGES[:, :4, :4], label=LABELS))
     with pytest.raises(UserError, match=r"image=float32.*: expected uint8, got float32"):
         train(
-            tiny(1), str(tmp_path / "b"), source=Arrays(image=DIGIT_IMAGES.astype(np.float32), label=LABELS)
+            tiny(3), str(tmp_path / "b"), source=Arrays(image=DIGIT_IMAGES.astype(np.float32), label=LABELS)
         )
     few = LABELS < 3
     with pytest.raises(UserError, match="num_classes=10: expected the number of classes of the data, 3"):
-        train(tiny(1), str(tmp_path / "c"), source=Arrays(image=DIGIT_IMAGES[few], label=LABELS[few]))
+        train(tiny(3), str(tmp_path / "c"), source=Arrays(image=DIGIT_IMAGES[few], label=LABELS[few]))
 
 
 def test_class_labels_of_any_name_are_checked_while_training(tmp_path):

@@ -85,7 +85,7 @@ class Text(Condition):
 
     @nn.nowrap
     def example(self, batch: int, data_shape: Shape | None = None) -> Int[Array, "batch length"]:
-        return jnp.zeros((batch, self.tokenizer.length), jnp.int32)
+        return jnp.asarray(self.tokenizer.encode_batch([""] * batch))
 
     @nn.nowrap
     def for_shapes(self) -> "Text":

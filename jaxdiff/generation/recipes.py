@@ -1,14 +1,16 @@
 """The recipe that a run is sampled by."""
 
+import logging
 from collections.abc import Collection, Sequence
 from typing import Any
 
 from jaxdiff import config as configs
 from jaxdiff.config.overrides import override
-from jaxdiff.errors import expect
 from jaxdiff.experiment import Experiment
 from jaxdiff.interop.schedulers import NAMES
 from jaxdiff.sampling import names
+
+_log = logging.getLogger(__name__)
 
 
 def sampled_by(
@@ -19,7 +21,7 @@ def sampled_by(
     for path, text in of_recipes:
         override(config, path, text, packages=packages)
     recipes = config.get("recipes", {})
-    _check_allowed(sampler, recipes)
+    _warn_if_refused(sampler, recipes)
     name = None if sampler is None else names.plain(sampler)
     if name in recipes:
         own = config.get("sampling") or {}
@@ -33,11 +35,11 @@ def sampled_by(
     return configs.build(config, packages=packages)
 
 
-def _check_allowed(sampler: str | None, recipes: Collection[str]) -> None:
-    """Raise `UserError` for a published sampler that the settings of a converted run do not allow."""
+def _warn_if_refused(sampler: str | None, recipes: Collection[str]) -> None:
+    """Warn of a published sampler that the run has no recipe for: its class follows the run's own grid and ending."""
     name = None if sampler is None else names.plain(sampler)
-    plain = sampler is not None and "(" not in sampler
-    refused = plain and bool(recipes) and name in NAMES and name not in recipes
-    fix = f"choose one of {', '.join(recipes)}; or write a class with its arguments, such as 'Heun()'"
-    expected = "a sampler that the settings of the run's published scheduler allow"
-    expect(not refused, "--sampler", sampler, expected, fix)
+    if recipes and name in NAMES and name not in recipes and "(" not in str(sampler):
+        _log.warning(
+            "--sampler=%s: the settings of the run's published scheduler allow no such recipe, but %s; the sampler "
+            "follows the grid and the ending of the run's own recipe", sampler, ", ".join(recipes),
+        )  # fmt: skip

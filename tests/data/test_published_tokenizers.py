@@ -13,7 +13,7 @@ from jaxdiff.data.published_tokenizers import ClipTokenizer, T5Tokenizer
 from jaxdiff.data.text import Tokenizer
 from jaxdiff.data.tokenizer_files import FILES
 from jaxdiff.errors import UserError
-from tests.data.clip_vocabulary import MERGES, VOCABULARY
+from tests.data.clip_vocabulary import MERGES, VOCABULARY, WORDS
 
 TEXTS = (
     "",

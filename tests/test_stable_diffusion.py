@@ -209,7 +209,7 @@ def test_a_sampler_that_the_settings_do_not_allow_is_a_warning(folders, tmp_path
     settings.write_text(settings.read_text().replace("{", '{"rescale_betas_zero_snr": true, ', 1))
     convert(published.find(folder), str(tmp_path / "run"))
     Generator.load(str(tmp_path / "run"), sampler="heun")
-    assert "allow no such recipe, but ddim" in caplog.text
+    assert "allow no such recipe, but ancestral, ddim" in caplog.text
     assert Generator.load(str(tmp_path / "run"), sampler="ddim").recipe.sampler
 
 

@@ -1,4 +1,4 @@
-"""Convert published weights into a run's folder for sample, evaluate and train, or a run into a folder of diffusers.
+"""Convert published weights into a run's folder, or a run into published files.
 
 python -m jaxdiff.convert --from stable-diffusion-v1-5 --workdir runs/sd15
 python -m jaxdiff.convert --from 64x64_diffusion.pt --config configs/adm.py:imagenet64 --workdir runs/adm64

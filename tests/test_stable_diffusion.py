@@ -188,6 +188,28 @@ def test_openai_s_clip_is_padded_by_the_end_whatever_tokenizer_is_given(tokenize
     assert ids[-1] == len(pipelines.VOCABULARY) - 1
 
 
+@pytest.mark.parametrize("change", [10, -10])
+def test_a_text_ends_where_the_tokenizer_says_and_ids_without_a_row_are_refused(
+    change, folders, runs, tmp_path
+):
+    """Single files do not say which id is the end; a table may have more rows than the tokenizer has ids."""
+    file = tmp_path / "model.safetensors"
+    exporting.write_file(runs["xl"], output.file("--to", str(file)))
+    tensors = load_file(file)
+    for name in tensors:
+        if name.endswith("token_embedding.weight"):
+            rows = len(tensors[name]) + change
+            tensors[name] = np.resize(tensors[name], (rows, tensors[name].shape[1]))
+    save_file(tensors, file)
+    if change < 0:
+        with pytest.raises(UserError, match=r"--tokenizer=.*: expected ids below"):
+            convert(published.find(file), str(tmp_path / "run"), tokenizer=str(folders["xl"]))
+        return
+    convert(published.find(file), str(tmp_path / "run"), tokenizer=str(folders["xl"]))
+    text = Generator.load(str(tmp_path / "run")).denoiser.conditioner.conditions["text"]
+    assert [encoder.end for encoder in text.encoder.encoders] == [len(pipelines.VOCABULARY) - 1] * 2
+
+
 def test_marks_in_a_single_file_are_read_and_unknown_ones_refused(folders, runs, tmp_path):
     file = tmp_path / "model.safetensors"
     exporting.write_file(runs["sd1"], output.file("--to", str(file)))

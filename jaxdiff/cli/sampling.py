@@ -72,14 +72,21 @@ def check_output(request: Request, requested: cli.Requested, shape: inputs.Shape
     pictures.check(request.out, requested.n, shape, len(requested.rows) or None)
 
 
+def _noise_and_conditions(
+    request: Request, available: values.Conditions
+) -> tuple[np.ndarray | None, cli.Requested]:
+    """The initial noise, and conditions for as many images unless ``--n`` says how many."""
+    flags = request.flags
+    noise = None if flags.noise is None else values.noise("--noise", flags.noise)
+    n = len(noise) if flags.n is None and noise is not None else flags.n
+    return noise, cli.conditions(flags, available, n)
+
+
 def sample_model(request: Request, stages: Sequence[Generator]) -> Samples:
     """Images of one model."""
     flags, generator = request.flags, stages[0]
     available, size = generator.denoiser.conditioner.conditions, request.size
-    noise = None if flags.noise is None else values.noise("--noise", flags.noise)
-    requested = cli.conditions(
-        flags, available, len(noise) if flags.n is None and noise is not None else flags.n
-    )
+    noise, requested = _noise_and_conditions(request, available)
     given = cli.apply_levels(requested.values, available, cli.levels(flags.level, available))
     height, width = generator.size(given, size)
     shape = (height, width, generator.image_shape[2])
@@ -124,19 +131,16 @@ def _edit(
 def sample_refined(request: Request, stages: Sequence[Generator]) -> Samples:
     """Images of a base model and its refiner."""
     flags, (base, refiner), size = request.flags, stages, request.size
-    _, fraction = request.refiner or ("", 0.8)
     models = [model.of_size(*size) if size else model for model in (base, refiner)]
     available = {
         name: each
         for model in reversed(models)
         for name, each in model.denoiser.conditioner.conditions.items()
     }
-    noise = None if flags.noise is None else values.noise("--noise", flags.noise)
-    requested = cli.conditions(
-        flags, available, len(noise) if flags.n is None and noise is not None else flags.n
-    )
+    noise, requested = _noise_and_conditions(request, available)
     check_output(request, requested, models[0].image_shape, base.batch_size)
-    images = Handover(*models, fraction)(
+    assert request.refiner is not None
+    images = Handover(*models, request.refiner[1])(
         requested.n,
         seed=flags.seed,
         noise=noise,

@@ -49,7 +49,13 @@ class Handover:
         expect(same, "second", processes[1], "the noise process of the first", fix, "another one")
         steps = self.first.recipe.steps, self.second.recipe.steps
         expect(steps[0] == steps[1], "steps", steps, "as many steps of both models", "give one number")
-        handover(self.fraction)
+        _ = self.time
+
+    @property
+    def time(self) -> float:
+        """The time at which the second model continues."""
+        label: Any = self.first.denoiser.parameterization
+        return handover(self.fraction, getattr(getattr(label, "label", None), "steps", 1000))
 
     def __call__(
         self,
@@ -69,12 +75,11 @@ class Handover:
           UserError: as for a `Generator`, or a condition that neither model has.
         """
         height, width = image_size or self.first.image_shape[:2]
-        t = handover(self.fraction)
-        first = _with(self.first, until=t)
+        first = _with(self.first, until=self.time)
         noisy = first(
             n, image_size=(height, width), noise=noise, **_own(self.first, self.second, options, negative)
         )
-        second = _with(self.second, below=t)
+        second = _with(self.second, below=self.time)
         given = _own(self.second, self.first, options, negative)
         return second(len(noisy), image_size=(height, width), noisy=noisy, **given)
 

@@ -192,7 +192,7 @@ def _shapes(network: ControlNet, given: Tensors, naming: Naming) -> Params:
 
     def init() -> Params:
         tokens = Tokens(jnp.zeros((1, 1, keys[0].shape[1])), jnp.ones((1, 1), bool)) if keys else None
-        # A model without a mapping does not read these vectors; to_params reports those that are missing or left over.
+        # A model without a mapping does not read these vectors; `to_params` reports missing ones and unused ones.
         width = None if network.mapping is None else (1 if pooled is None else pooled.shape[1])
         inputs = VectorInputs(jnp.zeros(1), None if width is None else jnp.zeros((1, width)))
         image = jnp.zeros((1, network.factor * side, network.factor * side, image_channels))

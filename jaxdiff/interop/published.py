@@ -95,11 +95,6 @@ class PublishedModel:
     index: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    @property
-    def single_file(self) -> bool:
-        """Whether the names are those of latent diffusion rather than of diffusers."""
-        return self.unet.name == UNET
-
 
 def is_published(path: str | os.PathLike[str]) -> bool:
     """Whether there is a text-to-image pipeline, or a single file of one, at a path.
@@ -107,7 +102,7 @@ def is_published(path: str | os.PathLike[str]) -> bool:
     Raises:
       UserError: there is no such file, or it is damaged.
     """
-    root = pathlib.Path(path)
+    root = pathlib.Path(path).expanduser()
     with reading(root):
         if root.is_dir():
             config = root / "unet" / "config.json"
@@ -159,7 +154,7 @@ def find(path: str | os.PathLike[str], ema: bool | None = None) -> PublishedMode
     Raises:
       UserError: there is no such model, or a file is damaged.
     """
-    root = pathlib.Path(path)
+    root = pathlib.Path(path).expanduser()
     with reading(root):
         return _of_folder(root, ema) if root.is_dir() else _of_file(root, ema)
 

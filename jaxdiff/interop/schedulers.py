@@ -151,7 +151,7 @@ def handover(fraction: float, train_steps: int = 1000) -> float:
 
 
 def _own(settings: Settings) -> dict[str, Any]:
-    """All settings of the folder's class; of a class that is unknown here, those that every class has."""
+    """All settings of the folder's class; of an unknown class, the settings common to all classes."""
     check(settings, FIELDS, "scheduler_config.json")
     name = settings.get("_class_name", "DDPMScheduler")
     fix = "use a model with a scheduler of betas"

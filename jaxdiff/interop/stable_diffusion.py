@@ -184,13 +184,17 @@ class StableDiffusion:
 
 
 def of(
-    model: PublishedModel, tokenizers: Sequence[ClipTokenizer], prediction: str | None = None
+    model: PublishedModel,
+    tokenizers: Sequence[ClipTokenizer],
+    ends: Sequence[int],
+    prediction: str | None = None,
 ) -> StableDiffusion:
     """Our objects for a published model.
 
     Args:
       model: its files.
       tokenizers: one for each text encoder.
+      ends: the id of each tokenizer's end, at which a text is pooled where no config says it.
       prediction: what the U-Net predicts, "epsilon" or "v_prediction", where the files do not say it.
 
     Raises:
@@ -200,10 +204,10 @@ def of(
     layout = unet_layout(config) if config else detect_layout(model.unet.tensors)
     family = FAMILIES[_family(model, layout)]
     scheduler = dict(model.scheduler or family.scheduler)
-    if model.metadata.get(ZERO_SNR):
+    if model.metadata.get(ZERO_SNR) == "true":
         scheduler = {**scheduler, **OFFSET, **ZERO_SNR_SCHEDULER}
     scheduler["prediction_type"] = prediction or _prediction(model, scheduler, layout)
-    encoders = _encoders(model, layout)
+    encoders = _encoders(model, layout, ends)
     conditions, extra = _conditions(model, layout, encoders, tokenizers)
     conditioner = Conditioner(layout.noise, conditions, extra.concatenated, layout.mapping)
     process, parameterization = schedulers.process(scheduler), schedulers.parameterization(scheduler)
@@ -241,13 +245,15 @@ def _prediction(model: PublishedModel, scheduler: Mapping[str, Any], layout: Une
     return "epsilon"
 
 
-def _encoders(model: PublishedModel, layout: UnetLayout) -> tuple[ClipTextEncoder, ...]:
+def _encoders(model: PublishedModel, layout: UnetLayout, ends: Sequence[int]) -> tuple[ClipTextEncoder, ...]:
     """The text encoders, with the states that the U-Net reads of them."""
     sdxl, last = layout.mapped == "text_time", len(model.texts) - 1
     found = []
     for i, part in enumerate(model.texts):
         penultimate = part.name == OPEN_CLIP and WITHOUT_LAST not in model.metadata and not _is_cut(part)
         encoder = text_encoders.clip_encoder(part.tensors, part.config or None, penultimate=penultimate)
+        if not part.config:
+            encoder = encoder.clone(end=ends[i])
         if sdxl:
             encoder = encoder.clone(layer=-2, final_norm=False, pooled=i == last)
         found.append(encoder)

@@ -54,7 +54,7 @@ def _networks(model: Exported) -> dict[str, tuple[Tensors, list[Entry]]]:
             )
             for entry in text_encoders.entries(encoder, "clip")
         ]
-        found[numbered("text_encoder", i)] = model.text(i, "clip"), entries
+        found[numbered("text_encoder", i + model.is_refiner)] = model.text(i, "clip"), entries
     return found
 
 

@@ -111,7 +111,7 @@ def _folder_blocks(tensors: Tensors) -> list[list[Block]]:
 
 
 def _original_blocks(tensors: Tensors) -> list[list[Block]]:
-    """One list numbers all blocks; those that change the resolution separate the levels."""
+    """One list numbers all blocks. A block that changes the resolution ends a level."""
     levels: list[list[Block]] = [[]]
     for i in itertools.count(1):  # block 0 is the first convolution
         first = f"input_blocks.{i}.0.in_layers.2.weight"

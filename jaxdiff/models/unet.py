@@ -175,7 +175,7 @@ class UNet(nn.Module):
     def encode(
         self, x: Grid, inputs: Sequence[BlockInputs], residuals: Mapping[str, Grid]
     ) -> tuple[Grid, dict[str, Grid]]:
-        """The encoder and the middle: the middle's features, and those that the decoder joins, in order and by name.
+        """The encoder and the middle: the middle's features, and the skips for the decoder, in order and by name.
 
         The modules become children of the module whose method calls this one.
         """

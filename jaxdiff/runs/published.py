@@ -113,9 +113,11 @@ def convert(
         None if own else _padding(part, folder) for part, folder in zip(model.texts, folders, strict=True)
     ]
 
+    ends = [clip_vocabulary(str(folder)).end for folder in folders]
+
     def reading(places: Sequence[str]) -> StableDiffusion:
         chosen = [ClipTokenizer(place, pad=pad) for place, pad in zip(places, pads, strict=True)]
-        return stable_diffusion.of(model, chosen, prediction)
+        return stable_diffusion.of(model, chosen, ends, prediction)
 
     found = reading([str(folder) for folder in folders])
     files = {UNET: found.pending_unet(), TEXT: found.pending_text(), AUTOENCODER: found.pending_autoencoder()}
@@ -288,13 +290,13 @@ def _padding(part: Part, tokenizer: pathlib.Path) -> int:
 def _check_tokenizers(model: PublishedModel, folders: Sequence[pathlib.Path]) -> None:
     """Raise `UserError` if a tokenizer is missing, or has ids that its text encoder does not know."""
     for path, part in zip(folders, model.texts, strict=True):
-        ids = ClipTokenizer(str(path)).encode("")
+        most = clip_vocabulary(str(path)).tokenizer.get_vocab_size() - 1
         tables = [
             each.shape[0] for name, each in part.tensors.items() if name.endswith("token_embedding.weight")
         ]
-        fits = int(np.max(ids)) < min(tables, default=0)
+        fits = most < min(tables, default=0)
         expect(fits, "--tokenizer", str(path), f"ids below {min(tables, default=0)}, as the text encoder has",
-               "give the tokenizer of this model", str(int(np.max(ids))))  # fmt: skip
+               "give the tokenizer of this model", str(most))  # fmt: skip
 
 
 def _finite(pending: Pending) -> Pending:

@@ -127,7 +127,7 @@ class Recipe:
           guiding_model: second model, for guidance that uses one.
           noise: standard normal initial noise [batch, *shape]; by default drawn from the keys.
           known: partially known data, for the recipe's `inpainting`.
-          x: noisy data at the first time, in place of noise; those that a recipe with `until` has left.
+          x: noisy data at the first time, in place of noise; the result of a recipe with `until`.
           observe: see `jaxdiff.sampling.loop.sample`.
 
         Raises:

@@ -116,8 +116,8 @@ class Experiment:
         assert recipe is not None
         return recipe
 
-    def check(self, devices: int) -> None:
-        """Raise `UserError` where data, task and devices do not fit each other; before anything is compiled."""
+    def check_devices(self, devices: int) -> None:
+        """Raise `UserError` where the batches cannot be shared by the devices."""
         rows = devices // self.mesh.tensor * self.accumulation
         if self.batch_size % rows:
             below, above = self.batch_size // rows * rows, -(-self.batch_size // rows) * rows
@@ -126,7 +126,6 @@ class Experiment:
                 f"config.batch_size={self.batch_size}: expected a multiple of {devices} devices with "
                 f"accumulation={self.accumulation}, got {self.batch_size}. Fix: use {nearest}"
             )
-        self.check_data()
 
     def check_data(self) -> None:
         """Raise `UserError` where the training or the test data do not fit the task."""

@@ -205,12 +205,13 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | None":
 
 
 def _check_training(experiment: "Experiment") -> None:
-    """Raise `UserError` where the optimizer does not fit the run, or has nothing to train; before the run's folder."""
+    """Raise `UserError` where devices or optimizer do not fit the run, or nothing is trained; before its folder."""
     import jax
 
     from jaxdiff.errors import expect
     from jaxdiff.training.state import init_params
 
+    experiment.check_devices(experiment.mesh.make().devices.size)
     experiment.optimizer.make(experiment.steps)
     frozen = tuple(experiment.task.frozen)
     if frozen:
@@ -233,7 +234,7 @@ def _check(experiment: "Experiment", mesh: Any, workdir: Any) -> None:
     from jaxdiff.generation.generator import Generator
     from jaxdiff.tasks import consistency
 
-    experiment.check(mesh.devices.size)
+    experiment.check_data()
     if experiment.sampling is not None:
         sampled = Generator.of(experiment, None, mesh)
         sampled.check()

@@ -72,7 +72,7 @@ def test_a_config_is_evaluated_by_its_own_evaluation(name, tmp_path):
         data.source.split += FEW.get(file, "[:64]")
     experiment = configs.build(config)
     mesh = MeshShape(data=1).make(jax.devices()[:1])
-    experiment.check(1)
+    experiment.check_data()
     params = nn.unbox(jax.jit(experiment.task.init)(jax.random.key(0)))
     report = evaluate(experiment, Generator.of(experiment, params, mesh), str(tmp_path))
     stored = json.loads((tmp_path / "evaluation.json").read_text())

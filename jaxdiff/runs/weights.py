@@ -13,6 +13,7 @@ from flax import linen as nn
 from flax.traverse_util import unflatten_dict
 
 from jaxdiff import config as configs
+from jaxdiff.data.text_files import read_json, read_text
 from jaxdiff.distributed import partitioning
 from jaxdiff.distributed.first_process import in_first
 from jaxdiff.errors import UserError, expect
@@ -150,9 +151,9 @@ def _compare(weights: Mapping[str, Weights], read: Mapping[str, Params], file: e
     """Raise `UserError` where the hash of a network differs from that in `file`, if there is such a file."""
     if not file.exists():
         return
-    known = json.loads(file.read_text())
+    known = _read_record(file)
     for name, tree in read.items():
-        digest, stored = fingerprint(nn.meta.unbox(tree)), known.get(name, {}).get("sha256")
+        digest, stored = fingerprint(nn.meta.unbox(tree)), known.get(name)
         expect(
             stored == digest,
             f"config.task.frozen.{name}",
@@ -161,6 +162,25 @@ def _compare(weights: Mapping[str, Weights], read: Mapping[str, Params], file: e
             "restore these weights, or start a new run in another --workdir",
             f"sha256 {digest[:16]}",
         )
+
+
+def _read_record(file: epath.Path) -> dict[str, str]:
+    """The hashes in a record, by the networks' names."""
+    where, fix = f"--workdir={file.parent}: {file.name}", "restore the file"
+    found = read_json(read_text(file, where), where, fix)
+    entries = found if isinstance(found, dict) else {"": None}
+    known = all(
+        isinstance(entry, dict) and isinstance(entry.get("sha256"), str) for entry in entries.values()
+    )
+    expect(
+        known,
+        "--workdir",
+        str(file.parent),
+        f"networks with their sha256 in {file.name}",
+        fix,
+        "other values",
+    )
+    return {name: entry["sha256"] for name, entry in entries.items()}
 
 
 def _float32(array: np.ndarray) -> np.ndarray:

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff.models.attention import attend, attend_with_counts, cudnn_available, fused_kernel_takes
+from jaxdiff.models import attention
+from jaxdiff.models.attention import (
+    attend,
+    attend_in_blocks,
+    attend_with_counts,
+    cudnn_available,
+    fused_kernel_takes,
+)
 
 
 def inputs(length=5, tokens=7, dtype="float32"):
@@ -75,6 +82,38 @@ def test_token_counts_are_equivalent_to_a_mask(length, mask):
     ]
     for got, want in zip(*slopes, strict=True):
         np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [5, 12, 1])
+@pytest.mark.parametrize("scores", [1, 2 * 3 * 7, 5 * 3 * 7])
+@pytest.mark.parametrize("mask", [None, [[1, 0, 1, 0, 0, 1, 0], [0, 1, 1, 1, 1, 1, 1]], [[0] * 7, [1] * 7]])
+def test_blocks_of_queries_change_nothing(monkeypatch, length, scores, mask):
+    """Values, gradients and tangents, for blocks that divide the queries and blocks that do not."""
+    monkeypatch.setattr(attention, "SCORES", scores)
+    arrays, mask = inputs(length), None if mask is None else jnp.array(mask, bool)
+    whole = attend_with_counts(*arrays, mask, implementation="xla")
+    np.testing.assert_allclose(attend_in_blocks(*arrays, mask), whole, atol=1e-6)
+    np.testing.assert_allclose(attend(*arrays, mask), whole, atol=1e-6)
+    functions = (
+        lambda *arrays: attend(*arrays, mask),
+        lambda *arrays: attend_with_counts(*arrays, mask, implementation="xla"),
+    )
+    slopes = [
+        jax.grad(lambda *arrays, f=f: jnp.sum(jnp.sin(f(*arrays))), (0, 1, 2))(*arrays) for f in functions
+    ]
+    tangents = [jax.jvp(f, arrays, [jnp.cos(x) for x in arrays])[1] for f in functions]
+    for got, want in zip((*slopes[0], tangents[0]), (*slopes[1], tangents[1]), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+@pytest.mark.parametrize("differentiate", [lambda f: f, jax.grad])
+def test_blocks_hold_the_scores_of_one_block(differentiate):
+    """The program for a CPU needs less memory than all scores, forward and backward; that for a GPU has no loop."""
+    shape = jax.ShapeDtypeStruct((1, 4096, 8, 8), jnp.float32)
+    traced = jax.jit(differentiate(lambda *arrays: jnp.sum(attend(*arrays)))).trace(shape, shape, shape)
+    compiled = traced.lower(lowering_platforms=("cpu",)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * 8 * 4096**2 / 4
+    assert "while" not in traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
 @pytest.mark.parametrize(

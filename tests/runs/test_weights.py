@@ -154,6 +154,25 @@ def test_other_weights_are_refused_when_a_run_continues(tmp_path):
             call()
 
 
+@pytest.mark.parametrize("text", ["[1]", "{", '{"basis": 1}', '{"basis": {"sha256": 1}}', "[" * 100_000])
+def test_a_record_of_other_json_is_one_line(tmp_path, run, text):
+    copy = tmp_path / "run"
+    shutil.copytree(run[0], copy)
+    (copy / "frozen.json").write_text(text)
+    with pytest.raises(UserError, match=r"--workdir=.*frozen\.json.*got .* Fix: restore the file"):
+        Generator.load(str(copy), packages=("tests",))
+
+
+@pytest.mark.parametrize("batch_size", [12, 4])
+def test_a_batch_that_the_devices_cannot_share_leaves_no_folder(tmp_path, batch_size):
+    wrong = dataclasses.replace(experiment(), batch_size=batch_size)
+    with pytest.raises(
+        UserError, match=rf"config\.batch_size={batch_size}: expected a multiple of 8 devices"
+    ):
+        train(wrong, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_module_of_the_denoiser_may_come_from_another_run(tmp_path, run, basis):
     folder, other = run
     origin = RunWeights(str(folder), module="network/inner", packages=("tests",))

@@ -12,7 +12,7 @@ import tempfile
 from etils import epath
 from PIL import Image
 
-from jaxdiff.errors import UserError
+from jaxdiff.errors import RunFailure, UserError
 from jaxdiff.evaluation.protocols import Report
 
 NAMES = ("evaluation.json", "evaluation.png")
@@ -39,7 +39,7 @@ def write(report: Report, workdir: str | os.PathLike[str]) -> None:
     If that fails, they are written into a new folder for temporary files.
 
     Raises:
-      UserError: they could not be written into `workdir`; names the other folder, if there is one.
+      RunFailure: they could not be written into `workdir`; names the other folder, if there is one.
     """
     png = io.BytesIO()
     Image.fromarray(report.figure).save(png, "PNG", optimize=True)
@@ -52,7 +52,7 @@ def write(report: Report, workdir: str | os.PathLike[str]) -> None:
     except OSError as error:
         kept = _keep(contents)
         where = f"the report was kept in {kept}" if kept else "the report is lost, and can be computed again"
-        raise UserError(
+        raise RunFailure(
             f"--workdir={workdir}: expected a writable folder, got {(error.strerror or str(error)).lower()}. "
             f"Fix: make room or give access; {where}"
         ) from None

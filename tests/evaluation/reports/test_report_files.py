@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from jaxdiff.errors import UserError
+from jaxdiff.errors import RunFailure, UserError
 from jaxdiff.evaluation.protocols import Report
 from jaxdiff.evaluation.reports import files
 
@@ -41,7 +41,7 @@ def test_a_report_that_cannot_be_written_after_all_is_kept(tmp_path, monkeypatch
     monkeypatch.setattr(files.tempfile, "mkdtemp", lambda prefix: str(kept))
     (tmp_path / "evaluation.png").mkdir()
     (tmp_path / "evaluation.png" / "a").touch()
-    with pytest.raises(UserError, match=rf"the report was kept in {kept}"):
+    with pytest.raises(RunFailure, match=rf"the report was kept in {kept}"):
         files.write(REPORT, tmp_path)
     assert json.loads((kept / "evaluation.json").read_text()) == {"fid": 1.5}
     assert sorted(os.listdir(tmp_path)) == sorted(files.NAMES)
@@ -54,6 +54,6 @@ def test_a_report_that_finds_no_room_anywhere_is_one_line(tmp_path, monkeypatch,
     monkeypatch.setattr(files.tempfile, "mkdtemp", lambda prefix: str(spare))
     (tmp_path / "evaluation.png").mkdir()
     (tmp_path / "evaluation.png" / "a").touch()
-    with pytest.raises(UserError, match="the report is lost, and can be computed again"):
+    with pytest.raises(RunFailure, match="the report is lost, and can be computed again"):
         files.write(REPORT, tmp_path)
     assert not spare.exists()

@@ -22,6 +22,7 @@ from jaxdiff.errors import UserError
 from jaxdiff.generation.compiled import GenerationInputs, StaticArgs, Trees, generate
 from jaxdiff.training import step as training_step
 from jaxdiff.training.state import abstract_state
+from tests.selection import some
 
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"
 OF_WEIGHTS = {"diffusers"}  # their variants are folders: see tests/test_convert.py
@@ -42,10 +43,6 @@ ALL = [f"{file}:{variant}".rstrip(":") for file in FILES for variant in variants
 # Large networks are slow to trace: by default a few of each kind are counted, and fewer trained and sampled from.
 COUNTED = ("adm:imagenet64", "ddpm:cifar10", "edm:cifar10", "edm:cifar10_ncsnpp", "edm2:xxs", "palette:multi")
 TRACED = ("ddpm:cifar10", "digits")
-
-
-def some(names, quick):
-    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
 
 
 # Millions of parameters and billions of multiply-adds of a forward pass, to the digits that are published.

@@ -176,6 +176,7 @@ def test_another_config_in_the_same_workdir_is_refused_by_name(trained):
     assert (workdir / "config.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_the_output_format_follows_from_the_name(trained, tmp_path, in_process):
     workdir, _ = trained
     common = ("--workdir", str(workdir), "--n", "7", "--label", "3,1", "--steps", "3", "--guidance", "2")
@@ -194,6 +195,7 @@ def test_the_output_format_follows_from_the_name(trained, tmp_path, in_process):
     assert pixels(tmp_path / "x.png").shape[1] >= 3 * 8
 
 
+@pytest.mark.slow
 def test_a_sampler_is_a_recipe_of_the_run_or_a_class(trained, tmp_path):
     workdir, _ = trained
     copy = tmp_path / "run"

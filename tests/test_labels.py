@@ -93,6 +93,7 @@ def test_the_table_is_shown_by_a_command(root, capsys):
     assert capsys.readouterr().out == "0  ant\n1  bee\n2  cat\n"
 
 
+@pytest.mark.slow
 def test_names_and_numbers_give_the_same_samples(root, tmp_path):
     lines = tmp_path / "lines.jsonl"
     lines.write_text('{"label": "cat"}\n{"label": 0}\n')
@@ -187,6 +188,7 @@ def test_more_steps_of_a_finished_run_need_a_schedule(root):
         train.main([*command(root), "--config.steps=8"])
 
 
+@pytest.mark.slow
 def test_a_run_continues_elsewhere_with_its_numbers(root, tmp_path, capsys):
     """Data and run have moved, work is divided otherwise, and a new schedule is named."""
     shutil.copytree(root, tmp_path / "copy")

@@ -195,6 +195,7 @@ def test_no_array_of_the_models_size_is_allocated():
     assert any(fix.startswith("--config.mesh.fsdp=64 ") for fix in plan["fix"])
 
 
+@pytest.mark.slow
 def test_the_suggested_changes_make_a_plan_fit():
     plan = estimate(small("batch_size=1048576"), "v100")
     assert not plan["fits"]

@@ -56,7 +56,7 @@ def peer(kind, folder, sampler):
 @pytest.mark.parametrize(
     ("kind", "sampler"),
     [
-        ("sd1", None),
+        pytest.param("sd1", None, marks=pytest.mark.slow),
         pytest.param("sd1", "ddim", marks=pytest.mark.slow),
         pytest.param("sd1", "dpmsolver2m", marks=pytest.mark.slow),
         pytest.param("sd2", "ddim", marks=pytest.mark.slow),

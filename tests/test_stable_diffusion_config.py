@@ -21,7 +21,8 @@ from jaxdiff.interop.stable_diffusion_unet_config import unet_layout
 from jaxdiff.models.autoencoder_kl import AutoencoderKL
 from jaxdiff.training.state import abstract_params, abstract_state
 from jaxdiff.training.step import Frozen, jit_train_step, make_train_step
-from tests.test_configs import placed, some
+from tests.selection import some
+from tests.test_configs import placed
 
 FILE = pathlib.Path(__file__).parent.parent / "configs" / "stable_diffusion.py"
 XL = {

@@ -90,6 +90,7 @@ def once(tmp_path_factory):
     return folder, train(tiny(6), str(folder), source=Arrays(image=DIGIT_IMAGES, label=LABELS))
 
 
+@pytest.mark.slow
 def test_arrays_in_memory_train_and_continue_exactly(once, tmp_path):
     """A run that stops after three steps and continues equals an uninterrupted one."""
     folder, once = once

@@ -100,6 +100,7 @@ def test_samples_with_all_controls_are_diffusers(files):
     assert_close(found, clean_data(generator, nhwc(eps)))
 
 
+@pytest.mark.slow
 def test_controls_join_a_model_that_has_some(files):
     one = with_control_net(a_generator(), "edges", files / "edges")
     two = with_control_net(one, "depth", files / "edges", scale=-1.0)

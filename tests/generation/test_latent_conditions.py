@@ -143,7 +143,9 @@ def test_images_set_the_size_of_the_samples():
         a_latent_generator({"source": SOURCE}, Shown())(source=PHOTOS[:, :7], image_size=(8, 12))
 
 
-@pytest.mark.parametrize("order", [("source", "text"), ("text", "source")])
+@pytest.mark.parametrize(
+    "order", [("source", "text"), pytest.param(("text", "source"), marks=pytest.mark.slow)]
+)
 def test_two_scales_of_guidance_are_those_of_instruct_pix2pix(order):
     """u + s_image (image - u) + s_text (both - image), however the scales are listed."""
     scales = {"source": 1.5, "text": 7.0}
@@ -174,6 +176,7 @@ def test_two_scales_of_guidance_are_those_of_instruct_pix2pix(order):
     near(found, decoded(neither + 1.5 * (image - neither) + 7.0 * (both - image)))
 
 
+@pytest.mark.slow
 def test_an_image_to_enlarge_has_noise_that_guidance_keeps():
     """The same noise at every level and in both branches, and the level's row of the table."""
     process = VariancePreserving(Table(ScaledLinearBetas()))
@@ -232,6 +235,7 @@ def test_the_command_completes_a_photo(call):
             call(generator, *words)
 
 
+@pytest.mark.slow
 def test_the_command_completes_a_photo_with_a_model_that_has_no_such_condition(call):
     plain = a_latent_generator({"text": TEXT}, Shown(), TEXT_PARAMS)
     found = call(plain, "--known", "PHOTO", "--mask", "MASK", "--condition", "text=0.5")

@@ -52,7 +52,6 @@ FOLDERS = {"sd_15": SD_15, "sd_21": SD_21, "sd_xl": SD_XL, "lightning": LIGHTNIN
 NAMES = [name for name in schedulers.NAMES if name not in ("ancestral", "plms")]  # these are ddpm and pndm
 LEADING_ONLY, NOT_RESCALED = ("pndm",), ("pndm", "heun", "lms", "deis")
 STOCHASTIC = ("ddpm", "eulerancestral", "dpmsolver2msde", "dpmsolver2msdekarras")
-QUICK_ONES = ("ddim", "euler", "eulerkarras", "dpmsolver2m", "dpmsolver2mkarras")
 
 
 def allowed(name, settings):
@@ -61,7 +60,8 @@ def allowed(name, settings):
 
 
 def quick(name, folder, steps):
-    return steps == 7 and (folder == "sd_15" or (folder in ("sd_xl", "zero_snr") and name in QUICK_ONES))
+    chosen = folder == "sd_15" or (folder == "zero_snr" and name in ("ddim", "euler"))
+    return steps == 7 and chosen
 
 
 CASES = [

@@ -21,6 +21,7 @@ from tests.interop.stable_diffusion_unets import (
     peer,
     shapes,
 )
+from tests.selection import some
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -74,7 +75,7 @@ def theirs(name, latents, fields):
     return found.permute(0, 2, 3, 1).numpy()
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", some(TINY, ("sd1", "sdxl")))
 def test_the_same_network(name):
     """The noise level and the mapped vectors are a part of it."""
     _, denoiser, params = loaded(name)
@@ -88,7 +89,7 @@ def test_the_same_network(name):
     assert np.sqrt(np.mean(error**2) / np.mean(expected.astype(float) ** 2)) <= 1e-5
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", some(TINY, ("sdxl",)))
 def test_what_we_write_diffusers_opens(name):
     """The config, and every tensor bit for bit, from the denoiser and the parameters of a run alone."""
     layout, denoiser, params = loaded(name)

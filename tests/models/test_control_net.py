@@ -41,6 +41,7 @@ from tests.controls import (
     tokens,
     unet_peer,
 )
+from tests.selection import some
 
 KINDS = ("sd1", "sdxl")
 IMAGES = {
@@ -108,7 +109,7 @@ def test_the_residuals_are_diffusers():
         assert_close(found.skips[place], nhwc(expected))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", some(KINDS, ("sd1",)))
 def test_the_unet_with_two_control_nets_is_diffusers(kind):
     torch = pytest.importorskip("torch")
     down, middle = residuals_of_peers(kind, "edges", "depth")
@@ -149,6 +150,7 @@ def test_the_unet_keeps_the_paths_of_its_parameters():
     assert jax.tree.map(jnp.shape, params["network"]) == jax.tree.map(jnp.shape, found)
 
 
+@pytest.mark.slow
 def test_the_published_size_of_stable_diffusion_1():
     part = SpatialTransformer(heads=8, head_dim=None)
     levels = (*(Level(width, 2, part) for width in (320, 640, 1280)), Level(1280, 2))
@@ -161,6 +163,7 @@ def test_the_published_size_of_stable_diffusion_1():
     assert sum(leaf.size for leaf in jax.tree.leaves(found)) == 361_279_120
 
 
+@pytest.mark.slow
 def test_a_control_net_of_latents_serves_an_inpainting_model():
     """It reads the noisy latents without the channels that are appended for the U-Net."""
     network, _ = a_control_net("sd1")

@@ -112,6 +112,7 @@ def test_further_samples_of_an_input_are_shown_after_the_first():
     np.testing.assert_array_equal(shown.columns["guidance 2.5 #3"], images[2, [4, 1]])
 
 
+@pytest.mark.slow
 def test_batches_of_any_size_are_the_same_evaluation(small, partial):
     """Image i of a seed is generated in any batch."""
     for evaluation, examples, condition in (

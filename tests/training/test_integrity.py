@@ -1,8 +1,10 @@
 """Damaged checkpoints: every flipped bit and missing byte is found, and the checkpoint before is used."""
 
 import json
+import mmap
 import pathlib
 import shutil
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 
 from jaxdiff.errors import RunFailure, UserError
 from jaxdiff.training import integrity
@@ -116,6 +119,34 @@ def stopped(folder, monkeypatch, where):
         with pytest.raises(RunFailure):
             checkpoints.wait()
     return kept
+
+
+def test_a_manifest_with_crc_32_is_still_compared(copy, caplog):
+    """Format 1, of earlier versions."""
+    step = copy / "2"
+    manifest = json.loads((step / "manifest.json").read_text())
+    sums = {name: (step / name).read_bytes() for name in manifest["files"]}
+    sums = {name: [len(data), zlib.crc32(data)] if data else [0] for name, data in sums.items()}
+    (step / "manifest.json").write_text(json.dumps(manifest | {"format": 1, "files": sums}))
+    assert newest(copy)[0] == 2
+    (step / "config.json").write_text('{"seed": 1}\n')
+    assert newest(copy)[0] == 1
+    assert "config.json: not as it was saved" in caplog.text
+
+
+def test_checksums_cover_every_block(tmp_path, monkeypatch):
+    monkeypatch.setattr(integrity, "BLOCK", mmap.ALLOCATIONGRANULARITY)
+    folder = tmp_path / "3"
+    folder.mkdir()
+    content = np.random.default_rng(0).bytes(2 * integrity.BLOCK + 5)
+    (folder / "data").write_bytes(content)
+    integrity.write_manifest(epath.Path(folder), 3)
+    assert len(json.loads((folder / "manifest.json").read_text())["files"]["data"]) == 4
+    assert integrity.verify(epath.Path(folder))
+    for place in (0, integrity.BLOCK, len(content) - 1):
+        (folder / "data").write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(Damaged, match="data: not as it was saved"):
+            integrity.verify(epath.Path(folder))
 
 
 @pytest.mark.parametrize(

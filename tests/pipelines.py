@@ -8,11 +8,14 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 import warnings
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
+from jaxdiff.data.clip_merges import SIZE, write_clip_tokenizer
 from tests.data.clip_vocabulary import VOCABULARY, write_tokenizer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -166,20 +169,39 @@ def write(name: str, folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
+def with_clip_vocabulary(name: str, folder: pathlib.Path) -> pathlib.Path:
+    """Give a kind's folder CLIP's published vocabulary, which its single file is taken to have."""
+    for end in KINDS[name].texts:
+        texts, tokenizer = folder / f"text_encoder{end}", folder / f"tokenizer{end}"
+        tensors = load_file(texts / "model.safetensors")
+        table = next(each for each in tensors if each.endswith("token_embedding.weight"))
+        tensors[table] = np.resize(tensors[table], (SIZE, tensors[table].shape[1]))
+        save_file(tensors, texts / "model.safetensors")
+        config = json.loads((texts / "config.json").read_text())
+        config |= {"vocab_size": SIZE, "bos_token_id": SIZE - 2, "eos_token_id": SIZE - 1}
+        (texts / "config.json").write_text(json.dumps(config))
+        shutil.rmtree(tokenizer)
+        write_clip_tokenizer(tokenizer, _padding(name, end))
+    return folder
+
+
 def _padding(name: str, end: str) -> str:
-    return "!" if name == "sd2" or end else "<|endoftext|>"
+    return "!" if name in ("sd2", "upscaler") or end else "<|endoftext|>"
+
+
+def tokenizer(end: str, folder: pathlib.Path):
+    """A tokenizer of a pipeline's folder, in transformers."""
+    import transformers
+
+    return transformers.CLIPTokenizer.from_pretrained(folder / f"tokenizer{end}")
 
 
 def pipeline(name: str, folder: pathlib.Path, scheduler: str | None = None):
     """The pipeline of a folder, in diffusers, perhaps with another scheduler from the folder's settings."""
     import diffusers
-    import transformers
 
     kind = KINDS[name]
-    tokenizers = {
-        f"tokenizer{end}": transformers.CLIPTokenizer.from_pretrained(folder / f"tokenizer{end}")
-        for end in kind.texts
-    }
+    tokenizers = {f"tokenizer{end}": tokenizer(end, folder) for end in kind.texts}
     cls = getattr(diffusers, scheduler or kind.scheduler["_class_name"])
     made = getattr(diffusers, kind.pipeline)(
         scheduler=cls.from_config(kind.scheduler), **{**kind.options, **parts_of(name), **tokenizers}

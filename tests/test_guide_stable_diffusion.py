@@ -65,9 +65,10 @@ def write_files(folder):
 
 
 def write_single_files():
-    """Single files that say nothing about themselves."""
+    """Single files that say nothing about themselves, with the vocabulary that they are taken to have."""
     for name, kind in SINGLE_FILES.items():
         source = next(folder for folder, each in DOWNLOADS.items() if each == kind)
+        pipelines.with_clip_vocabulary(kind, pathlib.Path(source))
         convert.main(["--from", source, "--workdir", f"exported/{kind}"])
         convert.main(["--workdir", f"exported/{kind}", "--to", name])
         save_file(load_file(name), name)

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from jaxdiff import config as configs
 from jaxdiff.cli import exporting, output
 from jaxdiff.errors import UserError
 from jaxdiff.generation.generator import Generator
 from jaxdiff.generation.handover import Handover
 from jaxdiff.interop import published
 from jaxdiff.runs.published import convert
+from jaxdiff.runs.workdir import read_config
 from tests import pipelines
 from tests.pipelines import as_torch, check_images
 
@@ -46,6 +48,10 @@ def runs(folders):
     for kind, folder in folders.items():
         convert(published.find(folder), str(folder.parent / f"run_{kind}"))
     return {kind: str(folder.parent / f"run_{kind}") for kind, folder in folders.items()}
+
+
+def experiment_of(run):
+    return configs.build(read_config(str(run)))
 
 
 def peer(kind, folder, sampler):
@@ -156,12 +162,36 @@ def test_a_single_file_gives_the_same_run(kind, folders, runs, tmp_path):
             np.testing.assert_array_equal(found[path], array)
 
 
-def test_a_single_file_needs_a_tokenizer(folders, runs, tmp_path):
+def test_a_single_file_of_another_vocabulary_needs_a_tokenizer(folders, runs, tmp_path):
     file = tmp_path / "model.safetensors"
     exporting.write_file(runs["sd1"], output.file("--to", str(file)))
-    with pytest.raises(UserError, match="--tokenizer=None: expected a tokenizer for 1 text encoders"):
+    with pytest.raises(UserError, match=r"has \d+ tokens and not CLIP's 49,408, .*Fix: give --tokenizer"):
         convert(published.find(file), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", pipelines.KINDS)
+def test_a_single_file_alone_reads_texts_as_its_folder_does(kind, tmp_path):
+    folder = pipelines.with_clip_vocabulary(kind, pipelines.write(kind, tmp_path / "folder"))
+    convert(published.find(folder), str(tmp_path / "of_folder"))
+    file = tmp_path / "model.safetensors"
+    exporting.write_file(str(tmp_path / "of_folder"), output.file("--to", str(file)))
+    convert(published.find(file), str(tmp_path / "of_file"))
+    found, expected = (
+        experiment_of(tmp_path / name).task.denoiser.conditioner.conditions["text"]
+        for name in ("of_file", "of_folder")
+    )
+    assert found.encoder == expected.encoder
+    ours, theirs = (
+        list(getattr(each.tokenizer, "tokenizers", [each.tokenizer])) for each in (found, expected)
+    )
+    for end, one, other in zip(pipelines.KINDS[kind].texts, ours, theirs, strict=True):
+        peer = pipelines.tokenizer(end, folder)
+        for text in ("", "a photo of an astronaut", "caf\u00e9 2024!!"):
+            ids = peer(text, padding="max_length", max_length=77, truncation=True).input_ids
+            assert one.encode(text).tolist() == other.encode(text).tolist() == ids
+        assert one.encode("")[-1] == (0 if end or kind in ("sd2", "upscaler") else 49407)
 
 
 def test_a_single_file_with_another_network_is_refused_and_counters_are_not(folders, runs, tmp_path):

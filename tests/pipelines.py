@@ -71,6 +71,7 @@ class Kind:
         return "XL" in self.pipeline
 
 
+LORA = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
 UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 KINDS = {
     "sd1": Kind("StableDiffusionPipeline", PNDM, {"": CLIP}, SD1, options=UNCHECKED),
@@ -187,6 +188,20 @@ def with_clip_vocabulary(name: str, folder: pathlib.Path) -> pathlib.Path:
 
 def _padding(name: str, end: str) -> str:
     return "!" if name in ("sd2", "upscaler") or end else "<|endoftext|>"
+
+
+def write_lora(file: pathlib.Path, seed: int = 0) -> pathlib.Path:
+    """Write a LoRA file of kohya's layout, for one layer of the U-Nets that read 64 channels."""
+    draw = np.random.default_rng(seed)
+    shapes = {"up": (64, 2), "down": (2, 64)}
+    save_file(
+        {
+            f"{LORA}.lora_{part}.weight": draw.standard_normal(shape).astype(np.float32)
+            for part, shape in shapes.items()
+        },
+        file,
+    )
+    return file
 
 
 def tokenizer(end: str, folder: pathlib.Path):

@@ -127,8 +127,7 @@ class SampledModel:
             return self._in_batches(make, request, n, seed, first, finish)
         images, fix = len(self.image_shape) == 3, "leave it out"
         expect(images, "on_step", on_step, "a model of images", fix, f"samples of {self.image_shape}")
-        plan = recipe.plan(self._denoisers[0].process_of(self.params))
-        steps, size = len(as_path(plan.times).start) + plan.jumps, self._rows(n)
+        steps, size = self._steps(recipe), self._rows(n)
         preview = on_step.preview
         static = dataclasses.replace(
             self._static,
@@ -149,6 +148,15 @@ class SampledModel:
                 return made
 
             return self._in_batches(make, request, n, seed, first, finish)
+
+    def observed_steps(self, n: int) -> int:
+        """Number of steps, those of all batches, that `on_step` sees while n samples are made."""
+        return -(-n // self._rows(n)) * self._steps(self.recipe)
+
+    def _steps(self, recipe: Recipe) -> int:
+        """Number of steps of one batch."""
+        plan = recipe.plan(self._denoisers[0].process_of(self.params))
+        return len(as_path(plan.times).start) + plan.jumps
 
     @functools.cached_property
     def _colours(self) -> Any:

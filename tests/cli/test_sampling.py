@@ -80,7 +80,7 @@ def test_the_size_of_an_image_condition_sets_that_of_the_images(call, photo):
     np.testing.assert_array_equal(found["images"], enlarged(PHOTO)[None])
     np.testing.assert_array_equal(found["low"], PHOTO[..., None])
     assert call(generator, "--image", f"low={photo}", "--size", "8x12", "--n", "2")["images"].shape[0] == 2
-    with pytest.raises(UserError, match=r"low='8x12': expected 8x8, the size of image_size"):
+    with pytest.raises(UserError, match=r"low='8x12': expected 8x8, the size of --size"):
         call(generator, "--image", f"low={photo}", "--size", "8x8")
     with pytest.raises(UserError, match="--size=8: expected HEIGHTxWIDTH"):
         call(generator, "--image", f"low={photo}", "--size", "8")
@@ -108,6 +108,33 @@ def test_images_of_another_size_without_a_condition_and_with_a_mask(call, tmp_pa
     np.testing.assert_array_equal(found[:, :3], constant([LEVELS[1]], (2, 3, 1))[0, ..., 0])
     with pytest.raises(UserError, match=r"expected an image of 4x4 pixels, got 6x2. Fix: .*--size 2x6"):
         call(generator, *pair)
+
+
+def test_errors_of_python_arguments_name_the_flag_that_was_typed(call, tmp_path):
+    generator = a_generator({"label": LABEL}, {"label": WEIGHTS["label"]})
+    np.save(tmp_path / "noise.npy", np.zeros((1, 3, 3, 1), np.float32))
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "mask.png")
+    for words, message in {
+        (
+            "--label",
+            "1",
+            "--noise",
+            tmp_path / "noise.npy",
+        ): r"^--noise=float32\[1, 3, 3, 1\]: expected floats",
+        ("--label", "1", "--mask", tmp_path / "mask.png"): "^--known=None: expected known images",
+        (
+            "--label",
+            "1",
+            "--guidance",
+            "1",
+            "--negative",
+            "label=2",
+        ): "^--negative={'label': .*}: expected no",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            call(generator, *words)
+    with pytest.raises(UserError, match=r"^--size=9x8: expected a size that the model can generate"):
+        call(a_unet(), "--size", "9x8", "--condition", "low=none")
 
 
 def a_unet():

@@ -291,9 +291,13 @@ def export(workdir: str, target: str) -> str:
 
     runtime.start()
 
-    from jaxdiff.cli import exporting
+    from jaxdiff.runs import published_export
 
-    return (exporting.write_file if single else exporting.write_folder)(workdir, place)
+    made = (published_export.single_file if single else published_export.folder)(workdir)
+    place.check_space(made.size)
+    place.write(made.write)
+    kind = "" if single else ", a pipeline of diffusers"
+    return f"wrote {made.count} tensors of {workdir} to {place.path}{kind}"
 
 
 def write_diffusers(workdir: str, folder: str) -> str:

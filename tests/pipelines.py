@@ -16,6 +16,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from jaxdiff.data.clip_merges import SIZE, write_clip_tokenizer
+from jaxdiff.runs import published_export
 from tests.data.clip_vocabulary import VOCABULARY, write_tokenizer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -202,6 +203,17 @@ def write_lora(file: pathlib.Path, seed: int = 0) -> pathlib.Path:
         file,
     )
     return file
+
+
+def export_file(run: str, file: pathlib.Path) -> None:
+    """Write a run as a single file."""
+    published_export.single_file(run).write(file)
+
+
+def export_folder(run: str, folder: pathlib.Path) -> None:
+    """Write a run as a pipeline's folder."""
+    folder.mkdir(parents=True)
+    published_export.folder(run).write(folder)
 
 
 def tokenizer(end: str, folder: pathlib.Path):

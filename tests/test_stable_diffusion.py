@@ -9,7 +9,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxdiff import config as configs
-from jaxdiff.cli import exporting, output
 from jaxdiff.errors import UserError
 from jaxdiff.generation.generator import Generator
 from jaxdiff.generation.handover import Handover
@@ -136,7 +135,7 @@ def test_edits_are_image_to_image_of_diffusers(kind, sampler, folders, runs):
 def test_a_folder_comes_back_bit_for_bit_and_opens_in_diffusers(kind, folders, runs, tmp_path):
     import diffusers
 
-    exporting.write_folder(runs[kind], output.folder("--to", str(tmp_path / "out")))
+    pipelines.export_folder(runs[kind], tmp_path / "out")
     for file in sorted(folders[kind].rglob("*.safetensors")):
         found, expected = load_file(tmp_path / "out" / file.relative_to(folders[kind])), load_file(file)
         named = {name.removeprefix("text_model."): array for name, array in found.items()}
@@ -151,7 +150,7 @@ def test_a_folder_comes_back_bit_for_bit_and_opens_in_diffusers(kind, folders, r
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_single_file_gives_the_same_run(kind, folders, runs, tmp_path):
     file = tmp_path / "model.safetensors"
-    exporting.write_file(runs[kind], output.file("--to", str(file)))
+    pipelines.export_file(runs[kind], file)
     convert(published.find(file), str(tmp_path / "run"), tokenizer=str(folders[kind]))
     for name in ("unet", "text_encoder", "autoencoder"):
         found, expected = (
@@ -164,7 +163,7 @@ def test_a_single_file_gives_the_same_run(kind, folders, runs, tmp_path):
 
 def test_a_single_file_of_another_vocabulary_needs_a_tokenizer(folders, runs, tmp_path):
     file = tmp_path / "model.safetensors"
-    exporting.write_file(runs["sd1"], output.file("--to", str(file)))
+    pipelines.export_file(runs["sd1"], file)
     with pytest.raises(UserError, match=r"has \d+ tokens and not CLIP's 49,408, .*Fix: give --tokenizer"):
         convert(published.find(file), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
@@ -176,7 +175,7 @@ def test_a_single_file_alone_reads_texts_as_its_folder_does(kind, tmp_path):
     folder = pipelines.with_clip_vocabulary(kind, pipelines.write(kind, tmp_path / "folder"))
     convert(published.find(folder), str(tmp_path / "of_folder"))
     file = tmp_path / "model.safetensors"
-    exporting.write_file(str(tmp_path / "of_folder"), output.file("--to", str(file)))
+    pipelines.export_file(str(tmp_path / "of_folder"), file)
     convert(published.find(file), str(tmp_path / "of_file"))
     found, expected = (
         experiment_of(tmp_path / name).task.denoiser.conditioner.conditions["text"]
@@ -196,7 +195,7 @@ def test_a_single_file_alone_reads_texts_as_its_folder_does(kind, tmp_path):
 
 def test_a_single_file_with_another_network_is_refused_and_counters_are_not(folders, runs, tmp_path):
     file = tmp_path / "model.safetensors"
-    exporting.write_file(runs["sd1"], output.file("--to", str(file)))
+    pipelines.export_file(runs["sd1"], file)
     tensors = load_file(file)
     counters = {
         "betas": np.ones(9, np.float32),
@@ -224,7 +223,7 @@ def test_a_text_ends_where_the_tokenizer_says_and_ids_without_a_row_are_refused(
 ):
     """Single files do not say which id is the end; a table may have more rows than the tokenizer has ids."""
     file = tmp_path / "model.safetensors"
-    exporting.write_file(runs["xl"], output.file("--to", str(file)))
+    pipelines.export_file(runs["xl"], file)
     tensors = load_file(file)
     for name in tensors:
         if name.endswith("token_embedding.weight"):
@@ -242,7 +241,7 @@ def test_a_text_ends_where_the_tokenizer_says_and_ids_without_a_row_are_refused(
 
 def test_marks_in_a_single_file_are_read_and_unknown_ones_refused(folders, runs, tmp_path):
     file = tmp_path / "model.safetensors"
-    exporting.write_file(runs["sd1"], output.file("--to", str(file)))
+    pipelines.export_file(runs["sd1"], file)
     tensors, mark = load_file(file), np.zeros(0, np.float32)
     save_file({**tensors, "v_pred": mark, "ztsnr": mark}, file)
     convert(published.find(file), str(tmp_path / "run"), tokenizer=str(folders["sd1"]))

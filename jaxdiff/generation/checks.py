@@ -133,15 +133,9 @@ def check_class_names(field: str, denoisers: Sequence[Denoiser]) -> None:
         )
 
 
-def check_shape(denoiser: Denoiser, params: Params, shape: Shape, trained: Shape) -> None:
-    """Trace the network with images of a shape, without computing anything.
-
-    Raises:
-      UserError: the network does not accept it; `trained` is the shape that it was trained with.
-    """
+def refusal(denoiser: Denoiser, params: Params, shape: Shape) -> str | None:
+    """Why a network does not accept data of a shape, found by tracing it: nothing is computed. None if it does."""
     conditioner = denoiser.conditioner
-    size = f"{shape[0]}x{shape[1]}"
-    expect(min(shape) > 0, "size", size, "at least 1x1", "give a larger size")
 
     def predict(params: Params) -> Any:
         x, t = jnp.zeros((1, *shape)), jnp.full((1,), 0.5)
@@ -151,11 +145,7 @@ def check_shape(denoiser: Denoiser, params: Params, shape: Shape, trained: Shape
     try:
         jax.eval_shape(predict, params)
     except UserError as error:
-        raise UserError(
-            f"size={size}: expected a size that the model can generate, got an error: {error}"
-        ) from None
-    except (FlaxError, TypeError, ValueError) as error:
-        raise UserError(
-            f"size={size}: expected {trained[0]}x{trained[1]}, the only size of this network, got {size}. "
-            "Fix: use this size"
-        ) from error
+        return error.message.partition(". Fix: ")[0]
+    except (FlaxError, TypeError, ValueError):
+        return "the network has one size"
+    return None

@@ -50,6 +50,9 @@ _log = logging.getLogger(__name__)
 SCHEDULER = "scheduler_config.json"
 """The settings of the published scheduler, in the run's folder."""
 
+LOW_RES_SCHEDULER = "low_res_scheduler_config.json"
+"""The same for the noise of the small image in an upscaler."""
+
 Files = dict[str, dict[str, Pending]]
 """Parameters by the file that holds them, and by their paths in it."""
 
@@ -108,7 +111,12 @@ def convert(
         def fill(folder: pathlib.Path) -> None:
             for name, source in zip(names, folders, strict=True):
                 copy_tokenizer(source, folder / name)
-            (folder / SCHEDULER).write_text(json.dumps(found.scheduler, indent=1) + "\n")
+            for name, settings in (
+                (SCHEDULER, found.scheduler),
+                (LOW_RES_SCHEDULER, model.low_res_scheduler),
+            ):
+                if settings:
+                    (folder / name).write_text(json.dumps(settings, indent=1) + "\n")
             (folder / CONFIG_FILE).write_text(configs.to_json(config))
 
         _make(workdir, files, fill)
@@ -139,7 +147,7 @@ def convert_unet(model: PublishedModel, base: str, workdir: str) -> str:
     }
     entries = stable_diffusion.unet_entries(known.layout, model.unet.tensors)
     files = {UNET: to_pending(entries, model.unet.tensors, unflatten_dict(shapes, sep="/"))}
-    copied = [source / CONFIG_FILE, source / SCHEDULER]
+    copied = [source / name for name in (CONFIG_FILE, SCHEDULER, LOW_RES_SCHEDULER)]
     copied += [*source.glob("tokenizer*/**/*"), *source.glob(f"{FROZEN}/*")]
     kept = [path for path in copied if path.is_file() and path != source / UNET]
 

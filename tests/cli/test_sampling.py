@@ -110,6 +110,12 @@ def test_images_of_another_size_without_a_condition_and_with_a_mask(call, tmp_pa
         call(generator, *pair)
 
 
+def test_an_empty_text_is_a_text(call):
+    generator = a_generator(CONDITIONS, PARAMS, scale=1.0)
+    found = call(generator, "--label", "0", "--text", "", "--condition", "crop=0")
+    np.testing.assert_array_equal(found["images"], constant([LEVELS[0]]))
+
+
 def test_errors_of_python_arguments_name_the_flag_that_was_typed(call, tmp_path):
     generator = a_generator({"label": LABEL}, {"label": WEIGHTS["label"]})
     np.save(tmp_path / "noise.npy", np.zeros((1, 3, 3, 1), np.float32))
@@ -133,7 +139,7 @@ def test_errors_of_python_arguments_name_the_flag_that_was_typed(call, tmp_path)
     }.items():
         with pytest.raises(UserError, match=message):
             call(generator, *words)
-    with pytest.raises(UserError, match=r"^--size=9x8: expected a size that the model can generate"):
+    with pytest.raises(UserError, match=r"^--size=9x8: expected a size that .* Fix: use 8x8$"):
         call(a_unet(), "--size", "9x8", "--condition", "low=none")
 
 
@@ -164,7 +170,7 @@ def test_an_impossible_size_raises_before_any_computation():
     unet = a_unet()
     parts = Conditioner(NoiseLevel(8))
     plain = dataclasses.replace(unet, denoiser=unet.denoiser.clone(conditioner=parts))
-    with pytest.raises(UserError, match=r"size=16x16: expected 8x8, the only size of this network"):
+    with pytest.raises(UserError, match=r"size=16x16: .* the network has one size. Fix: use 8x8"):
         plain.of_size(16, 16)  # its stem lacks a channel, which Flax reports
 
 

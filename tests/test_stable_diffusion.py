@@ -104,6 +104,19 @@ def test_no_negative_prompt_is_zeros_in_sdxl_and_an_empty_one_is_a_text(prompt, 
 
 
 @pytest.mark.slow
+def test_a_second_prompt_is_prompt_2_of_diffusers(folders, runs):
+    pipe, noise = peer("xl", folders["xl"], "ddim"), NOISE[:1, :, :16]
+    expected = pipe(
+        TEXTS[0], prompt_2=TEXTS[1], negative_prompt="photo", negative_prompt_2="horses", latents=as_torch(noise),
+        num_inference_steps=2, guidance_scale=7.0, height=32, width=32, output_type="np",
+    ).images  # fmt: skip
+    generator = Generator.load(runs["xl"], sampler="ddim", overrides=[("sampling.steps", "2")])
+    encode = generator.denoiser.conditioner.conditions["text"].tokenizer.encode_each
+    negative = {"text": encode(["photo", "horses"])}
+    check_images(generator(text=encode(TEXTS), negative=negative, guidance=7.0, noise=noise), expected)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "sampler"), [("sd1", "ddim"), ("sd2", "dpmsolver2m"), ("xl", None)])
 def test_edits_are_image_to_image_of_diffusers(kind, sampler, folders, runs):
     import diffusers

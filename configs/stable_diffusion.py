@@ -9,7 +9,7 @@ inpaint  859,535,364    123,060,480                512 x 512    noise; masked im
 
 The autoencoder has 83,653,863. It and the text encoders are not trained: their files are those of the run that
 `jaxdiff.convert` has made, runs/VARIANT. Training starts from its U-Net.
-Hardware and time: not run here; docs/plan.md has estimates.
+Hardware and time: not run here; docs/stable_diffusion.md has estimates.
 From memory, not checked: learning rate and batch size, which are usual for fine-tuning.
 Data: a folder of images with a .txt file of captions next to each.
 

@@ -32,7 +32,7 @@ UNUSED = {
 
 DESCRIPTION = "Convert published weights into a run's folder, or a run into a folder of diffusers."
 EPILOG = """\
-Stable Diffusion: a diffusers folder, or a single file with --tokenizer; its config is found from its files.
+Stable Diffusion: a diffusers folder, or a single file; its config is found from its files.
 With --config: guided-diffusion's .pt, EDM's and EDM2's .pkl, diffusers' UNet2DModel folders, safetensors.
 No code from a file is run. Averaged weights are preferred if a file has them. A prefix of all names, such as module. or
 _orig_mod., is removed. Nothing is written unless every tensor is finite and fits the network."""
@@ -51,7 +51,7 @@ def parser() -> command.Parser:
     flags.add_argument(
         "--tokenizer",
         metavar="FOLDER",
-        help="tokenizer of a single file: a folder with vocab.json and merges.txt",
+        help="a folder with vocab.json and merges.txt, instead of the model's own or of CLIP's for a single file",
     )
     flags.add_argument(
         "--base",
@@ -291,9 +291,13 @@ def export(workdir: str, target: str) -> str:
 
     runtime.start()
 
-    from jaxdiff.cli import exporting
+    from jaxdiff.runs import published_export
 
-    return (exporting.write_file if single else exporting.write_folder)(workdir, place)
+    made = (published_export.single_file if single else published_export.folder)(workdir)
+    place.check_space(made.size)
+    place.write(made.write)
+    kind = "" if single else ", a pipeline of diffusers"
+    return f"wrote {made.count} tensors of {workdir} to {place.path}{kind}"
 
 
 def write_diffusers(workdir: str, folder: str) -> str:

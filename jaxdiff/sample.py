@@ -157,8 +157,8 @@ def _add_edit(flags: app.Parser) -> None:
     flags.add_argument(
         "--strength",
         type=app.number,
-        default=0.6,
-        help="of the edit: the fraction of the steps that are taken, from 0 to 1 (default: %(default)s)",
+        default=None,
+        help=f"of the edit: the fraction of the steps that are taken, from 0 to 1 (default: {request.STRENGTH})",
     )
     flags.add_argument(
         "--source",

@@ -8,11 +8,15 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 import warnings
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
+from jaxdiff.data.clip_merges import SIZE, write_clip_tokenizer
+from jaxdiff.runs import published_export
 from tests.data.clip_vocabulary import VOCABULARY, write_tokenizer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -68,6 +72,7 @@ class Kind:
         return "XL" in self.pipeline
 
 
+LORA = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
 UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 KINDS = {
     "sd1": Kind("StableDiffusionPipeline", PNDM, {"": CLIP}, SD1, options=UNCHECKED),
@@ -166,20 +171,64 @@ def write(name: str, folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
+def with_clip_vocabulary(name: str, folder: pathlib.Path) -> pathlib.Path:
+    """Give a kind's folder CLIP's published vocabulary, which its single file is taken to have."""
+    for end in KINDS[name].texts:
+        texts, tokenizer = folder / f"text_encoder{end}", folder / f"tokenizer{end}"
+        tensors = load_file(texts / "model.safetensors")
+        table = next(each for each in tensors if each.endswith("token_embedding.weight"))
+        tensors[table] = np.resize(tensors[table], (SIZE, tensors[table].shape[1]))
+        save_file(tensors, texts / "model.safetensors")
+        config = json.loads((texts / "config.json").read_text())
+        config |= {"vocab_size": SIZE, "bos_token_id": SIZE - 2, "eos_token_id": SIZE - 1}
+        (texts / "config.json").write_text(json.dumps(config))
+        shutil.rmtree(tokenizer)
+        write_clip_tokenizer(tokenizer, _padding(name, end))
+    return folder
+
+
 def _padding(name: str, end: str) -> str:
-    return "!" if name == "sd2" or end else "<|endoftext|>"
+    return "!" if name in ("sd2", "upscaler") or end else "<|endoftext|>"
+
+
+def write_lora(file: pathlib.Path, seed: int = 0) -> pathlib.Path:
+    """Write a LoRA file of kohya's layout, for one layer of the U-Nets that read 64 channels."""
+    draw = np.random.default_rng(seed)
+    shapes = {"up": (64, 2), "down": (2, 64)}
+    save_file(
+        {
+            f"{LORA}.lora_{part}.weight": draw.standard_normal(shape).astype(np.float32)
+            for part, shape in shapes.items()
+        },
+        file,
+    )
+    return file
+
+
+def export_file(run: str, file: pathlib.Path) -> None:
+    """Write a run as a single file."""
+    published_export.single_file(run).write(file)
+
+
+def export_folder(run: str, folder: pathlib.Path) -> None:
+    """Write a run as a pipeline's folder."""
+    folder.mkdir(parents=True)
+    published_export.folder(run).write(folder)
+
+
+def tokenizer(end: str, folder: pathlib.Path):
+    """A tokenizer of a pipeline's folder, in transformers."""
+    import transformers
+
+    return transformers.CLIPTokenizer.from_pretrained(folder / f"tokenizer{end}")
 
 
 def pipeline(name: str, folder: pathlib.Path, scheduler: str | None = None):
     """The pipeline of a folder, in diffusers, perhaps with another scheduler from the folder's settings."""
     import diffusers
-    import transformers
 
     kind = KINDS[name]
-    tokenizers = {
-        f"tokenizer{end}": transformers.CLIPTokenizer.from_pretrained(folder / f"tokenizer{end}")
-        for end in kind.texts
-    }
+    tokenizers = {f"tokenizer{end}": tokenizer(end, folder) for end in kind.texts}
     cls = getattr(diffusers, scheduler or kind.scheduler["_class_name"])
     made = getattr(diffusers, kind.pipeline)(
         scheduler=cls.from_config(kind.scheduler), **{**kind.options, **parts_of(name), **tokenizers}

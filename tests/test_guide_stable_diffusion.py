@@ -34,7 +34,6 @@ DOWNLOADS = {
     "stable-diffusion-x4-upscaler": "upscaler",
 }
 SINGLE_FILES = {"sd15.safetensors": "sd1", "sd21.safetensors": "sd2", "sdxl.safetensors": "xl"}
-LORA = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
 STEPS = "5"
 
 
@@ -54,20 +53,17 @@ def write_files(folder):
     inside[8:24, 4:20] = 255
     Image.fromarray(inside).save(folder / "mask.png")
     np.save(folder / "noise.npy", draw.standard_normal((1, 16, 16, 4)).astype(np.float32))
-    for name in ("style", "detail"):
-        factors = {
-            f"{LORA}.lora_{part}.weight": draw.standard_normal(shape).astype(np.float32)
-            for part, shape in {"up": (64, 2), "down": (2, 64)}.items()
-        }
-        save_file(factors, folder / f"{name}.safetensors")
+    for seed, name in enumerate(("style", "detail")):
+        pipelines.write_lora(folder / f"{name}.safetensors", seed)
     unet = pathlib.Path("stable-diffusion-v1-5/unet/diffusion_pytorch_model.safetensors")
     shutil.copy(unet, folder / "distilled.safetensors")
 
 
 def write_single_files():
-    """Single files that say nothing about themselves."""
+    """Single files that say nothing about themselves, with the vocabulary that they are taken to have."""
     for name, kind in SINGLE_FILES.items():
         source = next(folder for folder, each in DOWNLOADS.items() if each == kind)
+        pipelines.with_clip_vocabulary(kind, pathlib.Path(source))
         convert.main(["--from", source, "--workdir", f"exported/{kind}"])
         convert.main(["--workdir", f"exported/{kind}", "--to", name])
         save_file(load_file(name), name)

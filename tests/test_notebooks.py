@@ -1,4 +1,4 @@
-"""The notebooks run from the first cell to the last, and their stored outputs are those of one complete run."""
+"""The notebooks run from the first cell to the last, and stored outputs are those of one complete run."""
 
 import base64
 import io
@@ -9,12 +9,18 @@ import re
 import pytest
 from PIL import Image
 
+from tests import pipelines
+
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
 
 FOLDER = pathlib.Path(__file__).parent.parent / "docs/notebooks"
 NOTEBOOKS = {path.stem: path for path in sorted(FOLDER.glob("*.ipynb"))}
+OF_DOWNLOADS = "stable_diffusion"
+"""The notebook whose weights are the reader's own: it stores no outputs, and runs here with a tiny pipeline."""
+
+TRAINED = [name for name in NOTEBOOKS if name != OF_DOWNLOADS]
 BRIEF = {"STEPS": 10, "SAMPLES": 20, "EACH": 2}
 """Replacements of a notebook's constants: every line runs, and the images are bad."""
 
@@ -55,24 +61,28 @@ def shortened(notebook):
     return found
 
 
-def test_there_are_two_notebooks():
-    assert set(NOTEBOOKS) == {"conditioning_and_guidance", "quickstart"}
+def test_there_are_three_notebooks():
+    assert set(NOTEBOOKS) == {"conditioning_and_guidance", "quickstart", "stable_diffusion"}
+
+
+def execute(notebook, folder):
+    """Run all cells in a folder; an error in a cell is raised."""
+    quick = {"JAX_NUM_CPU_DEVICES": "1", "PYTHONWARNINGS": "ignore"}
+    resources = {"metadata": {"path": str(folder)}}
+    client = nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources)
+    client.execute(env={**os.environ, **quick})
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_notebook_runs(name):
     notebook = read(name)
     assert {"STEPS", "network"} <= shortened(notebook)
-    quick = {"JAX_NUM_CPU_DEVICES": "1", "PYTHONWARNINGS": "ignore"}
-    client = nbclient.NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}
-    )
-    client.execute(env={**os.environ, **quick})  # an error in a cell is raised
+    execute(notebook, FOLDER)
     assert len(figures(notebook)) == len(figures(read(name)))
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_stored_outputs_are_one_run_without_errors_or_traces_of_a_machine(name):
     notebook = read(name)
     nbformat.validate(notebook)
@@ -91,6 +101,42 @@ def test_stored_outputs_are_one_run_without_errors_or_traces_of_a_machine(name):
     for figure in figures(notebook):
         assert len(figure) < 100_000, "small figures"
         assert min(Image.open(io.BytesIO(figure)).size) > 30
+
+
+def test_the_notebook_of_downloads_stores_no_outputs_and_names_the_download_first():
+    notebook = read(OF_DOWNLOADS)
+    nbformat.validate(notebook)
+    assert notebook.metadata == read(TRAINED[0]).metadata
+    assert "No outputs are stored here: the weights are your own." in notebook.cells[0].source
+    first, *_ = cells = code(notebook)
+    assert first.source.startswith("DOWNLOAD = ")
+    assert not [cell for cell in cells if cell.outputs or cell.execution_count]
+
+
+@pytest.mark.slow
+def test_the_notebook_of_downloads_runs_with_a_tiny_pipeline(tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    pipelines.write("sd1", tmp_path / "stable-diffusion-v1-5")
+    pipelines.write_lora(tmp_path / "style.safetensors")
+    levels = {f"{side}_block_out_channels": (8, 8) for side in ("encoder", "decoder")}
+    counts = {f"num_{side}_blocks": (1, 1) for side in ("encoder", "decoder")}
+    diffusers.AutoencoderTiny(**levels, **counts).save_pretrained(tmp_path / "taesd")
+    notebook = read(OF_DOWNLOADS)
+    small = {"STEPS": "6", "SCALES": "[1.0, 3.0]", "STRENGTHS": "[0.5, 0.9]", "SAMPLERS": '["euler", "ddim"]'}
+    for cell in code(notebook):
+        for name, value in list(small.items()):
+            cell.source, count = re.subn(
+                rf"^{name} = .*", f"{name} = {value}", cell.source, flags=re.MULTILINE
+            )
+            if count:
+                del small[name]
+    assert not small
+    execute(notebook, tmp_path)
+    shown = figures(notebook)
+    assert len(shown) == 14
+    for figure in shown:
+        with Image.open(io.BytesIO(figure)) as image:
+            assert len(image.getcolors(10**6)) > 100
 
 
 def figures(notebook):

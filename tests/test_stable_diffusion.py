@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxdiff.cli import exporting, output
+from jaxdiff import config as configs
 from jaxdiff.errors import UserError
 from jaxdiff.generation.generator import Generator
 from jaxdiff.generation.handover import Handover
 from jaxdiff.interop import published
 from jaxdiff.runs.published import convert
+from jaxdiff.runs.workdir import read_config
 from tests import pipelines
 from tests.pipelines import as_torch, check_images
 
@@ -46,6 +47,10 @@ def runs(folders):
     for kind, folder in folders.items():
         convert(published.find(folder), str(folder.parent / f"run_{kind}"))
     return {kind: str(folder.parent / f"run_{kind}") for kind, folder in folders.items()}
+
+
+def experiment_of(run):
+    return configs.build(read_config(str(run)))
 
 
 def peer(kind, folder, sampler):
@@ -99,6 +104,19 @@ def test_no_negative_prompt_is_zeros_in_sdxl_and_an_empty_one_is_a_text(prompt, 
 
 
 @pytest.mark.slow
+def test_a_second_prompt_is_prompt_2_of_diffusers(folders, runs):
+    pipe, noise = peer("xl", folders["xl"], "ddim"), NOISE[:1, :, :16]
+    expected = pipe(
+        TEXTS[0], prompt_2=TEXTS[1], negative_prompt="photo", negative_prompt_2="horses", latents=as_torch(noise),
+        num_inference_steps=2, guidance_scale=7.0, height=32, width=32, output_type="np",
+    ).images  # fmt: skip
+    generator = Generator.load(runs["xl"], sampler="ddim", overrides=[("sampling.steps", "2")])
+    encode = generator.denoiser.conditioner.conditions["text"].tokenizer.encode_each
+    negative = {"text": encode(["photo", "horses"])}
+    check_images(generator(text=encode(TEXTS), negative=negative, guidance=7.0, noise=noise), expected)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "sampler"), [("sd1", "ddim"), ("sd2", "dpmsolver2m"), ("xl", None)])
 def test_edits_are_image_to_image_of_diffusers(kind, sampler, folders, runs):
     import diffusers
@@ -130,7 +148,7 @@ def test_edits_are_image_to_image_of_diffusers(kind, sampler, folders, runs):
 def test_a_folder_comes_back_bit_for_bit_and_opens_in_diffusers(kind, folders, runs, tmp_path):
     import diffusers
 
-    exporting.write_folder(runs[kind], output.folder("--to", str(tmp_path / "out")))
+    pipelines.export_folder(runs[kind], tmp_path / "out")
     for file in sorted(folders[kind].rglob("*.safetensors")):
         found, expected = load_file(tmp_path / "out" / file.relative_to(folders[kind])), load_file(file)
         named = {name.removeprefix("text_model."): array for name, array in found.items()}
@@ -145,7 +163,7 @@ def test_a_folder_comes_back_bit_for_bit_and_opens_in_diffusers(kind, folders, r
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_single_file_gives_the_same_run(kind, folders, runs, tmp_path):
     file = tmp_path / "model.safetensors"
-    exporting.write_file(runs[kind], output.file("--to", str(file)))
+    pipelines.export_file(runs[kind], file)
     convert(published.find(file), str(tmp_path / "run"), tokenizer=str(folders[kind]))
     for name in ("unet", "text_encoder", "autoencoder"):
         found, expected = (
@@ -156,17 +174,41 @@ def test_a_single_file_gives_the_same_run(kind, folders, runs, tmp_path):
             np.testing.assert_array_equal(found[path], array)
 
 
-def test_a_single_file_needs_a_tokenizer(folders, runs, tmp_path):
+def test_a_single_file_of_another_vocabulary_needs_a_tokenizer(folders, runs, tmp_path):
     file = tmp_path / "model.safetensors"
-    exporting.write_file(runs["sd1"], output.file("--to", str(file)))
-    with pytest.raises(UserError, match="--tokenizer=None: expected a tokenizer for 1 text encoders"):
+    pipelines.export_file(runs["sd1"], file)
+    with pytest.raises(UserError, match=r"has \d+ tokens and not CLIP's 49,408, .*Fix: give --tokenizer"):
         convert(published.find(file), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", pipelines.KINDS)
+def test_a_single_file_alone_reads_texts_as_its_folder_does(kind, tmp_path):
+    folder = pipelines.with_clip_vocabulary(kind, pipelines.write(kind, tmp_path / "folder"))
+    convert(published.find(folder), str(tmp_path / "of_folder"))
+    file = tmp_path / "model.safetensors"
+    pipelines.export_file(str(tmp_path / "of_folder"), file)
+    convert(published.find(file), str(tmp_path / "of_file"))
+    found, expected = (
+        experiment_of(tmp_path / name).task.denoiser.conditioner.conditions["text"]
+        for name in ("of_file", "of_folder")
+    )
+    assert found.encoder == expected.encoder
+    ours, theirs = (
+        list(getattr(each.tokenizer, "tokenizers", [each.tokenizer])) for each in (found, expected)
+    )
+    for end, one, other in zip(pipelines.KINDS[kind].texts, ours, theirs, strict=True):
+        peer = pipelines.tokenizer(end, folder)
+        for text in ("", "a photo of an astronaut", "caf\u00e9 2024!!"):
+            ids = peer(text, padding="max_length", max_length=77, truncation=True).input_ids
+            assert one.encode(text).tolist() == other.encode(text).tolist() == ids
+        assert one.encode("")[-1] == (0 if end or kind in ("sd2", "upscaler") else 49407)
+
+
 def test_a_single_file_with_another_network_is_refused_and_counters_are_not(folders, runs, tmp_path):
     file = tmp_path / "model.safetensors"
-    exporting.write_file(runs["sd1"], output.file("--to", str(file)))
+    pipelines.export_file(runs["sd1"], file)
     tensors = load_file(file)
     counters = {
         "betas": np.ones(9, np.float32),
@@ -194,7 +236,7 @@ def test_a_text_ends_where_the_tokenizer_says_and_ids_without_a_row_are_refused(
 ):
     """Single files do not say which id is the end; a table may have more rows than the tokenizer has ids."""
     file = tmp_path / "model.safetensors"
-    exporting.write_file(runs["xl"], output.file("--to", str(file)))
+    pipelines.export_file(runs["xl"], file)
     tensors = load_file(file)
     for name in tensors:
         if name.endswith("token_embedding.weight"):
@@ -212,7 +254,7 @@ def test_a_text_ends_where_the_tokenizer_says_and_ids_without_a_row_are_refused(
 
 def test_marks_in_a_single_file_are_read_and_unknown_ones_refused(folders, runs, tmp_path):
     file = tmp_path / "model.safetensors"
-    exporting.write_file(runs["sd1"], output.file("--to", str(file)))
+    pipelines.export_file(runs["sd1"], file)
     tensors, mark = load_file(file), np.zeros(0, np.float32)
     save_file({**tensors, "v_pred": mark, "ztsnr": mark}, file)
     convert(published.find(file), str(tmp_path / "run"), tokenizer=str(folders["sd1"]))

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jaxdiff.cli import exporting, output
 from jaxdiff.errors import UserError
 from jaxdiff.generation.generator import Generator
 from jaxdiff.interop import published
@@ -132,6 +131,6 @@ def test_latents_that_are_not_square_make_such_images(folder):
     run = str(folder.parent / "run")
     convert(published.find(folder), run)
     assert Generator.load(run).image_shape == (32, 48, 3)
-    exporting.write_folder(run, output.folder("--to", str(folder.parent / "out")))
+    pipelines.export_folder(run, folder.parent / "out")
     config = json.loads((folder.parent / "out" / "unet" / "config.json").read_text())
     assert config["sample_size"] == [16, 24]

@@ -1,5 +1,6 @@
 """Variants of Stable Diffusion as diffusers samples them: inpainting, InstructPix2Pix, the refiner, LoRA files."""
 
+import json
 import warnings
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxdiff import sample
-from jaxdiff.cli import exporting, output, sampling
+from jaxdiff.cli import sampling
 from jaxdiff.errors import UserError
 from jaxdiff.generation.generator import Generator
 from jaxdiff.generation.handover import Handover
@@ -127,7 +128,7 @@ def test_a_control_net_on_the_command_line_is_that_of_diffusers(made, tmp_path):
 @pytest.mark.parametrize("kind", some(("refiner", "inpaint", "ip2p", "upscaler"), ("refiner",)))
 def test_the_folders_of_variants_come_back_and_open_in_diffusers(kind, made, tmp_path):
     folder, run = made(kind)
-    exporting.write_folder(run, output.folder("--to", str(tmp_path / "out")))
+    pipelines.export_folder(run, tmp_path / "out")
     for file in sorted(folder.rglob("*.safetensors")):
         found, expected = load_file(tmp_path / "out" / file.relative_to(folder)), load_file(file)
         assert len(found) == len(expected)
@@ -139,6 +140,11 @@ def test_the_folders_of_variants_come_back_and_open_in_diffusers(kind, made, tmp
     assert encoder.config.pad_token_id == tokenizer.pad_token_id
     if kind == "upscaler":
         assert opened.low_res_scheduler.config.beta_end == 1e-9
+        given, found = (
+            json.loads((each / "low_res_scheduler/scheduler_config.json").read_text())
+            for each in (folder, tmp_path / "out")
+        )
+        assert found == {"_class_name": "DDPMScheduler", **given}
 
 
 @pytest.mark.slow
@@ -185,7 +191,7 @@ def lora(tmp_path):
 
 
 def written(run, folder):
-    exporting.write_folder(run, output.folder("--to", str(folder)))
+    pipelines.export_folder(run, folder)
     return (
         load_file(folder / "unet" / "diffusion_pytorch_model.safetensors"),
         load_file(folder / "text_encoder" / "model.safetensors"),

@@ -13,6 +13,12 @@ from jaxdiff.interop.lora.flag import parse_flag
 HANDOVER = 0.8
 """The fraction of the steps after which a refiner continues, as published."""
 
+STRENGTH = 0.6
+"""The fraction of the steps that an edit takes."""
+
+NEEDS = {"strength": "edit", "source": "edit", "cascade_field": "cascade", "image_encoder": "ip_adapter"}
+"""A flag -> the one without which it has no effect."""
+
 NOT_WITH_REFINER = ("known", "mask", "edit", "source", "level", "guiding_model")
 """Flags that a base model with a refiner has no use for."""
 
@@ -98,9 +104,10 @@ def of(flags: argparse.Namespace, overrides: Sequence[tuple[str, str]]) -> Reque
         "give such a number",
     )
     expect(0 <= flags.seed < 2**32, "--seed", flags.seed, "a 32-bit whole number", "give 0 to 4294967295")
-    expect(
-        0 < flags.strength <= 1, "--strength", flags.strength, "a fraction of the steps in (0, 1]", "try 0.6"
-    )
+    if flags.strength is not None:
+        expected = "a fraction of the steps in (0, 1]"
+        expect(0 < flags.strength <= 1, "--strength", flags.strength, expected, f"try {STRENGTH}")
+    _check_needed(flags)
     _size(flags.size)
     _check_numbers("--guidance", [] if flags.guidance is None else [flags.guidance])
     _check_numbers("--level", [word for word in flags.level if "=" in word])
@@ -131,13 +138,27 @@ def runs(flags: argparse.Namespace) -> list[tuple[str, int | None]]:
     return [run if isinstance(run, tuple) else (run, None) for run in named]
 
 
+def _check_needed(flags: argparse.Namespace) -> None:
+    """Raise `UserError` for a flag without the one that it needs."""
+    for name, other in NEEDS.items():
+        value, fix = getattr(flags, name), f"give {flag_of(other)}, or leave it out"
+        given = value not in (None, []) and getattr(flags, other) in (None, [])
+        expect(not given, flag_of(name), value, f"{flag_of(other)} as well", fix, "none")
+
+
+def flag_of(name: str) -> str:
+    """The flag of a name in the parsed flags."""
+    return f"--{name.replace('_', '-')}"
+
+
 def _check_unused(flags: argparse.Namespace, names: Sequence[str], expected: str) -> None:
     """Raise `UserError` if one of these flags is given."""
     for name in names:
         value = getattr(flags, name)
         if value not in (None, []):
-            flag = f"--{name.replace('_', '-')}={value!r}"
-            raise UserError(f"{flag}: expected {expected}, got one for a single model. Fix: leave it out")
+            raise UserError(
+                f"{flag_of(name)}={value!r}: expected {expected}, got one for a single model. Fix: leave it out"
+            )
 
 
 def _check_numbers(flag: str, texts: Sequence[str]) -> None:

@@ -7,10 +7,11 @@ import numpy as np
 
 from jaxdiff.cli import conditions as cli
 from jaxdiff.cli import limits, pictures, values
+from jaxdiff.cli.arguments import naming_flags
 from jaxdiff.cli.controls import with_controls
 from jaxdiff.cli.output import PICTURES
 from jaxdiff.cli.progress import progress
-from jaxdiff.cli.request import Request
+from jaxdiff.cli.request import STRENGTH, Request
 from jaxdiff.conditioning.condition import Condition
 from jaxdiff.data.classes import listed
 from jaxdiff.errors import UserError, expect
@@ -39,6 +40,11 @@ def run(request: Request, load: Load = Generator.load) -> None:
       request: the parsed command line.
       load: opens a run.
     """
+    with naming_flags(request.flags):
+        _run(request, load)
+
+
+def _run(request: Request, load: Load) -> None:
     options = {
         "overrides": request.overrides,
         "sampler": request.flags.sampler,
@@ -109,7 +115,6 @@ def sample_model(request: Request, stages: Sequence[Generator]) -> Samples:
     requested = requested._replace(values=given)
     if flags.edit is not None:
         return Samples(_edit(request, generator, shape, requested.n, options), requested, available)
-    expect(not flags.source, "--source", flags.source, "--edit as well", "give --edit, or leave it out")
     pixels = None if flags.known is None else values.image_of_size("--known", flags.known, shape)
     return Samples(generator(requested.n, known=pixels, **options), requested, available)
 
@@ -125,7 +130,8 @@ def _edit(
         )
     image = values.image_of_size("--edit", flags.edit, shape)
     source = cli.one_for_all("--source", flags.source, available) if flags.source else None
-    return generator.edit(np.broadcast_to(image, (n, *shape)), flags.strength, before=source, **options)
+    strength = STRENGTH if flags.strength is None else flags.strength
+    return generator.edit(np.broadcast_to(image, (n, *shape)), strength, before=source, **options)
 
 
 def sample_refined(request: Request, stages: Sequence[Generator]) -> Samples:
@@ -146,6 +152,7 @@ def sample_refined(request: Request, stages: Sequence[Generator]) -> Samples:
         noise=noise,
         guidance=cli.guidance(flags.guidance, available),
         negative=cli.one_for_all("--negative", flags.negative, available),
+        on_step=progress(),
         **requested.values,
     )
     return Samples(images, requested, available)
@@ -166,6 +173,7 @@ def sample_cascade(request: Request, stages: Sequence[Generator]) -> Samples:
         seed=flags.seed,
         guidance=cli.guidance(flags.guidance, available),
         levels=cli.levels(flags.level, available),
+        on_step=progress(),
         **requested.values,
     )
     for number, difference in enumerate(consistency(images), 1):

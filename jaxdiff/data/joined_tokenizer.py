@@ -35,6 +35,20 @@ class JoinedTokenizer:
         """The ids of a str, or of UTF-8 as bytes. `name` is for errors."""
         return np.concatenate([tokenizer.encode(text, name) for tokenizer in self.tokenizers])
 
+    def encode_each(self, texts: Sequence[object], name: str = "text") -> Int32[np.ndarray, "length"]:
+        """The ids of one sample whose encoders read different texts, as by `prompt_2` of diffusers.
+
+        Args:
+          texts: one for each tokenizer.
+        """
+        count = len(self.tokenizers)
+        fits = not isinstance(texts, str | bytes) and len(texts) == count
+        expect(fits, name, texts, f"{count} texts, one for each tokenizer", "give a list of these")
+        pairs = zip(self.tokenizers, texts, strict=True)
+        return np.concatenate(
+            [tokenizer.encode(text, f"{name}[{i}]") for i, (tokenizer, text) in enumerate(pairs)]
+        )
+
     def encode_batch(self, texts: Sequence[object], name: str = "text") -> Int32[np.ndarray, "batch length"]:
         """The ids of several texts; an error names the text by its index."""
         parts = [tokenizer.encode_batch(texts, name) for tokenizer in self.tokenizers]

@@ -18,6 +18,7 @@ from jaxdiff.data import images as image_arrays
 from jaxdiff.errors import UserError, expect
 from jaxdiff.generation.checks import check_class_names
 from jaxdiff.generation.generator import Generator
+from jaxdiff.generation.steps import OnStep, part_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,6 +64,7 @@ class Cascade:
         seed: int = 0,
         guidance: float | Mapping[str, float] | None = None,
         levels: Mapping[str, float] | None = None,
+        on_step: OnStep | None = None,
         **conditions: Any,
     ) -> list[np.ndarray]:
         """The images of every stage, uint8 [n, height, width, channels].
@@ -72,6 +74,8 @@ class Cascade:
           seed: image i of a seed is always the same; each stage has noise of its own (`stage_seed`).
           guidance: replaces the guidance of every stage; scales by name act in the stages with these conditions.
           levels: noise levels of noise-augmented conditions (`NoiseAugmented`), instead of their own.
+          on_step: as for a `Generator`; steps are those of all stages together, and previews have the size of the
+            images of their stage.
           **conditions: as for a `Generator`; each stage takes its own.
 
         Raises:
@@ -79,6 +83,8 @@ class Cascade:
         """
         self._check_names(conditions, levels or {}, guidance if isinstance(guidance, Mapping) else {})
         images: list[np.ndarray] = []
+        if on_step is not None:
+            n = self.stages[0].number(n, **self._conditions_of(0, conditions, images, levels or {}))
         for number, stage in enumerate(self.stages):
             own = self._conditions_of(number, conditions, images, levels or {})
             images.append(
@@ -86,10 +92,16 @@ class Cascade:
                     len(images[-1]) if images else n,
                     seed=stage_seed(seed, number),
                     guidance=_guidance_of(stage, guidance),
+                    on_step=None if on_step is None else self._part_of(on_step, number, n or 1),
                     **own,
                 )
             )
         return images
+
+    def _part_of(self, on_step: OnStep, number: int, n: int) -> OnStep:
+        """The function for the steps of one stage."""
+        counts = [stage.observed_steps(n) for stage in self.stages]
+        return part_of(on_step, sum(counts[:number]), sum(counts))
 
     @property
     def conditions(self) -> dict[str, Condition]:

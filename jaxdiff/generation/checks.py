@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from flax.errors import FlaxError
 
 from jaxdiff.conditioning import nulls
@@ -14,6 +15,7 @@ from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.data.classes import some
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import UserError, expect
+from jaxdiff.experiment import Experiment
 from jaxdiff.sampling.guidance.classifier_free import Limited
 from jaxdiff.sampling.guidance.per_condition import PerCondition
 from jaxdiff.sampling.protocols import Dropping, Guidance
@@ -21,6 +23,9 @@ from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.typing import Params
 
 Shape = tuple[int, ...]
+
+WITHOUT_FLOAT16 = "cpu"
+"""The platform whose attention does not compute in float16."""
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +40,28 @@ def check_guidance(recipe: Recipe, denoisers: Sequence[Denoiser]) -> None:
     guiding_model = stub if len(denoisers) > 1 else None
     process: Any = denoisers[0].process
     recipe.guidance(stub, process, names, jax.random.split(jax.random.key(0), 1), guiding_model)
+
+
+def check_experiment(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
+    """Check whether an experiment can be sampled on these devices, as far as no weights are needed.
+
+    Raises:
+      UserError: the grid cannot have so many steps, or the devices do not compute in the type of a network.
+    """
+    task, recipe = experiment.sampled, experiment.recipe
+    if mesh.devices.flat[0].platform == WITHOUT_FLOAT16:
+        codec: Any = task.codec
+        _check_dtype("task.denoiser.network", task.denoiser.network)
+        if not getattr(codec, "force_upcast", False):
+            _check_dtype("task.codec.network", getattr(codec, "network", None))
+    process: Any = recipe.process or task.denoiser.process
+    if not isinstance(process, nn.Module):  # a learned one needs its parameters
+        recipe.plan(process)
+
+
+def _check_dtype(field: str, network: Any) -> None:
+    dtype, fix = getattr(network, "dtype", None), f"--config.{field}.dtype=bfloat16, or float32"
+    expect(dtype != "float16", f"{field}.dtype", dtype, "a type in which a CPU computes", fix, "float16")
 
 
 def check_nulls(conditioner: Conditioner, names: Collection[str], field: str, value: object) -> None:
@@ -106,15 +133,9 @@ def check_class_names(field: str, denoisers: Sequence[Denoiser]) -> None:
         )
 
 
-def check_shape(denoiser: Denoiser, params: Params, shape: Shape, trained: Shape) -> None:
-    """Trace the network with images of a shape, without computing anything.
-
-    Raises:
-      UserError: the network does not accept it; `trained` is the shape that it was trained with.
-    """
+def refusal(denoiser: Denoiser, params: Params, shape: Shape) -> str | None:
+    """Why a network does not accept data of a shape, found by tracing it: nothing is computed. None if it does."""
     conditioner = denoiser.conditioner
-    size = f"{shape[0]}x{shape[1]}"
-    expect(min(shape) > 0, "size", size, "at least 1x1", "give a larger size")
 
     def predict(params: Params) -> Any:
         x, t = jnp.zeros((1, *shape)), jnp.full((1,), 0.5)
@@ -124,11 +145,7 @@ def check_shape(denoiser: Denoiser, params: Params, shape: Shape, trained: Shape
     try:
         jax.eval_shape(predict, params)
     except UserError as error:
-        raise UserError(
-            f"size={size}: expected a size that the model can generate, got an error: {error}"
-        ) from None
-    except (FlaxError, TypeError, ValueError) as error:
-        raise UserError(
-            f"size={size}: expected {trained[0]}x{trained[1]}, the only size of this network, got {size}. "
-            "Fix: use this size"
-        ) from error
+        return error.message.partition(". Fix: ")[0]
+    except (FlaxError, TypeError, ValueError):
+        return "the network has one size"
+    return None

@@ -63,6 +63,7 @@ class Generator(SampledModel):
         """
         experiment = sampled_by(sampler, read_config(workdir), ("jaxdiff", *packages), overrides)
         mesh = experiment.mesh.make()
+        checks.check_experiment(experiment, mesh)
         generator = cls._restored(experiment, workdir, mesh, step, "--workdir")
         if guiding_model is None:
             return generator
@@ -176,11 +177,7 @@ class Generator(SampledModel):
         expect(whole_number, "first", first, "a whole number >= 0", "give the number of the first sample")
         conditions, known, mask = inputs.filled(self.denoiser.conditioner, conditions, known, mask)
         sized = self._sized(image_size, conditions)
-        given = [
-            len(values)
-            for values in (noise, noisy, known)
-            if values is not None and np.ndim(values) == sized._rank
-        ]
+        given = sized._lengths(noise, noisy, known)
         request, n = sized._request(n, conditions, negative, *given[:1])
         recipe = sized._recipe(guidance, negative)
         for name, value in (("noise", noise), ("noisy", noisy)):
@@ -204,6 +201,14 @@ class Generator(SampledModel):
         # A codec may lose detail on the way to data and back; known pixels lose none.
         whole = request.known if request.known.dtype == samples.dtype else sized.codec.stored(request.known)
         return np.where(request.mask, samples, whole)
+
+    def number(self, n: int | None = None, noise: np.ndarray | None = None, **conditions: Any) -> int:
+        """Number of samples that a call with these arguments makes; as for generating."""
+        return self._request(n, conditions, None, *self._lengths(noise)[:1])[1]
+
+    def _lengths(self, *arrays: np.ndarray | None) -> list[int]:
+        """Lengths of those arrays that have a value for each sample."""
+        return [len(each) for each in arrays if each is not None and np.ndim(each) == self._rank]
 
     def invert(
         self,

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxdiff.errors import expect
 from jaxdiff.generation.generator import Generator
+from jaxdiff.generation.steps import OnStep, part_of
 from jaxdiff.interop.schedulers import handover
 
 
@@ -64,24 +65,31 @@ class Handover:
         image_size: tuple[int, int] | None = None,
         noise: np.ndarray | None = None,
         negative: Mapping[str, Any] | None = None,
+        on_step: OnStep | None = None,
         **options: Any,
     ) -> np.ndarray:
         """uint8 images [n, height, width, channels].
 
         Args:
           n, image_size, noise, negative, **options: as for a `Generator`; each model takes its own conditions.
+          on_step: as for a `Generator`; steps are those of both models together.
 
         Raises:
           UserError: as for a `Generator`, or a condition that neither model has.
         """
         height, width = image_size or self.first.image_shape[:2]
-        first = _with(self.first, until=self.time)
-        noisy = first(
-            n, image_size=(height, width), noise=noise, **_own(self.first, self.second, options, negative)
-        )
-        second = _with(self.second, below=self.time)
-        given = _own(self.second, self.first, options, negative)
-        return second(len(noisy), image_size=(height, width), noisy=noisy, **given)
+        first = _with(self.first.of_size(height, width), until=self.time)
+        second = _with(self.second.of_size(height, width), below=self.time)
+        own = _own(first, second, options, negative)
+        observe: list[OnStep | None] = [None, None]
+        if on_step is not None:
+            conditions = {name: own[name] for name in first.denoiser.conditioner.conditions if name in own}
+            number = first.number(n, noise, **conditions)
+            before, after = first.observed_steps(number), second.observed_steps(number)
+            observe = [part_of(on_step, done, before + after) for done in (0, before)]
+        noisy = first(n, image_size=(height, width), noise=noise, on_step=observe[0], **own)
+        given = _own(second, first, options, negative)
+        return second(len(noisy), image_size=(height, width), noisy=noisy, on_step=observe[1], **given)
 
 
 def _with(model: Generator, **changes: Any) -> Generator:

@@ -14,7 +14,7 @@ from jaxdiff.codecs.pixels import Pixels
 from jaxdiff.codecs.protocol import Codec
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.distributed import partitioning
-from jaxdiff.errors import expect
+from jaxdiff.errors import UserError, expect
 from jaxdiff.generation import checks, compiled, inputs
 from jaxdiff.generation.compiled import GenerationInputs, StaticArgs, Trees
 from jaxdiff.generation.steps import Listener, Observed, OnStep, colours, listening
@@ -26,6 +26,9 @@ from jaxdiff.sampling.noise import fold_in, noise_like
 from jaxdiff.sampling.protocols import Guidance
 from jaxdiff.sampling.recipe import PRIOR, Recipe
 from jaxdiff.typing import Params
+
+UNITS = (2, 4, 8, 16, 32, 64, 128)
+"""Numbers of which the sides of images may have to be multiples."""
 
 Self = TypeVar("Self", bound="SampledModel")
 
@@ -72,10 +75,37 @@ class SampledModel:
         shape = (height, width, *self.image_shape[2:])
         if shape == self.image_shape:
             return self
-        for model in self._models:
-            data_shape = model.codec.data_shape(shape)
-            checks.check_shape(model.denoiser, model.params, data_shape, model.data_shape)
+        size, fix = f"{height}x{width}", "give a larger size"
+        expect(min(height, width) > 0, "size", size, "at least 1x1", fix)
+        reason = self._refusal(shape)
+        if reason is not None:
+            raise UserError(
+                f"size={size}: expected a size that the model can generate, got one where {reason}. "
+                f"Fix: use {self._nearest(height, width)}"
+            )
         return dataclasses.replace(self, image_shape=shape)
+
+    def _refusal(self, shape: tuple[int, ...]) -> str | None:
+        """Why samples of a shape cannot be generated; None if they can."""
+        for model in self._models:
+            try:
+                data_shape = model.codec.data_shape(shape)
+            except UserError as error:
+                return error.message.partition(". Fix: ")[0]
+            reason = checks.refusal(model.denoiser, model.params, data_shape)
+            if reason is not None:
+                return reason
+        return None
+
+    def _nearest(self, height: int, width: int) -> str:
+        """The size of multiples of the least power of two that can be generated; that of training without one."""
+        tried = {(height, width)}
+        for unit in UNITS:
+            near = max(round(height / unit), 1) * unit, max(round(width / unit), 1) * unit
+            if near not in tried and self._refusal((*near, *self.image_shape[2:])) is None:
+                return f"{near[0]}x{near[1]}"
+            tried.add(near)
+        return f"{self.image_shape[0]}x{self.image_shape[1]}, as in training"
 
     def size(self, conditions: Mapping[str, Any], size: tuple[int, int] | None = None) -> tuple[int, int]:
         """(height, width) of samples with these conditions: `size` if given, or set by images among them."""
@@ -127,8 +157,7 @@ class SampledModel:
             return self._in_batches(make, request, n, seed, first, finish)
         images, fix = len(self.image_shape) == 3, "leave it out"
         expect(images, "on_step", on_step, "a model of images", fix, f"samples of {self.image_shape}")
-        plan = recipe.plan(self._denoisers[0].process_of(self.params))
-        steps, size = len(as_path(plan.times).start) + plan.jumps, self._rows(n)
+        steps, size = self._steps(recipe), self._rows(n)
         preview = on_step.preview
         static = dataclasses.replace(
             self._static,
@@ -149,6 +178,15 @@ class SampledModel:
                 return made
 
             return self._in_batches(make, request, n, seed, first, finish)
+
+    def observed_steps(self, n: int) -> int:
+        """Number of steps, those of all batches, that `on_step` sees while n samples are made."""
+        return -(-n // self._rows(n)) * self._steps(self.recipe)
+
+    def _steps(self, recipe: Recipe) -> int:
+        """Number of steps of one batch."""
+        plan = recipe.plan(self._denoisers[0].process_of(self.params))
+        return len(as_path(plan.times).start) + plan.jumps
 
     @functools.cached_property
     def _colours(self) -> Any:

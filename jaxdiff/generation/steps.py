@@ -45,6 +45,20 @@ class OnStep:
         positive(self, "every")
 
 
+def part_of(on_step: OnStep, before: int, steps: int) -> OnStep:
+    """The function for one of several models that sample in turn, with the numbers of all together.
+
+    Args:
+      before: number of steps of the models before this one.
+      steps: number of steps of all models.
+    """
+
+    def function(step: int, of: int, images: Any) -> None:
+        on_step.function(before + step, steps, images)
+
+    return dataclasses.replace(on_step, function=function)
+
+
 @dataclasses.dataclass(frozen=True)
 class Observed:
     """The static part of an `OnStep`; equal for all functions, so that another one needs no compilation.

@@ -24,11 +24,11 @@ from jaxdiff.data.tokenizer_files import clip_vocabulary, copy_tokenizer
 from jaxdiff.distributed.first_process import in_first
 from jaxdiff.errors import RunFailure, UserError, expect
 from jaxdiff.experiment import Experiment
-from jaxdiff.interop import schedulers, stable_diffusion, text_encoders
+from jaxdiff.interop import schedulers, stable_diffusion
 from jaxdiff.interop.files import release
 from jaxdiff.interop.mapping import check_finite, to_pending
 from jaxdiff.interop.pending import Pending
-from jaxdiff.interop.published import Part, PublishedModel
+from jaxdiff.interop.published import PublishedModel
 from jaxdiff.interop.safetensors_files import write_safetensors
 from jaxdiff.interop.stable_diffusion import StableDiffusion
 from jaxdiff.interop.stable_diffusion_export import Exported
@@ -36,6 +36,7 @@ from jaxdiff.interop.stable_diffusion_lora import merged
 from jaxdiff.process.time_sampling import UniformSteps
 from jaxdiff.runs.continuation import latest_step
 from jaxdiff.runs.draft import check_new, draft
+from jaxdiff.runs.published_tokenizers import paddings, tokenizers_of
 from jaxdiff.runs.restore import restore_params
 from jaxdiff.runs.weights import AUTOENCODER, RECORD, TEXT, UNET, FileWeights, write_record
 from jaxdiff.runs.workdir import CONFIG_FILE, FROZEN, HERE, read_config
@@ -49,33 +50,14 @@ _log = logging.getLogger(__name__)
 SCHEDULER = "scheduler_config.json"
 """The settings of the published scheduler, in the run's folder."""
 
+LOW_RES_SCHEDULER = "low_res_scheduler_config.json"
+"""The same for the noise of the small image in an upscaler."""
+
 Files = dict[str, dict[str, Pending]]
 """Parameters by the file that holds them, and by their paths in it."""
 
 STEPS = 50
 """Sampling steps of a new run, as in the published pipelines."""
-
-
-def tokenizers_of(model: PublishedModel, folder: str | None) -> list[pathlib.Path]:
-    """The tokenizer's folder for each text encoder.
-
-    Args:
-      model: the published model.
-      folder: what the user gives instead: a tokenizer for all encoders, or a pipeline with one for each.
-
-    Raises:
-      UserError: the model comes without tokenizers, and none is given.
-    """
-    count = len(model.texts)
-    if folder is None:
-        fix = "give --tokenizer FOLDER, the tokenizer folder of such a model (vocab.json and merges.txt)"
-        got = f"{len(model.tokenizers)} tokenizers"
-        expect(len(model.tokenizers) == count, "--tokenizer", None, f"a tokenizer for {count} text encoders, since a "
-               "single file holds none", fix, got)  # fmt: skip
-        return list(model.tokenizers)
-    root = pathlib.Path(folder).expanduser()
-    own = [path for name in ("tokenizer", "tokenizer_2") if (path := root / name).is_dir()]
-    return (own or [root] * count)[:count] if len(own) in (0, count) else [own[-1]] * count
 
 
 def convert(
@@ -93,7 +75,7 @@ def convert(
     Args:
       model: the published model.
       workdir: the folder to make.
-      tokenizer: see `tokenizers_of`.
+      tokenizer: a folder, see `tokenizers_of`.
       prediction: see `stable_diffusion.of`.
       overrides: (path, text) pairs that change the run's config.
       loras: LoRA files to merge, each with its scale.
@@ -105,35 +87,39 @@ def convert(
       UserError: a file is damaged, a tensor does not fit or is not finite, or the folder cannot be written.
     """
     in_first(lambda: check_new(workdir))
-    folders = tokenizers_of(model, tokenizer)
-    _check_tokenizers(model, folders)
-    names = [f"tokenizer{'' if i == 0 else f'_{i + 1}'}" for i in range(len(folders))]
-    own = bool(model.tokenizers) and tokenizer is None
-    pads = [
-        None if own else _padding(part, folder) for part, folder in zip(model.texts, folders, strict=True)
-    ]
+    with tokenizers_of(model, tokenizer) as folders:
+        names = [f"tokenizer{'' if i == 0 else f'_{i + 1}'}" for i in range(len(folders))]
+        pads = [None] * len(folders) if tokenizer is None else paddings(model, folders)
+        ends = [clip_vocabulary(str(folder)).end for folder in folders]
 
-    ends = [clip_vocabulary(str(folder)).end for folder in folders]
+        def reading(places: Sequence[str]) -> StableDiffusion:
+            chosen = [ClipTokenizer(place, pad=pad) for place, pad in zip(places, pads, strict=True)]
+            return stable_diffusion.of(model, chosen, ends, prediction)
 
-    def reading(places: Sequence[str]) -> StableDiffusion:
-        chosen = [ClipTokenizer(place, pad=pad) for place, pad in zip(places, pads, strict=True)]
-        return stable_diffusion.of(model, chosen, ends, prediction)
+        found = reading([str(folder) for folder in folders])
+        files = {
+            UNET: found.pending_unet(),
+            TEXT: found.pending_text(),
+            AUTOENCODER: found.pending_autoencoder(),
+        }
+        if loras:
+            _merge(found, files, loras)
+        config = _config(reading([HERE + name for name in names]), files[UNET])
+        for path, text in overrides:
+            override(config, path, text)
 
-    found = reading([str(folder) for folder in folders])
-    files = {UNET: found.pending_unet(), TEXT: found.pending_text(), AUTOENCODER: found.pending_autoencoder()}
-    if loras:
-        _merge(found, files, loras)
-    config = _config(reading([HERE + name for name in names]), files[UNET])
-    for path, text in overrides:
-        override(config, path, text)
+        def fill(folder: pathlib.Path) -> None:
+            for name, source in zip(names, folders, strict=True):
+                copy_tokenizer(source, folder / name)
+            for name, settings in (
+                (SCHEDULER, found.scheduler),
+                (LOW_RES_SCHEDULER, model.low_res_scheduler),
+            ):
+                if settings:
+                    (folder / name).write_text(json.dumps(settings, indent=1) + "\n")
+            (folder / CONFIG_FILE).write_text(configs.to_json(config))
 
-    def fill(folder: pathlib.Path) -> None:
-        for name, source in zip(names, folders, strict=True):
-            copy_tokenizer(source, folder / name)
-        (folder / SCHEDULER).write_text(json.dumps(found.scheduler, indent=1) + "\n")
-        (folder / CONFIG_FILE).write_text(configs.to_json(config))
-
-    _make(workdir, files, fill)
+        _make(workdir, files, fill)
     return f"wrote {_count(files):,} parameters of {model.path} to {workdir}\n{_about(found)}"
 
 
@@ -161,7 +147,7 @@ def convert_unet(model: PublishedModel, base: str, workdir: str) -> str:
     }
     entries = stable_diffusion.unet_entries(known.layout, model.unet.tensors)
     files = {UNET: to_pending(entries, model.unet.tensors, unflatten_dict(shapes, sep="/"))}
-    copied = [source / CONFIG_FILE, source / SCHEDULER]
+    copied = [source / name for name in (CONFIG_FILE, SCHEDULER, LOW_RES_SCHEDULER)]
     copied += [*source.glob("tokenizer*/**/*"), *source.glob(f"{FROZEN}/*")]
     kept = [path for path in copied if path.is_file() and path != source / UNET]
 
@@ -278,25 +264,6 @@ def _pretrained(unet: Mapping[str, Pending]) -> dict[str, FileWeights]:
     }
     found = {module: FileWeights(HERE + UNET, module) for module in sorted(modules)}
     return found | {stable_diffusion.TEXT: FileWeights(HERE + TEXT)}
-
-
-def _padding(part: Part, tokenizer: pathlib.Path) -> int:
-    """The id that fills up texts for a text encoder, whatever the tokenizer that a user gives says: 0 in OpenCLIP's
-    models, and the end in OpenAI's."""
-    openai = text_encoders.clip_encoder(part.tensors, part.config or None).activation == "quick_gelu"
-    return clip_vocabulary(str(tokenizer)).end if openai else 0
-
-
-def _check_tokenizers(model: PublishedModel, folders: Sequence[pathlib.Path]) -> None:
-    """Raise `UserError` if a tokenizer is missing, or has ids that its text encoder does not know."""
-    for path, part in zip(folders, model.texts, strict=True):
-        most = clip_vocabulary(str(path)).tokenizer.get_vocab_size() - 1
-        tables = [
-            each.shape[0] for name, each in part.tensors.items() if name.endswith("token_embedding.weight")
-        ]
-        fits = most < min(tables, default=0)
-        expect(fits, "--tokenizer", str(path), f"ids below {min(tables, default=0)}, as the text encoder has",
-               "give the tokenizer of this model", str(most))  # fmt: skip
 
 
 def _finite(pending: Pending) -> Pending:

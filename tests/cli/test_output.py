@@ -246,6 +246,19 @@ NUMBERS = {
     "level": (["--level", "low_res=nan"], "--level low_res=nan"),
     "size": (["--size", "8x²"], "--size=8x²: expected HEIGHTxWIDTH"),
     "no size": (["--size", "0x8"], "--size=0x8: expected HEIGHTxWIDTH"),
+    "no file": (["--lora", "missing.safetensors"], "--lora='missing.safetensors': expected an existing file"),
+    "strength alone": (["--strength", "0.5"], "--strength=0.5: expected --edit as well"),
+    "strength of a refiner": (
+        ["--refiner", "r", "--strength", "0.5"],
+        "--strength=0.5: expected --edit as well",
+    ),
+    "edit of a refiner": (
+        ["--refiner", "r", "--edit", "x.png"],
+        "--edit='x.png': expected a flag for a base",
+    ),
+    "source alone": (["--source", "text=a"], "--source=['text=a']: expected --edit as well"),
+    "field alone": (["--cascade-field", "low"], "--cascade-field='low': expected --cascade as well"),
+    "encoder alone": (["--image-encoder", "x"], "--image-encoder='x': expected --ip-adapter as well"),
 }
 
 

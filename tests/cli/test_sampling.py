@@ -80,7 +80,7 @@ def test_the_size_of_an_image_condition_sets_that_of_the_images(call, photo):
     np.testing.assert_array_equal(found["images"], enlarged(PHOTO)[None])
     np.testing.assert_array_equal(found["low"], PHOTO[..., None])
     assert call(generator, "--image", f"low={photo}", "--size", "8x12", "--n", "2")["images"].shape[0] == 2
-    with pytest.raises(UserError, match=r"low='8x12': expected 8x8, the size of image_size"):
+    with pytest.raises(UserError, match=r"low='8x12': expected 8x8, the size of --size"):
         call(generator, "--image", f"low={photo}", "--size", "8x8")
     with pytest.raises(UserError, match="--size=8: expected HEIGHTxWIDTH"):
         call(generator, "--image", f"low={photo}", "--size", "8")
@@ -110,6 +110,39 @@ def test_images_of_another_size_without_a_condition_and_with_a_mask(call, tmp_pa
         call(generator, *pair)
 
 
+def test_an_empty_text_is_a_text(call):
+    generator = a_generator(CONDITIONS, PARAMS, scale=1.0)
+    found = call(generator, "--label", "0", "--text", "", "--condition", "crop=0")
+    np.testing.assert_array_equal(found["images"], constant([LEVELS[0]]))
+
+
+def test_errors_of_python_arguments_name_the_flag_that_was_typed(call, tmp_path):
+    generator = a_generator({"label": LABEL}, {"label": WEIGHTS["label"]})
+    np.save(tmp_path / "noise.npy", np.zeros((1, 3, 3, 1), np.float32))
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "mask.png")
+    for words, message in {
+        (
+            "--label",
+            "1",
+            "--noise",
+            tmp_path / "noise.npy",
+        ): r"^--noise=float32\[1, 3, 3, 1\]: expected floats",
+        ("--label", "1", "--mask", tmp_path / "mask.png"): "^--known=None: expected known images",
+        (
+            "--label",
+            "1",
+            "--guidance",
+            "1",
+            "--negative",
+            "label=2",
+        ): "^--negative={'label': .*}: expected no",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            call(generator, *words)
+    with pytest.raises(UserError, match=r"^--size=9x8: expected a size that .* Fix: use 8x8$"):
+        call(a_unet(), "--size", "9x8", "--condition", "low=none")
+
+
 def a_unet():
     network = UNet(levels=(Level(8, 1), Level(8, 1)), out_channels=1, middle=ResidualMiddle(None))
     conditioner = Conditioner(NoiseLevel(8), {"low": ImageCondition(1, factor=2.0)})
@@ -137,7 +170,7 @@ def test_an_impossible_size_raises_before_any_computation():
     unet = a_unet()
     parts = Conditioner(NoiseLevel(8))
     plain = dataclasses.replace(unet, denoiser=unet.denoiser.clone(conditioner=parts))
-    with pytest.raises(UserError, match=r"size=16x16: expected 8x8, the only size of this network"):
+    with pytest.raises(UserError, match=r"size=16x16: .* the network has one size. Fix: use 8x8"):
         plain.of_size(16, 16)  # its stem lacks a channel, which Flax reports
 
 

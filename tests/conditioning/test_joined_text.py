@@ -202,3 +202,14 @@ def test_parameters_are_named_by_the_order_of_the_encoders():
 def test_misfits_are_refused(make, message):
     with pytest.raises(UserError, match=message):
         jax.eval_shape(make)
+
+
+def test_each_tokenizer_may_have_its_own_text(folders):
+    parts = tuple(map(ClipTokenizer, folders))
+    tokenizer = JoinedTokenizer(parts)
+    ids = tokenizer.encode_each(TEXTS[:2])
+    np.testing.assert_array_equal(ids, np.concatenate([parts[0].encode(TEXTS[0]), parts[1].encode(TEXTS[1])]))
+    np.testing.assert_array_equal(tokenizer.encode_each([TEXTS[0]] * 2), tokenizer.encode(TEXTS[0]))
+    for wrong in (TEXTS[0], TEXTS, ["ab"], "ab"):
+        with pytest.raises(UserError, match="expected 2 texts, one for each tokenizer"):
+            tokenizer.encode_each(wrong)

@@ -9,6 +9,7 @@ from jaxdiff.conditioning.image import ImageCondition
 from jaxdiff.conditioning.vector import ClassLabel
 from jaxdiff.errors import UserError
 from jaxdiff.generation.cascade import Cascade, consistency, stage_seed
+from jaxdiff.generation.steps import OnStep
 from tests.generation.test_inputs import LEVELS, WEIGHTS, a_generator, constant, noisy
 
 LABEL = ClassLabel(3, 1, null="zero")
@@ -61,6 +62,21 @@ def test_levels_go_to_the_condition_that_they_name():
     assert np.any(both(label=[1, 0]) != small(label=[1, 0]))
     with pytest.raises(UserError, match=r"low.level=.*from 0 to 0.5"):
         both(label=[1], levels={"low": 0.9})
+
+
+def test_steps_of_all_stages_are_counted_together():
+    """Stage 1 makes its three images in two batches."""
+    stages, calls = (base(), dataclasses.replace(larger(), batch_size=2), last()), []
+    cascade = Cascade(stages)
+    watched = cascade(
+        label=[0, 2, 1], on_step=OnStep(lambda *step: calls.append((*step[:2], step[2].shape[:2])))
+    )
+    np.testing.assert_array_equal(watched, cascade(label=[0, 2, 1]))
+    steps = stages[0].recipe.steps
+    assert [step for step, *_ in calls] == list(range(1, 4 * steps + 1))
+    assert {of for _, of, _ in calls} == {4 * steps}
+    shapes = [shape for *_, shape in calls[steps - 1 :: steps]]
+    assert shapes == [(3, 4), (2, 8), (1, 8), (3, 16)]
 
 
 def test_stages_draw_independent_noise():

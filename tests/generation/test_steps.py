@@ -14,6 +14,7 @@ from jaxdiff.codecs.latent import Latent
 from jaxdiff.data import images as image_arrays
 from jaxdiff.distributed.mesh import MeshShape
 from jaxdiff.errors import UserError
+from jaxdiff.generation.handover import Handover
 from jaxdiff.generation.steps import OnStep
 from jaxdiff.interop.safetensors_files import write_safetensors
 from jaxdiff.runs.weights import FileWeights
@@ -106,6 +107,17 @@ def test_latents_are_shown_in_the_colours_of_their_decoder():
     assert shown.shape == (2, 4, 6, 3)
     assert np.ptp(shown) > 20
     np.testing.assert_allclose(shown.astype(int), images[:, ::2, ::2], atol=1)
+
+
+def test_steps_of_a_base_model_and_its_refiner_are_counted_together():
+    generator, record = a_latent_generator({}, Shown(), steps=4), Record()
+    noise = np.random.default_rng(2).standard_normal((3, 4, 6, 4)).astype(np.float32)
+    generator = dataclasses.replace(generator, batch_size=2)
+    pair = Handover(generator, generator, fraction=0.5)
+    images = pair(noise=noise, on_step=OnStep(record))
+    np.testing.assert_array_equal(images, pair(3, noise=noise))
+    assert record.steps == [(step, 8) for step in range(1, 9)]
+    assert [len(shown) for *_, shown in record.calls] == [2, 2, 1, 1, 2, 2, 1, 1]
 
 
 class Half(Shown):

@@ -1,15 +1,15 @@
-"""Runs as Stable Diffusion's published files, written tensor by tensor."""
+"""Runs as published files of Stable Diffusion, written tensor by tensor."""
 
+import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from etils import epath
 
 from jaxdiff import config as configs
-from jaxdiff.cli.output import Output
 from jaxdiff.data.published_tokenizers import ClipTokenizer
 from jaxdiff.data.tokenizer_files import copy_tokenizer
 from jaxdiff.experiment import Experiment
@@ -18,31 +18,43 @@ from jaxdiff.interop.pending import Pending
 from jaxdiff.interop.safetensors_files import write_safetensors
 from jaxdiff.interop.stable_diffusion import WITHOUT_LAST
 from jaxdiff.interop.stable_diffusion_export import ABSENT, Exported
-from jaxdiff.runs.published import SCHEDULER, model_of
+from jaxdiff.runs.published import LOW_RES_SCHEDULER, SCHEDULER, model_of
 from jaxdiff.runs.workdir import read_config
 
 PREDICTION = "modelspec.prediction_type"
 """What a single file says about its U-Net, under the name of the convention ModelSpec."""
 
 
-def write_file(workdir: str, target: Output) -> str:
-    """Write a run as a single file in the original layout; returns a summary for the user."""
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Published files of a run, not yet written.
+
+    Attributes:
+      count: number of tensors.
+      size: their bytes.
+      write: writes them, given the path of a file or of an empty folder.
+    """
+
+    count: int
+    size: int
+    write: Callable[[pathlib.Path], object]
+
+
+def single_file(workdir: str) -> Export:
+    """A run as a single file in the original layout."""
     experiment: Experiment = configs.build(read_config(workdir))
-    model = model_of(experiment, workdir)
-    tensors = stable_diffusion_export.single_file(model)
-    target.check_space(_bytes(tensors))
+    tensors = stable_diffusion_export.single_file(model_of(experiment, workdir))
     prediction = _scheduler(experiment, workdir)["prediction_type"]
     about = {
         "format": "pt",
         WITHOUT_LAST: "without unread blocks",
         PREDICTION: "v" if prediction == "v_prediction" else prediction,
     }
-    target.write(lambda draft: write_safetensors(draft, tensors, about))
-    return f"wrote {len(tensors)} tensors of {workdir} to {target.path}"
+    return Export(len(tensors), _bytes(tensors), lambda draft: write_safetensors(draft, tensors, about))
 
 
-def write_folder(workdir: str, target: Output) -> str:
-    """Write a run as the folder of a diffusers pipeline; returns a summary for the user."""
+def folder(workdir: str) -> Export:
+    """A run as the folder of a diffusers pipeline."""
     experiment: Experiment = configs.build(read_config(workdir))
     model = model_of(experiment, workdir)
     height, width, *_ = experiment.sampled.image_shape
@@ -54,7 +66,6 @@ def write_folder(workdir: str, target: Output) -> str:
     index = stable_diffusion_export.model_index(model) | {
         name: ["diffusers", each["_class_name"]] for name, each in settings.items()
     }
-    target.check_space(sum(_bytes(tensors) for _, tensors in parts.values()))
 
     def fill(draft: pathlib.Path) -> None:
         for name, (config, tensors) in parts.items():
@@ -69,17 +80,14 @@ def write_folder(workdir: str, target: Output) -> str:
             _write_json(draft / name / "scheduler_config.json", each)
         _write_json(draft / "model_index.json", index)
 
-    target.write(fill)
-    count = sum(len(tensors) for _, tensors in parts.values())
-    return f"wrote {count} tensors of {workdir} to {target.path}, a pipeline of diffusers"
+    every = [tensors for _, tensors in parts.values()]
+    return Export(sum(map(len, every)), sum(map(_bytes, every)), fill)
 
 
 def _scheduler(experiment: Experiment, workdir: str) -> dict[str, Any]:
     """The settings of the published scheduler, or of one that samples the run's model."""
-    file = epath.Path(workdir).expanduser() / SCHEDULER
     denoiser = experiment.sampled.denoiser
-    own = json.loads(file.read_text()) if file.exists() else {}
-    return own or scheduler_settings.of(denoiser.process, denoiser.parameterization)
+    return _stored(workdir, SCHEDULER) or scheduler_settings.of(denoiser.process, denoiser.parameterization)
 
 
 def _schedulers(model: Exported, experiment: Experiment, workdir: str) -> dict[str, dict[str, Any]]:
@@ -87,9 +95,16 @@ def _schedulers(model: Exported, experiment: Experiment, workdir: str) -> dict[s
     found = {"scheduler": _scheduler(experiment, workdir)}
     low_res = stable_diffusion_export.low_res_process(model)
     if low_res is not None:
-        settings = scheduler_settings.of(low_res, schedulers.parameterization({}))
-        found["low_res_scheduler"] = settings | {"_class_name": "DDPMScheduler"}
+        plain = scheduler_settings.of(low_res, schedulers.parameterization({}))
+        stored = _stored(workdir, LOW_RES_SCHEDULER) or {**plain, "_class_name": "DDPMScheduler"}
+        found["low_res_scheduler"] = {"_class_name": "DDPMScheduler", **stored}
     return found
+
+
+def _stored(workdir: str, name: str) -> dict[str, Any]:
+    """The settings in a file of the run's folder; empty without it."""
+    file = epath.Path(workdir).expanduser() / name
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def _tokenizers(model: Exported) -> Mapping[str, pathlib.Path]:

@@ -1,0 +1,36 @@
+"""What cannot be sampled is refused before weights are read: here the run's folder holds none."""
+
+import pytest
+
+from jaxdiff import config as configs
+from jaxdiff.config.overrides import override
+from jaxdiff.errors import UserError
+from jaxdiff.generation.generator import Generator
+from tests import commands
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The folder of a run of digits with a discrete grid, without checkpoints."""
+    config = configs.load(str(commands.DIGITS))
+    override(config, "sampling.grid", "jaxdiff.sampling.grids.discrete:Trailing")
+    (tmp_path / "config.json").write_text(configs.to_json(config))
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("sampling.steps", "1001"), "^steps=1001: expected at most the model's 1000, got 1001. Fix: "),
+        (
+            ("task.denoiser.network.dtype", "float16"),
+            r"^task\.denoiser\.network\.dtype='float16': expected a type in which a CPU computes, got float16\. "
+            r"Fix: --config\.task\.denoiser\.network\.dtype=bfloat16, or float32",
+        ),
+        (("sampling.steps", "1000"), "checkpoint"),
+        (("task.denoiser.network.dtype", "bfloat16"), "checkpoint"),
+    ],
+)
+def test_a_request_is_refused_before_weights_are_read(change, message, run):
+    with pytest.raises(UserError, match=message):
+        Generator.load(run, overrides=[change])

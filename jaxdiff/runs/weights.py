@@ -168,19 +168,15 @@ def _read_record(file: epath.Path) -> dict[str, str]:
     """The hashes in a record, by the networks' names."""
     where, fix = f"--workdir={file.parent}: {file.name}", "restore the file"
     found = read_json(read_text(file, where), where, fix)
-    entries = found if isinstance(found, dict) else {"": None}
-    known = all(
-        isinstance(entry, dict) and isinstance(entry.get("sha256"), str) for entry in entries.values()
-    )
+    entries: dict[str, Any] = found if isinstance(found, dict) else {"": found}
+    hashes = {
+        name: entry.get("sha256") if isinstance(entry, dict) else None for name, entry in entries.items()
+    }
+    known = all(isinstance(value, str) for value in hashes.values())
     expect(
-        known,
-        "--workdir",
-        str(file.parent),
-        f"networks with their sha256 in {file.name}",
-        fix,
-        "other values",
+        known, "--workdir", str(file.parent), f"networks with their sha256 in {RECORD}", fix, "other values"
     )
-    return {name: entry["sha256"] for name, entry in entries.items()}
+    return hashes
 
 
 def _float32(array: np.ndarray) -> np.ndarray:

@@ -164,7 +164,7 @@ def _compare(weights: Mapping[str, Weights], read: Mapping[str, Params], file: e
         )
 
 
-def _read_record(file: epath.Path) -> dict[str, str]:
+def _read_record(file: epath.Path) -> Mapping[str, str | None]:
     """The hashes in a record, by the networks' names."""
     where, fix = f"--workdir={file.parent}: {file.name}", "restore the file"
     found = read_json(read_text(file, where), where, fix)

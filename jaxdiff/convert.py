@@ -105,8 +105,13 @@ def main(argv: Sequence[str]) -> None:
         _check_workdir(flags.workdir)
     ema = None if flags.weights is None else flags.weights == "averaged"
     if flags.config is None:
-        from jaxdiff.interop import published
+        from jaxdiff.interop import published, unclip
 
+        source = pathlib.Path(flags.source).expanduser()
+        if flags.base is None and unclip.pipeline_of(source) is not None:
+            _check_unclip_flags(flags)
+            print(_convert_unclip(source, flags.workdir, overrides))
+            return
         if flags.base is not None or published.is_published(flags.source):
             print(_convert_published(flags, overrides, ema))
             return
@@ -148,6 +153,23 @@ def _convert_published(flags: Any, overrides: Sequence[tuple[str, str]], ema: bo
     prediction = {None: None, "epsilon": "epsilon", "v": "v_prediction"}[flags.prediction]
     loras = [parse_flag(text) for text in flags.lora]
     return runs.convert(model, flags.workdir, flags.tokenizer, prediction, overrides, loras)
+
+
+def _check_unclip_flags(flags: Any) -> None:
+    """Raise `UserError` for a flag that has no effect on a model of unCLIP."""
+    for name in (*_OF_A_MODEL, "weights"):
+        if getattr(flags, name):
+            raise UserError(f"--{name}=: expected flags that unCLIP uses, got --{name}. Fix: leave it out")
+
+
+def _convert_unclip(source: pathlib.Path, workdir: str, overrides: Sequence[tuple[str, str]]) -> str:
+    """``--from`` a folder of Karlo or of Stable unCLIP."""
+    from jaxdiff.distributed import runtime
+    from jaxdiff.interop import unclip
+    from jaxdiff.runs import published_unclip
+
+    runtime.start()
+    return published_unclip.convert(unclip.find(source), workdir, overrides)
 
 
 def _check_new_workdir(workdir: str) -> None:

@@ -39,6 +39,30 @@ class VectorValues(Condition):
         expect(finite, name, got, "finite numbers", "remove NaN and infinity", "NaN or infinity")
 
 
+class PlainVector(VectorValues):
+    """A vector as it is, for `Conditioner.concatenated`.
+
+    Attributes:
+      size: length of the vector.
+      drop_rate: probability of showing the null in training.
+      null: the vector in place of a dropped one, see `Null`.
+    """
+
+    size: int
+    drop_rate: float = 0.1
+    null: Null = "zero"
+
+    def __post_init__(self):
+        positive(self, "size")
+        nulls.check(self.null, self.drop_rate)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, values: Float[Array, "batch size"], drop: Bool[Array, "batch"]) -> Embeddings:
+        vector = nulls.replace_dropped(self, self.null, values, drop, nn.initializers.zeros)
+        return Embeddings(vector=vector)
+
+
 class EmbeddedVector(VectorValues):
     """Image embedding of unCLIP's decoder: a vector that is projected to the network's vector, and to extra tokens
     (Ramesh et al. 2022, "DALL-E 2", section 2.1).

@@ -63,25 +63,27 @@ class Handover:
         *,
         image_size: tuple[int, int] | None = None,
         noise: np.ndarray | None = None,
+        draws: np.ndarray | None = None,
         negative: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> np.ndarray:
         """uint8 images [n, height, width, channels].
 
         Args:
-          n, image_size, noise, negative, **options: as for a `Generator`; each model takes its own conditions.
+          n, image_size, noise, draws, negative, **options: as for a `Generator`; each model takes its own conditions.
 
         Raises:
           UserError: as for a `Generator`, or a condition that neither model has.
         """
         height, width = image_size or self.first.image_shape[:2]
         first = _with(self.first, until=self.time)
-        noisy = first(
-            n, image_size=(height, width), noise=noise, **_own(self.first, self.second, options, negative)
-        )
         second = _with(self.second, below=self.time)
+        parts = [None, None] if draws is None else np.split(draws, [first.steps_with_noise])
+        given = _own(self.first, self.second, options, negative)
+        noisy = first(n, image_size=(height, width), noise=noise, draws=parts[0], **given)
         given = _own(self.second, self.first, options, negative)
-        return second(len(noisy), image_size=(height, width), noisy=noisy, **given)
+        later = None if parts[1] is None or len(parts[1]) == second.steps_with_noise == 0 else parts[1]
+        return second(len(noisy), image_size=(height, width), noisy=noisy, draws=later, **given)
 
 
 def _with(model: Generator, **changes: Any) -> Generator:

@@ -1,11 +1,13 @@
 """A vector of a frozen encoder as a condition, such as CLIP's embedding of an image (unCLIP)."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.conditioning import nulls
-from jaxdiff.conditioning.condition import Condition, Shape
+from jaxdiff.conditioning.condition import Condition, Shape, json_or_text
 from jaxdiff.conditioning.nulls import Null
 from jaxdiff.embeddings import Embeddings, Tokens
 from jaxdiff.errors import UserError, expect, positive
@@ -25,6 +27,17 @@ class VectorValues(Condition):
     @nn.nowrap
     def example(self, batch: int, data_shape: Shape | None = None) -> Float[Array, "batch size"]:
         return jnp.zeros((batch, self.size))
+
+    @nn.nowrap
+    def parse(self, text: str, name: str) -> list[Any]:
+        """The vector as a JSON list of numbers."""
+        value = json_or_text(text, name)
+        if not isinstance(value, list):
+            raise UserError(
+                f"{name}={text[:60]}: expected a list of {self.size} numbers, got {text[:60]!r}. "
+                "Fix: write [0.1, ...]; a photograph needs a model with an image encoder"
+            )
+        return [np.asarray(value, np.float32)]
 
     @nn.nowrap
     def check(self, values: object, name: str = "embedding") -> None:

@@ -25,11 +25,14 @@ class Handover:
       first: the model that starts from noise.
       second: the model that continues, of the same latents.
       fraction: of the steps, counted from noise, that the first one takes: `denoising_end` of diffusers.
+      last: number of the last steps, which the second one takes, in place of `fraction`; 1 for Karlo's
+        super-resolution.
     """
 
     first: Generator
     second: Generator
     fraction: float = 0.8
+    last: int | None = None
 
     def __post_init__(self):
         first, second = (model.data_shape[-1] for model in (self.first, self.second))
@@ -54,6 +57,12 @@ class Handover:
     @property
     def time(self) -> float:
         """The time at which the second model continues."""
+        if self.last is not None:
+            starts, fix = self.first.starts, f"give more than {self.last}"
+            expect(
+                len(starts) > self.last, "steps", len(starts), f"more steps than the last {self.last}", fix
+            )
+            return float(starts[-self.last - 1])
         label: Any = self.first.denoiser.parameterization
         return handover(self.fraction, getattr(getattr(label, "label", None), "steps", 1000))
 

@@ -82,6 +82,13 @@ class SampledModel:
         return inputs.size(self.denoiser.conditioner, conditions, self.image_shape, self.data_shape, size)
 
     @property
+    def starts(self) -> np.ndarray:
+        """The times at which the steps of the recipe begin, from noise to data, the jump to x_0 included."""
+        plan = self.recipe.plan(self._denoisers[0].process_of(self.params))
+        start = np.asarray(as_path(plan.times).start)
+        return np.append(start, np.asarray(ends(plan.times)[1])) if plan.jumps else start
+
+    @property
     def steps_with_noise(self) -> int:
         """The number of steps of the recipe in which the sampler adds noise."""
         return self.recipe.draws_of_steps(self._denoisers[0].process_of(self.params))

@@ -9,6 +9,7 @@ from jaxdiff.errors import expect
 from jaxdiff.process.labels import RoundedIndex
 from jaxdiff.sampling.grids.continuous import KarrasBetween
 from jaxdiff.sampling.grids.discrete import Leading, Linspace, Trailing
+from jaxdiff.sampling.modifiers.rounded_end import RoundedEnd
 from jaxdiff.sampling.modifiers.thresholding import StaticThreshold
 from jaxdiff.sampling.protocols import Grid, Modifier, Sampler
 from jaxdiff.sampling.samplers.adams import Deis, Lms
@@ -88,7 +89,7 @@ def _unclip(settings: Settings) -> dict[str, Any]:
     return {
         "sampler": Ancestral("learned" if settings["variance_type"] == "learned_range" else "small"),
         "grid": Linspace(settings["num_train_timesteps"]),
-        "modifiers": _clipping(settings),
+        "modifiers": (*_clipping(settings), RoundedEnd()),
         "initial": "unit",
     }
 

@@ -5,6 +5,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from etils import epath
+
 from jaxdiff import config as configs
 from jaxdiff.codecs.pixels import Pixels
 from jaxdiff.codecs.protocol import Codec
@@ -24,7 +26,7 @@ from jaxdiff.process.time_sampling import UniformSteps
 from jaxdiff.runs.draft import check_new
 from jaxdiff.runs.published import SCHEDULER, check_tokenizer, experiment, prepared
 from jaxdiff.runs.stages import PhotoEncoder, Stage, StagedRun
-from jaxdiff.runs.weights import TEXT, UNET, FileWeights
+from jaxdiff.runs.weights import RECORD, TEXT, UNET, FileWeights, write_record
 from jaxdiff.runs.workdir import CONFIG_FILE, FROZEN, HERE
 from jaxdiff.runs.writing import RunFiles, count, make, write_files
 from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
@@ -79,6 +81,10 @@ def convert(model: PublishedUnclip, workdir: str, overrides: Sequence[tuple[str,
     def fill(folder: pathlib.Path) -> None:
         (folder / CONFIG_FILE).write_text(configs.to_json(configs.describe(staged)))
         write_files(files, folder, workdir)
+        own = {name: photos.weights for name, photos in staged.encoders.items()}
+        if own:
+            read = {name: FileWeights(str(folder / PHOTO)).read() for name in own}
+            write_record(own, read, epath.Path(folder) / RECORD)
 
     make(workdir, runs, fill)
     total = sum(count(run.files) for run in runs.values()) + count(files)

@@ -18,11 +18,12 @@ class PriorText(nn.Module):
     """A text as the prior reads it: CLIP's states, each projected, and then CLIP's text embedding, projected.
 
     Attributes:
-      clip: CLIP's text encoder; `pooled`, with or without a projection.
+      clip: CLIP's text encoder, from ids to `Embeddings` with tokens and a vector: a `ClipTextEncoder` that is
+        `pooled`, with or without a projection, or `jaxdiff.models.dual_encoder.PooledEncoder`.
       width: channels of the tokens, those of the `PriorTransformer`.
     """
 
-    clip: ClipTextEncoder
+    clip: nn.Module
     width: int
 
     def __post_init__(self):
@@ -33,11 +34,11 @@ class PriorText(nn.Module):
     @nn.compact
     def __call__(self, ids: Int[Array, "batch ids"]) -> Embeddings:
         """Tokens [batch, ids + 1, width]; the last is the text embedding."""
-        states, pooled = _encoded(self.clip, ids)
+        states, pooled, shown = _encoded(self.clip, ids)
         states = Dense(self.width, name="states")(states)
         embedding = Dense(self.width, name="embedding")(pooled)
         features = jnp.concatenate([states, embedding[:, None]], axis=1)
-        mask = jnp.pad(within(ids, self.clip.end), ((0, 0), (0, 1)), constant_values=True)
+        mask = jnp.pad(shown, ((0, 0), (0, 1)), constant_values=True)
         return Embeddings(tokens=Tokens(features, mask))
 
 
@@ -46,12 +47,12 @@ class DecoderText(nn.Module):
     embedding, projected, as a vector.
 
     Attributes:
-      clip: CLIP's text encoder; `pooled`, with or without a projection.
+      clip: CLIP's text encoder, as that of `PriorText`.
       width: channels of the tokens.
       vector_width: length of the vector, that of the network's.
     """
 
-    clip: ClipTextEncoder
+    clip: nn.Module
     width: int
     vector_width: int
 
@@ -62,10 +63,10 @@ class DecoderText(nn.Module):
 
     @nn.compact
     def __call__(self, ids: Int[Array, "batch ids"]) -> Embeddings:
-        states, pooled = _encoded(self.clip, ids)
+        states, pooled, shown = _encoded(self.clip, ids)
         features = LayerNorm(name="norm")(Dense(self.width, name="states")(states))
         vector = Dense(self.vector_width, name="embedding")(pooled)
-        return Embeddings(vector=vector, tokens=Tokens(features, within(ids, self.clip.end)))
+        return Embeddings(vector=vector, tokens=Tokens(features, shown))
 
 
 def within(ids: Int[Array, "batch ids"], end: int) -> Bool[Array, "batch ids"]:
@@ -74,17 +75,18 @@ def within(ids: Int[Array, "batch ids"], end: int) -> Bool[Array, "batch ids"]:
 
 
 def _encoded(
-    encoder: ClipTextEncoder, ids: Int[Array, "batch ids"]
-) -> tuple[Float[Array, "batch ids channels"], Float[Array, "batch dim"]]:
-    """The states of a text, and its embedding."""
+    encoder: nn.Module, ids: Int[Array, "batch ids"]
+) -> tuple[Float[Array, "batch tokens channels"], Float[Array, "batch dim"], Bool[Array, "batch tokens"]]:
+    """The states of a text, its embedding, and which of the states exist."""
     found = encoder(ids)
-    assert found.tokens is not None
-    assert found.vector is not None  # it is pooled
-    return found.tokens.features, found.vector
+    tokens, vector = found.tokens, found.vector
+    assert tokens is not None
+    assert vector is not None  # it is pooled
+    end = encoder.end if isinstance(encoder, ClipTextEncoder) else None
+    return tokens.features, vector, tokens.mask if end is None else within(ids, end)
 
 
-def _check_pooled(encoder: ClipTextEncoder) -> None:
+def _check_pooled(encoder: nn.Module) -> None:
+    pooled = encoder.pooled if isinstance(encoder, ClipTextEncoder) else True
     fix = "set pooled=True"
-    expect(
-        encoder.pooled, "encoder.pooled", encoder.pooled, "True, since the embedding of a text is read", fix
-    )
+    expect(pooled, "encoder.pooled", pooled, "True, since the embedding of a text is read", fix)

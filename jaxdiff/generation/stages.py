@@ -233,6 +233,8 @@ class Stages:
             if condition is None:
                 continue
             example = condition.stored_example(1, _first(self.models[after]).data_shape)
+            if isinstance(example, Mapping) and "value" not in example:
+                continue  # it reads several kinds of values, and checks them itself
             value = np.shape(example["value"] if isinstance(example, Mapping) else example)[1:]
             fits = len(value) == len(shape) and value[-1] == shape[-1]
             fix = "use models that were made for each other"

@@ -165,7 +165,7 @@ def slerp(
     a, b = a / lengths[0], b / lengths[1]
     across = b - (a @ b) * a
     size = float(np.linalg.norm(across))
-    expect(size > 1e-6 or a @ b > 0, "vectors", "...", "no opposite vectors", "choose another end")
+    expect(size > 1e-6 or bool(a @ b > 0), "vectors", "...", "no opposite vectors", "choose another end")
     angles = np.asarray(fractions, np.float64)[:, None] * np.arctan2(size, a @ b)
     side = across / size if size > 0 else across
     return (np.cos(angles) * a + np.sin(angles) * side).astype(np.float32)

@@ -101,8 +101,8 @@ class ContrastiveTask:
         self, params: Params, context: TaskContext, examples: dict, key: Key[Array, ""], train: bool
     ) -> tuple[Float[Array, "batch"], Metrics]:
         """The cross-entropy of each image's text and of each text's image, averaged."""
-        apply = functools.partial(self.network.apply, {"params": params})
-        images, texts, log_scale = apply(examples["pixels"], examples["ids"])
+        made: Any = self.network.apply({"params": params}, examples["pixels"], examples["ids"])
+        images, texts, log_scale = made
         scale = jnp.exp(at_most(log_scale, math.log(self.max_scale)))
         losses = contrastive_loss(images, texts, scale)
         cosines = jnp.matmul(images, texts.T, precision=HIGHEST)

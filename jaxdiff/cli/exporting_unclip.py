@@ -36,8 +36,12 @@ CLASSES = {
 }  # fmt: skip
 """The class of each network."""
 
-LIBRARIES = {"text_proj": "unclip", "image_normalizer": "stable_diffusion"}
-"""Where a class is, unless it is transformers' or diffusers' own."""
+LIBRARIES = {
+    "text_proj": "diffusers.pipelines.deprecated.unclip.text_proj",
+    "image_normalizer": "stable_diffusion",
+}
+"""Where a class is, unless it is transformers' or diffusers' own. Published folders say "unclip" for the first, which
+diffusers no longer opens; this is the module's present name."""
 
 
 class Folder:

@@ -29,6 +29,7 @@ def write_file(workdir: str, target: Output) -> str:
     """Write a run as a single file in the original layout; returns a summary for the user."""
     experiment: Experiment = configs.build(read_config(workdir))
     model = model_of(experiment, workdir)
+    stable_diffusion_export.model_index(model)  # refuses what is not a whole model
     tensors = stable_diffusion_export.single_file(model)
     target.check_space(_bytes(tensors))
     prediction = _scheduler(experiment, workdir)["prediction_type"]

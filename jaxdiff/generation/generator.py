@@ -25,6 +25,7 @@ from jaxdiff.generation.recipes import sampled_by
 from jaxdiff.generation.steps import OnStep
 from jaxdiff.runs import classes, weights
 from jaxdiff.runs.restore import restore_params
+from jaxdiff.runs.stages import refuse_staged
 from jaxdiff.runs.workdir import CONFIG_FILE, read_config
 from jaxdiff.sampling.grids.truncated import Truncated
 from jaxdiff.sampling.modifiers.inpainting import Replacement
@@ -62,7 +63,9 @@ class Generator(SampledModel):
           guiding_model: the folder of a weaker model for `Autoguidance`, or (folder, step); an early step of the
             same run serves well.
         """
-        experiment = sampled_by(sampler, read_config(workdir), ("jaxdiff", *packages), overrides)
+        config = read_config(workdir)
+        refuse_staged(config, workdir)
+        experiment = sampled_by(sampler, config, ("jaxdiff", *packages), overrides)
         mesh = experiment.mesh.make()
         generator = cls._restored(experiment, workdir, mesh, step, "--workdir")
         if guiding_model is None:

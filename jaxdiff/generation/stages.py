@@ -6,55 +6,27 @@ images = stages(image=photo)  # the embedding of a photograph, in place of the p
 """
 
 import dataclasses
-import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.core import FrozenDict
 
 from jaxdiff.conditioning.condition import Condition
 from jaxdiff.conditioning.image import ImageCondition
-from jaxdiff.errors import UserError, expect
+from jaxdiff.errors import expect
 from jaxdiff.generation.cascade import stage_seed
 from jaxdiff.generation.generator import Generator
 from jaxdiff.generation.handover import Handover
-from jaxdiff.models.clip_vision import ClipVisionEncoder, clip_pixels
+from jaxdiff.generation.photographs import Photographs, embedding
 from jaxdiff.runs import weights
 from jaxdiff.runs.stages import Stage, read_staged
-from jaxdiff.typing import Images, Params
 
 Model = Generator | Handover
 """A stage: one model, or two of which the second takes the last steps."""
 
 Scales = float | Mapping[str, float]
 """A guidance scale, or one for each of some conditions."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Photographs:
-    """CLIP's image encoder with its parameters: photographs to embeddings.
-
-    Attributes:
-      encoder: the network.
-      params: its parameters.
-    """
-
-    encoder: ClipVisionEncoder
-    params: Params
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Embeddings [n, dim] of uint8 images [n, height, width, 3], each resized and cut as CLIP does."""
-        return np.asarray(_embedded(self.encoder, self.params, images))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _embedded(encoder: ClipVisionEncoder, params: Params, images: Any) -> Any:
-    pixels: Images = clip_pixels(images.astype(jnp.float32) / 255, encoder.image_size)
-    found: Any = encoder.apply({"params": params}, pixels)
-    return found.vector
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -145,7 +117,7 @@ class Stages:
         chosen = self._checked(conditions, steps, guidance, negative or {}, noise, levels)
         known, found = self._embedded(conditions), {}
         optional = self._optional(conditions)
-        n = self._count(chosen, noise) if n is None else n
+        n = self.count(conditions, noise) if n is None else n
         for number, name in enumerate(self.models):
             if name not in chosen:
                 continue
@@ -182,6 +154,12 @@ class Stages:
         return {**found, **photographs}
 
     @property
+    def every_condition(self) -> dict[str, Condition]:
+        """The conditions of all stages by name, results of stages among them; earlier stages have precedence."""
+        models = reversed(list(self.models.values()))
+        return {name: each for model in models for name, each in _conditions(model).items()}
+
+    @property
     def image_shape(self) -> tuple[int, ...]:
         """The shape of a sample of the last stage."""
         return _first(list(self.models.values())[-1]).image_shape
@@ -209,7 +187,7 @@ class Stages:
         levels: Mapping[str, float],
     ) -> list[str]:
         """The stages to sample, where every name is known."""
-        names, (skipped, chosen) = [*self.conditions(conditions)], self.sampled(conditions)
+        names, (skipped, chosen) = [*self.every_condition], self.sampled(conditions)
         results = f" (the result of {', '.join(skipped)} is given)" if skipped else ""
         stages = {"steps": steps, "guidance": guidance, "noise": noise}
         for field, given in {
@@ -249,19 +227,17 @@ class Stages:
     def _embedded(self, conditions: Mapping[str, Any]) -> dict[str, Any]:
         """The conditions, with embeddings in place of photographs."""
         return {
-            name: _embedding(self.photographs[name], value) if name in self.photographs else value
+            name: embedding(self.photographs[name], value) if name in self.photographs else value
             for name, value in conditions.items()
         }
 
-    def _count(self, chosen: Sequence[str], noise: Mapping[str, np.ndarray]) -> int | None:
-        """The number of samples that given noise implies."""
-        ranks = {name: len(_first(self.models[name]).data_shape) for name in chosen} | dict.fromkeys(
-            self.noises, 1
-        )
-        counts = [
-            np.shape(value)[-ranks[name] - 1] for name, value in noise.items() if np.ndim(value) > ranks[name]
-        ]
-        return counts[0] if counts else None
+    def count(self, given: Collection[str], noise: Mapping[str, np.ndarray]) -> int | None:
+        """The number of samples that noise implies, where conditions of the names `given` are; None without noise."""
+        chosen = self.sampled(given)[1]
+        ranks = {name: len(_first(self.models[name]).data_shape) for name in chosen}
+        ranks |= dict.fromkeys(self.noises, 1)
+        own = [(ranks[name], np.shape(value)) for name, value in noise.items() if name in ranks]
+        return next((shape[-rank - 1] for rank, shape in own if len(shape) > rank), None)
 
     def _conditions_of(
         self,
@@ -345,17 +321,3 @@ def _noise(name: str, model: Generator, noise: np.ndarray | None) -> dict[str, n
     if alone:
         return {"noise": array}
     return {"noise": array[0]} | ({"draws": array[1:]} if draws > 1 else {})
-
-
-def _embedding(photographs: Photographs, value: Any) -> Any:
-    """The embedding of a photograph, or of each of several; other values are returned as they are."""
-    if isinstance(value, list | tuple) and len(value) > 0 and all(np.ndim(each) == 3 for each in value):
-        return np.concatenate([_embedding(photographs, np.asarray(each)[None]) for each in value])
-    array = np.asarray(value)
-    if array.dtype != np.uint8 or array.ndim not in (3, 4):
-        return value
-    if array.shape[-1] != 3:
-        raise UserError(
-            f"image=uint8{list(array.shape)}: expected photographs [height, width, 3], got others. Fix: give RGB images"
-        )
-    return photographs(array) if array.ndim == 4 else photographs(array[None])[0]

@@ -1,5 +1,6 @@
 """The guide of unCLIP: the stack is trained by its commands, sampled by its Python, and joined as stages."""
 
+import contextlib
 import json
 import pathlib
 import re
@@ -9,8 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxdiff import config as configs
 from jaxdiff.errors import UserError
 from jaxdiff.generation.unclip import Unclip, slerp
+from jaxdiff.runs.stages import Stage, StagedRun, read_staged, write_staged
+from jaxdiff.sampling.samplers.ddim import Ddim
 from tests import commands
 
 GUIDE = (commands.ROOT / "docs/unclip.md").read_text()
@@ -29,14 +33,19 @@ def stack(tmp_path_factory):
     """The folder in which the commands of the guide were run, with fewer steps and smaller networks."""
     folder = tmp_path_factory.mktemp("guide")
     for line in SHELL.splitlines():
+        if line.startswith("python -m jaxdiff.sample") and not (folder / "runs/scenes_unclip").exists():
+            Image.fromarray(picture(0)).save(folder / "scene.png")
+            np.save(
+                folder / "vectors.npy", np.random.default_rng(0).standard_normal((3, 96)).astype(np.float32)
+            )
+            with contextlib.chdir(folder):
+                exec(CODE[1], {})
         python, _, module, *words = shlex.split(line)
         assert python == "python"
         if module == "jaxdiff.train":
             config, _, variant = words[words.index("--config") + 1].partition(":")
             words = ["--config", f"{commands.ROOT / config}:{variant}", "--workdir", f"runs/{variant_run(variant)}",
                      *SMALL, *CHANGES[variant]]  # fmt: skip
-        if "scene.png" in line:
-            Image.fromarray(picture(0)).save(folder / "scene.png")
         commands.run(
             module.removeprefix("jaxdiff."), *words, devices=1, at=folder, PYTHONPATH=str(commands.ROOT)
         )
@@ -56,7 +65,10 @@ def test_the_guide_can_be_followed(stack, monkeypatch):
     monkeypatch.chdir(stack)
     values = json.loads(pathlib.Path("runs/scenes_unclip_clip/evaluation.json").read_text())
     assert values["test"]["retrieval"]["groups"] == 2
-    assert len(list(pathlib.Path("small").glob("*.png"))) == 8
+    counts = {
+        name: len(list(pathlib.Path(name).glob("*.png"))) for name in ("scenes", "variations", "between")
+    }
+    assert counts == {"scenes": 4, "variations": 8, "between": 3}
     scope = {}
     exec(CODE[0], scope)
     assert (scope["images"].shape, scope["images"].dtype) == ((2, 24, 24, 3), np.uint8)
@@ -95,6 +107,23 @@ def test_a_prior_is_replaced_by_vectors_and_a_decoder_reads_texts(stack, monkeyp
     assert np.any(unclip.decode(found["prior"], seed=5) != found["upsample"])  # without the text
     given = unclip(2, image=picture(4), seed=5)
     np.testing.assert_array_equal(given, unclip.variations(picture(4), 2, seed=5))
+
+
+def test_stages_that_do_not_exist_are_refused(tmp_path):
+    staged = StagedRun(
+        (Stage("prior", str(tmp_path / "prior"), gives="image"), Stage("decoder", str(tmp_path)))
+    )
+    with pytest.raises(UserError, match="expected the folder of a run, got none"):
+        write_staged(staged, str(tmp_path / "all"))
+    assert not (tmp_path / "all").exists()
+    for folder in ("prior", "."):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "config.json").write_text(configs.to_json(configs.spec(Ddim)))
+    write_staged(staged, str(tmp_path / "all"))
+    write_staged(staged, str(tmp_path / "all"))
+    assert read_staged(str(tmp_path / "all")) == staged
+    with pytest.raises(UserError, match="expected a folder without another run, got a run"):
+        write_staged(staged, str(tmp_path / "prior"))
 
 
 def test_slerp_is_on_the_great_circle():

@@ -4,13 +4,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from etils import epath
 from flax.core import FrozenDict
 
 from jaxdiff import config as configs
 from jaxdiff.config.blocks import TARGET
 from jaxdiff.errors import UserError, expect
 from jaxdiff.models.clip_vision import ClipVisionEncoder
-from jaxdiff.runs.workdir import read_config
+from jaxdiff.runs.workdir import CONFIG_FILE, read_config
 from jaxdiff.typing import Weights
 
 
@@ -85,6 +86,23 @@ def read_staged(workdir: str) -> StagedRun:
     expect(is_staged(config), "--workdir", workdir, "a run of several stages", fix, "an ordinary run")
     found: Any = configs.build(config)
     return found
+
+
+def write_staged(staged: StagedRun, workdir: str) -> None:
+    """Make a folder the staged run of runs that exist, so that commands sample them in sequence.
+
+    Raises:
+      UserError: the folder holds another run, or a stage has none.
+    """
+    folder, fix = epath.Path(workdir).expanduser(), "train the stage first, or name another folder"
+    for stage in staged.stages:
+        there = (epath.Path(stage.workdir).expanduser() / CONFIG_FILE).exists()
+        expect(there, f"stages.{stage.name}.workdir", stage.workdir, "the folder of a run", fix, "none")
+    file = folder / CONFIG_FILE
+    other = file.exists() and not is_staged(read_config(workdir))
+    expect(not other, "workdir", workdir, "a folder without another run", "use another folder", "a run")
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(configs.to_json(configs.describe(staged)))
 
 
 def refuse_staged(config: Any, workdir: str) -> None:

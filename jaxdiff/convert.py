@@ -105,10 +105,15 @@ def main(argv: Sequence[str]) -> None:
         _check_workdir(flags.workdir)
     ema = None if flags.weights is None else flags.weights == "averaged"
     if flags.config is None:
-        from jaxdiff.interop import published
+        from jaxdiff.cli import converting
+        from jaxdiff.interop import published, unclip
 
+        source = pathlib.Path(flags.source).expanduser()
+        if flags.base is None and unclip.pipeline_of(source) is not None:
+            print(converting.unclip(flags, overrides))
+            return
         if flags.base is not None or published.is_published(flags.source):
-            print(_convert_published(flags, overrides, ema))
+            print(converting.stable_diffusion(flags, overrides, ema))
             return
         got, fix = published.describe(flags.source)
         raise UserError(
@@ -132,22 +137,6 @@ def _check_flags(flags: Any, overrides: Sequence[tuple[str, str]]) -> None:
     if given:
         what = "--from without --config" if mode == "source" else f"--{mode}"
         raise UserError(f"{given[0]}=: expected flags that {what} uses, got {given[0]}. Fix: leave it out")
-
-
-def _convert_published(flags: Any, overrides: Sequence[tuple[str, str]], ema: bool | None) -> str:
-    """``--from`` a model whose files say what it is."""
-    from jaxdiff.distributed import runtime
-    from jaxdiff.interop import published
-    from jaxdiff.interop.lora.flag import parse_flag
-    from jaxdiff.runs import published as runs
-
-    runtime.start()
-    model = published.find(pathlib.Path(flags.source).expanduser(), ema)
-    if flags.base is not None:
-        return runs.convert_unet(model, flags.base, flags.workdir)
-    prediction = {None: None, "epsilon": "epsilon", "v": "v_prediction"}[flags.prediction]
-    loras = [parse_flag(text) for text in flags.lora]
-    return runs.convert(model, flags.workdir, flags.tokenizer, prediction, overrides, loras)
 
 
 def _check_new_workdir(workdir: str) -> None:
@@ -278,9 +267,13 @@ def _equal(a: Any, b: Any) -> bool:
 
 def export(workdir: str, target: str) -> str:
     """Write a run in the layout of diffusers, or a run of latents as a single file; returns a summary for the user."""
+    from jaxdiff.runs.stages import is_staged
     from jaxdiff.runs.workdir import read_config
 
-    codec = read_config(workdir).task.get("codec", {}).get("target", "")
+    config = read_config(workdir)
+    if is_staged(config):
+        return _export_unclip(workdir, target)
+    codec = config.task.get("codec", {}).get("target", "")
     if not codec.endswith(":Latent"):
         return write_diffusers(workdir, target)
     single = target.endswith(".safetensors")
@@ -298,6 +291,20 @@ def export(workdir: str, target: str) -> str:
     place.write(made.write)
     kind = "" if single else ", a pipeline of diffusers"
     return f"wrote {made.count} tensors of {workdir} to {place.path}{kind}"
+
+
+def _export_unclip(workdir: str, target: str) -> str:
+    """Write a staged run in the layout of diffusers."""
+    place = output.folder("--to", target)
+    place.check()
+
+    from jaxdiff.distributed import runtime
+
+    runtime.start()
+
+    from jaxdiff.cli import exporting_unclip
+
+    return exporting_unclip.write_folder(workdir, place)
 
 
 def write_diffusers(workdir: str, folder: str) -> str:

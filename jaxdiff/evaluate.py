@@ -8,15 +8,16 @@ Writes evaluation.json and evaluation.png into the run's folder, and prints a ta
 import functools
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from jaxdiff.cli import app as command
-from jaxdiff.errors import UserError
+from jaxdiff.errors import UserError, expect
 
 if TYPE_CHECKING:
-    from jaxdiff.evaluation.protocols import EvaluationInputs, Report
+    from jaxdiff.evaluation.protocols import EvaluationInputs, PredictionInputs, Report
     from jaxdiff.experiment import Experiment
     from jaxdiff.generation.generator import Generator
+    from jaxdiff.generation.predictor import Predictor
 
 DESCRIPTION = (
     "Evaluate a trained model on held-out data; write evaluation.json and evaluation.png to its folder."
@@ -71,9 +72,16 @@ def main(argv: Sequence[str]) -> None:
     runtime.start()
     _with_classes(experiment, flags.workdir).check_data()
 
-    from jaxdiff.evaluation.protocols import Guided
+    from jaxdiff.evaluation.protocols import Guided, PredictionEvaluator
     from jaxdiff.generation.generator import Generator
+    from jaxdiff.generation.predictor import Predictor
 
+    if isinstance(experiment.evaluation, PredictionEvaluator):
+        fix = "leave --guiding-model out"
+        expect(flags.guiding_model is None, "guiding_model", flags.guiding_model, "a run with samples", fix)
+        predictor = Predictor.load(flags.workdir, step=flags.step, overrides=overrides, packages=packages[1:])
+        print(evaluate(experiment, predictor, flags.workdir))
+        return
     guiding_model = None if flags.guiding_model is None else command.run_and_step(flags.guiding_model)
     generator = Generator.load(
         flags.workdir,
@@ -89,12 +97,14 @@ def main(argv: Sequence[str]) -> None:
     print(evaluate(experiment, generator, flags.workdir))
 
 
-def evaluate(experiment: "Experiment", generator: "Generator", workdir: str | os.PathLike[str]) -> "Report":
+def evaluate(
+    experiment: "Experiment", model: "Generator | Predictor", workdir: str | os.PathLike[str]
+) -> "Report":
     """Run the experiment's evaluation and write its report into `workdir`.
 
     Args:
       experiment: an `Experiment` with an evaluation.
-      generator: the `Generator` of the trained model.
+      model: the `Generator` of the trained model, or the `Predictor` of a task without samples.
       workdir: receives ``evaluation.json`` and ``evaluation.png``, which replace earlier ones.
 
     Returns:
@@ -102,12 +112,17 @@ def evaluate(experiment: "Experiment", generator: "Generator", workdir: str | os
     """
     import jax
 
+    from jaxdiff.evaluation.protocols import PredictionEvaluator
     from jaxdiff.evaluation.reports import files
 
     evaluation = experiment.evaluation
     if evaluation is None:
         raise UserError("config.evaluation=None: expected an evaluation, got none. Fix: give one")
-    report = evaluation(inputs_of(_with_classes(experiment, workdir), generator))
+    experiment = _with_classes(experiment, workdir)
+    if isinstance(evaluation, PredictionEvaluator):
+        report = evaluation.of_predictions(prediction_inputs(experiment, cast("Predictor", model)))
+    else:
+        report = evaluation(inputs_of(experiment, cast("Generator", model)))
     if jax.process_index() == 0:
         files.write(report, workdir)
     return report
@@ -119,6 +134,16 @@ def _with_classes(experiment: "Experiment", workdir: str | os.PathLike[str]) -> 
 
     uses_labels = experiment.uses_labels
     return experiment.with_classes(classes.of_run(workdir, experiment.data)) if uses_labels else experiment
+
+
+def prediction_inputs(experiment: "Experiment", predictor: "Predictor") -> "PredictionInputs":
+    """The `PredictionInputs` of a trained model without samples."""
+    from jaxdiff.evaluation.protocols import PredictionInputs
+
+    held_out = experiment.test_data
+    assert held_out is not None  # guaranteed by an experiment with an evaluation
+    data = {"train": experiment.data.fingerprint(), "test": held_out.fingerprint()}
+    return PredictionInputs(predictor, held_out.stored(), predictor.batch_size, {"data": data})
 
 
 def inputs_of(experiment: "Experiment", generator: "Generator") -> "EvaluationInputs":

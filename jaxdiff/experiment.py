@@ -11,13 +11,13 @@ from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.sources import LABEL
 from jaxdiff.distributed.mesh import MeshShape
 from jaxdiff.errors import UserError, between, expect, positive
-from jaxdiff.evaluation.protocols import Evaluator
+from jaxdiff.evaluation.protocols import Evaluator, PredictionEvaluator
 from jaxdiff.sampling.recipe import Recipe
-from jaxdiff.tasks.protocols import Sampleable
+from jaxdiff.tasks.protocols import Predictive, Sampleable
 from jaxdiff.training.ema import EmaProfile
 from jaxdiff.training.optimizer import Optimizer
 from jaxdiff.training.retention import Retention
-from jaxdiff.training.step import Task
+from jaxdiff.training.step import Task, check_accumulation
 from jaxdiff.training.transfer import InitFrom
 
 
@@ -57,7 +57,7 @@ class Experiment:
     data: Pipeline
     sampling: Recipe | None = None
     test_data: Pipeline | None = None
-    evaluation: Evaluator | None = None
+    evaluation: Evaluator | PredictionEvaluator | None = None
     init_from: InitFrom | None = None
     mesh: MeshShape = MeshShape()
     seed: int = 0
@@ -77,8 +77,14 @@ class Experiment:
         between(self, "seed", 0, 2**32 - 1)
         expect(self.evaluation is None or self.test_data is not None, "test_data", self.test_data,
                "held-out examples for the evaluation", "give test_data, or evaluation=None")  # fmt: skip
-        for name in ("sample_every", "evaluation"):
-            self._check_use_of_samples(name)
+        check_accumulation(self.task, self.accumulation)
+        self._check_use_of_samples("sample_every")
+        if isinstance(self.evaluation, PredictionEvaluator):
+            kind, fix = type(self.task).__name__, "use an evaluation of samples, or None"
+            predicts = isinstance(self.task, Predictive)
+            expect(predicts, "evaluation", self.evaluation, "a task with predictions", fix, kind)
+        else:
+            self._check_use_of_samples("evaluation")
 
     def _check_use_of_samples(self, field: str) -> None:
         """Raise `UserError` where a field needs samples, and images, of a task that gives none."""

@@ -13,6 +13,7 @@ python -m jaxdiff.sample --workdir runs/palette --image source=photo.png --mask 
 python -m jaxdiff.sample --workdir runs/faces --text "an old face" --edit photo.png --strength 0.5
 python -m jaxdiff.sample --cascade runs/base,runs/enlarge --n 16 --label 3 --level low_res=0.1
 python -m jaxdiff.sample --workdir runs/faces --conditions many.jsonl --out faces
+python -m jaxdiff.sample --workdir runs/karlo --text "a lighthouse" --steps prior=25,decoder=25,super_res=7
 """
 
 from collections.abc import Sequence
@@ -118,9 +119,11 @@ def _add_output(flags: app.Parser) -> None:
     )
     flags.add_argument(
         "--noise",
-        default=None,
-        metavar="FILE",
-        help="the initial noise, a .npy of standard normal floats [n, height, width, channels] of the diffused data",
+        action="append",
+        default=[],
+        metavar="[NAME=]FILE",
+        help="the initial noise, a .npy of standard normal floats [n, height, width, channels] of the diffused data, "
+        "or all draws of a sampler with noise, [draws, n, ...]; with the name of a stage in a run of stages",
     )
 
 
@@ -171,7 +174,10 @@ def _add_edit(flags: app.Parser) -> None:
 
 def _add_recipe(flags: app.Parser) -> None:
     flags.add_argument(
-        "--guidance", default=None, metavar="SCALE", help="guidance scale, 1 for none; or text=5,low_res=1.5"
+        "--guidance",
+        default=None,
+        metavar="SCALE",
+        help="guidance scale, 1 for none; or text=5,low_res=1.5; in a run of stages prior=4,decoder=8",
     )
     flags.add_argument(
         "--guiding-model",
@@ -180,7 +186,12 @@ def _add_recipe(flags: app.Parser) -> None:
         metavar="FOLDER[:STEP]",
         help="the run of a weaker model, for Autoguidance",
     )
-    flags.add_argument("--steps", type=int, default=None, help="sampling steps")
+    flags.add_argument(
+        "--steps",
+        default=None,
+        metavar="STEPS",
+        help="sampling steps; in a run of stages prior=25,decoder=25",
+    )
     flags.add_argument(
         "--lora",
         action="append",

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from jaxdiff.data.pipeline import Source
     from jaxdiff.experiment import Experiment
     from jaxdiff.generation.generator import Generator
+    from jaxdiff.generation.predictor import Predictor
     from jaxdiff.training.loop import Hook
 
 _log = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ def train(
     *,
     source: "Source | None" = None,
     test_source: "Source | None" = None,
-) -> "Generator | None":
+) -> "Generator | Predictor | None":
     """Train to the end, then evaluate if the experiment has an evaluation.
 
     The same call again continues an interrupted run exactly.
@@ -112,7 +113,8 @@ def train(
       test_source: held-out examples instead of the experiment's.
 
     Returns:
-      A generator with the EMA of the parameters; None for a task without samples.
+      A generator with the EMA of the parameters. For a task without samples a predictor, if it is `Predictive`, or
+      else None.
 
     Raises:
       UserError: the experiment, its data and the devices are inconsistent, or the folder holds another run.
@@ -160,14 +162,16 @@ def _at_work(workdir: str, restart: bool = False) -> Iterator[None]:
         yield
 
 
-def _train(experiment: "Experiment", workdir: Any) -> "Generator | None":
+def _train(experiment: "Experiment", workdir: Any) -> "Generator | Predictor | None":
     import jax
 
     from jaxdiff.data.classes import listed
     from jaxdiff.generation.generator import Generator
+    from jaxdiff.generation.predictor import Predictor
     from jaxdiff.runs import classes
     from jaxdiff.runs.start import prepare
     from jaxdiff.runs.workdir import records
+    from jaxdiff.tasks.protocols import Predictive
     from jaxdiff.training import loop
     from jaxdiff.training.partition import merge
 
@@ -180,8 +184,13 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | None":
     conditions = _preview_conditions(experiment)
     frozen = prepare(experiment, workdir, mesh)
 
-    def generator(state: Any) -> Generator:
+    def model(state: Any) -> Generator | Predictor | None:
+        """The trained model with its EMA; None for a task that neither makes samples nor predicts."""
         params = merge(state.ema, frozen.params)
+        if isinstance(experiment.task, Predictive):
+            return Predictor(experiment.task, params, frozen.networks, mesh)
+        if experiment.sampling is None:
+            return None
         return Generator.of(experiment, params, mesh, frozen.networks, table or ())
 
     state = loop.run(
@@ -194,13 +203,12 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | None":
         workdir=workdir,
         frozen=frozen,
         untrained=experiment.optimizer.frozen,
-        hooks=_hooks(experiment, workdir, generator, conditions),
+        hooks=_hooks(experiment, workdir, model, conditions),
         files=records(workdir),
     )
-    if experiment.sampling is None:
-        return None
-    trained = generator(state)
-    _evaluate_at_the_end(experiment, trained, workdir)
+    trained = model(state)
+    if trained is not None:
+        _evaluate_at_the_end(experiment, trained, workdir)
     return trained
 
 
@@ -256,7 +264,7 @@ def _preview_conditions(experiment: "Experiment") -> Any:
 
 
 def _hooks(
-    experiment: "Experiment", workdir: Any, generator: "Callable[[Any], Generator]", conditions: Any
+    experiment: "Experiment", workdir: Any, model: "Callable[[Any], Any]", conditions: Any
 ) -> "list[Hook]":
     """What happens at intervals in training: samples, and the evaluation."""
     from jaxdiff.evaluate import evaluate
@@ -265,13 +273,13 @@ def _hooks(
 
     def draw_samples(state: Any, step: int) -> dict:
         """A figure of samples drawn with the EMA."""
-        return {"samples": preview.sample_grid(generator(state), conditions)}
+        return {"samples": preview.sample_grid(model(state), conditions)}
 
     def evaluate_during_training(state: Any, step: int) -> dict:
         """Scalars and figure of an evaluation. The last step is evaluated after training."""
         if step == experiment.steps:
             return {}
-        report = evaluate(experiment, generator(state), workdir)
+        report = evaluate(experiment, model(state), workdir)
         return {**report.scalars, "evaluation": report.figure}
 
     hooks = [Hook(experiment.sample_every, draw_samples)] if experiment.sample_every else []
@@ -293,7 +301,7 @@ def _batches(experiment: "Experiment") -> "Callable[[int], Iterator[Any]]":
     return batches
 
 
-def _evaluate_at_the_end(experiment: "Experiment", trained: "Generator", workdir: Any) -> None:
+def _evaluate_at_the_end(experiment: "Experiment", trained: "Generator | Predictor", workdir: Any) -> None:
     """Store and print the report of a trained model, if the experiment has an evaluation."""
     import jax
 

@@ -34,18 +34,25 @@ def environment(devices: int | None = None, **extra: str) -> dict[str, str]:
     return env | extra
 
 
-def start(module: str, *arguments: str, devices: int | None = None, **extra: str) -> subprocess.Popen:
+def start(
+    module: str, *arguments: str, devices: int | None = None, at: pathlib.Path = ROOT, **extra: str
+) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", f"jaxdiff.{module}", *arguments],
-        env=environment(devices, **extra), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=environment(devices, **extra), cwd=at, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 
 def run(
-    module: str, *arguments: str, devices: int | None = None, code: int = 0, **extra: str
+    module: str,
+    *arguments: str,
+    devices: int | None = None,
+    code: int = 0,
+    at: pathlib.Path = ROOT,
+    **extra: str,
 ) -> tuple[str, str]:
-    """Run a command, check its exit status, and return its output and errors."""
-    process = start(module, *arguments, devices=devices, **extra)
+    """Run a command in the folder `at`, check its exit status, and return its output and errors."""
+    process = start(module, *arguments, devices=devices, at=at, **extra)
     out, err = process.communicate(timeout=300)
     assert process.returncode == code, f"status {process.returncode}\n{out}\n{err}"
     return out, err

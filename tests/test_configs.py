@@ -20,6 +20,7 @@ from jaxdiff.distributed import partitioning
 from jaxdiff.distributed.mesh import MeshShape
 from jaxdiff.errors import UserError
 from jaxdiff.generation.compiled import GenerationInputs, StaticArgs, Trees, generate
+from jaxdiff.tasks.protocols import Sampleable
 from jaxdiff.training import step as training_step
 from jaxdiff.training.state import abstract_state
 from tests.selection import some
@@ -189,6 +190,35 @@ def test_upsamplers_compute_their_condition_from_the_image(name):
     assert example["low_res"].shape in [leaf.shape[1:] for leaf in expected]
 
 
+# Parameters in billions, to the digits that the paper gives, and CLIP's two towers as they are published.
+DALLE2 = {
+    "prior": (1.2, "1"),
+    "decoder": (3.5, "3.5"),
+    "upsample256": (0.7, "0.7"),
+    "upsample1024": (0.3, "0.3"),
+}
+
+
+@pytest.mark.parametrize("variant", some(DALLE2, ("prior",)))
+def test_dalle2_has_the_papers_sizes(variant):
+    rounded, paper = DALLE2[variant]
+    task = configs.build(load(f"dalle2:{variant}")).task.for_shapes()
+    params = nn.meta.unbox(jax.eval_shape(lambda: task.init(jax.random.key(0))))
+    digits = len(paper.partition(".")[2])
+    assert f"{size(params) / 1e9:.{digits}f}" == paper
+    assert f"{size(params) / 1e9:.1f}" == str(rounded)
+    header = (FOLDER / "dalle2.py").read_text().partition("from ml_collections")[0]
+    assert f"{size(params):,}" in header
+
+
+def test_dalle2s_clip_is_vit_h():
+    task = configs.build(load("dalle2:clip")).task
+    params = nn.meta.unbox(jax.eval_shape(lambda: task.init(jax.random.key(0))))
+    # OpenCLIP's ViT-H/14 has 632.08 M for images of 224 pixels; patches of 16 have 180 pixels more.
+    image = 632_076_800 + (16 * 16 - 14 * 14) * 3 * 1280
+    assert (size(params["image"]), size(params["text"])) == (image, 354_032_640)
+
+
 # Heads of the widest attention and epsilon of the norms: published weights need both, and counts show neither.
 UNCOUNTED = {
     "ddpm:cifar10": (1, 1e-6),
@@ -246,9 +276,10 @@ def placed(shapes, mesh):
 
 @pytest.mark.parametrize("name", some(ALL, TRACED))
 def test_config_fits_together_in_shape_on_a_mesh(name):
-    experiment = configs.build(load(name))
-    task, rows = experiment.task.for_shapes(), 16
-    networks = task.frozen_shapes()
+    experiment, rows = configs.build(load(name)), 16
+    sampled = isinstance(experiment.task, Sampleable)
+    task = experiment.task.for_shapes() if sampled else experiment.task
+    networks = task.frozen_shapes() if sampled else {}
     mesh = MeshShape(data=2, fsdp=2, tensor=2).make()
     optimizer, extra_emas = experiment.optimizer.make(experiment.steps), len(experiment.ema.extra_emas())
     state = abstract_state(task, optimizer, mesh, extra_emas)
@@ -258,15 +289,19 @@ def test_config_fits_together_in_shape_on_a_mesh(name):
     assert sum(leaf.size for leaf in split) > 0.8 * size(state.params)
 
     image = jax.ShapeDtypeStruct((rows, *task.image_shape), jnp.uint8)
-    fields = jax.eval_shape(lambda: task.denoiser.conditioner.stored_example(rows, task.data_shape))
+    if sampled:
+        fields = jax.eval_shape(lambda: task.denoiser.conditioner.stored_example(rows, task.data_shape))
+    else:
+        fields = {task.text_field: jax.ShapeDtypeStruct((rows, task.tokenizer.length), jnp.int32)}
+    batch = {**fields, task.data_field if sampled else task.image_field: image}
     step = training_step.make_train_step(task, optimizer, experiment.ema, 0, experiment.accumulation)
     frozen = training_step.Frozen(placed(networks, mesh))
-    traced = training_step.jit_train_step(step, state, mesh, frozen).trace(
-        state, {"image": image, **fields}, frozen
-    )
+    traced = training_step.jit_train_step(step, state, mesh, frozen).trace(state, batch, frozen)
     after, metrics = traced.out_info
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
     assert metrics["loss"].shape == ()
+    if not sampled:
+        return
 
     absent = {name: jax.ShapeDtypeStruct((rows,), bool) for name in fields}
     program = StaticArgs((task.denoiser,), task.codec, task.data_shape, mesh)
@@ -277,7 +312,9 @@ def test_config_fits_together_in_shape_on_a_mesh(name):
     )
     drawn = GenerationInputs(fields, absent, fields, absent)
     made = generate.trace(program, experiment.sampling, Trees((params,), codec), drawn, index, seed).out_info
-    assert (made.shape, made.dtype) == ((rows, *task.image_shape), jnp.float32)
+    embeddings = len(task.data_shape) == 1
+    shape = task.data_shape if embeddings else task.image_shape
+    assert (made.shape, made.dtype) == ((rows, *shape), jnp.float32)
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,10 @@ NOT_IN_CASCADES = (
 )
 """Flags that a cascade has no use for."""
 
+NOT_IN_STAGES = (*(name for name in NOT_IN_CASCADES if name not in ("noise", "negative")), "cascade", "source", "lora",
+                 "sampler")  # fmt: skip
+"""Flags that a run of several stages has no use for."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -112,17 +116,58 @@ def of(flags: argparse.Namespace, overrides: Sequence[tuple[str, str]]) -> Reque
     _check_numbers("--guidance", [] if flags.guidance is None else [flags.guidance])
     _check_numbers("--level", [word for word in flags.level if "=" in word])
     packages = [name for name in flags.packages.split(",") if name]
-    steps = [] if flags.steps is None else [("sampling.steps", str(flags.steps))]
+    steps = [] if by_stage(flags) or flags.steps is None else [("sampling.steps", str(_count(flags.steps)))]
     if flags.refiner is not None:
         _ = Request(flags, out, (), (), ()).refiner  # its fraction
     loras = [parse_flag(text) for text in flags.lora]
     return Request(flags, out, runs(flags), [*overrides, *steps], packages, loras)
 
 
+def by_stage(flags: argparse.Namespace) -> bool:
+    """Whether ``--steps`` or ``--noise`` name stages."""
+    noises = [word for word in flags.noise if _name(word)]
+    return bool(noises) or "=" in (flags.steps or "")
+
+
+def named(flag: str, words: Sequence[str]) -> dict[str, str]:
+    """The values of words ``NAME=VALUE``, each name once.
+
+    Raises:
+      UserError: a word has no name, or a name has two values.
+    """
+    found: dict[str, str] = {}
+    for word in words:
+        name = _name(word)
+        fix = f"write {flag} NAME=VALUE, once for each stage"
+        expect(bool(name) and name not in found, flag, word, "the name of a stage, once", fix)
+        found[name] = word[len(name) + 1 :]
+    return found
+
+
+def steps_of(flags: argparse.Namespace) -> int | dict[str, int] | None:
+    """``--steps``: a number for every stage, or one for each of some stages."""
+    if flags.steps is None or "=" not in flags.steps:
+        return None if flags.steps is None else _count(flags.steps)
+    return {name: _count(text) for name, text in named("--steps", flags.steps.split(",")).items()}
+
+
+def _name(word: str) -> str:
+    """NAME in ``NAME=VALUE``; empty without one."""
+    found = re.match(r"([A-Za-z_][A-Za-z0-9_]*)=", word)
+    return found[1] if found else ""
+
+
+def _count(text: str) -> int:
+    """A number of steps."""
+    if not re.fullmatch(r"[0-9]{1,9}", text.strip()):
+        raise UserError(f"--steps={text}: expected a whole number, got {text!r}. Fix: give one, such as 50")
+    return int(text)
+
+
 def runs(flags: argparse.Namespace) -> list[tuple[str, int | None]]:
     """The runs of ``--workdir`` or ``--cascade``, each with the step of its checkpoint (None: the newest)."""
     if flags.refiner is not None:
-        _check_unused(flags, NOT_WITH_REFINER, "a flag for a base model and its refiner")
+        check_unused(flags, NOT_WITH_REFINER, "a flag for a base model and its refiner")
     if flags.cascade is None:
         if flags.workdir is None:
             raise UserError(
@@ -133,7 +178,7 @@ def runs(flags: argparse.Namespace) -> list[tuple[str, int | None]]:
         raise UserError(
             f"--workdir={flags.workdir!r}: expected either --workdir or --cascade, got both. Fix: leave one out"
         )
-    _check_unused(flags, NOT_IN_CASCADES, "a flag for cascades")
+    check_unused(flags, NOT_IN_CASCADES, "a flag for cascades")
     named = [run_and_step(folder) for folder in flags.cascade.split(",")]
     return [run if isinstance(run, tuple) else (run, None) for run in named]
 
@@ -151,8 +196,8 @@ def flag_of(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _check_unused(flags: argparse.Namespace, names: Sequence[str], expected: str) -> None:
-    """Raise `UserError` if one of these flags is given."""
+def check_unused(flags: argparse.Namespace, names: Sequence[str], expected: str) -> None:
+    """Raise `UserError` if one of these flags is given; they are those of a single model."""
     for name in names:
         value = getattr(flags, name)
         if value not in (None, []):

@@ -11,7 +11,8 @@ from jaxdiff.cli.arguments import naming_flags
 from jaxdiff.cli.controls import with_controls
 from jaxdiff.cli.output import PICTURES
 from jaxdiff.cli.progress import progress
-from jaxdiff.cli.request import STRENGTH, Request
+from jaxdiff.cli.request import STRENGTH, Request, by_stage
+from jaxdiff.cli.stages import sample_stages
 from jaxdiff.conditioning.condition import Condition
 from jaxdiff.data.classes import listed
 from jaxdiff.errors import UserError, expect
@@ -20,6 +21,8 @@ from jaxdiff.generation.cascade import Cascade, consistency
 from jaxdiff.generation.generator import Generator
 from jaxdiff.generation.handover import Handover
 from jaxdiff.generation.lora import with_lora
+from jaxdiff.runs.stages import is_staged
+from jaxdiff.runs.workdir import read_config
 
 Load = Callable[..., Generator]
 """``load(workdir, *, step, overrides, sampler, packages, guiding_model)`` -> a generator; see `Generator.load`."""
@@ -45,6 +48,11 @@ def run(request: Request, load: Load = Generator.load) -> None:
 
 
 def _run(request: Request, load: Load) -> None:
+    if is_staged(read_config(request.runs[0][0])):
+        _write(request, Samples(*sample_stages(request)))
+        return
+    expect(not by_stage(request.flags), "--steps and --noise", "NAME=...", "values without the names of stages",
+           "leave the names out; this is a run of one model")  # fmt: skip
     options = {
         "overrides": request.overrides,
         "sampler": request.flags.sampler,
@@ -64,7 +72,12 @@ def _run(request: Request, load: Load) -> None:
         sample = sample_refined
     else:
         sample = sample_cascade if request.flags.cascade else sample_model
-    images, requested, conditions = sample(request, stages)
+    _write(request, sample(request, stages))
+
+
+def _write(request: Request, samples: Samples) -> None:
+    """Write the output."""
+    images, requested, conditions = samples
     arrays = cli.to_arrays(requested.values, conditions, len(images))
     pictures.write(request.out, images, arrays, len(requested.rows) or None)
     shown = requested.rows[: len(images)]
@@ -79,20 +92,29 @@ def check_output(request: Request, requested: cli.Requested, shape: inputs.Shape
 
 
 def _noise_and_conditions(
-    request: Request, available: values.Conditions
-) -> tuple[np.ndarray | None, cli.Requested]:
-    """The initial noise, and conditions for as many images unless ``--n`` says how many."""
+    request: Request, available: values.Conditions, rank: int
+) -> tuple[dict[str, np.ndarray | None], cli.Requested]:
+    """The initial noise and perhaps that of every step, and conditions for as many images unless ``--n`` is given.
+
+    Args:
+      rank: axes of one example of the diffused data.
+    """
     flags = request.flags
-    noise = None if flags.noise is None else values.noise("--noise", flags.noise)
+    noise, draws = None, None
+    if flags.noise:
+        expect(len(flags.noise) == 1, "--noise", flags.noise[1], "one file", "give it once")
+        noise = values.noise("--noise", flags.noise[0])
+        if noise.ndim == rank + 2 and len(noise) > 0:
+            noise, draws = noise[0], noise[1:] if len(noise) > 1 else None
     n = len(noise) if flags.n is None and noise is not None else flags.n
-    return noise, cli.conditions(flags, available, n)
+    return {"noise": noise, "draws": draws}, cli.conditions(flags, available, n)
 
 
 def sample_model(request: Request, stages: Sequence[Generator]) -> Samples:
     """Images of one model."""
     flags, generator = request.flags, stages[0]
     available, size = generator.denoiser.conditioner.conditions, request.size
-    noise, requested = _noise_and_conditions(request, available)
+    noise, requested = _noise_and_conditions(request, available, len(generator.data_shape))
     given = cli.apply_levels(requested.values, available, cli.levels(flags.level, available))
     height, width = generator.size(given, size)
     shape = (height, width, generator.image_shape[2])
@@ -107,14 +129,15 @@ def sample_model(request: Request, stages: Sequence[Generator]) -> Samples:
         "guidance": cli.guidance(flags.guidance, available),
         "image_size": size,
         "mask": mask,
-        "noise": noise,
+        **noise,
         "negative": cli.one_for_all("--negative", flags.negative, available),
         "on_step": progress(),
         **given,
     }
     requested = requested._replace(values=given)
     if flags.edit is not None:
-        return Samples(_edit(request, generator, shape, requested.n, options), requested, available)
+        edited = _edit(request, generator, shape, requested.n, options)
+        return Samples(edited, requested, available)
     pixels = None if flags.known is None else values.image_of_size("--known", flags.known, shape)
     return Samples(generator(requested.n, known=pixels, **options), requested, available)
 
@@ -130,6 +153,8 @@ def _edit(
         )
     image = values.image_of_size("--edit", flags.edit, shape)
     source = cli.one_for_all("--source", flags.source, available) if flags.source else None
+    options = {name: value for name, value in options.items() if name != "draws" or value is not None}
+    expect("draws" not in options, "--noise", "...", "the initial noise alone for --edit", "give one draw")
     strength = STRENGTH if flags.strength is None else flags.strength
     return generator.edit(np.broadcast_to(image, (n, *shape)), strength, before=source, **options)
 
@@ -143,13 +168,13 @@ def sample_refined(request: Request, stages: Sequence[Generator]) -> Samples:
         for model in reversed(models)
         for name, each in model.denoiser.conditioner.conditions.items()
     }
-    noise, requested = _noise_and_conditions(request, available)
+    noise, requested = _noise_and_conditions(request, available, len(base.data_shape))
     check_output(request, requested, models[0].image_shape, base.batch_size)
     assert request.refiner is not None
     images = Handover(*models, request.refiner[1])(
         requested.n,
         seed=flags.seed,
-        noise=noise,
+        **noise,
         guidance=cli.guidance(flags.guidance, available),
         negative=cli.one_for_all("--negative", flags.negative, available),
         on_step=progress(),

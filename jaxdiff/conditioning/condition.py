@@ -115,6 +115,18 @@ class Condition(_Defaults, nn.Module):
             "Fix: leave the level out"
         )
 
+    @nn.nowrap
+    def with_noise(self, value: object, noise: np.ndarray) -> Any:
+        """A user's value with the standard normal noise of its augmentation.
+
+        Raises:
+          UserError: the condition takes no noise.
+        """
+        raise UserError(
+            f"noise=...: expected a condition whose noise can be given, got {type(self).__name__}. "
+            "Fix: leave the noise out"
+        )
+
     @property
     def classes(self) -> int | None:
         """Number of classes, if the value is a class label; sampling then goes through all classes by default."""

@@ -81,6 +81,26 @@ class NoiseLevel(nn.Module):
         return self.width // 8 if self.frequencies is None else self.frequencies
 
 
+class Sinusoid(nn.Module):
+    """Noise level as its Fourier features, without layers: the sinusoid of a level in Stable unCLIP.
+
+    Attributes:
+      frequencies: number of sine and cosine pairs.
+      max_period: period of the slowest sinusoid, as a multiple of 2 pi in the label; the next one would have it.
+    """
+
+    frequencies: int
+    max_period: float = 10000.0
+
+    def __post_init__(self):
+        positive(self, "frequencies")
+        expect(self.max_period > 1, "max_period", self.max_period, "a number > 1", "try 10000.0")
+        super().__post_init__()
+
+    def __call__(self, noise_label: Float[Array, "batch"]) -> Embeddings:
+        return Embeddings(vector=fourier_features(noise_label, self.frequencies, self.max_period))
+
+
 class StepTable(nn.Module):
     """Noise level of a discrete model as a learned vector for each step, such as that of the small image in Stable
     Diffusion's x4 upscaler.

@@ -68,6 +68,23 @@ class EvaluationInputs:
 
 
 @dataclasses.dataclass(frozen=True)
+class PredictionInputs:
+    """A trained model that makes no samples, and its held-out data.
+
+    Attributes:
+      predict: from the fields of a batch to predictions by name, [n, ...] each.
+      test: the held-out examples, with conditions as the data pipeline computes them.
+      batch_size: number of examples that are read at once.
+      settings: facts about the data, stored next to every value.
+    """
+
+    predict: Callable[[Fields], Fields]
+    test: Examples
+    batch_size: int = 256
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
     """The result of an evaluation.
 
@@ -106,6 +123,20 @@ class Evaluator(Protocol):
     def every(self) -> int: ...
 
     def __call__(self, inputs: EvaluationInputs) -> Report: ...
+
+
+@runtime_checkable
+class PredictionEvaluator(Protocol):
+    """A config block that evaluates a trained model without samples, a `jaxdiff.tasks.protocols.Predictive` task.
+
+    Attributes:
+      every: training steps between evaluations; 0 evaluates only when training ends.
+    """
+
+    @property
+    def every(self) -> int: ...
+
+    def of_predictions(self, inputs: PredictionInputs) -> Report: ...
 
 
 @runtime_checkable

@@ -66,6 +66,7 @@ class GenerationInputs(NamedTuple):
       fields, absent: the conditions, and where they are not given.
       negative, no_negative: conditions in place of the null, and where the null stays.
       noise: standard normal data to start from, if it is not drawn.
+      draws: standard normal noise of each step, [n, steps, *data_shape], if it is not drawn.
       noisy: noisy data to continue from, in place of noise.
       known, mask: stored examples, and where they are not given.
       images: complete stored examples, to be inverted or encoded.
@@ -76,6 +77,7 @@ class GenerationInputs(NamedTuple):
     negative: Any
     no_negative: Any
     noise: Any = None
+    draws: Any = None
     noisy: Any = None
     known: Any = None
     mask: Any = None
@@ -102,13 +104,17 @@ def generate(
     """
     denoise, process, conditions, keys, guiding_model = _models(static, trees, inputs, index, seed)
     noise, noisy, stored, mask = _split(static, (inputs.noise, inputs.noisy, inputs.known, inputs.mask))
-    noise, noisy = (None if each is None else each.astype(jnp.float32) for each in (noise, noisy))
+    noise, noisy, draws = (
+        None if each is None else each.astype(jnp.float32)
+        for each in (noise, noisy, _split(static, inputs.draws))
+    )
+    draws = None if draws is None else jnp.moveaxis(draws, 1, 0)
     known = None
     if stored is not None:
         known = KnownData(_encoded(static, trees, stored, index, seed), data_mask(mask, static.data_shape))
     shape = static.data_shape
     observe = static.observed and static.observed.observe(trees.preview, listener)
-    x = recipe(denoise, process, conditions, shape, keys, guiding_model, noise, known, noisy, observe)
+    x = recipe(denoise, process, conditions, shape, keys, guiding_model, noise, known, noisy, observe, draws)
     return _replicated(static, x if recipe.until is not None else static.codec.decode(trees.frozen, x))
 
 

@@ -16,6 +16,7 @@ from etils import epath
 from flax.core import FrozenDict
 
 from jaxdiff import config as configs
+from jaxdiff.codecs.identity import Identity
 from jaxdiff.errors import expect
 from jaxdiff.experiment import Experiment
 from jaxdiff.generation import checks, compiled, inputs
@@ -24,6 +25,7 @@ from jaxdiff.generation.recipes import sampled_by
 from jaxdiff.generation.steps import OnStep
 from jaxdiff.runs import classes, weights
 from jaxdiff.runs.restore import restore_params
+from jaxdiff.runs.stages import refuse_staged
 from jaxdiff.runs.workdir import CONFIG_FILE, read_config
 from jaxdiff.sampling.grids.truncated import Truncated
 from jaxdiff.sampling.modifiers.inpainting import Replacement
@@ -61,7 +63,9 @@ class Generator(SampledModel):
           guiding_model: the folder of a weaker model for `Autoguidance`, or (folder, step); an early step of the
             same run serves well.
         """
-        experiment = sampled_by(sampler, read_config(workdir), ("jaxdiff", *packages), overrides)
+        config = read_config(workdir)
+        refuse_staged(config, workdir)
+        experiment = sampled_by(sampler, config, ("jaxdiff", *packages), overrides)
         mesh = experiment.mesh.make()
         checks.check_experiment(experiment, mesh)
         generator = cls._restored(experiment, workdir, mesh, step, "--workdir")
@@ -137,12 +141,14 @@ class Generator(SampledModel):
         guidance: float | Mapping[str, float] | None = None,
         negative: Mapping[str, Any] | None = None,
         noise: np.ndarray | None = None,
+        draws: np.ndarray | None = None,
         noisy: np.ndarray | None = None,
         known: np.ndarray | None = None,
         mask: np.ndarray | None = None,
         image_size: tuple[int, int] | None = None,
         first: int = 0,
         on_step: OnStep | None = None,
+        rounded: bool = True,
         **conditions: Any,
     ) -> np.ndarray:
         """Generate samples.
@@ -154,6 +160,8 @@ class Generator(SampledModel):
             conditions means `PerCondition`.
           negative: conditions to guide away from, instead of no condition.
           noise: standard normal data [n, *data_shape] to start from, such as those of `invert`; drawn if None.
+          draws: standard normal data [steps, n, *data_shape] that a stochastic sampler adds, one for each of its
+            steps but the last, which leads to clean data and adds none; drawn if None.
           noisy: noisy data [n, *data_shape] to continue from, with a recipe that starts below a time.
           known: stored images to complete, one for each sample or one for all; instead of pixels known by conditions.
             Together with the mask they are the value of a `PartialImage` or `MaskedImage` that is left out.
@@ -161,6 +169,7 @@ class Generator(SampledModel):
           image_size: (height, width), if other than in training; conditions that are images imply it.
           first: number of the first sample; ``first=256`` continues a call for samples 0 to 255 of the same seed.
           on_step: called after steps, with previews.
+          rounded: whether images are bytes; otherwise the decoder's floats, with 0 to 255 as -1 to 1.
           **conditions: for each condition of the model one value per sample, one value for all, or None for its
             null; in a list of values, None is the null of one sample. A condition with a default may be left out. One
             without a null (`null="none"`) is shown in every branch of guidance. A class is a number, or its name.
@@ -189,12 +198,14 @@ class Generator(SampledModel):
                 expect(value is not None, name, None, "known images together with a mask", "give both")
             images = inputs.images("known", known, n, sized.image_shape, sized._stored_kind)
             request = request._replace(known=images, mask=inputs.mask(mask, n, sized.image_shape))
+        if draws is not None:
+            request = request._replace(draws=sized._draws(recipe, draws, n))
         drawn = request
         if request.mask is not None and sized._replaces(known is not None):
             recipe = dataclasses.replace(recipe, inpainting=recipe.inpainting or Replacement())
         else:
             drawn = request._replace(known=None, mask=None)
-        finish = sized.codec.stored if recipe.until is None else np.asarray
+        finish = (sized.codec if rounded else Identity()).stored if recipe.until is None else np.asarray
         samples = sized._generated(recipe, drawn, n, seed, first, finish, on_step)
         if request.mask is None or recipe.until is not None:
             return samples

@@ -26,11 +26,14 @@ class Handover:
       first: the model that starts from noise.
       second: the model that continues, of the same latents.
       fraction: of the steps, counted from noise, that the first one takes: `denoising_end` of diffusers.
+      last: number of the last steps, which the second one takes, in place of `fraction`; 1 for Karlo's
+        super-resolution.
     """
 
     first: Generator
     second: Generator
     fraction: float = 0.8
+    last: int | None = None
 
     def __post_init__(self):
         first, second = (model.data_shape[-1] for model in (self.first, self.second))
@@ -55,6 +58,12 @@ class Handover:
     @property
     def time(self) -> float:
         """The time at which the second model continues."""
+        if self.last is not None:
+            starts, fix = self.first.starts, f"give more than {self.last}"
+            expect(
+                len(starts) > self.last, "steps", len(starts), f"more steps than the last {self.last}", fix
+            )
+            return float(starts[-self.last - 1])
         label: Any = self.first.denoiser.parameterization
         return handover(self.fraction, getattr(getattr(label, "label", None), "steps", 1000))
 
@@ -64,6 +73,7 @@ class Handover:
         *,
         image_size: tuple[int, int] | None = None,
         noise: np.ndarray | None = None,
+        draws: np.ndarray | None = None,
         negative: Mapping[str, Any] | None = None,
         on_step: OnStep | None = None,
         **options: Any,
@@ -71,7 +81,7 @@ class Handover:
         """uint8 images [n, height, width, channels].
 
         Args:
-          n, image_size, noise, negative, **options: as for a `Generator`; each model takes its own conditions.
+          n, image_size, noise, draws, negative, **options: as for a `Generator`; each model takes its own conditions.
           on_step: as for a `Generator`; steps are those of both models together.
 
         Raises:
@@ -87,9 +97,13 @@ class Handover:
             number = first.number(n, noise, **conditions)
             before, after = first.observed_steps(number), second.observed_steps(number)
             observe = [part_of(on_step, done, before + after) for done in (0, before)]
-        noisy = first(n, image_size=(height, width), noise=noise, on_step=observe[0], **own)
+        parts = [None, None] if draws is None else np.split(draws, [first.steps_with_noise])
+        noisy = first(n, image_size=(height, width), noise=noise, draws=parts[0], on_step=observe[0], **own)
         given = _own(second, first, options, negative)
-        return second(len(noisy), image_size=(height, width), noisy=noisy, on_step=observe[1], **given)
+        later = None if parts[1] is None or len(parts[1]) == second.steps_with_noise == 0 else parts[1]
+        return second(
+            len(noisy), image_size=(height, width), noisy=noisy, draws=later, on_step=observe[1], **given
+        )
 
 
 def _with(model: Generator, **changes: Any) -> Generator:

@@ -111,6 +111,18 @@ class SampledModel:
         """(height, width) of samples with these conditions: `size` if given, or set by images among them."""
         return inputs.size(self.denoiser.conditioner, conditions, self.image_shape, self.data_shape, size)
 
+    @property
+    def starts(self) -> np.ndarray:
+        """The times at which the steps of the recipe begin, from noise to data, the jump to x_0 included."""
+        plan = self.recipe.plan(self._denoisers[0].process_of(self.params))
+        start = np.asarray(as_path(plan.times).start)
+        return np.append(start, np.asarray(ends(plan.times)[1])) if plan.jumps else start
+
+    @property
+    def steps_with_noise(self) -> int:
+        """The number of steps of the recipe in which the sampler adds noise."""
+        return self.recipe.draws_of_steps(self._denoisers[0].process_of(self.params))
+
     def check(self) -> None:
         """Raise `UserError` where the recipe lacks something, such as a guiding model; before anything is compiled."""
         checks.check_guidance(self.recipe, self._denoisers)
@@ -135,6 +147,20 @@ class SampledModel:
         """The initial noise of the first n samples of a seed."""
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(n, dtype=np.uint32))
         return np.asarray(noise_like(fold_in(keys, PRIOR), jax.numpy.zeros((n, *self.data_shape))))
+
+    def _draws(self, recipe: Recipe, draws: np.ndarray, n: int) -> np.ndarray:
+        """The noise of the steps with one row for each sample, [n, steps, *data_shape]."""
+        array, count = np.asarray(draws), dataclasses.replace(self, recipe=recipe).steps_with_noise
+        sampler, fix = type(recipe.sampler).__name__, "leave it out, or give such floats"
+        expected = (
+            f"floats {[count, n, *self.data_shape]}"
+            if count
+            else f"none, since {sampler} adds no noise in its steps"
+        )
+        fits = np.issubdtype(array.dtype, np.floating) and array.shape == (count, n, *self.data_shape)
+        got = f"{array.dtype}{list(array.shape)}"
+        expect(count > 0 and fits, "draws", got, expected, fix)
+        return np.moveaxis(array, 1, 0)
 
     def _encoded(self, images: np.ndarray, n: int, seed: int) -> np.ndarray:
         """The diffused data of stored images."""

@@ -13,7 +13,19 @@ import jax
 import numpy as np
 
 from jaxdiff.errors import UserError
-from jaxdiff.interop.mapping import DENSE, SAME, Entry, Layout, Tensors, norm, to_params, to_tensors
+from jaxdiff.interop.mapping import (
+    DENSE,
+    SAME,
+    Entry,
+    Layout,
+    Tensors,
+    norm,
+    to_params,
+    to_pending,
+    to_pending_tensors,
+    to_tensors,
+)
+from jaxdiff.interop.pending import Pending
 from jaxdiff.interop.text_encoders import clip_block
 from jaxdiff.models.clip_vision import ClipVisionEncoder
 from jaxdiff.typing import Params
@@ -62,15 +74,43 @@ def vision_params(encoder: ClipVisionEncoder, tensors: Tensors) -> Params:
     Raises:
       UserError: lists every tensor that is missing, unexpected or of another shape.
     """
+    return to_params(entries(encoder), _named(tensors), parameter_shapes(encoder), BUFFERS)
+
+
+def vision_pending(encoder: ClipVisionEncoder, tensors: Tensors) -> dict[str, Pending]:
+    """The encoder's parameters by their paths, not yet read and in the file's types; as `vision_params` otherwise."""
+    return to_pending(entries(encoder), _named(tensors), parameter_shapes(encoder), BUFFERS)
+
+
+def parameter_shapes(encoder: ClipVisionEncoder) -> Params:
+    """The shapes of the encoder's parameters."""
     side = encoder.image_size
     pixels = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
-    shapes = nn.meta.unbox(jax.eval_shape(encoder.init, jax.random.key(0), pixels))["params"]
-    return to_params(entries(encoder), _named(tensors), shapes, BUFFERS)
+    return nn.meta.unbox(jax.eval_shape(encoder.init, jax.random.key(0), pixels))["params"]
 
 
 def vision_tensors(encoder: ClipVisionEncoder, params: Params) -> dict[str, np.ndarray]:
     """A file's tensors from the encoder's parameters: the inverse of `vision_params`."""
-    tensors = to_tensors(entries(encoder), params)
+    return _published(to_tensors(entries(encoder), params))
+
+
+def vision_pending_tensors(encoder: ClipVisionEncoder, arrays: Mapping[str, Any]) -> dict[str, Pending]:
+    """A file's tensors, not yet read, from the encoder's arrays by their paths; as `vision_tensors` otherwise."""
+    return _published(to_pending_tensors(entries(encoder), arrays))
+
+
+def vision_config(encoder: ClipVisionEncoder) -> dict[str, Any]:
+    """The `config.json` of transformers: the inverse of `vision_encoder`."""
+    return {
+        "architectures": ["CLIPVisionModelWithProjection"], "model_type": "clip_vision_model",
+        "hidden_size": encoder.width, "intermediate_size": encoder.hidden or 4 * encoder.width,
+        "num_hidden_layers": encoder.layers, "num_attention_heads": encoder.heads, "hidden_act": encoder.activation,
+        "image_size": encoder.image_size, "patch_size": encoder.patch, "projection_dim": encoder.projection,
+        "layer_norm_eps": encoder.eps,
+    }  # fmt: skip
+
+
+def _published(tensors: Mapping[str, Any]) -> dict[str, Any]:
     return {name if name == PROJECTION else f"{PREFIX}{name}": array for name, array in tensors.items()}
 
 

@@ -15,6 +15,7 @@ from jaxdiff.interop.mapping import SAME, Entry, conv, dense, from_heads, norm, 
 from jaxdiff.interop.structure import modules
 from jaxdiff.models.blocks import ResidualMiddle
 from jaxdiff.models.interface import BlockOptions
+from jaxdiff.models.joint_attention import JointAttention
 from jaxdiff.models.pixel_attention import PixelAttention
 from jaxdiff.models.spatial_transformer import SpatialTransformer
 from jaxdiff.models.unet import Level, UNet
@@ -69,26 +70,40 @@ def denoiser(model: Mapping[str, Any], scheduler: Mapping[str, Any] | None = Non
     Raises:
       UserError: the model has an option that `UNet` lacks.
     """
-    given = DEFAULTS | {key: value for key, value in model.items() if key in DEFAULTS}
-    for field, known in FIXED.items():
-        expect(given[field] in known, field, given[field], " or ".join(map(repr, known)), "use such a model")
-    widths = given["block_out_channels"]
-    parts = {}
+    given = known_fields(model)
+    noise, parts = noise_level(given), {}
     if given["num_class_embeds"] is not None:
-        width = given["time_embedding_dim"] or 4 * widths[0]
-        parts = {"label": ClassLabel(given["num_class_embeds"], width, drop_rate=0.0, null="zero")}
-    noise = NoiseLevel(
-        given["time_embedding_dim"] or 4 * widths[0],
-        frequencies=widths[0] // 2,
-        endpoint=given["freq_shift"] == 1,
-        sine_first=not given["flip_sin_to_cos"],
-    )
+        classes = given["num_class_embeds"]
+        parts = {"label": ClassLabel(classes, noise.width, drop_rate=0.0, null="zero")}
     settings, learned = scheduler or {}, given["out_channels"] == 2 * given["in_channels"]
     return Denoiser(
-        _network(given),
+        network(given),
         Conditioner(noise, parts),
         schedulers.process(settings),
         schedulers.parameterization(settings, learned_variance=learned),
+    )
+
+
+def known_fields(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a `config.json` with defaults.
+
+    Raises:
+      UserError: one has a value that `UNet` lacks.
+    """
+    given = DEFAULTS | {key: value for key, value in model.items() if key in DEFAULTS}
+    for field, known in FIXED.items():
+        expect(given[field] in known, field, given[field], " or ".join(map(repr, known)), "use such a model")
+    return given
+
+
+def noise_level(given: Mapping[str, Any]) -> NoiseLevel:
+    """The module of the noise level, from `known_fields`."""
+    width = given["block_out_channels"][0]
+    return NoiseLevel(
+        given["time_embedding_dim"] or 4 * width,
+        frequencies=width // 2,
+        endpoint=given["freq_shift"] == 1,
+        sine_first=not given["flip_sin_to_cos"],
     )
 
 
@@ -117,17 +132,33 @@ def model_config(denoiser: Denoiser, image_size: int) -> dict[str, Any]:
     Raises:
       UserError: the network has an option that `UNet2DModel` lacks.
     """
-    network, conditioner = network_of(denoiser), denoiser.conditioner
+    conditioner = denoiser.conditioner
     if not isinstance(conditioner, Conditioner):
         raise _unsupported("conditioner", type(conditioner).__name__)
-    _check_known(network, conditioner)
-    noise, label = conditioner.noise, conditioner.conditions.get("label")
+    label = conditioner.conditions.get("label")
+    for name, part in conditioner.conditions.items():
+        if part is not label or type(part) is not ClassLabel or part.before_mapping or part.null != "zero":
+            raise _unsupported(f"conditioner.conditions.{name}", type(part).__name__)
+    learned = isinstance(denoiser.parameterization, LearnedVariance)
+    own = network_of(denoiser)
+    channels = own.out_channels // (2 if learned else 1)
+    config = network_config(own, conditioner.noise, channels, image_size)
+    return config | {"num_class_embeds": None if label is None else label.num_classes}
+
+
+def network_config(network: UNet, noise: Any, in_channels: int, image_size: int) -> dict[str, Any]:
+    """The `config.json` of a network and its module of the noise level, without classes.
+
+    Raises:
+      UserError: one of them has an option that `UNet2DModel` lacks.
+    """
+    _check_known(network, noise)
     levels, residual = network.levels, network.resampling == "residual"
     options, attention = network.block, _attention_of(network)
     kind = "resnet" if residual else "conv"
     return {
         "_class_name": "UNet2DModel", "sample_size": image_size, "out_channels": network.out_channels,
-        "in_channels": network.out_channels // (2 if isinstance(denoiser.parameterization, LearnedVariance) else 1),
+        "in_channels": in_channels,
         "time_embedding_dim": noise.width, "freq_shift": int(noise.endpoint), "flip_sin_to_cos": not noise.sine_first,
         "block_out_channels": [level.width for level in levels], "layers_per_block": levels[0].blocks,
         "down_block_types": [_block_type("Down", level, residual) for level in levels],
@@ -137,7 +168,6 @@ def model_config(denoiser: Denoiser, image_size: int) -> dict[str, Any]:
         "norm_eps": options.eps, "attn_norm_num_groups": options.groups,
         "attention_head_dim": attention.head_dim, "add_attention": network.middle != ResidualMiddle(None),
         "resnet_time_scale_shift": "scale_shift" if options.modulation == "scale_shift" else "default",
-        "num_class_embeds": None if label is None else label.num_classes,
     }  # fmt: skip
 
 
@@ -170,11 +200,13 @@ def entries(network: UNet) -> Iterator[Entry]:
         else:
             block = "mid_block" if module.kind == "middle" else block
             yield from _residual(ours, f"{block}.resnets.{i}")
+            theirs = f"{block}.attentions.{i}"
             if isinstance(module.attention, SpatialTransformer):
-                theirs = f"{block}.attentions.{i}"
                 yield from spatial_transformer.entries(f"{ours}/transformer", theirs, module.attention)
+            elif isinstance(module.attention, JointAttention):
+                yield from _joint_attention(f"{ours}/joint_attention", theirs)
             else:
-                yield from _attention(ours, f"{block}.attentions.{i}")
+                yield from _attention(f"{ours}/self_attention", theirs)
 
 
 def _residual(ours: str, theirs: str) -> Iterator[Entry]:
@@ -186,8 +218,14 @@ def _residual(ours: str, theirs: str) -> Iterator[Entry]:
     yield from dense(f"{ours}/modulation", f"{theirs}.time_emb_proj")
 
 
+def _joint_attention(ours: str, theirs: str) -> Iterator[Entry]:
+    yield from _attention(ours, theirs)
+    for kind, name in (("kernel", "weight"), ("bias", "bias")):
+        keys = tuple(f"{theirs}.add_{which}_proj.{name}" for which in "kv")
+        yield Entry(f"{ours}/key_value/{kind}", keys, separate_heads())
+
+
 def _attention(ours: str, theirs: str) -> Iterator[Entry]:
-    ours = f"{ours}/self_attention"
     yield from norm(f"{ours}/norm", f"{theirs}.group_norm")
     for kind, name in (("kernel", "weight"), ("bias", "bias")):
         keys = tuple(f"{theirs}.to_{which}.{name}" for which in "qkv")
@@ -196,7 +234,8 @@ def _attention(ours: str, theirs: str) -> Iterator[Entry]:
     yield Entry(f"{ours}/out/bias", (f"{theirs}.to_out.0.bias",), SAME)
 
 
-def _network(given: Mapping[str, Any]) -> UNet:
+def network(given: Mapping[str, Any]) -> UNet:
+    """The network, from `known_fields`."""
     down, up = given["down_block_types"], given["up_block_types"]
     for field, known in (("down_block_types", DOWN), ("up_block_types", UP)):
         for name in given[field]:
@@ -259,7 +298,7 @@ def _block_type(way: str, level: Level, residual: bool) -> str:
     return f"Resnet{way}sampleBlock2D" if residual else f"{way}Block2D"
 
 
-def _check_known(network: UNet, conditioner: Conditioner) -> None:
+def _check_known(network: UNet, noise: Any) -> None:
     """Raise a `UserError` about an option that `UNet2DModel` lacks."""
     for part, cls, path, names in (
         (network, UNet, "network", _FIXED_FIELDS),
@@ -284,14 +323,10 @@ def _check_known(network: UNet, conditioner: Conditioner) -> None:
     attention = _attention_of(network)
     if attention.heads not in (None, 1):
         raise _unsupported("attention.heads", attention.heads)
-    noise, label = conditioner.noise, conditioner.conditions.get("label")
     if type(noise) is not NoiseLevel or noise.random_scale is not None or noise.max_period != 10000.0:
         raise _unsupported("conditioner.noise", type(noise).__name__)
     if (noise.frequencies or noise.width // 8) != levels[0].width // 2:
         raise _unsupported("conditioner.noise.frequencies", noise.frequencies)
-    for name, part in conditioner.conditions.items():
-        if part is not label or type(part) is not ClassLabel or part.before_mapping or part.null != "zero":
-            raise _unsupported(f"conditioner.conditions.{name}", type(part).__name__)
 
 
 def _attention_of(network: UNet) -> PixelAttention:

@@ -62,6 +62,11 @@ CONV = simple(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 
 """[out, in, height, width] -> [height, width, in, out]"""
 
 
+def row(axes: int) -> Layout:
+    """[1, ..., 1, *shape] with `axes` axes of length 1 -> [*shape]"""
+    return simple(lambda x: x.reshape(x.shape[axes:]), lambda x: x.reshape((1,) * axes + x.shape))
+
+
 def heads(order: str, axes: int = 0) -> Layout:
     """Queries, keys and values in one tensor whose rows run over them ("3"), heads ("H") and their channels ("C").
 

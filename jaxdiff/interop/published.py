@@ -21,7 +21,7 @@ from jaxdiff.interop.tensors import Tensors, read_tensors
 
 _log = logging.getLogger(__name__)
 
-PIPELINES = ("StableDiffusion", "LatentConsistencyModel")
+PIPELINES = ("StableDiffusion", "LatentConsistencyModel", "StableUnCLIP")
 """Beginnings of the names of pipelines whose parts are those of Stable Diffusion."""
 
 ZERO_SNR = "ztsnr"
@@ -81,6 +81,8 @@ class PublishedModel:
       tokenizers: the folder of each text encoder's tokenizer; empty for a single file, which has none.
       scheduler: `scheduler_config.json`; empty for a single file.
       low_res_scheduler: that of the small image in an upscaler; empty in other models.
+      normalizer: mean and standard deviation of the image embeddings that Stable unCLIP reads; None in other models.
+      noising_scheduler: that of the noise on these embeddings; empty in other models.
       index: `model_index.json`; empty for a single file.
       metadata: texts that a single file stores about itself.
     """
@@ -92,6 +94,8 @@ class PublishedModel:
     tokenizers: tuple[pathlib.Path, ...] = ()
     scheduler: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     low_res_scheduler: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    normalizer: Part | None = None
+    noising_scheduler: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     index: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -121,7 +125,7 @@ def describe(path: str | os.PathLike[str]) -> tuple[str, str]:
     if not root.is_dir():
         return "a file of other tensors", other
     with reading(root):
-        config, index = _settings(root / "config.json"), _settings(root / "model_index.json")
+        config, index = settings(root / "config.json"), settings(root / "model_index.json")
     if TARGET in config:
         return (
             "a run of jaxdiff",
@@ -160,22 +164,25 @@ def find(path: str | os.PathLike[str], ema: bool | None = None) -> PublishedMode
 
 
 def _of_folder(root: pathlib.Path, ema: bool | None) -> PublishedModel:
-    scheduler, low_res = (
-        root / name / "scheduler_config.json" for name in ("scheduler", "low_res_scheduler")
+    scheduler, low_res, noising = (
+        root / name / "scheduler_config.json"
+        for name in ("scheduler", "low_res_scheduler", "image_noising_scheduler")
     )
-    index = _settings(root / "model_index.json")
+    index = settings(root / "model_index.json")
     _check_pipeline(root, index)
     texts = tuple(name for name in ("text_encoder", "text_encoder_2") if (root / name).is_dir())
     if not scheduler.exists():
         _log.warning("no %s: the schedule of Stable Diffusion is assumed, and its sampler", scheduler)
     return PublishedModel(
         path=root,
-        unet=_part(root, "unet", ema),
-        autoencoder=_part(root, "vae", None),
-        texts=tuple(_part(root, name, None) for name in texts),
+        unet=part_of(root, "unet", ema),
+        autoencoder=part_of(root, "vae"),
+        texts=tuple(part_of(root, name) for name in texts),
         tokenizers=tuple(root / name.replace("text_encoder", "tokenizer") for name in texts),
-        scheduler=_settings(scheduler),
-        low_res_scheduler=_settings(low_res),
+        scheduler=settings(scheduler),
+        low_res_scheduler=settings(low_res),
+        normalizer=part_of(root, "image_normalizer") if (root / "image_normalizer").is_dir() else None,
+        noising_scheduler=settings(noising),
         index=index,
     )
 
@@ -190,11 +197,17 @@ def _check_pipeline(root: pathlib.Path, index: Mapping[str, Any]) -> None:
         )
 
 
-def _settings(file: pathlib.Path) -> Mapping[str, Any]:
+def settings(file: pathlib.Path) -> Mapping[str, Any]:
+    """The content of a file of JSON; empty without one."""
     return read_json(file) if file.exists() else {}
 
 
-def _part(root: pathlib.Path, name: str, ema: bool | None) -> Part:
+def part_of(root: pathlib.Path, name: str, ema: bool | None = None) -> Part:
+    """The network in the folder `name` of a pipeline.
+
+    Raises:
+      UserError, Unreadable: there is none, or a file is damaged.
+    """
     folder = root / name
     if not folder.is_dir():
         raise UserError(

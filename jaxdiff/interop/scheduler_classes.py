@@ -9,6 +9,7 @@ from jaxdiff.errors import expect
 from jaxdiff.process.labels import RoundedIndex
 from jaxdiff.sampling.grids.continuous import KarrasBetween
 from jaxdiff.sampling.grids.discrete import Leading, Linspace, Trailing
+from jaxdiff.sampling.modifiers.rounded_end import RoundedEnd
 from jaxdiff.sampling.modifiers.thresholding import StaticThreshold
 from jaxdiff.sampling.protocols import Grid, Modifier, Sampler
 from jaxdiff.sampling.samplers.adams import Deis, Lms
@@ -79,6 +80,16 @@ def _ddpm(settings: Settings) -> dict[str, Any]:
         "sampler": Ancestral(variance),
         "grid": _grid(settings),
         "modifiers": _clipping(settings),
+        "initial": "unit",
+    }
+
+
+def _unclip(settings: Settings) -> dict[str, Any]:
+    """DDPM between the visited steps of all of the model's, from the noisiest to the first."""
+    return {
+        "sampler": Ancestral("learned" if settings["variance_type"] == "learned_range" else "small"),
+        "grid": Linspace(settings["num_train_timesteps"]),
+        "modifiers": (*_clipping(settings), RoundedEnd()),
         "initial": "unit",
     }
 
@@ -240,6 +251,15 @@ CLASSES: dict[str, SchedulerClass] = {
             variance_type=("fixed_small", "fixed_small_log", "fixed_large", "learned_range"),
         ),
         _ddpm,
+    ),
+    "UnCLIPScheduler": SchedulerClass(
+        {
+            **GENERAL, "beta_schedule": "squaredcos_cap_v2", "variance_type": "fixed_small_log", "clip_sample": True,
+            "clip_sample_range": 1.0,
+        },
+        {"beta_schedule": ("squaredcos_cap_v2",), "trained_betas": (None,), "prediction_type": ("epsilon", "sample"),
+         "variance_type": ("fixed_small_log", "learned_range")},
+        _unclip,
     ),
     "PNDMScheduler": SchedulerClass(
         {**GENERAL, **LEADING, "skip_prk_steps": False, "set_alpha_to_one": False},

@@ -1,5 +1,6 @@
 """A model's noise process as a ``scheduler_config.json`` of diffusers: the inverse of `schedulers.process`."""
 
+import dataclasses
 from typing import Any
 
 from jaxdiff.errors import UserError
@@ -23,7 +24,9 @@ def of(process: Any, parameterization: Parameterization) -> dict[str, Any]:
             "rescale_betas_zero_snr": schedule.zero_terminal_snr, "set_alpha_to_one": False, "steps_offset": 1,
             "clip_sample": False,
         }  # fmt: skip
-        same = schedulers.process(found) == process, schedulers.parameterization(found) == parameterization
+        found_schedule: Any = schedulers.process(found).schedule
+        rounded = dataclasses.replace(schedule, rounded=found_schedule.rounded)
+        same = found_schedule == rounded, schedulers.parameterization(found) == parameterization
         if all(same):
             return found
     raise UserError(

@@ -186,7 +186,10 @@ def _table(settings: Settings, cls: SchedulerClass | None = None, linear: str = 
     """The schedule: the model's, or that of a class which samples it."""
     zero = bool(settings.get("rescale_betas_zero_snr", False))
     last = LAST_ALPHA_SQUARED if zero and cls is not None and cls.divides_by_alpha else 0.0
-    return Table(_betas(settings), zero_terminal_snr=zero, last_alpha_squared=last, linear=linear)
+    betas = _betas(settings)
+    # Only these betas are so large, and so small, that rounding shows.
+    rounded = isinstance(betas, CosineBetas) and not zero
+    return Table(betas, zero, last, linear, rounded)
 
 
 def _betas(settings: Settings) -> BetaSequence:

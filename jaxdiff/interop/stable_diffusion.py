@@ -25,10 +25,10 @@ from jaxdiff.interop import (
     stable_diffusion_unet,
     text_encoders,
 )
-from jaxdiff.interop.mapping import Entry, to_pending
+from jaxdiff.interop.mapping import SAME, Entry, to_pending
 from jaxdiff.interop.pending import Pending
 from jaxdiff.interop.published import ZERO_SNR, Part, PublishedModel
-from jaxdiff.interop.stable_diffusion_conditions import IMAGE, Extra, extra_conditions
+from jaxdiff.interop.stable_diffusion_conditions import EMBEDDING, IMAGE, Extra, extra_conditions
 from jaxdiff.interop.stable_diffusion_unet import UnetLayout
 from jaxdiff.interop.stable_diffusion_unet_config import latent_size, unet_layout
 from jaxdiff.interop.stable_diffusion_unet_shapes import detect_layout
@@ -62,6 +62,9 @@ ZERO_SNR_SCHEDULER = {
 
 LOW_RES = {**BETAS, "beta_start": 0.0001, "beta_end": 0.02, "_class_name": "DDPMScheduler"}
 """The noise of the small image in the x4 upscaler."""
+
+UNCLIP_GUIDANCE = 10.0
+"""Guidance scale of Stable unCLIP's pipelines."""
 
 OFFSET = {"set_alpha_to_one": False, "steps_offset": 1, "clip_sample": False}
 
@@ -127,6 +130,8 @@ class StableDiffusion:
         """Guidance as in the published pipeline: two scales with an image to edit (Brooks et al. 2023)."""
         if isinstance(self.denoiser.conditioner.conditions.get(IMAGE), LatentImage):
             return PerCondition((IMAGE, "text"), (1.5, self.family.guidance))
+        if self.layout.mapped == "projection":
+            return ClassifierFree(UNCLIP_GUIDANCE)
         return ClassifierFree(self.family.guidance)
 
     @property
@@ -152,9 +157,17 @@ class StableDiffusion:
           UserError: lists the tensors that do not fit.
         """
         part, abstract = self.source.unet, dict(self._abstract)
-        conditioner = abstract["conditioner"]
-        abstract["conditioner"] = {k: v for k, v in conditioner.items() if k != parameters_of("text")}
-        return to_pending(unet_entries(self.layout, part.tensors), part.tensors, abstract)
+        conditioner = dict(abstract["conditioner"])
+        del conditioner[parameters_of("text")]
+        own = conditioner.pop(parameters_of(EMBEDDING), None)
+        found = to_pending(
+            unet_entries(self.layout, part.tensors), part.tensors, abstract | {"conditioner": conditioner}
+        )
+        if own is None:
+            return found
+        shapes = {"conditioner": {parameters_of(EMBEDDING): own}}
+        normalizer = _required(self.source.normalizer, "an image_normalizer")
+        return found | to_pending(normalizer_entries(), normalizer.tensors, shapes)
 
     def pending_text(self) -> dict[str, Pending]:
         """The parameters of the text encoders, by their paths below `TEXT`."""
@@ -213,6 +226,13 @@ def of(
     process, parameterization = schedulers.process(scheduler), schedulers.parameterization(scheduler)
     denoiser = Denoiser(layout.network, conditioner, process, parameterization)
     return StableDiffusion(model, layout, encoders, denoiser, scheduler, family)
+
+
+def normalizer_entries() -> list[Entry]:
+    """The mapping of Stable unCLIP's `image_normalizer`."""
+    return [
+        Entry(f"conditioner/{parameters_of(EMBEDDING)}/{name}", (name,), SAME) for name in ("mean", "std")
+    ]
 
 
 def unet_entries(layout: UnetLayout, names: Any) -> list[Entry]:
@@ -292,7 +312,8 @@ def _conditions(
     null: Null = "zero" if zeros else "empty"
     factor = _network(_required(model.autoencoder, "an autoencoder")).factor
     low_res = schedulers.process(model.low_res_scheduler or LOW_RES) if layout.noise_classes else None
-    extra = extra_conditions(layout, encoders[-1].projection or encoders[-1].width, factor, low_res)
+    noising = schedulers.process(model.noising_scheduler) if layout.mapped == "projection" else None
+    extra = extra_conditions(layout, encoders[-1].projection or encoders[-1].width, factor, low_res, noising)
     return {"text": Text(tokenizer, encoder, drop_rate=0.1, null=null), **extra.conditions}, extra
 
 

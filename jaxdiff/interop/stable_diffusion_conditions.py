@@ -2,20 +2,26 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from jaxdiff.conditioning.condition import Condition
 from jaxdiff.conditioning.continuous import Continuous, ImageSize
 from jaxdiff.conditioning.image import ImageCondition
 from jaxdiff.conditioning.latent import LatentImage, MaskedImage
 from jaxdiff.conditioning.noisy import NoiseAugmented
-from jaxdiff.conditioning.vector import StepTable
-from jaxdiff.errors import UserError
+from jaxdiff.conditioning.noisy_embedding import NoiseAugmentedEmbedding
+from jaxdiff.conditioning.vector import Sinusoid, StepTable
+from jaxdiff.conditioning.vector_embedding import PlainVector
+from jaxdiff.errors import UserError, expect
 from jaxdiff.interop.stable_diffusion_unet import UnetLayout
 from jaxdiff.process.gaussian import VariancePreserving
 from jaxdiff.process.labels import StepIndex
 
 IMAGE = "source"
 """The name of the image to edit, complete or enlarge; examples hold the result as "image"."""
+
+EMBEDDING = "image"
+"""The name of CLIP's embedding of an image, which Stable unCLIP reads."""
 
 AESTHETIC_SCORE, NEGATIVE_SCORE = 6.0, 2.5
 """Of SDXL's refiner: the default score, and the one that guidance leads away from."""
@@ -38,7 +44,11 @@ class Extra:
 
 
 def extra_conditions(
-    layout: UnetLayout, pooled: int, factor: int, low_res: VariancePreserving | None = None
+    layout: UnetLayout,
+    pooled: int,
+    factor: int,
+    low_res: VariancePreserving | None = None,
+    noising: VariancePreserving | None = None,
 ) -> Extra:
     """The conditions that a U-Net needs besides the text.
 
@@ -47,12 +57,27 @@ def extra_conditions(
       pooled: length of the text encoder's pooled vector.
       factor: pixels along the side of one latent.
       low_res: the noise process of the image that the x4 upscaler enlarges.
+      noising: that of the image embedding that Stable unCLIP reads.
 
     Raises:
       UserError: the U-Net needs a condition that is unknown here.
     """
-    sizes, images = _sizes(layout, pooled), _images(layout, factor, low_res)
+    images = _images(layout, factor, low_res)
+    if layout.mapped == "projection" and noising is not None:
+        return Extra({EMBEDDING: _embedding(layout, noising), **images}, (EMBEDDING,))
+    sizes = _sizes(layout, pooled)
     return Extra({**sizes, **images}, ("text", *sizes) if sizes else ())
+
+
+def _embedding(layout: UnetLayout, noising: VariancePreserving) -> Condition:
+    """A noisy image embedding, and the sinusoid of its noise level, of as many channels."""
+    size, rest = divmod(layout.mapped_width or 0, 2)
+    expect(rest == 0 and size % 2 == 0, "projection_class_embeddings_input_dim", layout.mapped_width,
+           "twice the even length of an image embedding", "use a model of Stable unCLIP")  # fmt: skip
+    schedule: Any = noising.schedule
+    steps = schedule.steps
+    part, level = PlainVector(size, drop_rate=0.1), Sinusoid(size // 2)
+    return NoiseAugmentedEmbedding(part, level, noising, level=1 / steps, label=StepIndex(steps))
 
 
 def _sizes(layout: UnetLayout, pooled: int) -> dict[str, Condition]:

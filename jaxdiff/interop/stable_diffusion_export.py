@@ -24,7 +24,7 @@ from jaxdiff.interop import (
 from jaxdiff.interop.mapping import to_pending_tensors
 from jaxdiff.interop.pending import Pending
 from jaxdiff.interop.published import AUTOENCODER, UNET
-from jaxdiff.interop.stable_diffusion import TEXT
+from jaxdiff.interop.stable_diffusion import TEXT, normalizer_entries
 from jaxdiff.interop.stable_diffusion_conditions import HIGHEST_NOISE, IMAGE
 from jaxdiff.interop.stable_diffusion_unet import Naming, UnetLayout
 from jaxdiff.interop.stable_diffusion_unet_export import layout_of, unet_config
@@ -109,7 +109,8 @@ class Exported:
 
     def unet(self, naming: Naming) -> Tensors:
         """The U-Net's tensors."""
-        arrays = {path: array for path, array in self.arrays.items() if not path.startswith(f"{TEXT}/")}
+        others = (f"{TEXT}/", *(entry.path for entry in normalizer_entries()))
+        arrays = {path: array for path, array in self.arrays.items() if not path.startswith(others)}
         return to_pending_tensors(stable_diffusion_unet.entries(self.layout, naming), arrays)
 
     def vae(self, naming: autoencoders.Naming) -> Tensors:
@@ -171,6 +172,11 @@ def model_index(model: Exported) -> dict[str, Any]:
       UserError: diffusers has no pipeline for such a model.
     """
     layout, sdxl = model.layout, model.layout.mapped == "text_time"
+    if layout.mapped == "projection":
+        raise UserError(
+            "--workdir: expected a model with a text alone, got a stage of Stable unCLIP. "
+            "Fix: give the folder of the whole run, which has the other stages"
+        )
     added = layout.in_channels - layout.network.out_channels
     if (sdxl, added) not in CLASSES:
         raise UserError(

@@ -22,7 +22,7 @@ from jaxdiff.models.layers import (
     embedding_init,
     look_up,
 )
-from jaxdiff.typing import Array, Float
+from jaxdiff.typing import Array, Bool, Float
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -159,11 +159,15 @@ class ClipBlock(nn.Module):
     causal: bool = True
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch length channels"]) -> Float[Array, "batch length channels"]:
+    def __call__(
+        self, x: Float[Array, "batch length channels"], mask: Bool[Array, "batch length"] | None = None
+    ) -> Float[Array, "batch length channels"]:
+        """Transform a sequence; no position sees those where `mask` is False."""
         channels = x.shape[-1]
         h = LayerNorm(self.eps, name="norm_0")(x)
         h = ToHeads(3, self.heads, channels // self.heads, self.dtype, name="query_key_value")(h)
-        h = jax.nn.dot_product_attention(*h, is_causal=self.causal, implementation="xla")
+        shown = None if mask is None else mask[:, None, None]
+        h = jax.nn.dot_product_attention(*h, mask=shown, is_causal=self.causal, implementation="xla")
         x = x + FromHeads(channels, self.dtype, zero=False, name="attention_out")(h)
         h = LayerNorm(self.eps, name="norm_1")(x)
         h = Dense(self.hidden or 4 * channels, dtype=self.dtype, name="expand")(h)

@@ -10,6 +10,7 @@ READERS = {
     "controls": "jaxdiff.models.control_net:Controlled",
     "image_prompts": "jaxdiff.models.spatial_transformer:SpatialTransformer with cross-attention",
     "residuals": "jaxdiff.models.unet:UNet",
+    "spatial": "jaxdiff.models.unet:UNet",
 }
 """What reads the slots that only some networks read."""
 

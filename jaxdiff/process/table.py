@@ -121,12 +121,16 @@ class Table:
         solvers that divide by alpha.
       linear: what is linear in time between two steps, "log_snr", or the noise level "sigma / alpha", as in the
         fractional steps of Euler's and Heun's method in diffusers.
+      rounded: whether ``alpha^2`` and ``sigma^2`` of the steps are rounded to single precision where the computation is
+        in it, as in the tables of published models. It changes the noise levels near clean data and near pure noise,
+        to which cosine schedules are sensitive. In double precision nothing is rounded.
     """
 
     betas: BetaSequence
     zero_terminal_snr: bool = False
     last_alpha_squared: float = 0.0
     linear: str = "log_snr"
+    rounded: bool = False
 
     def __post_init__(self):
         steps = len(self.betas.array())
@@ -138,6 +142,10 @@ class Table:
             "leave it out, or set zero_terminal_snr",
         )  # fmt: skip
         expect(
+            not (self.rounded and self.zero_terminal_snr), "rounded", self.rounded, "False with zero_terminal_snr",
+            "choose one of them",
+        )  # fmt: skip
+        expect(
             bool(last >= 0 and np.all(np.diff(_knots(self)) < 0)), "last_alpha_squared", last,
             "a number from 0 to below that of the last step but one", "try 2**-24",
         )  # fmt: skip
@@ -146,12 +154,16 @@ class Table:
     def steps(self) -> int:
         return len(_knots(self)) + self._reaches_noise
 
+    def _knots_in(self, dtype: jnp.dtype) -> Float[Array, "knots"]:
+        exact = dtype == jnp.float64 or not self.rounded
+        return jnp.asarray(_knots(self) if exact else _rounded_knots(self), dtype)
+
     @property
     def _reaches_noise(self) -> bool:
         return self.zero_terminal_snr and self.last_alpha_squared == 0
 
     def log_snr(self, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        knots = jnp.asarray(_knots(self), t.dtype)
+        knots = self._knots_in(t.dtype)
         # Knot i is at position i + 1. Late positions are counted from the end, where they are small and keep precision.
         position, left_over = t * self.steps, self.steps * (1 - t)
         left = jnp.clip(position.astype(int), 1, len(knots) - 1)
@@ -168,7 +180,7 @@ class Table:
         return log_snr
 
     def time(self, log_snr: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        knots = jnp.asarray(_knots(self), log_snr.dtype)
+        knots = self._knots_in(log_snr.dtype)
         left = jnp.clip(jnp.searchsorted(-knots, -log_snr), 1, len(knots) - 1)
         depth, fall = knots[left - 1] - log_snr, knots[left - 1] - knots[left]
         if self.linear != "log_snr":
@@ -193,6 +205,16 @@ def _knots(table: Table) -> Float[np.ndarray, "knots"]:
     if table.last_alpha_squared > 0:
         alpha = np.append(alpha, np.sqrt(table.last_alpha_squared))
     return 2 * np.log(alpha) - np.log1p(-np.square(alpha))
+
+
+@functools.lru_cache(maxsize=64)
+def _rounded_knots(table: Table) -> Float[np.ndarray, "knots"]:
+    """`_knots` of numbers in single precision: betas, their complements, the products of these, and sigma^2."""
+    one = np.float32(1)
+    kept = (one - table.betas.array().astype(np.float32)).astype(np.float64)
+    alpha_squared = np.cumprod(kept).astype(np.float32)  # of PyTorch, whose products are in double precision
+    sigma_squared = one - alpha_squared
+    return np.log(alpha_squared.astype(np.float64)) - np.log(sigma_squared.astype(np.float64))
 
 
 def _expect_range(first: float, last: float) -> None:

@@ -1,14 +1,12 @@
 """Published models as runs: the folder of a run whose parameters are files of their own, and no checkpoint."""
 
-import dataclasses
 import json
 import logging
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from etils import epath
 from flax import linen as nn
 from flax.traverse_util import unflatten_dict
@@ -19,27 +17,26 @@ from jaxdiff.config.overrides import override
 from jaxdiff.data.folder import ImageFolder
 from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.published_tokenizers import ClipTokenizer
-from jaxdiff.data.text import Tokenize
+from jaxdiff.data.text import Tokenize, Tokenizer
 from jaxdiff.data.tokenizer_files import clip_vocabulary, copy_tokenizer
 from jaxdiff.distributed.first_process import in_first
-from jaxdiff.errors import RunFailure, UserError, expect
+from jaxdiff.errors import UserError, expect
 from jaxdiff.experiment import Experiment
 from jaxdiff.interop import schedulers, stable_diffusion
-from jaxdiff.interop.files import release
-from jaxdiff.interop.mapping import check_finite, to_pending
+from jaxdiff.interop.mapping import to_pending
 from jaxdiff.interop.pending import Pending
 from jaxdiff.interop.published import PublishedModel
-from jaxdiff.interop.safetensors_files import write_safetensors
 from jaxdiff.interop.stable_diffusion import StableDiffusion
 from jaxdiff.interop.stable_diffusion_export import Exported
 from jaxdiff.interop.stable_diffusion_lora import merged
 from jaxdiff.process.time_sampling import UniformSteps
 from jaxdiff.runs.continuation import latest_step
-from jaxdiff.runs.draft import check_new, draft
+from jaxdiff.runs.draft import check_new
 from jaxdiff.runs.published_tokenizers import paddings, tokenizers_of
 from jaxdiff.runs.restore import restore_params
-from jaxdiff.runs.weights import AUTOENCODER, RECORD, TEXT, UNET, FileWeights, write_record
+from jaxdiff.runs.weights import AUTOENCODER, TEXT, UNET, FileWeights
 from jaxdiff.runs.workdir import CONFIG_FILE, FROZEN, HERE, read_config
+from jaxdiff.runs.writing import RunFiles, count, make
 from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.training.ema import Ema
@@ -52,9 +49,6 @@ SCHEDULER = "scheduler_config.json"
 
 LOW_RES_SCHEDULER = "low_res_scheduler_config.json"
 """The same for the noise of the small image in an upscaler."""
-
-Files = dict[str, dict[str, Pending]]
-"""Parameters by the file that holds them, and by their paths in it."""
 
 STEPS = 50
 """Sampling steps of a new run, as in the published pipelines."""
@@ -69,8 +63,6 @@ def convert(
     loras: Sequence[tuple[str, float]] = (),
 ) -> str:
     """Make `workdir` a run that samples as the published model does.
-
-    No more than one tensor is in memory at a time. The folder appears when it is complete.
 
     Args:
       model: the published model.
@@ -88,39 +80,57 @@ def convert(
     """
     in_first(lambda: check_new(workdir))
     with tokenizers_of(model, tokenizer) as folders:
-        names = [f"tokenizer{'' if i == 0 else f'_{i + 1}'}" for i in range(len(folders))]
-        pads = [None] * len(folders) if tokenizer is None else paddings(model, folders)
-        ends = [clip_vocabulary(str(folder)).end for folder in folders]
+        pads = None if tokenizer is None else paddings(model, folders)
+        run, about = prepared(model, folders, pads, prediction, overrides, loras)
+        make(workdir, {"": run})
+    return f"wrote {count(run.files):,} parameters of {model.path} to {workdir}\n{about}"
 
-        def reading(places: Sequence[str]) -> StableDiffusion:
-            chosen = [ClipTokenizer(place, pad=pad) for place, pad in zip(places, pads, strict=True)]
-            return stable_diffusion.of(model, chosen, ends, prediction)
 
-        found = reading([str(folder) for folder in folders])
-        files = {
-            UNET: found.pending_unet(),
-            TEXT: found.pending_text(),
-            AUTOENCODER: found.pending_autoencoder(),
-        }
-        if loras:
-            _merge(found, files, loras)
-        config = _config(reading([HERE + name for name in names]), files[UNET])
-        for path, text in overrides:
-            override(config, path, text)
+def prepared(
+    model: PublishedModel,
+    folders: Sequence[pathlib.Path],
+    pads: Sequence[int] | None = None,
+    prediction: str | None = None,
+    overrides: Sequence[tuple[str, str]] = (),
+    loras: Sequence[tuple[str, float]] = (),
+    steps: int = STEPS,
+) -> tuple[RunFiles, str]:
+    """The folder of a run that samples as a published model does, and what was found in its files, for the user.
 
-        def fill(folder: pathlib.Path) -> None:
-            for name, source in zip(names, folders, strict=True):
-                copy_tokenizer(source, folder / name)
-            for name, settings in (
-                (SCHEDULER, found.scheduler),
-                (LOW_RES_SCHEDULER, model.low_res_scheduler),
-            ):
-                if settings:
-                    (folder / name).write_text(json.dumps(settings, indent=1) + "\n")
-            (folder / CONFIG_FILE).write_text(configs.to_json(config))
+    Args:
+      model, prediction, overrides, loras: see `convert`.
+      folders: of the tokenizer of each text encoder.
+      pads: the id that fills up texts for each text encoder; None for those that the tokenizers name.
+      steps: sampling steps of the run.
 
-        _make(workdir, files, fill)
-    return f"wrote {_count(files):,} parameters of {model.path} to {workdir}\n{_about(found)}"
+    Raises:
+      UserError: as `convert`.
+    """
+    names = [f"tokenizer{'' if i == 0 else f'_{i + 1}'}" for i in range(len(folders))]
+    ends = [clip_vocabulary(str(folder)).end for folder in folders]
+    chosen_pads = [None] * len(folders) if pads is None else pads
+
+    def reading(places: Sequence[str]) -> StableDiffusion:
+        chosen = [ClipTokenizer(place, pad=pad) for place, pad in zip(places, chosen_pads, strict=True)]
+        return stable_diffusion.of(model, chosen, ends, prediction)
+
+    found = reading([str(folder) for folder in folders])
+    files = {UNET: found.pending_unet(), TEXT: found.pending_text(), AUTOENCODER: found.pending_autoencoder()}
+    if loras:
+        _merge(found, files, loras)
+    config = _config(reading([HERE + name for name in names]), files[UNET], steps)
+    for path, text in overrides:
+        override(config, path, text)
+
+    def fill(folder: pathlib.Path) -> None:
+        for name, source in zip(names, folders, strict=True):
+            copy_tokenizer(source, folder / name)
+        for name, settings in ((SCHEDULER, found.scheduler), (LOW_RES_SCHEDULER, model.low_res_scheduler)):
+            if settings:
+                (folder / name).write_text(json.dumps(settings, indent=1) + "\n")
+        (folder / CONFIG_FILE).write_text(configs.to_json(config))
+
+    return RunFiles(files, fill), _about(found)
 
 
 def convert_unet(model: PublishedModel, base: str, workdir: str) -> str:
@@ -140,8 +150,7 @@ def convert_unet(model: PublishedModel, base: str, workdir: str) -> str:
         )
     inside = pathlib.Path(workdir).expanduser().resolve().is_relative_to(source.resolve())
     expect(not inside, "--workdir", workdir, "a folder outside --base", "give another folder", "one in it")
-    experiment: Experiment = configs.build(read_config(base))
-    known = model_of(experiment, base)
+    known = model_of(configs.build(read_config(base)), base)
     shapes = {
         path: each for path, each in known.arrays.items() if not path.startswith(f"{stable_diffusion.TEXT}/")
     }
@@ -157,8 +166,8 @@ def convert_unet(model: PublishedModel, base: str, workdir: str) -> str:
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, place)
 
-    _make(workdir, files, fill, sum(path.stat().st_size for path in kept))
-    return f"wrote {_count(files):,} parameters of {model.path}, and the rest of {base}, to {workdir}"
+    make(workdir, {"": RunFiles(files, fill, sum(path.stat().st_size for path in kept))})
+    return f"wrote {count(files):,} parameters of {model.path}, and the rest of {base}, to {workdir}"
 
 
 def model_of(experiment: Experiment, workdir: str) -> Exported:
@@ -169,7 +178,9 @@ def model_of(experiment: Experiment, workdir: str) -> Exported:
     return Exported(task.denoiser, task.codec, task.full_params(trained, frozen), frozen[latent.NAME])
 
 
-def _merge(model: StableDiffusion, files: Files, loras: Sequence[tuple[str, float]]) -> None:
+def _merge(
+    model: StableDiffusion, files: dict[str, dict[str, Pending]], loras: Sequence[tuple[str, float]]
+) -> None:
     """Merge LoRA files into the parameters to write."""
     text = {f"{stable_diffusion.TEXT}/{path}": each for path, each in files[TEXT].items()}
     params = unflatten_dict(files[UNET] | text, sep="/")
@@ -180,81 +191,50 @@ def _merge(model: StableDiffusion, files: Files, loras: Sequence[tuple[str, floa
         files[UNET if own == path else TEXT][own] = pending
 
 
-def _make(workdir: str, files: Files, fill: Callable[[pathlib.Path], None], more: int = 0) -> None:
-    """Make the folder of a run; of several processes the first one does.
-
-    Args:
-      files: parameters to write.
-      fill: writes everything else into the folder.
-      more: bytes that `fill` writes.
-    """
-    arrays = [each for tensors in files.values() for each in tensors.values()]
-    size = more + sum(int(np.prod(each.shape)) * np.dtype(each.dtype).itemsize for each in arrays)
-
-    def make() -> None:
-        with draft(workdir, size) as folder:
-            (folder / FROZEN).mkdir()
-            fill(folder)
-            _write(files, folder, workdir)
-
-    in_first(make)
-
-
-def _write(files: Files, folder: pathlib.Path, workdir: str) -> None:
-    """Write files of parameters into the folder of a run, and the record of their hashes.
-
-    Raises:
-      UserError: an array is not finite.
-      RunFailure: what can be read back differs.
-    """
-    for name, tensors in files.items():
-        write_safetensors(folder / name, {path: _finite(each) for path, each in tensors.items()})
-    _check_written(files, folder, workdir)
-    experiment: Experiment = configs.build(read_config(str(folder)))
-    read = {name: origin.read() for name, origin in experiment.task.frozen.items()}
-    # The folder is a draft: its name is not that of the run.
-    stored: Experiment = configs.build(configs.from_json((folder / CONFIG_FILE).read_text()))
-    write_record(stored.task.frozen, read, epath.Path(folder) / RECORD)
-
-
-def _config(model: StableDiffusion, unet: Mapping[str, Pending]) -> Any:
+def _config(model: StableDiffusion, unet: Mapping[str, Pending], steps: int) -> Any:
     """The config of the run."""
-    steps = model.scheduler.get("num_train_timesteps", 1000)
     task = DenoisingTask(
         denoiser=model.denoiser,
-        time_sampler=UniformSteps(steps),
+        time_sampler=UniformSteps(model.scheduler.get("num_train_timesteps", 1000)),
         image_shape=(*model.image_size, 3),
         codec=model.codec(FileWeights(HERE + AUTOENCODER)),
         pretrained=_pretrained(unet),
     )
     text: Any = model.denoiser.conditioner.conditions["text"]
+    recipes = schedulers.recipes(model.scheduler, steps, model.guidance)
+    return experiment(task, _recipe(model, steps), recipes, text.tokenizer)
+
+
+def experiment(
+    task: DenoisingTask, recipe: Recipe, recipes: Mapping[str, Recipe], tokenizer: Tokenizer | None
+) -> Any:
+    """The config of a run with this task, which would be fine-tuned with images in a folder."""
+    conditions = () if tokenizer is None else (configs.describe(Tokenize(tokenizer)),)
+    size = max(task.image_shape[:2]) if len(task.image_shape) == 3 else 1
+    source = configs.spec(
+        ImageFolder, path="images", size=size, label=None, captions=None if tokenizer is None else "txt"
+    )
     return configs.spec(
         Experiment,
         task=configs.describe(task),
         optimizer=configs.spec(AdamW, learning_rate=1e-5),
         ema=configs.spec(Ema, decay=0.9999),
-        data=configs.spec(
-            Pipeline,
-            source=configs.spec(
-                ImageFolder, path="images", size=max(model.image_size), label=None, captions="txt"
-            ),
-            conditions=(configs.describe(Tokenize(text.tokenizer)),),
-        ),
-        sampling=configs.describe(_recipe(model)),
-        recipes=configs.describe(schedulers.recipes(model.scheduler, STEPS, model.guidance)),
+        data=configs.spec(Pipeline, source=source, conditions=conditions),
+        sampling=configs.describe(recipe),
+        recipes=configs.describe(dict(recipes)),
         sample_every=0,
     )
 
 
-def _recipe(model: StableDiffusion) -> Recipe:
+def _recipe(model: StableDiffusion, steps: int) -> Recipe:
     """The recipe of the published scheduler; DDIM's, with a warning, if it is unknown here."""
     try:
-        return schedulers.recipe(model.scheduler, None, STEPS, model.guidance)
+        return schedulers.recipe(model.scheduler, None, steps, model.guidance)
     except UserError as error:
         _log.warning(
             "the run is sampled by DDIM unless --sampler says otherwise; its own scheduler: %s", error
         )
-        return schedulers.recipe(model.scheduler, "ddim", STEPS, model.guidance)
+        return schedulers.recipe(model.scheduler, "ddim", steps, model.guidance)
 
 
 def _pretrained(unet: Mapping[str, Pending]) -> dict[str, FileWeights]:
@@ -264,35 +244,6 @@ def _pretrained(unet: Mapping[str, Pending]) -> dict[str, FileWeights]:
     }
     found = {module: FileWeights(HERE + UNET, module) for module in sorted(modules)}
     return found | {stable_diffusion.TEXT: FileWeights(HERE + TEXT)}
-
-
-def _finite(pending: Pending) -> Pending:
-    """The same array, refused if it is not finite."""
-
-    def read() -> np.ndarray:
-        array = pending.read()
-        check_finite({pending.origin: array})
-        return array
-
-    return dataclasses.replace(pending, read=read)
-
-
-def _check_written(files: Files, folder: pathlib.Path, workdir: str) -> None:
-    """Raise `RunFailure` unless what was written is what was read, bit for bit."""
-    for name, tensors in files.items():
-        written = FileWeights(str(folder / name)).arrays()
-        for path, pending in tensors.items():
-            same = written[path].tobytes() == pending.read().tobytes()
-            release(written[path])
-            if not same:
-                raise RunFailure(
-                    f"--workdir={workdir}: expected to read back {path} as it was written, got other values. "
-                    "Fix: convert again, to another disk"
-                )
-
-
-def _count(files: Files) -> int:
-    return sum(int(np.prod(each.shape)) for tensors in files.values() for each in tensors.values())
 
 
 def _about(model: StableDiffusion) -> str:

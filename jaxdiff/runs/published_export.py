@@ -43,7 +43,9 @@ class Export:
 def single_file(workdir: str) -> Export:
     """A run as a single file in the original layout."""
     experiment: Experiment = configs.build(read_config(workdir))
-    tensors = stable_diffusion_export.single_file(model_of(experiment, workdir))
+    model = model_of(experiment, workdir)
+    stable_diffusion_export.model_index(model)  # refuses what is not a whole model
+    tensors = stable_diffusion_export.single_file(model)
     prediction = _scheduler(experiment, workdir)["prediction_type"]
     about = {
         "format": "pt",

@@ -29,7 +29,7 @@ def tokenizers_of(model: PublishedModel, folder: str | None) -> Iterator[list[pa
         else:
             found = list(model.tokenizers) or _shipped(model, pathlib.Path(place))
         for path, part in zip(found, model.texts, strict=True):
-            _check_ids(path, part)
+            check_ids(path, part)
         yield found
 
 
@@ -63,7 +63,7 @@ def _is_openai(part: Part) -> bool:
     return text_encoders.clip_encoder(part.tensors, part.config or None).activation == "quick_gelu"
 
 
-def _check_ids(path: pathlib.Path, part: Part) -> None:
+def check_ids(path: pathlib.Path, part: Part) -> None:
     """Raise `UserError` if a tokenizer is missing, or has ids that its text encoder does not know."""
     most, rows = clip_vocabulary(str(path)).tokenizer.get_vocab_size() - 1, _rows(part)
     expect(most < rows, "--tokenizer", str(path), f"ids below {rows}, as the text encoder has",

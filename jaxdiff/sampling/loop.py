@@ -28,6 +28,9 @@ from jaxdiff.typing import Array, Data, Float, Int, Keys, Scalar
 Observe = Callable[[Array, Data], None]
 """Of the number of a step and predicted clean data; see `sample`."""
 
+Draws = Float[Array, "steps batch *data"]
+"""Standard normal noise for each step."""
+
 RENOISE = 2**31 - 2  # folded into the keys of a step, for the noise that takes the data up to where it begins
 
 
@@ -41,6 +44,7 @@ def sample(
     max_orders: Int[Array, "steps"] | None = None,
     first_step: int = 0,
     observe: Observe | None = None,
+    draws: Draws | None = None,
 ) -> Data:
     """Clean data from noisy data x at the first time: `integrate`, then the prediction of x_0 at the last time.
 
@@ -52,9 +56,10 @@ def sample(
       max_orders: bound on the order of each step, for multistep samplers.
       first_step: number of the first step, which with the keys determines its noise.
       observe: called with the number of a step, from 0 on, and the clean data that a call of the model predicts in it.
+      draws: standard normal noise for each step, for a `Drawing` sampler; drawn from the keys if None.
     """
     denoise = stateless(denoise)
-    state = _scan(sampler, denoise, process, times, x, keys, max_orders, first_step, observe)
+    state = _scan(sampler, denoise, process, times, x, keys, max_orders, first_step, observe, draws)
     call = _observed(denoise, observe, jnp.int32(len(as_path(times).start)))
     prediction, _ = call(state.x, ends(times)[1].astype(x.dtype), state.guidance)
     return prediction.x_0
@@ -70,9 +75,11 @@ def integrate(
     max_orders: Int[Array, "steps"] | None = None,
     first_step: int = 0,
     observe: Observe | None = None,
+    draws: Draws | None = None,
 ) -> Data:
     """Noisy data at the last time from noisy data at the first; arguments as for `sample`."""
-    return _scan(sampler, stateless(denoise), process, times, x, keys, max_orders, first_step, observe).x
+    guided = stateless(denoise)
+    return _scan(sampler, guided, process, times, x, keys, max_orders, first_step, observe, draws).x
 
 
 def as_path(times: Float[Array, "times"] | TimePath) -> TimePath:
@@ -95,6 +102,7 @@ def _scan(
     max_orders: Int[Array, "steps"] | None,
     first_step: int,
     observe: Observe | None,
+    draws: Draws | None,
 ) -> SamplerState:
     """The state at the last time."""
     returns_to_noise = isinstance(times, TimePath)
@@ -102,16 +110,17 @@ def _scan(
     origin = jnp.concatenate([start[:1], end[:-1]])  # the time of the data when a step begins
 
     def step(state: SamplerState, inputs: tuple) -> tuple[SamplerState, None]:
-        index, t_origin, t, t_next, max_order = inputs
+        index, t_origin, t, t_next, max_order, draw = inputs
         step_keys = fold_in(keys, index)
         if returns_to_noise:
             state = _renoise(sampler, process, state, t_origin, t, fold_in(step_keys, RENOISE))
-        state = state._replace(max_order=max_order)
+        state = state._replace(max_order=max_order, draw=draw)
         call = _observed(denoise, observe, index - first_step)
-        return sampler.step(call, process, state, t, t_next, step_keys)._replace(max_order=None), None
+        after = sampler.step(call, process, state, t, t_next, step_keys)
+        return after._replace(max_order=None, draw=None), None
 
     first = sampler.init(x)._replace(guidance=denoise.init(x))
-    inputs = (first_step + jnp.arange(len(start)), origin, start, end, max_orders)
+    inputs = (first_step + jnp.arange(len(start)), origin, start, end, max_orders, draws)
     return jax.lax.scan(step, first, inputs)[0]
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxdiff.process.gaussian import Process
 from jaxdiff.process.prediction import Prediction
+from jaxdiff.sampling.noise import noise_like
 from jaxdiff.typing import Array, Bool, Data, Drops, Float, Int, Keys, Scalar
 
 DenoiseFn = Callable[[Data, Scalar], Prediction]
@@ -95,12 +96,19 @@ class SamplerState(NamedTuple):
       history: what the sampler keeps of earlier steps, for multistep methods.
       guidance: state of the guidance. A sampler passes it to each call of the denoiser and returns the last one.
       max_order: bound on the order of the next step, set by the loop; None for no bound. Multistep samplers follow it.
+      draw: standard normal noise for the next step, set by the loop; None to draw it from the step's keys. `Drawing`
+        samplers read it.
     """
 
     x: Data
     history: Any = ()
     guidance: Any = ()
     max_order: Int[Array, ""] | None = None
+    draw: Data | None = None
+
+    def fresh(self, keys: Keys) -> Data:
+        """The standard normal noise that a step adds."""
+        return noise_like(keys, self.x) if self.draw is None else self.draw
 
 
 class TimePath(NamedTuple):
@@ -135,6 +143,16 @@ class Sampler(Solver, Protocol):
 
     def calls(self, steps: int) -> int:
         """Number of function evaluations (NFE) of `steps` consecutive steps; an upper bound for adaptive solvers."""
+        ...
+
+
+@runtime_checkable
+class Drawing(Protocol):
+    """A sampler that may add noise, once in each step, and that noise is `SamplerState.fresh`."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether it adds noise with its present options."""
         ...
 
 

@@ -9,12 +9,13 @@ import numpy as np
 from jaxdiff.errors import UserError, expect, one_of
 from jaxdiff.process.gaussian import Process
 from jaxdiff.process.labels import NoiseLabel
-from jaxdiff.sampling.loop import Observe, as_path, ends, integrate, sample
+from jaxdiff.sampling.loop import Draws, Observe, as_path, ends, integrate, sample
 from jaxdiff.sampling.noise import fold_in, noise_like
 from jaxdiff.sampling.plan import Plan, of_one_length, with_end
 from jaxdiff.sampling.protocols import (
     ConditionalDenoise,
     Conditions,
+    Drawing,
     Grid,
     Guidance,
     GuidedDenoiser,
@@ -116,6 +117,7 @@ class Recipe:
         known: KnownData | None = None,
         x: Data | None = None,
         observe: Observe | None = None,
+        draws: Draws | None = None,
     ) -> Data:
         """Draw one sample of `shape` for each key.
 
@@ -129,20 +131,31 @@ class Recipe:
           known: partially known data, for the recipe's `inpainting`.
           x: noisy data at the first time, in place of noise; the result of a recipe with `until`.
           observe: see `jaxdiff.sampling.loop.sample`.
+          draws: standard normal noise for each step of the sampler, [`draws_of_steps`, batch, *shape]; by default drawn
+            from the keys. Noise by which a grid returns to noise is drawn in any case.
 
         Raises:
           UserError: `known` is given and the recipe has no `inpainting`; an input of the guidance is missing; both
-            noise and x are given, or a recipe with `below` has no x.
+            noise and x are given, or a recipe with `below` has no x; draws that the sampler does not use.
         """
         self._check(process, noise, x)
         plan = self.plan(process)
+        if draws is not None:
+            self._check_draws(len(draws), len(as_path(plan.times).start))
         if x is None:
             x = self._initial(process, ends(plan.times)[0], shape, keys, noise, known)
         guided = self.denoiser(denoise, process, conditions, keys, guiding_model)
         if known is not None:
             guided = self._inpainting()(guided, process, known)
         run = sample if plan.jumps else integrate
-        return run(self.sampler, guided, process, plan.times, x, keys, plan.max_orders, plan.first, observe)
+        return run(
+            self.sampler, guided, process, plan.times, x, keys, plan.max_orders, plan.first, observe, draws
+        )
+
+    def draws_of_steps(self, process: Process) -> int:
+        """The number of steps in which a `Drawing` sampler adds noise; 0 for other samplers."""
+        own = isinstance(self.sampler, Drawing) and self.sampler.draws
+        return len(as_path(self.plan(process).times).start) if own else 0
 
     def initial_std(self, process: Process, t: Scalar) -> Scalar:
         """The standard deviation of the initial noise for a first time t."""
@@ -182,6 +195,22 @@ class Recipe:
         expect(noise is None or x is None, "x", "given", "either noise or x", "leave one out", "both")
         expect(self.below is None or x is not None, "below", self.below, "noisy data x to start from",
                "give x, or leave out below", "none")  # fmt: skip
+
+    def _check_draws(self, given: int, steps: int) -> None:
+        """Raise `UserError` unless the sampler adds as many draws of noise as are given."""
+        fix = "leave the noise of the steps out, or use a sampler with noise such as Ancestral"
+        own = isinstance(self.sampler, Drawing) and self.sampler.draws
+        expect(
+            own,
+            "draws",
+            given,
+            "a sampler that adds noise, once in each step",
+            fix,
+            type(self.sampler).__name__,
+        )
+        expect(
+            given == steps, "draws", given, f"one for each of {steps} steps that add noise", "give as many"
+        )
 
     def _initial(
         self,

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,19 +22,9 @@ from jaxdiff.process.per_example import mean_per_example
 from jaxdiff.tasks import consistency
 from jaxdiff.tasks.augmentation import FIELD, Augmentation
 from jaxdiff.tasks.objectives import LossInputs, Objective, WeightedError
+from jaxdiff.tasks.protocols import TaskContext
 from jaxdiff.tasks.trees import branch_at, with_branch, without_branch
 from jaxdiff.typing import Array, Batch, Data, Float, Key, Metrics, Params, Times, Weights
-
-
-@runtime_checkable
-class TaskContext(Protocol):
-    """The inputs of a task in addition to its trained parameters, see `training.step.Context`."""
-
-    @property
-    def frozen(self) -> Mapping[str, Params]: ...
-
-    @property
-    def task_state(self) -> Any: ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,11 +1,44 @@
-"""What generation, evaluation and cost estimates need of a task that makes samples."""
+"""What evaluation, generation and cost estimates need of a task: one that makes samples, or one that predicts."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from jaxdiff.codecs.protocol import Codec, Shape
 from jaxdiff.denoiser import Denoiser
-from jaxdiff.typing import Array, Float, Key, Params, Times, Weights
+from jaxdiff.typing import Array, Batch, Float, Key, Params, Times, Weights
+
+
+@runtime_checkable
+class TaskContext(Protocol):
+    """The inputs of a task in addition to its trained parameters, see `training.step.Context`."""
+
+    @property
+    def frozen(self) -> Mapping[str, Params]: ...
+
+    @property
+    def task_state(self) -> Any: ...
+
+
+@runtime_checkable
+class Predictive(Protocol):
+    """A task without samples whose network says something about each example: vectors, or classes.
+
+    Attributes:
+      frozen: networks that are used and not trained, by name.
+    """
+
+    @property
+    def frozen(self) -> Mapping[str, Weights]: ...
+
+    def predict(self, params: Params, frozen: Mapping[str, Params], fields: Batch) -> Mapping[str, Array]:
+        """What the network says about the examples of a batch, by name, each [batch, ...].
+
+        Args:
+          params: all parameters of the task.
+          frozen: trees by the names in `frozen`.
+          fields: fields of the examples as they are stored; those that are left out may leave out predictions.
+        """
+        ...
 
 
 @runtime_checkable

@@ -14,6 +14,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from jaxdiff.distributed import partitioning
+from jaxdiff.errors import expect
 from jaxdiff.training.ema import EmaProfile
 from jaxdiff.training.partition import merge
 from jaxdiff.typing import Metrics, Params, Weights
@@ -104,6 +105,22 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class Coupled(Protocol):
+    """A task that says whether the loss of an example depends on the others of its batch."""
+
+    @property
+    def couples_examples(self) -> bool: ...
+
+
+def check_accumulation(task: Task, accumulation: int, field: str = "accumulation") -> None:
+    """Raise `UserError` where micro-batches would change the loss of the task."""
+    coupled = isinstance(task, Coupled) and task.couples_examples
+    kind, fix = type(task).__name__, "use more devices, a smaller batch, or fewer channels"
+    expected = f"1, since {kind} compares the examples of a whole batch"
+    expect(accumulation == 1 or not coupled, field, accumulation, expected, fix)
+
+
 StepFn = Callable[[TrainState, Any, Frozen], tuple[TrainState, Metrics]]
 
 
@@ -115,7 +132,11 @@ def make_train_step(
     The gradient is the mean over `accumulation` micro-batches of every k-th example each. An update with a
     non-finite loss, gradient or result is skipped: parameters, EMAs, optimizer and task state stay as they were,
     only the step counts, and the metric `skipped` is 1. The decision is taken on the device, so all hosts agree.
+
+    Raises:
+      UserError: a loss that compares the examples of a batch, with accumulation.
     """
+    check_accumulation(task, accumulation)
 
     def train_step(state: TrainState, batch: Any, frozen: Frozen) -> tuple[TrainState, Metrics]:
         draw_key, loss_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))

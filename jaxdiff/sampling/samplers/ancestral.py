@@ -9,7 +9,6 @@ from jaxdiff.process import transition
 from jaxdiff.process.gaussian import Process
 from jaxdiff.process.prediction import Prediction
 from jaxdiff.sampling.base import SingleCall
-from jaxdiff.sampling.noise import noise_like
 from jaxdiff.sampling.protocols import SamplerState
 from jaxdiff.typing import Array, Float, Keys, Scalar
 
@@ -33,6 +32,10 @@ class Ancestral(SingleCall):
     def __post_init__(self):
         one_of(self, "variance", (*FRACTIONS, "learned"))
 
+    @property
+    def draws(self) -> bool:
+        return True
+
     def update(
         self,
         prediction: Prediction,
@@ -44,7 +47,7 @@ class Ancestral(SingleCall):
     ) -> SamplerState:
         std = jnp.exp(transition.reverse_log_variance(process, t_next, t, self._fraction(prediction)) / 2)
         mean = transition.posterior_mean(process, t_next, t, prediction.x_0, prediction.noise)
-        return SamplerState(mean + std * noise_like(keys, mean))
+        return SamplerState(mean + std * state.fresh(keys))
 
     def _fraction(self, prediction: Prediction) -> Float[Array, "..."]:
         """Where the log-variance lies between its two bounds."""

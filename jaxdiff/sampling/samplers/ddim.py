@@ -6,7 +6,6 @@ from jaxdiff.errors import between
 from jaxdiff.process.gaussian import Process
 from jaxdiff.process.prediction import Prediction
 from jaxdiff.sampling.base import SingleCall
-from jaxdiff.sampling.noise import noise_like
 from jaxdiff.sampling.protocols import SamplerState
 from jaxdiff.sampling.samplers.exponential import renew
 from jaxdiff.typing import Keys, Scalar
@@ -26,6 +25,10 @@ class Ddim(SingleCall):
     def __post_init__(self):
         between(self, "eta", 0.0, 1.0)
 
+    @property
+    def draws(self) -> bool:
+        return self.eta > 0
+
     def update(
         self,
         prediction: Prediction,
@@ -37,7 +40,7 @@ class Ddim(SingleCall):
     ) -> SamplerState:
         (alpha, sigma), _, fresh = renew(process, t, t_next, self.eta)
         x = alpha * prediction.x_0 + sigma * prediction.noise
-        return SamplerState(x + fresh * noise_like(keys, x) if self.eta > 0 else x)
+        return SamplerState(x + fresh * state.fresh(keys) if self.eta > 0 else x)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +61,10 @@ class EulerAncestral(SingleCall):
     def __post_init__(self):
         between(self, "eta", 0.0, 1.0)
 
+    @property
+    def draws(self) -> bool:
+        return self.eta > 0
+
     def update(
         self,
         prediction: Prediction,
@@ -69,4 +76,4 @@ class EulerAncestral(SingleCall):
     ) -> SamplerState:
         (alpha, sigma), _, fresh = renew(process, t, t_next, self.eta)
         x = alpha * prediction.x_0 + sigma * prediction.noise
-        return SamplerState(x + self.noise_scale * fresh * noise_like(keys, state.x))
+        return SamplerState(x + self.noise_scale * fresh * state.fresh(keys))

@@ -1,0 +1,269 @@
+"""DALL-E 2 on a laptop."""
+
+from ml_collections import ConfigDict
+
+from jaxdiff.codecs.image_embedding import ImageEmbedding
+from jaxdiff.conditioning.conditioner import Conditioner
+from jaxdiff.conditioning.encoded_image import EncodedImage
+from jaxdiff.conditioning.image import ImageCondition
+from jaxdiff.conditioning.text import Text
+from jaxdiff.conditioning.vector import NoiseLevel
+from jaxdiff.conditioning.vector_embedding import EmbeddedVector
+from jaxdiff.config import spec
+from jaxdiff.data.conditions import Degrade
+from jaxdiff.data.degradations import Blur, Chain, Downsample
+from jaxdiff.data.pipeline import Pipeline
+from jaxdiff.data.sources import Tfds
+from jaxdiff.data.text import ByteTokenizer, Tokenize
+from jaxdiff.denoiser import Denoiser
+from jaxdiff.errors import expect
+from jaxdiff.evaluation.metrics.retrieval import Retrieval
+from jaxdiff.evaluation.predictions import EvaluationOfPredictions
+from jaxdiff.experiment import Experiment
+from jaxdiff.models.blocks import ResidualMiddle
+from jaxdiff.models.clip_vision import ClipVisionEncoder
+from jaxdiff.models.dual_encoder import DualEncoder, PooledEncoder
+from jaxdiff.models.pixel_attention import PixelAttention
+from jaxdiff.models.prior_transformer import PriorTransformer
+from jaxdiff.models.text_encoder import ByteTransformer
+from jaxdiff.models.unclip_text import DecoderText, PriorText
+from jaxdiff.models.unet import Level, UNet
+from jaxdiff.process.gaussian import VarianceExploding, VariancePreserving
+from jaxdiff.process.prediction import Data, Edm
+from jaxdiff.process.schedule import Cosine as CosineSchedule
+from jaxdiff.process.time_sampling import LogNormalSigma
+from jaxdiff.process.time_sampling import Uniform as UniformTimes
+from jaxdiff.process.weighting import Edm as EdmWeighting
+from jaxdiff.process.weighting import Flat
+from jaxdiff.runs.weights import RunWeights
+from jaxdiff.sampling.grids.continuous import Karras, Uniform
+from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
+from jaxdiff.sampling.recipe import Recipe
+from jaxdiff.sampling.samplers.ddim import Ddim
+from jaxdiff.sampling.samplers.dpm_solver import DpmSolver2M
+from jaxdiff.tasks.contrastive import ContrastiveTask
+from jaxdiff.tasks.denoising import DenoisingTask
+from jaxdiff.tasks.objectives import WeightedError
+from jaxdiff.training.ema import Ema
+from jaxdiff.training.muon import Muon
+from jaxdiff.training.optimizer import Cosine
+
+CLIP = "runs/scenes_unclip_clip"
+TOKENIZER = spec(ByteTokenizer, length=80)  # longer than the longest caption
+EMBEDDING = 96  # width of the shared space
+SIZE, SMALL = 24, 12
+SIGMA_DATA = 0.3  # standard deviation of the pixels
+
+
+def get_config(variant: str = "clip") -> ConfigDict:
+    expect(variant in VARIANTS, "variant", variant, f"one of {', '.join(VARIANTS)}", "choose one of these")
+    return VARIANTS[variant]()
+
+
+def image_encoder() -> ConfigDict:
+    return spec(
+        ClipVisionEncoder,
+        width=96,
+        layers=3,
+        heads=3,
+        hidden=192,
+        image_size=SIZE,
+        patch=4,
+        projection=EMBEDDING,
+    )
+
+
+def text_encoder() -> ConfigDict:
+    words = spec(ByteTransformer, width=96, layers=2, words=18, phrase=5, head_dim=32, expansion=2)
+    return spec(PooledEncoder, encoder=words, projection=EMBEDDING)
+
+
+def clip() -> ConfigDict:
+    task = spec(
+        ContrastiveTask,
+        network=spec(DualEncoder, image=image_encoder(), text=text_encoder()),
+        tokenizer=TOKENIZER,
+        image_shape=(SIZE, SIZE, 3),
+    )
+    retrieval = spec(EvaluationOfPredictions, metrics=(spec(Retrieval, candidates=64),))
+    return experiment(task, 800, 128, evaluation=retrieval, ema=0.99)
+
+
+def prior() -> ConfigDict:
+    width = 128
+    text = spec(
+        Text,
+        tokenizer=TOKENIZER,
+        encoder=spec(PriorText, clip=text_encoder(), width=width),
+        drop_rate=0.1,
+    )
+    task = spec(
+        DenoisingTask,
+        denoiser=spec(
+            Denoiser,
+            network=spec(PriorTransformer, width=width, layers=4, heads=4, hidden=2 * width),
+            conditioner=spec(Conditioner, noise=spec(NoiseLevel, width=width), conditions={"text": text}),
+            process=spec(VariancePreserving, schedule=spec(CosineSchedule)),
+            parameterization=spec(Data),
+        ),
+        time_sampler=spec(UniformTimes),
+        objective=spec(WeightedError, weighting=spec(Flat, space=spec(Data))),
+        image_shape=(SIZE, SIZE, 3),
+        codec=spec(ImageEmbedding, network=image_encoder(), weights=frozen("image")),
+        pretrained={"conditioner/parts_text/clip": frozen("text")},
+    )
+    sampling = spec(
+        Recipe,
+        sampler=spec(Ddim),
+        grid=spec(Uniform),
+        guidance=spec(ClassifierFree, scale=2.0),
+        steps=32,
+    )
+    return experiment(task, 500, 128, sampling=sampling)
+
+
+def decoder() -> ConfigDict:
+    width = 32
+    both = spec(PixelAttention, cross_attention=True, head_dim=32)
+    network = spec(
+        UNet,
+        levels=(
+            spec(Level, width=width, blocks=1),
+            spec(Level, width=3 * width, blocks=1, attention=both),
+        ),
+        out_channels=3,
+        middle=spec(ResidualMiddle, attention=both),
+        coordinates=True,
+        resampling="conv",
+        resampled_skips=False,
+    )
+    text = spec(
+        Text,
+        tokenizer=TOKENIZER,
+        encoder=spec(DecoderText, clip=text_encoder(), width=96, vector_width=4 * width),
+        drop_rate=0.5,
+    )
+    image = spec(
+        EncodedImage,
+        encoder=image_encoder(),
+        part=spec(
+            EmbeddedVector,
+            size=EMBEDDING,
+            vector_width=4 * width,
+            tokens=4,
+            width=96,
+            drop_rate=0.1,
+        ),
+    )
+    pretrained = {
+        "conditioner/parts_text/clip": frozen("text"),
+        "conditioner/parts_image/encoder": frozen("image"),
+    }
+    task = pixels(network, 4 * width, {"text": text, "image": image}, SMALL, pretrained, "small", mean=0.4)
+    small = (spec(Degrade, field="small", degradation=spec(Downsample, factor=2)),)
+    return experiment(task, 1500, 32, small, sampling=edm(4.0, steps=12))
+
+
+def upsample() -> ConfigDict:
+    width = 32
+    network = spec(
+        UNet,
+        levels=(
+            spec(Level, width=width, blocks=1),
+            spec(Level, width=2 * width, blocks=1),
+        ),
+        out_channels=3,
+        middle=spec(ResidualMiddle),
+        resampling="conv",
+        resampled_skips=False,
+    )
+    image = spec(
+        EncodedImage,
+        encoder=image_encoder(),
+        part=spec(EmbeddedVector, size=EMBEDDING, vector_width=4 * width, drop_rate=0.1),
+    )
+    low_res = spec(ImageCondition, channels=3, factor=2.0, method="bicubic", null="none", drop_rate=0.0)
+    pretrained = {"conditioner/parts_image/encoder": frozen("image")}
+    parts = {"image": image, "low_res": low_res}
+    task = pixels(network, 4 * width, parts, SIZE, pretrained, "image", mean=-0.4)
+    blurred = spec(Chain, steps=(spec(Downsample, factor=2), spec(Blur, sigma=(0.2, 0.5), probability=0.5)))
+    low = (spec(Degrade, field="low_res", degradation=blurred),)
+    return experiment(task, 600, 16, low, sampling=edm(1.0, steps=8))
+
+
+def frozen(module: str) -> ConfigDict:
+    return spec(RunWeights, workdir=CLIP, module=module)
+
+
+def pixels(
+    network: ConfigDict, vector: int, parts: dict, size: int, pretrained: dict, field: str, mean: float
+) -> ConfigDict:
+    """A task in pixels, with the preconditioning and the loss of EDM."""
+    return spec(
+        DenoisingTask,
+        denoiser=spec(
+            Denoiser,
+            network=network,
+            conditioner=spec(Conditioner, noise=spec(NoiseLevel, width=vector), conditions=parts),
+            process=spec(VarianceExploding, sigma_min=0.002, sigma_max=80.0),
+            parameterization=spec(Edm, sigma_data=SIGMA_DATA),
+        ),
+        time_sampler=spec(LogNormalSigma, mean=mean, std=1.0),
+        objective=spec(WeightedError, weighting=spec(EdmWeighting, sigma_data=SIGMA_DATA)),
+        image_shape=(size, size, 3),
+        data_field=field,
+        pretrained=pretrained,
+    )
+
+
+def edm(guidance: float, steps: int) -> ConfigDict:
+    return spec(
+        Recipe,
+        sampler=spec(DpmSolver2M),
+        grid=spec(Karras, sigma_min=0.02, sigma_max=20.0),
+        guidance=spec(ClassifierFree, scale=guidance),
+        steps=steps,
+    )
+
+
+def experiment(
+    task: ConfigDict,
+    steps: int,
+    batch_size: int,
+    derived: tuple[ConfigDict, ...] = (),
+    sampling: ConfigDict | None = None,
+    evaluation: ConfigDict | None = None,
+    ema: float = 0.998,
+) -> ConfigDict:
+    return spec(
+        Experiment,
+        task=task,
+        optimizer=spec(Muon, learning_rate=2e-3, schedule=spec(Cosine, warmup_steps=50), iterations=4),
+        ema=spec(Ema, decay=ema),
+        data=pipeline("train", derived),
+        test_data=pipeline("novel", derived),
+        sampling=sampling,
+        evaluation=evaluation,
+        steps=steps,
+        batch_size=batch_size,
+        log_every=50,
+        checkpoint_every=500,
+        sample_every=0,
+    )
+
+
+def pipeline(split: str, derived: tuple[ConfigDict, ...]) -> ConfigDict:
+    source = spec(
+        Tfds,
+        name="scenes",
+        split=split,
+        label_key=None,
+        text_key="caption",
+        fields=("relation", "count", "digits", "colours"),  # for the classifier of the evaluation
+    )
+    return spec(
+        Pipeline, source=source, conditions=(spec(Tokenize, tokenizer=TOKENIZER), *derived), cache=True
+    )
+
+
+VARIANTS = {"clip": clip, "prior": prior, "decoder": decoder, "upsample": upsample}

@@ -1,0 +1,85 @@
+"""Measures the stack of configs/scenes_unclip.py on held-out compositions, and draws interpolations of two scenes.
+
+    python docs/scripts/scenes_unclip.py --runs runs/scenes_unclip --n 500 --out docs/images/scenes_unclip.png
+
+Prints, read by the classifier of `SceneEvaluation`: the fraction of captions that samples satisfy, with and without the
+decoder's own text, beside real images and images of other captions; how often variations keep the attributes of their
+source, beside pairs of unrelated scenes; and for interpolations the fraction of steps at which each colour and digit
+moves away from the first scene and never back.
+"""
+
+import argparse
+
+import numpy as np
+
+from jaxdiff import config as configs
+from jaxdiff.data.images import save_png
+from jaxdiff.evaluation.scenes.classifier import FIELDS, SceneClassifier
+from jaxdiff.generation.unclip import Unclip
+
+FRACTIONS = tuple(np.linspace(0, 1, 9).tolist())
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    flags.add_argument("--runs", default="runs/scenes_unclip")
+    flags.add_argument("--n", type=int, default=500)
+    flags.add_argument("--out", default="docs/images/scenes_unclip.png")
+    given = flags.parse_args()
+
+    experiment = configs.build(configs.load("configs/scenes_unclip.py:decoder"))
+    train, novel = experiment.data.stored().rows(np.arange(4000)), experiment.test_data.stored()
+    test = novel.rows(np.arange(given.n))
+    scenes = {name: test[name] for name in FIELDS}
+    judge = SceneClassifier().fit(train["image"], {name: train[name] for name in FIELDS})
+    unclip = Unclip.load(given.runs)
+
+    report("real", judge(test["image"], scenes))
+    others = np.roll(np.arange(given.n), given.n // 2)
+    report("real, other captions", judge(test["image"][others], scenes))
+    for name, shown in (("captions", True), ("captions, decoder without text", False)):
+        vectors = unclip.stages.models["prior"](text=test["text"], seed=0)
+        images = unclip.decode(vectors, seed=0, **({"text": test["text"]} if shown else {}))
+        report(name, judge(images, scenes))
+    variations = unclip.decode(unclip.image_vectors(test["image"]), seed=1)
+    report("variations", judge(variations, scenes))
+    reconstructed = np.abs(variations.astype(float) - test["image"]).mean()
+    print(f"mean difference of pixels: {reconstructed:.1f} of 255")
+    interpolations(unclip, judge, test["image"], given.out)
+
+
+def report(name: str, correct: dict) -> None:
+    values = "  ".join(f"{key} {np.mean(value):.3f}" for key, value in correct.items())
+    print(f"{name:34s}{values}", flush=True)
+
+
+def interpolations(unclip: Unclip, judge, images: np.ndarray, out: str) -> None:
+    """Rows of images from one scene to another, and how often attributes turn once and for all."""
+    single = np.flatnonzero(judge.read(images).count == 1)
+    pairs = [(int(a), int(b)) for a, b in zip(single[0::2], single[1::2], strict=False)][:32]
+    rows = [unclip.interpolate(images[a], images[b], FRACTIONS, seed=7) for a, b in pairs]
+    turns = [
+        monotone(judge.read(row), judge.read(images[[a, b]])) for row, (a, b) in zip(rows, pairs, strict=True)
+    ]
+    print(f"interpolations: {np.mean(turns):.3f} of {len(turns)} attributes that differ change monotonically")
+    ends = [
+        np.concatenate([images[[a]], row, images[[b]]]) for row, (a, b) in zip(rows[:8], pairs, strict=False)
+    ]
+    grid = np.stack([np.concatenate(list(np.pad(row, ((0, 0), (2, 2), (2, 2), (0, 0)), constant_values=90)), axis=1)
+                     for row in ends])  # fmt: skip
+    save_png(out, np.concatenate(list(grid)).repeat(3, axis=0).repeat(3, axis=1))
+
+
+def monotone(between, ends) -> float:
+    """The fraction of the two attributes, colour and digit, that leave the first value once and do not return."""
+    found = []
+    for name in ("colours", "digits"):
+        first, last = getattr(ends, name)[:, 0]
+        if first != last:
+            at_first = getattr(between, name)[:, 0] == first
+            found.append(not np.any(~at_first[:-1] & at_first[1:]))
+    return float(np.mean(found)) if found else 1.0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Sampling a run of several stages from the command line."""
+
+import argparse
+from collections.abc import Mapping
+
+import numpy as np
+
+from jaxdiff.cli import conditions as cli
+from jaxdiff.cli import limits, pictures, values
+from jaxdiff.cli.request import NOT_IN_STAGES, Request, check_unused, named, steps_of
+from jaxdiff.conditioning.condition import Condition
+from jaxdiff.errors import UserError, expect
+from jaxdiff.generation.stages import Stages
+
+
+def sample_stages(request: Request) -> tuple[np.ndarray, cli.Requested, Mapping[str, Condition]]:
+    """Images of the last stage, and the conditions that they were sampled for."""
+    flags = request.flags
+    check_unused(flags, NOT_IN_STAGES, "a flag for a run of several stages")
+    if request.overrides:
+        path = request.overrides[0][0]
+        raise UserError(
+            f"--config.{path}: expected no changes of a config, got one for a run of several stages. "
+            "Fix: change the config of a stage, in the folder of its run"
+        )
+    stages = Stages.load(request.runs[0][0], packages=request.packages)
+    noise = {
+        name: values.noise(f"--noise {name}", path) for name, path in named("--noise", flags.noise).items()
+    }
+    given = _names_given(flags)
+    available = stages.conditions(given)
+    optional = stages.may_be_left_out(given) - ({"text"} if flags.text else set())
+    asked = {name: each for name, each in available.items() if name not in optional}
+    n = stages.count(given, noise) if flags.n is None else flags.n
+    requested = cli.conditions(flags, asked, n)
+    shape = stages.image_shape
+    expect(len(shape) == 3, "--workdir", request.runs[0][0], "stages that make images",
+           "sample it in Python, with Stages.load", f"ones of data {shape}")  # fmt: skip
+    limits.check(request.out, requested.n, shape)
+    pictures.check(request.out, requested.n, shape, len(requested.rows) or None)
+    images = stages(
+        requested.n,
+        seed=flags.seed,
+        steps=steps_of(flags),
+        guidance=_guidance(flags.guidance),
+        negative=cli.one_for_all("--negative", flags.negative, stages.every_condition),
+        noise=noise,
+        levels=cli.levels(flags.level, stages.every_condition),
+        **requested.values,
+    )
+    return images, requested, available
+
+
+def _names_given(flags: argparse.Namespace) -> set[str]:
+    """Names of the conditions that have a value on the command line."""
+    words = [*flags.image, *flags.condition]
+    return {name for name, _ in values.pairs("--condition", words)}
+
+
+def _guidance(text: str | None) -> float | dict[str, float] | None:
+    """``--guidance``: a scale for every guided stage, or one for each of some stages."""
+    if text is None or "=" not in text:
+        return None if text is None else values.number("--guidance", text)
+    scales = named("--guidance", text.split(","))
+    return {name: values.number(f"--guidance {name}", scale) for name, scale in scales.items()}

@@ -55,7 +55,8 @@ SCENES = configs.spec(Tfds, name="scenes", label_key=None, text_key="caption")
     ids=["low resolution", "with noise", "text", "crops of a larger picture"],
 )
 def test_consistent_experiments_are_accepted(fits):
-    fits().check(1)
+    fits().check_devices(1)
+    fits().check_data()
 
 
 @pytest.mark.parametrize(
@@ -72,4 +73,5 @@ def test_consistent_experiments_are_accepted(fits):
 )
 def test_inconsistent_experiments_are_errors(wrong, message):
     with pytest.raises(UserError, match=message):
-        wrong().check(1)
+        wrong().check_devices(1)
+        wrong().check_data()

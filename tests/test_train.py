@@ -65,7 +65,7 @@ def test_sampling_fields_are_refused_for_other_tasks():
     with pytest.raises(UserError, match="sample_every=10: expected a task with samples, got Classification"):
         dataclasses.replace(experiment, sample_every=10)
     with pytest.raises(UserError, match="classes=9: expected 10 classes"):
-        dataclasses.replace(experiment, task=dataclasses.replace(experiment.task, classes=9)).check(1)
+        dataclasses.replace(experiment, task=dataclasses.replace(experiment.task, classes=9)).check_data()
 
 
 def tiny(steps):

@@ -43,6 +43,7 @@ class EncodedImage(Condition):
     def __call__(self, values: Mapping[str, Array], drop: Bool[Array, "batch"]) -> Embeddings:
         """Embed images, or the embeddings where they are given."""
         made = self.encoder(values["pixels"]).vector
+        assert made is not None  # an image encoder has one
         vector = jnp.where(values["given"][:, None], values["vector"], made)
         return self.part(math.sqrt(vector.shape[-1]) * unit(vector), drop)
 

@@ -34,7 +34,8 @@ class Tokenizer(Protocol):
       length: ids of every text, its end and padding included.
     """
 
-    length: int
+    @property
+    def length(self) -> int: ...
 
     def encode(self, text: object, name: str = "text") -> Int32[np.ndarray, "length"]:
         """The ids of a text; `name` is for errors."""

@@ -42,6 +42,11 @@ PHOTOS = configs.spec(Tfds, name="photos/32")
 SCENES = configs.spec(Tfds, name="scenes", label_key=None, text_key="caption")
 
 
+def check(experiment):
+    experiment.check_devices(1)
+    experiment.check_data()
+
+
 @pytest.mark.parametrize(
     "fits",
     [
@@ -55,8 +60,7 @@ SCENES = configs.spec(Tfds, name="scenes", label_key=None, text_key="caption")
     ids=["low resolution", "with noise", "text", "crops of a larger picture"],
 )
 def test_consistent_experiments_are_accepted(fits):
-    fits().check_devices(1)
-    fits().check_data()
+    check(fits())
 
 
 @pytest.mark.parametrize(
@@ -73,5 +77,4 @@ def test_consistent_experiments_are_accepted(fits):
 )
 def test_inconsistent_experiments_are_errors(wrong, message):
     with pytest.raises(UserError, match=message):
-        wrong().check_devices(1)
-        wrong().check_data()
+        check(wrong())

@@ -122,7 +122,7 @@ class Stages:
         n = self.count(conditions, noise) if n is None else n
         for name, model in models.items():
             own = self._conditions_of(model, known, levels, noise, optional)
-            options = own | noises[name] | _options(name, model, guidance, negative or {})
+            options: dict[str, Any] = own | noises[name] | _options(name, model, guidance, negative or {})
             last, number = name == chosen[-1], list(self.models).index(name)
             samples = model(n, seed=stage_seed(seed, number), rounded=last, **options)
             found[name] = samples if last or samples.ndim < 4 else np.clip(samples, -1, 1)

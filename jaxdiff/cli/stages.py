@@ -17,8 +17,9 @@ def sample_stages(request: Request) -> tuple[np.ndarray, cli.Requested, Mapping[
     """Images of the last stage, and the conditions that they were sampled for."""
     flags = request.flags
     check_unused(flags, NOT_IN_STAGES, "a flag for a run of several stages")
-    if request.overrides:
-        path = request.overrides[0][0]
+    changes = [path for path, text in request.overrides if (path, text) != ("sampling.steps", flags.steps)]
+    if changes:
+        path = changes[0]
         raise UserError(
             f"--config.{path}: expected no changes of a config, got one for a run of several stages. "
             "Fix: change the config of a stage, in the folder of its run"

@@ -115,16 +115,15 @@ class Stages:
           UserError: an option for a stage or a condition that is not there, or as a `Generator`.
         """
         chosen = self._checked(conditions, steps, guidance, negative or {}, noise, levels)
-        known, found = self._embedded(conditions), {}
-        optional = self._optional(conditions)
+        every = steps if isinstance(steps, Mapping) else dict.fromkeys(chosen, steps)
+        models = {name: _with_steps(self.models[name], every.get(name)) for name in chosen}
+        noises = {name: _noise(name, _first(models[name]), noise.get(name)) for name in chosen}
+        known, found, optional = self._embedded(conditions), {}, self._optional(conditions)
         n = self.count(conditions, noise) if n is None else n
-        for number, name in enumerate(self.models):
-            if name not in chosen:
-                continue
-            model = _with_steps(self.models[name], steps.get(name) if isinstance(steps, Mapping) else steps)
+        for name, model in models.items():
             own = self._conditions_of(model, known, levels, noise, optional)
-            options = own | _options(name, model, guidance, negative or {}, noise.get(name))
-            last = name == chosen[-1]
+            options: dict[str, Any] = own | noises[name] | _options(name, model, guidance, negative or {})
+            last, number = name == chosen[-1], list(self.models).index(name)
             samples = model(n, seed=stage_seed(seed, number), rounded=last, **options)
             found[name] = samples if last or samples.ndim < 4 else np.clip(samples, -1, 1)
             known |= {self.gives[name]: found[name]} if name in self.gives else {}
@@ -293,16 +292,15 @@ def _options(
     model: Model,
     guidance: float | Mapping[str, Scales] | None,
     negative: Mapping[str, Any],
-    noise: np.ndarray | None,
 ) -> dict[str, Any]:
-    """The options of a stage's call."""
+    """The options of a stage's call besides its conditions and its noise."""
     first = _first(model)
     scale: Any = guidance.get(name) if isinstance(guidance, Mapping) else guidance
     if not isinstance(guidance, Mapping) and first.recipe.guidance.scale == 1:
         scale = None
     images = len(first.image_shape) == 3
     instead = {name: value for name, value in negative.items() if images and name in _conditions(model)}
-    return {"guidance": scale, "negative": instead or None, **_noise(name, first, noise)}
+    return {"guidance": scale, "negative": instead or None}
 
 
 def _noise(name: str, model: Generator, noise: np.ndarray | None) -> dict[str, np.ndarray]:

@@ -19,6 +19,7 @@ from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.published_tokenizers import ClipTokenizer
 from jaxdiff.data.text import Tokenize, Tokenizer
 from jaxdiff.data.tokenizer_files import clip_vocabulary, copy_tokenizer
+from jaxdiff.denoiser import Denoiser
 from jaxdiff.distributed.first_process import in_first
 from jaxdiff.errors import UserError, expect
 from jaxdiff.experiment import Experiment
@@ -198,11 +199,17 @@ def _config(model: StableDiffusion, unet: Mapping[str, Pending], steps: int) -> 
         time_sampler=UniformSteps(model.scheduler.get("num_train_timesteps", 1000)),
         image_shape=(*model.image_size, 3),
         codec=model.codec(FileWeights(HERE + AUTOENCODER)),
+        data_field=data_field(model.denoiser),
         pretrained=_pretrained(unet),
     )
     text: Any = model.denoiser.conditioner.conditions["text"]
     recipes = schedulers.recipes(model.scheduler, steps, model.guidance)
     return experiment(task, _recipe(model, steps), recipes, text.tokenizer)
+
+
+def data_field(denoiser: Denoiser) -> str:
+    """The field of a batch with the images, or whatever is denoised: "image", unless a condition has that name."""
+    return "target" if "image" in denoiser.conditioner.conditions else "image"
 
 
 def experiment(

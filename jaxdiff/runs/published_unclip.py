@@ -24,7 +24,7 @@ from jaxdiff.interop.unclip import CLIP, PublishedUnclip
 from jaxdiff.models.clip_vision import MEAN, STD, ClipVisionEncoder
 from jaxdiff.process.time_sampling import UniformSteps
 from jaxdiff.runs.draft import check_new
-from jaxdiff.runs.published import SCHEDULER, experiment, prepared
+from jaxdiff.runs.published import SCHEDULER, data_field, experiment, prepared
 from jaxdiff.runs.published_tokenizers import check_ids, tokenizers_of
 from jaxdiff.runs.stages import PhotoEncoder, Stage, StagedRun
 from jaxdiff.runs.weights import RECORD, TEXT, UNET, FileWeights, write_record
@@ -138,7 +138,8 @@ def _prior(model: PublishedUnclip, overrides: Sequence[tuple[str, str]]) -> RunF
     """The run of the prior."""
     prefix = "prior_" if model.is_stable else ""
     folder = _tokenizer_of(model, f"{prefix}tokenizer", f"{prefix}text_encoder")
-    stage = unclip.prior_stage(model, ClipTokenizer(str(folder)))
+    tokenizer: Any = ClipTokenizer(str(folder))
+    stage = unclip.prior_stage(model, tokenizer)
     codec = Standardized(FileWeights(HERE + UNET, STATISTICS), stage.image_shape[0])
     return _run("prior", stage, codec, overrides, folder)
 
@@ -148,7 +149,8 @@ def _pixels(
 ) -> dict[str, RunFiles]:
     """The runs of the decoder and of super-resolution."""
     folder = _tokenizer_of(model, "tokenizer", "text_encoder")
-    decoder = unclip.decoder_stage(model, ClipTokenizer(str(folder)))
+    tokenizer: Any = ClipTokenizer(str(folder))
+    decoder = unclip.decoder_stage(model, tokenizer)
     found = {"decoder": _run("decoder", decoder, Pixels(), overrides["decoder"], folder)}
     for name in (*LAST, *LAST.values()):
         stage = unclip.upscaler_stage(model, name, decoder.image_shape)
@@ -193,7 +195,7 @@ def _config(name: str, stage: unclip.Stage, codec: Codec) -> Any:
     """The config of a stage's run, whose tokenizer is in the run's folder."""
     steps, scale = SAMPLING[name]
     denoiser, conditions = stage.denoiser, dict(stage.denoiser.conditioner.conditions)
-    tokenizer = ClipTokenizer(HERE + TOKENIZER) if "text" in conditions else None
+    tokenizer: Any = ClipTokenizer(HERE + TOKENIZER) if "text" in conditions else None
     if tokenizer is not None:
         conditions["text"] = conditions["text"].clone(tokenizer=tokenizer)
         denoiser = denoiser.clone(conditioner=denoiser.conditioner.clone(conditions=conditions))
@@ -202,6 +204,7 @@ def _config(name: str, stage: unclip.Stage, codec: Codec) -> Any:
         time_sampler=UniformSteps(stage.scheduler.get("num_train_timesteps", 1000)),
         image_shape=stage.image_shape,
         codec=codec,
+        data_field=data_field(denoiser),
         pretrained=_pretrained(stage),
     )
     guidance = ClassifierFree(scale)

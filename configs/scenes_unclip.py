@@ -14,8 +14,8 @@ Figures: clip finds the caption of 92.0 % of the images among 64 (93 % the other
 The cosine of the prior's vector with that of the caption's image is 0.85 (with other images 0.01), and of 128 images
 that one is the nearest in 70 %. The others were run briefly: the decoder for 1122 steps of a schedule of 1500, the
 upsampler for 400. By the classifier of `SceneEvaluation`, variations of 256 novel scenes keep the number of digits in
-84.8 % (images of other scenes: 36.7 %), all colours in 51.2 % (2.3 %), and all digits in 3.5 % (3.1 %). Of 128 novel
-captions, images have the number in 99.2 %, all colours in 50.0 %, all digits in 6.2 %, and everything in 3.9 %. The
+84.8 % (other scenes: 36.7 %), all colours in 51.2 % (2.3 %), and all digits in 3.5 % (3.1 %). Of 128 novel
+captions, images have the number in 99.2 %, all colours in 50 %, all digits in 6.2 %, and everything in 3.9 %. The
 upsampler keeps all digits of real images of 12 x 12 pixels in 48.8 %. So both need longer runs for digits.
 Differences from the paper: the decoder reads CLIP's states of the caption, as Karlo's does, and the upsampler also reads
 the vector, since digits are hardly legible at 12 x 12 pixels.

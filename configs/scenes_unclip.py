@@ -17,8 +17,8 @@ upsampler for 400. By the classifier of `SceneEvaluation`, variations of 256 nov
 84.8 % (other scenes: 36.7 %), all colours in 51.2 % (2.3 %), and all digits in 3.5 % (3.1 %). Of 128 novel
 captions, images have the number in 99.2 %, all colours in 50 %, all digits in 6.2 %, and everything in 3.9 %. The
 upsampler keeps all digits of real images of 12 x 12 pixels in 48.8 %. So both need longer runs for digits.
-Differences from the paper: the decoder reads CLIP's states of the caption, as Karlo's does. The upsampler reads the vector
-too, since digits are hardly legible at 12 x 12 pixels.
+Differences from the paper: the decoder reads CLIP's states of the caption, as Karlo's does. The upsampler reads
+the vector, too, since digits are hardly legible at 12 x 12 pixels.
 
     python -m jaxdiff.train --config configs/scenes_unclip.py:clip
     python -m jaxdiff.train --config configs/scenes_unclip.py:prior

@@ -1,4 +1,30 @@
-"""DALL-E 2 on a laptop."""
+"""DALL-E 2 ("unCLIP") on a laptop: CLIP, prior, decoder and upsampler from scratch, on scenes of coloured digits.
+
+variant   from                              to                            steps  CPU minutes
+clip      images and captions               vectors of both               800    11, measured
+prior     a caption                         the vector of an image        400    6, measured
+decoder   a vector, and perhaps a caption   12 x 12 pixels                2500   27, estimated
+upsample  12 x 12 pixels and the vector     24 x 24 pixels                1500   13, estimated
+
+Data: scenes of 24 x 24 pixels, as in configs/scenes_text.py; testing is on held-out compositions. Later stages read the
+networks of the run runs/scenes_unclip_clip, which are frozen.
+Time: CPU minutes of one core, measured on a busy machine, or estimated from shorter runs there: about 28 minutes on two
+quiet cores in all. Only clip and prior were run at their full lengths.
+Figures: clip finds the caption of 92.0 % of the images among 64 (93 % the other way), and always among the nearest 5.
+The cosine of the prior's vector with that of the caption's image is 0.85 (with other images 0.01), and of 128 images
+that one is the nearest in 70 %. The others were run briefly: the decoder for 1122 steps of a schedule of 1500, the
+upsampler for 400. By the classifier of `SceneEvaluation`, variations of 256 novel scenes keep the number of digits in
+84.8 % (other scenes: 36.7 %), all colours in 51.2 % (2.3 %), and all digits in 3.5 % (3.1 %). Of 128 novel
+captions, images have the number in 99.2 %, all colours in 50 %, all digits in 6.2 %, and everything in 3.9 %. The
+upsampler keeps all digits of real images of 12 x 12 pixels in 48.8 %. So both need longer runs for digits.
+Differences from the paper: the decoder reads CLIP's states of the caption, as Karlo's does. The upsampler reads
+the vector, too, since digits are hardly legible at 12 x 12 pixels.
+
+    python -m jaxdiff.train --config configs/scenes_unclip.py:clip
+    python -m jaxdiff.train --config configs/scenes_unclip.py:prior
+    python -m jaxdiff.train --config configs/scenes_unclip.py:decoder
+    python -m jaxdiff.train --config configs/scenes_unclip.py:upsample
+"""
 
 from ml_collections import ConfigDict
 
@@ -119,7 +145,7 @@ def prior() -> ConfigDict:
         guidance=spec(ClassifierFree, scale=2.0),
         steps=32,
     )
-    return experiment(task, 500, 128, sampling=sampling)
+    return experiment(task, 400, 128, sampling=sampling)
 
 
 def decoder() -> ConfigDict:
@@ -161,7 +187,7 @@ def decoder() -> ConfigDict:
     }
     task = pixels(network, 4 * width, {"text": text, "image": image}, SMALL, pretrained, "small", mean=0.4)
     small = (spec(Degrade, field="small", degradation=spec(Downsample, factor=2)),)
-    return experiment(task, 1500, 32, small, sampling=edm(4.0, steps=12))
+    return experiment(task, 2500, 32, small, sampling=edm(4.0, steps=12))
 
 
 def upsample() -> ConfigDict:
@@ -188,7 +214,7 @@ def upsample() -> ConfigDict:
     task = pixels(network, 4 * width, parts, SIZE, pretrained, "image", mean=-0.4)
     blurred = spec(Chain, steps=(spec(Downsample, factor=2), spec(Blur, sigma=(0.2, 0.5), probability=0.5)))
     low = (spec(Degrade, field="low_res", degradation=blurred),)
-    return experiment(task, 600, 16, low, sampling=edm(1.0, steps=8))
+    return experiment(task, 1500, 16, low, sampling=edm(1.0, steps=8))
 
 
 def frozen(module: str) -> ConfigDict:

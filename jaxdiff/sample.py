@@ -254,8 +254,9 @@ def main(argv: Sequence[str]) -> None:
     runtime.start()
 
     from jaxdiff.cli import sampling
+    from jaxdiff.runs.stages import is_staged
 
-    sampling.run(requested)
+    (sampling.run_stages if is_staged(last) and requested.flags.cascade is None else sampling.run)(requested)
 
 
 if __name__ == "__main__":

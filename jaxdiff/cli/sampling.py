@@ -21,8 +21,6 @@ from jaxdiff.generation.cascade import Cascade, consistency
 from jaxdiff.generation.generator import Generator
 from jaxdiff.generation.handover import Handover
 from jaxdiff.generation.lora import with_lora
-from jaxdiff.runs.stages import is_staged
-from jaxdiff.runs.workdir import read_config
 
 Load = Callable[..., Generator]
 """``load(workdir, *, step, overrides, sampler, packages, guiding_model)`` -> a generator; see `Generator.load`."""
@@ -48,9 +46,6 @@ def run(request: Request, load: Load = Generator.load) -> None:
 
 
 def _run(request: Request, load: Load) -> None:
-    if is_staged(read_config(request.runs[0][0])):
-        _write(request, Samples(*sample_stages(request)))
-        return
     expect(not by_stage(request.flags), "--steps and --noise", "NAME=...", "values without the names of stages",
            "leave the names out; this is a run of one model")  # fmt: skip
     options = {
@@ -73,6 +68,12 @@ def _run(request: Request, load: Load) -> None:
     else:
         sample = sample_cascade if request.flags.cascade else sample_model
     _write(request, sample(request, stages))
+
+
+def run_stages(request: Request) -> None:
+    """Sample a run of several stages as requested, and write the output."""
+    with naming_flags(request.flags):
+        _write(request, Samples(*sample_stages(request)))
 
 
 def _write(request: Request, samples: Samples) -> None:

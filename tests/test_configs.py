@@ -42,8 +42,8 @@ def variants(file):
 ALL = [f"{file}:{variant}".rstrip(":") for file in FILES for variant in variants(file)]
 
 # Large networks are slow to trace: by default a few of each kind are counted, and fewer trained and sampled from.
-COUNTED = ("adm:imagenet64", "ddpm:cifar10", "edm:cifar10", "edm:cifar10_ncsnpp", "edm2:xxs", "palette:multi")
-TRACED = ("ddpm:cifar10", "digits")
+COUNTED = ("ddpm:cifar10", "edm:cifar10", "edm2:xxs")
+TRACED = ("digits",)
 
 
 # Millions of parameters and billions of multiply-adds of a forward pass, to the digits that are published.

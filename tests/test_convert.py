@@ -101,6 +101,7 @@ def test_a_network_that_does_not_fit_writes_nothing(folder):
     assert not (folder.parent / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_workdir_with_checkpoints_is_not_changed(folder):
     into(folder)
     with pytest.raises(UserError, match="expected a folder without checkpoints"):

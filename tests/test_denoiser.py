@@ -73,6 +73,7 @@ def test_labels_matter_unless_they_are_dropped():
         np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.slow
 def test_uncertainty_changes_nothing_else():
     certain = initial()["params"]
     denoiser = Denoiser(NETWORK, CONDITIONER, VarianceExploding(), Edm(SIGMA_DATA), Uncertainty(8))

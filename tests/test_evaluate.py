@@ -48,9 +48,10 @@ OWN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=() if name == "photos_sr" else pytest.mark.slow) for name in OWN],
+    OWN,
 )
 def test_a_config_is_evaluated_by_its_own_evaluation(name, tmp_path):
     file, _, variant = name.partition(":")

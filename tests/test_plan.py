@@ -137,6 +137,7 @@ def test_hours_are_operations_over_peak(plain):
     assert spread["sampling_seconds"] == pytest.approx(2 * plan["sampling_seconds"])
 
 
+@pytest.mark.slow
 def test_half_precision_runs_at_its_own_rate_and_keeps_less(plain):
     _, plan = plain
     old, new = (estimate(small(dtype="bfloat16"), chip) for chip in ("v100", "a100"))
@@ -207,6 +208,7 @@ def test_the_suggested_changes_make_a_plan_fit():
     assert better["fix"] == []
 
 
+@pytest.mark.slow
 def test_the_state_has_the_bytes_of_the_compiled_step_and_the_rest_is_near():
     experiment = small("batch_size=256", network=Counted(32))
     plan, mesh = estimate(experiment), experiment.mesh.make(jax.devices()[:1])

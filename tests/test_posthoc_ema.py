@@ -153,6 +153,7 @@ def test_an_average_that_finds_no_room_is_kept_elsewhere(kept, full, capsys):
     assert files(kept / "run") == before
 
 
+@pytest.mark.slow
 def test_an_average_without_room_anywhere_leaves_nothing(kept, full, capsys, monkeypatch):
     before = files(kept / "run")
     (full.parent / "spare").rmdir()
@@ -188,6 +189,7 @@ def test_a_folder_that_exists_is_left_as_it_is(kept, tmp_path, capsys, monkeypat
         assert [path.name for path in (tmp_path / name).iterdir()] == ["mine"]
 
 
+@pytest.mark.slow
 def test_an_average_that_is_not_finite_is_not_written(tmp_path, capsys):
     largest = float(np.finfo(np.float32).max)
     experiment = run_folder(tmp_path / "run", PowerEma(STDS, snapshot_every=400))

@@ -174,6 +174,7 @@ def check_plan(experiment, trained, frozen):
     return plan["sampling_memory_bytes"] - 4 * trained - others
 
 
+@pytest.mark.slow
 def test_a_plan_counts_frozen_networks_apart_and_reads_no_file():
     experiment = small_xl()
     task = experiment.task.for_shapes()
@@ -211,6 +212,7 @@ def check_is_split(state, compiled):
     assert compiled.memory_analysis().alias_size_in_bytes < 0.35 * bytes_of_state
 
 
+@pytest.mark.slow
 def test_the_training_step_of_a_small_sdxl_lowers_on_a_mesh():
     state, lowered = lowered_step(small_xl())
     assert jax.tree.map(jnp.shape, lowered.out_info[0]) == jax.tree.map(jnp.shape, state)

@@ -126,6 +126,7 @@ def test_values_of_other_types_are_named_with_their_file(file, field, value, fol
     check_refused(folder, f"{field}={value!r}: expected ", file.rpartition("/")[2])
 
 
+@pytest.mark.slow
 def test_latents_that_are_not_square_make_such_images(folder):
     change(folder / "unet" / "config.json", sample_size=[16, 24])
     run = str(folder.parent / "run")

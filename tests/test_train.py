@@ -185,6 +185,7 @@ def test_test_data_are_checked_before_training(tmp_path):
         train(config, str(tmp_path), source=source, test_source=Arrays(image=DIGIT_IMAGES))
 
 
+@pytest.mark.slow
 def test_an_experiment_object_trains_as_its_config_does(once, tmp_path):
     experiment, (_, by_config) = configs.build(tiny(6)), once
     by_object = train(experiment, str(tmp_path / "run"), source=Arrays(image=DIGIT_IMAGES, label=LABELS))

@@ -145,6 +145,7 @@ def test_an_autoencoder_without_variance_has_one_sample():
     np.testing.assert_array_equal(found, encode(dataclasses.replace(made, posterior="mode")))
 
 
+@pytest.mark.slow
 def test_float16_is_computed_in_float32_where_it_would_overflow():
     """SDXL's trap: the features of its decoder exceed 65,504."""
     network = NETWORK.clone(middle_attention=False)
@@ -295,6 +296,7 @@ class Mixer(nn.Module):
         return nn.Dense(x.shape[-1], name="mix")(x)
 
 
+@pytest.mark.slow
 def test_a_denoiser_is_trained_on_the_latents_of_a_frozen_autoencoder(tmp_path):
     """The autoencoder is in no checkpoint, receives no update, and decodes the samples."""
     file = tmp_path / "autoencoder.safetensors"

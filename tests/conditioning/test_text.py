@@ -277,6 +277,7 @@ def a_generator(cross_attention=True):
     return Generator(denoiser, params, recipe, (4, 4, 1), mesh)
 
 
+@pytest.mark.slow
 def test_images_follow_text_and_negative_text():
     def images(*texts, **options):
         return a_generator()(text=list(texts) if texts[0] is not None else None, n=2, **options).astype(int)

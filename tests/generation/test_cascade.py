@@ -40,6 +40,7 @@ def test_each_stage_receives_the_previous_images_and_its_conditions():
     np.testing.assert_array_equal(Cascade(stages)(label=[0, 2, 1]), generated[2])
 
 
+@pytest.mark.slow
 def test_each_stage_keeps_its_own_guidance_by_default():
     """Guidance doubles the class; the handed-over image has no null, and is shown in both branches."""
     own = Cascade((base(2.0), larger(1.0)))

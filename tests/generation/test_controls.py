@@ -77,6 +77,7 @@ def clean_data(generator, eps):
     return (sigma * X - sigma * eps) / alpha
 
 
+@pytest.mark.slow
 def test_samples_with_all_controls_are_diffusers(files):
     torch = pytest.importorskip("torch")
     generator = with_control_net(a_generator(), "edges", files / "edges", scale=0.7)

@@ -190,6 +190,7 @@ def test_known_pixels_of_all_256_levels_are_kept_exactly(grid):
     np.testing.assert_array_equal(one, found[[5, 5, 5]])
 
 
+@pytest.mark.slow
 def test_an_image_is_inverted_to_the_noise_that_generates_it():
     """A network with v = 0.1 x + mean: images differ like their noise, which fixed-point iterations recover."""
     process, grid = VariancePreserving(Cosine()), Karras(0.005, 5.0)

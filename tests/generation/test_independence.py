@@ -9,9 +9,10 @@ from jaxdiff.sampling.samplers.adaptive import Rk45
 from jaxdiff.sampling.samplers.ancestral import Ancestral
 from jaxdiff.sampling.samplers.dpm_solver_single import DpmSolverSde
 from tests.generation.test_generator import a_generator
+from tests.selection import some
 
 
-@pytest.mark.parametrize("sampler", [Ancestral(), DpmSolverSde(), Rk45()], ids=str)
+@pytest.mark.parametrize("sampler", some([Ancestral(), DpmSolverSde(), Rk45()], [Ancestral()]), ids=str)
 def test_an_image_does_not_depend_on_how_many_are_sampled(sampler):
     generator = a_generator(slope=0.5)
     generator = dataclasses.replace(generator, recipe=dataclasses.replace(generator.recipe, sampler=sampler))

@@ -72,6 +72,7 @@ def test_a_model_that_is_the_baseline_scores_as_the_baseline_of_each_task(transl
         assert model["shuffled_over_error"] > 1
 
 
+@pytest.mark.slow
 def test_luma_makes_a_harder_baseline(translation, partial):
     easy = dataclasses.replace(translation, keep_luma=())
     perfect = answering(partial, "source", partial[1]["image"])
@@ -109,6 +110,7 @@ def test_errors_are_over_the_generated_pixels(translation, partial):
         assert values["tasks"]["all"]["samples"][0]["error"] == pytest.approx(error)
 
 
+@pytest.mark.slow
 def test_the_order_of_test_examples_does_not_matter(translation, partial):
     order = np.random.default_rng(0).permutation(60)
     mixed = partial[0], {name: values[order] for name, values in partial[1].items()}
@@ -147,6 +149,7 @@ def test_all_conditions_are_shuffled_together(partial):
     assert (moved != np.arange(20)).all()
 
 
+@pytest.mark.slow
 def test_one_task_needs_no_field(partial):
     examples = tuple(
         {name: values[part["task"] == 1] for name, values in part.items() if name != "task"}

@@ -36,6 +36,7 @@ def test_chosen_images_are_spread_over_all_and_over_each_task():
         assert rows.max() >= 104
 
 
+@pytest.mark.slow
 def test_the_first_sample_of_an_input_is_scored(small, partial):
     for evaluation, examples, condition in (
         (SuperResolutionEvaluation(n=8, samples_per_input=2, seed=5), small, "low_res"),

@@ -16,7 +16,7 @@ from tests.commands import DIGITS, TINY
 
 LEVELS = {"ant": 20, "bee": 130, "cat": 240, "dog": 60}
 CLASSES = "--config.task.denoiser.conditioner.conditions.label.num_classes=3"
-ONE_LEVEL = "--config.task.denoiser.network.levels=jaxdiff.models.unet:Level(width=32,blocks=1)"
+ONE_LEVEL = "--config.task.denoiser.network.levels=jaxdiff.models.unet:Level(width=32,blocks=0)"
 FEW = ("--config.sampling.steps=2", "--config.steps=4", "--config.checkpoint_every=4", "--config.log_every=2")
 
 

@@ -79,6 +79,7 @@ def test_known_images_and_a_mask_are_a_masked_image():
         generator(known=PHOTOS, mask=MASK[:, :10])
 
 
+@pytest.mark.slow
 def test_the_network_completes_and_predictions_are_not_replaced():
     """Unless the recipe names a method, or other known pixels are given."""
     generator = a_latent_generator({"source": MASKED}, Shown(factor=0.0))
@@ -96,6 +97,7 @@ def test_the_network_completes_and_predictions_are_not_replaced():
     near(named(source=value), grey)
 
 
+@pytest.mark.slow
 def test_a_photo_is_changed_inside_a_mask():
     generator = a_latent_generator({"source": MASKED}, Shown())
     found = generator.edit(PHOTOS, 0.5, mask=MASK)
@@ -125,6 +127,7 @@ def test_an_image_to_edit_is_shown_as_latents_without_scale():
     near(none, np.concatenate([found[:1], decoded(np.zeros((1, 4, 6, 4)))]))
 
 
+@pytest.mark.slow
 def test_images_set_the_size_of_the_samples():
     """In pixels, although they are shown as latents."""
     large = np.tile(PHOTOS[:1], (1, 2, 1, 1))

@@ -22,6 +22,7 @@ from jaxdiff.sampling.samplers.ancestral import Ancestral
 from tests import schedulers as peers
 from tests.oracles import Mixture
 from tests.sampling.solving import QUICK
+from tests.selection import some
 
 SHAPE = (1, 1, 2)
 NOISE = np.random.default_rng(7).normal(size=(4, *SHAPE))
@@ -226,13 +227,13 @@ def test_samplers_of_published_models_are_diffusers(name, folder, steps):
 @pytest.mark.parametrize(
     "steps", [pytest.param(7, marks=pytest.mark.slow), 10, pytest.param(16, marks=pytest.mark.slow)]
 )
-@pytest.mark.parametrize("settings", OWN, ids=short)
+@pytest.mark.parametrize("settings", some(OWN, OWN[::2]), ids=short)
 def test_settings_are_those_of_the_class(settings, steps):
     check(settings, None, steps, 1e-6)
 
 
 @theirs_warn
-@pytest.mark.parametrize(("name", "settings"), TO_OTHERS, ids=short)
+@pytest.mark.parametrize(("name", "settings"), some(TO_OTHERS, TO_OTHERS[::3]), ids=short)
 def test_another_sampler_has_its_own_defaults(name, settings):
     check(settings, name, 9, 1e-9)
 

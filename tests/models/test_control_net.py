@@ -127,6 +127,7 @@ def test_the_unet_with_two_control_nets_is_diffusers(kind):
     assert np.abs(found - plain).max() > 0.1 * np.abs(plain).max()
 
 
+@pytest.mark.slow
 def test_control_at_scale_0_and_control_at_its_start_change_no_bit():
     """The convolutions behind a ControlNet start at zero."""
     plain = run(a_denoiser("sd1"), params_of(a_denoiser("sd1"), "sd1"), fields("sd1"))

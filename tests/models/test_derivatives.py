@@ -15,6 +15,7 @@ from jaxdiff.models.pixel_attention import PixelAttention
 from jaxdiff.models.spatial_transformer import SpatialTransformer
 from jaxdiff.models.transformer import TransformerMiddle
 from jaxdiff.models.unet import Level, UNet
+from tests.selection import some
 
 QUICK = {"xla_backend_optimization_level": 0}
 BOTH = PixelAttention(cross_attention=True, head_dim=4)
@@ -71,7 +72,7 @@ def difference(function, point, direction):
     return sums
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", some(NETWORKS, ("spatial_transformer",)))
 def test_forward_mode_and_forward_over_reverse(name):
     with jax.enable_x64(True):
         loss, point, direction = problem(name)

@@ -53,9 +53,9 @@ def main(argv: Sequence[str]) -> None:
     from jaxdiff import config as configs
     from jaxdiff.config.overrides import override
     from jaxdiff.evaluation.reports import files
-    from jaxdiff.runs.workdir import read_config
+    from jaxdiff.runs.stages import read_model_config
 
-    config = read_config(flags.workdir)
+    config = read_model_config(flags.workdir)
     packages = ("jaxdiff", *(name for name in flags.packages.split(",") if name))
     for path, text in overrides:
         override(config, path, text, packages=packages)

@@ -43,9 +43,10 @@ def main(argv: Sequence[str]) -> None:
     out = output.folder("--out", flags.out)
     out.check()
 
-    from jaxdiff.runs.workdir import CONFIG_FILE, read_config
+    from jaxdiff.runs.stages import read_model_config
+    from jaxdiff.runs.workdir import CONFIG_FILE
 
-    config = read_config(flags.workdir)
+    config = read_model_config(flags.workdir)
 
     from jaxdiff.distributed import runtime
 

@@ -25,8 +25,8 @@ from jaxdiff.generation.recipes import sampled_by
 from jaxdiff.generation.steps import OnStep
 from jaxdiff.runs import classes, weights
 from jaxdiff.runs.restore import restore_params
-from jaxdiff.runs.stages import refuse_staged
-from jaxdiff.runs.workdir import CONFIG_FILE, read_config
+from jaxdiff.runs.stages import read_model_config
+from jaxdiff.runs.workdir import CONFIG_FILE
 from jaxdiff.sampling.grids.truncated import Truncated
 from jaxdiff.sampling.modifiers.inpainting import Replacement
 from jaxdiff.sampling.samplers.ddim import Ddim
@@ -63,8 +63,7 @@ class Generator(SampledModel):
           guiding_model: the folder of a weaker model for `Autoguidance`, or (folder, step); an early step of the
             same run serves well.
         """
-        config = read_config(workdir)
-        refuse_staged(config, workdir)
+        config = read_model_config(workdir)
         experiment = sampled_by(sampler, config, ("jaxdiff", *packages), overrides)
         mesh = experiment.mesh.make()
         checks.check_experiment(experiment, mesh)
@@ -81,7 +80,7 @@ class Generator(SampledModel):
             "give one",
             f"no {CONFIG_FILE} in it",
         )
-        other: Experiment = configs.build(read_config(folder), packages=("jaxdiff", *packages))
+        other: Experiment = configs.build(read_model_config(folder), packages=("jaxdiff", *packages))
         return generator.guided_by(cls._restored(other, folder, mesh, guiding_step, "guiding_model"))
 
     @classmethod

@@ -21,7 +21,7 @@ from jaxdiff.errors import expect
 from jaxdiff.experiment import Experiment
 from jaxdiff.runs import weights
 from jaxdiff.runs.restore import restore_params
-from jaxdiff.runs.workdir import read_config
+from jaxdiff.runs.stages import read_model_config
 from jaxdiff.tasks.protocols import Predictive
 from jaxdiff.typing import Params
 
@@ -63,7 +63,7 @@ class Predictor:
         Raises:
           UserError: there is no such run, or its task predicts nothing.
         """
-        config, every = read_config(workdir), ("jaxdiff", *packages)
+        config, every = read_model_config(workdir), ("jaxdiff", *packages)
         for path, text in overrides:
             override(config, path, text, packages=every)
         experiment: Experiment = configs.build(config, packages=every)

@@ -17,8 +17,9 @@ from jaxdiff.distributed import partitioning
 from jaxdiff.errors import UserError, expect
 from jaxdiff.experiment import Experiment
 from jaxdiff.runs.restore import restore_params
+from jaxdiff.runs.stages import read_model_config
 from jaxdiff.runs.weights import load
-from jaxdiff.runs.workdir import CONFIG_FILE, read_config
+from jaxdiff.runs.workdir import CONFIG_FILE
 from jaxdiff.training import transfer
 from jaxdiff.training.partition import merge, paths, split
 from jaxdiff.training.state import abstract_params, abstract_state, begin, init_params
@@ -143,7 +144,7 @@ def _other_run(start: transfer.InitFrom, mesh: jax.sharding.Mesh) -> tuple[Exper
     exists = (epath.Path(start.workdir).expanduser() / CONFIG_FILE).exists()
     fix = "give the folder of a run"
     expect(exists, "init_from.workdir", start.workdir, f"a folder with {CONFIG_FILE}", fix, "none")
-    other: Any = configs.build(read_config(start.workdir), packages=("jaxdiff", *start.packages))
+    other: Any = configs.build(read_model_config(start.workdir), packages=("jaxdiff", *start.packages))
     field = "ema" if start.ema else "params"
     return other, restore_params(other, start.workdir, mesh, start.step, field, flag="init_from.workdir")
 

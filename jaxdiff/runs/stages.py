@@ -105,11 +105,17 @@ def write_staged(staged: StagedRun, workdir: str) -> None:
     file.write_text(configs.to_json(configs.describe(staged)))
 
 
-def refuse_staged(config: Any, workdir: str) -> None:
-    """Raise `UserError` if a stored config is that of a staged run, where one with a single model is needed."""
+def read_model_config(workdir: str) -> Any:
+    """The stored config of a run with a single model.
+
+    Raises:
+      UserError: as `read_config`, or the run has several stages.
+    """
+    config = read_config(workdir)
     if is_staged(config):
         names = ", ".join(stage["name"] for stage in config.stages)
         raise UserError(
             f"--workdir={workdir}: expected a run of one model, got one of several stages ({names}). "
             f"Fix: give the folder of a stage, such as {config.stages[0]['workdir']}"
         )
+    return config

@@ -19,7 +19,8 @@ from jaxdiff.distributed.first_process import in_first
 from jaxdiff.errors import UserError, expect
 from jaxdiff.interop.files import release
 from jaxdiff.interop.tensors import read_tensors
-from jaxdiff.runs.workdir import FROZEN, read_config
+from jaxdiff.runs.stages import read_model_config
+from jaxdiff.runs.workdir import FROZEN
 from jaxdiff.tasks.protocols import Sampleable
 from jaxdiff.training.partition import some_of
 from jaxdiff.typing import Params, Weights
@@ -56,7 +57,7 @@ class RunWeights:
             restore_params,  # imports Orbax, which a config that names this class need not
         )
 
-        other: Any = configs.build(read_config(self.workdir), packages=("jaxdiff", *self.packages))
+        other: Any = configs.build(read_model_config(self.workdir), packages=("jaxdiff", *self.packages))
         mesh = dataclasses.replace(other.mesh, data=1, fsdp=1, tensor=1).make(jax.local_devices()[:1])
         field = "ema" if self.ema else "params"
         params = restore_params(other, self.workdir, mesh, self.step, field, flag="workdir")

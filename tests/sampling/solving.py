@@ -123,7 +123,7 @@ class Draws:
         self.patch = pytest.MonkeyPatch()
         for name, module in list(sys.modules.items()):
             if name.startswith("jaxdiff.sampling.") and hasattr(module, "noise_like"):
-                self.patch.setattr(module, "noise_like", lambda keys, x: next(self.noise))
+                self.patch.setattr(module, "noise_like", lambda keys, x: jnp.asarray(next(self.noise)))
         return self
 
     def __exit__(self, *error):

@@ -103,7 +103,7 @@ def _noise_and_conditions(
     flags = request.flags
     noise, draws = None, None
     if flags.noise:
-        expect(len(flags.noise) == 1, "--noise", flags.noise[1], "one file", "give it once")
+        expect(len(flags.noise) == 1, "--noise", flags.noise[-1], "one file", "give it once")
         noise = values.noise("--noise", flags.noise[0])
         if noise.ndim == rank + 2 and len(noise) > 0:
             noise, draws = noise[0], noise[1:] if len(noise) > 1 else None

@@ -271,12 +271,10 @@ def export(workdir: str, target: str) -> str:
     from jaxdiff.runs.workdir import read_config
 
     config = read_config(workdir)
-    if is_staged(config):
-        return _export_unclip(workdir, target)
-    codec = config.task.get("codec", {}).get("target", "")
-    if not codec.endswith(":Latent"):
+    staged = is_staged(config)
+    if not staged and not config.task.get("codec", {}).get("target", "").endswith(":Latent"):
         return write_diffusers(workdir, target)
-    single = target.endswith(".safetensors")
+    single = target.endswith(".safetensors") and not staged
     place = output.file("--to", target) if single else output.folder("--to", target)
     place.check()
 
@@ -284,27 +282,14 @@ def export(workdir: str, target: str) -> str:
 
     runtime.start()
 
-    from jaxdiff.runs import published_export
+    from jaxdiff.runs import published_export, published_unclip_export
 
-    made = (published_export.single_file if single else published_export.folder)(workdir)
+    folder = published_unclip_export.folder if staged else published_export.folder
+    made = (published_export.single_file if single else folder)(workdir)
     place.check_space(made.size)
     place.write(made.write)
     kind = "" if single else ", a pipeline of diffusers"
     return f"wrote {made.count} tensors of {workdir} to {place.path}{kind}"
-
-
-def _export_unclip(workdir: str, target: str) -> str:
-    """Write a staged run in the layout of diffusers."""
-    place = output.folder("--to", target)
-    place.check()
-
-    from jaxdiff.distributed import runtime
-
-    runtime.start()
-
-    from jaxdiff.cli import exporting_unclip
-
-    return exporting_unclip.write_folder(workdir, place)
 
 
 def write_diffusers(workdir: str, folder: str) -> str:

@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
 
     if isinstance(experiment.evaluation, PredictionEvaluator):
         fix = "leave --guiding-model out"
-        expect(flags.guiding_model is None, "guiding_model", flags.guiding_model, "a run with samples", fix)
+        expect(flags.guiding_model is None, "--guiding-model", flags.guiding_model, "a run with samples", fix)
         predictor = Predictor.load(flags.workdir, step=flags.step, overrides=overrides, packages=packages[1:])
         print(evaluate(experiment, predictor, flags.workdir))
         return

@@ -46,7 +46,7 @@ def check_experiment(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
     """Check whether an experiment can be sampled on these devices, as far as no weights are needed.
 
     Raises:
-      UserError: the grid cannot have so many steps, or the devices do not compute in the type of a network.
+      UserError: the grid has fewer times than the recipe has steps, or the devices do not support a network's dtype.
     """
     task, recipe = experiment.sampled, experiment.recipe
     if mesh.devices.flat[0].platform == WITHOUT_FLOAT16:

@@ -150,7 +150,7 @@ def find(path: pathlib.Path) -> PublishedUnclip:
     """Find the parts of a published model.
 
     Raises:
-      UserError: it is no model of unCLIP, a network is missing, or a file is damaged.
+      UserError: the folder has no unCLIP model, a network is missing, or a file is damaged.
     """
     pipeline = pipeline_of(path)
     with reading(path):

@@ -36,7 +36,7 @@ class Predictive(Protocol):
         Args:
           params: all parameters of the task.
           frozen: trees by the names in `frozen`.
-          fields: fields of the examples as they are stored; those that are left out may leave out predictions.
+          fields: fields of the examples as they are stored. Without a field, its predictions are left out.
         """
         ...
 

@@ -179,11 +179,11 @@ def _read(file: epath.Path, start: int, stop: int) -> Iterator[bytes | mmap.mmap
 
 def _mapped(file: epath.Path, start: int, stop: int) -> Iterator[bytes | mmap.mmap]:
     """`_read` for files that were just written: those of this machine are still in memory, and are not copied."""
-    if "://" in str(file):
+    try:
+        with open(file, "rb") as stream:
+            data = mmap.mmap(stream.fileno(), stop - start, offset=start, access=mmap.ACCESS_READ)
+    except OSError:  # a bucket, or a file system without mapping
         yield from _read(file, start, stop)
         return
-    with (
-        open(file, "rb") as stream,
-        mmap.mmap(stream.fileno(), stop - start, offset=start, access=mmap.ACCESS_READ) as data,
-    ):
+    with data:
         yield data

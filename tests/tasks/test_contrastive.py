@@ -176,6 +176,15 @@ def test_misfits_are_refused_before_anything_is_compiled():
         dataclasses.replace(task, network=network).check(example, None)
 
 
+@pytest.mark.parametrize("lengths", [(3, 2), (0, 0)])
+def test_predictions_need_as_many_rows_of_each_field(lengths):
+    images, texts = lengths
+    fields = {"image": np.zeros((images, 8, 8, 3), np.uint8), "text": np.zeros((texts, 12), np.int32)}
+    predictor = Predictor(a_task(), {}, {}, toy.mesh(1))
+    with pytest.raises(UserError, match=r"expected one number of rows, above 0, got \{'image': "):
+        predictor(fields)
+
+
 def test_evaluations_fit_the_kind_of_task():
     with pytest.raises(UserError, match="expected a task with samples, got ContrastiveTask"):
         an_experiment(evaluation=ImageEvaluation())

@@ -11,7 +11,6 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
 from jaxdiff import config as configs
-from jaxdiff.cli.output import Output
 from jaxdiff.codecs import standardized
 from jaxdiff.data.tokenizer_files import copy_tokenizer
 from jaxdiff.errors import UserError
@@ -22,6 +21,7 @@ from jaxdiff.interop.safetensors_files import write_safetensors
 from jaxdiff.interop.stable_diffusion_conditions import EMBEDDING
 from jaxdiff.interop.unclip_export import ExportedStage, Network
 from jaxdiff.runs.published import SCHEDULER, model_of
+from jaxdiff.runs.published_export import Export
 from jaxdiff.runs.restore import restore_params
 from jaxdiff.runs.stages import StagedRun, read_staged
 from jaxdiff.runs.weights import FileWeights
@@ -44,8 +44,8 @@ LIBRARIES = {
 diffusers no longer opens; this is the module's present name."""
 
 
-class Folder:
-    """What is written.
+class Contents:
+    """What a folder will hold.
 
     Attributes:
       networks: by the names of their folders.
@@ -59,24 +59,24 @@ class Folder:
         self.settings: dict[str, Mapping[str, Any]] = {}
 
 
-def write_folder(workdir: str, target: Output) -> str:
-    """Write a staged run as the folder of a diffusers pipeline; returns a summary for the user.
+def folder(workdir: str) -> Export:
+    """A staged run as the folder of a diffusers pipeline.
 
     Raises:
-      UserError: it is none that diffusers has, or the folder cannot be written.
+      UserError: diffusers has no pipeline with these stages.
     """
-    staged, folder = read_staged(workdir), Folder()
+    staged, contents = read_staged(workdir), Contents()
     names = [stage.name for stage in staged.stages]
     if names[-2:] == ["decoder", "super_res"] and set(names[:-2]) <= {"prior"}:
-        _add_karlo(staged, folder)
+        _add_karlo(staged, contents)
     elif names[-1] == "image" and set(names[:-1]) <= {"prior"}:
-        _add_stable(staged, folder)
+        _add_stable(staged, contents)
     else:
         raise UserError(
             f"--to: expected the stages of Karlo or of Stable unCLIP, got {', '.join(names)}. "
             "Fix: keep the workdir as it is"
         )
-    _add_photographs(staged, folder)
+    _add_photographs(staged, contents)
     stable = names[-1] == "image"
     kinds = (
         "UnCLIPPipeline",
@@ -84,62 +84,60 @@ def write_folder(workdir: str, target: Output) -> str:
         "StableUnCLIPPipeline",
         "StableUnCLIPImg2ImgPipeline",
     )
-    _write(folder, kinds[2 * stable + ("prior" not in names)], target)
-    count = sum(len(network.tensors) for network in folder.networks.values())
-    return f"wrote {count} tensors of {workdir} to {target.path}, a pipeline of diffusers"
+    return _export(contents, kinds[2 * stable + ("prior" not in names)])
 
 
-def _add_karlo(staged: StagedRun, folder: Folder) -> None:
+def _add_karlo(staged: StagedRun, contents: Contents) -> None:
     runs = {stage.name: stage.workdir for stage in staged.stages}
     decoder = _stage(runs["decoder"])
     if "prior" in runs:
         prior = _stage(runs["prior"])
         _check_same(unclip_export.text_encoder(prior), unclip_export.text_encoder(decoder))
-        folder.networks["prior"] = unclip_export.prior(prior)
-        folder.settings["prior_scheduler/scheduler_config.json"] = _scheduler(runs["prior"])
-    folder.networks["text_encoder"] = unclip_export.text_encoder(decoder)
-    folder.networks["decoder"], folder.networks["text_proj"] = unclip_export.decoder(decoder)
-    folder.tokenizers["tokenizer"] = pathlib.Path(decoder.tokenizer.folder)
-    folder.settings["decoder_scheduler/scheduler_config.json"] = _scheduler(runs["decoder"])
+        contents.networks["prior"] = unclip_export.prior(prior)
+        contents.settings["prior_scheduler/scheduler_config.json"] = _scheduler(runs["prior"])
+    contents.networks["text_encoder"] = unclip_export.text_encoder(decoder)
+    contents.networks["decoder"], contents.networks["text_proj"] = unclip_export.decoder(decoder)
+    contents.tokenizers["tokenizer"] = pathlib.Path(decoder.tokenizer.folder)
+    contents.settings["decoder_scheduler/scheduler_config.json"] = _scheduler(runs["decoder"])
     last = staged.stages[-1]
     for name, workdir in (("super_res_first", last.workdir), ("super_res_last", last.last or last.workdir)):
-        folder.networks[name] = unclip_export.upscaler(_stage(workdir))
-    folder.settings["super_res_scheduler/scheduler_config.json"] = _scheduler(last.workdir)
+        contents.networks[name] = unclip_export.upscaler(_stage(workdir))
+    contents.settings["super_res_scheduler/scheduler_config.json"] = _scheduler(last.workdir)
 
 
-def _add_stable(staged: StagedRun, folder: Folder) -> None:
+def _add_stable(staged: StagedRun, contents: Contents) -> None:
     runs = {stage.name: stage.workdir for stage in staged.stages}
     if "prior" in runs:
         prior = _stage(runs["prior"])
-        folder.networks |= {
+        contents.networks |= {
             "prior": unclip_export.prior(prior),
             "prior_text_encoder": unclip_export.text_encoder(prior),
         }
-        folder.tokenizers["prior_tokenizer"] = pathlib.Path(prior.tokenizer.folder)
-        folder.settings["prior_scheduler/scheduler_config.json"] = _scheduler(runs["prior"])
+        contents.tokenizers["prior_tokenizer"] = pathlib.Path(prior.tokenizer.folder)
+        contents.settings["prior_scheduler/scheduler_config.json"] = _scheduler(runs["prior"])
     experiment: Experiment = configs.build(read_config(runs["image"]))
     model = model_of(experiment, runs["image"])
     height, width, *_ = experiment.sampled.image_shape
     for name, config, tensors in stable_diffusion_export.folder(model, (height, width)):
-        folder.networks[name] = Network(config, tensors)
-    folder.networks["image_normalizer"] = unclip_export.normalizer(model.arrays)
+        contents.networks[name] = Network(config, tensors)
+    contents.networks["image_normalizer"] = unclip_export.normalizer(model.arrays)
     (tokenizer,) = model.tokenizers
-    folder.tokenizers["tokenizer"] = pathlib.Path(tokenizer.folder)
-    folder.settings["scheduler/scheduler_config.json"] = _scheduler(runs["image"])
+    contents.tokenizers["tokenizer"] = pathlib.Path(tokenizer.folder)
+    contents.settings["scheduler/scheduler_config.json"] = _scheduler(runs["image"])
     image: Any = model.denoiser.conditioner.conditions[EMBEDDING]
     noising = scheduler_settings.of(image.process, schedulers.parameterization({}))
     noising |= {"_class_name": "DDPMScheduler"}
-    folder.settings["image_noising_scheduler/scheduler_config.json"] = noising
+    contents.settings["image_noising_scheduler/scheduler_config.json"] = noising
 
 
-def _add_photographs(staged: StagedRun, folder: Folder) -> None:
+def _add_photographs(staged: StagedRun, contents: Contents) -> None:
     for each in staged.encoders.values():
         weights: Any = each.weights
         arrays = (
             weights.arrays() if isinstance(weights, FileWeights) else flatten_dict(weights.read(), sep="/")
         )
-        folder.networks["image_encoder"] = unclip_export.image_encoder(each.encoder, arrays)
-        folder.settings["feature_extractor/preprocessor_config.json"] = unclip_export.preprocessing(
+        contents.networks["image_encoder"] = unclip_export.image_encoder(each.encoder, arrays)
+        contents.settings["feature_extractor/preprocessor_config.json"] = unclip_export.preprocessing(
             each.encoder
         )
 
@@ -176,36 +174,36 @@ def _check_same(first: Network, second: Network) -> None:
             )
 
 
-def _write(folder: Folder, pipeline: str, target: Output) -> None:
-    """Write the networks, tokenizers and settings, and `model_index.json`."""
-    arrays = [each for network in folder.networks.values() for each in network.tensors.values()]
-    target.check_space(sum(math.prod(each.shape) * each.dtype.itemsize for each in arrays))
+def _export(contents: Contents, pipeline: str) -> Export:
+    """The networks, tokenizers and settings, and `model_index.json`."""
+    arrays = [each for network in contents.networks.values() for each in network.tensors.values()]
+    size = sum(math.prod(each.shape) * each.dtype.itemsize for each in arrays)
 
     def fill(draft: pathlib.Path) -> None:
-        for name, network in folder.networks.items():
+        for name, network in contents.networks.items():
             (draft / name).mkdir()
             stem = "model" if name.endswith("encoder") else "diffusion_pytorch_model"
             _write_json(draft / name / "config.json", network.config)
             write_safetensors(draft / name / f"{stem}.safetensors", network.tensors, {"format": "pt"})
-        for name, source in folder.tokenizers.items():
+        for name, source in contents.tokenizers.items():
             copy_tokenizer(source, draft / name)
-        for name, content in folder.settings.items():
+        for name, content in contents.settings.items():
             (draft / name).parent.mkdir(exist_ok=True)
             _write_json(draft / name, content)
-        _write_json(draft / "model_index.json", _index(folder, pipeline))
+        _write_json(draft / "model_index.json", _index(contents, pipeline))
 
-    target.write(fill)
+    return Export(len(arrays), size, fill)
 
 
-def _index(folder: Folder, pipeline: str) -> dict[str, Any]:
+def _index(contents: Contents, pipeline: str) -> dict[str, Any]:
     """The `model_index.json`."""
     index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": stable_diffusion_export.DIFFUSERS}
-    for name, network in folder.networks.items():
+    for name, network in contents.networks.items():
         own = "CLIPTextModel" if "CLIPTextModel" in network.config.get("architectures", ()) else CLASSES[name]
         library = "transformers" if name.endswith("encoder") else LIBRARIES.get(name, "diffusers")
         index[name] = [library, own]
-    index |= {name: ["transformers", "CLIPTokenizer"] for name in folder.tokenizers}
-    for file, content in folder.settings.items():
+    index |= {name: ["transformers", "CLIPTokenizer"] for name in contents.tokenizers}
+    for file, content in contents.settings.items():
         name = file.partition("/")[0]
         scheduler = "_class_name" in content
         index[name] = (

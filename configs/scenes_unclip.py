@@ -41,6 +41,7 @@ from jaxdiff.data.degradations import Blur, Chain, Downsample
 from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.sources import Tfds
 from jaxdiff.data.text import ByteTokenizer, Tokenize
+from jaxdiff.data.transforms import Resize
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import expect
 from jaxdiff.evaluation.metrics.retrieval import Retrieval
@@ -77,7 +78,7 @@ from jaxdiff.training.optimizer import Cosine
 CLIP = "runs/scenes_unclip_clip"
 TOKENIZER = spec(ByteTokenizer, length=80)  # longer than the longest caption
 EMBEDDING = 96  # width of the shared space
-SIZE, SMALL = 24, 12
+SIZE, LARGE = 24, 48
 SIGMA_DATA = 0.3  # standard deviation of the pixels
 
 
@@ -150,11 +151,13 @@ def prior() -> ConfigDict:
 
 def decoder() -> ConfigDict:
     width = 32
+    tokens = spec(PixelAttention, self_attention=False, cross_attention=True, head_dim=32)
     both = spec(PixelAttention, cross_attention=True, head_dim=32)
     network = spec(
         UNet,
         levels=(
-            spec(Level, width=width, blocks=1),
+            spec(Level, width=width, blocks=1, attention=tokens),
+            spec(Level, width=2 * width, blocks=1, attention=tokens),
             spec(Level, width=3 * width, blocks=1, attention=both),
         ),
         out_channels=3,
@@ -185,13 +188,12 @@ def decoder() -> ConfigDict:
         "conditioner/parts_text/clip": frozen("text"),
         "conditioner/parts_image/encoder": frozen("image"),
     }
-    task = pixels(network, 4 * width, {"text": text, "image": image}, SMALL, pretrained, "small", mean=0.4)
-    small = (spec(Degrade, field="small", degradation=spec(Downsample, factor=2)),)
-    return experiment(task, 2500, 32, small, sampling=edm(4.0, steps=12))
+    task = pixels(network, 4 * width, {"text": text, "image": image}, SIZE, pretrained, mean=0.4)
+    return experiment(task, 5000, 16, sampling=edm(4.0, steps=12))
 
 
 def upsample() -> ConfigDict:
-    width = 32
+    width = 16
     network = spec(
         UNet,
         levels=(
@@ -203,18 +205,16 @@ def upsample() -> ConfigDict:
         resampling="conv",
         resampled_skips=False,
     )
-    image = spec(
-        EncodedImage,
-        encoder=image_encoder(),
-        part=spec(EmbeddedVector, size=EMBEDDING, vector_width=4 * width, drop_rate=0.1),
-    )
     low_res = spec(ImageCondition, channels=3, factor=2.0, method="bicubic", null="none", drop_rate=0.0)
-    pretrained = {"conditioner/parts_image/encoder": frozen("image")}
-    parts = {"image": image, "low_res": low_res}
-    task = pixels(network, 4 * width, parts, SIZE, pretrained, "image", mean=-0.4)
+    task = pixels(network, 4 * width, {"low_res": low_res}, LARGE, {}, mean=-0.4)
     blurred = spec(Chain, steps=(spec(Downsample, factor=2), spec(Blur, sigma=(0.2, 0.5), probability=0.5)))
-    low = (spec(Degrade, field="low_res", degradation=blurred),)
-    return experiment(task, 1500, 16, low, sampling=edm(1.0, steps=8))
+    return experiment(
+        task,
+        600,
+        16,
+        (spec(Resize, size=LARGE), spec(Degrade, field="low_res", degradation=blurred)),
+        sampling=edm(1.0, steps=8),
+    )
 
 
 def frozen(module: str) -> ConfigDict:
@@ -222,7 +222,7 @@ def frozen(module: str) -> ConfigDict:
 
 
 def pixels(
-    network: ConfigDict, vector: int, parts: dict, size: int, pretrained: dict, field: str, mean: float
+    network: ConfigDict, vector: int, parts: dict, size: int, pretrained: dict, mean: float
 ) -> ConfigDict:
     """A task in pixels, with the preconditioning and the loss of EDM."""
     return spec(
@@ -237,7 +237,6 @@ def pixels(
         time_sampler=spec(LogNormalSigma, mean=mean, std=1.0),
         objective=spec(WeightedError, weighting=spec(EdmWeighting, sigma_data=SIGMA_DATA)),
         image_shape=(size, size, 3),
-        data_field=field,
         pretrained=pretrained,
     )
 
@@ -287,9 +286,8 @@ def pipeline(split: str, derived: tuple[ConfigDict, ...]) -> ConfigDict:
         text_key="caption",
         fields=("relation", "count", "digits", "colours"),  # for the classifier of the evaluation
     )
-    return spec(
-        Pipeline, source=source, conditions=(spec(Tokenize, tokenizer=TOKENIZER), *derived), cache=True
-    )
+    conditions = (spec(Tokenize, tokenizer=TOKENIZER), *derived)
+    return spec(Pipeline, source=source, conditions=conditions, cache=True)
 
 
 VARIANTS = {"clip": clip, "prior": prior, "decoder": decoder, "upsample": upsample}

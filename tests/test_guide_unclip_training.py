@@ -71,9 +71,9 @@ def test_the_guide_can_be_followed(stack, monkeypatch):
     assert counts == {"scenes": 4, "variations": 8, "between": 3}
     scope = {}
     exec(CODE[0], scope)
-    assert (scope["images"].shape, scope["images"].dtype) == ((2, 24, 24, 3), np.uint8)
+    assert (scope["images"].shape, scope["images"].dtype) == ((2, 48, 48, 3), np.uint8)
     assert (scope["again"].shape, scope["between"].shape, scope["green"].shape) == (
-        (4, 24, 24, 3), (7, 24, 24, 3), (4, 24, 24, 3),
+        (4, 48, 48, 3), (7, 48, 48, 3), (4, 48, 48, 3),
     )  # fmt: skip
     np.testing.assert_allclose(np.linalg.norm(scope["vectors"], axis=1), 1.0, rtol=1e-5)
 
@@ -100,7 +100,7 @@ def test_a_prior_is_replaced_by_vectors_and_a_decoder_reads_texts(stack, monkeyp
     unclip, text = Unclip.load("runs/scenes_unclip"), "a red three above a green seven"
     found = unclip.stages.run(2, text=text, seed=5)
     assert {name: samples.shape for name, samples in found.items()} == {
-        "prior": (2, 96), "decoder": (2, 12, 12, 3), "upsample": (2, 24, 24, 3),
+        "prior": (2, 96), "decoder": (2, 24, 24, 3), "upsample": (2, 48, 48, 3),
     }  # fmt: skip
     np.testing.assert_allclose(np.linalg.norm(found["prior"], axis=1), 1.0, rtol=1e-5)
     np.testing.assert_array_equal(unclip.decode(found["prior"], text=text, seed=5), found["upsample"])

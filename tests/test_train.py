@@ -165,6 +165,7 @@ def test_arrays_that_do_not_fit_the_model_raise_before_compilation(tmp_path):
         train(tiny(3), str(tmp_path / "c"), source=Arrays(image=DIGIT_IMAGES[few], label=LABELS[few]))
 
 
+@pytest.mark.slow
 def test_class_labels_of_any_name_are_checked_while_training(tmp_path):
     """A label out of range would be NaN in the network, and every step would be skipped."""
     config = tiny(3)

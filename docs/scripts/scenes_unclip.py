@@ -13,7 +13,7 @@ import argparse
 import numpy as np
 
 from jaxdiff import config as configs
-from jaxdiff.data.images import save_png
+from jaxdiff.data.images import resize, save_png
 from jaxdiff.evaluation.scenes.classifier import FIELDS, SceneClassifier
 from jaxdiff.generation.unclip import Unclip
 
@@ -40,12 +40,17 @@ def main() -> None:
     for name, shown in (("captions", True), ("captions, decoder without text", False)):
         vectors = unclip.stages.models["prior"](text=test["text"], seed=0)
         images = unclip.decode(vectors, seed=0, **({"text": test["text"]} if shown else {}))
-        report(name, judge(images, scenes))
-    variations = unclip.decode(unclip.image_vectors(test["image"]), seed=1)
+        report(name, judge(small(images), scenes))
+    variations = small(unclip.decode(unclip.image_vectors(test["image"]), seed=1))
     report("variations", judge(variations, scenes))
     reconstructed = np.abs(variations.astype(float) - test["image"]).mean()
     print(f"mean difference of pixels: {reconstructed:.1f} of 255")
     interpolations(unclip, judge, test["image"], given.out)
+
+
+def small(images: np.ndarray) -> np.ndarray:
+    """Images of the size that the classifier reads."""
+    return np.stack([resize(image, (24, 24), "area") for image in images])
 
 
 def report(name: str, correct: dict) -> None:
@@ -59,15 +64,16 @@ def interpolations(unclip: Unclip, judge, images: np.ndarray, out: str) -> None:
     pairs = [(int(a), int(b)) for a, b in zip(single[0::2], single[1::2], strict=False)][:32]
     rows = [unclip.interpolate(images[a], images[b], FRACTIONS, seed=7) for a, b in pairs]
     turns = [
-        monotone(judge.read(row), judge.read(images[[a, b]])) for row, (a, b) in zip(rows, pairs, strict=True)
+        monotone(judge.read(small(row)), judge.read(images[[a, b]])) for row, (a, b) in zip(rows, pairs, strict=True)
     ]
     print(f"interpolations: {np.mean(turns):.3f} of {len(turns)} attributes that differ change monotonically")
+    large = images.repeat(2, axis=1).repeat(2, axis=2)
     ends = [
-        np.concatenate([images[[a]], row, images[[b]]]) for row, (a, b) in zip(rows[:8], pairs, strict=False)
+        np.concatenate([large[[a]], row, large[[b]]]) for row, (a, b) in zip(rows[:8], pairs, strict=False)
     ]
     grid = np.stack([np.concatenate(list(np.pad(row, ((0, 0), (2, 2), (2, 2), (0, 0)), constant_values=90)), axis=1)
                      for row in ends])  # fmt: skip
-    save_png(out, np.concatenate(list(grid)).repeat(3, axis=0).repeat(3, axis=1))
+    save_png(out, np.concatenate(list(grid)).repeat(2, axis=0).repeat(2, axis=1))
 
 
 def monotone(between, ends) -> float:

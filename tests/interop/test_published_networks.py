@@ -202,7 +202,6 @@ EDM = {
         [
             ("edm_adm_iddpm", "iDDPMPrecond"),
             ("edm_song_ncsnpp", "VEPrecond"),
-            ("edm_song_ddpmpp", "VPPrecond"),
         ],
     ),
 )

@@ -15,7 +15,6 @@ from jaxdiff.models.pixel_attention import PixelAttention
 from jaxdiff.models.spatial_transformer import SpatialTransformer
 from jaxdiff.models.transformer import TransformerMiddle
 from jaxdiff.models.unet import Level, UNet
-from tests.selection import some
 
 QUICK = {"xla_backend_optimization_level": 0}
 BOTH = PixelAttention(cross_attention=True, head_dim=4)
@@ -72,7 +71,8 @@ def difference(function, point, direction):
     return sums
 
 
-@pytest.mark.parametrize("name", some(NETWORKS, ("spatial_transformer",)))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
 def test_forward_mode_and_forward_over_reverse(name):
     with jax.enable_x64(True):
         loss, point, direction = problem(name)

@@ -83,6 +83,7 @@ def distance(found, expected):
     return np.linalg.norm(flat(found) - flat(expected)) / np.linalg.norm(flat(expected))
 
 
+@pytest.mark.slow
 def test_remat_changes_float32_by_its_last_bits_at_most():
     """The same operations, dropout included; XLA fuses them otherwise, so that they are rounded otherwise.
 

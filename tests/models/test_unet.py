@@ -135,6 +135,7 @@ def test_spatial_conditions_are_joined_to_the_image():
     np.testing.assert_array_equal(run(SMALL, params, x[..., :2], split), run(SMALL, params, x, given))
 
 
+@pytest.mark.slow
 def test_remat_changes_neither_parameters_nor_loss():
     assert modules(NETWORK) == modules(NETWORK.clone(remat=True))
     network = SMALL.clone(levels=(Level(8, blocks=1, dropout=0.3),))

@@ -68,6 +68,7 @@ def names(workdir):
     return sorted(path.name for path in (workdir / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_kept_and_trained_again(trained, copy, caplog):
     path = flip(copy / "checkpoints" / "8")
     sample(copy, "x.png")

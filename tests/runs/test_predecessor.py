@@ -39,6 +39,7 @@ def test_a_class_conditional_run_gives_the_same_samples(tmp_path):
     off_by_a_level(Generator.load(str(workdir))(label=stored["label"]), stored["images"])
 
 
+@pytest.mark.slow
 def test_a_text_to_image_run_gives_the_same_samples(tmp_path):
     workdir = unpacked("text", tmp_path)
     stored = np.load(workdir / "samples.npz")

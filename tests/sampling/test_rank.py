@@ -31,10 +31,13 @@ from jaxdiff.sampling.samplers.adaptive import Rk45
 from jaxdiff.sampling.samplers.ddim import Ddim
 from jaxdiff.sampling.samplers.heun import Heun
 from tests.sampling.test_loop import SAMPLERS
+from tests.selection import some
 
 PROCESS, GRID = VariancePreserving(Cosine()), LogSnrUniform(-5.0, 5.0)
 SHAPES = [(12,), (2, 2, 3), (2, 3, 1, 2)]
-each_shape = pytest.mark.parametrize("shape", SHAPES[::2], ids=str)
+each_shape = pytest.mark.parametrize(
+    "shape", [SHAPES[0], pytest.param(SHAPES[2], marks=pytest.mark.slow)], ids=str
+)
 KEYS = jax.random.split(jax.random.key(0), 3)
 MEAN = np.random.default_rng(0).normal(size=(3, 12))
 CONDITIONS = {"c": Encoded(jnp.asarray(MEAN), jnp.zeros((3, 12)), jnp.asarray(MEAN), jnp.zeros(3, bool))}
@@ -74,12 +77,8 @@ class Sum:
         return jnp.sum(x, axis=tuple(range(1, x.ndim)))
 
 
-@pytest.mark.parametrize(
-    "shape",
-    [pytest.param(shape, marks=pytest.mark.slow if len(shape) > 3 else ()) for shape in SHAPES[::2]],
-    ids=str,
-)
-@pytest.mark.parametrize("sampler", [*SAMPLERS, Rk45()], ids=str)
+@each_shape
+@pytest.mark.parametrize("sampler", some([*SAMPLERS, Rk45()], SAMPLERS[::4]), ids=str)
 def test_samplers(sampler, shape):
     recipe = Recipe(sampler, GRID, ClassifierFree(), 4)
     np.testing.assert_allclose(samples(recipe, shape), of_images(recipe), rtol=1e-6, atol=1e-9)

@@ -173,7 +173,7 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | Predictor | N
     from jaxdiff.runs.workdir import records
     from jaxdiff.tasks.protocols import Predictive
     from jaxdiff.training import loop
-    from jaxdiff.training.partition import merge
+    from jaxdiff.trees import merge
 
     table = classes.read(workdir)
     if table is not None and jax.process_index() == 0:

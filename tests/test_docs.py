@@ -182,6 +182,7 @@ def lamps(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
+@pytest.mark.slow
 def test_a_condition_in_one_file_and_a_line_of_a_config_is_trained_and_sampled(lamps):
     run, out = str(lamps / "run"), lamps / "out.npz"
     changes = [f"--config.{name}={text}" for name, text in BRIEF.items()]

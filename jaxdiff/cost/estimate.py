@@ -27,9 +27,9 @@ from jaxdiff.distributed.mesh import REST, MeshShape, batch_ways
 from jaxdiff.errors import expect
 from jaxdiff.experiment import Experiment
 from jaxdiff.sampling.protocols import Encoded
-from jaxdiff.training.partition import merge
 from jaxdiff.training.state import abstract_params, abstract_state
 from jaxdiff.training.step import Context, Frozen
+from jaxdiff.trees import merge
 
 
 def estimate(

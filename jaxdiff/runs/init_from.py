@@ -21,9 +21,10 @@ from jaxdiff.runs.stages import read_model_config
 from jaxdiff.runs.weights import load
 from jaxdiff.runs.workdir import CONFIG_FILE
 from jaxdiff.training import transfer
-from jaxdiff.training.partition import merge, paths, split
+from jaxdiff.training.partition import split
 from jaxdiff.training.state import abstract_params, abstract_state, begin, init_params
 from jaxdiff.training.step import TrainState
+from jaxdiff.trees import merge, paths
 from jaxdiff.typing import Params
 
 CLOSE = 1e-2

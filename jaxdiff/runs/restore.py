@@ -9,9 +9,9 @@ from etils import epath
 from jaxdiff.errors import UserError, expect
 from jaxdiff.experiment import Experiment
 from jaxdiff.training.checkpoint import Checkpoints
-from jaxdiff.training.partition import merge
 from jaxdiff.training.state import abstract_params
 from jaxdiff.training.step import TrainState
+from jaxdiff.trees import merge
 from jaxdiff.typing import Params
 
 UNTRAINED = "untrained"

@@ -22,7 +22,7 @@ from jaxdiff.interop.tensors import read_tensors
 from jaxdiff.runs.stages import read_model_config
 from jaxdiff.runs.workdir import FROZEN
 from jaxdiff.tasks.protocols import Sampleable
-from jaxdiff.training.partition import some_of
+from jaxdiff.trees import some_of
 from jaxdiff.typing import Params, Weights
 
 RECORD = "frozen.json"

@@ -17,13 +17,14 @@ from jaxdiff.conditioning.continuous import Continuous
 from jaxdiff.data.sources import LABEL
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import UserError, expect
+from jaxdiff.models.lora import Lora
 from jaxdiff.process import gaussian, time_sampling
 from jaxdiff.process.per_example import mean_per_example
-from jaxdiff.tasks import consistency
+from jaxdiff.tasks import consistency, pretrained
 from jaxdiff.tasks.augmentation import FIELD, Augmentation
 from jaxdiff.tasks.objectives import LossInputs, Objective, WeightedError
 from jaxdiff.tasks.protocols import TaskContext
-from jaxdiff.tasks.trees import branch_at, with_branch, without_branch
+from jaxdiff.trees import branch_at
 from jaxdiff.typing import Array, Batch, Data, Float, Key, Metrics, Params, Times, Weights
 
 
@@ -43,6 +44,7 @@ class DenoisingTask:
       data_field: the field of the batch that holds the stored examples.
       pretrained: networks inside the denoiser that are not trained: path of the module in the tree of parameters, such
         as ``conditioner/parts_text``, to the origin of its parameters.
+      lora: low-rank changes of kernels in `pretrained` modules, which are trained; None for no changes.
     """
 
     denoiser: Denoiser
@@ -54,6 +56,7 @@ class DenoisingTask:
     codec: Codec = Pixels()
     data_field: str = "image"
     pretrained: Mapping[str, Weights] = FrozenDict()
+    lora: Lora | None = None
 
     def __post_init__(self):
         object.__setattr__(
@@ -123,16 +126,7 @@ class DenoisingTask:
     def check_frozen(self, frozen: Mapping[str, Params]) -> None:
         """Raise `UserError` unless the parameters of frozen networks fit, before anything is compiled."""
         for path, tree in self._pretrained_shapes().items():
-            expected, found = _shapes(tree), _shapes(frozen[path])
-            wrong = sorted(
-                name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
-            )
-            if wrong:
-                first = wrong[0]
-                raise UserError(
-                    f"config.task.pretrained={path}: expected {first} {expected.get(first, 'absent')}, got "
-                    f"{found.get(first, 'absent')} ({len(wrong)} parameters differ). Fix: use weights of this module"
-                )
+            pretrained.check(path, tree, frozen[path])
         stored, keys = self.codec.example(1, tuple(self.image_shape)), jax.random.split(jax.random.key(0), 1)
         try:
             jax.eval_shape(
@@ -164,11 +158,15 @@ class DenoisingTask:
         return {path: branch_at(fresh, path.split("/")) for path in self.pretrained}
 
     def init(self, key: Key[Array, ""]) -> Params:
-        """Initial parameters, each boxed with the logical names of its axes; those of `pretrained` are left out."""
-        params = self._init_all(key)
-        for path in self.pretrained:
-            params = without_branch(params, path.split("/"), path)
-        return params
+        """Initial parameters, each boxed with the logical names of its axes.
+
+        Those of `pretrained` are left out. The factors of `lora` are under the name `pretrained.LORA`.
+
+        Raises:
+          UserError: `pretrained` names no module, or `lora` kernels that are trained themselves.
+        """
+        every = self._init_all(key)
+        return pretrained.trained_part(every, self.pretrained, self.lora, jax.random.fold_in(key, 0))
 
     def _init_all(self, key: Key[Array, ""]) -> Params:
         conditioner = self.denoiser.conditioner
@@ -177,10 +175,8 @@ class DenoisingTask:
         return self.denoiser.init(key, *arguments, train=False)["params"]
 
     def full_params(self, params: Params, frozen: Mapping[str, Params]) -> Params:
-        """All parameters of the denoiser: the trained ones with those of `pretrained`."""
-        for path in self.pretrained:
-            params = with_branch(params, path.split("/"), frozen[path])
-        return params
+        """All parameters of the denoiser: the trained ones with those of `pretrained`, changed by `lora`."""
+        return pretrained.full_params(params, frozen, self.pretrained, self.lora)
 
     def init_task_state(self) -> Any:
         """The history of losses that the time sampler keeps."""
@@ -313,9 +309,3 @@ class DenoisingTask:
             expect(
                 label.classes in (None, num_classes), field, label.classes, expected, "use the same number"
             )
-
-
-def _shapes(tree: Params) -> dict[str, str]:
-    """Path -> type and shape of every array of a tree, boxed or not."""
-    leaves = jax.tree.leaves_with_path(nn.meta.unbox(tree))
-    return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}

@@ -1,35 +1,16 @@
-"""Parameter trees split into trained and untrained parts, and merged again.
+"""Parameter trees split into trained and untrained parts, by patterns of paths as in `jaxdiff.trees`."""
 
-A parameter is named by its path, ``network/encoder_0_block_0/residual/conv_0/kernel``. In a pattern of paths, * matches
-any text, slashes included. A pattern that names a module, ``network/encoder_0_block_0``, covers all its parameters.
-"""
-
-import fnmatch
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import jax
 
 from jaxdiff.errors import expect
+from jaxdiff.trees import matches, paths, some_of
 from jaxdiff.typing import Params
-
-SHOWN = 8
-"""Paths that an error lists."""
-
-
-def paths(tree: Params) -> dict[str, Any]:
-    """The arrays of a tree of dicts by their paths."""
-    leaves = jax.tree.leaves_with_path(tree)
-    return {"/".join(str(key.key) for key in path if hasattr(key, "key")): leaf for path, leaf in leaves}
-
-
-def matches(path: str, patterns: Sequence[str]) -> bool:
-    """Whether a pattern names this parameter, or a module that contains it."""
-    return any(fnmatch.fnmatchcase(path, each) or fnmatch.fnmatchcase(path, f"{each}/*") for each in patterns)
 
 
 def split(params: Params, untrained: Sequence[str]) -> tuple[Params, Params]:
     """The trained and the untrained part of `params`, by patterns; both are trees of dicts without empty branches.
+
+    `jaxdiff.trees.merge` is the inverse.
 
     Raises:
       UserError: a pattern names no parameter, or all parameters are untrained.
@@ -45,23 +26,6 @@ def split(params: Params, untrained: Sequence[str]) -> tuple[Params, Params]:
     some = "some trained parameters"
     expect(trained, "optimizer.frozen", tuple(untrained), some, "name fewer patterns", "none")
     return _kept(params, untrained, False), _kept(params, untrained, True)
-
-
-def merge(first: Params, second: Params) -> Params:
-    """The union of two trees of dicts that share no array: the inverse of `split`."""
-    if not second:
-        return first
-    merged = dict(first)
-    for name, value in second.items():
-        merged[name] = merge(merged[name], value) if name in merged else value
-    return merged
-
-
-def some_of(names: Any) -> str:
-    """The first few of many names, for errors."""
-    listed = list(names)
-    rest = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
-    return ", ".join(listed[:SHOWN]) + rest
 
 
 def _kept(tree: Params, patterns: Sequence[str], matching: bool, prefix: str = "") -> Params:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxdiff.distributed import partitioning
 from jaxdiff.errors import expect
 from jaxdiff.training.ema import EmaProfile
-from jaxdiff.training.partition import merge
+from jaxdiff.trees import merge
 from jaxdiff.typing import Metrics, Params, Weights
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.errors import UserError, expect
-from jaxdiff.training.partition import matches, paths, some_of
+from jaxdiff.trees import matches, paths, some_of
 from jaxdiff.typing import Params
 
 Layouts = tuple[Mapping[str, int], Mapping[str, int]]

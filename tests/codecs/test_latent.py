@@ -38,7 +38,7 @@ from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.train import train
 from jaxdiff.training.ema import Ema
 from jaxdiff.training.optimizer import AdamW
-from jaxdiff.training.partition import paths
+from jaxdiff.trees import paths
 from tests.models.autoencoders import NETWORKS, close, draw, numbers, peer, random_params, run, run_peer
 from tests.selection import some
 from tests.tasks.models import Label

@@ -34,7 +34,7 @@ from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.train import train
 from jaxdiff.training.ema import Ema
 from jaxdiff.training.optimizer import AdamW
-from jaxdiff.training.partition import paths
+from jaxdiff.trees import paths
 from jaxdiff.typing import Weights
 from tests.tasks.models import Label
 

@@ -11,9 +11,10 @@ from flax import linen as nn
 from jaxdiff.errors import UserError
 from jaxdiff.training.ema import Ema
 from jaxdiff.training.optimizer import AdamW
-from jaxdiff.training.partition import merge, paths, split
+from jaxdiff.training.partition import split
 from jaxdiff.training.state import abstract_state, create_state, init_params, untrained_params
 from jaxdiff.training.step import Frozen, jit_train_step, make_train_step
+from jaxdiff.trees import merge, paths
 from tests.training import toy
 
 PARAMS = {

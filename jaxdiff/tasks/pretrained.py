@@ -1,0 +1,75 @@
+"""Modules of a denoiser that are not trained: taken out of its parameters, put back, and changed by LoRA."""
+
+from collections.abc import Iterable, Mapping
+
+import jax
+from flax import linen as nn
+
+from jaxdiff.errors import UserError, expect
+from jaxdiff.models.lora import Lora
+from jaxdiff.trees import with_branch, without_branch
+from jaxdiff.typing import Array, Key, Params
+
+LORA = "lora"
+"""The name of the factors of `DenoisingTask.lora` among the trained parameters."""
+
+
+def trained_part(every: Params, modules: Iterable[str], lora: Lora | None, key: Key[Array, ""]) -> Params:
+    """The parameters that are trained: those of no pretrained module, and the factors of `lora`.
+
+    Args:
+      every: all parameters of the denoiser, each boxed with the names of its axes.
+      modules: the paths of the pretrained modules.
+      key: of the factors.
+
+    Raises:
+      UserError: there is no such module, or `lora` changes a kernel that is trained itself.
+    """
+    params = every
+    for path in modules:
+        _check_path(every, path)
+        params = without_branch(params, path.split("/"))
+    if lora is None:
+        return params
+    for path in lora.chosen(every):
+        untrained = any(path.startswith(f"{name}/") for name in modules)
+        fix = "name its module in pretrained, with the weights of the model that is adapted"
+        expect(untrained, "config.task.lora.targets", path, "kernels of pretrained modules", fix)
+    return {**params, LORA: lora.init(every, key)}
+
+
+def full_params(
+    params: Params, frozen: Mapping[str, Params], modules: Iterable[str], lora: Lora | None
+) -> Params:
+    """All parameters of the denoiser: the trained ones with those of pretrained modules, changed by `lora`."""
+    for path in modules:
+        params = with_branch(params, path.split("/"), frozen[path])
+    return params if lora is None else lora.merged(without_branch(params, [LORA]), params[LORA])
+
+
+def check(path: str, expected: Params, found: Params) -> None:
+    """Raise `UserError` unless the parameters of a pretrained module have the expected names, types and shapes."""
+    ours, theirs = _shapes(expected), _shapes(found)
+    wrong = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    if wrong:
+        first = wrong[0]
+        raise UserError(
+            f"config.task.pretrained={path}: expected {first} {ours.get(first, 'absent')}, got "
+            f"{theirs.get(first, 'absent')} ({len(wrong)} parameters differ). Fix: use weights of this module"
+        )
+
+
+def _check_path(params: Params, path: str) -> None:
+    """Raise `UserError` unless a path is that of a module."""
+    branch = params
+    for name in path.split("/"):
+        inside = isinstance(branch, Mapping)
+        fix = f"use one of {', '.join(branch)}" if inside else "name a module, not a parameter"
+        expect(inside and name in branch, "config.task.pretrained", path, "the path of a module", fix)
+        branch = branch[name]
+
+
+def _shapes(tree: Params) -> dict[str, str]:
+    """Path -> type and shape of every array of a tree, boxed or not."""
+    leaves = jax.tree.leaves_with_path(nn.meta.unbox(tree))
+    return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}

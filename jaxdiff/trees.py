@@ -1,0 +1,64 @@
+"""Trees of parameters: dicts of dicts of arrays, in which a parameter is named by its path.
+
+A path is ``network/encoder_0_block_0/residual/conv_0/kernel``. In a pattern of paths, * matches any text, slashes
+included. A pattern that names a module, ``network/encoder_0_block_0``, covers all its parameters.
+"""
+
+import fnmatch
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from jaxdiff.typing import Params
+
+SHOWN = 8
+"""Paths that an error lists."""
+
+
+def paths(tree: Params) -> dict[str, Any]:
+    """The arrays of a tree of dicts by their paths."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return {"/".join(str(key.key) for key in path if hasattr(key, "key")): leaf for path, leaf in leaves}
+
+
+def matches(path: str, patterns: Sequence[str]) -> bool:
+    """Whether a pattern names this parameter, or a module that contains it."""
+    return any(fnmatch.fnmatchcase(path, each) or fnmatch.fnmatchcase(path, f"{each}/*") for each in patterns)
+
+
+def merge(first: Params, second: Params) -> Params:
+    """The union of two trees of dicts that share no array."""
+    if not second:
+        return first
+    merged = dict(first)
+    for name, value in second.items():
+        merged[name] = merge(merged[name], value) if name in merged else value
+    return merged
+
+
+def some_of(names: Any) -> str:
+    """The first few of many names, for errors."""
+    listed = list(names)
+    rest = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
+    return ", ".join(listed[:SHOWN]) + rest
+
+
+def branch_at(tree: Params, path: Sequence[str]) -> Params:
+    """The branch of a tree of dicts at `path`."""
+    return functools.reduce(lambda branch, name: branch[name], path, tree)
+
+
+def without_branch(tree: Params, path: Sequence[str]) -> Params:
+    """A tree of dicts without the branch at `path`."""
+    first, *rest = path
+    if not rest:
+        return {key: value for key, value in tree.items() if key != first}
+    return {**tree, first: without_branch(tree[first], rest)}
+
+
+def with_branch(tree: Params, path: Sequence[str], branch: Params) -> Params:
+    """A tree of dicts with another branch at `path`."""
+    first, *rest = path
+    return {**tree, first: with_branch(tree.get(first, {}), rest, branch) if rest else branch}

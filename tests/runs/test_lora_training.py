@@ -1,0 +1,106 @@
+"""LoRA of a run: it starts from the run's model, trains and stores factors only, continues, and is sampled."""
+
+import jax
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from jaxdiff.cli import app
+from jaxdiff.config import build, spec
+from jaxdiff.data.arrays import Arrays
+from jaxdiff.errors import UserError
+from jaxdiff.generation.generator import Generator
+from jaxdiff.models.lora import Lora
+from jaxdiff.runs.restore import restore_params
+from jaxdiff.runs.weights import RunWeights, load
+from jaxdiff.runs.workdir import read_config
+from jaxdiff.tasks.pretrained import LORA
+from jaxdiff.train import train
+from jaxdiff.training.optimizer import Constant
+from jaxdiff.trees import paths
+from tests.commands import DIGITS, TINY
+
+IMAGES = (load_digits().images[:64, ..., None] * 15.9).astype(np.uint8)
+LABELS = load_digits().target[:64]
+SOURCE = Arrays(image=IMAGES, label=LABELS)
+OTHERS = Arrays(image=255 - IMAGES, label=LABELS)
+
+
+def config(steps, *changes):
+    words = [tuple(word.removeprefix("--config.").split("=")) for word in TINY]
+    fixed = [("steps", str(steps)), ("checkpoint_every", "2"), ("evaluation", "None"), ("test_data", "None")]
+    return app.load_config(DIGITS, [*words, *fixed, *changes])
+
+
+def adapted(base, steps, **options):
+    """The same experiment, of which nothing but factors is trained."""
+    found = config(steps, ("optimizer.learning_rate", "0.01"))
+    modules = {name: spec(RunWeights, workdir=str(base), module=name) for name in ("network", "conditioner")}
+    found.task.pretrained = modules
+    found.optimizer.schedule = spec(Constant)
+    found.task.lora = spec(Lora, **{"rank": 2, "targets": ("network/*",), **options})
+    return found
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "base"
+    return folder, train(config(4), str(folder), source=SOURCE)
+
+
+@pytest.fixture(scope="module")
+def tuned(base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "lora"
+    return folder, train(adapted(base[0], 4), str(folder), source=OTHERS)
+
+
+def sample(generator):
+    return generator(label=[1, 2, 3], seed=0)
+
+
+def test_without_change_it_is_the_run_that_it_adapts(base, tuned):
+    generator = base[1]
+    stored = read_config(str(tuned[0]))
+    stored.task.lora.scale = 0.0
+    experiment = build(stored)
+    params = restore_params(experiment, str(tuned[0]), generator.mesh)
+    frozen = load(experiment.task.frozen, generator.mesh)
+    for path, array in paths(experiment.task.full_params(params, frozen)).items():
+        np.testing.assert_array_equal(array, paths(generator.params)[path])
+    assert np.any(sample(tuned[1]) != sample(generator))
+
+
+def test_nothing_but_factors_is_trained_averaged_and_stored(base, tuned):
+    folder, generator = tuned
+    experiment = build(read_config(str(folder)))
+    params = restore_params(experiment, str(folder), generator.mesh)
+    assert set(params) == {LORA}
+    names = {path.rpartition("/")[2] for path in paths(params)}
+    assert names == {"down", "up"}
+    sizes = [sum(array.size for array in jax.tree.leaves(tree)) for tree in (params, base[1].params)]
+    assert sizes[0] < sizes[1]
+    assert any(np.any(array != 0) for path, array in paths(params).items() if path.endswith("up"))
+    before, after = paths(base[1].params), paths(generator.params)
+    for path, array in before.items():
+        changed = path.startswith("network/") and path.endswith("kernel")
+        assert np.any(after[path] != array) == changed, path
+
+
+def test_it_continues_exactly(base, tuned, tmp_path):
+    whole = tuned[1]
+    for steps in (2, 4):
+        train(adapted(base[0], steps), str(tmp_path / "run"), source=OTHERS)
+    again = Generator.load(str(tmp_path / "run"))
+    np.testing.assert_array_equal(sample(again), sample(whole))
+    loaded = Generator.load(str(tuned[0]))
+    np.testing.assert_array_equal(sample(loaded), sample(whole))
+
+
+def test_kernels_that_are_trained_themselves_have_no_factors(base, tmp_path):
+    wrong = adapted(base[0], 2)
+    wrong.task.pretrained = {"conditioner": wrong.task.pretrained["conditioner"]}
+    with pytest.raises(UserError, match=r"lora.targets='network/.*: expected kernels of pretrained modules"):
+        train(wrong, str(tmp_path / "a"), source=OTHERS)
+    wrong = adapted(base[0], 2, targets=("networks/*",))
+    with pytest.raises(UserError, match="targets='networks/\\*': expected a pattern that names a kernel"):
+        train(wrong, str(tmp_path / "b"), source=OTHERS)

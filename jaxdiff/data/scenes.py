@@ -24,9 +24,12 @@ COLOURS = {
     "magenta": (220, 60, 220),
     "white": (255, 255, 255),
 }
+NEW_COLOUR = {"cyan": (40, 210, 230)}
+"""A colour that only the splits `cyan` and `cyan_test` have: what a trained model can be taught."""
+
 RELATIONS = ("alone", "left of", "right of", "above", "below")
 PHRASES = {"left of": "to the left of", "right of": "to the right of"}
-COUNTS = {"train": 16000, "test": 1000, "novel": 1000}
+COUNTS = {"train": 16000, "test": 1000, "novel": 1000, "cyan": 1000, "cyan_test": 500}
 MISSING = -1
 
 
@@ -38,14 +41,16 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
     Missing digits are -1.
 
     Splits: ``train``; ``test``, with other scans but the compositions of training; ``novel``, with the scans of test
-    and only (digit, colour, relation) triples that training lacks. Training has every pair of such a triple.
+    and only (digit, colour, relation) triples that training lacks. Training has every pair of such a triple. ``cyan``
+    and ``cyan_test`` are scenes like those of ``train`` and ``test`` in which one or more digits are cyan.
 
-    Scans: those of `digits`; its training scans make the training scenes, its test scans the others. Nothing is
-    downloaded.
+    Scans: those of `digits`; its training scans make the training scenes and ``cyan``, its test scans the others.
+    Nothing is downloaded.
     """
 
-    VERSION = tfds.core.Version("2.0.0")
+    VERSION = tfds.core.Version("2.1.0")
     RELEASE_NOTES = {  # noqa: RUF012  (TFDS's own interface)
+        "2.1.0": "Splits with another colour, cyan.",
         "2.0.0": "24 x 24 pixels, scans at their own resolution, twice as many training scenes.",
         "1.0.0": "First release.",
     }
@@ -81,12 +86,14 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
 
         scans = datasets.load_digits()
         train, test = stratified_split(scans.target, TEST_SIZE)
-        rows = train if split == "train" else test
+        rows = train if split in ("train", "cyan") else test
         by_digit = [rows[scans.target[rows] == digit] for digit in range(len(DIGITS))]
         # RandomState's stream is frozen by NumPy (NEP 19).
         rng = np.random.RandomState(list(COUNTS).index(split))
         for i in range(COUNTS[split]):
             scene = compose(rng, by_digit, novel=split == "novel")
+            if split.startswith("cyan"):
+                scene["colours"] = with_new_colour(rng, scene["colours"])
             png = io.BytesIO()
             Image.fromarray(render(scans.images, scene)).save(png, format="PNG")
             png.seek(0)
@@ -127,10 +134,22 @@ def compose(rng: np.random.RandomState, by_digit: list[np.ndarray], novel: bool)
     }
 
 
+def with_new_colour(rng: np.random.RandomState, colours: np.ndarray) -> np.ndarray:
+    """The colours of a scene's objects with the new colour in place of one, and in a quarter of the others."""
+    chosen = rng.random_sample(len(colours)) < 0.25
+    chosen[rng.randint(len(colours))] = True
+    return np.where(chosen, len(COLOURS), colours)
+
+
+def colours(new: bool = True) -> dict[str, tuple[int, int, int]]:
+    """The named colours in the order of their numbers, with the new one at the end."""
+    return {**COLOURS, **NEW_COLOUR} if new else COLOURS
+
+
 def caption(scene: dict[str, Any]) -> str:
     """The caption of a scene."""
     names = [
-        f"a {list(COLOURS)[colour]} {DIGITS[digit]}"
+        f"a {list(colours())[colour]} {DIGITS[digit]}"
         for digit, colour in zip(scene["digits"], scene["colours"], strict=True)
     ]
     relation = RELATIONS[scene["relation"]]
@@ -142,7 +161,7 @@ def render(scans: np.ndarray, scene: dict[str, Any]) -> np.ndarray:
     canvas = np.zeros((SIZE, SIZE, 3))
     for scan, colour, box in zip(scene["scans"], scene["colours"], scene["boxes"], strict=True):
         top, left, bottom, right = box
-        canvas[top:bottom, left:right] += scans[scan][..., None] / LEVELS * list(COLOURS.values())[colour]
+        canvas[top:bottom, left:right] += scans[scan][..., None] / LEVELS * list(colours().values())[colour]
     return np.rint(canvas).astype(np.uint8)
 
 

@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 
 from jaxdiff.data.digits import stratified_split
 from jaxdiff.data.pipeline import Pipeline
-from jaxdiff.data.scenes import COLOURS, DIGITS, RELATIONS, is_novel
+from jaxdiff.data.scenes import COLOURS, DIGITS, RELATIONS, colours, is_novel
 from jaxdiff.data.sources import Tfds
 
 FIELDS = ("relation", "count", "digits", "colours", "boxes", "scans")
@@ -19,7 +19,7 @@ PHRASES = {"to the left of": "left of", "to the right of": "right of", "above": 
 def splits():
     return {
         split: Pipeline(Tfds("scenes", split, label_key=None, text_key="caption", fields=FIELDS)).all()
-        for split in ("train", "test", "novel")
+        for split in ("train", "test", "novel", "cyan", "cyan_test")
     }
 
 
@@ -42,7 +42,7 @@ def parse(text):
         text = text.replace(phrase, "|")
     objects = [part.split() for part in text.split("|")]
     assert all(words[0] == "a" and len(words) == 3 for words in objects)
-    return [(DIGITS.index(digit), list(COLOURS).index(colour)) for _, colour, digit in objects], relation
+    return [(DIGITS.index(digit), list(colours()).index(colour)) for _, colour, digit in objects], relation
 
 
 def test_captions_match_the_stored_attributes(splits):
@@ -81,7 +81,7 @@ def test_objects_are_in_the_stored_relation_and_in_no_other(splits):
 
 def test_images_are_the_scans_in_their_colours_and_boxes_on_black(splits):
     ink = load_digits().images / 16
-    for scene in scenes(splits["train"])[:300]:
+    for scene in scenes(splits["train"])[:300] + scenes(splits["cyan"])[:50]:
         count = scene["count"]
         outside = np.ones((24, 24), bool)
         for scan, colour, (top, left, bottom, right) in zip(
@@ -89,7 +89,7 @@ def test_images_are_the_scans_in_their_colours_and_boxes_on_black(splits):
         ):
             outside[top:bottom, left:right] = False
             patch = scene["image"][top:bottom, left:right].astype(float)
-            rgb = np.array(list(COLOURS.values())[colour])
+            rgb = np.array(list(colours().values())[colour])
             amount = patch @ rgb / (rgb @ rgb)
             assert np.abs(patch - amount[..., None] * rgb).max() < 1, "nothing but the colour"
             np.testing.assert_allclose(amount, ink[scan], atol=0.01)
@@ -102,7 +102,7 @@ def test_each_split_uses_its_own_scans(splits):
     for name, part in splits.items():
         scans, digits = part["scans"][part["scans"] >= 0], part["digits"][part["digits"] >= 0]
         assert np.array_equal(labels[scans], digits)
-        assert set(scans) <= (train if name == "train" else test)
+        assert set(scans) <= (train if name in ("train", "cyan") else test)
     assert len(set(splits["train"]["scans"].ravel())) > 1400, "nearly all of 1,500, and -1"
 
 
@@ -119,6 +119,16 @@ def test_test_combinations_are_new_but_all_their_pairs_are_in_training(splits):
     assert train == {one for one in everything if not is_novel(*one)}
     assert novel == everything - train
     assert len(novel) == len(everything) / 5
+
+
+def test_the_new_colour_is_in_every_scene_of_its_splits_and_in_no_other(splits):
+    for name, part in splits.items():
+        new = (part["colours"] == len(COLOURS)).sum(axis=1)
+        assert new.max() <= 3
+        assert np.all((new > 0) == name.startswith("cyan"))
+    several = splits["cyan"]["count"] > 1
+    alone = (splits["cyan"]["colours"] == len(COLOURS)).sum(axis=1) == 1
+    assert 0.5 < np.mean(alone[several]) < 0.8, "other objects are cyan in a quarter of the cases"
 
 
 def test_there_are_one_to_three_objects_and_all_relations(splits):

@@ -56,6 +56,7 @@ class SceneClassifier:
       faint: ink below this counts as background; 1 is the brightest.
       pure: fraction of a digit's ink that must have one colour; otherwise the digit has none.
       scenes: number of training scenes, the first ones, which show every scan several times; None for all.
+      new_colour: whether cyan is among the named colours.
     """
 
     c: float = 10.0
@@ -64,6 +65,7 @@ class SceneClassifier:
     faint: float = 0.12
     pure: float = 0.75
     scenes: int | None = 4000
+    new_colour: bool = False
 
     def __post_init__(self):
         positive(self, "c", "gamma", "scenes")
@@ -76,7 +78,7 @@ class SceneClassifier:
         options = ", ".join(
             f"{field.name}={value:g}"
             for field in dataclasses.fields(self)
-            if (value := getattr(self, field.name)) is not None
+            if (value := getattr(self, field.name)) is not None and value is not False
         )
         return f"SVC of layout and digits ({options})"
 
@@ -138,7 +140,7 @@ class FittedSceneClassifier:
                     continue
                 positions.append((i, count[i]))
                 shapes.append(_shape(ink[i][strip], self.options.side))
-                colours[i, count[i]] = _colour(images[i][strip], ink[i][strip], self.options.pure)
+                colours[i, count[i]] = _colour(images[i][strip], ink[i][strip], self.options)
                 count[i] += 1
             stacked[i] = layout % 2 and count[i] > 1
         if shapes:
@@ -258,14 +260,14 @@ def _shape(ink: np.ndarray, side: int) -> Float64[np.ndarray, "d"]:
     return values / np.linalg.norm(values)
 
 
-def _colour(image: np.ndarray, ink: np.ndarray, pure: float) -> int:
+def _colour(image: np.ndarray, ink: np.ndarray, options: SceneClassifier) -> int:
     """The colour of most of the ink, by the nearest named colour of each pixel; `NONE` of mixed ink."""
-    from jaxdiff.data.scenes import COLOURS
+    from jaxdiff.data.scenes import colours
 
-    named = np.array(list(COLOURS.values()), float)
+    named = np.array(list(colours(options.new_colour).values()), float)
     named /= named.max(axis=1, keepdims=True)  # ink mixes colours with black, and leaves their ratios
     weights = ink[ink > 0] / 255
     pixels = image[ink > 0] / (255 * weights[:, None])
     nearest = np.square(pixels[:, None] - named).sum(axis=2).argmin(axis=1)
     fractions = np.bincount(nearest, weights, len(named)) / weights.sum()
-    return int(fractions.argmax()) if fractions.max() >= pure else NONE
+    return int(fractions.argmax()) if fractions.max() >= options.pure else NONE

@@ -9,7 +9,7 @@ from jaxdiff.process.prediction import Prediction
 from jaxdiff.process.schedule import Cosine, Linear
 from jaxdiff.sampling.noise import noise_like
 from jaxdiff.sampling.protocols import stateless
-from jaxdiff.sampling.samplers.ddim import Ddim
+from jaxdiff.sampling.samplers.ddim import Ddim, EulerAncestral
 from jaxdiff.sampling.samplers.dpm_solver import DpmSolver1, DpmSolver2M
 from jaxdiff.sampling.samplers.heun import Euler
 
@@ -22,10 +22,10 @@ PROCESSES = [
 each_process = pytest.mark.parametrize("process", PROCESSES, ids=str)
 
 
-def a_step(sampler, process, t=0.7, t_next=0.4):
+def a_step(sampler, process, t=0.7, t_next=0.4, seed=5):
     """One step with an arbitrary prediction: (x_t, predicted image, x_next, the noise it may use)."""
     x_t, x_0 = map(jnp.asarray, np.random.default_rng(0).normal(size=(2, 3, 2, 2, 1)))
-    keys = jax.random.split(jax.random.key(5), 3)
+    keys = jax.random.split(jax.random.key(seed), 3)
     t, t_next = jnp.asarray(t, x_t.dtype), jnp.asarray(t_next, x_t.dtype)
     alpha, sigma = process.signal(t)
 
@@ -83,3 +83,13 @@ def test_any_eta_keeps_the_noise_level(process):
 def test_eta_is_a_fraction(eta):
     with pytest.raises(UserError, match="eta="):
         Ddim(eta)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [Ddim(0.0), Ddim(0.4), Ddim(1.0), EulerAncestral(0.0), EulerAncestral(0.4), EulerAncestral(1.0)],
+    ids=str,
+)
+def test_a_sampler_draws_if_and_only_if_its_steps_depend_on_the_keys(sampler):
+    x_next, other = (a_step(sampler, VarianceExploding(), seed=seed)[2] for seed in (5, 6))
+    assert np.any(x_next != other) == sampler.draws

@@ -16,8 +16,8 @@ from jaxdiff.codecs.tiling import Tiles, by_slices, by_tiles
 from jaxdiff.errors import UserError, expect, finite, one_of, positive
 from jaxdiff.typing import Array, Keys, Params, Stored, Weights
 
-NAME = "autoencoder"
-"""The name of the network among a task's frozen networks."""
+NAME, STATISTICS = "autoencoder", "latent_statistics"
+"""The names of the network and of measured statistics among a task's frozen networks."""
 
 
 @runtime_checkable
@@ -58,6 +58,8 @@ class Latent(Pixels):
       shift_factor: subtracted from latents before they are scaled; 0.0609 for Stable Diffusion 3.
       latents_mean: the mean of each channel, instead of `shift_factor`.
       latents_std: the standard deviation of each channel, together with `latents_mean`.
+      statistics: the origin of both, instead: a tree of ``mean`` and ``std``, such as
+        `jaxdiff.runs.latent_statistics.MeasuredLatents`.
       posterior: encode by the posterior's "mode", or "sample" from it.
       force_upcast: compute in float32 where the network's dtype is float16, whose range the features of SDXL's decoder
         exceed. Other dtypes stay.
@@ -75,6 +77,7 @@ class Latent(Pixels):
     force_upcast: bool = True
     slices: int | None = None
     tiles: Tiles | None = None
+    statistics: Weights | None = None
 
     def __post_init__(self):
         positive(self, "scaling_factor", "slices")
@@ -86,10 +89,13 @@ class Latent(Pixels):
 
     @property
     def frozen(self) -> Mapping[str, Weights]:
-        return FrozenDict({NAME: self.weights})
+        measured = {} if self.statistics is None else {STATISTICS: self.statistics}
+        return FrozenDict({NAME: self.weights, **measured})
 
     def frozen_shapes(self) -> Mapping[str, Params]:
-        return {NAME: parameter_shapes(self.network)}
+        channels = jax.ShapeDtypeStruct((self.network.latent_channels,), jnp.float32)
+        measured = {} if self.statistics is None else {STATISTICS: {"mean": channels, "std": channels}}
+        return {NAME: parameter_shapes(self.network), **measured}
 
     def data_shape(self, stored_shape: Shape) -> Shape:
         height, width, channels = super().data_shape(stored_shape)
@@ -109,9 +115,9 @@ class Latent(Pixels):
         """
         mean, log_variance = self._posterior(frozen, super().encode(frozen, stored, keys))
         if self.posterior == "mode":
-            return self.scaled(mean)
+            return self.scaled(mean, frozen)
         noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
-        return self.scaled(mean + jnp.exp(log_variance / 2) * noise)
+        return self.scaled(mean + jnp.exp(log_variance / 2) * noise, frozen)
 
     def latents(self, frozen: Mapping[str, Params], x: Array) -> Array:
         """The modes of the posteriors of images in [-1, 1], neither shifted nor scaled; shaped as those of `encode`.
@@ -127,22 +133,28 @@ class Latent(Pixels):
         Raises:
           UserError: the parameters are not those of the network.
         """
-        z = self.unscaled(x_0.astype(jnp.float32))
+        z = self.unscaled(x_0.astype(jnp.float32), frozen)
         return self._run("decode", frozen, z, self.network.factor, 1).astype(jnp.float32)
 
-    def scaled(self, z: Array) -> Array:
+    def scaled(self, z: Array, frozen: Mapping[str, Params] = FrozenDict()) -> Array:
         """The data of latents: shifted and scaled."""
-        scaled = (z - self._numbers(self.latents_mean, self.shift_factor)) * self.scaling_factor
-        return scaled if self.latents_std is None else scaled / self._numbers(self.latents_std)
+        shift, std = self._shift_and_std(frozen)
+        scaled = (z - shift) * self.scaling_factor
+        return scaled if std is None else scaled / std
 
-    def unscaled(self, x_0: Array) -> Array:
+    def unscaled(self, x_0: Array, frozen: Mapping[str, Params] = FrozenDict()) -> Array:
         """The latents of data; the inverse of `scaled`."""
-        z = x_0 if self.latents_std is None else x_0 * self._numbers(self.latents_std)
-        return z / self.scaling_factor + self._numbers(self.latents_mean, self.shift_factor)
+        shift, std = self._shift_and_std(frozen)
+        z = x_0 if std is None else x_0 * std
+        return z / self.scaling_factor + shift
 
-    def _numbers(self, of_channels: tuple[float, ...] | None, otherwise: float = 0.0) -> Array:
-        numbers = (otherwise,) if of_channels is None else of_channels
-        return jnp.asarray(numbers, jnp.float32)[None, None, None]
+    def _shift_and_std(self, frozen: Mapping[str, Params]) -> tuple[Array, Array | None]:
+        """The shift and the standard deviation of each channel, or numbers for all; None for a deviation of 1."""
+        mean, std = self.latents_mean, self.latents_std
+        if self.statistics is not None:
+            mean, std = (frozen[STATISTICS][name] for name in ("mean", "std"))
+        shift = _of_channels((self.shift_factor,) if mean is None else mean)
+        return shift, None if std is None else _of_channels(std)
 
     def _posterior(self, frozen: Mapping[str, Params], x: Array) -> tuple[Array, Array]:
         moments = self._run("moments", frozen, x.astype(jnp.float32), 1, self.network.factor)
@@ -181,8 +193,14 @@ class Latent(Pixels):
         fix = "give positive numbers"
         expect(std is None or min(std) > 0, "latents_std", std, "numbers > 0", fix)
         fix = "set one of them"
-        one = mean is None or self.shift_factor == 0
+        one = (mean is None and self.statistics is None) or self.shift_factor == 0
         expect(one, "shift_factor", self.shift_factor, "either shift_factor or latents_mean", fix)
+        measured = self.statistics is None or mean is None
+        expect(measured, "statistics", self.statistics, "either statistics or latents_mean", fix)
+
+
+def _of_channels(numbers: Any) -> Array:
+    return jnp.asarray(numbers, jnp.float32)[None, None, None]
 
 
 @functools.cache

@@ -1,0 +1,58 @@
+"""Latent diffusion on a laptop: text to image in the latents of an autoencoder (Rombach et al. 2022).
+
+The autoencoder is the run of configs/scenes_autoencoder.py, which is not trained further. The text encoder, the data
+and the evaluation are those of configs/scenes_text.py. The U-Net sees 6 x 6 latents of 8 channels.
+
+    python -m jaxdiff.train --config configs/scenes_autoencoder.py
+    python -m jaxdiff.train --config configs/scenes_latent.py
+"""
+
+import pathlib
+
+from ml_collections import ConfigDict
+
+from jaxdiff.codecs.latent import Latent
+from jaxdiff.config import load, spec
+from jaxdiff.models.blocks import ResidualMiddle
+from jaxdiff.models.pixel_attention import PixelAttention
+from jaxdiff.models.unet import Level, UNet
+from jaxdiff.process.prediction import Edm
+from jaxdiff.process.time_sampling import LogNormalSigma
+from jaxdiff.process.weighting import Edm as EdmWeighting
+from jaxdiff.runs.latent_statistics import MeasuredLatents
+from jaxdiff.runs.weights import RunWeights
+from jaxdiff.tasks.objectives import WeightedError
+
+AUTOENCODER = "runs/scenes_autoencoder"
+SIGMA_DATA = 1.0  # of normalised latents
+
+
+def get_config() -> ConfigDict:
+    here = pathlib.Path(__file__)
+    config = load(str(here.with_name("scenes_text.py")))
+    network = load(str(here.with_name("scenes_autoencoder.py"))).task.network
+    both = spec(PixelAttention, cross_attention=True, head_dim=32)
+    task = config.task
+    task.codec = spec(
+        Latent,
+        network=network,
+        weights=spec(RunWeights, workdir=AUTOENCODER, module="network"),
+        statistics=spec(MeasuredLatents, workdir=AUTOENCODER),
+        scaling_factor=1.0,
+    )
+    task.denoiser.network = spec(
+        UNet,
+        levels=(
+            spec(Level, width=96, blocks=2, attention=both),
+            spec(Level, width=128, blocks=1, attention=both),
+        ),
+        out_channels=8,
+        middle=spec(ResidualMiddle, attention=both),
+        coordinates=True,
+        resampling="conv",
+        resampled_skips=False,
+    )
+    task.denoiser.parameterization = spec(Edm, sigma_data=SIGMA_DATA)
+    task.time_sampler = spec(LogNormalSigma, mean=0.4, std=1.0)
+    task.objective = spec(WeightedError, weighting=spec(EdmWeighting, sigma_data=SIGMA_DATA))
+    return config

@@ -3,8 +3,10 @@
 python -m jaxdiff.convert --from stable-diffusion-v1-5 --workdir runs/sd15
 python -m jaxdiff.convert --from 64x64_diffusion.pt --config configs/adm.py:imagenet64 --workdir runs/adm64
 python -m jaxdiff.convert --workdir runs/ddpm_cifar10 --to ddpm_cifar10_diffusers
+python -m jaxdiff.convert --workdir runs/sd15_lora --to lora.safetensors --only-lora kohya
 """
 
+import functools
 import json
 import pathlib
 import secrets
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxdiff.cli import app as command
 from jaxdiff.cli import output
-from jaxdiff.errors import UserError, reason
+from jaxdiff.errors import UserError, expect, reason
 
 if TYPE_CHECKING:
     from jaxdiff.experiment import Experiment
@@ -24,9 +26,9 @@ DIFFUSERS_FILES = ("diffusion_pytorch_model.safetensors", "config.json")
 _OF_A_MODEL = ("lora", "prediction", "tokenizer")
 UNUSED = {
     "to": ("config", "base", "weights", "attention_order", *_OF_A_MODEL),
-    "config": ("base", *_OF_A_MODEL),
-    "base": ("attention_order", *_OF_A_MODEL),
-    "source": ("attention_order",),
+    "config": ("base", "only_lora", *_OF_A_MODEL),
+    "base": ("attention_order", "only_lora", *_OF_A_MODEL),
+    "source": ("attention_order", "only_lora"),
 }
 """A flag that decides what is converted, the first given one -> flags without effect there."""
 
@@ -80,6 +82,11 @@ def parser() -> command.Parser:
         metavar="FOLDER",
         help="write the run's averaged weights in the layout of diffusers; or, of Stable Diffusion, FILE.safetensors",
     )
+    flags.add_argument(
+        "--only-lora",
+        choices=("diffusers", "kohya"),
+        help="with --to FILE.safetensors: write nothing but the LoRA that the run has trained, in this layout",
+    )
     flags.add_no_verify()
     return flags
 
@@ -93,7 +100,8 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("--workdir=: expected a run's folder, got none. Fix: give --workdir runs/NAME")
     _check_flags(flags, overrides)
     if flags.to is not None:
-        print(export(flags.workdir, flags.to))
+        write = export if flags.only_lora is None else functools.partial(write_lora, layout=flags.only_lora)
+        print(write(flags.workdir, flags.to))
         return
     if not pathlib.Path(flags.source).expanduser().exists():
         raise UserError(
@@ -290,6 +298,28 @@ def export(workdir: str, target: str) -> str:
     place.write(made.write)
     kind = "" if single else ", a pipeline of diffusers"
     return f"wrote {made.count} tensors of {workdir} to {place.path}{kind}"
+
+
+def write_lora(workdir: str, target: str, layout: Any) -> str:
+    """Write the LoRA that a run has trained, "diffusers" or "kohya" by `layout`; returns a one-line summary."""
+    from jaxdiff.runs.workdir import read_config
+
+    read_config(workdir)
+    file, fix = output.file("--to", target), "give --to FILE.safetensors"
+    expect(target.endswith(".safetensors"), "--to", target, "a file of safetensors for a LoRA", fix)
+    file.check()
+
+    from jaxdiff.distributed import runtime
+
+    runtime.start()
+
+    from jaxdiff.interop.lora.writing import write_lora as write
+    from jaxdiff.runs.lora_export import adapters_of_run
+
+    adapters = adapters_of_run(workdir)
+    file.write(lambda draft: write(draft, adapters, layout))
+    count = sum(map(len, adapters.values()))
+    return f"wrote the LoRA of {count} weights of {workdir} to {file.path}"
 
 
 def write_diffusers(workdir: str, folder: str) -> str:

@@ -1,6 +1,7 @@
 """Published weights of LPIPS: torchvision's VGG-16, and the weights of its channels from the authors' file."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -48,7 +49,7 @@ class LpipsFiles:
     def describe(self) -> str:
         return f"{self.features} and {self.linear}"
 
-    def _channels(self, tensors: dict[str, np.ndarray], block: int, width: int) -> np.ndarray:
+    def _channels(self, tensors: Mapping[str, np.ndarray], block: int, width: int) -> np.ndarray:
         name = f"lin{block}.model.1.weight"
         found = _tensor(tensors, name, (1, width, 1, 1), self.linear).ravel()
         positive = bool(np.all(found >= 0))
@@ -56,7 +57,7 @@ class LpipsFiles:
         return found
 
 
-def _tensor(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...], path: str) -> np.ndarray:
+def _tensor(tensors: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...], path: str) -> np.ndarray:
     found = np.asarray(tensors[name], np.float32) if name in tensors else None
     got = "none" if found is None else str(list(found.shape))
     fits = found is not None and found.shape == shape

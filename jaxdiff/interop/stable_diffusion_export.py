@@ -85,11 +85,9 @@ class Exported:
         Raises:
           UserError: the model has none, or other ones than CLIP's.
         """
-        text = self.denoiser.conditioner.conditions.get("text")
-        encoder: Any = text.encoder if isinstance(text, Text) else None
-        found: Any = encoder.encoders if isinstance(encoder, JoinedEncoder) else (encoder,)
-        if not all(isinstance(each, ClipTextEncoder) for each in found):
-            got = type(encoder).__name__
+        found = _encoders(self.denoiser)
+        if not found or not all(isinstance(each, ClipTextEncoder) for each in found):
+            got = type(found[0]).__name__ if found else "none"
             raise UserError(
                 f"--to: expected a run with CLIP's text encoders, got {got}. Fix: keep the workdir as it is"
             )
@@ -128,6 +126,19 @@ class Exported:
         prefix = f"encoder_{number}/" if len(self.encoders) > 1 else ""
         own = {path.removeprefix(prefix): array for path, array in arrays.items() if path.startswith(prefix)}
         return text_encoders.encoder_pending_tensors(self.encoders[number], own, layout)
+
+
+def is_stable_diffusion(denoiser: Denoiser) -> bool:
+    """Whether a model reads a text by CLIP's text encoders, as all of Stable Diffusion do."""
+    found = _encoders(denoiser)
+    return bool(found) and all(isinstance(each, ClipTextEncoder) for each in found)
+
+
+def _encoders(denoiser: Denoiser) -> tuple[Any, ...]:
+    text = denoiser.conditioner.conditions.get("text")
+    if not isinstance(text, Text):
+        return ()
+    return text.encoder.encoders if isinstance(text.encoder, JoinedEncoder) else (text.encoder,)
 
 
 def single_file(model: Exported) -> Tensors:

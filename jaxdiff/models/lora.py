@@ -147,7 +147,7 @@ class Lora:
           UserError: a kernel is not there, or has another shape.
         """
         flat: dict[str, Any] = dict(flatten_dict(params, sep="/"))
-        for path, own in _by_kernel(factors).items():
+        for path, own in by_kernel(factors).items():
             flat[path] = self.changed(path, flat.get(path), own)
         return unflatten_dict(flat, sep="/")
 
@@ -171,12 +171,12 @@ class Lora:
         return changed * (factors["magnitude"] * kind.norm(kernel) / jnp.where(norm == 0, 1, norm))
 
 
-def kind_of(factors: Mapping[str, Array]) -> Kernel:
+def kind_of(factors: Mapping[str, Any]) -> Kernel:
     """The kind of kernel that factors belong to."""
     return _BY_AXES[factors["down"].ndim, factors["up"].ndim]
 
 
-def _by_kernel(factors: Params) -> dict[str, dict[str, Any]]:
+def by_kernel(factors: Params) -> dict[str, dict[str, Any]]:
     """The factors of each kernel, by its path."""
     found: dict[str, dict[str, Any]] = {}
     for path, array in flatten_dict(factors, sep="/").items():

@@ -24,12 +24,13 @@ from jaxdiff.distributed.first_process import in_first
 from jaxdiff.errors import UserError, expect
 from jaxdiff.experiment import Experiment
 from jaxdiff.interop import schedulers, stable_diffusion
+from jaxdiff.interop.lora.networks import merged_params
 from jaxdiff.interop.mapping import to_pending
 from jaxdiff.interop.pending import Pending
 from jaxdiff.interop.published import PublishedModel
 from jaxdiff.interop.stable_diffusion import StableDiffusion
 from jaxdiff.interop.stable_diffusion_export import Exported
-from jaxdiff.interop.stable_diffusion_lora import merged
+from jaxdiff.interop.stable_diffusion_lora import networks_of
 from jaxdiff.process.time_sampling import UniformSteps
 from jaxdiff.runs.continuation import latest_step
 from jaxdiff.runs.draft import check_new
@@ -186,7 +187,8 @@ def _merge(
     text = {f"{stable_diffusion.TEXT}/{path}": each for path, each in files[TEXT].items()}
     params = unflatten_dict(files[UNET] | text, sep="/")
     codec = model.codec(FileWeights(HERE + AUTOENCODER))
-    for path, array in merged(Exported(model.denoiser, codec, params, {}), loras).items():
+    known = Exported(model.denoiser, codec, params, {})
+    for path, array in merged_params(networks_of(known), known.arrays, loras).items():
         pending = Pending(array.shape, array.dtype, lambda array=array: array, path)
         own = path.removeprefix(f"{stable_diffusion.TEXT}/")
         files[UNET if own == path else TEXT][own] = pending

@@ -5,11 +5,14 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from jaxdiff import convert
 from jaxdiff.cli import app
 from jaxdiff.config import build, spec
 from jaxdiff.data.arrays import Arrays
+from jaxdiff.distributed import runtime
 from jaxdiff.errors import UserError
 from jaxdiff.generation.generator import Generator
+from jaxdiff.generation.lora import with_lora
 from jaxdiff.models.lora import Lora
 from jaxdiff.runs.restore import restore_params
 from jaxdiff.runs.weights import RunWeights, load
@@ -52,6 +55,12 @@ def base(tmp_path_factory):
 def tuned(base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "lora"
     return folder, train(adapted(base[0], 4), str(folder), source=OTHERS)
+
+
+@pytest.fixture(autouse=True)
+def in_process(monkeypatch):
+    """JAX runs already, so commands can be called in this process."""
+    monkeypatch.setattr(runtime, "start", lambda: None)
 
 
 def sample(generator):
@@ -104,3 +113,24 @@ def test_kernels_that_are_trained_themselves_have_no_factors(base, tmp_path):
     wrong = adapted(base[0], 2, targets=("networks/*",))
     with pytest.raises(UserError, match="targets='networks/\\*': expected a pattern that names a kernel"):
         train(wrong, str(tmp_path / "b"), source=OTHERS)
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "kohya"])
+def test_a_file_of_the_lora_merged_into_the_base_is_the_trained_model(base, tuned, tmp_path, layout):
+    file = tmp_path / "lora.safetensors"
+    convert.main(["--workdir", str(tuned[0]), "--to", str(file), "--only-lora", layout])
+    merged = with_lora(base[1], [(str(file), 1.0)])
+    for path, array in paths(tuned[1].params).items():
+        np.testing.assert_allclose(paths(merged.params)[path], array, rtol=1e-5, atol=1e-6)
+    still = with_lora(base[1], [(str(file), 0.0)])
+    jax.tree.map(np.testing.assert_array_equal, still.params, base[1].params)
+
+
+def test_a_run_without_a_lora_has_no_file_of_it(base, tmp_path):
+    with pytest.raises(UserError, match="expected a run that trains a LoRA"):
+        convert.main(
+            ["--workdir", str(base[0]), "--to", str(tmp_path / "x.safetensors"), "--only-lora", "kohya"]
+        )
+    with pytest.raises(UserError, match=r"expected a file of safetensors"):
+        convert.main(["--workdir", str(base[0]), "--to", str(tmp_path / "x"), "--only-lora", "kohya"])
+    assert not list(tmp_path.iterdir())

@@ -9,10 +9,9 @@ upsample  24 x 24 pixels, blurred           48 x 48 pixels                600   
 Data: scenes of 24 x 24 pixels, as in configs/scenes_text.py; testing is on held-out compositions. The upsampler is
 trained on scenes that are enlarged by interpolation. Later stages read the networks of the run runs/scenes_unclip_clip,
 which are frozen.
-Time: CPU minutes of one core in all, compilation included, measured on two cores that other work shared: 24 minutes on
-two quiet ones.
-Figures: of docs/scripts/scenes_unclip.py, on 256 held-out scenes, read by the classifier of `SceneEvaluation`. Images of
-captions have the number in 98.4 %, all colours in 82.8 %, all digits in 28.5 %, the right places in 66.8 %, and
+Time: CPU minutes of one core, compilation included: 48 in all. They were measured on two cores that other work shared.
+Figures: of docs/scripts/scenes_unclip.py, on 256 held-out scenes, read by the classifier of `SceneEvaluation`. Images
+of captions have the number in 98.4 %, all colours in 82.8 %, all digits in 28.5 %, the right places in 66.8 %, and
 everything in 22.3 % (captions of other scenes: 1.6 %). Variations of a scene keep the number in 89.1 % (other scenes:
 36.7 %), all colours in 63.3 % (2.3 %) and all digits in 14.8 % (3.1 %). In interpolations of single digits, 90.4 % of
 the colours and digits that differ change once and for all. clip finds the caption of 92.0 % of the images among 64.

@@ -20,7 +20,6 @@ from jaxdiff.data.conditions import Degrade
 from jaxdiff.data.marks import Marks
 from jaxdiff.models.control_net import Controlled, ControlNet
 from jaxdiff.training.ema import Ema
-from jaxdiff.training.optimizer import Cosine
 from jaxdiff.training.transfer import InitFrom
 
 RUN = "runs/scenes_text"
@@ -35,12 +34,11 @@ def get_config() -> ConfigDict:
     denoiser.conditioner.conditions[SKETCH] = spec(ControlImage, channels=1, control=SKETCH)
     config.init_from = spec(InitFrom, workdir=RUN)
     config.optimizer.frozen = ("*", f"!network/controls_{SKETCH}")
-    config.optimizer.schedule = spec(Cosine, warmup_steps=50)
     config.ema = spec(Ema, decay=0.99)
     for data in (config.data, config.test_data):
         data.source.fields = (*data.source.fields, "boxes")  # for the evaluation of positions
         data.conditions = (*data.conditions, spec(Degrade, field=SKETCH, degradation=spec(Marks)))
-    config.steps = 2000
-    config.checkpoint_every = 1000
+    config.steps = 2400
+    config.checkpoint_every = 1200
     config.sample_every = 0
     return config

@@ -16,6 +16,8 @@ from jaxdiff.denoiser import Denoiser
 from jaxdiff.distributed import partitioning
 from jaxdiff.errors import UserError, expect
 from jaxdiff.experiment import Experiment
+from jaxdiff.models.control_net import uncontrolled
+from jaxdiff.models.unet import UNet
 from jaxdiff.runs import new_controls
 from jaxdiff.runs.restore import restore_params
 from jaxdiff.runs.stages import read_model_config
@@ -105,7 +107,10 @@ def layout(experiment: Experiment) -> dict[str, int]:
         slots = _channels(conditioner, name, shape)
         if "spatial" in slots:
             found[f"condition {name}"] = slots["spatial"]
-    return found | new_controls.input_channels(experiment.sampled.denoiser.network)
+    unet = uncontrolled(experiment.sampled.denoiser.network)
+    if isinstance(unet, UNet) and unet.coordinates:
+        found[new_controls.COORDINATES] = 2
+    return found
 
 
 def zero_initialised_in(denoiser: Denoiser, name: str, data_shape: tuple[int, ...]) -> list[str]:

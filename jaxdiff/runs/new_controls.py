@@ -7,13 +7,12 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import unflatten_dict
 
-from jaxdiff.models.control_net import OWN, Controlled, origin, uncontrolled
-from jaxdiff.models.unet import UNet
+from jaxdiff.models.control_net import OWN, Controlled, origin
 from jaxdiff.trees import paths
 from jaxdiff.typing import Array, Float, Params
 
 COORDINATES = "coordinates"
-"""The name of the channels with positions in a layout."""
+"""The name of the channels with positions in `jaxdiff.runs.init_from.layout`."""
 
 
 def added_controls(before: nn.Module, after: nn.Module) -> list[str]:
@@ -44,12 +43,6 @@ def copies(old: Params, new: Params, names: Sequence[str], layout: Mapping[str, 
                 value = before[origin(own)]
                 found[path] = _without_conditions(value, layout) if own == "stem/kernel" else value
     return unflatten_dict(found, sep="/")
-
-
-def input_channels(network: nn.Module) -> dict[str, int]:
-    """Channels that the network itself adds to those of the image and its conditions."""
-    unet = uncontrolled(network)
-    return {COORDINATES: 2} if isinstance(unet, UNet) and unet.coordinates else {}
 
 
 def _without_conditions(kernel: Float[Array, "h w inputs width"], layout: Mapping[str, int]) -> Any:

@@ -82,18 +82,22 @@ def started(found):
     return experiment, state, untrained, mesh
 
 
-def test_at_step_0_samples_are_those_of_the_run_bit_for_bit(base):
-    experiment, state, untrained, mesh = started(with_control(config(4), base[0]))
-    first = Generator.of(experiment, merge(state.params, untrained), mesh)
+@pytest.fixture(scope="module")
+def first(base):
+    """A ControlNet with a noise embedding of its own, at step 0."""
+    return started(with_control(config(4), base[0], noise=config(4).task.denoiser.conditioner.noise))
+
+
+def test_at_step_0_samples_are_those_of_the_run_bit_for_bit(base, first):
+    experiment, state, untrained, mesh = first
+    generator = Generator.of(experiment, merge(state.params, untrained), mesh)
     expected = sample(base[1])
     assert np.std(expected) > 1
-    np.testing.assert_array_equal(sample(first, sketch=SKETCHES), expected)
+    np.testing.assert_array_equal(sample(generator, sketch=SKETCHES), expected)
 
 
-def test_it_begins_as_a_copy_of_encoder_and_middle(base):
-    _, state, _, _ = started(
-        with_control(config(4), base[0], noise=config(4).task.denoiser.conditioner.noise)
-    )
+def test_it_begins_as_a_copy_of_encoder_and_middle(base, first):
+    state = first[1]
     copied = {path.removeprefix(f"{CONTROL}/"): array for path, array in paths(state.params).items()}
     own = [path for path in copied if path.startswith(("hint/", "zero_"))]
     before = paths(base[1].params)

@@ -1,4 +1,4 @@
-"""The guide of fine-tuning: its Python builds experiments, and its commands are followed with small networks."""
+"""The guide of ControlNets: its Python builds experiments, and its commands are followed with small networks."""
 
 import contextlib
 import json

@@ -296,8 +296,7 @@ def export(workdir: str, target: str) -> str:
     made = (published_export.single_file if single else folder)(workdir)
     place.check_space(made.size)
     place.write(made.write)
-    kind = "" if single else ", a pipeline of diffusers"
-    return f"wrote {made.count} tensors of {workdir} to {place.path}{kind}"
+    return f"wrote {made.count} tensors of {workdir} to {place.path}, {made.kind}"
 
 
 def write_lora(workdir: str, target: str, layout: Any) -> str:

@@ -1,20 +1,25 @@
 """Trees of parameters: dicts of dicts of arrays, in which a parameter is named by its path.
 
 A path is ``network/encoder_0_block_0/residual/conv_0/kernel``. In a pattern of paths, * matches any text, slashes
-included. A pattern that names a module, ``network/encoder_0_block_0``, covers all its parameters.
+included. A pattern that names a module, ``network/encoder_0_block_0``, covers all its parameters. A pattern that begins
+with ! excludes what the others name: ``("*", "!network/stem")`` are all parameters but those of the stem.
 """
 
 import fnmatch
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
 
+from jaxdiff.errors import expect
 from jaxdiff.typing import Params
 
 SHOWN = 8
 """Paths that an error lists."""
+
+NOT = "!"
+"""The first character of a pattern that excludes."""
 
 
 def paths(tree: Params) -> dict[str, Any]:
@@ -24,8 +29,18 @@ def paths(tree: Params) -> dict[str, Any]:
 
 
 def matches(path: str, patterns: Sequence[str]) -> bool:
-    """Whether a pattern names this parameter, or a module that contains it."""
-    return any(fnmatch.fnmatchcase(path, each) or fnmatch.fnmatchcase(path, f"{each}/*") for each in patterns)
+    """Whether a pattern names this parameter, or a module that contains it, and no pattern excludes it."""
+    excluding = [each.removeprefix(NOT) for each in patterns if each.startswith(NOT)]
+    naming = [each for each in patterns if not each.startswith(NOT)]
+    return _named(path, naming) and not _named(path, excluding)
+
+
+def check_patterns(field: str, patterns: Sequence[str], known: Collection[str], what: str) -> None:
+    """Raise `UserError` unless each pattern names one of the known paths, of the kind `what`."""
+    for pattern in patterns:
+        some = any(_named(path, [pattern.removeprefix(NOT)]) for path in known)
+        fix = f"use paths such as {some_of(known)}"
+        expect(some, field, pattern, f"a pattern that names a {what}", fix, "no match")
 
 
 def merge(first: Params, second: Params) -> Params:
@@ -62,3 +77,7 @@ def with_branch(tree: Params, path: Sequence[str], branch: Params) -> Params:
     """A tree of dicts with another branch at `path`."""
     first, *rest = path
     return {**tree, first: with_branch(tree.get(first, {}), rest, branch) if rest else branch}
+
+
+def _named(path: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(path, each) or fnmatch.fnmatchcase(path, f"{each}/*") for each in patterns)

@@ -3,12 +3,13 @@
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.conditioning.image import ImageValues
 from jaxdiff.embeddings import Control, Embeddings, Residuals
-from jaxdiff.errors import UserError, finite
+from jaxdiff.errors import UserError, finite, positive
 from jaxdiff.typing import Array, Bool, Images, Keys
 
 
@@ -56,12 +57,23 @@ class ControlImage(UnitImage):
 
     Attributes:
       control: the name of the ControlNet.
+      enlarged: integer factor by which the image is enlarged first (bilinear), for an image of a lower resolution than
+        the generated one.
     """
 
     control: str = "control"
+    enlarged: int = 1
+
+    def __post_init__(self):
+        positive(self, "enlarged")
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, values: Images, drop: Bool[Array, "batch"]) -> Embeddings:
+        if self.enlarged > 1:
+            batch, height, width, channels = values.shape
+            size = batch, height * self.enlarged, width * self.enlarged, channels
+            values = jax.image.resize(values, size, "bilinear")
         scale = jnp.full((values.shape[0],), self.scale, jnp.float32)
         return Embeddings(controls={self.control: Control(values, scale)})
 

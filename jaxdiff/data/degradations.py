@@ -1,8 +1,8 @@
 """Degradations: random functions of an image that make the input of restoration tasks, such as a blurred image.
 
 Each takes an image uint8 [height, width, channels] and the generator of its draws. `data/conditions.py` stores the
-results as fields of examples; `data/masks.py` has degradations that hide pixels. A strength is drawn uniformly from a
-range (lowest, highest); give the same number twice to fix it.
+results as fields of examples; `data/masks.py` has degradations that hide pixels, and `data/marks.py` one that keeps
+positions only. A strength is drawn uniformly from a range (lowest, highest); give the same number twice to fix it.
 """
 
 import dataclasses
@@ -194,7 +194,7 @@ class Grayscale:
     channels: Literal[1, 3] = 1
 
     def __call__(self, image: ImageArray, rng: np.random.Generator) -> OutputArray:
-        return _luma(image)[..., None].repeat(self.channels, axis=-1)
+        return luma(image)[..., None].repeat(self.channels, axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +224,7 @@ class Edges:
     def __call__(self, image: ImageArray, rng: np.random.Generator) -> OutputArray:
         from scipy import ndimage
 
-        grey = _luma(image).astype(np.float64) / LEVELS
+        grey = luma(image).astype(np.float64) / LEVELS
         down, across = self._derivative(grey, axis=0), self._derivative(grey, axis=1)
         radius = int(TRUNCATE * self.sigma) + 2
         unit_step = (np.arange(2 * radius) >= radius).astype(float)
@@ -262,7 +262,12 @@ def _is_ridge(height: np.ndarray, down: np.ndarray, across: np.ndarray) -> np.nd
     return ridge
 
 
-def _luma(image: np.ndarray) -> np.ndarray:
+def luma(image: ImageArray) -> UInt8[np.ndarray, "height width"]:
+    """Luma of ITU-R BT.601 of a grey or RGB image.
+
+    Raises:
+      UserError: the image has another number of channels.
+    """
     from PIL import Image
 
     expect(image.shape[2] in (1, 3), "image", image.shape, "a grey or RGB image", "select 1 or 3 channels")

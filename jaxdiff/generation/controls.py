@@ -24,7 +24,7 @@ from jaxdiff.interop.control_net import control_net, control_net_params
 from jaxdiff.interop.ip_adapter import ip_adapter
 from jaxdiff.interop.t2i_adapter import places_of, t2i_adapter, t2i_adapter_params
 from jaxdiff.interop.tensors import read_all_tensors, read_tensors
-from jaxdiff.models.control_net import Controlled
+from jaxdiff.models.control_net import Controlled, uncontrolled
 from jaxdiff.models.ip_adapter import Resampler
 from jaxdiff.models.unet import UNet
 from jaxdiff.typing import Params
@@ -103,8 +103,7 @@ def with_ip_adapter(model: Model, name: str, file: Path, image_encoder: Path, *,
 
 
 def _unet(model: Any) -> UNet:
-    network = model.denoiser.network
-    network = network.network if isinstance(network, Controlled) else network
+    network = uncontrolled(model.denoiser.network)
     if not isinstance(network, UNet):
         raise UserError(
             f"network={type(network).__name__}: expected a UNet, got {type(network).__name__}. "

@@ -24,7 +24,7 @@ from jaxdiff.errors import UserError, expect
 from jaxdiff.interop import diffusers, guided_diffusion
 from jaxdiff.interop.mapping import Entry, Tensors, conv, dense, to_params, to_tensors
 from jaxdiff.models.blocks import ResidualMiddle
-from jaxdiff.models.control_net import Controlled, ControlNet
+from jaxdiff.models.control_net import ControlNet, uncontrolled
 from jaxdiff.models.spatial_transformer import SpatialTransformer
 from jaxdiff.models.unet import UNet
 from jaxdiff.typing import Params
@@ -60,8 +60,7 @@ def control_net(denoiser: Denoiser, tensors: Tensors, config: Mapping[str, Any] 
         value = (config or {}).get(field)
         expect(value in known, field, value, f"{known[0]!r}", "use another ControlNet")
     given, naming = _named(tensors)
-    base, conditioner = denoiser.network, denoiser.conditioner
-    base = base.network if isinstance(base, Controlled) else base
+    base, conditioner = uncontrolled(denoiser.network), denoiser.conditioner
     if not isinstance(base, UNet):
         raise UserError(
             f"network={type(base).__name__}: expected a model with a UNet, got {type(base).__name__}. "

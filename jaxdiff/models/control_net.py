@@ -11,9 +11,11 @@ from jaxdiff.embeddings import Control, Embeddings, Residuals, add_residuals
 from jaxdiff.errors import UserError, expect
 from jaxdiff.models.interface import Grid
 from jaxdiff.models.layers import Conv
-from jaxdiff.models.resampling import to_patches
 from jaxdiff.models.unet import UNet
 from jaxdiff.typing import Array, Features, Float, Images
+
+OWN = ("hint", "zero_*")
+"""Modules of a ControlNet that are no copies."""
 
 
 class HintEncoder(nn.Module):
@@ -43,18 +45,19 @@ class ControlNet(nn.Module):
     """ControlNet (Zhang et al. 2023): a copy of the encoder and the middle of a U-Net.
 
     It reads the noisy data, the tokens and a control image. Its features go through convolutions of size 1, which start
-    at zero, and are added to the middle and to the skips of the U-Net. It embeds the noise level itself. It does not
-    read `Embeddings.spatial`, so that one network serves text-to-image and inpainting models.
+    at zero, and are added to the middle and to the skips of the U-Net. It does not read `Embeddings.spatial`, so that
+    one network serves text-to-image and inpainting models.
 
     Attributes:
       network: the U-Net whose encoder and middle are copied. Its decoder is not used.
-      noise: module from noise labels to `Embeddings` with a vector, such as `NoiseLevel`.
+      noise: module from noise labels to `Embeddings` with a vector, such as `NoiseLevel`, as published ControlNets have
+        one. None: the vector is that of the U-Net, which conditions such as a class label are a part of.
       mapping: module from the concatenated vectors of the `Conditioner` to a vector, as in SDXL; None without these.
       hint_widths: see `HintEncoder.widths`; they decide the size of the control image, see `factor`.
     """
 
     network: UNet
-    noise: nn.Module
+    noise: nn.Module | None = None
     mapping: nn.Module | None = None
     hint_widths: tuple[int, ...] = (16, 32, 96, 256)
 
@@ -66,6 +69,8 @@ class ControlNet(nn.Module):
             "numbers of channels",
             "give at least one",
         )
+        alone = self.noise is None and self.mapping is not None
+        expect(not alone, "mapping", self.mapping, "None without noise", "give noise as well")
         # A module that stands in two places, such as the U-Net that is controlled, would share its parameters.
         for field in ("network", "noise", "mapping"):
             part = getattr(self, field)
@@ -83,7 +88,7 @@ class ControlNet(nn.Module):
 
         Args:
           x: scaled noisy data.
-          embeddings: `vector_inputs` are required, and `tokens` if the network reads them.
+          embeddings: `vector_inputs` are required, or `vector` without `noise`; and `tokens` if the network reads them.
           image: control image with values in [0, 1].
           train: whether dropout is on.
 
@@ -98,7 +103,7 @@ class ControlNet(nn.Module):
         read = Embeddings(vector=self._vector(embeddings), tokens=embeddings.tokens)
         width = net.stem_width or net.levels[0].width
         hint = HintEncoder(width, self.hint_widths, net.dtype, name="hint")(image)
-        h, skips = net.encode(to_patches(x, net.patch), net.block_inputs(read, train), {"stem": hint})
+        h, skips = net.encode(net.stem_input(x), net.block_inputs(read, train), {"stem": hint})
 
         def zero(name: str, features: Features) -> Features:
             return Conv(features.shape[-1], size=1, zero=True, dtype=net.dtype, name=f"zero_{name}")(features)
@@ -106,6 +111,8 @@ class ControlNet(nn.Module):
         return Residuals({"middle": zero("middle", h)}, {name: zero(name, h) for name, h in skips.items()})
 
     def _vector(self, embeddings: Embeddings) -> Float[Array, "batch features"] | None:
+        if self.noise is None:
+            return embeddings.vector
         inputs = embeddings.vector_inputs
         if inputs is None or (inputs.concatenated is None) != (self.mapping is None):
             raise UserError(
@@ -153,6 +160,17 @@ class Controlled(nn.Module):
             residuals = network(x, embeddings, given[name].image, train=train)
             found.append(_scaled(residuals, given[name]))
         return self.network(x, embeddings.replace(controls=None, residuals=add_residuals(found)), train=train)
+
+
+def uncontrolled(network: nn.Module) -> nn.Module:
+    """The network without its ControlNets."""
+    return network.network if isinstance(network, Controlled) else network
+
+
+def origin(path: str) -> str:
+    """The parameter of a denoiser that a parameter of a ControlNet, at this path within it, starts as a copy of."""
+    embeds_vector = path.startswith(("noise/", "mapping/"))
+    return f"{'conditioner' if embeds_vector else 'network'}/{path}"
 
 
 def _scaled(residuals: Residuals, control: Control) -> Residuals:

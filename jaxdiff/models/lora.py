@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxdiff.errors import UserError, expect, finite, positive
 from jaxdiff.models.layers import HIGHEST
-from jaxdiff.trees import matches, some_of
+from jaxdiff.trees import check_patterns, matches
 from jaxdiff.typing import Array, Key, Params
 
 ATTENTION = ("*/query_key_value", "*/query", "*/key_value", "*/out", "*/attention_out", "*/cross_out")
@@ -105,12 +105,7 @@ class Lora:
             if isinstance(box, nn.meta.AxisMetadata)
             and (names := tuple(getattr(box, "names", ()))) in KERNELS
         }
-        for pattern in self.targets:
-            some = any(matches(path, (pattern,)) for path in kernels)
-            fix = f"use paths such as {some_of(kernels)}"
-            expect(
-                some, "config.task.lora.targets", pattern, "a pattern that names a kernel", fix, "no match"
-            )
+        check_patterns("config.task.lora.targets", self.targets, kernels, "kernel")
         return {path: each for path, each in kernels.items() if matches(path, self.targets)}
 
     def init(self, params: Params, key: Key[Array, ""]) -> Params:

@@ -134,10 +134,8 @@ class UNet(nn.Module):
         residuals = embeddings.residuals or Residuals()
         if embeddings.spatial is not None:
             x = jnp.concatenate([x, embeddings.spatial.astype(x.dtype)], axis=-1)
-        if self.coordinates:
-            x = jnp.concatenate([x, coordinates(x)], axis=-1)
         check_places(residuals.features, tuple(self.places()))
-        h, skips = self.encode(to_patches(x, self.patch), inputs, residuals.features)
+        h, skips = self.encode(self.stem_input(x), inputs, residuals.features)
         check_places(residuals.skips, skips)
         joined = [add_residual(features, residuals.skips, name) for name, features in skips.items()]
         return from_patches(self._decode(h, joined, inputs), self.patch)
@@ -154,6 +152,12 @@ class UNet(nn.Module):
             if i + 1 < len(self.levels):
                 yield f"down_{i}"
         yield "middle"
+
+    @nn.nowrap
+    def stem_input(self, x: Images) -> Grid:
+        """The input of the encoder: images, with their coordinates if the network reads these, as patches."""
+        x = jnp.concatenate([x, coordinates(x)], axis=-1) if self.coordinates else x
+        return to_patches(x, self.patch)
 
     @nn.nowrap
     def block_inputs(self, embeddings: Embeddings, train: bool) -> list[BlockInputs]:

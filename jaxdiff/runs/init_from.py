@@ -16,6 +16,9 @@ from jaxdiff.denoiser import Denoiser
 from jaxdiff.distributed import partitioning
 from jaxdiff.errors import UserError, expect
 from jaxdiff.experiment import Experiment
+from jaxdiff.models.control_net import uncontrolled
+from jaxdiff.models.unet import UNet
+from jaxdiff.runs import new_controls
 from jaxdiff.runs.restore import restore_params
 from jaxdiff.runs.stages import read_model_config
 from jaxdiff.runs.weights import load
@@ -58,15 +61,18 @@ def first_state(
     full_old = other.sampled.full_params(old, other_networks)
     shape, patterns = task.data_shape, experiment.optimizer.frozen
     new = [name for name in after.conditions if name not in before.conditions]
+    controls = new_controls.added_controls(other.sampled.denoiser.network, task.denoiser.network)
     zero_initialised = [path for name in new for path in zero_initialised_in(task.denoiser, name, shape)]
     added = [f"conditioner/{parameters_of(name)}" for name in new]
     if any("tokens" in _channels(after, name, shape) for name in new):
         added += READERS
+    added += new_controls.own_modules(controls)
     layouts = layout(other), layout(experiment)
     optimizer, extra_emas = experiment.optimizer.make(experiment.steps), len(experiment.ema.extra_emas())
 
     def make(old: Params) -> tuple[TrainState, Params]:
         fresh = nn.meta.unbox(init_params(task, experiment.seed))
+        old = merge(old, new_controls.copies(old, fresh, controls, layouts[0]))
         params = transfer.transfer_params(
             old, fresh, zero_initialised, layouts, added, start.fresh, tuple(task.frozen)
         )
@@ -92,7 +98,8 @@ def first_state(
 
 
 def layout(experiment: Experiment) -> dict[str, int]:
-    """Input channels of the network: the noisy image, then each condition that is joined to it; name -> number."""
+    """Input channels of the network, name -> number: the noisy image, then each condition that is joined to it, then
+    the coordinates."""
     conditioner: Any = experiment.sampled.denoiser.conditioner
     shape = experiment.sampled.data_shape
     found = {"image": shape[-1]}
@@ -100,6 +107,9 @@ def layout(experiment: Experiment) -> dict[str, int]:
         slots = _channels(conditioner, name, shape)
         if "spatial" in slots:
             found[f"condition {name}"] = slots["spatial"]
+    unet = uncontrolled(experiment.sampled.denoiser.network)
+    if isinstance(unet, UNet) and unet.coordinates:
+        found[new_controls.COORDINATES] = 2
     return found
 
 

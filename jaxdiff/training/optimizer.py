@@ -119,8 +119,8 @@ class AdamW:
       unit_weights: name of the parameters that are kept at a root mean square of 1 per output, their last axis; None
         for no such constraint. ``"weight"`` names the layers of `jaxdiff.models.magnitude`: this is the forced weight
         normalisation of Karras et al. 2024 ("EDM2").
-      frozen: patterns of parameters that are not trained, such as ``"network/encoder_*"``; see
-        `jaxdiff.training.partition`.
+      frozen: patterns of parameters that are not trained, such as ``"network/encoder_*"``, see `jaxdiff.trees`;
+        ``("*", "!network/stem")`` trains the stem alone.
     """
 
     learning_rate: float = 1e-4

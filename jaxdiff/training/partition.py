@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from jaxdiff.errors import expect
-from jaxdiff.trees import matches, paths, some_of
+from jaxdiff.trees import check_patterns, matches, paths
 from jaxdiff.typing import Params
 
 
@@ -18,10 +18,7 @@ def split(params: Params, untrained: Sequence[str]) -> tuple[Params, Params]:
     if not untrained:
         return params, {}
     found = paths(params)
-    for pattern in untrained:
-        some = any(matches(path, (pattern,)) for path in found)
-        fix = f"use paths such as {some_of(found)}"
-        expect(some, "optimizer.frozen", pattern, "a pattern that names a parameter", fix, "no match")
+    check_patterns("optimizer.frozen", untrained, found, "parameter")
     trained = any(not matches(path, untrained) for path in found)
     some = "some trained parameters"
     expect(trained, "optimizer.frozen", tuple(untrained), some, "name fewer patterns", "none")

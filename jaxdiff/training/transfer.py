@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.errors import UserError, expect
-from jaxdiff.trees import matches, paths, some_of
+from jaxdiff.errors import UserError
+from jaxdiff.trees import check_patterns, matches, paths, some_of
 from jaxdiff.typing import Params
 
 Layouts = tuple[Mapping[str, int], Mapping[str, int]]
@@ -24,7 +24,7 @@ class InitFrom:
     """Initial parameters from another run.
 
     At step 0 the new model computes the same function as the old one: weights of new input channels start as zeros, and
-    a new condition has no effect yet.
+    a new condition has no effect yet. A new ControlNet starts as a copy of the U-Net (`jaxdiff.models.control_net`).
 
     Attributes:
       workdir: folder of the other run.
@@ -67,12 +67,8 @@ def transfer_params(
       UserError: parameters exist in one model only or have other shapes, or a pattern of `fresh` matches none.
     """
     before, after = paths(old), paths(new)
-    for pattern in fresh:
-        some = any(matches(path, (pattern,)) for path in [*before, *after])
-        fix = f"use paths such as {some_of(after)}"
-        expect(some, "init_from.fresh", pattern, "a pattern that names a parameter", fix, "no match")
-    lost = [path for path in before if path not in after and not matches(path, (*fresh, *elsewhere))]
-    missing = [path for path in after if path not in before and not matches(path, (*added, *fresh))]
+    check_patterns("init_from.fresh", fresh, {**after, **before}, "parameter")
+    lost, missing = _alone(before, after, fresh, elsewhere), _alone(after, before, fresh, added)
     fix = "change the config, or name them in init_from.fresh, with *"
     if lost:
         raise UserError(
@@ -88,6 +84,11 @@ def transfer_params(
             for path, leaf in after.items()
         ],
     )
+
+
+def _alone(one: Params, other: Params, *allowed: Sequence[str]) -> list[str]:
+    """Paths that one of two models has alone, without those that patterns allow."""
+    return [path for path in one if path not in other and not any(matches(path, each) for each in allowed)]
 
 
 def _start(

@@ -62,3 +62,11 @@ def test_the_features_of_an_adapter_are_scaled_and_placed():
     for place, expected in zip(("stem", "down_0"), plain, strict=True):
         np.testing.assert_allclose(found.features[place], -2 * expected, rtol=1e-5, atol=1e-6)
     assert not found.skips
+
+
+def test_a_small_image_is_enlarged_before_it_is_read():
+    part = ControlImage(1, factor=2.0, control="sketch", enlarged=2)
+    assert part.example(1, (8, 8, 1)).shape == (1, 4, 4, 1)
+    values = jnp.asarray(np.random.default_rng(0).random((2, 4, 4, 1), np.float32))
+    found = part.apply({}, values, jnp.zeros(2, bool)).controls["sketch"].image
+    np.testing.assert_array_equal(found, jax.image.resize(values, (2, 8, 8, 1), "bilinear"))

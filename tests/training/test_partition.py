@@ -71,6 +71,19 @@ def trained(task, mesh, untrained=(), steps=3):
     return state, abstract, frozen
 
 
+@pytest.mark.parametrize("patterns", [("*", "!network/head"), ("!network/head", "*")])
+def test_a_pattern_excludes_what_others_name(patterns):
+    trained, untrained = split(PARAMS, patterns)
+    assert [*paths(trained)] == ["network/head/kernel"]
+    assert merge(trained, untrained).keys() == PARAMS.keys()
+    with pytest.raises(
+        UserError, match=r"optimizer\.frozen='!network/tail': expected a pattern that names a"
+    ):
+        split(PARAMS, ("*", "!network/tail"))
+    with pytest.raises(UserError, match=r"expected some trained parameters, got none"):
+        split(PARAMS, ("*",))
+
+
 @pytest.mark.parametrize(
     "patterns", [(), ("network/encoder_*", "conditioner"), ("network/encoder_0", "*/table")]
 )

@@ -7,13 +7,14 @@ which its colour and shape are read.
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float64, Integer, UInt8
 
 from jaxdiff.errors import between, expect, positive
+from jaxdiff.evaluation.scenes.ink import FAINT, ink_of, is_digit, strips
 
 Scenes = Mapping[str, np.ndarray]
 """The stored fields of scenes, in the order of their captions: `FIELDS` [n, ...]."""
@@ -21,10 +22,6 @@ Scenes = Mapping[str, np.ndarray]
 FIELDS = ("relation", "count", "digits", "colours")
 ATTRIBUTES = ("count", "relation", "digits", "colours")
 NONE = -1  # no digit at this position, or no colour found
-SLACK = 4  # pixels by which the digits of a row may differ in height
-STRAY = 0.1  # largest fraction of the ink outside the strips of the layout
-SPECK = 2.0  # connected ink below this is noise; a pixel of full brightness is 1
-LEAST = 5.0  # least ink of a digit; real digits have twice as much or more
 
 
 class Reading(NamedTuple):
@@ -62,7 +59,7 @@ class SceneClassifier:
     c: float = 10.0
     gamma: float = 3.0
     side: int = 12
-    faint: float = 0.12
+    faint: float = FAINT
     pure: float = 0.75
     scenes: int | None = 4000
     new_colour: bool = False
@@ -99,13 +96,13 @@ class SceneClassifier:
         expect(not missing, "fields", tuple(scenes), expected, fix, f"no {missing}")
         images = images[: self.scenes]
         truth = in_reading_order({name: scenes[name][: self.scenes] for name in FIELDS})
-        ink = _ink(images, self.faint)
+        ink = ink_of(images, self.faint)
         layouts = SVC(C=self.c).fit(_profiles(ink), _layout(truth.count, truth.stacked))
         shapes, digits = [], []
         gamma: Any = self.gamma  # annotated as str
         for i, count in enumerate(truth.count):
-            for j, strip in enumerate(_strips(ink[i], int(count), bool(truth.stacked[i]))):
-                if ink[i][strip].sum() >= 255 * LEAST:
+            for j, strip in enumerate(strips(ink[i], int(count), bool(truth.stacked[i]))):
+                if is_digit(ink[i][strip]):
                     shapes.append(_shape(ink[i][strip], self.side))
                     digits.append(truth.digits[i, j])
         return FittedSceneClassifier(self, layouts, SVC(C=self.c, gamma=gamma).fit(np.array(shapes), digits))
@@ -129,14 +126,14 @@ class FittedSceneClassifier:
         """The contents of each image, independent of any request."""
         from jaxdiff.data.scenes import MOST
 
-        ink = _ink(images, self.options.faint)
+        ink = ink_of(images, self.options.faint)
         layouts = self.layouts.predict(_profiles(ink))
         count, stacked = np.zeros(len(images), int), np.zeros(len(images), bool)
         digits, colours = np.full((len(images), MOST), NONE), np.full((len(images), MOST), NONE)
         positions, shapes = [], []
         for i, layout in enumerate(map(int, layouts)):
-            for strip in _strips(ink[i], layout // 2 + 1, bool(layout % 2)):
-                if ink[i][strip].sum() < 255 * LEAST:
+            for strip in strips(ink[i], layout // 2 + 1, bool(layout % 2)):
+                if not is_digit(ink[i][strip]):
                     continue
                 positions.append((i, count[i]))
                 shapes.append(_shape(ink[i][strip], self.options.side))
@@ -201,49 +198,11 @@ def _layout(count: np.ndarray, stacked: np.ndarray) -> np.ndarray:
     return 2 * (count - 1) + stacked
 
 
-def _ink(images: np.ndarray, faint: float) -> UInt8[np.ndarray, "n height width"]:
-    """The brightest channel, without faint pixels and specks."""
-    from scipy import ndimage
-
-    ink = images.max(axis=-1)
-    ink = np.where(ink < 255 * faint, 0, ink).astype(np.uint8)
-    touching = np.zeros((3, 3, 3))
-    touching[1] = 1  # within an image, corners included
-    parts = np.empty(ink.shape, np.int32)
-    ndimage.label(ink, touching, output=parts)
-    return np.where(np.bincount(parts.ravel(), ink.ravel())[parts] < 255 * SPECK, 0, ink).astype(np.uint8)
-
-
 def _profiles(ink: np.ndarray) -> Float64[np.ndarray, "n d"]:
     """Ink of each row and column: its maximum, and the root of its sum, scaled to a similar size."""
     most = [ink.max(axis=axis) / 255 for axis in (1, 2)]
     sums = [np.sqrt(ink.sum(axis=axis) / 255) / 2 for axis in (1, 2)]
     return np.concatenate(most + sums, axis=1)
-
-
-def _strips(ink: np.ndarray, count: int, stacked: bool) -> Iterator[tuple[slice, slice]]:
-    """The strips of the digits of a layout; none if too much of the ink lies outside."""
-    from jaxdiff.data.scenes import SIDE, SIZE
-
-    width = SIDE if count == 1 else SIDE + SLACK
-    strip = width if count == 1 else SIZE // count
-    across = _fullest(ink.sum(axis=0 if stacked else 1), width)
-    start = _fullest(ink.sum(axis=1 if stacked else 0), strip).start if count == 1 else 0
-    along = slice(start, start + strip * count)
-    covered = (along, across) if stacked else (across, along)
-    if ink[covered].sum() < (1 - STRAY) * ink.sum():
-        return
-    for i in range(count):
-        part = slice(start + i * strip, start + (i + 1) * strip)
-        yield (part, across) if stacked else (across, part)
-
-
-def _fullest(profile: np.ndarray, width: int) -> slice:
-    """The window with the most ink; of several the middle one, where a digit has room on both sides."""
-    sums = np.convolve(profile.astype(int), np.ones(width, int), "valid")
-    best = np.flatnonzero(sums == sums.max())
-    start = int(best[len(best) // 2])
-    return slice(start, start + width)
 
 
 def _shape(ink: np.ndarray, side: int) -> Float64[np.ndarray, "d"]:

@@ -28,6 +28,7 @@ from jaxdiff.evaluation.scenes.classifier import FIELDS, SceneClassifier, Scenes
 from jaxdiff.evaluation.scenes.features import HalfSize
 from jaxdiff.evaluation.scenes.figure import COLUMNS, ROWS, figure
 from jaxdiff.evaluation.scenes.metrics import SceneAccuracy, SceneSpread, scene_keys
+from jaxdiff.evaluation.scenes.overlap import BoxOverlap
 from jaxdiff.evaluation.settings import curves, sampling_settings
 
 Column = tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray]
@@ -36,7 +37,7 @@ Column = tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class SceneEvaluation:
-    """Fractions of correct samples, memorization, and spread.
+    """Fractions of correct samples, memorization, and spread; and positions, of examples with the field `BOXES`.
 
     Attributes:
       n: number of samples at each guidance scale: one for each of the first `n` test examples, under its conditions.
@@ -61,7 +62,8 @@ class SceneEvaluation:
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """The metrics, in the order of the table."""
-        return (SceneAccuracy(self.classifier), Memorization(HalfSize()), SceneSpread(HalfSize()))
+        own = SceneAccuracy(self.classifier), BoxOverlap()
+        return (*own, Memorization(HalfSize()), SceneSpread(HalfSize()))
 
     def __call__(self, inputs: EvaluationInputs) -> Report:
         """Generate samples, score and draw them.
@@ -78,9 +80,9 @@ class SceneEvaluation:
         guidance = float(inputs.guidance)
         scales = sorted({1.0, guidance, *map(float, self.guidances)})
         samples = {scale: self._column(start, self._samples(inputs, test, test, scale)) for scale in scales}
-        wrong = self._accuracy(start, self._samples(inputs, test, others, guidance))
+        wrong = self._agreement(start, self._samples(inputs, test, others, guidance))
         real = self._column(start, _as_samples(test, test, inputs.batch_size))
-        chance = self._accuracy(start, _as_samples(others, test, inputs.batch_size))
+        chance = self._agreement(start, _as_samples(others, test, inputs.batch_size))
         stated = {
             "n": self.n,
             "seed": self.seed,
@@ -141,10 +143,10 @@ class SceneEvaluation:
         shown = {name: values[:most] for name, values in correct.items()}
         return folds.compute(self.metrics, states), shown, np.concatenate(kept)
 
-    def _accuracy(self, start: States, batches: Iterable[Batch]) -> dict[str, Any]:
-        """The fractions of correct images alone."""
-        metrics = self.metrics[:1]
-        return folds.compute(metrics, folds.fold(metrics, start[:1], batches))
+    def _agreement(self, start: States, batches: Iterable[Batch]) -> dict[str, Any]:
+        """The metrics that compare images with requested scenes, alone."""
+        metrics = self.metrics[:2]
+        return folds.compute(metrics, folds.fold(metrics, start[:2], batches))
 
     def _report(self, values: dict[str, Any], guidance: float, shown: Column, captions: list[str]) -> Report:
         rows, (_, correct, images) = tables.rows_of(self.metrics), shown
@@ -181,6 +183,8 @@ def caption(values: Mapping[str, Any]) -> list[str]:
     settings = values["shuffled"]["conditions"]
     fractions = values["real_shuffled"]["correct"].items()
     chance = ", ".join(f"{name} {decimals(value)}" for name, value in fractions)
+    if "overlap" in values["real_shuffled"]:
+        chance += f", overlap {decimals(values['real_shuffled']['overlap'])}"
     lines = [
         f"{settings['n']} captions of test examples, seed {settings['seed']}; distances: {settings['features']}",
         f"real: the test images of these captions. Classifier: {settings['classifier']}",

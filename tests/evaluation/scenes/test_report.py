@@ -245,6 +245,25 @@ def test_the_table_shows_the_values(perfect):
     assert "steps 9" in text
 
 
+def test_positions_are_reported_where_examples_have_boxes(evaluate, perfect, test):
+    """Images that are moved, down by two pixels, show other positions and the same attributes."""
+    boxes = Pipeline(
+        Tfds("scenes", "test", label_key=None, fields=(*FIELDS, "boxes"), text_key="caption")
+    ).all()
+    _, first = np.unique(ByteTokenizer(80).encode_batch(boxes["text"].tolist()), axis=0, return_index=True)
+    known = {**test, "boxes": boxes["boxes"][np.sort(first)]}
+    model = painter(test, lambda image, guidance: image if guidance == 3 else np.roll(image, 2, axis=0))
+    report = evaluate(model, test=known)
+    values, (moved, exact) = report.values, report.values["samples"]
+    assert exact["overlap"] == values["real"]["overlap"] > 0.9
+    assert 0.3 < moved["overlap"] < 0.75
+    assert values["shuffled"]["overlap"] == values["real_shuffled"]["overlap"] < 0.3
+    assert "overlap of boxes (IoU)" in [row[0] for row in report.table]
+    assert f"overlap {values['real_shuffled']['overlap']:.3f}" in " ".join(report.caption)
+    assert "overlap" not in perfect.values["real"]
+    assert "overlap of boxes (IoU)" not in [row[0] for row in perfect.table]
+
+
 def pixels(figure, colour):
     return int((figure == colour).all(axis=-1).sum())
 

@@ -85,12 +85,8 @@ class Buckets:
         height, width = shape or (self.size, self.size)
         return Cover(height, width, self.position, self.method)
 
-    def assign(self, examples: Any) -> "Assignment":
-        """The bucket of each image of opened examples.
-
-        Raises:
-          UserError: their images have one shape already.
-        """
+    def check(self, examples: Any) -> None:
+        """Raise `UserError` unless the images of opened examples have shapes of their own."""
         shape = examples.image_shape
         if shape is None or None not in shape:
             got = "none" if shape is None else f"all of {shape[0]} x {shape[1]}"
@@ -98,9 +94,8 @@ class Buckets:
                 f"config.data.buckets=Buckets: expected images of many shapes, got {got}. "
                 "Fix: --config.data.source.size=None for an image folder, or buckets=None"
             )
-        return self.assign_sizes(sizes_of(examples))
 
-    def assign_sizes(self, sizes: Int[np.ndarray, "n 2"]) -> "Assignment":
+    def assign(self, sizes: Int[np.ndarray, "n 2"]) -> "Assignment":
         """The bucket of each image, from their heights and widths."""
         height, width = sizes.astype(np.int64).T
         rows, columns = shapes = np.array(self.shapes, np.int64).T

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from jaxdiff.data.buckets import Buckets, Chosen, Group, Size
+from jaxdiff.data.buckets import Buckets, Chosen, Group, Size, sizes_of
 from jaxdiff.data.collation import collate
 from jaxdiff.data.interleaving import Interleaved
 from jaxdiff.data.sources import Example
@@ -178,7 +178,7 @@ class Pipeline:
         """What buckets do to the images of training, in lines to print; none without buckets."""
         if self.buckets is None:
             return []
-        return list(self.buckets.notes(self.buckets.assign(self._open()), batch_size))
+        return list(self.buckets.notes(self.buckets.assign(sizes_of(self._open())), batch_size))
 
     def num_classes(self) -> int | None:
         """Number of values of the field `label`; None if unknown, or without such a field."""
@@ -198,13 +198,15 @@ class Pipeline:
             "use another split",
             "no examples",
         )
+        if self.buckets is not None:
+            self.buckets.check(examples)
         return examples
 
     def _groups(self, examples: Examples, batch_size: int) -> list[Group]:
         """The examples whose images have one shape in a batch: those of each bucket, or all."""
         if self.buckets is None:
             return [Group(None, range(len(examples)))]
-        return self.buckets.groups(self.buckets.assign(examples), batch_size)
+        return self.buckets.groups(self.buckets.assign(sizes_of(examples)), batch_size)
 
     def _steps(self, shape: Size | None = None) -> tuple[Transform, ...]:
         """What follows the transforms: cut to a bucket, by default the square one, and conditions."""

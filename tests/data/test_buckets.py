@@ -99,7 +99,7 @@ def test_a_run_resumed_within_an_epoch_reads_the_batches_of_an_uninterrupted_one
 
 
 def test_each_batch_is_of_one_bucket_and_each_image_is_in_its_own(alone):
-    assignment = SMALL.assign(Many())
+    assignment = SMALL.assign(sizes_of(Many()))
     for batch in alone:
         shape = batch["image"].shape[1:3]
         assert {SMALL.shapes[number] for number in assignment.bucket[batch["index"]]} == {shape}
@@ -118,7 +118,7 @@ def test_within_a_bucket_no_image_returns_before_all_others_have_come():
     seen = {}
     for batch in take(Pipeline(Many(), buckets=SMALL, threads=0), 4, 30, 0):
         seen.setdefault(batch["image"].shape, []).extend(batch["index"].tolist())
-    sizes = {(*group.shape, 3): len(group.indices) for group in SMALL.assign(Many()).groups()}
+    sizes = {(*group.shape, 3): len(group.indices) for group in SMALL.assign(sizes_of(Many())).groups()}
     for (_, *shape), order in seen.items():
         n = sizes[tuple(shape)]
         for first in range(0, len(order) - n + 1, n):
@@ -126,7 +126,7 @@ def test_within_a_bucket_no_image_returns_before_all_others_have_come():
 
 
 def test_buckets_are_spread_evenly_over_the_steps():
-    counts = {group.shape: len(group.indices) for group in SMALL.assign(Many()).groups()}
+    counts = {group.shape: len(group.indices) for group in SMALL.assign(sizes_of(Many())).groups()}
     shapes = [batch["image"].shape[1:3] for batch in take(Pipeline(Many(), buckets=SMALL), 4, 37, 1)]
     for shape, count in counts.items():
         for steps in range(1, 38):
@@ -174,7 +174,7 @@ def test_an_image_goes_to_the_nearest_ratio():
     sizes = draw.integers(100, 3000, (500, 2))
     shapes = np.array(buckets.shapes)
     distances = np.abs(np.log(sizes[:, :1] / sizes[:, 1:]) - np.log(shapes[:, 0] / shapes[:, 1]))
-    assert np.array_equal(buckets.assign_sizes(sizes).bucket, distances.argmin(axis=1))
+    assert np.array_equal(buckets.assign(sizes).bucket, distances.argmin(axis=1))
 
 
 def painted(height, width):
@@ -246,11 +246,11 @@ class _One:
 
 def test_what_is_cut_and_enlarged_is_counted():
     sizes = np.array([[16, 16], [32, 64], [8, 8], [16, 160], [0, 0]])
-    found = Buckets(16, 16, 1.0).assign_sizes(sizes)
+    found = Buckets(16, 16, 1.0).assign(sizes)
     assert found.bucket.tolist() == [0, 0, 0, 0, LEFT_OUT]
     np.testing.assert_allclose(found.scale[:4], [1, 0.5, 2, 1])
     np.testing.assert_allclose(found.cut[:4], [0, 0.5, 0, 0.9])
-    chosen = Buckets(16, 16, 1.0, small="leave_out", max_cut=0.5).assign_sizes(sizes)
+    chosen = Buckets(16, 16, 1.0, small="leave_out", max_cut=0.5).assign(sizes)
     assert chosen.bucket.tolist() == [0, 0, LEFT_OUT, LEFT_OUT, LEFT_OUT]
 
 
@@ -258,9 +258,9 @@ def test_small_images_and_rare_buckets_are_said_or_left_out():
     tiny = Buckets(64, 16, 2.0)
     notes = Pipeline(Many(), buckets=tiny).notes(12)
     assert "37 of 37 images" in notes[0]
-    enlarged = sum(tiny.assign(Many()).scale > 1)
+    enlarged = sum(tiny.assign(sizes_of(Many())).scale > 1)
     assert notes[1].startswith(f"buckets: {enlarged} images are smaller than their bucket and are enlarged")
-    counts = [len(group.indices) for group in tiny.assign(Many()).groups()]
+    counts = [len(group.indices) for group in tiny.assign(sizes_of(Many())).groups()]
     rare = [count for count in counts if count < 12]
     assert f"{len(rare)} have fewer images ({sum(rare)} in all) than a batch of 12" in notes[2]
 
@@ -270,7 +270,7 @@ def test_small_images_and_rare_buckets_are_said_or_left_out():
     large = dataclasses.replace(tiny, small="leave_out")
     shown = {int(i) for batch in take(Pipeline(Many(), buckets=large), 4, 20, 0) for i in batch["index"]}
     assert shown
-    assert not shown & set(np.flatnonzero(tiny.assign(Many()).scale > 1))
+    assert not shown & set(np.flatnonzero(tiny.assign(sizes_of(Many())).scale > 1))
     assert Pipeline(Many()).notes(8) == []
 
 
@@ -283,7 +283,7 @@ def test_outside_of_training_batches_images_have_the_square_shape():
     assert np.array_equal(pipeline.stored().rows(np.array([3, 30]))["image"], whole["image"][[3, 30]])
     assert np.array_equal(whole["original_size"], sizes_of(Many()))
     assert {example["image"].shape[:2] for example in pipeline.prototypes(1)} == {
-        group.shape for group in SMALL.assign(Many()).groups()
+        group.shape for group in SMALL.assign(sizes_of(Many())).groups()
     }
 
 

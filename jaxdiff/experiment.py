@@ -150,9 +150,9 @@ class Experiment:
 
     def _check_buckets(self, buckets: Buckets) -> None:
         """Raise `UserError` where the model has another size, or cannot work on images of all shapes."""
-        task: Any = self.task
-        if not isinstance(task, Sampleable):
+        if not isinstance(self.task, Sampleable):
             return
+        task: Any = self.task
         nominal, size = tuple(task.image_shape[:2]), buckets.size
         field, fix = "config.data.buckets.size", "give the buckets or the task another size"
         expected = f"the sides of config.task.image_shape, {nominal}"

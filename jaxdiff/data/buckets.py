@@ -127,9 +127,9 @@ class Buckets:
         groups = self.groups(assignment, batch_size)
         used = np.concatenate([group.indices for group in groups])
         cut, scale = assignment.cut[used], assignment.scale[used]
-        first, last = groups[0].shape, groups[-1].shape
+        shapes = [" x ".join(map(str, group.shape or ())) for group in groups]
         yield (
-            f"buckets: {len(groups)} shapes from {first[0]} x {first[1]} to {last[0]} x {last[1]}, "
+            f"buckets: {len(groups)} shapes from {shapes[0]} to {shapes[-1]}, "
             f"{len(used):,} of {len(assignment.bucket):,} images, {cut.mean():.1%} cut off (at most {cut.max():.1%})"
         )
         if np.any(scale > 1):
@@ -193,5 +193,5 @@ class Chosen:
     def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitem__(self, position: int) -> Example:
-        return self._examples[int(self._indices[position])]
+    def __getitem__(self, index: int) -> Example:
+        return self._examples[int(self._indices[index])]

@@ -98,12 +98,16 @@ class ImageFolder:
         root = Path(self.path).expanduser()
         got = "a file" if root.exists() else "no such path"
         expect(root.is_dir(), "path", self.path, "a folder of images", "check the path", got)
-        files = [file.as_posix() for file in sorted(_files_in(root)) if file.suffix.lower() in FORMATS]
+        files = self.files(root)
         expect(bool(files), "path", self.path, f"{', '.join(FORMATS)} files", "put images there", "none")
         chosen = [file for file in files if self.split in ("all", _split(file, self.test_fraction))]
         classes = self._classes(files)
         captions = None if self.captions is None else self._captions(root, files, chosen)
         return FolderExamples(self, root, tuple(chosen), classes, captions)
+
+    def files(self, root: Path) -> list[str]:
+        """The image files of all splits, by their paths relative to the folder `root`."""
+        return [file.as_posix() for file in sorted(_files_in(root)) if file.suffix.lower() in FORMATS]
 
     def _classes(self, files: Sequence[str]) -> tuple[str, ...] | None:
         """The classes of the files of all splits, so that numbers do not depend on the split."""

@@ -26,7 +26,7 @@ def images(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "images"
     folder.mkdir()
-    for i, size in enumerate([(900, 1300), (1100, 1100), (1300, 800)]):
+    for i, size in enumerate([(90, 130), (110, 110), (130, 80)]):
         Image.fromarray(noise(*size, seed=i)).save(folder / f"{i}.jpg")
         (folder / f"{i}.txt").write_text("a photograph of a horse")
     for name in ("sdxl/tokenizer", "sdxl/tokenizer_2", "sd15/tokenizer"):

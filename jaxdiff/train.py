@@ -274,11 +274,10 @@ def _prototypes(experiment: "Experiment") -> "Sequence[Example]":
         return ()
     found = experiment.data.prototypes(experiment.batch_size)
     if jax.process_index() == 0:
-        for note in experiment.data.notes(experiment.batch_size):
-            print(note)
-        print(
-            f"buckets: {len(found)} programs of the step are compiled first, one for each shape", flush=True
-        )
+        summary, *concerns = experiment.data.notes(experiment.batch_size)
+        print(f"{summary}; one program of the step for each shape is compiled first", flush=True)
+        for concern in concerns:
+            _log.warning(concern)
     return found
 
 

@@ -80,23 +80,23 @@ class Pipeline:
       transforms: augmentations of training batches, applied in this order.
       conditions: transforms that follow and apply everywhere: fields computed from the image, such as its low
         resolution, and fixed crops. In `epoch` and `all` their draws depend on the index alone.
-      buckets: cut images of many shapes to a few, between `transforms` and `conditions`. Each training batch has one
-        shape, and everything else has the square one. None for images of one shape.
       shuffle: whether each epoch has a new random order.
       cache: decode all examples once and keep them in memory; for small data sets.
       threads: number of threads that read and decode ahead; 0 reads in the caller's thread. Cached data need at
         most 1.
       prefetch: number of batches held ready.
+      buckets: cut images of many shapes to a few, after `transforms` and before `conditions`. Each training batch has
+        one shape, and everything else has the square one. None for images of one shape.
     """
 
     source: Source
     transforms: tuple[Transform, ...] = ()
     conditions: tuple[Transform, ...] = ()
-    buckets: Buckets | None = None
     shuffle: bool = True
     cache: bool = False
     threads: int = 1
     prefetch: int = 4
+    buckets: Buckets | None = None
 
     def __post_init__(self):
         expect(self.threads >= 0, "threads", self.threads, "a number of threads >= 0", "give 0 or more")

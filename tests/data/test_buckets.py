@@ -254,6 +254,12 @@ def test_what_is_cut_and_enlarged_is_counted():
     assert chosen.bucket.tolist() == [0, 0, LEFT_OUT, LEFT_OUT, LEFT_OUT]
 
 
+def test_a_bucket_without_images_is_none():
+    groups = SMALL.assign(np.array([[30, 30], [40, 40], [60, 20]])).groups()
+    assert [group.indices.tolist() for group in groups] == [[0, 1], [2]]
+    assert len(SMALL.shapes) > 2
+
+
 def test_small_images_and_rare_buckets_are_said_or_left_out():
     tiny = Buckets(64, 16, 2.0)
     notes = Pipeline(Many(), buckets=tiny).notes(12)

@@ -32,3 +32,11 @@ def test_an_endless_sequence_repeats_its_period_with_the_next_items():
     assert np.array_equal(origins[0], origins[1])
     for origin, count in enumerate(COUNTS):
         assert rows[origins == origin].tolist() == list(endless[origin][: 3 * count])
+
+
+def test_rare_sequences_begin_at_another_place_for_each_seed():
+    places = set()
+    for seed in range(20):
+        merged = Interleaved([range(0, 10**6), range(10**6, 2 * 10**6)], (1, 99), seed)
+        places.add(next(i for i in range(100) if merged[i] < 10**6))
+    assert len(places) > 10

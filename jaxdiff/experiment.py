@@ -1,11 +1,15 @@
 """An experiment: everything in a config, as objects. The one place where parts of all layers meet."""
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 from flax.core import FrozenDict
 
+from jaxdiff.data.buckets import Buckets
 from jaxdiff.data.classes import Labelled, Names
 from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.sources import LABEL
@@ -135,12 +139,34 @@ class Experiment:
 
     def check_data(self) -> None:
         """Raise `UserError` where the training or the test data do not fit the task."""
+        if self.data.buckets is not None:
+            self._check_buckets(self.data.buckets)
         self.task.check(self.data.example(), self.data.num_classes())
         if self.test_data is not None:
             try:
                 self._check_held_out(self.test_data)
             except UserError as error:
                 raise UserError(_about_test_data(str(error))) from None
+
+    def _check_buckets(self, buckets: Buckets) -> None:
+        """Raise `UserError` where the model has another size, or cannot work on images of all shapes."""
+        if not isinstance(self.task, Sampleable):
+            return
+        task: Any = self.task
+        nominal, size = tuple(task.image_shape[:2]), buckets.size
+        field, fix = "config.data.buckets.size", "give the buckets or the task another size"
+        expected = f"the sides of config.task.image_shape, {nominal}"
+        expect(nominal == (size, size), field, size, expected, fix)
+        side = math.gcd(*itertools.chain(*buckets.shapes))  # a factor divides it if and only if all sides
+        try:
+            small = dataclasses.replace(task, image_shape=(side, side, *task.image_shape[2:]))
+            jax.eval_shape(lambda: small.init(jax.random.key(0)))
+        except UserError as error:
+            why = error.message.partition(". Fix:")[0]
+            raise UserError(
+                f"config.data.buckets.step={buckets.step}: expected sides that the model can divide, got multiples of "
+                f"{side} ({why}). Fix: use a larger step"
+            ) from error
 
     def _check_held_out(self, data: Pipeline) -> None:
         check = self.task.check_held_out if isinstance(self.task, Sampleable) else self.task.check

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from jaxdiff.data.pipeline import Source
+    from jaxdiff.data.sources import Example
     from jaxdiff.experiment import Experiment
     from jaxdiff.generation.generator import Generator
     from jaxdiff.generation.predictor import Predictor
@@ -182,6 +183,7 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | Predictor | N
     mesh = experiment.mesh.make()
     _check(experiment, mesh, workdir)
     conditions = _preview_conditions(experiment)
+    prototypes = _prototypes(experiment)
     frozen = prepare(experiment, workdir, mesh)
 
     def model(state: Any) -> Generator | Predictor | None:
@@ -205,6 +207,7 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | Predictor | N
         untrained=experiment.optimizer.frozen,
         hooks=_hooks(experiment, workdir, model, conditions),
         files=records(workdir),
+        prototypes=prototypes,
     )
     trained = model(state)
     if trained is not None:
@@ -261,6 +264,21 @@ def _preview_conditions(experiment: "Experiment") -> Any:
         return None
     conditioner = experiment.sampled.denoiser.conditioner
     return preview.conditions(conditioner, experiment.data, experiment.test_data, experiment.seed)
+
+
+def _prototypes(experiment: "Experiment") -> "Sequence[Example]":
+    """An example of each bucket; says what buckets do to the images. Nothing without buckets."""
+    import jax
+
+    if experiment.data.buckets is None:
+        return ()
+    found = experiment.data.prototypes(experiment.batch_size)
+    if jax.process_index() == 0:
+        summary, *concerns = experiment.data.notes(experiment.batch_size)
+        print(f"{summary}; one program of the step for each shape is compiled first", flush=True)
+        for concern in concerns:
+            _log.warning(concern)
+    return found
 
 
 def _hooks(

@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from jaxdiff.data.buckets import sizes_of
 from jaxdiff.data.pipeline import Examples, Source, contents_of, fingerprint_of
 from jaxdiff.data.sources import LABEL, Example
 from jaxdiff.errors import UserError
@@ -148,6 +149,10 @@ class LabelledExamples:
         label = int(example[LABEL])
         known = 0 <= label < len(self._new)  # otherwise the pipeline reports -1
         return {**example, LABEL: np.array(self._new[label] if known else -1, np.int32)}
+
+    def sizes(self) -> np.ndarray:
+        """Height and width of each image, int [n, 2]."""
+        return sizes_of(self._examples)
 
     def __repr__(self) -> str:
         return f"{self._examples!r} as {listed(self.classes)}"

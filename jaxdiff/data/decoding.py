@@ -1,9 +1,12 @@
 """Decoding of untrusted image files: upright images uint8, and squares of one size cut from them."""
 
+import contextlib
 import dataclasses
+import functools
 import os
 import stat
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +55,9 @@ SPECIAL = {
 }
 """Kinds of path that are not opened: reading a pipe or a device may wait for ever."""
 
+TURNED = (5, 6, 7, 8)
+"""EXIF orientations in which height and width change places."""
+
 INSPECTED = 2**26
 """Bytes that are looked at to say what is wrong with a file."""
 
@@ -83,6 +89,41 @@ def decode(path: Path, max_pixels: int = MAX_PIXELS) -> Any:
     Raises:
       Unreadable: the path is not that of a file, or the file is not such an image, damaged or too large.
     """
+    with _opened(path, max_pixels) as image:
+        image.load()
+        upright = _eight_bits(_upright(image))
+        if upright.mode not in (*OPAQUE, *TRANSPARENT):
+            raise Unreadable(f"the colour mode {upright.mode}")
+        return upright
+
+
+def size_of(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Height and width of the upright image in a file, from its header: no pixel is decoded.
+
+    Raises:
+      Unreadable: as for `decode`; damage behind the header is not noticed.
+    """
+    version = None
+    with contextlib.suppress(OSError, ValueError):  # the reason is that of opening it
+        found = os.stat(path)
+        version = found.st_mtime_ns, found.st_size
+    return _size_of(path, max_pixels, version)
+
+
+@functools.lru_cache(maxsize=2**20)
+def _size_of(path: Path, max_pixels: int, version: Any) -> tuple[int, int]:
+    """`size_of`, once for each version of a file: a command needs the sizes of a data set more than once."""
+    from PIL import ExifTags, Image
+
+    with _opened(path, max_pixels) as image:
+        # Not the method of PNG files, which looks for EXIF data behind the pixels.
+        turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation) in TURNED
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, max_pixels: int) -> Iterator[Any]:
+    """The image of a file whose header is read; any error becomes `Unreadable`."""
     from PIL import Image
 
     try:
@@ -92,11 +133,7 @@ def decode(path: Path, max_pixels: int = MAX_PIXELS) -> Any:
         with Image.open(path, formats=tuple(set(FORMATS.values()))) as image:
             if image.width * image.height > max_pixels:  # from the header: nothing is decoded yet
                 raise TooLarge(image.width, image.height, max_pixels)
-            image.load()
-            upright = _eight_bits(_upright(image))
-        if upright.mode not in (*OPAQUE, *TRANSPARENT):
-            raise Unreadable(f"the colour mode {upright.mode}")
-        return upright
+            yield image
     except (Unreadable, MemoryError):
         raise
     except Exception as error:  # Pillow has no exception class of its own for malformed bytes

@@ -1,6 +1,7 @@
 """Image folders: PNG, JPEG and WebP files with classes by subfolder, and captions from text files or a table."""
 
 import collections
+import concurrent.futures
 import dataclasses
 import hashlib
 import os
@@ -14,7 +15,7 @@ import numpy as np
 from jaxdiff.data import captions as caption_files
 from jaxdiff.data.captions import Captions
 from jaxdiff.data.classes import natural
-from jaxdiff.data.decoding import FORMATS, MAX_PIXELS, Fit, read_image, square
+from jaxdiff.data.decoding import FORMATS, MAX_PIXELS, Fit, Unreadable, read_image, size_of, square
 from jaxdiff.data.sources import Example
 from jaxdiff.errors import UserError, between, expect, positive
 
@@ -23,17 +24,20 @@ TABLES = (".jsonl", ".csv")
 SAMPLED, HEAD = 64, 65536
 """Files whose first bytes are part of the contents of a folder, and the number of these bytes."""
 
+READERS = 16
+"""Threads that read headers: they wait for the disk or the network."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageFolder:
-    """The images in a folder and its subfolders, cut to squares of one size, in the order of their names.
+    """The images in a folder and its subfolders, whole or cut to squares of one size, in the order of their names.
 
     Hidden files are skipped, and links are followed. `decoding.read_image` and `decoding.square` turn a file into
     pixels.
 
     Attributes:
       path: the folder.
-      size: side of the square images, in pixels.
+      size: side of the square images, in pixels; None for whole images of their own sizes.
       channels: 3 for RGB or 1 for grey.
       split: "train", "test" or "all". The hash of a file's name assigns its split, so adding or removing other files
         does not move it.
@@ -55,7 +59,7 @@ class ImageFolder:
     places: ClassVar[tuple[str, ...]] = ("path",)
 
     path: str
-    size: int
+    size: int | None
     channels: Literal[1, 3] = 3
     split: Literal["train", "test", "all"] = "all"
     test_fraction: float = 0.1
@@ -94,12 +98,16 @@ class ImageFolder:
         root = Path(self.path).expanduser()
         got = "a file" if root.exists() else "no such path"
         expect(root.is_dir(), "path", self.path, "a folder of images", "check the path", got)
-        files = [file.as_posix() for file in sorted(_files_in(root)) if file.suffix.lower() in FORMATS]
+        files = self.files(root)
         expect(bool(files), "path", self.path, f"{', '.join(FORMATS)} files", "put images there", "none")
         chosen = [file for file in files if self.split in ("all", _split(file, self.test_fraction))]
         classes = self._classes(files)
         captions = None if self.captions is None else self._captions(root, files, chosen)
         return FolderExamples(self, root, tuple(chosen), classes, captions)
+
+    def files(self, root: Path) -> list[str]:
+        """The image files of all splits, by their paths relative to the folder `root`."""
+        return [file.as_posix() for file in sorted(_files_in(root)) if file.suffix.lower() in FORMATS]
 
     def _classes(self, files: Sequence[str]) -> tuple[str, ...] | None:
         """The classes of the files of all splits, so that numbers do not depend on the split."""
@@ -115,13 +123,16 @@ class ImageFolder:
         expect(not odd, "path", self.path, "class folders with printable names in UTF-8", fix, got)
         return tuple(sorted(found, key=natural))
 
+    def captions_of(self, root: Path, files: Sequence[str], chosen: Sequence[str]) -> Captions:
+        """The captions of the chosen of all files of a folder; none for a file without any."""
+        if self.captions == "txt":
+            return caption_files.of_files(root, chosen)
+        columns = self.file_column, self.text_column
+        return caption_files.of_table(root, str(self.captions), columns, files)
+
     def _captions(self, root: Path, files: list[str], chosen: list[str]) -> Captions:
         """The captions of the chosen files, at least one each."""
-        if self.captions == "txt":
-            found = caption_files.of_files(root, chosen)
-        else:
-            columns = self.file_column, self.text_column
-            found = caption_files.of_table(root, str(self.captions), columns, files)
+        found = self.captions_of(root, files, chosen)
         bare = [file for file in chosen if not found.get(file)]
         got = f"none for {len(bare)} of {len(chosen)}, such as {', '.join(bare[:1])}"
         fix = "write one for each image, or move these images away"
@@ -159,7 +170,7 @@ class FolderExamples:
       files: paths relative to `root`, in order.
       classes: class names in the order of their labels; None without labels.
       captions: the captions of each file; None without captions.
-      image_shape: (size, size, channels).
+      image_shape: (size, size, channels), with None for a size that varies.
       num_classes: number of classes; None without labels.
       broken: files skipped so far.
     """
@@ -223,6 +234,23 @@ class FolderExamples:
     def __repr__(self) -> str:
         return f"{self.source!r}.open()"
 
+    def sizes(self) -> np.ndarray:
+        """Height and width of each stored image, int [n, 2], from the headers; zeros for one that is skipped."""
+        with concurrent.futures.ThreadPoolExecutor(READERS) as threads:
+            return np.array(list(threads.map(self._size, self.files)), np.int64).reshape(-1, 2)
+
+    def _size(self, file: str) -> tuple[int, int]:
+        try:
+            return size_of(self.root / file, self.source.max_pixels)
+        except Unreadable as error:
+            if self.source.broken == "error":
+                raise UserError(
+                    f"{file}: expected a readable image, got {error}. "
+                    "Fix: replace or remove the file, or use broken='skip'"
+                ) from None
+            self._count(file)
+            return 0, 0
+
     def _read(self, file: str) -> np.ndarray | None:
         """The image of a file, or None if it is skipped."""
         source = self.source
@@ -233,7 +261,7 @@ class FolderExamples:
                 raise UserError(f"{error}, or use broken='skip'") from None
             self._count(file)
             return None
-        return square(image, source.size, source.fit)
+        return image if source.size is None else square(image, source.size, source.fit)
 
     def _count(self, file: str) -> None:
         with self._lock:

@@ -21,6 +21,9 @@ MARGIN = 4
 Resampling = Literal["nearest", "area", "bilinear", "bicubic", "lanczos"]
 """Resizing method: "area" averages over the area of a new pixel, "bicubic" is Keys's kernel with a = -1/2."""
 
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom of a part of an image, in pixels."""
+
 
 def to_float(images: UInt8[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
     """Map 0..255 to [-1, 1]."""
@@ -45,18 +48,23 @@ def to_uint8(images: Float[np.ndarray, "batch *shape"]) -> UInt8[np.ndarray, "ba
 
 
 def resize(
-    image: UInt8[np.ndarray, "old_height old_width channels"], size: tuple[int, int], method: Resampling
+    image: UInt8[np.ndarray, "old_height old_width channels"],
+    size: tuple[int, int],
+    method: Resampling,
+    box: Box | None = None,
 ) -> UInt8[np.ndarray, "height width channels"]:
     """Resize an image to (height, width), each channel separately; pixel centres lie at half integers.
 
     All methods except "nearest" low-pass an image that shrinks. Values are rounded after each axis, as Pillow does.
+    With a `box`, only this part of the image is resized to `size`.
     """
     from PIL import Image
 
     names = {"area": "BOX"}
     resample = Image.Resampling[names.get(method, method.upper())]
     planes = (
-        Image.fromarray(image[..., i]).resize((size[1], size[0]), resample) for i in range(image.shape[2])
+        Image.fromarray(image[..., i]).resize((size[1], size[0]), resample, box)
+        for i in range(image.shape[2])
     )
     return np.stack([np.asarray(plane) for plane in planes], axis=-1)
 

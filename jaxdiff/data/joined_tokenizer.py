@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int, Int32
 
-from jaxdiff.data.text import Tokenizer
+from jaxdiff.data.text import Measuring, TextLength, Tokenizer
 from jaxdiff.errors import UserError, expect
 
 
@@ -53,6 +53,11 @@ class JoinedTokenizer:
         """The ids of several texts; an error names the text by its index."""
         parts = [tokenizer.encode_batch(texts, name) for tokenizer in self.tokenizers]
         return np.concatenate(parts, axis=1)
+
+    def measure(self, text: object, name: str = "text") -> TextLength:
+        """How much of a text fits into the ids of the tokenizer that loses most."""
+        every = [each.measure(text, name) for each in self.tokenizers if isinstance(each, Measuring)]
+        return max(every, key=lambda found: (len(found.lost), found.needed))
 
     def decode(self, ids: Int[np.ndarray, "ids"]) -> str:
         """The text of ids, as the first tokenizer reads it."""

@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from jaxdiff.data.buckets import sizes_of
 from jaxdiff.data.classes import Names, names_of, relabelled
+from jaxdiff.data.interleaving import locate
 from jaxdiff.data.pipeline import Examples, Source, contents_of, fingerprint_of
 from jaxdiff.data.sources import Example
 from jaxdiff.errors import UserError, expect
@@ -110,24 +112,16 @@ class MixtureExamples:
         return sum(self._counts)
 
     def __getitem__(self, index: int) -> Example:
-        origin, position = self._locate(index)
+        origin, position = locate(index, self._counts)
         part = self._parts[origin]
         example = part[position % len(part)]
         return {**example, "index": np.array(index, np.int32), "origin": np.array(origin, np.int32)}
 
-    def _locate(self, index: int) -> tuple[int, int]:
-        """The source of an index, and the number of that source's examples before it.
-
-        The first source is spread evenly over all positions, the second over the remaining ones, and so on. Grain's
-        own mixture does the same, but rounds weights to hundredths of the smallest, which would skip some examples.
-        """
-        left = len(self)
-        for origin, count in enumerate(self._counts):
-            before = index * count // left
-            if (index + 1) * count // left > before:
-                return origin, before
-            index, left = index - before, left - count
-        raise IndexError(index)
+    def sizes(self) -> np.ndarray:
+        """Height and width of each image, int [n, 2]."""
+        parts = [sizes_of(part) for part in self._parts]
+        places = (locate(index, self._counts) for index in range(len(self)))
+        return np.array([parts[origin][position % len(parts[origin])] for origin, position in places])
 
     def __repr__(self) -> str:
         return f"{self._source!r}.open()"

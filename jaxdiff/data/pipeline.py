@@ -10,6 +10,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from jaxdiff.data.buckets import Buckets, Chosen, Group, Size, sizes_of
+from jaxdiff.data.collation import collate
+from jaxdiff.data.interleaving import Interleaved
 from jaxdiff.data.sources import Example
 from jaxdiff.errors import UserError, expect
 
@@ -82,6 +85,8 @@ class Pipeline:
       threads: number of threads that read and decode ahead; 0 reads in the caller's thread. Cached data need at
         most 1.
       prefetch: number of batches held ready.
+      buckets: cut images of many shapes to a few, after `transforms` and before `conditions`. Each training batch has
+        one shape, and everything else has the square one. None for images of one shape.
     """
 
     source: Source
@@ -91,6 +96,7 @@ class Pipeline:
     cache: bool = False
     threads: int = 1
     prefetch: int = 4
+    buckets: Buckets | None = None
 
     def __post_init__(self):
         expect(self.threads >= 0, "threads", self.threads, "a number of threads >= 0", "give 0 or more")
@@ -105,7 +111,8 @@ class Pipeline:
 
         The rows of all processes, concatenated in order, are the global batch: the same for any number of
         processes. Batches cross the end of an epoch, so no example is dropped. A batch larger than the data set
-        repeats examples.
+        repeats examples. With buckets, each has an order of its own, and as many of the batches as it has of the
+        examples.
 
         Args:
           batch_size: rows of the global batch.
@@ -135,8 +142,13 @@ class Pipeline:
                 f"batch_size={batch_size}: expected a multiple of the {process_count} processes, "
                 f"got {batch_size}. Fix: use {nearest}"
             )
-        dataset = self._repeated(seed, batch_size // process_count)
-        return self._iterate(dataset[process_index + start_step * process_count :: process_count])
+        examples, rows = self._open(), batch_size // process_count
+        groups = self._groups(examples, batch_size)
+        examples = _Cached(examples) if self.cache else examples
+        every = [self._repeated(examples, group, seed, rows) for group in groups]
+        mine = [dataset[process_index::process_count] for dataset in every]
+        counts = [len(group.indices) for group in groups]
+        return self._iterate(Interleaved(mine, counts, seed), start_step)
 
     def epoch(self, batch_size: int) -> Iterator[Example]:
         """Every example once, in stored order, with `conditions`; the last batch may be smaller."""
@@ -154,10 +166,19 @@ class Pipeline:
 
     def example(self) -> Example:
         """The first example with `transforms` and `conditions` applied: shows which fields a batch has."""
-        found = self._open()[0]
-        for position, transform in enumerate((*self.transforms, *self.conditions)):
-            found = transform(found, np.random.default_rng(position))
-        return found
+        return self._transformed(self._open()[0])
+
+    def prototypes(self, batch_size: int) -> list[Example]:
+        """An example of each shape of training batches, as by `example`."""
+        examples = self._open()
+        groups = self._groups(examples, batch_size)
+        return [self._transformed(examples[int(group.indices[0])], group.shape) for group in groups]
+
+    def notes(self, batch_size: int) -> list[str]:
+        """What buckets do to the images of training, in lines to print; none without buckets."""
+        if self.buckets is None:
+            return []
+        return list(self.buckets.notes(self.buckets.assign(sizes_of(self._open())), batch_size))
 
     def num_classes(self) -> int | None:
         """Number of values of the field `label`; None if unknown, or without such a field."""
@@ -177,43 +198,60 @@ class Pipeline:
             "use another split",
             "no examples",
         )
+        if self.buckets is not None:
+            self.buckets.check(examples)
         return examples
 
-    def _repeated(self, seed: int, rows: int) -> Any:
-        """Grain's endless data set of batches of `rows` examples."""
+    def _groups(self, examples: Examples, batch_size: int) -> list[Group]:
+        """The examples whose images have one shape in a batch: those of each bucket, or all."""
+        if self.buckets is None:
+            return [Group(None, range(len(examples)))]
+        return self.buckets.groups(self.buckets.assign(sizes_of(examples)), batch_size)
+
+    def _steps(self, shape: Size | None = None) -> tuple[Transform, ...]:
+        """What follows the transforms: cut to a bucket, by default the square one, and conditions."""
+        return self.conditions if self.buckets is None else (self.buckets.cover(shape), *self.conditions)
+
+    def _transformed(self, example: Example, shape: Size | None = None) -> Example:
+        for position, transform in enumerate((*self.transforms, *self._steps(shape))):
+            example = transform(example, np.random.default_rng(position))
+        return example
+
+    def _repeated(self, examples: Examples, group: Group, seed: int, rows: int) -> Any:
+        """Grain's endless data set of batches of `rows` examples of a group."""
         import grain
 
-        examples = _Cached(self._open()) if self.cache else self._open()
-        dataset = grain.MapDataset.source(examples).seed(seed)
+        dataset = grain.MapDataset.source(Chosen(examples, group.indices)).seed(_seed_of(group, seed))
         if self.shuffle:
             dataset = dataset.shuffle()
         dataset = dataset.repeat(None)
-        for transform in (*self.transforms, *self.conditions):
+        transforms = (*self.transforms, *self._steps(group.shape))
+        for transform in transforms:
             # Its draws follow from the seed, its position in the chain and the example's position in the order.
             dataset = dataset.random_map(transform)
-        changed = bool(self.transforms or self.conditions)
+        shape = None if transforms else examples.image_shape
 
         def stack(chosen: Sequence[Example]) -> Example:
-            return _collate(chosen, None if changed else examples.image_shape, examples.num_classes)
+            return collate(chosen, shape, examples.num_classes)
 
         return dataset.batch(rows, drop_remainder=True, batch_fn=stack)
 
     def _in_order(self, examples: Examples, batch_size: int) -> Iterator[Example]:
-        shape = None if self.conditions else examples.image_shape
+        shape = None if self._steps() else examples.image_shape
         for first in range(0, len(examples), batch_size):
             rows = range(first, min(first + batch_size, len(examples)))
-            yield _collate([self._conditioned(examples[i], i) for i in rows], shape, examples.num_classes)
+            yield collate([self._conditioned(examples[i], i) for i in rows], shape, examples.num_classes)
 
     def _conditioned(self, example: Example, index: int) -> Example:
-        for position, condition in enumerate(self.conditions):
+        for position, condition in enumerate(self._steps()):
             example = condition(example, np.random.default_rng((position, index)))
         return example
 
-    def _iterate(self, dataset: Any) -> Iterator[Example]:
+    def _iterate(self, batches: Any, start_step: int) -> Iterator[Example]:
         import grain
 
         options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=self.prefetch)
-        iterator = iter(dataset.to_iter_dataset(options))
+        iterator = iter(grain.MapDataset.source(batches)[start_step:].to_iter_dataset(options))
         try:
             yield from iterator
         finally:
@@ -244,13 +282,20 @@ class StoredExamples:
 
     def rows(self, index: np.ndarray) -> Example:
         """The examples at these positions, int [n], as one batch."""
-        shape = None if self.pipeline.conditions else self.examples.image_shape
+        shape = None if self.pipeline._steps() else self.examples.image_shape
         chosen = [self.pipeline._conditioned(self.examples[int(i)], int(i)) for i in index]
-        return _collate(chosen, shape, self.examples.num_classes)
+        return collate(chosen, shape, self.examples.num_classes)
 
     def batches(self, batch_size: int) -> Iterator[Example]:
         """Every example once, in order; the last batch may be smaller."""
         return self.pipeline._in_order(self.examples, batch_size)
+
+
+def _seed_of(group: Group, seed: int) -> int:
+    """The seed of the order of a group: buckets are shuffled independently of each other."""
+    if group.shape is None:
+        return seed
+    return int(np.random.SeedSequence((seed, *group.shape)).generate_state(1)[0])
 
 
 class _Cached:
@@ -269,45 +314,3 @@ class _Cached:
 
     def __getitem__(self, index: int) -> Example:
         return self._examples[index]
-
-
-def _collate(
-    examples: Sequence[Example], image_shape: tuple[int | None, ...] | None, num_classes: int | None
-) -> Example:
-    """Check shapes and labels, then stack examples into a batch; without `image_shape`, the first one sets it."""
-    if "image" in examples[0]:
-        _check_images(examples, image_shape)
-    batch = {name: _stack(name, examples) for name in examples[0]}
-    if num_classes is not None:
-        bad = np.flatnonzero((batch["label"] < 0) | (batch["label"] >= num_classes))
-        if bad.size:
-            raise UserError(
-                f"index={batch['index'][bad[0]]}: expected a label in [0, {num_classes - 1}], got "
-                f"{batch['label'][bad[0]]}. Fix: use a split with labels, or label_key=None"
-            )
-    return batch
-
-
-def _check_images(examples: Sequence[Example], image_shape: tuple[int | None, ...] | None) -> None:
-    first = examples[0]["image"]
-    expected = first.shape if image_shape is None or None in image_shape else image_shape
-    for example in examples:
-        image = example["image"]
-        if image.shape != expected or image.dtype != first.dtype:
-            raise UserError(
-                f"index={example['index']}: expected an image of {first.dtype} {expected}, got {image.dtype} "
-                f"{image.shape}. Fix: use a data set of one image size, or a transform that crops or resizes"
-            )
-
-
-def _stack(name: str, examples: Sequence[Example]) -> np.ndarray:
-    """One field of all examples. Differing shapes and dtypes are errors: NumPy would convert dtypes silently."""
-    values = [np.asarray(example[name]) for example in examples]
-    for example, value in zip(examples, values, strict=True):
-        if (value.shape, value.dtype.type) != (values[0].shape, values[0].dtype.type):
-            raise UserError(
-                f"{name}={value.dtype}{list(value.shape)}: expected {values[0].dtype}{list(values[0].shape)} as in "
-                f"example {examples[0]['index']}, got {value.dtype}{list(value.shape)} in example {example['index']}. "
-                "Fix: use one shape and dtype"
-            )
-    return np.stack(values)

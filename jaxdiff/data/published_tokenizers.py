@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int, Int32
 
-from jaxdiff.data.text import utf8
+from jaxdiff.data.text import TextLength, utf8
 from jaxdiff.data.tokenizer_files import Vocabulary, clip_vocabulary, t5_vocabulary
 from jaxdiff.errors import UserError, between, expect, positive
 
@@ -84,6 +84,12 @@ class ClipTokenizer(_Published):
             row[: len(kept) + 2] = [known.begin, *kept, known.end]
         return ids.reshape(-1)
 
+    def measure(self, text: object, name: str = "text") -> TextLength:
+        """How much of a text fits. A window has two ids that are no tokens."""
+        return _measure(
+            clip_vocabulary(self.folder), text, name, (self.window - 2) * self.chunks, self.length
+        )
+
     def decode(self, ids: Int[np.ndarray, "ids"]) -> str:
         """The text between begins and ends, in lower case and with a space after each word."""
         known = clip_vocabulary(self.folder)
@@ -130,6 +136,10 @@ class T5Tokenizer(_Published):
         ids[: len(kept) + 1] = [*kept, known.end]
         return ids
 
+    def measure(self, text: object, name: str = "text") -> TextLength:
+        """How much of a text fits."""
+        return _measure(t5_vocabulary(self.folder), text, name, self.length - 1, self.length)
+
     def decode(self, ids: Int[np.ndarray, "ids"]) -> str:
         """The text before the first end."""
         known, row = t5_vocabulary(self.folder), np.asarray(ids).tolist()
@@ -155,6 +165,14 @@ def _tokens(known: Vocabulary, text: object, name: str, room: int, option: str) 
             len(found.ids), room, lost, option,
         )  # fmt: skip
     return found.ids[:room]
+
+
+def _measure(known: Vocabulary, text: object, name: str, room: int, length: int) -> TextLength:
+    """How much of a text fits, if `room` of the ids are tokens."""
+    written = utf8(text, name).decode()
+    found = known.tokenizer.encode(written, add_special_tokens=False)
+    lost = written[found.offsets[room][0] :] if len(found.ids) > room else ""
+    return TextLength(len(found.ids) + length - room, length, lost)
 
 
 def _check_rows(ids: np.ndarray, length: int, known: Vocabulary, name: str) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, Int32
@@ -54,6 +54,29 @@ class Tokenizer(Protocol):
         ...
 
 
+class TextLength(NamedTuple):
+    """How much of a text fits into the ids of a tokenizer.
+
+    Attributes:
+      needed: ids that the whole text needs, its begin and end included.
+      length: ids that there are.
+      lost: the end of the text, which does not fit; empty if all fits.
+    """
+
+    needed: int
+    length: int
+    lost: str
+
+
+@runtime_checkable
+class Measuring(Protocol):
+    """A tokenizer that says what it cuts off."""
+
+    def measure(self, text: object, name: str = "text") -> TextLength:
+        """How much of a text fits."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class ByteTokenizer:
     """Byte tokenizer: each byte of UTF-8 plus 3, then an end, then padding (Xue et al. 2022, "ByT5").
@@ -77,10 +100,8 @@ class ByteTokenizer:
           UserError: another type; bytes that are not UTF-8, or characters without an encoding (lone surrogates).
         """
         raw = utf8(text, name)
-        room = self.length - 1
+        room = self._room(raw)
         if len(raw) > room:
-            while raw[room] & 0xC0 == 0x80:  # a byte inside a character
-                room -= 1
             _warn_cut(self.length, raw, room)
         kept = np.frombuffer(raw[:room], np.uint8).astype(np.int32)
         ids = np.full(self.length, PAD, np.int32)
@@ -92,6 +113,20 @@ class ByteTokenizer:
         """The ids of several texts; an error names the text by its index."""
         rows = [self.encode(text, f"{name}[{i}]") for i, text in enumerate(texts)]
         return np.stack(rows) if rows else np.empty((0, self.length), np.int32)
+
+    def measure(self, text: object, name: str = "text") -> TextLength:
+        """How much of a text fits."""
+        raw = utf8(text, name)
+        return TextLength(len(raw) + 1, self.length, raw[self._room(raw) :].decode())
+
+    def _room(self, raw: bytes) -> int:
+        """The number of bytes that fit: all, or those of full characters before the end."""
+        room = self.length - 1
+        if len(raw) <= room:
+            return len(raw)
+        while raw[room] & 0xC0 == 0x80:  # a byte inside a character
+            room -= 1
+        return room
 
     def decode(self, ids: Int[np.ndarray, "ids"]) -> str:
         """The text before the first end; the inverse of `encode`, unless the text was cut.

@@ -23,6 +23,7 @@ from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.training.disk import check_space
 from jaxdiff.training.ema import EmaProfile
 from jaxdiff.training.metrics import RunningMean
+from jaxdiff.training.programs import Programs, repeated
 from jaxdiff.training.retention import Retention
 from jaxdiff.training.signals import Stopped, StopSignals
 from jaxdiff.training.snapshots import Snapshots
@@ -104,6 +105,7 @@ def run(
     untrained: Sequence[str] = (),
     hooks: Sequence[Hook] = (),
     files: Mapping[str, str] | None = None,
+    prototypes: Sequence[Mapping[str, Any]] = (),
 ) -> TrainState:
     """Train from the latest checkpoint in `workdir`, or from the start, to `settings.steps`.
 
@@ -114,6 +116,8 @@ def run(
       frozen: arrays on the mesh that the task uses and that are not trained.
       untrained: patterns of the task's own parameters that are not trained; `frozen.params` holds these.
       files: texts stored with each checkpoint, by file name, such as the run's config.
+      prototypes: an example of each shape of batches, for batches of several shapes. The step is compiled for all of
+        them before it is first called.
 
     Raises:
       Stopped: SIGTERM or SIGINT arrived; the state is saved, and the same call continues from there.
@@ -145,11 +149,13 @@ def run(
         first, iterator = _peek(batches(start))
         size = _batch_size(first, settings.accumulation, mesh)
         step = make_train_step(task, optimizer, ema, settings.seed, settings.accumulation)
-        jitted = jit_train_step(step, abstract, mesh, frozen)
+        programs = Programs(jit_train_step(step, abstract, mesh, frozen), abstract, frozen)
+        rows = size // jax.process_count()
         writers = open_writers(workdir, start, settings.steps)
         try:
-            compiled = jitted.lower(abstract, global_batch(first, mesh), frozen).compile()
-            return _Run(settings, compiled, frozen, mesh, hooks, checkpoints, writers, signals, size).go(
+            for batch in (first, *(repeated(example, rows) for example in prototypes)):
+                programs.compiled(global_batch(batch, mesh))
+            return _Run(settings, programs, frozen, mesh, hooks, checkpoints, writers, signals, size).go(
                 state, start, iterator
             )
         finally:

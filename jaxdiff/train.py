@@ -186,7 +186,7 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | Predictor | N
 
     def model(state: Any) -> Generator | Predictor | None:
         """The trained model with its EMA; None for a task that neither makes samples nor predicts."""
-        params = merge(state.ema, frozen.params)
+        params = merge(state.sampled, frozen.params)
         if isinstance(experiment.task, Predictive):
             return Predictor(experiment.task, params, frozen.networks, mesh)
         if experiment.sampling is None:

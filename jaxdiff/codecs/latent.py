@@ -14,7 +14,8 @@ from jaxdiff.codecs.pixels import Pixels
 from jaxdiff.codecs.protocol import Shape
 from jaxdiff.codecs.tiling import Tiles, by_slices, by_tiles
 from jaxdiff.errors import UserError, expect, finite, one_of, positive
-from jaxdiff.typing import Array, Keys, Params, Stored, Weights
+from jaxdiff.trees import with_dtype
+from jaxdiff.typing import Array, Keys, Params, Stored, Weights, dtype_of
 
 NAME = "autoencoder"
 """The name of the network among a task's frozen networks."""
@@ -89,7 +90,8 @@ class Latent(Pixels):
         return FrozenDict({NAME: self.weights})
 
     def frozen_shapes(self) -> Mapping[str, Params]:
-        return {NAME: parameter_shapes(self.network)}
+        shapes, dtype = parameter_shapes(self.network), dtype_of(self.weights)
+        return {NAME: jax.eval_shape(lambda tree: with_dtype(tree, dtype), shapes)}
 
     def data_shape(self, stored_shape: Shape) -> Shape:
         height, width, channels = super().data_shape(stored_shape)

@@ -55,7 +55,7 @@ def estimate(
     mesh = mesh_of(experiment.mesh, devices)
     rows, accumulation = _rows(experiment, mesh), experiment.accumulation
     optimizer, untrained = experiment.optimizer.make(experiment.steps), experiment.optimizer.frozen
-    state: Any = abstract_state(task, optimizer, mesh, len(experiment.ema.extra_emas()), untrained)
+    state: Any = abstract_state(task, optimizer, mesh, experiment.ema.count, untrained)
     own, rest = abstract_params(task, mesh, untrained)
     networks = task.frozen_shapes()
     trained, frozen = _shapes(own), Frozen(networks, _shapes(rest))

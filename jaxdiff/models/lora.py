@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxdiff.errors import UserError, expect, finite, positive
+from jaxdiff.models.group_norm import statistics_dtype
 from jaxdiff.models.layers import HIGHEST
 from jaxdiff.trees import matches, some_of
 from jaxdiff.typing import Array, Key, Params
@@ -164,6 +165,9 @@ class Lora:
                 "Fix: use the model that they were trained for"
             )
         change = jnp.einsum(kind.product, factors["down"], factors["up"], precision=HIGHEST)
+        kernel = kernel.astype(
+            statistics_dtype(kernel)
+        )  # half precision would round small changes to nothing
         changed = kernel + self.factor * change.astype(kernel.dtype)
         if "magnitude" not in factors:
             return changed

@@ -63,7 +63,7 @@ def first_state(
     if any("tokens" in _channels(after, name, shape) for name in new):
         added += READERS
     layouts = layout(other), layout(experiment)
-    optimizer, extra_emas = experiment.optimizer.make(experiment.steps), len(experiment.ema.extra_emas())
+    optimizer, emas = experiment.optimizer.make(experiment.steps), experiment.ema.count
 
     def make(old: Params) -> tuple[TrainState, Params]:
         fresh = nn.meta.unbox(init_params(task, experiment.seed))
@@ -71,10 +71,10 @@ def first_state(
             old, fresh, zero_initialised, layouts, added, start.fresh, tuple(task.frozen)
         )
         trained, untrained = split(params, patterns)
-        return begin(task, optimizer, trained, extra_emas), untrained
+        return begin(task, optimizer, trained, emas), untrained
 
     abstract = (
-        abstract_state(task, optimizer, mesh, extra_emas, patterns),
+        abstract_state(task, optimizer, mesh, emas, patterns),
         abstract_params(task, mesh, patterns)[1],
     )
     state, untrained = jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))(

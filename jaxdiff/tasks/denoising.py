@@ -16,7 +16,7 @@ from jaxdiff.codecs.protocol import Codec, KnownShapes, Shape
 from jaxdiff.conditioning.continuous import Continuous
 from jaxdiff.data.sources import LABEL, LOSS_WEIGHT
 from jaxdiff.denoiser import Denoiser
-from jaxdiff.errors import UserError, expect
+from jaxdiff.errors import UserError, expect, one_of
 from jaxdiff.models.lora import Lora
 from jaxdiff.process import gaussian, time_sampling
 from jaxdiff.process.per_example import mean_per_example
@@ -25,7 +25,7 @@ from jaxdiff.tasks.augmentation import FIELD, Augmentation
 from jaxdiff.tasks.masking import LossMask
 from jaxdiff.tasks.objectives import LossInputs, Objective, WeightedError
 from jaxdiff.tasks.protocols import TaskContext
-from jaxdiff.trees import branch_at
+from jaxdiff.trees import branch_at, with_dtype
 from jaxdiff.typing import Array, Batch, Data, Float, Key, Metrics, Params, Times, Weights
 
 
@@ -47,6 +47,8 @@ class DenoisingTask:
         as ``conditioner/parts_text``, to the origin of its parameters.
       lora: low-rank changes of kernels in `pretrained` modules, which are trained; None for no changes.
       mask: the pixels of each image whose error counts; None for all of them.
+      param_dtype: the type in which trained parameters with two axes or more are stored, with their average:
+        "float32", or "bfloat16", which `training.rounding` updates. Layers compute in their own `dtype` either way.
 
     The loss of an example is multiplied by its field `LOSS_WEIGHT`, if the data have it.
     """
@@ -62,11 +64,13 @@ class DenoisingTask:
     pretrained: Mapping[str, Weights] = FrozenDict()
     lora: Lora | None = None
     mask: LossMask | None = None
+    param_dtype: str = "float32"
 
     def __post_init__(self):
         object.__setattr__(
             self, "pretrained", FrozenDict(self.pretrained)
         )  # hashable: tasks are static under jit
+        one_of(self, "param_dtype", ("float32", "bfloat16"))
         shape = self.codec.data_shape(tuple(self.image_shape))
         object.__setattr__(self, "denoiser", self.denoiser.for_images(tuple(self.image_shape), shape))
         self.objective.check(self.denoiser, self.time_sampler)
@@ -171,7 +175,8 @@ class DenoisingTask:
 
     def _pretrained_shapes(self) -> dict[str, Params]:
         fresh = jax.eval_shape(lambda: nn.meta.unbox(self._init_all(jax.random.key(0))))
-        return {path: branch_at(fresh, path.split("/")) for path in self.pretrained}
+        return {path: pretrained.held(branch_at(fresh, path.split("/")), origin)
+                for path, origin in self.pretrained.items()}  # fmt: skip
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Initial parameters, each boxed with the logical names of its axes.
@@ -182,7 +187,8 @@ class DenoisingTask:
           UserError: `pretrained` names no module, or `lora` kernels that are trained themselves.
         """
         every = self._init_all(key)
-        return pretrained.trained_part(every, self.pretrained, self.lora, jax.random.fold_in(key, 0))
+        trained = pretrained.trained_part(every, self.pretrained, self.lora, jax.random.fold_in(key, 0))
+        return with_dtype(trained, self.param_dtype)
 
     def _init_all(self, key: Key[Array, ""]) -> Params:
         conditioner = self.denoiser.conditioner

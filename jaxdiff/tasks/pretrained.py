@@ -7,8 +7,8 @@ from flax import linen as nn
 
 from jaxdiff.errors import UserError, expect
 from jaxdiff.models.lora import Lora
-from jaxdiff.trees import with_branch, without_branch
-from jaxdiff.typing import Array, Key, Params
+from jaxdiff.trees import with_branch, with_dtype, without_branch
+from jaxdiff.typing import Array, Key, Params, Weights, dtype_of
 
 LORA = "lora"
 """The name of the factors of `DenoisingTask.lora` among the trained parameters."""
@@ -45,6 +45,11 @@ def full_params(
     for path in modules:
         params = with_branch(params, path.split("/"), frozen[path])
     return params if lora is None else lora.merged(without_branch(params, [LORA]), params[LORA])
+
+
+def held(shapes: Params, origin: Weights) -> Params:
+    """The shapes of a network's parameters, in the types in which the device holds them."""
+    return jax.eval_shape(lambda tree: with_dtype(tree, dtype_of(origin)), shapes)
 
 
 def check(path: str, expected: Params, found: Params) -> None:

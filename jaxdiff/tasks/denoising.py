@@ -237,7 +237,7 @@ class DenoisingTask:
         self, params: Params, context: TaskContext, examples: dict, key: Key[Array, ""], train: bool
     ) -> tuple[Float[Array, "batch"], Metrics]:
         """The objective for each of the examples of `draw`, times its importance and its own weight."""
-        params = self.full_params(params, context.frozen)
+        params = pretrained.full_params(params, context.frozen, self.pretrained, self.lora, train=True)
         process = self.denoiser.process_of(params)
         x_0, noise, u = examples["x_0"], examples["noise"], examples["u"]
         t = self.time_sampler.quantile(u, process)

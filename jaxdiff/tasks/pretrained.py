@@ -39,12 +39,19 @@ def trained_part(every: Params, modules: Iterable[str], lora: Lora | None, key: 
 
 
 def full_params(
-    params: Params, frozen: Mapping[str, Params], modules: Iterable[str], lora: Lora | None
+    params: Params,
+    frozen: Mapping[str, Params],
+    modules: Iterable[str],
+    lora: Lora | None,
+    train: bool = False,
 ) -> Params:
-    """All parameters of the denoiser: the trained ones with those of pretrained modules, changed by `lora`."""
+    """All parameters of the denoiser: the trained ones with those of pretrained modules, changed by `lora`.
+
+    `train` is that of `Lora.merged`.
+    """
     for path in modules:
         params = with_branch(params, path.split("/"), frozen[path])
-    return params if lora is None else lora.merged(without_branch(params, [LORA]), params[LORA])
+    return params if lora is None else lora.merged(without_branch(params, [LORA]), params[LORA], train)
 
 
 def held(shapes: Params, origin: Weights) -> Params:

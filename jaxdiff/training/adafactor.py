@@ -2,19 +2,22 @@
 
 import dataclasses
 import math
+from typing import Any
 
+import jax
 import optax
 
 from jaxdiff.errors import between, expect, positive
 from jaxdiff.training.optimizer import Constant, Schedule, are_weights
+from jaxdiff.typing import Params
 
 
 @dataclasses.dataclass(frozen=True)
 class Adafactor:
     """Adafactor: squared gradients averaged over rows and over columns, and no momentum (Shazeer & Stern 2018).
 
-    The averages begin with the first gradient and become ever longer, ``1 - step^-decay_power``. The last two axes by
-    size count as rows and columns, if both are at least `min_factored`; smaller arrays have an average for each number.
+    The averages begin with the first gradient and become ever longer, ``1 - step^-decay_power``. A kernel counts as a
+    matrix, see `matrix_shape`. If its sides are less than `min_factored`, each number has an average of its own.
     An update of root mean square 1 has the size of the learning rate, which is about Adam's.
 
     Attributes:
@@ -23,7 +26,7 @@ class Adafactor:
         the learning rate is then a relative one.
       decay_power: of the averages, in (0, 1).
       update_clip: bound of the root mean square of the update of an array, before the learning rate; None for no bound.
-      min_factored: smallest sides of arrays whose averages are factored.
+      min_factored: smallest sides of matrices whose averages are factored.
       eps: added to squared gradients.
       weight_decay: as in `AdamW`.
       clip_norm, frozen: as in `AdamW`.
@@ -64,4 +67,32 @@ class Adafactor:
         if self.weight_decay:
             chain.append(optax.add_decayed_weights(self.weight_decay, are_weights))
         rate = self.schedule(self.learning_rate, total_steps)
-        return optax.chain(*chain, optax.scale_by_learning_rate(rate))
+        return of_matrices(optax.chain(*chain, optax.scale_by_learning_rate(rate)))
+
+
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape as a matrix: its first axes are the rows and the others the columns, as near to a square as possible.
+
+    So the projections of all heads are one matrix, and so are the weights of all pixels of a convolution.
+    """
+    if len(shape) <= 2:
+        return shape
+    cuts = [(math.prod(shape[:cut]), math.prod(shape[cut:])) for cut in range(1, len(shape))]
+    return max(cuts, key=min)
+
+
+def of_matrices(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`inner` on all arrays as matrices."""
+
+    def init(params: Params) -> Any:
+        return inner.init(_matrices(params))
+
+    def update(updates: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
+        found, state = inner.update(_matrices(updates), state, _matrices(params))
+        return jax.tree.map(lambda new, old: new.reshape(old.shape), found, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _matrices(tree: Params) -> Params:
+    return jax.tree.map(lambda leaf: leaf.reshape(matrix_shape(leaf.shape)), tree)

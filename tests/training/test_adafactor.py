@@ -9,7 +9,7 @@ import pytest
 from jaxdiff.config import build, from_json, spec, to_json
 from jaxdiff.cost import memory
 from jaxdiff.errors import UserError
-from jaxdiff.training.adafactor import Adafactor
+from jaxdiff.training.adafactor import Adafactor, matrix_shape
 from jaxdiff.training.optimizer import Cosine, Optimizer
 from jaxdiff.training.state import abstract_state
 from tests.training import toy
@@ -37,23 +37,30 @@ def test_it_is_an_optimizer():
     assert isinstance(Adafactor(), Optimizer)
 
 
+def matrices(tree):
+    return {**tree, "kernel": tree["kernel"].reshape(72, 12)}
+
+
 @pytest.mark.parametrize("relative", [False, True])
-def test_without_decay_it_is_that_of_optax(relative):
+def test_without_decay_it_is_that_of_optax_on_matrices(relative):
     ours = Adafactor(0.01, Cosine(), relative, decay_power=0.7, min_factored=8).make(10)
     rate = Cosine()(0.01, 10)
     theirs = optax.adafactor(rate, 8, decay_rate=0.7, multiply_by_parameter_scale=relative)
-    for a, b in zip(jax.tree.leaves(updates(ours)), jax.tree.leaves(updates(theirs)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-6)
+    state = theirs.init(matrices(PARAMS))
+    for found, gradient in zip(updates(ours), GRADIENTS, strict=True):
+        expected, state = theirs.update(matrices(gradient), state, matrices(PARAMS))
+        for name, update in matrices(found).items():
+            np.testing.assert_allclose(update, expected[name], rtol=1e-6)
 
 
 def test_the_first_update_of_a_matrix_is_the_papers():
-    """Algorithm 4 at step 1: ``G / sqrt(R C / mean(R))`` with R and C the means of G^2, for axes of 12 and 8."""
+    """Algorithm 4 at step 1: ``G / sqrt(R C / mean(R))`` with R and C the means of G^2 over columns and rows."""
     ours = Adafactor(1.0, update_clip=None, min_factored=8).make(1)
-    gradient = np.asarray(GRADIENTS[0]["kernel"], np.float64)
-    rows, columns = (np.mean(gradient**2, axis=axis, keepdims=True) for axis in (3, 2))
-    expected = -gradient / np.sqrt(rows * columns / np.mean(rows, axis=2, keepdims=True))
+    gradient = np.asarray(matrices(GRADIENTS[0])["kernel"], np.float64)
+    rows, columns = (np.mean(gradient**2, axis=axis, keepdims=True) for axis in (1, 0))
+    expected = -gradient / np.sqrt(rows * columns / np.mean(rows))
     found = updates(ours)[0]
-    np.testing.assert_allclose(found["kernel"], expected, rtol=1e-5)
+    np.testing.assert_allclose(matrices(found)["kernel"], expected, rtol=1e-5)
     np.testing.assert_allclose(found["bias"], -np.sign(GRADIENTS[0]["bias"]), rtol=1e-5)
 
 
@@ -69,6 +76,20 @@ def test_weight_decay_is_decoupled_and_scaled_by_the_rate():
         decayed["kernel"] - plain["kernel"], -0.01 * 0.5 * PARAMS["kernel"], rtol=1e-3, atol=1e-7
     )
     np.testing.assert_array_equal(decayed["bias"], plain["bias"])
+
+
+@pytest.mark.parametrize(
+    ("shape", "matrix"),
+    [
+        ((12,), (12,)),
+        ((7, 5), (7, 5)),
+        ((3, 3, 320, 640), (2880, 640)),  # a convolution
+        ((1280, 3, 20, 64), (1280, 3840)),  # queries, keys and values of 20 heads
+        ((20, 64, 1280), (1280, 1280)),  # the projection behind the heads
+    ],
+)
+def test_a_kernel_is_a_matrix_near_to_a_square(shape, matrix):
+    assert matrix_shape(shape) == matrix
 
 
 def test_its_state_is_a_row_and_a_column_for_each_matrix():
@@ -92,6 +113,13 @@ def test_sharded_it_learns_the_same():
     many, _ = toy.train(4, mesh=toy.mesh(8, fsdp=8), optimizer=adafactor, task=toy.WIDE)
     for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(many.params), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_its_state_is_laid_out_on_a_mesh_with_a_tensor_axis():
+    """The names of the axes of a kernel do not fit its rows and columns."""
+    mesh = toy.mesh(8, fsdp=2, tensor=4)
+    for leaf in jax.tree.leaves(abstract_state(toy.WIDE, Adafactor().make(10), mesh)):
+        leaf.sharding.shard_shape(leaf.shape)
 
 
 def test_config_round_trip_and_mistakes():

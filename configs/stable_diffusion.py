@@ -51,7 +51,7 @@ from jaxdiff.models.blocks import ResidualMiddle
 from jaxdiff.models.clip_text import ClipTextEncoder
 from jaxdiff.models.interface import BlockOptions
 from jaxdiff.models.joined_encoder import JoinedEncoder
-from jaxdiff.models.lora import ATTENTION, Lora
+from jaxdiff.models.lora import Lora
 from jaxdiff.models.spatial_transformer import SpatialTransformer
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.time_sampling import UniformSteps
@@ -65,6 +65,11 @@ from jaxdiff.training.transfer import InitFrom
 
 LORA = "_lora"
 """The ending of variants that train factors of low rank."""
+
+ATTENTION = tuple(
+    f"network/*/{name}" for name in ("query_key_value", "attention_out", "query", "key_value", "cross_out")
+)
+"""The projections of the U-Net's self- and cross-attention."""
 
 CLIP_L = ClipTextEncoder(width=768, layers=12, heads=12)
 OPEN_CLIP_H = ClipTextEncoder(width=1024, layers=23, heads=16, activation="gelu")
@@ -140,8 +145,7 @@ def with_lora(config: ConfigDict, model: Model) -> ConfigDict:
     config.task.pretrained = {**config.task.pretrained, **unet}
     for weights in (config.task.codec.weights, *config.task.pretrained.values()):
         weights.dtype = "float16"
-    targets = tuple(f"network/{each}" for each in ATTENTION)
-    config.task.lora = spec(Lora, rank=16, targets=targets, dtype=config.task.denoiser.network.dtype)
+    config.task.lora = spec(Lora, rank=16, targets=ATTENTION, dtype=config.task.denoiser.network.dtype)
     config.optimizer = spec(AdamW, learning_rate=1e-4, schedule=spec(Constant, warmup_steps=100))
     config.ema = spec(Ema, decay=0.99)
     config.init_from = None

@@ -285,8 +285,11 @@ def test_config_fits_together_in_shape_on_a_mesh(name):
     state = abstract_state(task, optimizer, mesh, emas)
     for leaf in jax.tree.leaves(state):
         leaf.sharding.shard_shape(leaf.shape)  # raises unless it divides
-    split = [leaf for leaf in jax.tree.leaves(state.params) if not leaf.sharding.is_fully_replicated]
-    assert sum(leaf.size for leaf in split) > 0.8 * size(state.params)
+    large = [
+        leaf for leaf in jax.tree.leaves(state.params) if leaf.size >= partitioning.FSDP_FLOOR
+    ]  # factors of LoRA are small
+    split = [leaf for leaf in large if not leaf.sharding.is_fully_replicated]
+    assert sum(leaf.size for leaf in split) >= 0.8 * sum(leaf.size for leaf in large)
 
     image = jax.ShapeDtypeStruct((rows, *task.image_shape), jnp.uint8)
     if sampled:

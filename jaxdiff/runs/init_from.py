@@ -1,5 +1,6 @@
 """Fine-tuning: the initial state of a run from the parameters of another run."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +26,7 @@ from jaxdiff.training.partition import split
 from jaxdiff.training.state import abstract_params, abstract_state, begin, init_params
 from jaxdiff.training.step import TrainState
 from jaxdiff.trees import merge, paths
-from jaxdiff.typing import Params
+from jaxdiff.typing import Params, TypedWeights, Weights
 
 CLOSE = 1e-2
 """Relative difference between the models that rounding may cause, also in bfloat16."""
@@ -54,7 +55,8 @@ def first_state(
     task = experiment.sampled
     other, old = _other_run(start, mesh)
     before, after = other.sampled.denoiser.conditioner, task.denoiser.conditioner
-    other_networks = load(other.task.frozen, mesh, epath.Path(start.workdir).expanduser())
+    origins = {name: _held_in(start.dtype, origin) for name, origin in other.task.frozen.items()}
+    other_networks = load(origins, mesh, epath.Path(start.workdir).expanduser())
     full_old = other.sampled.full_params(old, other_networks)
     shape, patterns = task.data_shape, experiment.optimizer.frozen
     new = [name for name in after.conditions if name not in before.conditions]
@@ -148,6 +150,12 @@ def _other_run(start: transfer.InitFrom, mesh: jax.sharding.Mesh) -> tuple[Exper
     other: Any = configs.build(read_model_config(start.workdir), packages=("jaxdiff", *start.packages))
     field = "ema" if start.ema else "params"
     return other, restore_params(other, start.workdir, mesh, start.step, field, flag="init_from.workdir")
+
+
+def _held_in(dtype: str, weights: Weights) -> Weights:
+    """Weights that the device holds in this type, if they have a type."""
+    typed: Any = weights
+    return dataclasses.replace(typed, dtype=dtype) if isinstance(weights, TypedWeights) else weights
 
 
 def _difference(

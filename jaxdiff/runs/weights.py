@@ -22,7 +22,7 @@ from jaxdiff.interop.tensors import read_tensors
 from jaxdiff.runs.stages import read_model_config
 from jaxdiff.runs.workdir import FROZEN
 from jaxdiff.tasks.protocols import Sampleable
-from jaxdiff.trees import dtype_in, some_of
+from jaxdiff.trees import HALF, dtype_in, some_of
 from jaxdiff.typing import Params, Weights, dtype_of
 
 RECORD = "frozen.json"
@@ -30,10 +30,6 @@ RECORD = "frozen.json"
 
 UNET, TEXT, AUTOENCODER = (f"{FROZEN}/{name}.safetensors" for name in ("unet", "text_encoder", "autoencoder"))
 """Files of parameters in the run's folder, named by our paths and in the precision of the published ones."""
-
-
-DTYPES = ("float32", "bfloat16", "float16")
-"""Types in which the device can hold parameters."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +55,7 @@ class RunWeights:
     dtype: str = "float32"
 
     def __post_init__(self):
-        one_of(self, "dtype", DTYPES)
+        one_of(self, "dtype", ("float32", *HALF))
 
     def read(self) -> Params:
         from jaxdiff.runs.restore import (
@@ -98,7 +94,7 @@ class FileWeights:
     dtype: str = "float32"
 
     def __post_init__(self):
-        one_of(self, "dtype", DTYPES)
+        one_of(self, "dtype", ("float32", *HALF))
 
     def read(self) -> Params:
         return _module(unflatten_dict(self.arrays(), sep="/"), self.module)

@@ -14,12 +14,14 @@ from jaxdiff.errors import UserError
 from jaxdiff.generation.generator import Generator
 from jaxdiff.models.lora import Lora
 from jaxdiff.runs.restore import restore_params
+from jaxdiff.runs.start import prepare
 from jaxdiff.runs.weights import FileWeights, RunWeights, load
 from jaxdiff.runs.workdir import read_config
 from jaxdiff.train import train
 from jaxdiff.training.adafactor import Adafactor
 from jaxdiff.training.ema import NoEma
 from jaxdiff.training.state import init_params
+from jaxdiff.training.transfer import InitFrom
 from jaxdiff.trees import paths
 from tests.commands import DIGITS, TINY
 from tests.training.toy import mesh
@@ -68,15 +70,33 @@ def test_only_kernels_and_tables_are_held_in_half_precision(file):
         FileWeights(str(file), dtype="int8")
 
 
-def test_lora_of_a_network_in_its_files_precision_is_that_of_float32_bit_by_bit(file, tmp_path):
-    runs = {}
-    for dtype in ("float32", "float16"):
-        folder = str(tmp_path / dtype)
-        train(lora_on(file, dtype), folder, source=SOURCE)
-        runs[dtype] = restore_params(build(read_config(folder)), folder, mesh())
-    for a, b in zip(*map(jax.tree.leaves, runs.values()), strict=True):
+@pytest.fixture(scope="module")
+def adapted(file, tmp_path_factory):
+    """Two runs with LoRA, on the same network in two types."""
+    folders = {dtype: str(tmp_path_factory.mktemp("runs") / dtype) for dtype in ("float32", "float16")}
+    return {
+        folder: train(lora_on(file, dtype), folder, source=SOURCE).params for dtype, folder in folders.items()
+    }
+
+
+def test_lora_of_a_network_in_its_files_precision_is_that_of_float32_bit_by_bit(adapted):
+    factors = [restore_params(build(read_config(folder)), folder, mesh()) for folder in adapted]
+    for a, b in zip(*map(jax.tree.leaves, factors), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert any(np.any(array != 0) for name, array in paths(runs["float16"]).items() if name.endswith("up"))
+    assert any(np.any(array != 0) for name, array in paths(factors[1]).items() if name.endswith("up"))
+
+
+def test_a_run_in_bfloat16_begins_as_another_run_whose_files_are_held_in_float16(adapted, tmp_path):
+    start, params = next(iter(adapted.items()))
+    begun = config(2)
+    begun.task.param_dtype = "bfloat16"
+    begun.init_from = spec(InitFrom, workdir=start, dtype="float16")
+    experiment = build(begun)
+    prepare(experiment, tmp_path, mesh())
+    found = paths(restore_params(experiment, str(tmp_path), mesh()))
+    for name, array in paths(params).items():
+        half = array.ndim >= 2
+        np.testing.assert_array_equal(found[name], array.astype(jnp.bfloat16 if half else jnp.float32))
 
 
 def stored_in_bfloat16(steps):

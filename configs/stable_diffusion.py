@@ -7,6 +7,8 @@ sdxl     2,567,463,684  123,060,480 + 694,659,840  1024 x 1024  noise
 refiner  2,259,526,660  694,659,840                1024 x 1024  noise
 inpaint  859,535,364    123,060,480                512 x 512    noise; masked images
 
+sd15_lora, sd21_lora and sdxl_lora train factors of low rank in the attention of the U-Net, which itself is frozen.
+
 The autoencoder has 83,653,863. It and the text encoders are not trained: their files are those of the run that
 `jaxdiff.convert` has made, runs/VARIANT. Training starts from its U-Net.
 Hardware and time: not run here; docs/stable_diffusion.md has estimates.
@@ -15,6 +17,7 @@ Data: a folder of images with a .txt file of captions next to each.
 
     python -m jaxdiff.convert --from stable-diffusion-v1-5 --workdir runs/sd15
     python -m jaxdiff.train --config configs/stable_diffusion.py:sd15 --workdir runs/sd15_tuned
+    python -m jaxdiff.train --config configs/stable_diffusion.py:sd15_lora --workdir runs/sd15_lora
 """
 
 import dataclasses
@@ -48,16 +51,25 @@ from jaxdiff.models.blocks import ResidualMiddle
 from jaxdiff.models.clip_text import ClipTextEncoder
 from jaxdiff.models.interface import BlockOptions
 from jaxdiff.models.joined_encoder import JoinedEncoder
+from jaxdiff.models.lora import Lora
 from jaxdiff.models.spatial_transformer import SpatialTransformer
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.time_sampling import UniformSteps
-from jaxdiff.runs.weights import AUTOENCODER, FileWeights
+from jaxdiff.runs.weights import AUTOENCODER, UNET, FileWeights
 from jaxdiff.runs.weights import TEXT as TEXT_FILE
 from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.training.ema import Ema
 from jaxdiff.training.optimizer import AdamW, Constant
 from jaxdiff.training.transfer import InitFrom
+
+LORA = "_lora"
+"""The ending of variants that train factors of low rank."""
+
+ATTENTION = tuple(
+    f"network/*/{name}" for name in ("query_key_value", "attention_out", "query", "key_value", "cross_out")
+)
+"""The projections of the U-Net's self- and cross-attention."""
 
 CLIP_L = ClipTextEncoder(width=768, layers=12, heads=12)
 OPEN_CLIP_H = ClipTextEncoder(width=1024, layers=23, heads=16, activation="gelu")
@@ -116,11 +128,33 @@ VARIANTS = {
     ),
     "inpaint": dataclasses.replace(SD15, image=MaskedImage()),
 }  # fmt: skip
+VARIANTS |= {f"{name}{LORA}": VARIANTS[name] for name in ("sd15", "sd21", "sdxl")}
 
 
 def get_config(variant: str = "sd15") -> ConfigDict:
     expect(variant in VARIANTS, "variant", variant, f"one of {', '.join(VARIANTS)}", "choose one of these")
-    model, run = VARIANTS[variant], f"runs/{variant}"
+    config = fine_tuning(VARIANTS[variant], f"runs/{variant.removesuffix(LORA)}")
+    return with_lora(config, VARIANTS[variant]) if variant.endswith(LORA) else config
+
+
+def with_lora(config: ConfigDict, model: Model) -> ConfigDict:
+    """The same run, of which nothing but factors is trained; everything else is held in float16."""
+    run = config.init_from.workdir
+    modules = ["network", "conditioner/noise", *(["conditioner/mapping"] if model.sizes else [])]
+    unet = {module: spec(FileWeights, path=f"{run}/{UNET}", module=module) for module in modules}
+    config.task.pretrained = {**config.task.pretrained, **unet}
+    for weights in (config.task.codec.weights, *config.task.pretrained.values()):
+        weights.dtype = "float16"
+    config.task.lora = spec(Lora, rank=16, targets=ATTENTION, dtype=config.task.denoiser.network.dtype)
+    config.optimizer = spec(AdamW, learning_rate=1e-4, schedule=spec(Constant, warmup_steps=100))
+    config.ema = spec(Ema, decay=0.99)
+    config.init_from = None
+    config.steps, config.batch_size = 2000, 1
+    return config
+
+
+def fine_tuning(model: Model, run: str) -> ConfigDict:
+    """A run that begins as the one in the folder `run`."""
     family, text = FAMILIES[model.family], text_of(model, run)
     scheduler = {**family.scheduler, "prediction_type": model.prediction}
     conditions = {"text": text, **model.sizes, **({"source": model.image} if model.image else {})}

@@ -243,12 +243,12 @@ def _store(experiment: "Experiment", config: Any, params: Any, workdir: str) -> 
     from jaxdiff.training.state import abstract_state, begin
 
     task, mesh, patterns = experiment.task, experiment.mesh.make(), experiment.optimizer.frozen
-    optimizer, extra_emas = experiment.optimizer.make(experiment.steps), len(experiment.ema.extra_emas())
+    optimizer, emas = experiment.optimizer.make(experiment.steps), experiment.ema.count
     trained, untrained = split(params, patterns)
-    state = abstract_state(task, optimizer, mesh, extra_emas, patterns)
+    state = abstract_state(task, optimizer, mesh, emas, patterns)
     check_space(epath.Path(workdir).expanduser() / "checkpoints", (state, untrained), 1)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    make_state = jax.jit(lambda params: begin(task, optimizer, params, extra_emas), out_shardings=shardings)
+    make_state = jax.jit(lambda params: begin(task, optimizer, params, emas), out_shardings=shardings)
     with lock(workdir):
         run = init_workdir(config, workdir)
         if untrained:

@@ -128,6 +128,14 @@ def evaluate(
     return report
 
 
+def held_out_loss(experiment: "Experiment", generator: "Generator") -> dict[str, float]:
+    """The loss of a trained model on the test data by band of noise, as an experiment with `held_out_loss` logs it."""
+    loss, data = experiment.held_out_loss, experiment.test_data
+    assert loss is not None  # guaranteed by the caller
+    assert data is not None  # guaranteed by an experiment with a held-out loss
+    return loss(experiment.sampled, generator.params, data.stored(), generator.mesh, generator.frozen)
+
+
 def _with_classes(experiment: "Experiment", workdir: str | os.PathLike[str]) -> "Experiment":
     """The experiment with the labels of the run's class table in its data."""
     from jaxdiff.runs import classes

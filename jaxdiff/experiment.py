@@ -15,6 +15,7 @@ from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.sources import LABEL
 from jaxdiff.distributed.mesh import MeshShape
 from jaxdiff.errors import UserError, between, expect, positive
+from jaxdiff.evaluation.held_out import HeldOutLoss
 from jaxdiff.evaluation.protocols import Evaluator, PredictionEvaluator
 from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.tasks.protocols import Predictive, Sampleable
@@ -43,6 +44,7 @@ class Experiment:
       recipes: recipes by the names under which ``--sampler`` finds them, see `jaxdiff.sampling.names.plain`; for other
         names it is the sampler's class.
       evaluation: what is measured during training, at its end and by `jaxdiff.evaluate`; None for nothing.
+      held_out_loss: the loss on the test data, logged during training; None for none. It needs no samples.
       init_from: another run whose parameters this one starts from; None for fresh ones.
       mesh: how devices share the work.
       seed: of initialisation, data order and every random draw.
@@ -62,6 +64,7 @@ class Experiment:
     sampling: Recipe | None = None
     test_data: Pipeline | None = None
     evaluation: Evaluator | PredictionEvaluator | None = None
+    held_out_loss: HeldOutLoss | None = None
     init_from: InitFrom | None = None
     mesh: MeshShape = MeshShape()
     seed: int = 0
@@ -81,6 +84,7 @@ class Experiment:
         between(self, "seed", 0, 2**32 - 1)
         expect(self.evaluation is None or self.test_data is not None, "test_data", self.test_data,
                "held-out examples for the evaluation", "give test_data, or evaluation=None")  # fmt: skip
+        self._check_held_out_loss()
         check_accumulation(self.task, self.accumulation)
         self._check_use_of_samples("sample_every")
         if isinstance(self.evaluation, PredictionEvaluator):
@@ -89,6 +93,15 @@ class Experiment:
             expect(predicts, "evaluation", self.evaluation, "a task with predictions", fix, kind)
         else:
             self._check_use_of_samples("evaluation")
+
+    def _check_held_out_loss(self) -> None:
+        if self.held_out_loss is None:
+            return
+        fix, loss = "give test_data, or held_out_loss=None", self.held_out_loss
+        expect(self.test_data is not None, "test_data", None, "held-out examples for the loss", fix)
+        fix, kind = "use such a task, or held_out_loss=None", type(self.task).__name__
+        samples = self.sampling is not None and isinstance(self.task, Sampleable)
+        expect(samples, "held_out_loss", loss, "a task with samples and a recipe", fix, kind)
 
     def _check_use_of_samples(self, field: str) -> None:
         """Raise `UserError` where a field needs samples, and images, of a task that gives none."""

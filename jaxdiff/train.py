@@ -188,7 +188,7 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | Predictor | N
 
     def model(state: Any) -> Generator | Predictor | None:
         """The trained model with its EMA; None for a task that neither makes samples nor predicts."""
-        params = merge(state.ema, frozen.params)
+        params = merge(state.sampled, frozen.params)
         if isinstance(experiment.task, Predictive):
             return Predictor(experiment.task, params, frozen.networks, mesh)
         if experiment.sampling is None:
@@ -284,8 +284,8 @@ def _prototypes(experiment: "Experiment") -> "Sequence[Example]":
 def _hooks(
     experiment: "Experiment", workdir: Any, model: "Callable[[Any], Any]", conditions: Any
 ) -> "list[Hook]":
-    """What happens at intervals in training: samples, and the evaluation."""
-    from jaxdiff.evaluate import evaluate
+    """What happens at intervals in training: samples, the held-out loss, and the evaluation."""
+    from jaxdiff.evaluate import evaluate, held_out_loss
     from jaxdiff.generation import preview
     from jaxdiff.training.loop import Hook
 
@@ -300,7 +300,13 @@ def _hooks(
         report = evaluate(experiment, model(state), workdir)
         return {**report.scalars, "evaluation": report.figure}
 
+    def measure_loss(state: Any, step: int) -> dict:
+        """The loss on the test data."""
+        return held_out_loss(experiment, model(state))
+
     hooks = [Hook(experiment.sample_every, draw_samples)] if experiment.sample_every else []
+    if experiment.held_out_loss is not None:
+        hooks.append(Hook(experiment.held_out_loss.every, measure_loss))
     if experiment.evaluation is not None and experiment.evaluation.every:
         hooks.append(Hook(experiment.evaluation.every, evaluate_during_training))
     return hooks

@@ -11,9 +11,13 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxdiff.errors import expect
 from jaxdiff.typing import Params
+
+HALF = ("bfloat16", "float16")
+"""Names of the types of half precision."""
 
 SHOWN = 8
 """Paths that an error lists."""
@@ -58,6 +62,22 @@ def some_of(names: Any) -> str:
     listed = list(names)
     rest = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
     return ", ".join(listed[:SHOWN]) + rest
+
+
+def with_dtype(tree: Params, dtype: Any) -> Params:
+    """The tree with its floats of two axes or more, kernels and tables, in this type; float32 means at least that.
+
+    Those of fewer axes stay in float32: gains, biases and frequencies are few, and norms compute with them.
+    """
+    return jax.tree.map(lambda leaf: leaf.astype(dtype_in(leaf, dtype)), tree)
+
+
+def dtype_in(leaf: Any, dtype: Any) -> Any:
+    """The type of an array in a tree of this type, see `with_dtype`."""
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return leaf.dtype
+    half = len(leaf.shape) >= 2 and dtype in HALF
+    return jnp.dtype(dtype) if half else jnp.promote_types(leaf.dtype, jnp.float32)
 
 
 def branch_at(tree: Params, path: Sequence[str]) -> Params:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt8
+from jaxtyping import Array, BFloat16, Bool, Float, Float32, Int, Key, Shaped, UInt8
 from numpy import ndarray
 
 Data = Float[Array, "batch *data"]
@@ -59,10 +59,29 @@ class Weights(Protocol):
         ...
 
 
+@runtime_checkable
+class TypedWeights(Weights, Protocol):
+    """Weights that say in which type the device holds them.
+
+    Attributes:
+      dtype: the type of arrays with two axes or more, such as kernels: "float32", "bfloat16" or "float16". The others
+        are float32.
+    """
+
+    @property
+    def dtype(self) -> str: ...
+
+
+def dtype_of(weights: Weights) -> str:
+    """The type in which the device holds weights: float32 unless they say so."""
+    return weights.dtype if isinstance(weights, TypedWeights) else "float32"
+
+
 Metrics = dict[str, Any]
 
 __all__ = [
     "Array",
+    "BFloat16",
     "Batch",
     "Bool",
     "Bytes",
@@ -71,6 +90,7 @@ __all__ = [
     "Features",
     "Fields",
     "Float",
+    "Float32",
     "Images",
     "Int",
     "Key",
@@ -81,5 +101,7 @@ __all__ = [
     "Scalar",
     "Stored",
     "Times",
+    "TypedWeights",
     "Weights",
+    "dtype_of",
 ]

@@ -281,12 +281,15 @@ def test_config_fits_together_in_shape_on_a_mesh(name):
     task = experiment.task.for_shapes() if sampled else experiment.task
     networks = task.frozen_shapes() if sampled else {}
     mesh = MeshShape(data=2, fsdp=2, tensor=2).make()
-    optimizer, extra_emas = experiment.optimizer.make(experiment.steps), len(experiment.ema.extra_emas())
-    state = abstract_state(task, optimizer, mesh, extra_emas)
+    optimizer, emas = experiment.optimizer.make(experiment.steps), experiment.ema.count
+    state = abstract_state(task, optimizer, mesh, emas)
     for leaf in jax.tree.leaves(state):
         leaf.sharding.shard_shape(leaf.shape)  # raises unless it divides
-    split = [leaf for leaf in jax.tree.leaves(state.params) if not leaf.sharding.is_fully_replicated]
-    assert sum(leaf.size for leaf in split) > 0.8 * size(state.params)
+    large = [
+        leaf for leaf in jax.tree.leaves(state.params) if leaf.size >= partitioning.FSDP_FLOOR
+    ]  # factors of LoRA are small
+    split = [leaf for leaf in large if not leaf.sharding.is_fully_replicated]
+    assert sum(leaf.size for leaf in split) >= 0.8 * sum(leaf.size for leaf in large)
 
     image = jax.ShapeDtypeStruct((rows, *task.image_shape), jnp.uint8)
     if sampled:

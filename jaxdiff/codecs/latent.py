@@ -14,7 +14,8 @@ from jaxdiff.codecs.pixels import Pixels
 from jaxdiff.codecs.protocol import Shape
 from jaxdiff.codecs.tiling import Tiles, by_slices, by_tiles
 from jaxdiff.errors import UserError, expect, finite, one_of, positive
-from jaxdiff.typing import Array, Keys, Params, Stored, Weights
+from jaxdiff.trees import with_dtype
+from jaxdiff.typing import Array, Keys, Params, Stored, Weights, dtype_of
 
 NAME, STATISTICS = "autoencoder", "latent_statistics"
 """The names of the network and of measured statistics among a task's frozen networks."""
@@ -95,7 +96,8 @@ class Latent(Pixels):
     def frozen_shapes(self) -> Mapping[str, Params]:
         channels = jax.ShapeDtypeStruct((self.network.latent_channels,), jnp.float32)
         measured = {} if self.statistics is None else {STATISTICS: {"mean": channels, "std": channels}}
-        return {NAME: parameter_shapes(self.network), **measured}
+        shapes, dtype = parameter_shapes(self.network), dtype_of(self.weights)
+        return {NAME: jax.eval_shape(lambda tree: with_dtype(tree, dtype), shapes), **measured}
 
     def data_shape(self, stored_shape: Shape) -> Shape:
         height, width, channels = super().data_shape(stored_shape)

@@ -13,6 +13,7 @@ from jaxdiff.conditioning.label import LabelCondition
 from jaxdiff.conditioning.nulls import Null
 from jaxdiff.embeddings import Embeddings
 from jaxdiff.errors import expect, positive
+from jaxdiff.models.group_norm import statistics_dtype
 from jaxdiff.models.layers import HIGHEST, Dense, embedding_init
 from jaxdiff.typing import Array, Bool, Float
 
@@ -178,7 +179,7 @@ class ClassLabel(LabelCondition):
     ) -> Embeddings:
         shape = (self.num_classes, self.width)
         table: Any = self.param("table", embedding_init(1 / self.scale), shape)
-        table = table if self.scale == 1 else self.scale * table
+        table = table if self.scale == 1 else self.scale * table.astype(statistics_dtype(table))
         vectors = rows_of_classes(table, values)
         vectors = nulls.replace_dropped(self, self.null, vectors, drop, embedding_init())
         if self.bias:
@@ -189,11 +190,12 @@ class ClassLabel(LabelCondition):
 def rows_of_classes(
     table: Float[Array, "classes width"], labels: Int[Array, "batch"] | Float[Array, "batch classes"]
 ) -> Float[Array, "batch width"]:
-    """The row of each class, or the weighted sums of rows. A label out of range gives NaN."""
+    """The row of each class, or the weighted sums of rows, in float32 at least. A label out of range gives NaN."""
     if labels.ndim == 1:
         # NaN, never another class: -1 would read the last row.
         rows = jnp.where(labels < 0, table.shape[0], labels)
-        return jnp.take(table, rows, axis=0, mode="fill", fill_value=jnp.nan)
+        found = jnp.take(table, rows, axis=0, mode="fill", fill_value=jnp.nan)
+        return found.astype(statistics_dtype(found))
     return jnp.matmul(labels, table, precision=HIGHEST)
 
 

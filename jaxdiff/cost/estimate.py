@@ -55,7 +55,7 @@ def estimate(
     mesh = mesh_of(experiment.mesh, devices)
     rows, accumulation = _rows(experiment, mesh), experiment.accumulation
     optimizer, untrained = experiment.optimizer.make(experiment.steps), experiment.optimizer.frozen
-    state: Any = abstract_state(task, optimizer, mesh, len(experiment.ema.extra_emas()), untrained)
+    state: Any = abstract_state(task, optimizer, mesh, experiment.ema.count, untrained)
     own, rest = abstract_params(task, mesh, untrained)
     networks = task.frozen_shapes()
     trained, frozen = _shapes(own), Frozen(networks, _shapes(rest))
@@ -218,12 +218,10 @@ def _drawing(task: Any, params: Any, frozen: Frozen, rows: int) -> ClosedJaxpr:
 
 def _draw_inputs(task: Any, params: Any, frozen: Frozen, rows: int) -> tuple[Any, Context, Any]:
     """The shapes of a batch, a context and a key."""
-    conditioner = task.denoiser.conditioner
-    fields = jax.eval_shape(lambda: conditioner.stored_example(rows, task.data_shape))
-    stored = jax.eval_shape(lambda: task.codec.example(rows, tuple(task.image_shape)))
+    batch = jax.eval_shape(lambda: task.stored_example(rows))
     step, state = jax.eval_shape(lambda: jnp.int32(0)), jax.eval_shape(task.init_task_state)
     context = Context(step, params, frozen.networks, state)
-    return {**fields, task.data_field: stored}, context, jax.eval_shape(lambda: jax.random.key(0))
+    return batch, context, jax.eval_shape(lambda: jax.random.key(0))
 
 
 def _decoding(task: Any, networks: Any) -> ClosedJaxpr:

@@ -8,6 +8,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, Literal
 
 from jaxdiff.cost.operations import programs_in
+from jaxdiff.training.rounding import wide
 from jaxdiff.training.step import TrainState
 
 
@@ -20,7 +21,7 @@ class Memory:
       ema: all averages of the parameters, exactly.
       optimizer: optimizer state, step and task state, exactly.
       batch: examples of this step and of the next, with their noise and times.
-      gradients: split like the parameters; counted twice with accumulation, where micro-batches are summed.
+      gradients: split like the parameters; with accumulation also the sum over micro-batches, in float32.
       activations: values that one micro-batch keeps for its backward pass.
       gathered: the largest weight, gathered, with its gradient; 0 unless FSDP splits weights.
       update: new values that wait for the check that all are finite, after the activations are freed.
@@ -76,11 +77,11 @@ def of_step(
         ema=shard_bytes((state.ema, state.extra_emas)),
         optimizer=shard_bytes((state.opt_state, state.step, state.task_state)),
         batch=examples,
-        gradients=parameters * (2 if accumulation > 1 else 1),
+        gradients=parameters + (_wide_bytes(state.params) if accumulation > 1 else 0),
         activations=activations,
         gathered=2 * largest if split else 0,
         # XLA keeps between none and all of the proposed state; docs/plan.md has the measurements.
-        update=2 * parameters,
+        update=parameters + shard_bytes(state.ema),
         frozen=shard_bytes(frozen),
         drawing=drawing,
     )
@@ -119,6 +120,12 @@ def shard_bytes(tree: Any) -> int:
     """Bytes on one device of arrays or shapes that have shardings."""
     leaves = jax.tree.leaves(tree)
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def _wide_bytes(tree: Any) -> int:
+    """`shard_bytes` of the same arrays, those in half precision as float32."""
+    leaves = jax.tree.leaves(tree)
+    return sum(shard_bytes(leaf) // leaf.dtype.itemsize * wide(leaf.dtype).itemsize for leaf in leaves)
 
 
 def _peak(jaxpr: Any, free: set[Any]) -> int:

@@ -141,16 +141,16 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Any]:
 
 
 def read_image(
-    path: Path, name: str, channels: Literal[1, 3], background: tuple[int, int, int], max_pixels: int
+    path: Path, name: str, channels: int, background: tuple[int, int, int], max_pixels: int
 ) -> UInt8[np.ndarray, "height width channels"]:
-    """Read an image file as upright grey or RGB, uint8; see `decode`.
+    """Read an image file as upright grey or RGB, perhaps with alpha, uint8; see `decode`.
 
     Transparent pixels show `background`, palettes become colours, and CMYK is converted without a colour profile.
 
     Args:
       path: the file.
       name: name of the file in errors.
-      channels: 1 for grey, 3 for RGB.
+      channels: 1 for grey, 3 for RGB; 2 and 4 for the same and alpha, with the colours of transparent pixels.
       background: colour behind transparent pixels.
       max_pixels: most pixels to decode.
 

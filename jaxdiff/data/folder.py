@@ -6,16 +6,18 @@ import dataclasses
 import hashlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from jaxdiff.data import captions as caption_files
+from jaxdiff.data import loss_masks
 from jaxdiff.data.captions import Captions
 from jaxdiff.data.classes import natural
 from jaxdiff.data.decoding import FORMATS, MAX_PIXELS, Fit, Unreadable, read_image, size_of, square
+from jaxdiff.data.loss_masks import ALPHA, joined
 from jaxdiff.data.sources import Example
 from jaxdiff.errors import UserError, between, expect, positive
 
@@ -50,6 +52,9 @@ class ImageFolder:
       file_column: column of the file's path, relative to the folder.
       text_column: column of the caption.
       fit: resizing method, see `decoding.square`.
+      masks: source of the field `mask`, bytes [size, size, 1] for `jaxdiff.tasks.masking.LossMask`. None; "alpha" for
+        the images' alpha, and then their colours are those of the file without `background`; or another folder, with a
+        grey image of the same name and size for each image.
       background: colour behind transparent pixels, red, green and blue from 0 to 255.
       broken: "error" to stop at an unreadable file, or "skip" to use the next readable one instead.
       max_broken: fraction of unreadable files above which "skip" stops too.
@@ -68,6 +73,7 @@ class ImageFolder:
     file_column: str = "file_name"
     text_column: str = "text"
     fit: Fit = "halving"
+    masks: str | None = None
     background: tuple[int, int, int] = (255, 255, 255)
     broken: Literal["error", "skip"] = "error"
     max_broken: float = 0.001
@@ -103,7 +109,8 @@ class ImageFolder:
         chosen = [file for file in files if self.split in ("all", _split(file, self.test_fraction))]
         classes = self._classes(files)
         captions = None if self.captions is None else self._captions(root, files, chosen)
-        return FolderExamples(self, root, tuple(chosen), classes, captions)
+        masks = {} if self.masks in (None, ALPHA) else loss_masks.of_files(str(self.masks), chosen)
+        return FolderExamples(self, root, tuple(chosen), classes, captions, masks)
 
     def files(self, root: Path) -> list[str]:
         """The image files of all splits, by their paths relative to the folder `root`."""
@@ -157,6 +164,8 @@ class ImageFolder:
             digest.update(_head(examples.root / file))
         for file in examples.files if examples.captions is not None else ():
             digest.update(repr((examples.captions or {})[file]).encode(errors="surrogatepass"))
+        for mask in examples.masks.values():
+            digest.update(_name_bytes(mask.name) + f"\0{mask.stat().st_size}\0".encode())
         counts = collections.Counter(map(_class_of, examples.files)) if self.label == "folder" else {}
         return {"files": len(examples), "classes": dict(sorted(counts.items())), "sha256": digest.hexdigest()}
 
@@ -170,6 +179,7 @@ class FolderExamples:
       files: paths relative to `root`, in order.
       classes: class names in the order of their labels; None without labels.
       captions: the captions of each file; None without captions.
+      masks: the file of each file's mask; empty without such files.
       image_shape: (size, size, channels), with None for a size that varies.
       num_classes: number of classes; None without labels.
       broken: files skipped so far.
@@ -182,9 +192,10 @@ class FolderExamples:
         files: tuple[str, ...],
         classes: tuple[str, ...] | None,
         captions: Captions | None,
+        masks: Mapping[str, Path],
     ):
         self.source, self.root, self.files, self.classes = source, root, files, classes
-        self.captions = captions
+        self.captions, self.masks = captions, masks
         self.image_shape = (source.size, source.size, source.channels)
         self.num_classes = None if classes is None else len(classes)
         self.broken: set[str] = set()
@@ -222,8 +233,10 @@ class FolderExamples:
         while image is None:
             index = (index + 1) % len(self.files)
             image = self._read(self.files[index])
-        file = self.files[index]
-        example = {"image": image, "index": np.array(index, np.int32)}
+        file, channels = self.files[index], self.source.channels
+        example = {"image": image[..., :channels], "index": np.array(index, np.int32)}
+        if self.source.masks is not None:
+            example["mask"] = image[..., channels:]
         if self.classes is not None:
             example["label"] = np.array(self._numbers[_class_of(file)])
         if self.captions is not None:
@@ -252,10 +265,12 @@ class FolderExamples:
             return 0, 0
 
     def _read(self, file: str) -> np.ndarray | None:
-        """The image of a file, or None if it is skipped."""
+        """The image of a file, with its mask as the last channel if there are masks; None if it is skipped."""
         source = self.source
+        channels, limit = source.channels + (source.masks == ALPHA), source.max_pixels
         try:
-            image = read_image(self.root / file, file, source.channels, source.background, source.max_pixels)
+            image = read_image(self.root / file, file, channels, source.background, limit)
+            image = joined(image, file, self.masks[file], limit) if self.masks else image
         except UserError as error:
             if source.broken == "error":
                 raise UserError(f"{error}, or use broken='skip'") from None

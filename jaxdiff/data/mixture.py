@@ -1,6 +1,7 @@
 """Mixtures of data sources with fixed weights."""
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from jaxdiff.data.buckets import sizes_of
 from jaxdiff.data.classes import Names, names_of, relabelled
 from jaxdiff.data.interleaving import locate
 from jaxdiff.data.pipeline import Examples, Source, contents_of, fingerprint_of
-from jaxdiff.data.sources import Example
+from jaxdiff.data.sources import LOSS_WEIGHT, Example
 from jaxdiff.errors import UserError, expect
 
 
@@ -24,16 +25,21 @@ class Mixture:
     Attributes:
       sources: sources whose examples have the same fields. Their classes are those of the first, matched by name.
       weights: relative frequency of each source; None for frequencies in proportion to their sizes.
+      loss_weights: weight of each source's examples in the loss, their field `LOSS_WEIGHT`; None for no such field.
     """
 
     sources: tuple[Source, ...]
     weights: tuple[float, ...] | None = None
+    loss_weights: tuple[float, ...] | None = None
 
     def __post_init__(self):
         count = len(self.sources)
         expect(count > 0, "sources", self.sources, "at least one source", "give one")
         fits = self.weights is None or (len(self.weights) == count and min(self.weights) > 0)
         expect(fits, "weights", self.weights, f"{count} numbers > 0", "give one for each source, or None")
+        given = self.loss_weights
+        fits = given is None or (len(given) == count and all(0 <= weight < math.inf for weight in given))
+        expect(fits, "loss_weights", given, f"{count} numbers >= 0", "give one for each source, or None")
 
     @property
     def name(self) -> str:
@@ -114,8 +120,10 @@ class MixtureExamples:
     def __getitem__(self, index: int) -> Example:
         origin, position = locate(index, self._counts)
         part = self._parts[origin]
-        example = part[position % len(part)]
-        return {**example, "index": np.array(index, np.int32), "origin": np.array(origin, np.int32)}
+        example = {**part[position % len(part)], "index": np.array(index, np.int32)}
+        if self._source.loss_weights is not None:
+            example[LOSS_WEIGHT] = np.array(self._source.loss_weights[origin], np.float32)
+        return {**example, "origin": np.array(origin, np.int32)}
 
     def sizes(self) -> np.ndarray:
         """Height and width of each image, int [n, 2]."""

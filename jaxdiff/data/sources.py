@@ -29,6 +29,9 @@ int32 and further fields."""
 LABEL = "label"
 """The field of class numbers; `Examples.num_classes` is about it."""
 
+LOSS_WEIGHT = "loss_weight"
+"""The field of float32 weights of the examples in the loss."""
+
 EMBEDDED = {
     "digits": "jaxdiff.data.digits:Digits",
     "photos": "jaxdiff.data.photos:Photos",

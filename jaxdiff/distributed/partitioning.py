@@ -68,12 +68,13 @@ def partition(
 
     Args:
       shape: shape of the array.
-      names: logical names of the axes; may be empty.
+      names: logical names of the axes. They mean nothing unless there is one for each axis, as in optimizer states
+        whose arrays have fewer axes than the parameters.
       mesh_shape: number of devices by mesh axis.
       fsdp_floor: smallest number of elements that FSDP splits.
     """
     spec: list[str | None] = [None] * len(shape)
-    for i, name in enumerate(names):
+    for i, name in enumerate(names if len(names) == len(shape) else ()):
         axis = AXIS_RULES.get(name or "")
         # an axis that does not divide (three colours over four devices) is not split
         if axis and axis not in spec and mesh_shape[axis] > 1 and shape[i] % mesh_shape[axis] == 0:

@@ -47,9 +47,10 @@ def embedding_init(std: float = 1.0) -> Callable:
 def look_up(
     table: Float[Array, "rows channels"], ids: Int[Array, "batch length"]
 ) -> Float[Array, "batch length channels"]:
-    """Rows of a table by their ids. An id out of range becomes NaN, never another row: -1 would be the last."""
-    rows = jnp.where(ids < 0, table.shape[0], ids)
-    return jnp.take(table, rows, axis=0, mode="fill", fill_value=jnp.nan)
+    """Rows of a table by their ids, in float32 at least. An id out of range becomes NaN, never another row."""
+    rows = jnp.where(ids < 0, table.shape[0], ids)  # -1 would be the last row
+    found = jnp.take(table, rows, axis=0, mode="fill", fill_value=jnp.nan)
+    return found.astype(statistics_dtype(found))
 
 
 class Dense(nn.Module):

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxdiff.errors import UserError, expect, finite, positive
+from jaxdiff.errors import UserError, expect, finite, one_of, positive
+from jaxdiff.models.group_norm import statistics_dtype
 from jaxdiff.models.layers import HIGHEST
-from jaxdiff.trees import check_patterns, matches
+from jaxdiff.trees import HALF, check_patterns, dtype_in, matches
 from jaxdiff.typing import Array, Key, Params
 
 ATTENTION = ("*/query_key_value", "*/query", "*/key_value", "*/out", "*/attention_out", "*/cross_out")
@@ -70,6 +71,8 @@ class Lora:
         which no gradient flows (Liu et al. 2024, section 4.3), and multiplied by the trained one.
       scale: multiplies the change. At 0 the model is the one before training, bit for bit; with `dora` the trained
         norms stay, as in PEFT.
+      dtype: the type of changed kernels in training. They exist all at once, with their gradients. The network's own
+        type, "bfloat16", halves their memory and changes nothing, since layers round kernels to it anyway.
     """
 
     rank: int = 8
@@ -77,8 +80,10 @@ class Lora:
     targets: tuple[str, ...] = ("network/*",)
     dora: bool = False
     scale: float = 1.0
+    dtype: str = "float32"
 
     def __post_init__(self):
+        one_of(self, "dtype", ("float32", *HALF))
         positive(self, "rank", "alpha")
         finite(self, "scale")
         fix = "name kernels, such as 'network/*'"
@@ -131,23 +136,25 @@ class Lora:
             found["magnitude"] = jnp.ones([1 if axis in kind.inputs else n for axis, n in enumerate(shape)])
         return found
 
-    def merged(self, params: Params, factors: Params) -> Params:
+    def merged(self, params: Params, factors: Params, train: bool = False) -> Params:
         """The parameters with their changes.
 
         Args:
           params: a tree that has the kernels.
           factors: of `init`. ``magnitude`` counts in norms of the kernels before training, so it begins at 1.
+          train: whether changed kernels have `dtype`; else they are float32 at least.
 
         Raises:
           UserError: a kernel is not there, or has another shape.
         """
         flat: dict[str, Any] = dict(flatten_dict(params, sep="/"))
         for path, own in by_kernel(factors).items():
-            flat[path] = self.changed(path, flat.get(path), own)
+            changed = self.changed(path, flat.get(path), own)
+            flat[path] = changed.astype(dtype_in(changed, self.dtype)) if train else changed
         return unflatten_dict(flat, sep="/")
 
     def changed(self, path: str, kernel: Array | None, factors: Mapping[str, Array]) -> Array:
-        """A kernel with its change."""
+        """A kernel with its change, in float32 at least."""
         kind = kind_of(factors)
         shape = None if kernel is None else tuple(kernel.shape)
         fits = shape is not None and {
@@ -159,6 +166,9 @@ class Lora:
                 "Fix: use the model that they were trained for"
             )
         change = jnp.einsum(kind.product, factors["down"], factors["up"], precision=HIGHEST)
+        kernel = kernel.astype(
+            statistics_dtype(kernel)
+        )  # half precision would round small changes to nothing
         changed = kernel + self.factor * change.astype(kernel.dtype)
         if "magnitude" not in factors:
             return changed

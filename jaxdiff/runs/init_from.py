@@ -1,5 +1,6 @@
 """Fine-tuning: the initial state of a run from the parameters of another run."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -28,7 +29,7 @@ from jaxdiff.training.partition import split
 from jaxdiff.training.state import abstract_params, abstract_state, begin, init_params
 from jaxdiff.training.step import TrainState
 from jaxdiff.trees import merge, paths
-from jaxdiff.typing import Params
+from jaxdiff.typing import Params, TypedWeights, Weights
 
 CLOSE = 1e-2
 """Relative difference between the models that rounding may cause, also in bfloat16."""
@@ -57,7 +58,8 @@ def first_state(
     task = experiment.sampled
     other, old = _other_run(start, mesh)
     before, after = other.sampled.denoiser.conditioner, task.denoiser.conditioner
-    other_networks = load(other.task.frozen, mesh, epath.Path(start.workdir).expanduser())
+    origins = {name: _held_in(start.dtype, origin) for name, origin in other.task.frozen.items()}
+    other_networks = load(origins, mesh, epath.Path(start.workdir).expanduser())
     full_old = other.sampled.full_params(old, other_networks)
     shape, patterns = task.data_shape, experiment.optimizer.frozen
     new = [name for name in after.conditions if name not in before.conditions]
@@ -68,7 +70,7 @@ def first_state(
         added += READERS
     added += new_controls.own_modules(controls)
     layouts = layout(other), layout(experiment)
-    optimizer, extra_emas = experiment.optimizer.make(experiment.steps), len(experiment.ema.extra_emas())
+    optimizer, emas = experiment.optimizer.make(experiment.steps), experiment.ema.count
 
     def make(old: Params) -> tuple[TrainState, Params]:
         fresh = nn.meta.unbox(init_params(task, experiment.seed))
@@ -77,10 +79,10 @@ def first_state(
             old, fresh, zero_initialised, layouts, added, start.fresh, tuple(task.frozen)
         )
         trained, untrained = split(params, patterns)
-        return begin(task, optimizer, trained, extra_emas), untrained
+        return begin(task, optimizer, trained, emas), untrained
 
     abstract = (
-        abstract_state(task, optimizer, mesh, extra_emas, patterns),
+        abstract_state(task, optimizer, mesh, emas, patterns),
         abstract_params(task, mesh, patterns)[1],
     )
     state, untrained = jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))(
@@ -158,6 +160,12 @@ def _other_run(start: transfer.InitFrom, mesh: jax.sharding.Mesh) -> tuple[Exper
     other: Any = configs.build(read_model_config(start.workdir), packages=("jaxdiff", *start.packages))
     field = "ema" if start.ema else "params"
     return other, restore_params(other, start.workdir, mesh, start.step, field, flag="init_from.workdir")
+
+
+def _held_in(dtype: str, weights: Weights) -> Weights:
+    """Weights that the device holds in this type, if they have a type."""
+    typed: Any = weights
+    return dataclasses.replace(typed, dtype=dtype) if isinstance(weights, TypedWeights) else weights
 
 
 def _difference(

@@ -33,6 +33,7 @@ def restore_params(
       step: of the checkpoint; the latest if None.
       flag: where the folder was given, for errors.
     """
+    field = "params" if experiment.ema.count == 0 else field
     untrained = experiment.optimizer.frozen
     folder = epath.Path(workdir).expanduser()
     stored = has_untrained(folder)

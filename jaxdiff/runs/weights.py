@@ -16,14 +16,14 @@ from jaxdiff import config as configs
 from jaxdiff.data.text_files import read_json, read_text
 from jaxdiff.distributed import partitioning
 from jaxdiff.distributed.first_process import in_first
-from jaxdiff.errors import UserError, expect
+from jaxdiff.errors import UserError, expect, one_of
 from jaxdiff.interop.files import release
 from jaxdiff.interop.tensors import read_tensors
 from jaxdiff.runs.stages import read_model_config
 from jaxdiff.runs.workdir import FROZEN
 from jaxdiff.tasks.protocols import Sampleable
-from jaxdiff.trees import some_of
-from jaxdiff.typing import Params, Weights
+from jaxdiff.trees import HALF, dtype_in, some_of
+from jaxdiff.typing import Params, Weights, dtype_of
 
 RECORD = "frozen.json"
 """The file in a run's folder that names the origin and the hash of every network that is not trained."""
@@ -42,6 +42,7 @@ class RunWeights:
       ema: take the EMA rather than the parameters after the last step.
       module: path of the module whose parameters are used, such as ``network``; all if empty.
       packages: packages, in addition to jaxdiff, whose classes the other run's config may build.
+      dtype: as in `FileWeights`.
     """
 
     places: ClassVar[tuple[str, ...]] = ("workdir",)
@@ -51,6 +52,10 @@ class RunWeights:
     ema: bool = True
     module: str = ""
     packages: tuple[str, ...] = ()
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        one_of(self, "dtype", ("float32", *HALF))
 
     def read(self) -> Params:
         from jaxdiff.runs.restore import (
@@ -74,17 +79,22 @@ class RunWeights:
 class FileWeights:
     """The parameters in a file of tensors (.safetensors, or PyTorch's) named by our own paths, ``block_0/conv/kernel``.
 
-    Half precision is kept in memory until `load` makes float32 of it, as all parameters are.
-
     Attributes:
       path: of the file. No code in it is run.
       module: path of the module whose parameters are used; all if empty.
+      dtype: the type in which the device holds arrays with two axes or more, whatever the file has: "float32", or
+        "bfloat16" or "float16" for half the memory. Layers compute in their own `dtype` either way. A file in float16
+        loses nothing in "float16".
     """
 
     places: ClassVar[tuple[str, ...]] = ("path",)
 
     path: str
     module: str = ""
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        one_of(self, "dtype", ("float32", *HALF))
 
     def read(self) -> Params:
         return _module(unflatten_dict(self.arrays(), sep="/"), self.module)
@@ -123,7 +133,7 @@ def load(
             in_first(lambda: write_record(weights, read, file))
         else:
             _compare(weights, read, file)
-    return {name: _placed(tree, mesh) for name, tree in read.items()}
+    return {name: _placed(tree, mesh, dtype_of(weights[name])) for name, tree in read.items()}
 
 
 def fingerprint(tree: Params) -> str:
@@ -180,17 +190,13 @@ def _read_record(file: epath.Path) -> Mapping[str, str | None]:
     return hashes
 
 
-def _float32(array: np.ndarray) -> np.ndarray:
-    """The array, in float32 if it is in half precision."""
-    half = array.dtype.name in ("float16", "bfloat16")
-    return array.astype(np.float32) if half else array
-
-
-def _placed(tree: Params, mesh: jax.sharding.Mesh) -> Params:
+def _placed(tree: Params, mesh: jax.sharding.Mesh, dtype: str) -> Params:
+    """The arrays on the mesh, in the types of `trees.with_dtype`."""
     shardings = partitioning.shardings(tree, mesh)
 
     def place(leaf: np.ndarray, sharding: Any) -> jax.Array:
-        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: _float32(leaf[index]))
+        held = dtype_in(leaf, dtype)
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index].astype(held))
 
     return jax.tree.map(place, nn.meta.unbox(tree), shardings)
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import FrozenDict
 
+from jaxdiff.data.sources import LOSS_WEIGHT
 from jaxdiff.data.text import Tokenizer
 from jaxdiff.errors import UserError, expect, positive
 from jaxdiff.models.clip_vision import clip_pixels
@@ -63,6 +64,9 @@ class ContrastiveTask:
         for name in (self.image_field, self.text_field):
             fix = "name the fields of images and of texts, and tokenize the texts in data.conditions"
             expect(name in example, "config.data", name, "a field of the examples", fix, ", ".join(example))
+        weighted = LOSS_WEIGHT in example
+        fix = "leave out loss_weights"
+        expect(not weighted, "config.data", LOSS_WEIGHT, "examples without weights in the loss", fix, "some")
         image = np.asarray(example[self.image_field])
         if image.dtype != np.uint8 or image.shape != tuple(self.image_shape):
             got = f"{image.dtype}{list(image.shape)}"

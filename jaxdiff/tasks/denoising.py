@@ -14,17 +14,18 @@ from jaxdiff.codecs.encoder import Encoder
 from jaxdiff.codecs.pixels import Pixels
 from jaxdiff.codecs.protocol import Codec, KnownShapes, Shape
 from jaxdiff.conditioning.continuous import Continuous
-from jaxdiff.data.sources import LABEL
+from jaxdiff.data.sources import LABEL, LOSS_WEIGHT
 from jaxdiff.denoiser import Denoiser
-from jaxdiff.errors import UserError, expect
+from jaxdiff.errors import UserError, expect, one_of
 from jaxdiff.models.lora import Lora
 from jaxdiff.process import gaussian, time_sampling
 from jaxdiff.process.per_example import mean_per_example
 from jaxdiff.tasks import consistency, pretrained
 from jaxdiff.tasks.augmentation import FIELD, Augmentation
+from jaxdiff.tasks.masking import LossMask
 from jaxdiff.tasks.objectives import LossInputs, Objective, WeightedError
 from jaxdiff.tasks.protocols import TaskContext
-from jaxdiff.trees import branch_at
+from jaxdiff.trees import branch_at, with_dtype
 from jaxdiff.typing import Array, Batch, Data, Float, Key, Metrics, Params, Times, Weights
 
 
@@ -45,6 +46,11 @@ class DenoisingTask:
       pretrained: networks inside the denoiser that are not trained: path of the module in the tree of parameters, such
         as ``conditioner/parts_text``, to the origin of its parameters.
       lora: low-rank changes of kernels in `pretrained` modules, which are trained; None for no changes.
+      mask: the pixels of each image whose error counts; None for all of them.
+      param_dtype: the type in which trained parameters with two axes or more are stored, with their average:
+        "float32", or "bfloat16", which `training.rounding` updates. Layers compute in their own `dtype` either way.
+
+    The loss of an example is multiplied by its field `LOSS_WEIGHT`, if the data have it.
     """
 
     denoiser: Denoiser
@@ -57,14 +63,19 @@ class DenoisingTask:
     data_field: str = "image"
     pretrained: Mapping[str, Weights] = FrozenDict()
     lora: Lora | None = None
+    mask: LossMask | None = None
+    param_dtype: str = "float32"
 
     def __post_init__(self):
         object.__setattr__(
             self, "pretrained", FrozenDict(self.pretrained)
         )  # hashable: tasks are static under jit
+        one_of(self, "param_dtype", ("float32", "bfloat16"))
         shape = self.codec.data_shape(tuple(self.image_shape))
         object.__setattr__(self, "denoiser", self.denoiser.for_images(tuple(self.image_shape), shape))
         self.objective.check(self.denoiser, self.time_sampler)
+        if self.mask is not None:
+            self.mask.check_task(self.objective, self.augmentation, tuple(self.image_shape), shape)
         if self.augmentation is not None:
             size = self.augmentation.size
             expect(
@@ -103,6 +114,8 @@ class DenoisingTask:
         expect(shape == tuple(self.image_shape), "config.task.image_shape", self.image_shape,
                f"the shape of the examples, {shape}", fix)  # fmt: skip
         consistency.check(self)
+        if self.mask is not None:
+            self.mask.check_example(example, tuple(self.image_shape))
         self._check_conditions(example, num_classes)
 
     def check_held_out(self, example: Mapping[str, Any], num_classes: int | None) -> None:
@@ -153,9 +166,17 @@ class DenoisingTask:
         read = {name: nn.meta.unbox(origin.read()) for name, origin in codec.frozen.items()}
         return {**jax.eval_shape(lambda: read), **self._pretrained_shapes()}
 
+    def stored_example(self, count: int) -> Batch:
+        """Placeholder of a batch as it is stored: the examples, their conditions and their masks."""
+        shape = tuple(self.image_shape)
+        fields = self.denoiser.conditioner.stored_example(count, self.data_shape)
+        masks = {} if self.mask is None else self.mask.stored_example(count, shape)
+        return {**fields, self.data_field: jnp.asarray(self.codec.example(count, shape)), **masks}
+
     def _pretrained_shapes(self) -> dict[str, Params]:
         fresh = jax.eval_shape(lambda: nn.meta.unbox(self._init_all(jax.random.key(0))))
-        return {path: branch_at(fresh, path.split("/")) for path in self.pretrained}
+        return {path: pretrained.held(branch_at(fresh, path.split("/")), origin)
+                for path, origin in self.pretrained.items()}  # fmt: skip
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Initial parameters, each boxed with the logical names of its axes.
@@ -166,7 +187,8 @@ class DenoisingTask:
           UserError: `pretrained` names no module, or `lora` kernels that are trained themselves.
         """
         every = self._init_all(key)
-        return pretrained.trained_part(every, self.pretrained, self.lora, jax.random.fold_in(key, 0))
+        trained = pretrained.trained_part(every, self.pretrained, self.lora, jax.random.fold_in(key, 0))
+        return with_dtype(trained, self.param_dtype)
 
     def _init_all(self, key: Key[Array, ""]) -> Params:
         conditioner = self.denoiser.conditioner
@@ -198,7 +220,11 @@ class DenoisingTask:
         conditioner, encoder = self.denoiser.conditioner, Encoder(self.codec, context.frozen)
         uniforms = time_sampling.uniforms(key_times, size, self.stratified)
         u, importance = self.time_sampler.choose(context.task_state, uniforms)
+        weights = {name: batch[name] for name in (LOSS_WEIGHT,) if name in batch}
+        if self.mask is not None:
+            weights["pixel_weights"] = self.mask.weights(batch, self.data_shape)
         return {
+            **weights,
             "x_0": x_0,
             "noise": jax.random.normal(key_noise, x_0.shape),
             "u": u,
@@ -210,8 +236,8 @@ class DenoisingTask:
     def loss(
         self, params: Params, context: TaskContext, examples: dict, key: Key[Array, ""], train: bool
     ) -> tuple[Float[Array, "batch"], Metrics]:
-        """The objective for each of the examples of `draw`, times its importance."""
-        params = self.full_params(params, context.frozen)
+        """The objective for each of the examples of `draw`, times its importance and its own weight."""
+        params = pretrained.full_params(params, context.frozen, self.pretrained, self.lora, train=True)
         process = self.denoiser.process_of(params)
         x_0, noise, u = examples["x_0"], examples["noise"], examples["u"]
         t = self.time_sampler.quantile(u, process)
@@ -237,9 +263,10 @@ class DenoisingTask:
             x_t,
             output,
             log_variance,
+            examples.get("pixel_weights"),
         )
         losses, metrics = self.objective(inputs)
-        return examples["importance"] * losses, metrics
+        return examples["importance"] * examples.get(LOSS_WEIGHT, 1.0) * losses, metrics
 
     def update_task_state(self, task_state: Any, examples: dict, losses: Float[Array, "batch"]) -> Any:
         """The history of losses after a step with these."""

@@ -27,6 +27,8 @@ class LossInputs:
       x_0, noise, x_t: data, noise, and their mixture, which the network saw.
       output: the network's own output.
       log_variance: the learned log-variance of the error at each time, for a denoiser with `uncertainty`.
+      pixel_weights: weights of the squared error of each pixel, with one channel for all; None for 1. See
+        `jaxdiff.tasks.masking`.
     """
 
     process: Process
@@ -39,16 +41,20 @@ class LossInputs:
     x_t: Data
     output: Output
     log_variance: Times | None = None
+    pixel_weights: Output | None = None
 
     def error(self, space: Parameterization | None = None) -> Data:
-        """Output minus target, in the target space of `space` if given, else in the network's own."""
+        """Output minus target, in the target space of `space` if given, else in the network's own.
+
+        It is multiplied by the root of `pixel_weights`, so that the squared error has these weights.
+        """
         value, _ = self.parameterization.split(self.output)
         target = prediction.target(self.parameterization, self.process, self.t, self.x_0, self.noise)
         error = value - target
-        if space is None:
-            return error
-        ratio = prediction.error_ratio(space, self.parameterization, self.process, self.t)
-        return error * gaussian.expand(ratio, error)
+        if space is not None:
+            ratio = prediction.error_ratio(space, self.parameterization, self.process, self.t)
+            error = error * gaussian.expand(ratio, error)
+        return error if self.pixel_weights is None else error * jnp.sqrt(self.pixel_weights)
 
     def prediction(self) -> Prediction:
         """The output decoded to predicted data and noise."""

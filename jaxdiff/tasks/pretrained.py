@@ -7,8 +7,8 @@ from flax import linen as nn
 
 from jaxdiff.errors import UserError, expect
 from jaxdiff.models.lora import Lora
-from jaxdiff.trees import with_branch, without_branch
-from jaxdiff.typing import Array, Key, Params
+from jaxdiff.trees import with_branch, with_dtype, without_branch
+from jaxdiff.typing import Array, Key, Params, Weights, dtype_of
 
 LORA = "lora"
 """The name of the factors of `DenoisingTask.lora` among the trained parameters."""
@@ -39,12 +39,24 @@ def trained_part(every: Params, modules: Iterable[str], lora: Lora | None, key: 
 
 
 def full_params(
-    params: Params, frozen: Mapping[str, Params], modules: Iterable[str], lora: Lora | None
+    params: Params,
+    frozen: Mapping[str, Params],
+    modules: Iterable[str],
+    lora: Lora | None,
+    train: bool = False,
 ) -> Params:
-    """All parameters of the denoiser: the trained ones with those of pretrained modules, changed by `lora`."""
+    """All parameters of the denoiser: the trained ones with those of pretrained modules, changed by `lora`.
+
+    `train` is that of `Lora.merged`.
+    """
     for path in modules:
         params = with_branch(params, path.split("/"), frozen[path])
-    return params if lora is None else lora.merged(without_branch(params, [LORA]), params[LORA])
+    return params if lora is None else lora.merged(without_branch(params, [LORA]), params[LORA], train)
+
+
+def held(shapes: Params, origin: Weights) -> Params:
+    """The shapes of a network's parameters, in the types in which the device holds them."""
+    return jax.eval_shape(lambda tree: with_dtype(tree, dtype_of(origin)), shapes)
 
 
 def check(path: str, expected: Params, found: Params) -> None:

@@ -87,6 +87,10 @@ class Sampleable(Protocol):
         """The trees of `frozen` as shapes."""
         ...
 
+    def stored_example(self, count: int) -> Batch:
+        """Placeholder of a batch of `count` examples as they are stored."""
+        ...
+
     def full_params(self, params: Params, frozen: Mapping[str, Params]) -> Params:
         """All parameters of the denoiser, from the trained ones and the trees of `frozen`."""
         ...

@@ -33,6 +33,23 @@ class EmaProfile:
         """Further averages to track during training, of other lengths. Samples are not drawn with them."""
         return ()
 
+    @property
+    def count(self) -> int:
+        """Number of averages, the one for samples included."""
+        return 1 + len(self.extra_emas())
+
+
+@dataclasses.dataclass(frozen=True)
+class NoEma(EmaProfile):
+    """No average, and no memory for it: samples are drawn with the parameters of the last step."""
+
+    def update(self, ema: Params, params: Params, step: Any) -> Params:
+        return ema
+
+    @property
+    def count(self) -> int:
+        return 0
+
 
 @dataclasses.dataclass(frozen=True)
 class Ema(EmaProfile):

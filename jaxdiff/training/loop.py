@@ -135,10 +135,9 @@ def run(
         if snapshots is not None:
             hooks = [Hook(ema.snapshot_every, snapshots.save), *hooks]
         layout = (task, optimizer, mesh)
-        extra_emas = len(ema.extra_emas())
-        abstract = abstract_state(*layout, extra_emas, untrained)
+        abstract = abstract_state(*layout, ema.count, untrained)
         found = checkpoints.newest(lambda step: checkpoints.restore(step, abstract))
-        start, state = found or (0, create_state(*layout, settings.seed, extra_emas, untrained, abstract))
+        start, state = found or (0, create_state(*layout, settings.seed, ema.count, untrained, abstract))
         if start > settings.steps:
             text = "steps=%d: nothing is left to train, since the newest intact checkpoint has step %d"
             _log.warning(text, settings.steps, start)

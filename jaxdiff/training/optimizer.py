@@ -143,7 +143,7 @@ class AdamW:
         """The optimizer of a run of `total_steps`."""
         rate = self.schedule(self.learning_rate, total_steps)
         adamw = optax.adamw(
-            rate, self.b1, self.b2, self.eps, weight_decay=self.weight_decay, mask=_are_weights
+            rate, self.b1, self.b2, self.eps, weight_decay=self.weight_decay, mask=are_weights
         )
         clip = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
         unit = [] if self.unit_weights is None else [keep_unit(self.unit_weights)]
@@ -184,5 +184,6 @@ def _names(path: Any, name: str) -> bool:
     return any(getattr(key, "key", None) == name for key in path)
 
 
-def _are_weights(params: Params) -> Any:
+def are_weights(params: Params) -> Any:
+    """True for the arrays that decay: those with at least two axes."""
     return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from jaxdiff.distributed import partitioning
 from jaxdiff.training.partition import split
+from jaxdiff.training.rounding import widened
 from jaxdiff.training.step import Task, TrainState
 from jaxdiff.typing import Params
 
@@ -28,23 +29,23 @@ def create_state(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     seed: int,
-    extra_emas: int = 0,
+    emas: int = 1,
     untrained: Sequence[str] = (),
     abstract: TrainState | None = None,
 ) -> TrainState:
     """The state at step 0, created sharded: no device ever holds all of a sharded state.
 
     Args:
-      extra_emas: EMAs in addition to the one for sampling.
+      emas: number of averages, the one for samples first; 0 for none, see `EmaProfile.count`.
       untrained: patterns of parameters that are not trained, which the state leaves out.
       abstract: the result of `abstract_state` for the same arguments, if it is known: tracing takes seconds.
     """
-    abstract = abstract or abstract_state(task, optimizer, mesh, extra_emas, untrained)
+    abstract = abstract or abstract_state(task, optimizer, mesh, emas, untrained)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
     def make() -> TrainState:
         trained, _ = split(init_params(task, seed), untrained)
-        return nn.meta.unbox(begin(task, optimizer, trained, extra_emas))
+        return nn.meta.unbox(begin(task, optimizer, trained, emas))
 
     return jax.jit(make, out_shardings=shardings)()
 
@@ -63,14 +64,14 @@ def abstract_state(
     task: Task,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
-    extra_emas: int = 0,
+    emas: int = 1,
     untrained: Sequence[str] = (),
 ) -> TrainState:
     """The shapes, types and shardings of the state, as `jax.ShapeDtypeStruct`s; nothing is computed."""
 
     def make() -> TrainState:
         trained, _ = split(init_params(task, 0), untrained)
-        return begin(task, optimizer, trained, extra_emas)
+        return begin(task, optimizer, trained, emas)
 
     boxed = jax.eval_shape(make)
     everywhere = jax.tree.map(lambda leaf: partitioning.replicated(mesh), boxed.task_state)
@@ -85,14 +86,15 @@ def abstract_params(task: Task, mesh: Mesh, untrained: Sequence[str] = ()) -> tu
     return trained, rest
 
 
-def begin(
-    task: Task, optimizer: optax.GradientTransformation, params: Params, extra_emas: int = 0
-) -> TrainState:
+def begin(task: Task, optimizer: optax.GradientTransformation, params: Params, emas: int = 1) -> TrainState:
     """The state at step 0 of a run that starts from these trained parameters."""
     # EMAs start as copies, since the step donates every array of the state.
-    ema, *more = (jax.tree.map(jnp.copy, params) for _ in range(1 + extra_emas))
-    step = jnp.zeros((), jnp.int32)
-    return TrainState(step, params, ema, optimizer.init(params), task.init_task_state(), tuple(more))
+    averages = [jax.tree.map(jnp.copy, params) for _ in range(emas)]
+    ema, step = averages[0] if averages else (), jnp.zeros((), jnp.int32)
+    opt_state = optimizer.init(
+        widened(params)
+    )  # float32: averages of squares in half precision would stand still
+    return TrainState(step, params, ema, opt_state, task.init_task_state(), tuple(averages[1:]))
 
 
 def _abstract(boxed: Any, shardings: Any) -> Any:

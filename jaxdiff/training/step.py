@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jaxdiff.distributed import partitioning
 from jaxdiff.errors import expect
 from jaxdiff.training.ema import EmaProfile
+from jaxdiff.training.rounding import rounded, wide, widened
 from jaxdiff.trees import merge
 from jaxdiff.typing import Metrics, Params, Weights
 
@@ -26,7 +27,7 @@ class TrainState:
 
     Attributes:
       step: optimizer steps so far.
-      params, ema, opt_state: trained parameters only.
+      params, ema, opt_state: trained parameters only. An `ema` without arrays means that there is no average.
       task_state: state of the task other than parameters, such as a history of losses.
       extra_emas: EMAs of other lengths than that of `ema`.
     """
@@ -37,6 +38,11 @@ class TrainState:
     opt_state: Any
     task_state: Any = ()
     extra_emas: Any = ()
+
+    @property
+    def sampled(self) -> Any:
+        """The trained parameters for samples: their average, or else themselves."""
+        return self.ema if jax.tree.leaves(self.ema) else self.params
 
 
 @struct.dataclass
@@ -132,6 +138,7 @@ def make_train_step(
     The gradient is the mean over `accumulation` micro-batches of every k-th example each. An update with a
     non-finite loss, gradient or result is skipped: parameters, EMAs, optimizer and task state stay as they were,
     only the step counts, and the metric `skipped` is 1. The decision is taken on the device, so all hosts agree.
+    Parameters and averages in bfloat16 are updated in float32 and rounded stochastically, see `training.rounding`.
 
     Raises:
       UserError: a loss that compares the examples of a batch, with accumulation.
@@ -139,8 +146,9 @@ def make_train_step(
     check_accumulation(task, accumulation)
 
     def train_step(state: TrainState, batch: Any, frozen: Frozen) -> tuple[TrainState, Metrics]:
-        draw_key, loss_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
-        context = Context(state.step, merge(state.ema, frozen.params), frozen.networks, state.task_state)
+        step_key = jax.random.fold_in(jax.random.key(seed), state.step)
+        draw_key, loss_key, rounding_key = jax.random.split(step_key, 3)
+        context = Context(state.step, merge(state.sampled, frozen.params), frozen.networks, state.task_state)
         examples = task.draw(batch, context, key=draw_key)
 
         def gradients(params: Params, examples: Any, key: Any) -> tuple[tuple[Metrics, Params], Any]:
@@ -153,14 +161,17 @@ def make_train_step(
             return ({**metrics, "loss": mean}, grads), losses
 
         (metrics, grads), losses = accumulate(gradients, accumulation)(state.params, examples, loss_key)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        wide, grads = widened(state.params), widened(grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, wide)
+        moved = optax.apply_updates(wide, updates)
         task_state = task.update_task_state(state.task_state, examples, losses)
-        pairs = zip(ema.extra_emas(), state.extra_emas, strict=True)
-        extra_emas = tuple(extra.update(average, params, state.step) for extra, average in pairs)
-        proposed = (params, ema.update(state.ema, params, state.step), opt_state, task_state, extra_emas)
+        averages = (state.ema, *state.extra_emas)
+        pairs = zip((ema, *ema.extra_emas()), widened(averages), strict=True)
+        exact = (moved, *(profile.update(average, moved, state.step) for profile, average in pairs))
+        params, average, *extra_emas = rounded(exact, (state.params, *averages), rounding_key)
+        proposed = (params, average, opt_state, task_state, tuple(extra_emas))
 
-        grad_norm, param_norm = optax.tree.norm(grads), optax.tree.norm(params)
+        grad_norm, param_norm = optax.tree.norm(grads), optax.tree.norm(moved)
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm) & jnp.isfinite(param_norm)
         before = (state.params, state.ema, state.opt_state, state.task_state, state.extra_emas)
         kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), proposed, before)
@@ -194,7 +205,7 @@ def accumulate(function: Callable[..., tuple[Any, Any]], parts: int) -> Callable
             return jax.tree.map(jnp.add, total, means), rows
 
         shape, _ = jax.eval_shape(function, params, jax.tree.map(lambda x: x[0], cut), key)
-        zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
+        zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, wide(leaf.dtype)), shape)
         total, rows = jax.lax.scan(add, zero, (jnp.arange(parts), cut))
         means = jax.tree.map(lambda x: x / parts, total)
         return means, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), rows)

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.errors import UserError
-from jaxdiff.trees import check_patterns, matches, paths, some_of
+from jaxdiff.errors import UserError, one_of
+from jaxdiff.trees import HALF, check_patterns, matches, paths, some_of
 from jaxdiff.typing import Params
 
 Layouts = tuple[Mapping[str, int], Mapping[str, int]]
@@ -33,6 +33,8 @@ class InitFrom:
       fresh: patterns of parameters that start as in a new run, or that only the other run has. With these, the new
         model may differ from the old one at step 0.
       packages: packages, in addition to jaxdiff, whose classes the other run's config may build.
+      dtype: the type in which the device holds the other run's files of parameters, such as those of a converted model,
+        until they are copied. "float16" takes half the memory.
     """
 
     workdir: str
@@ -40,6 +42,10 @@ class InitFrom:
     ema: bool = True
     fresh: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        one_of(self, "dtype", ("float32", *HALF))
 
 
 def transfer_params(

@@ -92,8 +92,8 @@ def test_branches_loops_and_calls_count_the_arrays_inside_them():
 @pytest.mark.parametrize("shape", [{}, {"fsdp": 8}, {"fsdp": 2, "tensor": 2}])
 def test_state_bytes_match_the_devices(shape):
     mesh = toy.mesh(8, **shape)
-    state = create_state(toy.WIDE, toy.ADAM, mesh, 0, extra_emas=1)
-    kept = memory.of_step(abstract_state(toy.WIDE, toy.ADAM, mesh, 1), 7, 1000, 1)
+    state = create_state(toy.WIDE, toy.ADAM, mesh, 0, emas=2)
+    kept = memory.of_step(abstract_state(toy.WIDE, toy.ADAM, mesh, 2), 7, 1000, 1)
 
     def held(tree):
         return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))

@@ -141,3 +141,18 @@ def test_blocks_survive_json():
     written = spec(Mixture, sources=(spec(Tfds, name="digits"), spec(Tfds, name="scenes")), weights=(1, 2))
     expected = Mixture((Tfds("digits"), Tfds("scenes")), (1.0, 2.0))
     assert build(from_json(to_json(written)), packages=("jaxdiff",)) == expected
+
+
+def test_each_source_has_its_weight_in_the_loss():
+    """DreamBooth's prior preservation: as many examples of the class as of the subject, with another weight."""
+    mixture = Mixture((Levels(0, 3), Levels(100, 50)), weights=(1.0, 1.0), loss_weights=(1.0, 0.25))
+    examples = mixture.open()
+    for i in range(len(examples)):
+        example = examples[i]
+        assert example["loss_weight"] == (1.0, 0.25)[int(example["origin"])]
+        assert example["loss_weight"].dtype == np.float32
+    batch = next(iter(Pipeline(mixture).batches(100, seed=0)))
+    assert np.isclose(np.mean(batch["loss_weight"]), 0.625)
+    assert "loss_weight" not in Mixture(mixture.sources).open()[0]
+    with pytest.raises(UserError, match=r"loss_weights=.*expected 2 numbers >= 0"):
+        Mixture(mixture.sources, loss_weights=(1.0, -1.0))

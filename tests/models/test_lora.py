@@ -88,6 +88,29 @@ def test_at_scale_0_every_bit_is_that_of_the_model():
     np.testing.assert_array_equal(run(lora.merged(params, random_factors(lora))), run(params))
 
 
+def test_changed_kernels_in_the_layers_own_type_train_the_same_bit_by_bit():
+    """And kernels that are held in half precision are those of float32, as far as half precision can hold them."""
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), nn.meta.unbox(boxed()))
+
+    def gradients(dtype, params):
+        lora = Lora(RANK, targets=("dense",), dtype=dtype)
+
+        def loss(factors):
+            kernel = lora.merged(params, factors, train=True)["dense"]
+            assert kernel["kernel"].dtype == dtype
+            return jnp.sum(
+                jnp.sin(Dense(5, dtype="bfloat16").apply({"params": kernel}, X @ jnp.ones((3, 6))))
+            )
+
+        return jax.grad(loss)(random_factors(lora))
+
+    wide = gradients("float32", half)
+    held = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), half)
+    for found in (gradients("bfloat16", half), gradients("bfloat16", held), gradients("float32", held)):
+        for path, gradient in paths(wide).items():
+            np.testing.assert_array_equal(paths(found)[path], gradient)
+
+
 def test_gradients_reach_up_first_and_then_down():
     lora = Lora(RANK, targets=EVERY)
     params, factors = nn.meta.unbox(boxed()), lora.init(boxed(), jax.random.key(0))

@@ -97,8 +97,8 @@ def test_a_run_continues_without_its_initial_run(old, tmp_path):
     with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.latest() == 0
         optimizer = experiment.optimizer.make(experiment.steps)
-        extra_emas = len(experiment.ema.extra_emas())
-        state = checkpoints.restore(0, abstract_state(experiment.task, optimizer, mesh, extra_emas))
+        emas = experiment.ema.count
+        state = checkpoints.restore(0, abstract_state(experiment.task, optimizer, mesh, emas))
     same(state.params, ema)
     assert int(state.step) == 0
     prepare(dataclasses.replace(experiment, init_from=None), tmp_path / "none", mesh)

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import numpy as np
 
 from jaxdiff.data.sources import Example
@@ -68,6 +69,26 @@ class Transform(Protocol):
     def __call__(self, example: Example, rng: np.random.Generator) -> Example: ...
 
 
+@runtime_checkable
+class Choice(Transform, Protocol):
+    """A transform that draws one of a few results, so that all of them can be stored.
+
+    ``transform(example, rng)`` is ``transform.result(example, transform.choose(transform.count(example), rng))``.
+    """
+
+    def count(self, example: Example) -> int:
+        """The number of results for this example."""
+        ...
+
+    def choose(self, count: int, rng: np.random.Generator) -> int:
+        """The draw: which of `count` results."""
+        ...
+
+    def result(self, example: Example, choice: int) -> Example:
+        """One of the results. The first is the example without this augmentation, if there is such a result."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
     """Input pipeline: reads, augments and batches the examples of a source.
@@ -82,6 +103,8 @@ class Pipeline:
       threads: number of threads that read and decode ahead; 0 reads in the caller's thread. Cached data need at
         most 1.
       prefetch: number of batches held ready.
+      encoded: folder of the cache that ``jaxdiff.cache`` has made of these examples. `jaxdiff.train` reads its batches
+        there; everything else reads the source.
     """
 
     source: Source
@@ -91,6 +114,7 @@ class Pipeline:
     cache: bool = False
     threads: int = 1
     prefetch: int = 4
+    encoded: str | None = None
 
     def __post_init__(self):
         expect(self.threads >= 0, "threads", self.threads, "a number of threads >= 0", "give 0 or more")
@@ -275,7 +299,7 @@ def _collate(
     examples: Sequence[Example], image_shape: tuple[int | None, ...] | None, num_classes: int | None
 ) -> Example:
     """Check shapes and labels, then stack examples into a batch; without `image_shape`, the first one sets it."""
-    if "image" in examples[0]:
+    if isinstance(examples[0].get("image"), np.ndarray):
         _check_images(examples, image_shape)
     batch = {name: _stack(name, examples) for name in examples[0]}
     if num_classes is not None:
@@ -300,9 +324,18 @@ def _check_images(examples: Sequence[Example], image_shape: tuple[int | None, ..
             )
 
 
-def _stack(name: str, examples: Sequence[Example]) -> np.ndarray:
-    """One field of all examples. Differing shapes and dtypes are errors: NumPy would convert dtypes silently."""
-    values = [np.asarray(example[name]) for example in examples]
+def _stack(name: str, examples: Sequence[Example]) -> Any:
+    """One field of all examples: an array, or a tree of arrays."""
+
+    def stack(*parts: Any) -> np.ndarray:
+        return _stack_arrays(name, examples, [np.asarray(part) for part in parts])
+
+    values = (example[name] for example in examples)
+    return jax.tree.map(stack, *values, is_leaf=lambda value: isinstance(value, list | tuple))
+
+
+def _stack_arrays(name: str, examples: Sequence[Example], values: Sequence[np.ndarray]) -> np.ndarray:
+    """Arrays of all examples as one. Differing shapes and dtypes are errors: NumPy would convert dtypes silently."""
     for example, value in zip(examples, values, strict=True):
         if (value.shape, value.dtype.type) != (values[0].shape, values[0].dtype.type):
             raise UserError(

@@ -123,7 +123,7 @@ def load(
             in_first(lambda: write_record(weights, read, file))
         else:
             _compare(weights, read, file)
-    return {name: _placed(tree, mesh) for name, tree in read.items()}
+    return {name: placed(tree, mesh) for name, tree in read.items()}
 
 
 def fingerprint(tree: Params) -> str:
@@ -152,7 +152,7 @@ def _compare(weights: Mapping[str, Weights], read: Mapping[str, Params], file: e
     """Raise `UserError` where the hash of a network differs from that in `file`, if there is such a file."""
     if not file.exists():
         return
-    known = _read_record(file)
+    known = read_record(file)
     for name, tree in read.items():
         digest, stored = fingerprint(nn.meta.unbox(tree)), known.get(name)
         expect(
@@ -165,7 +165,7 @@ def _compare(weights: Mapping[str, Weights], read: Mapping[str, Params], file: e
         )
 
 
-def _read_record(file: epath.Path) -> Mapping[str, str | None]:
+def read_record(file: epath.Path) -> Mapping[str, str | None]:
     """The hashes in a record, by the networks' names."""
     where, fix = f"--workdir={file.parent}: {file.name}", "restore the file"
     found = read_json(read_text(file, where), where, fix)
@@ -186,7 +186,8 @@ def _float32(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32) if half else array
 
 
-def _placed(tree: Params, mesh: jax.sharding.Mesh) -> Params:
+def placed(tree: Params, mesh: jax.sharding.Mesh) -> Params:
+    """Parameters as `Weights.read` returns them, in float32 on `mesh`."""
     shardings = partitioning.shardings(tree, mesh)
 
     def place(leaf: np.ndarray, sharding: Any) -> jax.Array:

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxdiff.caching import key
 from jaxdiff.caching.folder import Description, Folder
-from jaxdiff.caching.outcomes import outcomes
+from jaxdiff.caching.outcomes import chain, outcomes
 from jaxdiff.caching.records import Distinct, distinct, hashes, inputs_of
 from jaxdiff.data.pipeline import Examples, Pipeline
 from jaxdiff.errors import UserError
@@ -28,7 +28,7 @@ def transformed(
     pipeline: Pipeline, examples: Examples, index: int
 ) -> tuple[dict[str, Distinct], tuple[int, ...]]:
     """The distinct values of each field of an example behind all transforms, and `Outcomes.counts`."""
-    results, counts = outcomes((*pipeline.transforms, *pipeline.conditions), examples[index])
+    results, counts = outcomes(chain(pipeline), examples[index])
     return distinct(results), counts
 
 
@@ -39,10 +39,8 @@ def check(folder: Folder, description: Description, found: key.Key, pipeline: Pi
       found: the key of the config.
       pipeline: of the config; of its source a few examples are read.
     """
-    changed = key.changes(description.made_by, found)
-    records = folder.records(
-        list(itertools.takewhile(lambda file: file.exists(), folder.shards(description)))
-    )
+    changed, shards = key.changes(description.made_by, found), folder.shards(description)
+    records = folder.records(list(itertools.takewhile(lambda file: file.exists(), shards)))
     if not changed:
         rows = np.linspace(0, len(records) - 1, min(SAMPLED, len(records))).astype(int).tolist()
         changed = _first_change(pipeline, records, rows)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxdiff.data.text_files import read_json, read_text
-from jaxdiff.errors import UserError, expect
+from jaxdiff.errors import RunFailure, UserError, expect
 
 FILE = "cache.json"
 FORMAT = 1
@@ -79,8 +79,17 @@ class Folder:
         expect(known, self.flag, self.path, f"a cache of format {FORMAT}", fix, "other values")
         return Description(**{**found, "fields": tuple(found["fields"])})
 
+    def begun(self) -> Description | None:
+        """What ``cache.json`` says, if there is a shard."""
+        description = self.describe()
+        return (
+            description if description and any(file.exists() for file in self.shards(description)) else None
+        )
+
     def begin(self, description: Description) -> None:
-        """Write ``cache.json``."""
+        """Write ``cache.json`` of a new cache, and remove what an earlier attempt has left."""
+        for draft in self.root.glob(".*.partial"):
+            draft.unlink()
         with self._place(FILE) as partial:
             partial.write_text(json.dumps(dataclasses.asdict(description), indent=1) + "\n")
 
@@ -101,11 +110,13 @@ class Folder:
             finally:
                 writer.close()
 
-    def records(self, shards: list[pathlib.Path]) -> Any:
+    def records(self, shards: list[pathlib.Path]) -> "Records":
         """Random access to the records of complete shards."""
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-        return ArrayRecordDataSource(list(map(str, shards)))
+        with _damage(self.path):
+            source = ArrayRecordDataSource(list(map(str, shards)))
+            return Records(self.path, source, len(source))
 
     def complete(self) -> Description:
         """The description of a complete cache.
@@ -130,3 +141,30 @@ class Folder:
             partial.replace(self.root / name)
         finally:
             partial.unlink(missing_ok=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """Random access to records, whose checksums are compared; a damaged one is a `RunFailure`."""
+
+    path: str
+    source: Any
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> bytes:
+        with _damage(self.path):
+            return self.source[index]
+
+
+@contextlib.contextmanager
+def _damage(path: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise RunFailure(
+            f"{path}: expected records as they were written, got damaged ones. "
+            "Fix: remove the damaged file, and run python -m jaxdiff.cache again"
+        ) from error

@@ -68,7 +68,7 @@ def make(experiment: Experiment, request: Request, on_shard: Callable[[int, int]
     mesh = experiment.mesh.make()
     experiment.check_devices(mesh.devices.size)
     origins = {name: each for field in fields for name, each in precomputed.networks(task, field).items()}
-    experiment.check_data()
+    task.check(experiment.data.example(), experiment.data.num_classes())
     read = {name: origin.read() for name, origin in origins.items()}
     hashes = {name: weights.fingerprint(nn.meta.unbox(tree)) for name, tree in read.items()}
     frozen = {name: weights.placed(tree, mesh) for name, tree in read.items()}
@@ -100,8 +100,11 @@ def _fields(experiment: Experiment, request: Request) -> tuple[str, ...]:
 def _begin(
     pipeline: Pipeline, request: Request, fields: tuple[str, ...], found: key.Key, folder: Folder
 ) -> Description:
-    """The description of a new cache, or of the one that is there, which must be the requested one."""
-    stored = folder.describe()
+    """The description of a new cache, or of the one that is there, which must be the requested one.
+
+    Until its first shard a cache binds nothing.
+    """
+    stored = folder.begun()
     length = stored.length if stored else len(pipeline.source.open())
     shards = request.shards or (stored.shards if stored else -(-length // SHARD))
     wanted = Description(found, fields, request.dtype, length, min(length, shards))

@@ -5,12 +5,12 @@ itself, with the generator that it would have had: the same one as without a cac
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from jaxdiff.data.pipeline import Choice, Transform
+from jaxdiff.data.pipeline import Choice, Pipeline, Transform
 from jaxdiff.data.sources import Example
 from jaxdiff.errors import UserError, expect
 
@@ -18,43 +18,52 @@ FIELD = "outcomes"
 """The field of an example that holds the results that are not chosen yet."""
 
 
-def outcomes(transforms: Sequence[Transform], example: Example) -> tuple[list[Example], tuple[int, ...]]:
+def chain(pipeline: Pipeline) -> dict[str, Transform]:
+    """The transforms of training examples in their order, by their paths in the config."""
+    return {
+        f"config.data.{name}[{i}]": transform
+        for name in ("transforms", "conditions")
+        for i, transform in enumerate(getattr(pipeline, name))
+    }
+
+
+def outcomes(transforms: Mapping[str, Transform], example: Example) -> tuple[list[Example], tuple[int, ...]]:
     """Every result of a chain of transforms, and how many each of them chooses from; the first ones vary slowest.
 
     Raises:
       UserError: a transform draws something else than a choice.
     """
     found, counts = [example], []
-    for position, transform in enumerate(transforms):
-        if isinstance(transform, Choice):
-            count = transform.count(found[0])
-            same = all(transform.count(each) == count for each in found)
-            name, fix = type(transform).__name__, "train without a cache"
-            expect(same, "config.data.transforms", name, "as many results of every augmented example", fix)
-            found = [transform.result(each, choice) for each in found for choice in range(count)]
-        else:
-            count = 1
-            found = [transform(each, _no_draws(transform, position)) for each in found]
-        counts.append(count)
+    for path, transform in transforms.items():
+        choices = _results(path, transform, found)
+        found = [result for results in choices for result in results]
+        counts.append(len(choices[0]))
     return found, tuple(counts)
+
+
+def _results(path: str, transform: Transform, examples: list[Example]) -> list[list[Example]]:
+    """For each example all results of a transform."""
+    if not isinstance(transform, Choice):
+        no_draws: Any = _NoDraws(path, transform)
+        return [[transform(each, no_draws)] for each in examples]
+    counts = {transform.count(each) for each in examples}
+    name, expected = type(transform).__name__, "as many results of each result of the transforms before it"
+    expect(len(counts) == 1, path, name, expected, "train without a cache", str(sorted(counts)))
+    return [[transform.result(each, choice) for choice in range(*counts)] for each in examples]
 
 
 class _NoDraws:
     """Stands in for a generator, and raises a `UserError` when something is drawn."""
 
-    def __init__(self, transform: Transform, position: int):
-        self._transform, self._position = transform, position
+    def __init__(self, path: str, transform: Transform):
+        self._path, self._transform = path, transform
 
     def __getattr__(self, name: str) -> Any:
         raise UserError(
-            f"config.data.transforms[{self._position}]={self._transform!r}: expected transforms that draw nothing, "
-            "or choose among a few results as HorizontalFlip does, got one that draws: a cache would hold one draw "
-            "for ever. Fix: leave it out, or train without a cache"
+            f"{self._path}={self._transform!r}: expected a transform that draws nothing, or chooses among a few "
+            "results as HorizontalFlip does, got one that draws: a cache would hold one draw for ever. "
+            "Fix: leave it out, or train without a cache"
         )
-
-
-def _no_draws(transform: Transform, position: int) -> Any:
-    return _NoDraws(transform, position)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +82,8 @@ class Outcomes:
 
     def chosen(self) -> Example:
         """The fields of the result that all choices lead to; where one is left, the first."""
-        open_ones = (0,) * (len(self.counts) - len(self.choices))
-        return self.read(int(np.ravel_multi_index((*self.choices, *open_ones), self.counts)))
+        left = (0,) * (len(self.counts) - len(self.choices))
+        return self.read(int(np.ravel_multi_index((*self.choices, *left), self.counts)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +98,8 @@ class Choose:
             return example
         count, transform = stored.counts[len(stored.choices)], self.transform
         choice = transform.choose(count, rng) if isinstance(transform, Choice) else 0
-        return {**example, FIELD: dataclasses.replace(stored, choices=(*stored.choices, choice))}
+        chosen: Any = dataclasses.replace(stored, choices=(*stored.choices, choice))
+        return {**example, FIELD: chosen}
 
 
 @dataclasses.dataclass(frozen=True)

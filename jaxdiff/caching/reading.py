@@ -46,9 +46,11 @@ def training_data(experiment: Experiment, workdir: epath.PathLike) -> Pipeline:
     source: Source = EncodedSource(folder.path, key.source_of(pipeline), trees)
     if isinstance(pipeline.source, Labelled):
         source = Labelled(source, pipeline.source.classes)
-    chains = {name: tuple(map(Choose, getattr(pipeline, name))) for name in ("transforms", "conditions")}
-    chains["conditions"] += (Read(),)
-    return dataclasses.replace(pipeline, source=source, encoded=None, **chains)
+    transforms, conditions = (tuple(map(Choose, each)) for each in (pipeline.transforms, pipeline.conditions))
+    conditions = (*conditions, Read())
+    return dataclasses.replace(
+        pipeline, source=source, transforms=transforms, conditions=conditions, encoded=None
+    )
 
 
 def _tree(task: DenoisingTask, field: str) -> Any:
@@ -85,9 +87,10 @@ class EncodedSource:
 class EncodedExamples:
     """The opened examples of `EncodedSource`; classes are those of the source."""
 
+    image_shape: tuple[int | None, ...] | None = None
+
     def __init__(self, source: EncodedSource, records: Any):
         examples = source.raw.open()
-        self.image_shape = None
         self.num_classes, self.classes = examples.num_classes, names_of(examples)
         self._source, self._records = source, records
 

@@ -107,14 +107,11 @@ def read(record: bytes, trees: Mapping[str, Any]) -> Example:
         return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
     several = [name for name, numbers in which.items() if numbers.any()]
-    example = {name: value(name, 0) for name in which if name not in several}
-    if not several:
-        return example
-    counts = tuple(arrays[COUNTS].tolist())
-    return {
-        **example,
-        FIELD: Outcomes(lambda result: {name: value(name, result) for name in several}, counts),
-    }
+    example: Any = {name: value(name, 0) for name in which if name not in several}
+    if several:
+        counts = tuple(arrays[COUNTS].tolist())
+        example[FIELD] = Outcomes(lambda result: {name: value(name, result) for name in several}, counts)
+    return example
 
 
 def leaf_names(name: str, tree: Any) -> list[str]:

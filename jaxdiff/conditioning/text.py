@@ -56,9 +56,8 @@ class Text(Condition):
     def __call__(
         self, values: Int[Array, "batch length"] | Embeddings, drop: Bool[Array, "batch"]
     ) -> Embeddings:
-        encoded = (
-            self._embedded(values, drop) if isinstance(values, Embeddings) else self._encoded(values, drop)
-        )
+        given = isinstance(values, Embeddings)
+        encoded: Any = self._with_empty(values, drop) if given else self._encode(values, drop)
         tokens, vector = encoded.tokens, encoded.vector
         if self.vector_width is not None:
             vector = Pool(self.vector_width, self.null, name="pool")(tokens, drop)
@@ -72,7 +71,7 @@ class Text(Condition):
         """The encoder's output for texts."""
         return self.encoder(values)
 
-    def _encoded(self, ids: Int[Array, "batch length"], drop: Bool[Array, "batch"]) -> Embeddings:
+    def _encode(self, ids: Int[Array, "batch length"], drop: Bool[Array, "batch"]) -> Embeddings:
         """The encodings of texts; of the empty text in the examples that are dropped, if it is the null."""
         size = ids.shape[1]
         expect(
@@ -86,8 +85,8 @@ class Text(Condition):
             ids = jnp.where(drop[:, None], self._empty(ids.dtype), ids)
         return self.encoder(ids)
 
-    def _embedded(self, encoded: Embeddings, drop: Bool[Array, "batch"]) -> Embeddings:
-        """`_encoded` of encodings that are given. Of the encoder only the empty text is left, once for a batch."""
+    def _with_empty(self, encoded: Embeddings, drop: Bool[Array, "batch"]) -> Embeddings:
+        """`_encode` of encodings that are given: only the empty text is still encoded, once for a batch."""
         if self.null != "empty":
             return jax.tree.map(_float32, encoded)
 

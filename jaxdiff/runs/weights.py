@@ -165,12 +165,12 @@ def _compare(weights: Mapping[str, Weights], read: Mapping[str, Params], file: e
         )
 
 
-def read_record(file: epath.Path) -> Mapping[str, str | None]:
+def read_record(file: epath.Path) -> Mapping[str, str]:
     """The hashes in a record, by the networks' names."""
     where, fix = f"--workdir={file.parent}: {file.name}", "restore the file"
     found = read_json(read_text(file, where), where, fix)
     entries: dict[str, Any] = found if isinstance(found, dict) else {"": found}
-    hashes = {
+    hashes: dict[str, Any] = {
         name: entry.get("sha256") if isinstance(entry, dict) else None for name, entry in entries.items()
     }
     known = all(isinstance(value, str) for value in hashes.values())

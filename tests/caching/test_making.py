@@ -16,7 +16,7 @@ from jaxdiff.config import build, describe, spec
 from jaxdiff.data.arrays import Arrays
 from jaxdiff.data.sources import Example
 from jaxdiff.data.transforms import CentreCrop, RandomCrop
-from jaxdiff.errors import UserError
+from jaxdiff.errors import RunFailure, UserError
 from jaxdiff.models.lora import Lora
 from jaxdiff.runs.weights import FileWeights, load
 from tests import commands
@@ -243,7 +243,8 @@ def test_a_random_crop_is_refused_by_name(files, tmp_path):
     config = a_config(files)
     config.data.transforms = (spec(CentreCrop, size=SIZE), spec(RandomCrop, size=SIZE))
     with pytest.raises(
-        UserError, match=r"config\.data\.transforms\[1\]=RandomCrop\(size=8\): expected transforms that"
+        UserError,
+        match=r"config\.data\.transforms\[1\]=RandomCrop\(size=8\): expected a transform that draws nothing",
     ):
         make(build(config), Request(str(tmp_path / "cache")), quiet)
 
@@ -310,6 +311,32 @@ def test_weights_of_another_encoder_are_refused_before_anything_is_written(own):
     ):
         make(experiment, Request(str(own / "other")), quiet)
     assert not (own / "other").exists()
+
+
+def test_a_damaged_file_is_named_and_made_again(own):
+    """A file that ends too early, and one with another byte."""
+    (file,) = (own / "cache").glob("*.array_record")
+    before = file.read_bytes()
+    at = before.index(b"text.tokens")
+    for damaged in (before[: len(before) // 2], before[:at] + b"!" + before[at + 1 :]):
+        file.write_bytes(damaged)
+        with pytest.raises(
+            RunFailure, match=r"cache: expected records as they were written, got damaged ones"
+        ):
+            make(built(own), Request(str(own / "cache")), quiet)
+    file.unlink()
+    make(built(own), Request(str(own / "cache")), quiet)
+    assert file.read_bytes() == before
+
+
+def test_a_cache_without_a_shard_binds_nothing(files, tmp_path):
+    """A first attempt that was refused, here for its random crop, is not in the way of the next."""
+    config = a_config(files)
+    config.data.transforms = (spec(RandomCrop, size=SIZE),)
+    with pytest.raises(UserError):
+        make(build(config), Request(str(tmp_path)), quiet)
+    assert [file.name for file in tmp_path.iterdir()] == ["cache.json"]
+    make(built(files), Request(str(tmp_path)), quiet)
 
 
 def test_an_address_is_refused(files):

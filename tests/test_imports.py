@@ -36,7 +36,7 @@ def test_commands_start_without_jax():
     assert not loaded_by("jaxdiff.cli.app", "jaxdiff.config") & {"jax", "jaxlib", "flax", "numpy", *HEAVY}
 
 
-@pytest.mark.parametrize("name", ["train", "sample", "evaluate", "plan", "convert", "posthoc_ema"])
+@pytest.mark.parametrize("name", ["train", "sample", "evaluate", "plan", "convert", "posthoc_ema", "cache"])
 def test_help_needs_no_jax(name):
     assert not loaded_by(f"jaxdiff.{name}") & {"jax", "jaxlib", "flax", "numpy", *HEAVY}
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
@@ -64,30 +65,25 @@ def make(experiment: Experiment, request: Request, on_shard: Callable[[int, int]
         examples have made (the error names them); or results do not fit `dtype`.
     """
     expect(jax.process_count() == 1, "JAX_NUM_PROCESSES", jax.process_count(), "one process", "use one host")
-    task, fields = key.task_of(experiment), _fields(experiment, request)
-    mesh = experiment.mesh.make()
+    folder, pipeline, mesh = Folder(request.out, "--out"), experiment.data, experiment.mesh.make()
     experiment.check_devices(mesh.devices.size)
-    origins = {name: each for field in fields for name, each in precomputed.networks(task, field).items()}
-    task.check(experiment.data.example(), experiment.data.num_classes())
-    read = {name: origin.read() for name, origin in origins.items()}
-    hashes = {name: weights.fingerprint(nn.meta.unbox(tree)) for name, tree in read.items()}
-    frozen = {name: weights.placed(tree, mesh) for name, tree in read.items()}
-    for field in fields:
-        precomputed.check(task, field, _of(task, field, frozen))
-    found, folder = key.key_of(experiment, fields, hashes), Folder(request.out, "--out")
+    fields = _fields(experiment, request)
+    frozen, hashes = _networks(experiment, fields, mesh)
+    found = key.key_of(experiment, fields, hashes)
+    encoder = Encoder(key.task_of(experiment), frozen, mesh, experiment.batch_size, request.dtype)
     folder.root.mkdir(parents=True, exist_ok=True)
     with locked(folder.root) as held:
         fix = "wait until it ends, or give another folder"
         expect(held, "--out", request.out, "a folder that no other process writes", fix, "a locked one")
-        description = _begin(experiment.data, request, fields, found, folder)
-        encoder = Encoder(task, fields, frozen, mesh, experiment.batch_size, description.dtype)
-        _write_missing(experiment.data, encoder, folder, description, on_shard)
+        description = _begin(pipeline, request, fields, found, folder)
+        _write_missing(pipeline, encoder, folder, description, on_shard)
     return description
 
 
 def _fields(experiment: Experiment, request: Request) -> tuple[str, ...]:
-    """The fields to encode."""
+    """The fields to encode, of examples that fit the task."""
     task, fix = key.task_of(experiment), "train without a cache"
+    task.check(experiment.data.example(), experiment.data.num_classes())
     known, codec = precomputed.fields(task), type(task.codec).__name__
     expected = "a task with a frozen network, such as the codec Latent or a text encoder"
     expect(bool(known), "config.task.codec", codec, expected, fix)
@@ -95,6 +91,22 @@ def _fields(experiment: Experiment, request: Request) -> tuple[str, ...]:
     for name in request.fields or ():
         expect(name in known, "--fields", name, expected, fix)
     return tuple(name for name in known if request.fields is None or name in request.fields)
+
+
+def _networks(
+    experiment: Experiment, fields: tuple[str, ...], mesh: jax.sharding.Mesh
+) -> tuple[dict[str, dict[str, Params]], dict[str, str]]:
+    """The parameters of each field's networks on `mesh`, and the SHA-256 of each network, by name."""
+    task = key.task_of(experiment)
+    origins = {field: precomputed.networks(task, field) for field in fields}
+    placed, hashes = {}, {}
+    for name, origin in {name: each for own in origins.values() for name, each in own.items()}.items():
+        read = origin.read()
+        placed[name], hashes[name] = weights.placed(read, mesh), weights.fingerprint(nn.meta.unbox(read))
+    frozen = {field: {name: placed[name] for name in own} for field, own in origins.items()}
+    for field, own in frozen.items():
+        precomputed.check(task, field, own)
+    return frozen, hashes
 
 
 def _begin(
@@ -124,14 +136,13 @@ class Encoder:
     """The networks of all encoded fields, compiled for batches of one size.
 
     Attributes:
-      frozen: parameters by name, on `mesh`.
+      frozen: for each field the parameters of its networks by name, on `mesh`.
       batch_size: values of a batch; the last of them is repeated where there are fewer.
       dtype: of the floats of results.
     """
 
     task: DenoisingTask
-    fields: tuple[str, ...]
-    frozen: Mapping[str, Params]
+    frozen: Mapping[str, Mapping[str, Params]]
     mesh: jax.sharding.Mesh
     batch_size: int
     dtype: str
@@ -139,9 +150,8 @@ class Encoder:
     def __call__(self, examples: Sequence[Mapping[str, Distinct]]) -> list[dict[str, Any]]:
         """What networks make of the distinct values of examples: by field, trees of arrays [values, ...]."""
         found: list[dict[str, Any]] = [{} for _ in examples]
-        for field in self.fields:
-            values = [value for each in examples for value in each[field].values]
-            encoded = self._encoded(field, np.stack(values))
+        for field in self.frozen:
+            encoded = self._encoded(field, _stacked(field, examples))
             ends = list(itertools.accumulate(len(each[field].values) for each in examples))
             for own, first, end in zip(found, (0, *ends), ends, strict=False):
                 own[field] = jax.tree.map(lambda leaf, rows=slice(first, end): leaf[rows], encoded)
@@ -149,14 +159,11 @@ class Encoder:
 
     def _encoded(self, field: str, values: np.ndarray) -> Any:
         """The results for values [n, ...] of a field."""
-        frozen, size = _of(self.task, field, self.frozen), self.batch_size
-        short = -len(values) % size
-        padded = np.concatenate([values, np.repeat(values[-1:], short, axis=0)])
-        run = _compiled(self.task, field)
-        batches = [
-            run(frozen, global_batch(padded[i : i + size], self.mesh)) for i in range(0, len(padded), size)
-        ]
-        whole = jax.tree.map(lambda *parts: np.concatenate([np.asarray(part) for part in parts]), *batches)
+        frozen, size, run = self.frozen[field], self.batch_size, _compiled(self.task, field)
+        padded = np.concatenate([values, np.repeat(values[-1:], -len(values) % size, axis=0)])
+        batches = [padded[first : first + size] for first in range(0, len(padded), size)]
+        found = [run(frozen, global_batch(batch, self.mesh)) for batch in batches]
+        whole = jax.tree.map(lambda *parts: np.concatenate(list(map(np.asarray, parts))), *found)
         return jax.tree.map(lambda leaf: stored(field, leaf[: len(values)], self.dtype), whole)
 
 
@@ -165,9 +172,18 @@ def _compiled(task: DenoisingTask, field: str) -> Any:
     return jax.jit(lambda frozen, values: precomputed.precompute(task, field, frozen, values))
 
 
-def _of(task: DenoisingTask, field: str, frozen: Mapping[str, Params]) -> dict[str, Params]:
-    """The networks of a field."""
-    return {name: frozen[name] for name in precomputed.networks(task, field)}
+def _stacked(field: str, examples: Sequence[Mapping[str, Distinct]]) -> np.ndarray:
+    """The distinct values of a field of all examples, which must have one shape."""
+    first = examples[0][field].values[0]
+    for each in examples:
+        for value in each[field].values:
+            if (value.shape, value.dtype) != (first.shape, first.dtype):
+                kind, got = (f"{array.dtype}{list(array.shape)}" for array in (first, value))
+                raise UserError(
+                    f"index={each['index'].values[0]}: expected {field} of {kind} as before, got {got}. "
+                    "Fix: use a data set of one image size, or a transform that crops or resizes"
+                )
+    return np.stack([value for each in examples for value in each[field].values])
 
 
 def stored(field: str, values: np.ndarray, dtype: str) -> np.ndarray:
@@ -176,11 +192,12 @@ def stored(field: str, values: np.ndarray, dtype: str) -> np.ndarray:
     Raises:
       UserError: a value is NaN or infinite, or becomes so. Minus infinity, the logarithm of no variance, stays.
     """
-    if not jax.numpy.issubdtype(values.dtype, jax.numpy.floating):
+    if not jnp.issubdtype(values.dtype, jnp.floating):
         return values
+    floats = values.astype(np.float32)
     with np.errstate(over="ignore"):
-        found = values.astype(np.float32).astype(dtype)
-    if not np.all(np.isfinite(found) | np.isneginf(values)):
+        found = floats.astype(dtype)
+    if not np.all(np.isfinite(found) | np.isneginf(floats)):
         fix = "look at the weights" if dtype == "float32" else "use --dtype=float32"
         raise UserError(f"{field}: expected finite numbers in {dtype}, got NaN or infinity. Fix: {fix}")
     return found

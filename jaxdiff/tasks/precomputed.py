@@ -100,6 +100,7 @@ def _shapes(task: DenoisingTask, field: str) -> dict[str, Any]:
     return paths(jax.eval_shape(init, jax.random.key(0), {field: values})["params"])
 
 
+@functools.cache
 def _trained(task: DenoisingTask) -> set[str]:
     """The paths of parameters that are trained, those of kernels with factors of LoRA included."""
     shapes = paths(jax.eval_shape(task.init, jax.random.key(0)))

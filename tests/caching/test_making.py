@@ -339,6 +339,40 @@ def test_a_cache_without_a_shard_binds_nothing(files, tmp_path):
     make(built(files), Request(str(tmp_path)), quiet)
 
 
+@dataclasses.dataclass(frozen=True)
+class Smaller:
+    """All images but the first lose a row."""
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        return {**example, "image": example["image"][: SIZE - (example["index"] > 0)]}
+
+
+def test_images_of_several_sizes_are_refused(files, tmp_path):
+    config = a_config(files)
+    config.data.transforms = (spec(Smaller),)
+    with pytest.raises(
+        UserError, match=r"index=1: expected image of uint8\[8, 8, 3\] as before, got uint8\[7, 8, 3\]"
+    ):
+        make(build(config), Request(str(tmp_path)), quiet)
+
+
+def test_fields_that_are_no_numbers_are_refused(files, tmp_path):
+    config = a_config(files)
+    config.data.source.captions = None
+    config.data.conditions = ()
+    config.task.denoiser.conditioner.conditions = {}
+    make(build(config), Request(str(tmp_path / "images"), fields=("image",)), quiet)
+    config.data.source.captions = "txt"
+    with pytest.raises(UserError, match=r"config\.data\.text=.*: expected an array of numbers"):
+        make(build(config), Request(str(tmp_path / "texts"), fields=("image",)), quiet)
+
+
+def test_several_processes_are_refused(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="JAX_NUM_PROCESSES=2: expected one process"):
+        make(built(files), Request(str(tmp_path)), quiet)
+
+
 def test_an_address_is_refused(files):
     with pytest.raises(UserError, match=r"--out='gs://bucket/cache': expected a folder on this machine"):
         make(built(files), Request("gs://bucket/cache"), quiet)

@@ -52,6 +52,10 @@ class Denoiser(nn.Module):
         """Embed every condition; sampling does this once, not at each step."""
         return self.conditioner.encode(fields, drop)
 
+    def precompute(self, fields: Fields) -> Fields:
+        """What the encoders of conditions make of their values, see `Condition.precompute`."""
+        return self.conditioner.precompute(fields)
+
     def predict_encoded(
         self, x_t: Data, t: Times, encoded: Mapping[str, Embeddings], *, train: bool = False
     ) -> Prediction:

@@ -85,6 +85,8 @@ class Experiment:
         expect(self.evaluation is None or self.test_data is not None, "test_data", self.test_data,
                "held-out examples for the evaluation", "give test_data, or evaluation=None")  # fmt: skip
         self._check_held_out_loss()
+        encoded, fix = getattr(self.test_data, "encoded", None), "leave it out"
+        expect(encoded is None, "test_data.encoded", encoded, "None, since only training reads a cache", fix)
         check_accumulation(self.task, self.accumulation)
         self._check_use_of_samples("sample_every")
         if isinstance(self.evaluation, PredictionEvaluator):

@@ -27,7 +27,7 @@ from jaxdiff.errors import UserError
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-    from jaxdiff.data.pipeline import Source
+    from jaxdiff.data.pipeline import Pipeline, Source
     from jaxdiff.data.sources import Example
     from jaxdiff.experiment import Experiment
     from jaxdiff.generation.generator import Generator
@@ -166,6 +166,7 @@ def _at_work(workdir: str, restart: bool = False) -> Iterator[None]:
 def _train(experiment: "Experiment", workdir: Any) -> "Generator | Predictor | None":
     import jax
 
+    from jaxdiff.caching.reading import training_data
     from jaxdiff.data.classes import listed
     from jaxdiff.generation.generator import Generator
     from jaxdiff.generation.predictor import Predictor
@@ -185,6 +186,7 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | Predictor | N
     conditions = _preview_conditions(experiment)
     prototypes = _prototypes(experiment)
     frozen = prepare(experiment, workdir, mesh)
+    data = training_data(experiment, workdir)
 
     def model(state: Any) -> Generator | Predictor | None:
         """The trained model with its EMA; None for a task that neither makes samples nor predicts."""
@@ -197,7 +199,7 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | Predictor | N
 
     state = loop.run(
         experiment.task,
-        _batches(experiment),
+        _batches(experiment, data),
         experiment,
         optimizer=experiment.optimizer.make(experiment.steps),
         ema=experiment.ema,
@@ -312,12 +314,12 @@ def _hooks(
     return hooks
 
 
-def _batches(experiment: "Experiment") -> "Callable[[int], Iterator[Any]]":
+def _batches(experiment: "Experiment", data: "Pipeline") -> "Callable[[int], Iterator[Any]]":
     """This process's rows of the training batches from a step on."""
     import jax
 
     def batches(first_step: int) -> Iterator[Any]:
-        rows = experiment.data.batches(
+        rows = data.batches(
             experiment.batch_size, experiment.seed, first_step, jax.process_index(), jax.process_count()
         )
         return _with_checked_labels(experiment, rows)

@@ -38,7 +38,9 @@ Fields = Mapping[str, Any]
 Stored = Shaped[Array, "batch ..."]
 """Examples as they are stored, of any type and shape."""
 
-Batch = Mapping[str, Stored]
+Batch = Mapping[str, Any]
+"""Fields of a batch by name: `Stored` arrays, or trees of arrays that frozen networks have made of them."""
+
 Params = Any
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,8 @@ class ImageEmbedding(Identity):
       weights: the origin of its parameters, such as ``RunWeights("runs/clip", module="image")``.
       mean, std: of each channel of the unit vectors, see `statistics`; give both, or neither.
     """
+
+    precomputed_by: ClassVar[tuple[str, ...]] = ("network",)
 
     network: ClipVisionEncoder
     weights: Weights
@@ -80,10 +82,14 @@ class ImageEmbedding(Identity):
 
     def encode(self, frozen: Mapping[str, Params], stored: Stored, keys: Keys) -> Array:
         """Standardised vectors [batch, width] of images uint8, or of embeddings that are given [batch, width]."""
+        return self.scaled(unit(self.precompute(frozen, stored)))
+
+    def precompute(self, frozen: Mapping[str, Params], stored: Stored) -> Array:
+        """The encoder's vectors [batch, width], not yet of unit length; those that are given stay as they are."""
         if stored.ndim == 2:
-            return self.scaled(unit(stored))
+            return stored.astype(jnp.float32)
         pixels = clip_pixels(stored.astype(jnp.float32) / 255, self.network.image_size)
-        return self.scaled(unit(self.network.apply({"params": frozen[NAME]}, pixels).vector))
+        return self.network.apply({"params": frozen[NAME]}, pixels).vector
 
     def decode(self, frozen: Mapping[str, Params], x_0: Array) -> Array:
         """Unit vectors [batch, width] of data."""

@@ -3,14 +3,15 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import FrozenDict
 
-from jaxdiff.codecs.pixels import Pixels
+from jaxdiff.codecs.pixels import Pixels, to_floats
+from jaxdiff.codecs.posterior import Posterior
 from jaxdiff.codecs.protocol import Shape
 from jaxdiff.codecs.tiling import Tiles, by_slices, by_tiles
 from jaxdiff.errors import UserError, expect, finite, one_of, positive
@@ -68,6 +69,8 @@ class Latent(Pixels):
       tiles: the tiles in which larger images are encoded and decoded; None for whole images.
     """
 
+    precomputed_by: ClassVar[tuple[str, ...]] = ("network", "force_upcast", "tiles")
+
     network: Autoencoder
     weights: Weights
     scaling_factor: float = 0.18215
@@ -109,17 +112,26 @@ class Latent(Pixels):
         expect(channels == expected, "image_shape", stored_shape, f"{expected} channels", fix)
         return height // factor, width // factor, self.network.latent_channels
 
-    def encode(self, frozen: Mapping[str, Params], stored: Stored, keys: Keys) -> Array:
-        """Latents [batch, height / factor, width / factor, latent_channels] of images, scaled for diffusion.
+    def precompute(self, frozen: Mapping[str, Params], stored: Stored | Posterior) -> Posterior:
+        """The posteriors of images; those that are given stay as they are, in float32.
 
         Raises:
           UserError: the parameters are not those of the network.
         """
-        mean, log_variance = self._posterior(frozen, super().encode(frozen, stored, keys))
-        if self.posterior == "mode":
-            return self.scaled(mean, frozen)
-        noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
-        return self.scaled(mean + jnp.exp(log_variance / 2) * noise, frozen)
+        if isinstance(stored, Posterior):
+            return stored.float32()
+        return self._posterior(frozen, to_floats(stored))
+
+    def encode(self, frozen: Mapping[str, Params], stored: Stored | Posterior, keys: Keys) -> Array:
+        """Latents [batch, height / factor, width / factor, latent_channels] of images or of their posteriors, scaled
+        for diffusion.
+
+        Raises:
+          UserError: the parameters are not those of the network.
+        """
+        posterior = self.precompute(frozen, stored)
+        z = posterior.mean if self.posterior == "mode" else posterior.sample(keys)
+        return self.scaled(z, frozen)
 
     def latents(self, frozen: Mapping[str, Params], x: Array) -> Array:
         """The modes of the posteriors of images in [-1, 1], neither shifted nor scaled; shaped as those of `encode`.
@@ -127,7 +139,7 @@ class Latent(Pixels):
         Raises:
           UserError: the parameters are not those of the network.
         """
-        return self._posterior(frozen, x)[0]
+        return self._posterior(frozen, x).mean
 
     def decode(self, frozen: Mapping[str, Params], x_0: Array) -> Array:
         """Images [batch, height, width, image_channels] near [-1, 1] of scaled latents.
@@ -158,9 +170,9 @@ class Latent(Pixels):
         shift = _of_channels((self.shift_factor,) if mean is None else mean)
         return shift, None if std is None else _of_channels(std)
 
-    def _posterior(self, frozen: Mapping[str, Params], x: Array) -> tuple[Array, Array]:
+    def _posterior(self, frozen: Mapping[str, Params], x: Array) -> Posterior:
         moments = self._run("moments", frozen, x.astype(jnp.float32), 1, self.network.factor)
-        return self.network.posterior(moments)
+        return Posterior(*self.network.posterior(moments))
 
     def _run(self, method: str, frozen: Mapping[str, Params], x: Array, up: int, down: int) -> Array:
         """A method of the network that enlarges sides by ``up / down``, in slices and tiles."""

@@ -35,9 +35,7 @@ class Pixels:
         return np.zeros((batch, *stored_shape), np.uint8)
 
     def encode(self, frozen: Mapping[str, Params], stored: Stored, keys: Keys) -> Array:
-        if jnp.issubdtype(stored.dtype, jnp.floating):
-            return stored
-        return jax.lax.platform_dependent(stored, cpu=_by_table, default=scale_levels)
+        return to_floats(stored)
 
     def decode(self, frozen: Mapping[str, Params], x_0: Array) -> Array:
         return x_0
@@ -51,6 +49,13 @@ class Pixels:
 
     def stored(self, decoded: np.ndarray) -> np.ndarray:
         return to_uint8(decoded)
+
+
+def to_floats(stored: Stored) -> Array:
+    """Stored bytes as floats between -1 and 1; floats stay as they are."""
+    if jnp.issubdtype(stored.dtype, jnp.floating):
+        return stored
+    return jax.lax.platform_dependent(stored, cpu=_by_table, default=scale_levels)
 
 
 def _by_table(stored: Array) -> Array:

@@ -1,7 +1,7 @@
 """Codecs: from stored examples to the data that are diffused, and back."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -66,6 +66,24 @@ class Codec(Protocol):
 
         Raises:
           UserError: an example holds NaN or infinity.
+        """
+        ...
+
+
+@runtime_checkable
+class Precomputing(Protocol):
+    """A codec whose costly part draws nothing, so that its result can be stored in place of an example.
+
+    Attributes:
+      precomputed_by: the fields of the codec, apart from the origins of weights, that this part depends on.
+    """
+
+    precomputed_by: ClassVar[tuple[str, ...]]
+
+    def precompute(self, frozen: Mapping[str, Params], stored: Any) -> Any:
+        """What the codec's networks make of stored examples: a tree of arrays with leading batch axes.
+
+        `Codec.encode` accepts it in place of the examples, and gives the same data for the same keys.
         """
         ...
 

@@ -43,6 +43,7 @@ class _Defaults:
     null: ClassVar[Null] = "none"
     drop_rate: ClassVar[float] = 0.0
     replaces_known: ClassVar[bool] = True
+    precomputed_by: ClassVar[tuple[str, ...]] = ()
 
 
 class Condition(_Defaults, nn.Module):
@@ -61,12 +62,20 @@ class Condition(_Defaults, nn.Module):
       default: the value for users and data that give none; None if a value is required.
       null: the kind of null that replaces a dropped condition, see `Null`.
       drop_rate: probability of dropping an example's condition in training, in [0, 1).
+      precomputed_by: the fields of the condition that `precompute` depends on; empty if nothing can be precomputed.
       replaces_known: whether `known_pixels` also replace predictions while a sample is made, by `Recipe.inpainting`.
         Otherwise the network completes them by itself.
     """
 
     def __call__(self, values: Values, drop: Bool[Array, "batch"]) -> Embeddings:
         """Embed the values; where `drop` is True, show the null."""
+        raise NotImplementedError
+
+    def precompute(self, values: Values) -> Values:
+        """What the condition's encoder makes of values: a tree of arrays that `__call__` accepts in their place.
+
+        Nothing is drawn or dropped. Conditions with `precomputed_by` override it; their `draw` changes nothing.
+        """
         raise NotImplementedError
 
     @nn.nowrap

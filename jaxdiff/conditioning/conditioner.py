@@ -83,6 +83,10 @@ class Conditioner(nn.Module):
         self._match("drop", drop)
         return {name: condition(fields[name], drop[name]) for name, condition in self.conditions.items()}
 
+    def precompute(self, fields: Fields) -> dict[str, Values]:
+        """What the encoders of conditions make of their values, see `Condition.precompute`."""
+        return {name: self.conditions[name].precompute(values) for name, values in fields.items()}
+
     def join(self, noise_label: Float[Array, "batch"], encoded: Mapping[str, Embeddings]) -> Embeddings:
         """Embed the noise level, and merge it with the conditions as `encode` returns them."""
         self._match("encoded", encoded)

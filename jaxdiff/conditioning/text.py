@@ -21,8 +21,8 @@ from jaxdiff.typing import Array, Bool, Float
 class Text(Condition):
     """Text: a caption's ids through an encoder, as tokens for cross-attention and as a vector.
 
-    Values are ids of the tokenizer, [batch, length]; users give strings. The empty text is a text like any other. It
-    is the null only with ``null="empty"``.
+    Values are ids of the tokenizer, [batch, length], or what the encoder has made of them, `Embeddings`; users give
+    strings. The empty text is a text like any other. It is the null only with ``null="empty"``.
 
     Attributes:
       tokenizer: text to ids; must be the same in `Tokenize` in the data.
@@ -36,6 +36,7 @@ class Text(Condition):
     """
 
     flag: ClassVar[str | None] = "text"
+    precomputed_by: ClassVar[tuple[str, ...]] = ("tokenizer", "encoder")
 
     tokenizer: Tokenizer
     encoder: nn.Module
@@ -52,19 +53,11 @@ class Text(Condition):
         nn.share_scope(self, self.encoder)
 
     @nn.compact
-    def __call__(self, values: Int[Array, "batch length"], drop: Bool[Array, "batch"]) -> Embeddings:
-        size = values.shape[1]
-        expect(
-            size == self.tokenizer.length,
-            "tokenizer.length",
-            self.tokenizer.length,
-            f"the {size} ids of this batch's texts",
-            "give Tokenize and Text the same tokenizer",
-        )
-        if self.null == "empty":
-            empty = jnp.asarray(self.tokenizer.encode(""), values.dtype)
-            values = jnp.where(drop[:, None], empty[None], values)
-        encoded = self.encoder(values)
+    def __call__(
+        self, values: Int[Array, "batch length"] | Embeddings, drop: Bool[Array, "batch"]
+    ) -> Embeddings:
+        given = isinstance(values, Embeddings)
+        encoded: Any = self._with_empty(values, drop) if given else self._encode(values, drop)
         tokens, vector = encoded.tokens, encoded.vector
         if self.vector_width is not None:
             vector = Pool(self.vector_width, self.null, name="pool")(tokens, drop)
@@ -73,6 +66,39 @@ class Text(Condition):
                 self, self.null, vector, drop, nn.initializers.zeros, "null_vector"
             )
         return Embeddings(vector=vector, tokens=self._with_null(tokens, drop))
+
+    def precompute(self, values: Int[Array, "batch length"]) -> Embeddings:
+        """The encoder's output for texts."""
+        return self.encoder(values)
+
+    def _encode(self, ids: Int[Array, "batch length"], drop: Bool[Array, "batch"]) -> Embeddings:
+        """The encodings of texts; of the empty text in the examples that are dropped, if it is the null."""
+        size = ids.shape[1]
+        expect(
+            size == self.tokenizer.length,
+            "tokenizer.length",
+            self.tokenizer.length,
+            f"the {size} ids of this batch's texts",
+            "give Tokenize and Text the same tokenizer",
+        )
+        if self.null == "empty":
+            ids = jnp.where(drop[:, None], self._empty(ids.dtype), ids)
+        return self.encoder(ids)
+
+    def _with_empty(self, encoded: Embeddings, drop: Bool[Array, "batch"]) -> Embeddings:
+        """`_encode` of encodings that are given: only the empty text is still encoded, once for a batch."""
+        if self.null != "empty":
+            return jax.tree.map(_float32, encoded)
+
+        def replace(null: Array, values: Array) -> Array:
+            return jnp.where(drop.reshape(-1, *(1,) * (values.ndim - 1)), null, values.astype(null.dtype))
+
+        return jax.tree.map(replace, self.encoder(self._empty(jnp.int32)), encoded)
+
+    @nn.nowrap
+    def _empty(self, dtype: Any) -> Int[Array, "1 length"]:
+        """The ids of the empty text."""
+        return jnp.asarray(self.tokenizer.encode(""), dtype)[None]
 
     def _with_null(self, tokens: Tokens, drop: Bool[Array, "batch"]) -> Tokens:
         """The tokens, with a single null token in the examples that are dropped."""
@@ -122,6 +148,11 @@ class Text(Condition):
         if ids.ndim == 2 and ids.dtype.kind in "iu":
             return [self.tokenizer.decode(row) for row in ids]
         return super().describe(values)
+
+
+def _float32(values: Array) -> Array:
+    """The array, in float32 if it holds floats; they may be stored in less."""
+    return values.astype(jnp.float32) if jnp.issubdtype(values.dtype, jnp.floating) else values
 
 
 class Pool(nn.Module):

@@ -1,7 +1,9 @@
 """Collation: examples of one shape and type become a batch."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 import numpy as np
 
 from jaxdiff.data.sources import Example
@@ -12,7 +14,7 @@ def collate(
     examples: Sequence[Example], image_shape: tuple[int | None, ...] | None, num_classes: int | None
 ) -> Example:
     """Check shapes and labels, then stack examples into a batch; without `image_shape`, the first one sets it."""
-    if "image" in examples[0]:
+    if isinstance(examples[0].get("image"), np.ndarray):
         _check_images(examples, image_shape)
     batch = {name: _stack(name, examples) for name in examples[0]}
     if num_classes is not None:
@@ -37,9 +39,18 @@ def _check_images(examples: Sequence[Example], image_shape: tuple[int | None, ..
             )
 
 
-def _stack(name: str, examples: Sequence[Example]) -> np.ndarray:
-    """One field of all examples. Differing shapes and dtypes are errors: NumPy would convert dtypes silently."""
-    values = [np.asarray(example[name]) for example in examples]
+def _stack(name: str, examples: Sequence[Example]) -> Any:
+    """One field of all examples: an array, or a tree of arrays."""
+
+    def stack(*parts: Any) -> np.ndarray:
+        return _stack_arrays(name, examples, [np.asarray(part) for part in parts])
+
+    values = (example[name] for example in examples)
+    return jax.tree.map(stack, *values, is_leaf=lambda value: isinstance(value, list | tuple))
+
+
+def _stack_arrays(name: str, examples: Sequence[Example], values: Sequence[np.ndarray]) -> np.ndarray:
+    """Arrays of all examples as one. Differing shapes and dtypes are errors: NumPy would convert dtypes silently."""
     for example, value in zip(examples, values, strict=True):
         if (value.shape, value.dtype.type) != (values[0].shape, values[0].dtype.type):
             raise UserError(

@@ -71,6 +71,26 @@ class Transform(Protocol):
     def __call__(self, example: Example, rng: np.random.Generator) -> Example: ...
 
 
+@runtime_checkable
+class Choice(Transform, Protocol):
+    """A transform that draws one of a few results, so that all of them can be stored.
+
+    ``transform(example, rng)`` is ``transform.result(example, transform.choose(transform.count(example), rng))``.
+    """
+
+    def count(self, example: Example) -> int:
+        """The number of results for this example."""
+        ...
+
+    def choose(self, count: int, rng: np.random.Generator) -> int:
+        """The draw: which of `count` results."""
+        ...
+
+    def result(self, example: Example, choice: int) -> Example:
+        """One of the results. The first is the example without this augmentation, if there is such a result."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
     """Input pipeline: reads, augments and batches the examples of a source.
@@ -87,6 +107,8 @@ class Pipeline:
       prefetch: number of batches held ready.
       buckets: cut images of many shapes to a few, after `transforms` and before `conditions`. Each training batch has
         one shape, and everything else has the square one. None for images of one shape.
+      encoded: folder of the cache that ``jaxdiff.cache`` has made of these examples. `jaxdiff.train` reads its batches
+        there; everything else reads the source.
     """
 
     source: Source
@@ -97,6 +119,7 @@ class Pipeline:
     threads: int = 1
     prefetch: int = 4
     buckets: Buckets | None = None
+    encoded: str | None = None
 
     def __post_init__(self):
         expect(self.threads >= 0, "threads", self.threads, "a number of threads >= 0", "give 0 or more")

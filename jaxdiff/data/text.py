@@ -178,16 +178,33 @@ class Tokenize:
     field: str = "text"
 
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        return self.result(example, self.choose(self.count(example), rng))
+
+    def count(self, example: dict[str, Any]) -> int:
+        """The number of captions."""
+        return len(self._captions(example))
+
+    def choose(self, count: int, rng: np.random.Generator) -> int:
+        return int(rng.integers(count))
+
+    def result(self, example: dict[str, Any], choice: int) -> dict[str, Any]:
+        """The example with the ids of one of its captions."""
+        text = self._captions(example)[choice]
+        return {**example, self.field: self.tokenizer.encode(text, self._name(example))}
+
+    def _captions(self, example: dict[str, Any]) -> Sequence[object]:
         fields = ", ".join(example)
         expect(self.field in example, "field", self.field, "a field of the examples", f"use one of {fields}")
         text = example[self.field]
-        name = f"index={example['index']}: {self.field}"
         if isinstance(text, np.ndarray):
             text = text.tolist()
-        if isinstance(text, list | tuple):
-            expect(len(text) > 0, name, text, "a caption", "leave this example out", "none")
-            text = text[rng.integers(len(text))]
-        return {**example, self.field: self.tokenizer.encode(text, name)}
+        if not isinstance(text, list | tuple):
+            return [text]
+        expect(len(text) > 0, self._name(example), text, "a caption", "leave this example out", "none")
+        return text
+
+    def _name(self, example: dict[str, Any]) -> str:
+        return f"index={example['index']}: {self.field}"
 
 
 def utf8(text: object, name: str) -> bytes:

@@ -34,9 +34,17 @@ class HorizontalFlip:
         between(self, "probability", 0.0, 1.0)
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        if rng.random() >= self.probability:
-            return example
-        return _each_image(example, lambda image: image[:, ::-1])
+        return self.result(example, self.choose(self.count(example), rng))
+
+    def count(self, example: Example) -> int:
+        return 2
+
+    def choose(self, count: int, rng: np.random.Generator) -> int:
+        return int(rng.random() < self.probability)
+
+    def result(self, example: Example, choice: int) -> Example:
+        """The example, or its mirror image."""
+        return _each_image(example, lambda image: image[:, ::-1]) if choice else example
 
 
 @dataclasses.dataclass(frozen=True)

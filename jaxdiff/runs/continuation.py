@@ -27,6 +27,7 @@ FREE = (
     "data.threads",
     "data.prefetch",
     "data.cache",
+    "data.encoded",
 )
 """Fields of duration, outputs, devices, speed and memory."""
 

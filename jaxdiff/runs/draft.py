@@ -56,7 +56,7 @@ def draft(workdir: str, size: int) -> Iterator[pathlib.Path]:
         _remove_abandoned(path)
         _check_space(workdir, path, size)
         folder.mkdir(parents=True)
-        with _locked(folder):
+        with locked(folder):
             yield folder
             if path.exists():
                 path.rmdir()
@@ -89,7 +89,7 @@ def _check_space(workdir: str, path: pathlib.Path, size: int) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: pathlib.Path) -> Iterator[bool]:
+def locked(folder: pathlib.Path) -> Iterator[bool]:
     """Take the operating system's lock of a folder, which ends with the process and says that the draft is in use.
 
     Yields False where another process holds it, or the file system has no locks.
@@ -111,6 +111,6 @@ def _remove_abandoned(path: pathlib.Path) -> None:
     ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{12}}\.partial")
     for folder in path.parent.glob(".*.partial"):
         if ours.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink():
-            with _locked(folder) as abandoned:
+            with locked(folder) as abandoned:
                 if abandoned:
                     shutil.rmtree(folder, ignore_errors=True)

@@ -133,7 +133,7 @@ def load(
             in_first(lambda: write_record(weights, read, file))
         else:
             _compare(weights, read, file)
-    return {name: _placed(tree, mesh, dtype_of(weights[name])) for name, tree in read.items()}
+    return {name: placed(tree, mesh, dtype_of(weights[name])) for name, tree in read.items()}
 
 
 def fingerprint(tree: Params) -> str:
@@ -162,7 +162,7 @@ def _compare(weights: Mapping[str, Weights], read: Mapping[str, Params], file: e
     """Raise `UserError` where the hash of a network differs from that in `file`, if there is such a file."""
     if not file.exists():
         return
-    known = _read_record(file)
+    known = read_record(file)
     for name, tree in read.items():
         digest, stored = fingerprint(nn.meta.unbox(tree)), known.get(name)
         expect(
@@ -175,12 +175,12 @@ def _compare(weights: Mapping[str, Weights], read: Mapping[str, Params], file: e
         )
 
 
-def _read_record(file: epath.Path) -> Mapping[str, str | None]:
+def read_record(file: epath.Path) -> Mapping[str, str]:
     """The hashes in a record, by the networks' names."""
     where, fix = f"--workdir={file.parent}: {file.name}", "restore the file"
     found = read_json(read_text(file, where), where, fix)
     entries: dict[str, Any] = found if isinstance(found, dict) else {"": found}
-    hashes = {
+    hashes: dict[str, Any] = {
         name: entry.get("sha256") if isinstance(entry, dict) else None for name, entry in entries.items()
     }
     known = all(isinstance(value, str) for value in hashes.values())
@@ -190,8 +190,8 @@ def _read_record(file: epath.Path) -> Mapping[str, str | None]:
     return hashes
 
 
-def _placed(tree: Params, mesh: jax.sharding.Mesh, dtype: str) -> Params:
-    """The arrays on the mesh, in the types of `trees.with_dtype`."""
+def placed(tree: Params, mesh: jax.sharding.Mesh, dtype: str) -> Params:
+    """Parameters as `Weights.read` returns them on `mesh`, in the types of `trees.with_dtype`."""
     shardings = partitioning.shardings(tree, mesh)
 
     def place(leaf: np.ndarray, sharding: Any) -> jax.Array:

@@ -209,9 +209,10 @@ class DenoisingTask:
         numbers that become times.
 
         All examples are drawn at once, and without the parameters: `loss` maps the uniform numbers to times, through
-        the process as far as it is learned. `importance` corrects for the preference of the time sampler.
+        the process as far as it is learned. `importance` corrects for the preference of the time sampler. Fields may
+        hold what `tasks.precomputed` has made of them.
         """
-        size = batch[self.data_field].shape[0]
+        size = len(jax.tree.leaves(batch[self.data_field])[0])
         key_times, key_noise, key_drop, key_fields, key_augment, key_codec = jax.random.split(key, 6)
         x_0 = self.codec.encode(context.frozen, batch[self.data_field], jax.random.split(key_codec, size))
         if self.augmentation is not None:

@@ -39,6 +39,8 @@ def test_data_are_the_encoders_unit_vectors_times_the_root_of_their_width(frozen
     vectors = ENCODER.apply({"params": frozen[NAME]}, clip_pixels(jnp.asarray(IMAGES) / 255, 8)).vector
     expected = np.asarray(vectors) / np.linalg.norm(vectors, axis=1, keepdims=True)
     np.testing.assert_allclose(data, 6**0.5 * expected, rtol=1e-4, atol=1e-5)
+    stored = CODEC.precompute(frozen, jnp.asarray(IMAGES))
+    np.testing.assert_allclose(CODEC.encode({}, stored, KEYS), data, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(jnp.mean(data**2), 1.0, rtol=1e-5)
     samples = CODEC.stored(np.asarray(CODEC.decode(frozen, data)))
     np.testing.assert_allclose(samples, expected, rtol=1e-4, atol=1e-5)

@@ -138,6 +138,14 @@ def test_the_posterior_is_sampled_with_the_key_of_each_image():
     np.testing.assert_allclose(mode, mean, atol=1e-6)
 
 
+@pytest.mark.parametrize("posterior", ["mode", "sample"])
+def test_posteriors_stand_for_their_images(posterior):
+    """The same latents for the same keys, without the network."""
+    made = codec(posterior=posterior, scaling_factor=0.7)
+    posteriors = jax.jit(made.precompute)(frozen(), jnp.asarray(IMAGES))
+    close(made.encode({}, posteriors, KEYS), np.asarray(encode(made)))
+
+
 def test_an_autoencoder_without_variance_has_one_sample():
     network = NETWORKS["tiny"]
     made = Latent(network, WEIGHTS, scaling_factor=1.0)

@@ -45,6 +45,7 @@ from tests.conditioning.texts import (
     changed,
     embed,
     randomised,
+    run,
 )
 
 
@@ -136,6 +137,24 @@ def test_an_encoder_may_have_its_own_vector(null):
     found = embed(drop=DROPPED, part=part, params=params).vector
     np.testing.assert_array_equal(found[~dropped], table[IDS[~dropped, 0]])
     np.testing.assert_array_equal(found[dropped], np.broadcast_to(nulls[null](), (3, WIDTH)))
+
+
+@pytest.mark.parametrize("null", ["learned", "zero", "empty"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_what_the_encoder_has_made_of_texts_stands_for_them(null, dtype):
+    """Nulls, too; in half precision as well, up to its rounding."""
+    part = a_text(null=null)
+    params = randomised(part, jnp.asarray(IDS), SHOWN)
+    encoded = jax.jit(lambda ids: part.apply(params, ids, method="precompute"))(jnp.asarray(IDS))
+    features = encoded.tokens.features.astype(dtype)
+    stored = encoded.replace(tokens=encoded.tokens.replace(features=features))
+    for drop in (SHOWN, DROPPED):
+        found, expected = (run(part, params, values, drop) for values in (stored, jnp.asarray(IDS)))
+        np.testing.assert_array_equal(found.tokens.mask, expected.tokens.mask)
+        assert found.tokens.features.dtype == expected.tokens.features.dtype
+        tolerance = 1e-4 if dtype == "float32" else 2e-2
+        np.testing.assert_allclose(found.tokens.features, expected.tokens.features, tolerance, tolerance)
+        np.testing.assert_allclose(found.vector, expected.vector, tolerance, tolerance)
 
 
 def test_the_encoders_parameters_belong_to_the_condition():

@@ -6,8 +6,6 @@ python -m jaxdiff.convert --workdir runs/ddpm_cifar10 --to ddpm_cifar10_diffuser
 python -m jaxdiff.convert --workdir runs/sd15_lora --to lora.safetensors --only-lora kohya
 """
 
-import functools
-import json
 import pathlib
 import secrets
 from collections.abc import Sequence
@@ -15,13 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from jaxdiff.cli import app as command
 from jaxdiff.cli import output
-from jaxdiff.errors import UserError, expect, reason
+from jaxdiff.errors import UserError, reason
 
 if TYPE_CHECKING:
     from jaxdiff.experiment import Experiment
-
-DIFFUSERS_FILES = ("diffusion_pytorch_model.safetensors", "config.json")
-"""The files of a model in the layout of diffusers."""
 
 _OF_A_MODEL = ("lora", "prediction", "tokenizer")
 UNUSED = {
@@ -100,8 +95,10 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("--workdir=: expected a run's folder, got none. Fix: give --workdir runs/NAME")
     _check_flags(flags, overrides)
     if flags.to is not None:
-        write = export if flags.only_lora is None else functools.partial(write_lora, layout=flags.only_lora)
-        print(write(flags.workdir, flags.to))
+        from jaxdiff.cli import exporting
+
+        export = exporting.export if flags.only_lora is None else exporting.lora
+        print(export(flags.workdir, flags.to, *filter(None, [flags.only_lora])))
         return
     if not pathlib.Path(flags.source).expanduser().exists():
         raise UserError(
@@ -271,90 +268,6 @@ def _equal(a: Any, b: Any) -> bool:
     import jax.numpy as jnp
 
     return all(map(bool, jax.tree.leaves(jax.tree.map(jnp.array_equal, a, b))))
-
-
-def export(workdir: str, target: str) -> str:
-    """Write a run in the layout of diffusers, or a run of latents as a single file; returns a summary for the user."""
-    from jaxdiff.runs.stages import is_staged
-    from jaxdiff.runs.workdir import read_config
-
-    config = read_config(workdir)
-    staged = is_staged(config)
-    if not staged and not config.task.get("codec", {}).get("target", "").endswith(":Latent"):
-        return write_diffusers(workdir, target)
-    single = target.endswith(".safetensors") and not staged
-    place = output.file("--to", target) if single else output.folder("--to", target)
-    place.check()
-
-    from jaxdiff.distributed import runtime
-
-    runtime.start()
-
-    from jaxdiff.runs import published_export, published_unclip_export
-
-    folder = published_unclip_export.folder if staged else published_export.folder
-    made = (published_export.single_file if single else folder)(workdir)
-    place.check_space(made.size)
-    place.write(made.write)
-    return f"wrote {made.count} tensors of {workdir} to {place.path}, {made.kind}"
-
-
-def write_lora(workdir: str, target: str, layout: Any) -> str:
-    """Write the LoRA that a run has trained, "diffusers" or "kohya" by `layout`; returns a one-line summary."""
-    from jaxdiff.runs.workdir import read_config
-
-    read_config(workdir)
-    file, fix = output.file("--to", target), "give --to FILE.safetensors"
-    expect(target.endswith(".safetensors"), "--to", target, "a file of safetensors for a LoRA", fix)
-    file.check()
-
-    from jaxdiff.distributed import runtime
-
-    runtime.start()
-
-    from jaxdiff.interop.lora.writing import write_lora as write
-    from jaxdiff.runs.lora_export import adapters_of_run
-
-    adapters = adapters_of_run(workdir)
-    file.write(lambda draft: write(draft, adapters, layout))
-    count = sum(map(len, adapters.values()))
-    return f"wrote the LoRA of {count} weights of {workdir} to {file.path}"
-
-
-def write_diffusers(workdir: str, folder: str) -> str:
-    """Write the averaged weights of a run as a diffusers `UNet2DModel`; returns a one-line summary.
-
-    The folder may exist, but not one of these two files in it.
-    """
-    from jaxdiff.runs import classes
-    from jaxdiff.runs.workdir import read_config
-
-    read_config(workdir)
-    table = classes.read(workdir)
-    names = DIFFUSERS_FILES if table is None else (*DIFFUSERS_FILES, classes.FILE)
-    files = [output.file("--to", f"{folder}/{name}") for name in names]
-    for file in files:
-        file.check()
-
-    from jaxdiff.distributed import runtime
-
-    runtime.start()
-
-    from jaxdiff.generation.generator import Generator
-    from jaxdiff.interop import diffusers
-    from jaxdiff.interop.mapping import to_tensors
-    from jaxdiff.interop.safetensors_files import write_safetensors
-
-    generator = Generator.load(workdir)
-    config = diffusers.model_config(generator.denoiser, generator.image_shape[0])
-    tensors = to_tensors(diffusers.entries(diffusers.network_of(generator.denoiser)), generator.params)
-    weights, settings, *names_of_classes = files
-    weights.check_space(sum(array.nbytes for array in tensors.values()))
-    weights.write(lambda draft: write_safetensors(draft, tensors, {"format": "pt"}))
-    settings.write(lambda draft: draft.write_text(json.dumps(config, indent=2)))
-    for file in names_of_classes:
-        file.write(lambda draft: draft.write_text(classes.to_json(table or ())))
-    return f"wrote {len(tensors)} tensors of {workdir} to {folder}"
 
 
 if __name__ == "__main__":

@@ -15,26 +15,22 @@ From Python, on arrays in memory::
 
 import contextlib
 import dataclasses
-import logging
 import pathlib
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxdiff.cli import app
-from jaxdiff.errors import UserError
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from jaxdiff.data.pipeline import Pipeline, Source
-    from jaxdiff.data.sources import Example
     from jaxdiff.experiment import Experiment
     from jaxdiff.generation.generator import Generator
     from jaxdiff.generation.predictor import Predictor
     from jaxdiff.training.loop import Hook
 
-_log = logging.getLogger(__name__)
 
 DESCRIPTION = "Train a model; the same command again continues an interrupted run."
 EPILOG = """\
@@ -77,8 +73,11 @@ def main(argv: Sequence[str]) -> None:
     folder = flags.workdir or f"runs/{name}{'_' + variant if variant else ''}"
     new_schedule = any(path == "optimizer.schedule" for path, _ in overrides)
     runtime.start()
+
+    from jaxdiff.generation import start_checks
+
     try:
-        _check_training(experiment)
+        start_checks.check_training(experiment)
         with _at_work(folder, flags.restart):
             _train(experiment, init_workdir(config, folder, experiment, new_schedule))
     except Stopped as stop:
@@ -122,6 +121,7 @@ def train(
       Stopped: SIGTERM or SIGINT arrived, and the state is saved.
     """
     from jaxdiff.config import build, describe, load
+    from jaxdiff.generation import start_checks
     from jaxdiff.runs.workdir import init_workdir
 
     if isinstance(experiment, str):
@@ -132,7 +132,7 @@ def train(
     if test_source is not None:
         pipeline = built.test_data or built.data
         built = dataclasses.replace(built, test_data=dataclasses.replace(pipeline, source=test_source))
-    _check_training(built)
+    start_checks.check_training(built)
     with _at_work(workdir):
         return _train(built, init_workdir(describe(_recorded(built)), workdir, built))
 
@@ -168,6 +168,7 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | Predictor | N
 
     from jaxdiff.caching.reading import training_data
     from jaxdiff.data.classes import listed
+    from jaxdiff.generation import start_checks
     from jaxdiff.generation.generator import Generator
     from jaxdiff.generation.predictor import Predictor
     from jaxdiff.runs import classes
@@ -182,9 +183,9 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | Predictor | N
         print(f"classes: {listed(table)}", flush=True)
     experiment = experiment.with_classes(table)
     mesh = experiment.mesh.make()
-    _check(experiment, mesh, workdir)
-    conditions = _preview_conditions(experiment)
-    prototypes = _prototypes(experiment)
+    start_checks.check_parts(experiment, mesh, workdir)
+    conditions = start_checks.preview_conditions(experiment)
+    prototypes = start_checks.prototypes(experiment)
     frozen = prepare(experiment, workdir, mesh)
     data = training_data(experiment, workdir)
 
@@ -215,72 +216,6 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | Predictor | N
     if trained is not None:
         _evaluate_at_the_end(experiment, trained, workdir)
     return trained
-
-
-def _check_training(experiment: "Experiment") -> None:
-    """Raise `UserError` where devices or optimizer do not fit the run, or nothing is trained; before its folder."""
-    import jax
-
-    from jaxdiff.errors import expect
-    from jaxdiff.training.state import init_params
-
-    experiment.check_devices(experiment.mesh.make().devices.size)
-    experiment.optimizer.make(experiment.steps)
-    frozen = tuple(experiment.task.frozen)
-    if frozen:
-        trained = jax.eval_shape(lambda: init_params(experiment.task, experiment.seed))
-        fix = "name fewer modules there; --from-workdir RUN starts from the weights of a run"
-        expect(
-            bool(jax.tree.leaves(trained)),
-            "config.task.pretrained",
-            frozen,
-            "parameters to train",
-            fix,
-            "none",
-        )
-
-
-def _check(experiment: "Experiment", mesh: Any, workdir: Any) -> None:
-    """Raise `UserError` where the parts of an experiment do not fit together; before anything is written."""
-    from jaxdiff.distributed.first_process import in_first
-    from jaxdiff.evaluation.reports import files
-    from jaxdiff.generation.generator import Generator
-    from jaxdiff.tasks import consistency
-
-    experiment.check_data()
-    if experiment.sampling is not None:
-        sampled = Generator.of(experiment, None, mesh)
-        sampled.check()
-        _check_nulls(experiment, sampled)
-    if isinstance(experiment.task, consistency.Scaled):
-        consistency.warn_of_scale(experiment.task, experiment.data.stored)
-    if experiment.evaluation is not None:
-        in_first(lambda: files.check(workdir))
-
-
-def _preview_conditions(experiment: "Experiment") -> Any:
-    """The conditions of the samples drawn in training, None without such samples; a missing one raises."""
-    from jaxdiff.generation import preview
-
-    if not experiment.sample_every:
-        return None
-    conditioner = experiment.sampled.denoiser.conditioner
-    return preview.conditions(conditioner, experiment.data, experiment.test_data, experiment.seed)
-
-
-def _prototypes(experiment: "Experiment") -> "Sequence[Example]":
-    """An example of each bucket; says what buckets do to the images. Nothing without buckets."""
-    import jax
-
-    if experiment.data.buckets is None:
-        return ()
-    found = experiment.data.prototypes(experiment.batch_size)
-    if jax.process_index() == 0:
-        summary, *concerns = experiment.data.notes(experiment.batch_size)
-        print(f"{summary}; one program of the step for each shape is compiled first", flush=True)
-        for concern in concerns:
-            _log.warning(concern)
-    return found
 
 
 def _hooks(
@@ -337,19 +272,6 @@ def _evaluate_at_the_end(experiment: "Experiment", trained: "Generator | Predict
         report = evaluate(experiment, trained, workdir)
         if jax.process_index() == 0:
             print(report)
-
-
-def _check_nulls(experiment: "Experiment", sampled: "Generator") -> None:
-    """Raise `UserError` where samples of this run need a null that it does not train; warn if it draws none itself."""
-    from jaxdiff.evaluation.protocols import Guided
-
-    evaluation = experiment.evaluation
-    try:
-        sampled.check_nulls(evaluation.guidances if isinstance(evaluation, Guided) else ())
-    except UserError as error:
-        if experiment.sample_every or evaluation is not None:
-            raise
-        _log.warning("sampling this run will be refused: %s", error)
 
 
 def _with_checked_labels(experiment: "Experiment", batches: Any) -> Any:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jaxdiff import convert, sample
+from jaxdiff import sample
+from jaxdiff.cli import exporting
 from jaxdiff.errors import UserError
 from jaxdiff.generation.generator import Generator
 from jaxdiff.generation.stages import Stages
@@ -138,7 +139,7 @@ def test_a_run_comes_back_bit_for_bit_and_opens_in_diffusers(kind, folders, runs
     import diffusers
 
     back = tmp_path / "back"
-    convert.export(runs[kind], str(back))
+    exporting.export(runs[kind], str(back))
     for name in unclip.parts_of(kind):
         (file,) = (folders[kind] / name).glob("*.safetensors")
         theirs, ours = load_file(file), load_file(next((back / name).glob("*.safetensors")))

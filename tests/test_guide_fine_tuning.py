@@ -17,7 +17,10 @@ from tests.data.clip_vocabulary import write_tokenizer
 from tests.data.pixels import noise
 from tests.test_guides import ROOT, lines
 
-COMMANDS = lines((ROOT / "docs/fine_tuning.md").read_text())
+SHAPES = (
+    (ROOT / "docs/fine_tuning.md").read_text().partition("## Data of many shapes")[2].partition("\n## ")[0]
+)
+COMMANDS = lines(SHAPES)
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def networks(task: DenoisingTask, field: str) -> dict[str, Weights]:
 
 
 def made_by(task: DenoisingTask, field: str) -> dict[str, Any]:
-    """What determines the result for a field, apart from parameters: blocks of a config by their paths in the task's."""
+    """What determines the result for a field, apart from parameters: blocks of a config by their paths in the task."""
     if field == task.data_field:
         part, path = task.codec, "codec"
     else:

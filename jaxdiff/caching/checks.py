@@ -5,13 +5,13 @@ transformed again, and compared with the hashes in their records.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from jaxdiff.caching import key
-from jaxdiff.caching.folder import Description, Folder
+from jaxdiff.caching.folder import Description, Folder, Records
 from jaxdiff.caching.outcomes import chain, outcomes
 from jaxdiff.caching.records import Distinct, distinct, hashes, inputs_of
 from jaxdiff.data.pipeline import Examples, Pipeline
@@ -51,7 +51,7 @@ def check(folder: Folder, description: Description, found: key.Key, pipeline: Pi
         raise UserError(f"{where}: expected {expected}, got changes ({'; '.join(changed)}). Fix: {fix}")
 
 
-def _first_change(pipeline: Pipeline, records: Sequence[bytes], rows: Iterable[int]) -> list[str]:
+def _first_change(pipeline: Pipeline, records: Records, rows: Iterable[int]) -> list[str]:
     """The first of some examples that differs from its record, and its fields that do; nothing if all are equal."""
     examples: Any = key.source_of(pipeline).open()
     for row in rows:

@@ -8,7 +8,7 @@ import jax
 from etils import epath
 
 from jaxdiff.caching import checks, key
-from jaxdiff.caching.folder import Folder
+from jaxdiff.caching.folder import Folder, Records
 from jaxdiff.caching.outcomes import Choose, Read
 from jaxdiff.caching.records import read
 from jaxdiff.data.classes import Labelled, names_of
@@ -89,7 +89,7 @@ class EncodedExamples:
 
     image_shape: tuple[int | None, ...] | None = None
 
-    def __init__(self, source: EncodedSource, records: Any):
+    def __init__(self, source: EncodedSource, records: Records):
         examples = source.raw.open()
         self.num_classes, self.classes = examples.num_classes, names_of(examples)
         self._source, self._records = source, records

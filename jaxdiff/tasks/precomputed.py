@@ -39,7 +39,7 @@ def networks(task: DenoisingTask, field: str) -> dict[str, Weights]:
         raise UserError(
             f"config.task.pretrained={tuple(task.pretrained)}: expected the encoder of the condition {field!r} among "
             f"the modules that are not trained, since its embeddings are stored, got {trained[0]}, which is trained. "
-            f"Fix: name its module in pretrained, without LoRA in it, or leave {field} out of the cache"
+            f"Fix: name its module in pretrained, without LoRA in it, or make a cache without {field} (--fields)"
         )
     return {
         name: weights
@@ -49,10 +49,7 @@ def networks(task: DenoisingTask, field: str) -> dict[str, Weights]:
 
 
 def made_by(task: DenoisingTask, field: str) -> dict[str, Any]:
-    """What determines the result for a field, apart from parameters: blocks of a config by their paths in the task's.
-
-    A place where files lie is no part of it.
-    """
+    """What determines the result for a field, apart from parameters: blocks of a config by their paths in the task."""
     if field == task.data_field:
         part, path = task.codec, "codec"
     else:

@@ -147,7 +147,7 @@ def _worst(indices: np.ndarray, values: np.ndarray, names: Sequence[str]) -> dic
 
 
 def _captions(listing: Listing, readable: np.ndarray, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    texts: dict[str, list[str] | None] = {listing.names[i]: listing.texts(i) for i in readable.tolist()}
+    texts = {listing.names[int(i)]: listing.texts(int(i)) for i in readable}
     every = [(name, text) for name, found in texts.items() for text in found or () if text.strip()]
     missing = [name for name, found in texts.items() if found is None]
     empty = [name for name, found in texts.items() if found is not None and not any(map(str.strip, found))]

@@ -23,7 +23,11 @@ from jaxdiff.distributed.mesh import MeshShape
 from jaxdiff.embeddings import Embeddings
 from jaxdiff.errors import UserError
 from jaxdiff.models.blocks import ResidualMiddle
+from jaxdiff.models.lora import Lora
 from jaxdiff.models.unet import Level, UNet
+from jaxdiff.runs.weights import FileWeights
+from jaxdiff.tasks.masking import LossMask
+from jaxdiff.training.ema import NoEma
 from jaxdiff.training.state import abstract_state
 from jaxdiff.training.step import Frozen, jit_train_step, make_train_step
 from tests.commands import DIGITS, TINY
@@ -55,6 +59,41 @@ def test_parameters_are_those_of_the_model(plain):
     assert sum(plan["parts"].values()) == plan["parameters"]
     assert plan["parts"]["conditioner.label"] == 11 * 128
     assert plan["parts"]["network.stem"] == 9 * 32 + 32
+
+
+def with_task(experiment, **changes):
+    return dataclasses.replace(experiment, task=dataclasses.replace(experiment.task, **changes))
+
+
+def test_a_run_in_bfloat16_without_an_average_is_counted_as_it_is_stored(plain):
+    """Kernels and tables of two bytes, everything else of four; the mask beside each image is a byte for each pixel."""
+    experiment, before = plain
+    half = dataclasses.replace(with_task(experiment, param_dtype="bfloat16"), ema=NoEma())
+    plan = estimate(half, "h200", 1, 0.4)
+    params = jax.eval_shape(experiment.task.init, jax.eval_shape(lambda: jax.random.key(0)))
+    held = sum(leaf.size * (2 if leaf.ndim >= 2 else 4) for leaf in jax.tree.leaves(nn.meta.unbox(params)))
+    kept = plan["memory"]
+    assert kept["parameters"] == kept["gradients"] == kept["update"] == plan["parameter_bytes"] == held
+    assert kept["ema"] == 0
+    assert kept["optimizer"] == before["memory"]["optimizer"]  # Adam's averages are float32 in both
+    masked = estimate(with_task(experiment, mask=LossMask()), "h200", 1, 0.4)
+    pixels = experiment.batch_size * 8 * 8
+    assert masked["memory"]["batch"] == before["memory"]["batch"] + pixels * (
+        1 + 4
+    )  # and its weight for each
+
+
+def test_lora_is_counted_as_its_factors_and_a_frozen_network(plain):
+    experiment, before = plain
+    weights = {
+        name: FileWeights("nowhere", module=name, dtype="float16") for name in ("network", "conditioner")
+    }
+    changes = with_task(experiment, pretrained=weights, lora=Lora(rank=2, targets=("network/stem",)))
+    plan = estimate(changes, "h200", 1, 0.4)
+    assert plan["parameters"] == 2 * 9 * 1 + 2 * 32
+    assert sum(plan["frozen_parameters"].values()) == before["parameters"]
+    assert before["parameter_bytes"] / 2 < plan["memory"]["frozen"] < 0.52 * before["parameter_bytes"]
+    assert plan["multiply_adds"] == before["multiply_adds"]
 
 
 def test_numbered_parts_are_summed():

@@ -60,7 +60,7 @@ def estimate(
     networks = task.frozen_shapes()
     trained, frozen = _shapes(own), Frozen(networks, _shapes(rest))
     model = merge(trained, frozen.params)
-    params = task.full_params(model, networks)
+    params = jax.eval_shape(task.full_params, model, networks)
 
     encode, denoise, conditions = _forward(task, params)
     backward, examples = _training(task, trained, frozen, rows)

@@ -161,9 +161,9 @@ def make_train_step(
             return ({**metrics, "loss": mean}, grads), losses
 
         (metrics, grads), losses = accumulate(gradients, accumulation)(state.params, examples, loss_key)
-        wide, grads = widened(state.params), widened(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, wide)
-        moved = optax.apply_updates(wide, updates)
+        old, grads = widened(state.params), widened(grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, old)
+        moved = optax.apply_updates(old, updates)
         task_state = task.update_task_state(state.task_state, examples, losses)
         averages = (state.ema, *state.extra_emas)
         pairs = zip((ema, *ema.extra_emas()), widened(averages), strict=True)

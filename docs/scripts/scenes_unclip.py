@@ -64,7 +64,8 @@ def interpolations(unclip: Unclip, judge, images: np.ndarray, out: str) -> None:
     pairs = [(int(a), int(b)) for a, b in zip(single[0::2], single[1::2], strict=False)][:32]
     rows = [unclip.interpolate(images[a], images[b], FRACTIONS, seed=7) for a, b in pairs]
     turns = [
-        monotone(judge.read(small(row)), judge.read(images[[a, b]])) for row, (a, b) in zip(rows, pairs, strict=True)
+        monotone(judge.read(small(row)), judge.read(images[[a, b]]))
+        for row, (a, b) in zip(rows, pairs, strict=True)
     ]
     print(f"interpolations: {np.mean(turns):.3f} of {len(turns)} attributes that differ change monotonically")
     large = images.repeat(2, axis=1).repeat(2, axis=2)

@@ -81,6 +81,11 @@ def _rows(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield f"  {name}", f"{_si(number)}B", ""
     verdict = "fits" if plan["fits"] else "DOES NOT FIT"
     yield f"  of {plan['chip']}", f"{_si(plan['chip_memory_bytes'])}B", verdict
+    yield (
+        "  fits on",
+        "",
+        ", ".join(name for name in plan["fits_on"] if name != "cpu") or "none of the known chips",
+    )
     steps = f"{plan['steps']} steps of {_duration(plan['step_seconds'])}"
     yield "time", _duration(3600 * plan["hours"]), steps
     on = f"{plan['devices']} x {plan['chip']} at {plan['utilisation']:.0%} of peak"

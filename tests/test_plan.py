@@ -72,7 +72,8 @@ def test_a_run_in_bfloat16_without_an_average_is_counted_as_it_is_stored(plain):
     plan = estimate(half, "h200", 1, 0.4)
     params = jax.eval_shape(experiment.task.init, jax.eval_shape(lambda: jax.random.key(0)))
     held = sum(leaf.size * (2 if leaf.ndim >= 2 else 4) for leaf in jax.tree.leaves(nn.meta.unbox(params)))
-    kept = plan["memory"]
+    kept, need = plan["memory"], plan["memory_bytes"]
+    assert plan["fits_on"] == [name for name, chip in CHIPS.items() if need <= chip.memory]
     assert kept["parameters"] == kept["gradients"] == kept["update"] == plan["parameter_bytes"] == held
     assert kept["ema"] == 0
     assert kept["optimizer"] == before["memory"]["optimizer"]  # Adam's averages are float32 in both
@@ -232,7 +233,8 @@ def test_no_array_of_the_models_size_is_allocated():
     plan = estimate(small(network=huge), "h200", 64)
     assert plan["parameters"] > 1e11
     assert not plan["fits"]
-    assert any(fix.startswith("--config.mesh.fsdp=64 ") for fix in plan["fix"])
+    for flag in ("mesh.fsdp=64", "task.param_dtype=bfloat16", "ema='jaxdiff.training.ema:NoEma()'"):
+        assert any(fix.startswith(f"--config.{flag} ") for fix in plan["fix"])
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from jaxdiff.interop.stable_diffusion import FAMILIES
 from jaxdiff.interop.stable_diffusion_conditions import extra_conditions
 from jaxdiff.interop.stable_diffusion_unet_config import unet_layout
 from jaxdiff.models.autoencoder_kl import AutoencoderKL
+from jaxdiff.tasks import pretrained
 from jaxdiff.training.state import abstract_params, abstract_state
 from jaxdiff.training.step import Frozen, jit_train_step, make_train_step
 from tests.selection import some
@@ -76,6 +77,38 @@ def test_networks_have_the_published_numbers_of_parameters(variant):
         assert size(trained) == PUBLISHED[variant]
     found = {name: size(tree) for name, tree in task.frozen_shapes().items()}
     assert found == {"autoencoder": VAE, **FROZEN[variant]}
+
+
+LORA = {"sd15_lora": 3_188_736, "sdxl_lora": 23_224_320}
+"""Numbers in factors of rank 16 for the projections of attention, as PEFT's."""
+
+
+@pytest.mark.parametrize("variant", some(LORA, ("sd15_lora",)))
+def test_lora_trains_factors_and_holds_the_rest_in_half_precision(variant):
+    task = load(variant).task.for_shapes()
+    trained, _ = abstract_params(task, MeshShape().make(jax.devices()[:1]))
+    assert set(trained) == {pretrained.LORA}
+    assert size(trained) == LORA[variant]
+    model = variant.removesuffix("_lora")
+    frozen = task.frozen_shapes()
+    assert sum(map(size, frozen.values())) == PUBLISHED[model] + VAE + sum(FROZEN[model].values())
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(frozen))
+    assert held < 2.01 * sum(map(size, frozen.values()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", LORA)
+def test_factors_have_as_many_numbers_as_in_peft(variant):
+    diffusers, peft = pytest.importorskip("diffusers"), pytest.importorskip("peft")
+    names = ["to_q", "to_k", "to_v", "to_out.0"]
+
+    def make():
+        unet = diffusers.UNet2DConditionModel(**UNETS[variant.removesuffix("_lora")]).requires_grad_(False)
+        unet.add_adapter(peft.LoraConfig(r=16, target_modules=names))
+        return unet
+
+    whole, plain = on_meta(make), PUBLISHED[variant.removesuffix("_lora")]
+    assert whole - plain == LORA[variant]
 
 
 def on_meta(make):

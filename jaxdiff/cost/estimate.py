@@ -18,7 +18,7 @@ from jax.extend.core import ClosedJaxpr
 from jax.sharding import Mesh
 
 from jaxdiff.cost import memory
-from jaxdiff.cost.chips import Chip, chip_of
+from jaxdiff.cost.chips import CHIPS, Chip, chip_of
 from jaxdiff.cost.fixes import fixes
 from jaxdiff.cost.operations import Operations, count
 from jaxdiff.cost.sampling import evaluations
@@ -108,6 +108,7 @@ def estimate(
         "chip": chip,
         "chip_memory_bytes": has.memory,
         "fits": kept.total <= has.memory,
+        "fits_on": [name for name, each in CHIPS.items() if kept.total <= each.memory],
         "devices": mesh.size,
         "utilisation": utilisation,
         "steps": experiment.steps,

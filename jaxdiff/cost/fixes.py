@@ -23,6 +23,7 @@ def fixes(experiment: Experiment, mesh: Mesh, memory: Memory, capacity: int, row
     """
     return [
         *_fsdp(mesh, memory, capacity),
+        *(_smaller_state(experiment, memory) if memory.lasting + memory.update > capacity else ()),
         *(_remat(experiment) if memory.activations > memory.update else ()),
         *(_accumulation(experiment, memory, capacity, rows) if memory.activations > memory.update else ()),
     ] or ["use more devices, or a chip with more memory"]
@@ -51,6 +52,20 @@ def _fsdp(mesh: Mesh, memory: Memory, capacity: int) -> Iterator[str]:
         divisors = [n for n in range(2, sizes["data"] + 1) if sizes["data"] % n == 0]
         ways = next((n for n in divisors if lasting / n < capacity / 2), sizes["data"])
         yield f"--config.mesh.fsdp={sizes['fsdp'] * ways} splits parameters, optimizer state and averages"
+
+
+def _smaller_state(experiment: Experiment, memory: Memory) -> Iterator[str]:
+    """Flags for a state that does not fit, whatever the activations are."""
+    task: Any = experiment.task
+    if memory.optimizer > memory.parameters / 2:
+        yield "--config.optimizer='jaxdiff.training.adafactor:Adafactor()' keeps rows and columns of squared gradients"
+    if getattr(task, "param_dtype", None) == "float32":
+        yield "--config.task.param_dtype=bfloat16 halves parameters, gradients and averages"
+    if memory.ema:
+        yield "--config.ema='jaxdiff.training.ema:NoEma()' samples with the latest parameters"
+    wide = [name for name, origin in task.frozen.items() if getattr(origin, "dtype", None) == "float32"]
+    if wide:
+        yield f"dtype='float16' of the weights of {', '.join(wide)} halves them"
 
 
 def _remat(experiment: Experiment) -> Iterator[str]:

@@ -21,7 +21,7 @@ from jaxdiff.data.sources import Tfds
 from jaxdiff.data.text import Tokenize
 from jaxdiff.evaluation.scenes.classifier import SceneClassifier
 from jaxdiff.evaluation.scenes.report import SceneEvaluation
-from jaxdiff.models.lora import ATTENTION, Lora
+from jaxdiff.models.lora import Lora
 from jaxdiff.runs.weights import RunWeights
 from jaxdiff.training.ema import Ema
 from jaxdiff.training.optimizer import AdamW, Cosine
@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     task.pretrained = {
         module: spec(RunWeights, workdir=RUN, module=module) for module in ("network", "conditioner")
     }
-    task.lora = spec(Lora, rank=4, targets=("conditioner/parts_text/*", *ATTENTION))
+    task.lora = spec(Lora, rank=4, targets=("conditioner/parts_text/*", "network/*attention*"))
     tokenizer = task.denoiser.conditioner.conditions.text.tokenizer
     config.optimizer = spec(AdamW, learning_rate=5e-3, schedule=spec(Cosine, warmup_steps=20))
     config.ema = spec(Ema, decay=0.99)

@@ -276,6 +276,7 @@ def test_a_stored_config_cannot_name_foreign_classes(trained, tmp_path):
     assert not os.path.exists(tmp_path / "owned")
 
 
+@pytest.mark.slow
 def test_image_i_depends_on_checkpoint_seed_and_i_only(trained, in_process):
     from jaxdiff.generation.generator import Generator
 

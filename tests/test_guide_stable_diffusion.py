@@ -97,6 +97,7 @@ def test_each_command_parses_and_each_link_and_download_exists():
     }
 
 
+@pytest.mark.slow
 def test_the_first_model_is_converted_and_sampled(at_downloads):
     pipelines.write("sd1", at_downloads / "stable-diffusion-v1-5")
     first = [(module, words) for module, words in COMMANDS if "runs/sd15" in words][:2]

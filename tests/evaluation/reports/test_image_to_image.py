@@ -134,6 +134,7 @@ def test_shuffling_gives_each_image_another_of_its_task(seed):
         derangement(np.array([0, 0, 1]), seed)
 
 
+@pytest.mark.slow
 def test_all_conditions_are_shuffled_together(partial):
     seen = []
 

@@ -64,6 +64,7 @@ def reports(small, partial):
     ]
 
 
+@pytest.mark.slow
 def test_reports_can_be_stored_and_state_their_conditions(reports, tmp_path):
     for found in reports:
         write(found, str(tmp_path))

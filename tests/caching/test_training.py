@@ -135,6 +135,16 @@ def test_half_precision_is_close(made):
     assert_close(x_0, expected, 5e-3)
 
 
+def test_labels_are_those_of_the_runs_class_table(made):
+    experiment, _, folder = made()
+    ours = experiment.with_classes(("class_1", "class_0"))
+    found, expected, plain = (
+        batches(each, 1)[0]["label"] for each in (training_data(ours, folder), ours.data, experiment.data)
+    )
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(found, 1 - plain)
+
+
 def test_latents_alone_leave_texts_to_be_encoded(made):
     experiment, frozen, folder = made(fields=("image",))
     task = experiment.task

@@ -19,7 +19,8 @@ from jaxdiff.data.buckets import Buckets
 from jaxdiff.data.folder import ImageFolder
 from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.denoiser import Denoiser
-from jaxdiff.errors import UserError
+from jaxdiff.errors import RunFailure, UserError
+from jaxdiff.experiment import Experiment
 from jaxdiff.models.layers import Conv, Dense
 from jaxdiff.process.gaussian import RectifiedFlow
 from jaxdiff.process.prediction import Velocity
@@ -28,6 +29,7 @@ from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.train import train
 from jaxdiff.training import loop
 from jaxdiff.training.ema import Ema
+from jaxdiff.training.optimizer import AdamW
 from jaxdiff.training.programs import Programs, repeated
 from tests import commands
 from tests.commands import DIGITS, TINY
@@ -144,7 +146,7 @@ def test_a_prototype_is_a_batch_of_its_bucket_in_shape_and_type(photos):
 
 
 def config(photos, *changes):
-    """configs/digits.py with a tiny U-Net of two levels, on images in three buckets."""
+    """configs/digits.py with a U-Net of two levels, on images in three buckets."""
     words = [tuple(word.removeprefix("--config.").split("=", 1)) for word in TINY]
     found = app.load_config(DIGITS, [(path, text) for path, text in words if "label" not in path])
     found.task.denoiser.conditioner.conditions = {
@@ -182,14 +184,23 @@ def test_what_does_not_fit_is_refused_before_anything_is_compiled(photos, change
         configs.build(config(photos, *changes)).check_data()
 
 
-@pytest.mark.slow
-def test_a_unet_trains_by_the_command_and_continues_exactly(photos, tmp_path, capsys, caplog, programs):
-    train(config(photos), str(tmp_path / "straight"))
-    assert len(programs[0]) == 3
+def test_a_run_says_what_buckets_do_and_names_a_program_for_each(
+    photos, tmp_path, capsys, caplog, monkeypatch
+):
+    seen = []
+
+    def begin(*parts, prototypes, **options):
+        seen.extend(prototypes)
+        raise RunFailure("enough")
+
+    monkeypatch.setattr(loop, "run", begin)
+    experiment = Experiment(
+        a_task(), AdamW(0.01), Ema(0.9), pipeline(photos), steps=1, batch_size=8, sample_every=0
+    )
+    with pytest.raises(RunFailure, match="enough"):
+        train(experiment, str(tmp_path / "run"))
     said = capsys.readouterr().out
     assert "buckets: 3 shapes from 8 x 32 to 32 x 8, 6 of 6 images" in said
     assert "one program of the step for each shape is compiled first" in said
-    assert "they repeat" in caplog.text
-    train(config(photos, ("steps", "3")), str(tmp_path / "parts"))
-    train(config(photos), str(tmp_path / "parts"))
-    assert commands.digest(tmp_path / "parts", 6) == commands.digest(tmp_path / "straight", 6)
+    assert "3 have fewer images (6 in all) than a batch of 8, in which they repeat" in caplog.text
+    assert [example["image"].shape for example in seen] == [(8, 32, 1), (16, 16, 1), (32, 8, 1)]

@@ -98,7 +98,9 @@ def test_changed_kernels_in_the_layers_own_type_train_the_same_bit_by_bit():
         def loss(factors):
             kernel = lora.merged(params, factors, train=True)["dense"]
             assert kernel["kernel"].dtype == dtype
-            return jnp.sum(jnp.sin(Dense(5, dtype="bfloat16").apply({"params": kernel}, X @ jnp.ones((3, 6)))))
+            return jnp.sum(
+                jnp.sin(Dense(5, dtype="bfloat16").apply({"params": kernel}, X @ jnp.ones((3, 6))))
+            )
 
         return jax.grad(loss)(random_factors(lora))
 

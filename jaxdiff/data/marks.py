@@ -1,6 +1,7 @@
 """Marks: a sketch of positions alone, computed from an image as the degradations of `data/degradations.py` are."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64, UInt8
@@ -48,5 +49,6 @@ class Marks:
         )
         highest = density == ndimage.maximum_filter(density, 2 * self.radius + 1)
         maxima = highest & (density >= LEAST)
-        parts, count = ndimage.label(maxima, np.ones((3, 3)))
+        labelled: Any = ndimage.label(maxima, np.ones((3, 3)))
+        parts, count = labelled
         return np.array(ndimage.center_of_mass(maxima, parts, range(1, count + 1))).reshape(-1, 2)

@@ -288,7 +288,8 @@ def export(workdir: str, target: str) -> str:
     made = (published_export.single_file if single else folder)(workdir)
     place.check_space(made.size)
     place.write(made.write)
-    return f"wrote {made.count} tensors of {workdir} to {place.path}, {made.kind}"
+    kind = "" if single else ", a pipeline of diffusers"
+    return f"wrote {made.count} tensors of {workdir} to {place.path}{kind}"
 
 
 def write_diffusers(workdir: str, folder: str) -> str:

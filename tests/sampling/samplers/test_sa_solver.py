@@ -38,7 +38,10 @@ def test_special_cases_are_dpm_solvers(integrand, eta):
         (SaSolver(2, 0, 0.6), 2),
         (SaSolver(3, 4, 0.6), 4),
         (SaSolver(3, 4, 0.6, integrand="noise"), 3),
-        (SaSolver(3, 4, 0.6, rule="bh1"), 4),  # a rule for two predictions leaves polynomials through more alone
+        (
+            SaSolver(3, 4, 0.6, rule="bh1"),
+            4,
+        ),  # a rule for two predictions leaves polynomials through more alone
         (SaSolver(3, 4, 0.6, rule="bh2"), 4),
         (SaSolver(3, 4, 1.0), None),
     ],

@@ -158,6 +158,7 @@ def losses(workdir):
     return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_with_a_cache_and_continues_without_it(made, tmp_path):
     """Samples are made by the text encoder itself: a caption and a negative one that no cache holds."""
     experiment = made()[0]

@@ -71,6 +71,7 @@ def test_a_grey_image_has_the_marks_of_its_luma():
     np.testing.assert_array_equal(marks(image), marks(image.repeat(3, axis=-1)))
 
 
+@pytest.mark.slow
 def test_marks_of_scenes_are_near_the_digits():
     """Each disc lies in a box of a digit, and nearly all digits have one; three in a row stand close together."""
     data = Pipeline(Tfds("scenes", "test[:300]", label_key=None, fields=("count", "boxes"))).all()

@@ -90,6 +90,7 @@ def logged(folder):
     return {row["step"]: row for row in rows if NAME in row}
 
 
+@pytest.mark.slow
 def test_it_is_logged_in_training_from_the_average(tmp_path):
     options = {"source": Arrays(image=IMAGES[:64], label=LABELS[:64]),
                "test_source": Arrays(image=IMAGES[64:], label=LABELS[64:])}  # fmt: skip

@@ -41,7 +41,6 @@ from tests.controls import (
     tokens,
     unet_peer,
 )
-from tests.selection import some
 
 KINDS = ("sd1", "sdxl")
 IMAGES = {
@@ -109,7 +108,8 @@ def test_the_residuals_are_diffusers():
         assert_close(found.skips[place], nhwc(expected))
 
 
-@pytest.mark.parametrize("kind", some(KINDS, ("sd1",)))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_unet_with_two_control_nets_is_diffusers(kind):
     torch = pytest.importorskip("torch")
     down, middle = residuals_of_peers(kind, "edges", "depth")

@@ -37,7 +37,6 @@ from tests.image_prompts import (
     joined,
     peer_encoding,
 )
-from tests.selection import some
 
 NONE, FIRST = jnp.zeros(2, bool), jnp.array([True, False])
 SCALES = {"style": 0.6, "face": -1.4}
@@ -68,7 +67,8 @@ def expected_of(peer, kind, image_embeds):
         return nhwc(peer(nchw(X), **given).sample)
 
 
-@pytest.mark.parametrize("kind", some(("sd1", "sdxl"), ("sd1",)))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
 def test_the_unet_with_an_image_prompt_is_diffusers(kind):
     """The middle has the last number, as diffusers registers it behind the decoder."""
     tensors = adapter_tensors(kind)

@@ -120,6 +120,7 @@ def test_a_prior_without_texts_or_with_other_widths_is_refused():
         PriorTransformer(16, 1, 3)
 
 
+@pytest.mark.slow
 def test_remat_changes_no_value():
     network = PriorTransformer(16, 2, 2)
     embeddings = Embeddings(

@@ -4,6 +4,10 @@ The model is the run of configs/scenes_text.py, which stays as it is. Factors of
 encoder and its U-Net, and stored without it. Half of the examples are those that the model was trained on, so that it
 forgets nothing ("prior preservation", Ruiz et al. 2023, "DreamBooth").
 Data: 1,000 scenes with one or more cyan digits; testing is on 500 others.
+Size: 54,528 parameters, 2.4 % of the model's 2,251,203.
+Figures: of 500 held-out scenes with cyan digits, guidance 4, all colours are right in 86.2 %, and everything in 69.8 %
+(real images: 98.0 %). On the 500 novel compositions of configs/scenes_text.py everything is right in 82.4 %, where the
+model itself has 87.4 %: five points are lost. Two CPU cores that other work shared, 7 CPU minutes with the evaluation.
 
     python -m jaxdiff.train --config configs/scenes_text.py
     python -m jaxdiff.train --config configs/scenes_lora.py

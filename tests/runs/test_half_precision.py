@@ -111,6 +111,7 @@ def sample(generator):
     return generator(label=[1, 2, 3], seed=0)
 
 
+@pytest.mark.slow
 def test_a_run_in_bfloat16_continues_exactly_and_is_sampled(tmp_path):
     whole = train(stored_in_bfloat16(4), str(tmp_path / "whole"), source=SOURCE)
     for steps in (2, 4):

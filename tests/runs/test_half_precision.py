@@ -79,6 +79,7 @@ def adapted(file, tmp_path_factory):
     }
 
 
+@pytest.mark.slow
 def test_lora_of_a_network_in_its_files_precision_is_that_of_float32_bit_by_bit(adapted):
     factors = [restore_params(build(read_config(folder)), folder, mesh()) for folder in adapted]
     for a, b in zip(*map(jax.tree.leaves, factors), strict=True):

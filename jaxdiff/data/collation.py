@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxdiff.data.sources import Example
@@ -41,6 +40,7 @@ def _check_images(examples: Sequence[Example], image_shape: tuple[int | None, ..
 
 def _stack(name: str, examples: Sequence[Example]) -> Any:
     """One field of all examples: an array, or a tree of arrays."""
+    import jax  # configs import this package without it
 
     def stack(*parts: Any) -> np.ndarray:
         return _stack_arrays(name, examples, [np.asarray(part) for part in parts])

@@ -66,6 +66,8 @@ def make(experiment: Experiment, request: Request, on_shard: Callable[[int, int]
     """
     expect(jax.process_count() == 1, "JAX_NUM_PROCESSES", jax.process_count(), "one process", "use one host")
     folder, pipeline, mesh = Folder(request.out, "--out"), experiment.data, experiment.mesh.make()
+    expected, fix = "no buckets, since a cache holds images of one shape", "leave them out"
+    expect(pipeline.buckets is None, "config.data.buckets", "Buckets", expected, fix)
     experiment.check_devices(mesh.devices.size)
     fields = _fields(experiment, request)
     frozen, hashes = _networks(experiment, fields, mesh)

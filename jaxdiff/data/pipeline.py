@@ -123,6 +123,9 @@ class Pipeline:
 
     def __post_init__(self):
         expect(self.threads >= 0, "threads", self.threads, "a number of threads >= 0", "give 0 or more")
+        fix = "train from the images, or with images of one shape"
+        one = self.encoded is None or self.buckets is None
+        expect(one, "encoded", self.encoded, "no buckets, since a cache holds images of one shape", fix)
         least = max(1, self.threads)
         expected = f"at least {least}, one batch per thread"
         expect(self.prefetch >= least, "prefetch", self.prefetch, expected, f"give {least} or more")

@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
+from jaxdiff.data.buckets import Buckets
 from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.sources import Tfds
 from jaxdiff.data.transforms import HorizontalFlip
@@ -234,3 +235,8 @@ def test_fields_out_of_range_are_refused(field, value):
 def test_a_probability_is_from_0_to_1(probability):
     with pytest.raises(UserError, match="probability"):
         HorizontalFlip(probability)
+
+
+def test_a_cache_has_no_buckets():
+    with pytest.raises(UserError, match="encoded='caches/x': expected no buckets"):
+        Pipeline(Tfds("digits"), buckets=Buckets(), encoded="caches/x")

@@ -1,4 +1,4 @@
-"""The guide of latent diffusion, section "Train both": its commands are followed with few steps, and its Python builds."""
+"""The guide of latent diffusion, "Train both": its commands are followed with few steps, and its Python builds."""
 
 import contextlib
 import json

@@ -32,7 +32,6 @@ TRAIN = (
     f"--config.steps={STEPS}",
     "--config.checkpoint_every=4",
     "--config.log_every=1",
-    "--config.evaluation.every=8",
 )
 
 
@@ -43,9 +42,9 @@ def pixels(path):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A tiny uninterrupted run on one device, with its evaluation."""
+    """A tiny uninterrupted run on one device, without evaluation."""
     workdir = tmp_path_factory.mktemp("run")
-    out, _ = run("train", *TRAIN, "--workdir", str(workdir))
+    out, _ = run("train", *TRAIN, "--config.evaluation=None", "--workdir", str(workdir))
     return workdir, out
 
 
@@ -55,8 +54,10 @@ def in_process(monkeypatch):
     monkeypatch.setattr(runtime, "start", lambda: None)
 
 
-def test_training_writes_config_metrics_and_evaluation(trained):
-    workdir, out = trained
+@pytest.mark.slow
+def test_training_writes_config_metrics_and_evaluation(tmp_path):
+    workdir = tmp_path / "run"
+    out, _ = run("train", *TRAIN, "--config.evaluation.every=8", "--workdir", str(workdir))
     config = json.loads((workdir / "config.json").read_text())
     assert config["steps"] == STEPS
     assert [row["step"] for row in metrics(workdir) if "loss" in row] == list(range(1, STEPS + 1))

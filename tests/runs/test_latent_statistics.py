@@ -1,7 +1,6 @@
 """From an autoencoder's run to a latent model's: trained, evaluated, and normalised by what the evaluation measured."""
 
 import json
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +54,7 @@ def latent(folder):
     return Latent(NETWORK, weights, scaling_factor=1.0, posterior="mode", statistics=statistics)
 
 
+@pytest.mark.slow
 def test_the_evaluation_measures_what_numpy_finds(run):
     folder, predictor = run
     values = json.loads((folder / "evaluation.json").read_text())["test"]
@@ -68,6 +68,7 @@ def test_the_evaluation_measures_what_numpy_finds(run):
         np.testing.assert_allclose(values["latents"][name], expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_codec_normalises_latents_by_what_was_measured(run):
     folder, predictor = run
     codec = latent(folder)
@@ -83,10 +84,8 @@ def test_a_codec_normalises_latents_by_what_was_measured(run):
     assert jax.tree.map(lambda leaf: tuple(leaf.shape), frozen)[STATISTICS] == shapes[STATISTICS]
 
 
-def test_a_run_without_statistics_is_refused(run, tmp_path):
-    folder = tmp_path / "copy"
-    shutil.copytree(run[0], folder)
-    report = folder / "evaluation.json"
+def test_a_run_without_statistics_is_refused(tmp_path):
+    folder, report = tmp_path, tmp_path / "evaluation.json"
     for values in ({"test": {}}, {"test": {"latents": {"mean": [0.0]}}}, []):
         report.write_text(json.dumps(values))
         with pytest.raises(UserError, match=r"expected statistics of latents in evaluation.json, got none"):

@@ -78,6 +78,7 @@ def test_the_loss_is_the_distance_and_the_weighted_divergence(distance):
     np.testing.assert_allclose(terms["kl"], np.mean(kl), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_before_its_start_the_adversarial_term_is_not_there():
     chosen = adversarial(start=5)
     params = params_of(chosen)

@@ -43,7 +43,7 @@ def random_factors(lora, model):
 
     shapes = jax.eval_shape(lambda: lora.init(jax.eval_shape(init), jax.random.key(0)))
     rng = np.random.default_rng(1)
-    return jax.tree.map(lambda leaf: 0.2 * rng.standard_normal(leaf.shape).astype(np.float32), shapes)
+    return jax.tree.map(lambda leaf: jnp.asarray(0.2 * rng.standard_normal(leaf.shape), jnp.float32), shapes)
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "kohya"])

@@ -22,7 +22,7 @@ class Description:
 
     Attributes:
       made_by: see `key.Key`.
-      fields: those that are encoded.
+      fields: the encoded ones.
       dtype: of their floats.
       length: number of examples.
       shards: number of files.

@@ -21,7 +21,7 @@ def key_of(experiment: Experiment, fields: Sequence[str], hashes: Mapping[str, s
     """The key of the cache of an experiment's examples.
 
     Args:
-      fields: those that are encoded.
+      fields: the encoded ones.
       hashes: SHA-256 of the frozen networks that encode them, by name.
     """
     task = task_of(experiment)

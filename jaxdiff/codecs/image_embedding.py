@@ -85,7 +85,7 @@ class ImageEmbedding(Identity):
         return self.scaled(unit(self.precompute(frozen, stored)))
 
     def precompute(self, frozen: Mapping[str, Params], stored: Stored) -> Array:
-        """The encoder's vectors [batch, width], not yet of unit length; those that are given stay as they are."""
+        """The encoder's vectors [batch, width], not yet of unit length. Given vectors stay as they are."""
         if stored.ndim == 2:
             return stored.astype(jnp.float32)
         pixels = clip_pixels(stored.astype(jnp.float32) / 255, self.network.image_size)

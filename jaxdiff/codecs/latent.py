@@ -113,7 +113,7 @@ class Latent(Pixels):
         return height // factor, width // factor, self.network.latent_channels
 
     def precompute(self, frozen: Mapping[str, Params], stored: Stored | Posterior) -> Posterior:
-        """The posteriors of images; those that are given stay as they are, in float32.
+        """The posteriors of images. Given posteriors stay as they are, in float32.
 
         Raises:
           UserError: the parameters are not those of the network.

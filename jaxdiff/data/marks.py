@@ -41,7 +41,7 @@ class Marks:
         return marked[..., None] * np.uint8(LEVELS)
 
     def _centres(self, bright: Bool[np.ndarray, "height width"]) -> Float64[np.ndarray, "marks two"]:
-        """The maxima of the density of bright pixels; the middle of those that are connected."""
+        """The maxima of the density of bright pixels. Connected maxima count as one, at their middle."""
         from scipy import ndimage
 
         density = ndimage.gaussian_filter(

@@ -162,7 +162,7 @@ def _captions(listing: Listing, readable: np.ndarray, tokenizer: Tokenizer | Non
 
 
 def _tokens(captions: Sequence[tuple[str, str]], tokenizer: Measuring) -> dict[str, Any]:
-    """The lengths of captions in ids, and what is lost of those that are too long."""
+    """The lengths of captions in ids, and the lost ends of long ones."""
     found = [(name, text, tokenizer.measure(text, name)) for name, text in captions]
     needed = sorted(length.needed for _, _, length in found)
     cut = [(name, text, length.lost) for name, text, length in found if length.lost]

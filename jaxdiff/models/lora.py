@@ -16,9 +16,6 @@ from jaxdiff.models.layers import HIGHEST
 from jaxdiff.trees import HALF, check_patterns, dtype_in, matches
 from jaxdiff.typing import Array, Key, Params
 
-ATTENTION = ("*/query_key_value", "*/query", "*/key_value", "*/out", "*/attention_out", "*/cross_out")
-"""The projections of attention, as in the paper: a common choice of targets."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
@@ -66,7 +63,7 @@ class Lora:
       rank: columns of ``down`` and rows of ``up``.
       alpha: the change is alpha / rank times the product; the rank itself if None.
       targets: patterns of the paths of kernels that change, see `jaxdiff.trees`; such as ``"network/*"``, or
-        `ATTENTION`.
+        ``"network/*attention*"``.
       dora: train the norm of each output's weights as well. The changed kernel is divided by its own norm, through
         which no gradient flows (Liu et al. 2024, section 4.3), and multiplied by the trained one.
       scale: multiplies the change. At 0 the model is the one before training, bit for bit; with `dora` the trained

@@ -1,5 +1,6 @@
 """The trained LoRA of a run as a file of its own, in the layouts of diffusers (PEFT) and of kohya."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from jaxdiff.models.lora import by_kernel
 from jaxdiff.runs.restore import restore_params
 from jaxdiff.runs.workdir import read_config
 from jaxdiff.tasks.pretrained import LORA, full_params
+from jaxdiff.trees import some_of
 from jaxdiff.typing import Params
 
 
@@ -43,7 +45,16 @@ def adapters_of_run(workdir: str) -> Adapters:
     base = full_params(trained, frozen, task.pretrained, None)
     kernels: Any = flatten_dict(base, sep="/")
     networks = _networks(task, base, frozen)
+    _check_all_mapped(factors, networks)
     return {name: adapters_of(lora, factors, kernels, entries) for name, (_, entries) in networks.items()}
+
+
+def _check_all_mapped(factors: Iterable[str], networks: Networks) -> None:
+    """Raise `UserError` where a file would leave out some of the trained factors."""
+    known = {entry.path for _, entries in networks.values() for entry in entries}
+    left, fix = sorted(set(factors) - known), "write the whole model, without --only-lora"
+    expected = "kernels of the network or of the text encoders"
+    expect(not left, "config.task.lora.targets", some_of(left), expected, fix)
 
 
 def _networks(task: Any, params: Params, frozen: Any) -> Networks:

@@ -14,6 +14,7 @@ from jaxdiff.errors import UserError
 from jaxdiff.generation.generator import Generator
 from jaxdiff.generation.lora import with_lora
 from jaxdiff.models.lora import Lora
+from jaxdiff.runs import lora_export
 from jaxdiff.runs.restore import restore_params
 from jaxdiff.runs.weights import RunWeights, load
 from jaxdiff.runs.workdir import read_config
@@ -136,3 +137,20 @@ def test_a_run_without_a_lora_has_no_file_of_it(base, tmp_path):
     with pytest.raises(UserError, match=r"expected a file of safetensors"):
         convert.main(["--workdir", str(base[0]), "--to", str(tmp_path / "x"), "--only-lora", "kohya"])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_never_leaves_out_factors_without_a_name(tuned, monkeypatch):
+    named = lora_export.own_networks
+
+    def without_the_network(*arguments):
+        found = named(*arguments)
+        return {
+            name: (tensors, [entry for entry in entries if not entry.path.startswith("network/")])
+            for name, (tensors, entries) in found.items()
+        }
+
+    monkeypatch.setattr(lora_export, "own_networks", without_the_network)
+    with pytest.raises(
+        UserError, match=r"targets='network/.*: expected kernels of the network or of the text"
+    ):
+        lora_export.adapters_of_run(str(tuned[0]))

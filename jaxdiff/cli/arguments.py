@@ -11,7 +11,8 @@ from jaxdiff.errors import UserError
 FLAGS = {
     "image_size": "size", "size": "size", "noise": "noise", "steps": "steps", "guidance": "guidance", "seed": "seed",
     "strength": "strength", "mask": "mask", "known": "known", "negative": "negative", "n": "n", "images": "edit",
-    "before": "source", "guiding_model": "guiding_model", "levels": "level", "cascade_field": "cascade_field",
+    "before": "source", "guiding_model": "guiding_model", "levels": "level", "level": "level",
+    "cascade_field": "cascade_field",
 }  # fmt: skip
 """An argument in Python -> the name of the flag that gives it."""
 

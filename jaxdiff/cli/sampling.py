@@ -54,20 +54,54 @@ def _run(request: Request, load: Load) -> None:
         "packages": request.packages,
         "guiding_model": request.guiding_model,
     }
+    refiner = [] if request.refiner is None else [(request.refiner[0], None)]
+    runs = [*request.runs, *refiner]
+    _check(request, [load(folder, step=step, with_weights=False, **options) for folder, step in runs])
     stages = [load(folder, step=step, **options) for folder, step in request.runs]
     if request.loras:
         stages = [with_lora(stage, request.loras) for stage in stages]
     stages = [with_controls(stage, request.flags) for stage in stages]
-    for (folder, _), stage in zip(request.runs, stages, strict=True):
-        shape = stage.image_shape
-        fix = "sample it in Python, with Generator.load"
-        expect(len(shape) == 3, "--workdir", folder, "a model of images", fix, f"one of data {shape}")
-    if request.refiner is not None:
-        stages.append(load(request.refiner[0], **options))
-        sample = sample_refined
-    else:
-        sample = sample_cascade if request.flags.cascade else sample_model
+    stages += [load(folder, step=step, **options) for folder, step in refiner]
+    cascade = sample_cascade if request.flags.cascade else sample_model
+    sample = sample_refined if refiner else cascade
     _write(request, sample(request, stages))
+
+
+def _check(request: Request, outlines: Sequence[Generator]) -> None:
+    """Raise `UserError` for data that are no images, and for conditions that the models lack or cannot take.
+
+    Args:
+      outlines: the models without weights, which may take long to read.
+    """
+    flags = request.flags
+    for (folder, _), outline in zip(request.runs, outlines, strict=False):
+        shape, fix = outline.image_shape, "sample it in Python, with Generator.load"
+        expect(len(shape) == 3, "--workdir", folder, "a model of images", fix, f"one of data {shape}")
+    if flags.control_net or flags.t2i_adapter or flags.ip_adapter:
+        return  # their conditions are known once their files are read
+    available, asked = _conditions(outlines), _asked(request, outlines)
+    _, requested = _noise_and_conditions(request, asked, len(outlines[0].data_shape))
+    levels = cli.levels(flags.level, available)
+    cli.apply_levels(
+        requested.values, asked, {name: level for name, level in levels.items() if name in asked}
+    )
+    cli.guidance(flags.guidance, available)
+    cli.one_for_all("--negative", flags.negative, available)
+
+
+def _conditions(stages: Sequence[Generator]) -> values.Conditions:
+    """The conditions of models by name; earlier models have precedence."""
+    every = [stage.denoiser.conditioner.conditions for stage in reversed(stages)]
+    return {name: each for conditions in every for name, each in conditions.items()}
+
+
+def _asked(request: Request, stages: Sequence[Generator]) -> values.Conditions:
+    """The conditions whose values are asked for: all but those that a cascade passes on."""
+    if request.flags.cascade is None:
+        return _conditions(stages)
+    cascade = Cascade(tuple(stages), request.flags.cascade_field)
+    passed_on = {cascade.field_of(number) for number in range(1, len(stages))}
+    return {name: each for name, each in cascade.conditions.items() if name not in passed_on}
 
 
 def run_stages(request: Request) -> None:
@@ -164,11 +198,7 @@ def sample_refined(request: Request, stages: Sequence[Generator]) -> Samples:
     """Images of a base model and its refiner."""
     flags, (base, refiner), size = request.flags, stages, request.size
     models = [model.of_size(*size) if size else model for model in (base, refiner)]
-    available = {
-        name: each
-        for model in reversed(models)
-        for name, each in model.denoiser.conditioner.conditions.items()
-    }
+    available = _conditions(models)
     noise, requested = _noise_and_conditions(request, available, len(base.data_shape))
     check_output(request, requested, models[0].image_shape, base.batch_size)
     assert request.refiner is not None
@@ -187,11 +217,7 @@ def sample_refined(request: Request, stages: Sequence[Generator]) -> Samples:
 def sample_cascade(request: Request, stages: Sequence[Generator]) -> Samples:
     """Images of the last stage of a cascade; prints how consistent each stage is with the one before."""
     flags, cascade = request.flags, Cascade(tuple(stages), request.flags.cascade_field)
-    available = cascade.conditions
-    passed_on = {cascade.field_of(number) for number in range(1, len(stages))}
-    requested = cli.conditions(
-        flags, {name: each for name, each in available.items() if name not in passed_on}, flags.n
-    )
+    available, requested = cascade.conditions, cli.conditions(flags, _asked(request, stages), flags.n)
     last = stages[-1]
     check_output(request, requested, last.image_shape, last.batch_size)
     images = cascade.run(

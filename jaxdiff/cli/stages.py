@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -24,32 +25,33 @@ def sample_stages(request: Request) -> tuple[np.ndarray, cli.Requested, Mapping[
             f"--config.{path}: expected no changes of a config, got one for a run of several stages. "
             "Fix: change the config of a stage, in the folder of its run"
         )
-    stages = Stages.load(request.runs[0][0], packages=request.packages)
+    folder = request.runs[0][0]
+    outline = Stages.load(folder, packages=request.packages, with_weights=False)
     noise = {
         name: values.noise(f"--noise {name}", path) for name, path in named("--noise", flags.noise).items()
     }
     given = _names_given(flags)
-    available = stages.conditions(given)
-    optional = stages.may_be_left_out(given) - ({"text"} if flags.text else set())
+    available = outline.conditions(given)
+    optional = outline.may_be_left_out(given) - ({"text"} if flags.text else set())
     asked = {name: each for name, each in available.items() if name not in optional}
-    n = stages.count(given, noise) if flags.n is None else flags.n
+    n = outline.count(given, noise) if flags.n is None else flags.n
     requested = cli.conditions(flags, asked, n)
-    shape = stages.image_shape
-    expect(len(shape) == 3, "--workdir", request.runs[0][0], "stages that make images",
+    shape = outline.image_shape
+    expect(len(shape) == 3, "--workdir", folder, "stages that make images",
            "sample it in Python, with Stages.load", f"ones of data {shape}")  # fmt: skip
     limits.check(request.out, requested.n, shape)
     pictures.check(request.out, requested.n, shape, len(requested.rows) or None)
-    images = stages(
-        requested.n,
-        seed=flags.seed,
-        steps=steps_of(flags),
-        guidance=_guidance(flags.guidance),
-        negative=cli.one_for_all("--negative", flags.negative, stages.every_condition),
-        noise=noise,
-        levels=cli.levels(flags.level, stages.every_condition),
+    options: dict[str, Any] = {
+        "steps": steps_of(flags),
+        "guidance": _guidance(flags.guidance),
+        "negative": cli.one_for_all("--negative", flags.negative, outline.every_condition),
+        "noise": noise,
+        "levels": cli.levels(flags.level, outline.every_condition),
         **requested.values,
-    )
-    return images, requested, available
+    }
+    outline.chosen(**options)
+    stages = Stages.load(folder, packages=request.packages)
+    return stages(requested.n, seed=flags.seed, **options), requested, available
 
 
 def _names_given(flags: argparse.Namespace) -> set[str]:

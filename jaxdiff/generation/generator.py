@@ -50,6 +50,7 @@ class Generator(SampledModel):
         sampler: str | None = None,
         packages: Sequence[str] = (),
         guiding_model: str | tuple[str, int] | None = None,
+        with_weights: bool = True,
     ) -> "Generator":
         """The EMA of a training run.
 
@@ -62,12 +63,15 @@ class Generator(SampledModel):
           packages: packages other than jaxdiff whose classes the stored config may build.
           guiding_model: the folder of a weaker model for `Autoguidance`, or (folder, step); an early step of the
             same run serves well.
+          with_weights: False for a generator without parameters, which checks requests and generates nothing; the
+            weights of large models take long to read.
         """
+        restored = cls._restored if with_weights else cls._outlined
         config = read_model_config(workdir)
         experiment = sampled_by(sampler, config, ("jaxdiff", *packages), overrides)
         mesh = experiment.mesh.make()
         checks.check_experiment(experiment, mesh)
-        generator = cls._restored(experiment, workdir, mesh, step, "--workdir")
+        generator = restored(experiment, workdir, mesh, step, "--workdir")
         if guiding_model is None:
             return generator
         folder, guiding_step = (guiding_model, None) if isinstance(guiding_model, str) else guiding_model
@@ -81,7 +85,7 @@ class Generator(SampledModel):
             f"no {CONFIG_FILE} in it",
         )
         other: Experiment = configs.build(read_model_config(folder), packages=("jaxdiff", *packages))
-        return generator.guided_by(cls._restored(other, folder, mesh, guiding_step, "guiding_model"))
+        return generator.guided_by(restored(other, folder, mesh, guiding_step, "guiding_model"))
 
     @classmethod
     def of(
@@ -113,6 +117,10 @@ class Generator(SampledModel):
         experiment.sampled.check_frozen(frozen)
         params = restore_params(experiment, workdir, mesh, step, flag=flag)
         return cls.of(experiment, params, mesh, frozen, classes.read(workdir) or ())
+
+    @classmethod
+    def _outlined(cls, experiment: Experiment, workdir: str, mesh: jax.sharding.Mesh, *_: Any) -> "Generator":
+        return cls.of(experiment, None, mesh, class_names=classes.read(workdir) or ())
 
     def guided_by(self, guiding_model: SampledModel) -> "Generator":
         """This generator with a guiding model, whose network, parameterization and process are its own.

@@ -59,21 +59,25 @@ class Stages:
             self._check_shapes(name, names[i + 1 :])
 
     @classmethod
-    def load(cls, workdir: str, packages: Sequence[str] = ()) -> "Stages":
+    def load(cls, workdir: str, packages: Sequence[str] = (), with_weights: bool = True) -> "Stages":
         """The stages of a staged run, such as one that `jaxdiff.convert` makes of a published unCLIP.
 
         Args:
           workdir: the folder of the staged run.
           packages: packages other than jaxdiff whose classes the stored configs may build.
+          with_weights: as for a `Generator`.
 
         Raises:
           UserError: there is no staged run, or a stage is missing.
         """
         staged = read_staged(workdir)
-        models = {stage.name: _load(stage, packages) for stage in staged.stages}
+        models = {stage.name: _load(stage, packages, with_weights) for stage in staged.stages}
         origins = {name: each.weights for name, each in staged.encoders.items()}
-        trees = weights.load(origins, _first(next(iter(models.values()))).mesh, workdir)
-        photographs = {name: Photographs(each.encoder, trees[name]) for name, each in staged.encoders.items()}
+        mesh = _first(next(iter(models.values()))).mesh
+        trees = weights.load(origins, mesh, workdir) if with_weights else {}
+        photographs = {
+            name: Photographs(each.encoder, trees.get(name)) for name, each in staged.encoders.items()
+        }
         gives = {stage.name: stage.gives for stage in staged.stages if stage.gives is not None}
         return cls(models, gives, photographs, dict(staged.noises))
 
@@ -114,7 +118,9 @@ class Stages:
         Raises:
           UserError: an option for a stage or a condition that is not there, or as a `Generator`.
         """
-        chosen = self._checked(conditions, steps, guidance, negative or {}, noise, levels)
+        chosen = self.chosen(
+            steps=steps, guidance=guidance, negative=negative, noise=noise, levels=levels, **conditions
+        )
         every = steps if isinstance(steps, Mapping) else dict.fromkeys(chosen, steps)
         models = {name: _with_steps(self.models[name], every.get(name)) for name in chosen}
         noises = {name: _noise(name, _first(models[name]), noise.get(name)) for name in chosen}
@@ -176,25 +182,26 @@ class Stages:
         """Whether conditions with a null may be left out, since an embedding or an image stands for them."""
         return any(name in given for name in (*self.gives.values(), *self.photographs))
 
-    def _checked(
+    def chosen(
         self,
-        conditions: Mapping[str, Any],
-        steps: int | Mapping[str, int] | None,
-        guidance: float | Mapping[str, Scales] | None,
-        negative: Mapping[str, Any],
-        noise: Mapping[str, np.ndarray],
-        levels: Mapping[str, float],
+        *,
+        steps: int | Mapping[str, int] | None = None,
+        guidance: float | Mapping[str, Scales] | None = None,
+        negative: Mapping[str, Any] | None = None,
+        noise: Mapping[str, np.ndarray] = FrozenDict(),
+        levels: Mapping[str, float] = FrozenDict(),
+        **conditions: Any,
     ) -> list[str]:
-        """The stages to sample, where every name is known."""
+        """The names of the stages that `run` samples with these arguments.
+
+        Raises:
+          UserError: an option for a stage or a condition that is not there.
+        """
         names, (skipped, chosen) = [*self.every_condition], self.sampled(conditions)
         results = f" (the result of {', '.join(skipped)} is given)" if skipped else ""
         stages = {"steps": steps, "guidance": guidance, "noise": noise}
-        for field, given in {
-            "condition": conditions,
-            "negative": negative,
-            "levels": levels,
-            **stages,
-        }.items():
+        others = {"condition": conditions, "negative": negative, "levels": levels}
+        for field, given in {**others, **stages}.items():
             known = chosen if field in stages else names
             known = [*known, *self.noises] if field == "noise" else known
             for name in given if isinstance(given, Mapping) else ():
@@ -259,11 +266,13 @@ class Stages:
         return own
 
 
-def _load(stage: Stage, packages: Sequence[str]) -> Model:
-    first = Generator.load(stage.workdir, packages=packages)
-    if stage.last is None:
-        return first
-    return Handover(first, Generator.load(stage.last, packages=packages), last=1)
+def _load(stage: Stage, packages: Sequence[str], with_weights: bool) -> Model:
+    first, *second = (
+        Generator.load(folder, packages=packages, with_weights=with_weights)
+        for folder in (stage.workdir, stage.last)
+        if folder is not None
+    )
+    return Handover(first, *second, last=1) if second else first
 
 
 def _first(model: Model) -> Generator:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxdiff import config as configs
+from jaxdiff import config as configs, sample
 from jaxdiff.config.overrides import override
 from jaxdiff.errors import UserError
 from jaxdiff.generation.generator import Generator
@@ -34,3 +34,20 @@ def run(tmp_path):
 def test_a_request_is_refused_before_weights_are_read(change, message, run):
     with pytest.raises(UserError, match=message):
         Generator.load(run, overrides=[change])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--label=33", r"^--label=33: expected a class from 0 to 9"),
+        ("--text=three", r"^--text='three': expected a model with a text"),
+        ("--condition=size=3", "^--condition='size': expected a condition of the model"),
+        ("--negative=size=3", "^--negative='size': expected a condition of the model"),
+        ("--guidance=size=3", "^--guidance='size': expected a condition of the model"),
+        ("--label=3 --level=label=0.1", r"^--level=0\.1: expected a condition with noise augmentation"),
+        ("--label=3", "checkpoint"),
+    ],
+)
+def test_a_condition_on_the_command_line_is_refused_before_weights_are_read(flags, message, run):
+    with pytest.raises(UserError, match=message):
+        sample.main([f"--workdir={run}", *flags.split()])

@@ -96,6 +96,7 @@ def programs(monkeypatch):
     return made
 
 
+@pytest.mark.slow
 def test_a_network_learns_from_all_shapes_and_continues_exactly(photos, tmp_path, programs):
     straight = run(photos, tmp_path / "straight", 9)
     run(photos, tmp_path / "parts", 4)

@@ -122,6 +122,7 @@ def test_weights_are_stored_only_if_they_can_be_read_back(folder, forgetful, cap
     assert "wrote" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_wrapper_is_removed_and_said_and_no_foreign_file_is_replaced(folder, capsys):
     state = {f"module.{name}": value for name, value in peer().state_dict().items()}
     workdir = run(folder, {"state_dict": state})

@@ -73,6 +73,7 @@ def test_training_writes_config_metrics_and_evaluation(tmp_path):
     assert evaluated[8]["evaluation/guidance_1/frechet"] != final["frechet"]
 
 
+@pytest.mark.slow
 def test_killed_at_a_random_step_the_same_command_reaches_the_same_state(trained, tmp_path):
     workdir, _ = trained
     command = (*TRAIN, "--config.evaluation=None", "--workdir", str(tmp_path))

@@ -52,8 +52,11 @@ def check(experiment):
     [
         lambda: experiment(PHOTOS, {"low_res": LOW}, (SMALLER,)),
         lambda: experiment(PHOTOS, {"low_res": NOISY}, (SMALLER,)),
-        lambda: experiment(
-            SCENES, {"text": TEXT}, (configs.spec(Tokenize, tokenizer=TOKENIZER),), shape=(24, 24, 3)
+        pytest.param(
+            lambda: experiment(
+                SCENES, {"text": TEXT}, (configs.spec(Tokenize, tokenizer=TOKENIZER),), shape=(24, 24, 3)
+            ),
+            marks=pytest.mark.slow,
         ),
         lambda: experiment(PHOTOS, {}, (), (configs.spec(RandomCrop, size=16),), (16, 16, 3)),
     ],

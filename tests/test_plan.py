@@ -65,6 +65,7 @@ def with_task(experiment, **changes):
     return dataclasses.replace(experiment, task=dataclasses.replace(experiment.task, **changes))
 
 
+@pytest.mark.slow
 def test_a_run_in_bfloat16_without_an_average_is_counted_as_it_is_stored(plain):
     """Kernels and tables of two bytes, everything else of four; the mask beside each image is a byte for each pixel."""
     experiment, before = plain
@@ -198,6 +199,7 @@ def test_remat_pays_for_memory_with_multiply_adds(plain):
     assert remat["memory"]["activations"] < 0.75 * plan["memory"]["activations"]
 
 
+@pytest.mark.slow
 def test_devices_and_micro_batches_split_the_activations(plain):
     _, plan = plain
     for split in (estimate(small(), devices=4), estimate(small("accumulation=4"))):

@@ -12,7 +12,6 @@ from jaxdiff.conditioning.condition import Condition
 from jaxdiff.data.classes import Names, numbers
 from jaxdiff.errors import UserError, expect
 
-
 WHOLE = ("--label", "--text")
 """Flags of one condition, which name none."""
 

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
@@ -77,6 +78,7 @@ class Mix(nn.Module):
         return nn.Dense(x.shape[-1], name="mix")(jnp.concatenate([x, embeddings.spatial], axis=-1))
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_planned_loaded_and_sampled(tmp_path):
     file = tmp_path / "autoencoder.safetensors"
     save_file(flatten_dict(jax.tree.map(np.asarray, frozen()["autoencoder"]), sep="/"), file)

@@ -182,6 +182,7 @@ def test_only_float16_is_upcast(dtype, upcast, computed):
         assert set(re.findall(r"\b(b?f16)\[", text)) == computed
 
 
+@pytest.mark.slow
 def test_slices_are_the_whole():
     """Five images in slices of two: the last slice is smaller."""
     whole, sliced = codec(), codec(slices=2)
@@ -229,6 +230,7 @@ def test_an_image_no_larger_than_a_tile_is_whole():
         assert (found == expected) == same
 
 
+@pytest.mark.slow
 def test_the_default_tiles_are_512_pixels_with_a_quarter_of_overlap():
     assert Tiles() == Tiles(512, 0.25)
     network = AutoencoderKL((4,) * 4, 1, groups=2)

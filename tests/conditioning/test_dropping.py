@@ -241,6 +241,7 @@ def drawn(rate, seed):
     return examples
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropped", [False, True])
 def test_gradients_come_from_shown_values_and_never_from_dropped_ones(dropped):
     rate = 1 - 1e-9 if dropped else 0.0  # in float32 that is always

@@ -89,6 +89,7 @@ def test_mask_and_masked_image_are_those_of_the_inpainting_pipeline():
     close(found[..., 1:], last(expected[1]))
 
 
+@pytest.mark.slow
 def test_latents_of_a_masked_image_are_drawn_and_scaled_as_the_data_are():
     values = np.repeat(MASKED.masked(PHOTOS[:1], MASK[None, ..., None] >= 128), 64, axis=0)
     found = np.asarray(encoded(MASKED, values)[..., 1:])

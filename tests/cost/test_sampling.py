@@ -79,6 +79,7 @@ def counted(one):
     return sum(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("changes", "expected"), CASES.values(), ids=CASES)
 def test_planned_evaluations_match_a_run(changes, expected):
     one = recipe(**changes)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from jaxdiff import config as configs, sample
+from jaxdiff import config as configs
+from jaxdiff import sample
 from jaxdiff.config.overrides import override
 from jaxdiff.errors import UserError
 from jaxdiff.generation.generator import Generator

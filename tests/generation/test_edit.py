@@ -61,6 +61,7 @@ def test_noise_of_a_seed_is_what_sampling_draws():
     np.testing.assert_array_equal(generator(3, label=1, seed=9), generator(label=1, noise=noise_of(3, 9)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_an_inverted_image_is_reproduced_under_its_own_conditions_only(strength):
     """v, and so every step, is linear in the mean: the image changes as much as an image of zeros."""

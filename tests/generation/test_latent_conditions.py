@@ -109,6 +109,7 @@ def test_a_photo_is_changed_inside_a_mask():
     np.testing.assert_array_equal(inverted[:, ~MASK], PHOTOS[:, ~MASK])
 
 
+@pytest.mark.slow
 def test_an_edit_starts_from_the_photo_also_where_it_is_known():
     """The network, not the recipe, keeps the known part: its noisy latents are those of the whole photo."""
     generator = a_latent_generator({"source": MASKED}, Mixed(), steps=1)
@@ -119,6 +120,7 @@ def test_an_edit_starts_from_the_photo_also_where_it_is_known():
     near(found, generator(source=value, noise=noise))
 
 
+@pytest.mark.slow
 def test_an_image_to_edit_is_shown_as_latents_without_scale():
     generator = a_latent_generator({"source": SOURCE}, Shown(factor=0.3))
     found = generator(source=PHOTOS)

@@ -102,6 +102,7 @@ def test_a_plain_and_a_plus_adapter_act_side_by_side():
     assert_close(run(denoiser, params, given, face=FIRST), expected)
 
 
+@pytest.mark.slow
 def test_an_image_prompt_at_scale_0_changes_no_bit():
     plain = a_denoiser("sd1")
     expected = run(plain, params_of(plain, "sd1"), fields("sd1"))

@@ -97,6 +97,7 @@ def test_remat_changes_float32_by_its_last_bits_at_most():
     assert distance(output, kept[1]) > 0.01  # dropout did act
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_as_near_to_float32_as_its_roundings_allow():
     """Roundings are independent and add up like a random walk: L in a row are off by ``0.42 sqrt(L) 2^-9`` in RMS.
 

@@ -28,6 +28,8 @@ from jaxdiff.trees import merge, paths
 from tests.commands import DIGITS, TINY
 from tests.runs import fine_tuning
 
+pytestmark = pytest.mark.slow
+
 IMAGES = (load_digits().images[:64, ..., None] * 15.9).astype(np.uint8)
 LABELS = load_digits().target[:64]
 SOURCE = Arrays(image=IMAGES, label=LABELS)
@@ -109,7 +111,6 @@ def test_it_begins_as_a_copy_of_encoder_and_middle(base, first):
     assert all(not np.any(copied[path]) for path in own if path.startswith(("zero_", "hint/conv_out")))
 
 
-@pytest.mark.slow
 def test_nothing_but_the_copy_is_trained_averaged_and_stored(base, tuned):
     folder, generator = tuned
     before, after = paths(base[1].params), paths(generator.params)
@@ -129,7 +130,6 @@ def test_nothing_but_the_copy_is_trained_averaged_and_stored(base, tuned):
     assert np.any(sample(generator, sketch=SKETCHES) != sample(generator, sketch=SKETCHES[::-1]))
 
 
-@pytest.mark.slow
 def test_without_scale_it_is_the_run_bit_for_bit(base, tuned):
     off = Generator.load(
         str(tuned[0]), overrides=[("task.denoiser.conditioner.conditions.sketch.scale", "0.0")]
@@ -162,7 +162,6 @@ def test_gradients_reach_the_copy_once_the_convolutions_of_zeros_have_moved(firs
     assert moved(after) == set(state.params["network"]["controls_sketch"])
 
 
-@pytest.mark.slow
 def test_it_continues_exactly(base, tuned, tmp_path):
     for steps in (2, 4):
         train(with_control(config(steps), base[0]), str(tmp_path / "run"), source=SOURCE)
@@ -221,7 +220,6 @@ def test_a_pattern_that_excludes_nothing_is_refused(base, tmp_path):
         train(wrong, str(tmp_path / "run"), source=SOURCE)
 
 
-@pytest.mark.slow
 def test_a_copy_does_not_read_conditions_that_are_images(tmp_path):
     """Its stem has the weights of the image and of the coordinates alone."""
     found = fine_tuning.a_config(fine_tuning.MAP, task__denoiser__network__coordinates="True")

@@ -82,6 +82,7 @@ def test_a_damaged_checkpoint_is_named_kept_and_trained_again(trained, copy, cap
     np.testing.assert_allclose(again, before, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_chosen_step_that_is_damaged_is_an_error(copy):
     flip(copy / "checkpoints" / "8")
     with pytest.raises(RunFailure, match=r"8/state/.* not as it was saved"):
@@ -89,6 +90,7 @@ def test_a_chosen_step_that_is_damaged_is_an_error(copy):
     sample(copy, "y.png", "--step", "4")
 
 
+@pytest.mark.slow
 def test_without_an_intact_checkpoint_nothing_begins_anew_unless_wanted(copy, capsys):
     for step in (4, 8):
         flip(copy / "checkpoints" / str(step))
@@ -105,6 +107,7 @@ def test_without_an_intact_checkpoint_nothing_begins_anew_unless_wanted(copy, ca
     assert (copy / "before_restart" / "metrics.jsonl").read_text() == log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage", [pathlib.Path.unlink, lambda file: file.write_text("{")], ids=["lost", "cut"]
 )
@@ -118,6 +121,7 @@ def test_a_lost_config_is_found_in_a_checkpoint(copy, damage):
     sample(copy, "x.png")
 
 
+@pytest.mark.slow
 def test_a_second_writer_is_refused(copy):
     with lock(copy), pytest.raises(UserError, match=f"process {os.getpid()} on"):
         train(copy, 12)

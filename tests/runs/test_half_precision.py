@@ -57,6 +57,7 @@ def lora_on(file, dtype, steps=2):
     return found
 
 
+@pytest.mark.slow
 def test_only_kernels_and_tables_are_held_in_half_precision(file):
     weights = {dtype: FileWeights(str(file), dtype=dtype) for dtype in ("float32", "float16", "bfloat16")}
     exact, same, short = (paths(tree) for tree in load(weights, mesh()).values())
@@ -87,6 +88,7 @@ def test_lora_of_a_network_in_its_files_precision_is_that_of_float32_bit_by_bit(
     assert any(np.any(array != 0) for name, array in paths(factors[1]).items() if name.endswith("up"))
 
 
+@pytest.mark.slow
 def test_a_run_in_bfloat16_begins_as_another_run_whose_files_are_held_in_float16(adapted, tmp_path):
     start, params = next(iter(adapted.items()))
     begun = config(2)

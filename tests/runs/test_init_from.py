@@ -23,6 +23,7 @@ from tests.commands import DIGITS
 from tests.runs.fine_tuning import MAP, WIDTH, a_config, a_mesh, build, first_state, same
 
 
+@pytest.mark.slow
 def test_the_same_model_starts_with_the_learned_parameters(old):
     folder, _, params, ema = old
     state = first_state(build(a_config(MAP), folder), a_mesh())

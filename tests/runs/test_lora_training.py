@@ -25,6 +25,8 @@ from jaxdiff.trees import paths
 from tests.commands import DIGITS, TINY
 from tests.selection import some
 
+pytestmark = pytest.mark.slow
+
 IMAGES = (load_digits().images[:64, ..., None] * 15.9).astype(np.uint8)
 LABELS = load_digits().target[:64]
 SOURCE = Arrays(image=IMAGES, label=LABELS)
@@ -97,7 +99,6 @@ def test_nothing_but_factors_is_trained_averaged_and_stored(base, tuned):
         assert np.any(after[path] != array) == changed, path
 
 
-@pytest.mark.slow
 def test_it_continues_exactly(base, tuned, tmp_path):
     whole = tuned[1]
     for steps in (2, 4):

@@ -113,6 +113,7 @@ def test_new_conditions_have_no_effect_at_first_and_are_trainable(old):
 SEQUENCE = spec(EmbeddedSequence, size=6, length=5, width=16, vector_width=WIDTH)
 
 
+@pytest.mark.slow
 def test_conditions_before_the_mapping_have_no_effect_at_first(tmp_path):
     """The other slots are tested above, with tokens for the levels."""
 

@@ -89,6 +89,7 @@ def shows(figure, image, times):
     return any((figure[y : y + height, x : x + width] == large).all() for y, x in lines if x >= 0)
 
 
+@pytest.mark.slow
 def test_figures_show_conditions_samples_and_truths_pixel_by_pixel(reports, small, partial):
     sharp, both = reports
     first = int(partial[1]["task"].argmin())  # of the first task

@@ -101,6 +101,7 @@ def without_the_last(scene, by_digit):
     return {**scene, **arrays}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["test", "novel"])
 def test_unseen_scenes_are_read_without_error(classifier, splits, split):
     right = classifier(splits[split]["image"], splits[split])

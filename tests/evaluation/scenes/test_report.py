@@ -98,6 +98,7 @@ def test_a_model_that_ignores_captions_is_as_good_under_other_captions(evaluate,
     assert report.values["samples"][1]["memorization"]["ratio"] == 0.0
 
 
+@pytest.mark.slow
 def test_samples_have_the_requested_guidance(evaluate, test):
     """Correct at 3 alone: elsewhere red, green and blue are exchanged."""
     model = painter(test, lambda image, guidance: image if guidance == 3 else image[..., [1, 2, 0]])
@@ -130,6 +131,7 @@ def test_every_condition_is_taken_from_the_test_examples(evaluate, test):
     assert [own[text.tobytes()] for text in swapped["text"]] == swapped["count"].tolist()
 
 
+@pytest.mark.slow
 def test_one_good_image_for_each_scene_is_correct_and_without_spread(evaluate, train):
     """A training image for every caption: only the spread and the copies reveal the fault."""
     single = {name: values[train["count"] == 1] for name, values in train.items()}
@@ -268,6 +270,7 @@ def pixels(figure, colour):
     return int((figure == colour).all(axis=-1).sum())
 
 
+@pytest.mark.slow
 def test_the_figure_marks_correct_and_wrong_samples(evaluate, perfect, test):
     """At the recipe's guidance, whose samples are shown, a model is correct; or all but its colours is correct."""
     frame = 102**2 - 96**2  # of a sample

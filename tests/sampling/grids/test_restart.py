@@ -66,6 +66,7 @@ def test_repaint_visits_the_papers_steps(total, jump_length, repeats):
     assert recipe.calls(RectifiedFlow()) == np.sum(np.diff(visited) < 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "calls"), [(Euler(), 13 + 1), (Pndm(), 13 + 3 * 12 + 1)], ids=str)
 def test_repaint_makes_the_promised_number_of_calls(sampler, calls):
     """Levels 6543, 543, 54321, 321 and 321: 13 steps, and the jump. `Pndm` takes 3 more calls for up to 3 of a run."""

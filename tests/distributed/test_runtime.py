@@ -1,3 +1,4 @@
+import ctypes
 import os
 import pathlib
 import socket
@@ -88,3 +89,23 @@ def test_incomplete_variables_of_a_distributed_run_are_an_error(monkeypatch):
     monkeypatch.setenv("JAX_PROCESS_ID", "2")
     with pytest.raises(UserError, match="JAX_PROCESS_ID=2"):
         runtime.start(compile_cache="")
+
+
+FAULTS = """
+import resource
+import jax.numpy as jnp
+x = jnp.ones(2**23)  # 32 MB
+def count(calls):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(calls):
+        jax.block_until_ready(x + 1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+count(30)
+print(count(10) // 10)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="mallopt is of the GNU C library")
+def test_memory_of_a_program_is_used_again():
+    """A result of 32 MB costs 8,192 page faults of 4 kB where the memory of the one before has been returned."""
+    assert int(fresh(f"runtime.start(compile_cache=''){FAULTS}")[0]) < 1000

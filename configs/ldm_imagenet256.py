@@ -1,19 +1,18 @@
-"""Latent diffusion on ImageNet: LDM-4, 256 x 256 pixels by class (Rombach et al. 2022, section 4.1 and table 13).
+"""Latent diffusion on ImageNet: the class-conditional LDM-4 at 256 x 256 pixels (Rombach et al. 2022).
 
 variant      parameters   trains
-autoencoder  COUNT_A   images to 64 x 64 latents of 3 channels, an autoencoder with KL divergence (kl-f4)
-ldm4         COUNT_L  a U-Net in these latents, which attends to one token of the class
+autoencoder  55,312,063   images to 64 x 64 latents of 3 channels: kl-f4, and 2,766,529 of its discriminator
+ldm4         401,433,091  a U-Net in these latents, which attends to a token of the class; 400,920,579 without tokens
 
-The published model, 400 M, has another autoencoder of the same factor and channels: with vector quantisation (vq-f4),
-trained on OpenImages. The autoencoder here is the paper's kl-f4, trained on ImageNet. Each of its channels is
-normalised by its mean and standard deviation, which the evaluation of the autoencoder measures.
-Published FIDs of 50,000 samples: 10.56, and 3.60 with guidance 1.5, by DDIM with 250 steps; 178,000 steps of 1,200
-images.
+The paper's model, 400 M, has another autoencoder of the same factor and channels: with vector quantisation (vq-f4),
+trained on OpenImages. The autoencoder here is the paper's with a KL divergence (kl-f4), trained on ImageNet. Each
+channel of the latents is normalised by its mean and standard deviation, which the autoencoder's evaluation measures.
+Published FID with guidance 1.5: 3.60, by DDIM with 250 steps, after 178,000 steps of 1,200 images.
 Hardware and time: not run here.
-From memory, not checked: learning rate and drop rate of classes; number of steps and batch size of the autoencoder.
+From memory, not checked: learning rate, EMA, drop rate of classes; steps and batch size of the autoencoder.
 Data: a TFDS set ``imagenet_256`` with the splits train and validation, prepared once as array_record, cropped and
 resized as for ADM. LPIPS needs two published files, see configs/vae_f8.py; without them, give
---config.task.perceptual=None for the autoencoder.
+--config.task.perceptual=None to the autoencoder.
 
     python -m jaxdiff.train --config configs/ldm_imagenet256.py:autoencoder --workdir runs/imagenet_autoencoder
     python -m jaxdiff.train --config configs/ldm_imagenet256.py:ldm4

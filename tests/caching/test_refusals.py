@@ -103,7 +103,8 @@ def test_a_task_without_frozen_networks_is_refused(files, tmp_path):
 def test_weights_of_another_encoder_are_refused_before_anything_is_written(own):
     experiment = built(own, task__denoiser__conditioner__conditions__text__encoder__vocabulary="300")
     with pytest.raises(
-        UserError, match=r"config\.task\.pretrained=conditioner/parts_text/.*: expected \[300, 8\], got \[259, 8\]"
+        UserError,
+        match=r"config\.task\.pretrained=conditioner/parts_text/.*: expected \[300, 8\], got \[259, 8\]",
     ):
         make(experiment, Request(str(own / "other")), quiet)
     assert not (own / "other").exists()

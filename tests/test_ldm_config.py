@@ -35,7 +35,7 @@ def params(ldm):
 
 
 def test_parameters_are_the_published_ones(ldm, params):
-    """400.92 M is what the authors' code prints for the U-Net with its embedding of time."""
+    """400 M in the paper, for the U-Net with its embedding of time; diffusers has the same number, below."""
     tokens = size(params["conditioner"]["parts_label"])
     assert tokens == CLASSES * TOKEN
     assert f"{(size(params) - tokens) / 1e6:.2f}" == "400.92"

@@ -61,8 +61,8 @@ def held(shapes: Params, origin: Weights) -> Params:
 def check(path: str, expected: Params, found: Params) -> None:
     """Raise `UserError` unless the parameters of a pretrained module have the expected names, types and shapes."""
     names, fix = path.split("/"), "use weights of this module"
-    trees = (with_branch({}, names, tree) for tree in (expected, found))
-    check_like("config.task.pretrained", *trees, fix)
+    ours, theirs = with_branch({}, names, expected), with_branch({}, names, found)
+    check_like("config.task.pretrained", ours, theirs, fix)
 
 
 def _check_path(params: Params, path: str) -> None:

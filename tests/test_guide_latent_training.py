@@ -39,7 +39,7 @@ def test_the_commands_at_full_size_fit_their_configs(module, words):
 
 
 @pytest.mark.parametrize(
-    ("config", "count"), re.findall(r"^\| `(configs/[\w.:]+)` \| ([\d,]+)", FULL, re.MULTILINE)
+    ("config", "count"), re.findall(r"^\| `(configs/[\w.:]+)`.* \| (\d[\d,]*\d)", FULL, re.MULTILINE)
 )
 def test_the_table_states_the_counts_of_the_headers(config, count):
     assert count in (commands.ROOT / config.partition(":")[0]).read_text()

@@ -5,6 +5,7 @@ import re
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -46,7 +47,7 @@ def test_parameters_are_the_published_ones(ldm, params):
 
 def test_the_noise_is_the_published_one(ldm):
     """Betas whose root is linear, from 0.0015 to 0.0195; the signal after each step is their running product."""
-    t = np.arange(1, 1001) / 1000
+    t = jnp.arange(1, 1001) / 1000
     betas = np.linspace(0.0015**0.5, 0.0195**0.5, 1000) ** 2
     expected = np.log(np.cumprod(1 - betas)) - np.log1p(-np.cumprod(1 - betas))
     np.testing.assert_allclose(ldm.task.denoiser.process.schedule.log_snr(t), expected, rtol=1e-4, atol=1e-4)

@@ -37,7 +37,8 @@ def test_a_file_changes_a_kernel_as_training_does(name, dora):
     tensors = dict(zip(entry.keys, entry.layout.save(kernel), strict=True))
     merged = merged_all(tensors, [(adapters, 1.0)])
     found = entry.layout.load([merged[key] for key in entry.keys], kernel.shape)
-    expected = lora.changed(PATH, jnp.asarray(kernel), own)
+    factors = {part: jnp.asarray(array) for part, array in own.items()}
+    expected = lora.changed(PATH, jnp.asarray(kernel), factors)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert np.abs(np.asarray(expected) - kernel).max() > 0.1
 

@@ -1,4 +1,4 @@
-"""Stable Diffusion: fine-tuning the U-Net of a published model (Rombach et al. 2022; "SDXL", Podell et al. 2023).
+"""Stable Diffusion: fine-tuned and from scratch (Rombach et al. 2022; "SDXL", Podell et al. 2023).
 
 variant  parameters     text encoders              images       predicts
 sd15     859,520,964    123,060,480                512 x 512    noise
@@ -8,16 +8,21 @@ refiner  2,259,526,660  694,659,840                1024 x 1024  noise
 inpaint  859,535,364    123,060,480                512 x 512    noise; masked images
 
 sd15_lora, sd21_lora and sdxl_lora train factors of low rank in the attention of the U-Net, which itself is frozen.
+sd15_scratch, sd21_scratch and sdxl_scratch train a new U-Net, in the first published stage: 256 x 256 pixels, batches
+of 2,048, 237,000, 550,000 and 600,000 steps. Stable Diffusion 2 predicted noise in that stage; here it predicts v from
+the start. The later stages, of more pixels, are the variants without a suffix, started from the run before.
 
 The autoencoder has 83,653,863. It and the text encoders are not trained: their files are those of the run that
-`jaxdiff.convert` has made, runs/VARIANT. Training starts from its U-Net.
+`jaxdiff.convert` has made, runs/VARIANT. Fine-tuning starts from its U-Net.
 Hardware and time: not run here; docs/stable_diffusion.md has estimates.
-From memory, not checked: learning rate and batch size, which are usual for fine-tuning.
+From memory, not checked: learning rate and batch size of fine-tuning, which are usual ones, and the EMA's decay.
 Data: a folder of images with a .txt file of captions next to each.
 
     python -m jaxdiff.convert --from stable-diffusion-v1-5 --workdir runs/sd15
     python -m jaxdiff.train --config configs/stable_diffusion.py:sd15 --workdir runs/sd15_tuned
     python -m jaxdiff.train --config configs/stable_diffusion.py:sd15_lora --workdir runs/sd15_lora
+    python -m jaxdiff.train --config configs/stable_diffusion.py:sd15_scratch --workdir runs/new256
+    python -m jaxdiff.train --config configs/stable_diffusion.py:sd15 --workdir runs/new512 --from-workdir runs/new256
 """
 
 import dataclasses
@@ -33,6 +38,7 @@ from jaxdiff.conditioning.latent import MaskedImage
 from jaxdiff.conditioning.text import Text
 from jaxdiff.conditioning.vector import NoiseLevel, VectorMlp
 from jaxdiff.config import describe, spec
+from jaxdiff.data.buckets import Buckets
 from jaxdiff.data.conditions import Degrade
 from jaxdiff.data.folder import ImageFolder
 from jaxdiff.data.joined_tokenizer import JoinedTokenizer
@@ -63,8 +69,11 @@ from jaxdiff.training.ema import Ema
 from jaxdiff.training.optimizer import AdamW, Constant
 from jaxdiff.training.transfer import InitFrom
 
-LORA = "_lora"
-"""The ending of variants that train factors of low rank."""
+LORA, SCRATCH = "_lora", "_scratch"
+"""The endings of variants that train factors of low rank, and of those that train a new U-Net."""
+
+FIRST_STAGE = {"sd15": 237_000, "sd21": 550_000, "sdxl": 600_000}
+"""Steps of the first stage of training, on 256 x 256 pixels, from the model cards and the paper of SDXL."""
 
 ATTENTION = tuple(
     f"network/*/{name}" for name in ("query_key_value", "attention_out", "query", "key_value", "cross_out")
@@ -128,13 +137,28 @@ VARIANTS = {
     ),
     "inpaint": dataclasses.replace(SD15, image=MaskedImage()),
 }  # fmt: skip
-VARIANTS |= {f"{name}{LORA}": VARIANTS[name] for name in ("sd15", "sd21", "sdxl")}
+VARIANTS |= {name + ending: VARIANTS[name] for ending in (LORA, SCRATCH) for name in FIRST_STAGE}
 
 
 def get_config(variant: str = "sd15") -> ConfigDict:
     expect(variant in VARIANTS, "variant", variant, f"one of {', '.join(VARIANTS)}", "choose one of these")
-    config = fine_tuning(VARIANTS[variant], f"runs/{variant.removesuffix(LORA)}")
-    return with_lora(config, VARIANTS[variant]) if variant.endswith(LORA) else config
+    name, model = variant.removesuffix(LORA).removesuffix(SCRATCH), VARIANTS[variant]
+    if variant.endswith(SCRATCH):
+        return from_scratch(dataclasses.replace(model, pixels=256), f"runs/{name}", FIRST_STAGE[name])
+    config = fine_tuning(model, f"runs/{name}")
+    return with_lora(config, model) if variant.endswith(LORA) else config
+
+
+def from_scratch(model: Model, run: str, steps: int) -> ConfigDict:
+    """A run with a new U-Net, and the text encoders and the autoencoder of the run in the folder `run`."""
+    config = fine_tuning(model, run)
+    config.init_from = None
+    if model.sizes:  # one square bucket, so that the conditions on sizes and crops learn those of the data
+        config.data.source.size = None
+        config.data.buckets = spec(Buckets, size=model.pixels, max_ratio=1.0, position="random")
+    config.optimizer = spec(AdamW, learning_rate=1e-4, schedule=spec(Constant, warmup_steps=10_000))
+    config.steps, config.batch_size = steps, 2048
+    return config
 
 
 def with_lora(config: ConfigDict, model: Model) -> ConfigDict:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdiff.errors import expect
+from jaxdiff.errors import UserError, expect
 from jaxdiff.typing import Params
 
 HALF = ("bfloat16", "float16")
@@ -45,6 +45,29 @@ def check_patterns(field: str, patterns: Sequence[str], known: Collection[str], 
         some = any(_named(path, [pattern.removeprefix(NOT)]) for path in known)
         fix = f"use paths such as {some_of(known)}"
         expect(some, field, pattern, f"a pattern that names a {what}", fix, "no match")
+
+
+def check_like(field: str, expected: Params, found: Params, fix: str, types: bool = True) -> None:
+    """Raise `UserError` unless two trees, boxed or not, have the same paths and shapes.
+
+    Args:
+      field: the field of the config that gave `found`.
+      expected, found: the trees.
+      fix: of the error.
+      types: whether the types of the arrays have to agree as well.
+    """
+
+    def stated(tree: Params) -> dict[str, str]:
+        return {
+            path: f"{leaf.dtype if types else ''}{list(leaf.shape)}" for path, leaf in paths(tree).items()
+        }
+
+    ours, theirs = stated(expected), stated(found)
+    wrong = sorted(path for path in ours.keys() | theirs.keys() if ours.get(path) != theirs.get(path))
+    if wrong:
+        first, more = wrong[0], f" ({len(wrong)} parameters differ)"
+        wanted, got = ours.get(first, "no such parameter"), theirs.get(first, "none")
+        raise UserError(f"{field}={first}: expected {wanted}, got {got}{more}. Fix: {fix}")
 
 
 def merge(first: Params, second: Params) -> Params:

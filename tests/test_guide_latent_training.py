@@ -1,49 +1,53 @@
 """The guide of latent diffusion, "Train both": its commands are followed with few steps, and its Python builds."""
 
-import contextlib
+import importlib
 import json
 import re
-import shlex
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from jaxdiff.cli import app
 from jaxdiff.config import build
-from tests import commands
-from tests.test_guide_control_net import SMALL
+from jaxdiff.experiment import Experiment
+from tests import commands, guides
+from tests.test_guides import lines
 
-GUIDE = (commands.ROOT / "docs/latent_diffusion.md").read_text()
-SECTION = GUIDE.partition("## Train both")[2].partition("\n## ")[0]
-(SHELL,) = re.findall(r"^```bash\n(.*?)^```", SECTION, re.DOTALL | re.MULTILINE)
-(CODE,) = re.findall(r"^```python\n(.*?)^```", SECTION, re.DOTALL | re.MULTILINE)
+SECTION, FULL = (guides.section("latent_diffusion", title) for title in ("Train both", "At full size"))
+(CODE,) = guides.python(SECTION)
 OF_SAMPLES = ("--config.sampling", "--config.evaluation")
 CHANGES = {
-    "scenes_autoencoder": [word for word in SMALL if not word.startswith(OF_SAMPLES)],
-    "scenes_latent": list(SMALL),
+    "scenes_autoencoder": [word for word in guides.SMALL if not word.startswith(OF_SAMPLES)],
+    "scenes_latent": list(guides.SMALL),
 }
 
 
 def test_the_python_of_the_guide_builds():
-    scope = {}
-    with contextlib.chdir(commands.ROOT):
-        exec(CODE, scope)
-    codec = build(scope["codec"])
+    codec = build(guides.run(CODE)["codec"])
     assert codec.data_shape((24, 24, 3)) == (6, 6, 8)
     assert set(codec.frozen) == {"autoencoder", "latent_statistics"}
 
 
+OF_CONFIGS = [(module, words) for module, words in lines(FULL) if "--config" in words]
+
+
+@pytest.mark.parametrize(("module", "words"), OF_CONFIGS, ids=str)
+def test_the_commands_at_full_size_fit_their_configs(module, words):
+    flags, overrides = importlib.import_module(f"jaxdiff.{module}").parser().parse(words)
+    assert isinstance(build(app.load_config(str(commands.ROOT / flags.config), overrides)), Experiment)
+
+
+@pytest.mark.parametrize(
+    ("config", "count"), re.findall(r"^\| `(configs/[\w.:]+)`.* \| (\d[\d,]*\d)", FULL, re.MULTILINE)
+)
+def test_the_table_states_the_counts_of_the_headers(config, count):
+    assert count in (commands.ROOT / config.partition(":")[0]).read_text()
+
+
 @pytest.mark.slow
 def test_the_commands_of_the_guide_can_be_followed(tmp_path):
-    for line in SHELL.splitlines():
-        python, _, module, *words = shlex.split(line)
-        assert python == "python"
-        if module == "jaxdiff.train":
-            name = re.search(r"configs/(\w+)\.py", line)[1]
-            words = ["--config", str(commands.ROOT / f"configs/{name}.py"), *CHANGES[name]]
-        commands.run(
-            module.removeprefix("jaxdiff."), *words, devices=1, at=tmp_path, PYTHONPATH=str(commands.ROOT)
-        )
+    guides.follow(SECTION, tmp_path, CHANGES)
     latents = json.loads((tmp_path / "runs/scenes_autoencoder/evaluation.json").read_text())["test"][
         "latents"
     ]

@@ -1,9 +1,7 @@
 """The guide of LoRA: its Python builds, and its commands are followed with small networks."""
 
-import contextlib
 import pathlib
 import re
-import shlex
 
 import numpy as np
 import pytest
@@ -11,24 +9,20 @@ from PIL import Image
 
 from jaxdiff.config import build
 from jaxdiff.models.lora import Lora
-from tests import commands
-from tests.test_guide_control_net import SMALL
+from tests import guides
 
-GUIDE = (commands.ROOT / "docs/fine_tuning.md").read_text()
-SECTION = GUIDE.partition("## LoRA")[2].partition("\n## ")[0]
-SHELL = "\n".join(re.findall(r"^```bash\n(.*?)^```", SECTION, re.DOTALL | re.MULTILINE)).replace("\\\n", " ")
-(CODE,) = re.findall(r"^```python\n(.*?)^```", SECTION, re.DOTALL | re.MULTILINE)
+SECTION = guides.section("fine_tuning", "LoRA")
+(CODE,) = guides.python(SECTION)
 THIN = [f"--config.task.denoiser.network.levels[{i}].width=32" for i in (1, 2)]
-OTHERS = {  # another schedule and mixture than in configs/scenes_text.py
-    "scenes_lora": [word for word in SMALL if "split" not in word]
+CHANGES = {
+    "scenes_text": [*guides.SMALL, *THIN],
+    # Another schedule and mixture than in configs/scenes_text.py.
+    "scenes_lora": [*(word for word in guides.SMALL if "split" not in word), *THIN],
 }
 
 
 def test_the_python_of_the_guide_builds():
-    scope = {}
-    with contextlib.chdir(commands.ROOT):
-        exec(CODE, scope)
-    task = build(scope["config"]).task
+    task = build(guides.run(CODE)["config"]).task
     assert task.lora == Lora(8, targets=("network/*",))
     assert set(task.frozen) == {"network", "conditioner"}
 
@@ -39,15 +33,7 @@ def test_the_table_states_every_field():
 
 @pytest.mark.slow
 def test_the_commands_of_the_guide_can_be_followed(tmp_path):
-    for line in SHELL.splitlines():
-        python, _, module, *words = shlex.split(line)
-        assert python == "python"
-        if module == "jaxdiff.train":
-            name = re.search(r"configs/(\w+)\.py", line)[1]
-            words = ["--config", str(commands.ROOT / f"configs/{name}.py"), *OTHERS.get(name, SMALL), *THIN]
-        commands.run(
-            module.removeprefix("jaxdiff."), *words, devices=1, at=tmp_path, PYTHONPATH=str(commands.ROOT)
-        )
+    guides.follow(SECTION, tmp_path, CHANGES)
     for name in ("cyan", "weaker"):
         with Image.open(tmp_path / f"{name}.png") as opened:
             assert np.asarray(opened).std() > 0

@@ -6,6 +6,7 @@ import warnings
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxdiff import config as configs
@@ -77,6 +78,29 @@ def test_networks_have_the_published_numbers_of_parameters(variant):
         assert size(trained) == PUBLISHED[variant]
     found = {name: size(tree) for name, tree in task.frozen_shapes().items()}
     assert found == {"autoencoder": VAE, **FROZEN[variant]}
+
+
+@pytest.mark.parametrize("variant", some(("sd15", "sd21", "sdxl"), ("sd15",)))
+def test_from_scratch_the_same_network_is_trained_on_fewer_pixels(variant):
+    """Nothing is read from the U-Net's file; text encoders and autoencoder are those of the converted run."""
+    tuned, new = load(variant), load(f"{variant}_scratch")
+    assert (new.init_from, new.task.image_shape, new.task.data_shape) == (None, (256, 256, 3), (32, 32, 4))
+    assert new.task.denoiser.network == tuned.task.denoiser.network
+    assert new.task.denoiser.process == tuned.task.denoiser.process
+    assert new.task.denoiser.parameterization == tuned.task.denoiser.parameterization
+    assert new.task.frozen == tuned.task.frozen
+    trained, _ = abstract_params(new.task.for_shapes(), MeshShape().make(jax.devices()[:1]))
+    assert size(trained) == PUBLISHED[variant]
+
+
+def test_sdxl_from_scratch_learns_the_sizes_and_crops_of_its_images():
+    data = load("sdxl_scratch").data
+    assert data.buckets.shapes == ((256, 256),)
+    assert data.source.size is None
+    example = {"image": np.zeros((300, 400, 3), np.uint8), "index": np.int32(0)}
+    found = data.buckets.cover()(example, np.random.default_rng(0))
+    assert found["original_size"].tolist() == [300, 400]
+    assert 0 <= found["crop"][1] <= round(400 * 256 / 300) - 256
 
 
 LORA = {"sd15_lora": 3_188_736, "sdxl_lora": 23_224_320}

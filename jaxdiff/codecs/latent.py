@@ -14,8 +14,8 @@ from jaxdiff.codecs.pixels import Pixels, to_floats
 from jaxdiff.codecs.posterior import Posterior
 from jaxdiff.codecs.protocol import Shape
 from jaxdiff.codecs.tiling import Tiles, by_slices, by_tiles
-from jaxdiff.errors import UserError, expect, finite, one_of, positive
-from jaxdiff.trees import with_dtype
+from jaxdiff.errors import expect, finite, one_of, positive
+from jaxdiff.trees import check_like, with_dtype
 from jaxdiff.typing import Array, Keys, Params, Stored, Weights, dtype_of
 
 NAME, STATISTICS = "autoencoder", "latent_statistics"
@@ -177,7 +177,8 @@ class Latent(Pixels):
     def _run(self, method: str, frozen: Mapping[str, Params], x: Array, up: int, down: int) -> Array:
         """A method of the network that enlarges sides by ``up / down``, in slices and tiles."""
         network, params = self._network, frozen[NAME]
-        _check_params(self.network, params)
+        expected, fix = parameter_shapes(self.network), "give the weights of this network"
+        check_like("config.task.codec.weights", expected, params, fix, types=False)
 
         def whole(part: Array) -> Array:
             return network.apply({"params": params}, part, method=method)
@@ -223,22 +224,3 @@ def parameter_shapes(network: Any) -> Params:
     side = network.factor
     x = jax.ShapeDtypeStruct((1, side, side, network.image_channels), jnp.float32)
     return nn.meta.unbox(jax.eval_shape(network.init, jax.random.key(0), x))["params"]
-
-
-def _check_params(network: Autoencoder, params: Params) -> None:
-    """Raise a `UserError` unless `params` are those of the network, by names and shapes."""
-    expected, found = (_shapes(tree) for tree in (parameter_shapes(network), params))
-    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    if wrong:
-        first = wrong[0]
-        raise UserError(
-            f"config.task.codec.weights={first}: expected {expected.get(first, 'no such parameter')}, got "
-            f"{found.get(first, 'none')} ({len(wrong)} parameters differ). Fix: give the weights of this network"
-        )
-
-
-def _shapes(tree: Params) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree.leaves_with_path(nn.meta.unbox(tree))
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves
-    }

@@ -8,28 +8,37 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr
 from jax.sharding import Mesh
 
-from jaxdiff.cost import memory
+from jaxdiff.cost import memory, programs
 from jaxdiff.cost.chips import CHIPS, Chip, chip_of
 from jaxdiff.cost.fixes import fixes
 from jaxdiff.cost.operations import Operations, count
-from jaxdiff.cost.sampling import evaluations
-from jaxdiff.distributed import partitioning
+from jaxdiff.cost.programs import Programs, Trees
+from jaxdiff.cost.sampling import Evaluations, evaluations
 from jaxdiff.distributed.mesh import REST, MeshShape, batch_ways
 from jaxdiff.errors import expect
-from jaxdiff.experiment import Experiment
-from jaxdiff.sampling.protocols import Encoded
-from jaxdiff.training.state import abstract_params, abstract_state
-from jaxdiff.training.step import Context, Frozen
-from jaxdiff.trees import merge
+from jaxdiff.experiment import Experiment, SampledTask
+
+
+class _Work(NamedTuple):
+    """Multiply-adds.
+
+    Attributes:
+      training: of a training step for one part of the batch, as the mesh splits it.
+      forward: of one denoiser call for one image.
+      sampling: of one sample.
+      calls: the evaluations of the network in `sampling`.
+    """
+
+    training: Operations
+    forward: Operations
+    sampling: Operations
+    calls: Evaluations
 
 
 def estimate(
@@ -49,82 +58,28 @@ def estimate(
     Raises:
       UserError: the chip is unknown, `utilisation` is out of range, or sizes do not divide.
     """
-    has, task = chip_of(chip), _without_files(experiment)
+    has, task = chip_of(chip), experiment.sampled.for_shapes()
     expected, fix = "a fraction of the peak in (0, 1]", "give one, such as 0.4"
     expect(0 < utilisation <= 1, "--utilisation", utilisation, expected, fix)
     mesh = mesh_of(experiment.mesh, devices)
-    rows, accumulation = _rows(experiment, mesh), experiment.accumulation
-    optimizer, untrained = experiment.optimizer.make(experiment.steps), experiment.optimizer.frozen
-    state: Any = abstract_state(task, optimizer, mesh, experiment.ema.count, untrained)
-    own, rest = abstract_params(task, mesh, untrained)
-    networks = task.frozen_shapes()
-    trained, frozen = _shapes(own), Frozen(networks, _shapes(rest))
-    model = merge(trained, frozen.params)
-    params = jax.eval_shape(task.full_params, model, networks)
-
-    encode, denoise, conditions = _forward(task, params)
-    backward, examples = _training(task, trained, frozen, rows)
-    draw, decode = _drawing(task, model, frozen, accumulation * rows), _decoding(task, networks)
-    # The tensor axis splits channels and heads, and so the activations; what XLA gathers is not counted.
-    ways = mesh.shape["tensor"]
-    kept = memory.of_step(
-        state,
-        accumulation * examples,
-        memory.live_bytes(backward) // ways,
-        accumulation,
-        frozen=(rest, _sharded(networks, mesh)),
-        drawing=memory.live_bytes(draw) // ways,
-    )
-    training = _sum((accumulation, count(backward)), (1, count(draw)))
-    calls = evaluations(experiment.recipe, _process(task.denoiser), task.data_shape, conditions)
-    sampling = _sum(
-        (2, count(encode)),  # the conditional and the unconditional embeddings
-        (calls.calls * calls.model, count(denoise)),
-        (calls.calls, calls.other),
-        (1, count(decode)),
-    )
-    drawn = memory.of_sample(
-        {"model": params, **{name: networks[name] for name in task.codec.frozen}},
-        (2, encode), (math.ceil(calls.model), denoise), (1, decode),
-    )  # fmt: skip
-    forward = _sum((1, count(encode)), (1, count(denoise)))
-    image = _seconds(training, has) / (accumulation * rows) / utilisation  # seconds per image on one device
-    step = image * experiment.batch_size / mesh.size
-    hours = step * experiment.steps / 3600
+    rows = _rows(experiment, mesh)
+    shapes = programs.trees(experiment, task, mesh)
+    traced = programs.trace(task, shapes, rows, experiment.accumulation)
+    work = _work(experiment, task, traced)
+    kept = _memory_of_step(shapes, traced, mesh, experiment.accumulation)
     return {
-        "parameters": _size(model),
-        "parameter_bytes": memory.tree_bytes(model),
-        "frozen_parameters": {name: _size(networks[name]) for name in sorted(networks)},
-        "multiply_adds": forward.total,
-        "training_multiply_adds": round(training.total / (accumulation * rows)),
-        "sampling_multiply_adds": sampling.total,
-        "memory_bytes": kept.total,
-        "hours": hours,
-        "device_hours": hours * mesh.size,
-        "step_seconds": step,
-        "sampling_seconds": _seconds(sampling, has) / utilisation,
-        "sampling_memory_bytes": drawn,
-        "sampling_fits": drawn <= has.memory,
+        **_of_parameters(shapes),
+        **_of_operations(work, rows * experiment.accumulation),
+        **_of_memory(kept, _memory_of_sample(task, shapes, traced, work.calls), has),
+        "fix": [] if kept.total <= has.memory else fixes(experiment, mesh, kept, has.memory, rows),
+        **_of_time(work, has, utilisation, experiment.steps, mesh),
         "chip": chip,
-        "chip_memory_bytes": has.memory,
-        "fits": kept.total <= has.memory,
-        "fits_on": [name for name, each in CHIPS.items() if kept.total <= each.memory],
         "devices": mesh.size,
+        "mesh": dict(mesh.shape),
         "utilisation": utilisation,
         "steps": experiment.steps,
         "batch_size": experiment.batch_size,
-        "accumulation": accumulation,
-        "parts": parts(model),
-        "multiply_adds_by_type": dict(forward.by_dtype),
-        "constant_multiply_adds": forward.constant,
-        "sampling": {
-            "calls": calls.calls,
-            "evaluations": calls.model,
-            "guiding_model_evaluations": calls.guiding_model,
-        },
-        "memory": dataclasses.asdict(kept),
-        "mesh": dict(mesh.shape),
-        "fix": [] if kept.total <= has.memory else fixes(experiment, mesh, kept, has.memory, rows),
+        "accumulation": experiment.accumulation,
     }
 
 
@@ -154,11 +109,6 @@ def parts(params: Any) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def _without_files(experiment: Experiment) -> Any:
-    """The task, which reads no files."""
-    return experiment.sampled.for_shapes()
-
-
 def _rows(experiment: Experiment, mesh: Mesh) -> int:
     """Examples of a micro-batch on one device."""
     ways = batch_ways(mesh) * experiment.accumulation
@@ -169,84 +119,91 @@ def _rows(experiment: Experiment, mesh: Mesh) -> int:
     return experiment.batch_size // ways
 
 
-def _forward(task: Any, params: Any) -> tuple[ClosedJaxpr, ClosedJaxpr, Callable[[], dict[str, Encoded]]]:
-    """`encode` and `predict_encoded` for one image; a function that returns its conditions in a trace."""
-    denoiser = task.denoiser
-    fields = jax.eval_shape(lambda: denoiser.conditioner.example(1, task.data_shape))
-    drop = jax.eval_shape(lambda: denoiser.conditioner.none_dropped(1))
-    x, t = jax.ShapeDtypeStruct((1, *task.data_shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
-    trees = []  # embeddings hold arrays, not shapes: they are flattened between traces
-
-    def encode(params: Any, fields: Any, drop: Any) -> list[Any]:
-        leaves, tree = jax.tree.flatten(denoiser.apply({"params": params}, fields, drop, method="encode"))
-        trees.append(tree)
-        return leaves
-
-    def denoise(params: Any, x: Any, t: Any, leaves: Any) -> Any:
-        encoded = jax.tree.unflatten(trees[0], leaves)
-        return denoiser.apply({"params": params}, x, t, encoded, method="predict_encoded")
-
-    encoding, leaves = jax.make_jaxpr(encode, return_shape=True)(params, fields, drop)
-    denoising = jax.make_jaxpr(denoise)(params, x, t, leaves)
-
-    def conditions() -> dict[str, Encoded]:
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (leaves, fields, drop))
-        encoded = jax.tree.unflatten(trees[0], zeros[0])
-        return {
-            name: Encoded([encoded[name]], [encoded[name]], zeros[1][name], zeros[2][name])
-            for name in encoded
-        }
-
-    return encoding, denoising, conditions
-
-
-def _training(task: Any, params: Any, frozen: Frozen, rows: int) -> tuple[ClosedJaxpr, int]:
-    """The program of a micro-batch of `rows` examples, forward and backward, and the bytes of its examples."""
-    inputs = _draw_inputs(task, merge(params, frozen.params), frozen, rows)
-    examples, (batch, context, key) = jax.eval_shape(task.draw, *inputs), inputs
-
-    def mean(params: Any, context: Context, rest: Any, examples: Any, key: Any) -> Any:
-        return jnp.mean(task.loss(merge(params, rest), context, examples, key=key, train=True)[0])
-
-    program = jax.make_jaxpr(jax.grad(mean))(params, context, frozen.params, examples, key)
-    return program, memory.tree_bytes((batch, examples))
-
-
-def _drawing(task: Any, params: Any, frozen: Frozen, rows: int) -> ClosedJaxpr:
-    """The program that draws `rows` examples."""
-    return jax.make_jaxpr(task.draw)(*_draw_inputs(task, params, frozen, rows))
-
-
-def _draw_inputs(task: Any, params: Any, frozen: Frozen, rows: int) -> tuple[Any, Context, Any]:
-    """The shapes of a batch, a context and a key."""
-    batch = jax.eval_shape(lambda: task.stored_example(rows))
-    step, state = jax.eval_shape(lambda: jnp.int32(0)), jax.eval_shape(task.init_task_state)
-    context = Context(step, params, frozen.networks, state)
-    return batch, context, jax.eval_shape(lambda: jax.random.key(0))
-
-
-def _decoding(task: Any, networks: Any) -> ClosedJaxpr:
-    """The program of the codec that makes one sample of data."""
-    x_0 = jax.ShapeDtypeStruct((1, *task.data_shape), jnp.float32)
-    return jax.make_jaxpr(task.codec.decode)({name: networks[name] for name in task.codec.frozen}, x_0)
-
-
-def _sharded(tree: Any, mesh: Mesh) -> Any:
-    """Shapes with the shardings of frozen networks."""
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        tree,
-        partitioning.shardings(tree, mesh),
+def _work(experiment: Experiment, task: SampledTask, traced: Programs) -> _Work:
+    encode, denoise = count(traced.encode), count(traced.denoise)
+    calls = evaluations(experiment.recipe, _process(task.denoiser), task.data_shape, traced.conditions)
+    sampling = _sum(
+        (2, encode),  # the conditional and the unconditional embeddings
+        (calls.calls * calls.model, denoise),
+        (calls.calls, calls.other),
+        (1, count(traced.decode)),
     )
+    training = _sum((experiment.accumulation, count(traced.train)), (1, count(traced.draw)))
+    return _Work(training, _sum((1, encode), (1, denoise)), sampling, calls)
+
+
+def _of_parameters(shapes: Trees) -> dict[str, Any]:
+    return {
+        "parameters": _size(shapes.own),
+        "parameter_bytes": memory.tree_bytes(shapes.own),
+        "frozen_parameters": {name: _size(shapes.networks[name]) for name in sorted(shapes.networks)},
+        "parts": parts(shapes.own),
+    }
+
+
+def _of_operations(work: _Work, images: int) -> dict[str, Any]:
+    """Figures of multiply-adds; `images` are those of a part of the batch."""
+    return {
+        "multiply_adds": work.forward.total,
+        "multiply_adds_by_type": dict(work.forward.by_dtype),
+        "constant_multiply_adds": work.forward.constant,
+        "training_multiply_adds": round(work.training.total / images),
+        "sampling_multiply_adds": work.sampling.total,
+        "sampling": {
+            "calls": work.calls.calls,
+            "evaluations": work.calls.model,
+            "guiding_model_evaluations": work.calls.guiding_model,
+        },
+    }
+
+
+def _of_memory(kept: memory.Memory, drawn: int, chip: Chip) -> dict[str, Any]:
+    """Figures of `kept` in training and of `drawn` in sampling, against the memory of a chip."""
+    return {
+        "memory_bytes": kept.total,
+        "memory": dataclasses.asdict(kept),
+        "chip_memory_bytes": chip.memory,
+        "fits": kept.total <= chip.memory,
+        "fits_on": [name for name, each in CHIPS.items() if kept.total <= each.memory],
+        "sampling_memory_bytes": drawn,
+        "sampling_fits": drawn <= chip.memory,
+    }
+
+
+def _memory_of_step(shapes: Trees, traced: Programs, mesh: Mesh, accumulation: int) -> memory.Memory:
+    # The tensor axis splits channels and heads, and so the activations; what XLA gathers is not counted.
+    ways = mesh.shape["tensor"]
+    return memory.of_step(
+        shapes.state,
+        accumulation * traced.examples,
+        memory.live_bytes(traced.train) // ways,
+        accumulation,
+        frozen=(shapes.untrained, shapes.sharded),
+        drawing=memory.live_bytes(traced.draw) // ways,
+    )
+
+
+def _memory_of_sample(task: SampledTask, shapes: Trees, traced: Programs, calls: Evaluations) -> int:
+    codec = {name: shapes.networks[name] for name in task.codec.frozen}
+    steps = (2, traced.encode), (math.ceil(calls.model), traced.denoise), (1, traced.decode)
+    return memory.of_sample({"model": shapes.params, **codec}, *steps)
+
+
+def _of_time(work: _Work, chip: Chip, utilisation: float, steps: int, mesh: Mesh) -> dict[str, Any]:
+    sharing = mesh.size / batch_ways(mesh)  # devices that share a part of the batch
+    step = _seconds(work.training, chip) / sharing / utilisation
+    hours = step * steps / 3600
+    return {
+        "hours": hours,
+        "device_hours": hours * mesh.size,
+        "step_seconds": step,
+        "sampling_seconds": _seconds(work.sampling, chip) / utilisation,
+    }
 
 
 def _size(tree: Any) -> int:
     """Number of parameters."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
-
-
-def _shapes(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
 def _process(denoiser: Any) -> Any:

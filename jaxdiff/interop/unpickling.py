@@ -26,6 +26,16 @@ from jaxdiff.interop.files import Unreadable
 _LONGEST_NAME = 512
 _LONGEST_NUMBER = 16
 
+# How numbers in a file are packed: values, the lengths of texts with their encoding, the lengths of bytes, and places
+# in the memo. Strings of Python 2 are texts.
+_NUMBERS = {op.BININT: "<i", op.BININT1: "<B", op.BININT2: "<H", op.BINFLOAT: ">d"}
+_TEXTS = {
+    op.SHORT_BINUNICODE: ("<B", "utf-8"), op.BINUNICODE: ("<I", "utf-8"),
+    op.SHORT_BINSTRING: ("<B", "latin-1"), op.BINSTRING: ("<i", "latin-1"),
+}  # fmt: skip
+_BYTES = {op.SHORT_BINBYTES: "<B", op.BINBYTES: "<I", op.BINBYTES8: "<Q", op.BYTEARRAY8: "<Q"}
+_INDICES = {op.BINPUT: "<B", op.LONG_BINPUT: "<I", op.BINGET: "<B", op.LONG_BINGET: "<I"}
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Name:
@@ -107,39 +117,36 @@ class Unpickler:
             raise Unreadable(f"expected a valid pickle, got {error} at byte {self.at}") from error
 
     def _run(self, operation: bytes) -> None:
-        stack, memo = self._stack, self._memo
+        groups = (self._plain_value, self._container, self._named_object, self._book_keeping)
+        if not any(group(operation) for group in groups):
+            raise Unreadable(f"expected operations that weights need in its pickle, got {operation!r}")
+
+    # Each group runs an operation of its own and returns True, or leaves others alone and returns False.
+
+    def _plain_value(self, operation: bytes) -> bool:
+        stack = self._stack
         match operation:
-            # Plain values.
             case op.NONE:
                 stack.append(None)
             case op.NEWTRUE | op.NEWFALSE:
                 stack.append(operation == op.NEWTRUE)
-            case op.BININT:
-                stack.append(self._number("<i"))
-            case op.BININT1:
-                stack.append(self._number("<B"))
-            case op.BININT2:
-                stack.append(self._number("<H"))
             case op.LONG1:
                 stack.append(self._long(self._number("<B")))
-            case op.BINFLOAT:
-                stack.append(self._number(">d"))
-            case op.SHORT_BINUNICODE:
-                stack.append(self._text(self._number("<B")))
-            case op.BINUNICODE:
-                stack.append(self._text(self._number("<I")))
-            case op.SHORT_BINSTRING:  # Python 2 text
-                stack.append(self._text(self._number("<B"), "latin-1"))
-            case op.BINSTRING:
-                stack.append(self._text(self._number("<i"), "latin-1"))
-            case op.SHORT_BINBYTES:
-                stack.append(self._take(self._number("<B")))
-            case op.BINBYTES:
-                stack.append(self._take(self._number("<I")))
-            case op.BINBYTES8 | op.BYTEARRAY8:
-                stack.append(self._take(self._number("<Q")))
-            # Containers. A set becomes a list: membership is never tested.
-            case op.EMPTY_LIST | op.EMPTY_SET:
+            case _ if operation in _NUMBERS:
+                stack.append(self._number(_NUMBERS[operation]))
+            case _ if operation in _TEXTS:
+                length, encoding = _TEXTS[operation]
+                stack.append(self._text(self._number(length), encoding))
+            case _ if operation in _BYTES:
+                stack.append(self._take(self._number(_BYTES[operation])))
+            case _:
+                return False
+        return True
+
+    def _container(self, operation: bytes) -> bool:
+        stack = self._stack
+        match operation:
+            case op.EMPTY_LIST | op.EMPTY_SET:  # a set becomes a list: membership is never tested
                 stack.append([])
             case op.EMPTY_TUPLE:
                 stack.append(())
@@ -158,7 +165,13 @@ class Unpickler:
                 self._update(self._pop_from(len(stack) - 2))
             case op.SETITEMS:
                 self._update(self._pop_from(self._marks.pop()))
-            # Names and their objects.
+            case _:
+                return False
+        return True
+
+    def _named_object(self, operation: bytes) -> bool:
+        stack = self._stack
+        match operation:
             case op.GLOBAL:
                 stack.append(self._find(self._line(), self._line()))
             case op.STACK_GLOBAL:
@@ -169,17 +182,19 @@ class Unpickler:
                 self._build(*self._pop_from(len(stack) - 1))
             case op.BINPERSID:
                 stack.append(self._load_persistent(stack.pop()))
-            # Book-keeping.
-            case op.BINPUT:
-                memo[self._number("<B")] = stack[-1]
-            case op.LONG_BINPUT:
-                memo[self._number("<I")] = stack[-1]
+            case _:
+                return False
+        return True
+
+    def _book_keeping(self, operation: bytes) -> bool:
+        stack, memo = self._stack, self._memo
+        match operation:
+            case op.BINPUT | op.LONG_BINPUT:
+                memo[self._number(_INDICES[operation])] = stack[-1]
             case op.MEMOIZE:
                 memo[len(memo)] = stack[-1]
-            case op.BINGET:
-                stack.append(memo[self._number("<B")])
-            case op.LONG_BINGET:
-                stack.append(memo[self._number("<I")])
+            case op.BINGET | op.LONG_BINGET:
+                stack.append(memo[self._number(_INDICES[operation])])
             case op.MARK:
                 self._marks.append(len(stack))
             case op.POP:
@@ -191,7 +206,8 @@ class Unpickler:
             case op.FRAME:  # a hint for buffered reading
                 self._take(8)
             case _:
-                raise Unreadable(f"expected operations that weights need in its pickle, got {operation!r}")
+                return False
+        return True
 
     def _find(self, module: Any, name: Any) -> Name:
         if not (isinstance(module, str) and isinstance(name, str)):

@@ -3,11 +3,10 @@
 from collections.abc import Iterable, Mapping
 
 import jax
-from flax import linen as nn
 
-from jaxdiff.errors import UserError, expect
+from jaxdiff.errors import expect
 from jaxdiff.models.lora import Lora
-from jaxdiff.trees import with_branch, with_dtype, without_branch
+from jaxdiff.trees import check_like, with_branch, with_dtype, without_branch
 from jaxdiff.typing import Array, Key, Params, Weights, dtype_of
 
 LORA = "lora"
@@ -61,14 +60,9 @@ def held(shapes: Params, origin: Weights) -> Params:
 
 def check(path: str, expected: Params, found: Params) -> None:
     """Raise `UserError` unless the parameters of a pretrained module have the expected names, types and shapes."""
-    ours, theirs = _shapes(expected), _shapes(found)
-    wrong = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-    if wrong:
-        first = wrong[0]
-        raise UserError(
-            f"config.task.pretrained={path}: expected {first} {ours.get(first, 'absent')}, got "
-            f"{theirs.get(first, 'absent')} ({len(wrong)} parameters differ). Fix: use weights of this module"
-        )
+    names, fix = path.split("/"), "use weights of this module"
+    ours, theirs = with_branch({}, names, expected), with_branch({}, names, found)
+    check_like("config.task.pretrained", ours, theirs, fix)
 
 
 def _check_path(params: Params, path: str) -> None:
@@ -79,9 +73,3 @@ def _check_path(params: Params, path: str) -> None:
         fix = f"use one of {', '.join(branch)}" if inside else "name a module, not a parameter"
         expect(inside and name in branch, "config.task.pretrained", path, "the path of a module", fix)
         branch = branch[name]
-
-
-def _shapes(tree: Params) -> dict[str, str]:
-    """Path -> type and shape of every array of a tree, boxed or not."""
-    leaves = jax.tree.leaves_with_path(nn.meta.unbox(tree))
-    return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}

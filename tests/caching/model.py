@@ -1,6 +1,7 @@
 """A small latent text-to-image experiment on a folder of images with captions, and the files that it reads."""
 
 import pathlib
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
@@ -11,10 +12,11 @@ from ml_collections import ConfigDict
 from PIL import Image
 from safetensors.numpy import save_file
 
+from jaxdiff.cli.app import override
 from jaxdiff.codecs.latent import Latent
 from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.conditioning.text import Text
-from jaxdiff.config import describe, spec
+from jaxdiff.config import build, describe, spec
 from jaxdiff.data.folder import ImageFolder
 from jaxdiff.data.joined_tokenizer import JoinedTokenizer
 from jaxdiff.data.pipeline import Pipeline
@@ -126,3 +128,18 @@ def a_config(folder: pathlib.Path, null: str = "empty", flips: bool = True) -> C
         checkpoint_every=3,
         sample_every=0,
     )
+
+
+def changed(config: ConfigDict, changes: Mapping[str, str]) -> ConfigDict:
+    """The config after overrides, whose paths are written with ``__`` for a dot."""
+    for path, text in changes.items():
+        override(config, path.replace("__", "."), text)
+    return config
+
+
+def built(folder: pathlib.Path, **changes: str) -> Experiment:
+    return build(changed(a_config(folder), changes))
+
+
+def quiet(done: int, count: int) -> None:
+    """Progress that is not shown."""

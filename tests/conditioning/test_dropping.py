@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdiff.conditioning.class_token import ClassToken
 from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.conditioning.continuous import Continuous
 from jaxdiff.conditioning.embedding import EmbeddedSequence
 from jaxdiff.conditioning.image import ImageCondition
+from jaxdiff.conditioning.label import LabelCondition
 from jaxdiff.conditioning.magnitude import MagnitudeClassLabel
 from jaxdiff.conditioning.noisy import NoiseAugmented
 from jaxdiff.conditioning.text import Text
@@ -47,6 +49,8 @@ CONDITIONS = {
     "label_mixed": ClassLabel(5, WIDTH),
     "label_features": ClassLabel(5, FEATURES, before_mapping=True),
     "label_magnitude": MagnitudeClassLabel(5, WIDTH, drop_rate=0.1),
+    "label_token": ClassToken(5, TOKEN),
+    "label_token_zero": ClassToken(5, TOKEN, null="zero"),
     "numbers": Continuous(2, WIDTH, frequencies=3, scale=0.7, **LEARNED),
     "numbers_zero": Continuous(None, WIDTH, null="zero", drop_rate=0.1),
     "numbers_features": Continuous(2, FEATURES, before_mapping=True, **LEARNED),
@@ -90,7 +94,7 @@ def some(part, seed):
         }
     if isinstance(part, Text):
         return jnp.asarray(part.read([["a", "xy", "three"], ["", "xyz", "\u4e09"]][seed]))
-    if isinstance(part, ClassLabel | MagnitudeClassLabel):
+    if isinstance(part, LabelCondition):
         return jnp.asarray([[0, 4, 2], [3, 1, 0]][seed])
     shape = jax.eval_shape(lambda: part.example(BATCH, SHAPE)).shape
     found = rng.normal(size=shape)

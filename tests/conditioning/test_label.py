@@ -6,6 +6,7 @@ import logging
 import numpy as np
 import pytest
 
+from jaxdiff.conditioning.class_token import ClassToken
 from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.conditioning.continuous import Continuous
 from jaxdiff.conditioning.magnitude import MagnitudeClassLabel
@@ -21,7 +22,7 @@ def named(*names, kind=ClassLabel):
 INSECTS = ("ant", "bee", "cat", "tench, Tinca tinca")
 
 
-@pytest.mark.parametrize("kind", [ClassLabel, MagnitudeClassLabel])
+@pytest.mark.parametrize("kind", [ClassLabel, ClassToken, MagnitudeClassLabel])
 @pytest.mark.parametrize(
     ("word", "classes"),
     [

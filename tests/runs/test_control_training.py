@@ -5,47 +5,29 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from sklearn.datasets import load_digits
 
 from jaxdiff.cli import app
 from jaxdiff.conditioning.control import ControlImage
 from jaxdiff.conditioning.image import ImageCondition
 from jaxdiff.config import build, spec
-from jaxdiff.data.arrays import Arrays
 from jaxdiff.data.conditions import Degrade
 from jaxdiff.data.marks import Marks
 from jaxdiff.errors import UserError
 from jaxdiff.generation.generator import Generator
-from jaxdiff.models.blocks import ResidualMiddle
 from jaxdiff.models.control_net import Controlled, ControlNet
 from jaxdiff.models.pixel_attention import PixelAttention
-from jaxdiff.models.unet import Level, UNet
 from jaxdiff.train import train
 from jaxdiff.training import step
 from jaxdiff.training.optimizer import Constant
 from jaxdiff.training.transfer import InitFrom
 from jaxdiff.trees import merge, paths
-from tests.commands import DIGITS, TINY
 from tests.runs import fine_tuning
+from tests.runs.digits import IMAGES, LABELS, SOURCE, config, sample
 
 pytestmark = pytest.mark.slow
 
-IMAGES = (load_digits().images[:64, ..., None] * 15.9).astype(np.uint8)
-LABELS = load_digits().target[:64]
-SOURCE = Arrays(image=IMAGES, label=LABELS)
 SKETCHES = np.stack([Marks()(image, np.random.default_rng(0)) for image in IMAGES[:3]])
 CONTROL = "network/controls_sketch"
-
-
-def config(steps):
-    words = [tuple(word.removeprefix("--config.").split("=")) for word in TINY]
-    fixed = [("steps", str(steps)), ("checkpoint_every", "2"), ("evaluation", "None"), ("test_data", "None")]
-    found = app.load_config(DIGITS, [*words, *fixed])
-    middle = spec(ResidualMiddle, attention=None)
-    found.task.denoiser.network = spec(
-        UNet, levels=(spec(Level, width=16, blocks=1),), out_channels=1, middle=middle, coordinates=True
-    )
-    return found
 
 
 def with_control(found, base, network=None, **options):
@@ -58,16 +40,6 @@ def with_control(found, base, network=None, **options):
     found.data.conditions = (spec(Degrade, field="sketch", degradation=spec(Marks)),)
     found.init_from = spec(InitFrom, workdir=str(base))
     return found
-
-
-def sample(generator, **given):
-    return generator(label=[1, 2, 3], seed=0, **given)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "base"
-    return folder, train(config(4), str(folder), source=SOURCE)
 
 
 @pytest.fixture(scope="module")

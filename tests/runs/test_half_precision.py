@@ -5,11 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from sklearn.datasets import load_digits
 
-from jaxdiff.cli import app
 from jaxdiff.config import build, spec
-from jaxdiff.data.arrays import Arrays
 from jaxdiff.errors import UserError
 from jaxdiff.generation.generator import Generator
 from jaxdiff.models.lora import Lora
@@ -23,24 +20,17 @@ from jaxdiff.training.ema import NoEma
 from jaxdiff.training.state import init_params
 from jaxdiff.training.transfer import InitFrom
 from jaxdiff.trees import paths
-from tests.commands import DIGITS, TINY
+from tests.runs.digits import SOURCE, config
 from tests.training.toy import mesh
 
-IMAGES = (load_digits().images[:64, ..., None] * 15.9).astype(np.uint8)
-SOURCE = Arrays(image=IMAGES, label=load_digits().target[:64])
-
-
-def config(steps):
-    words = [tuple(word.removeprefix("--config.").split("=")) for word in TINY]
-    fixed = [("steps", str(steps)), ("checkpoint_every", "2"), ("evaluation", "None"), ("test_data", "None")]
-    return app.load_config(DIGITS, [*words, *fixed, ("optimizer.schedule.warmup_steps", "0")])
+AT_ONCE = ("optimizer.schedule.warmup_steps", "0")
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     """Initial parameters in a file, its kernels and tables in float16."""
     path = tmp_path_factory.mktemp("weights") / "model.safetensors"
-    arrays = paths(jax.device_get(init_params(build(config(1)).task, 0)))
+    arrays = paths(jax.device_get(init_params(build(config(1, AT_ONCE)).task, 0)))
     arrays = {name: np.asarray(value) for name, value in arrays.items()}
     halves = {name: array.astype(np.float16) if array.ndim > 1 else array for name, array in arrays.items()}
     save_file({name.replace("/", "."): array for name, array in halves.items()}, path)
@@ -48,7 +38,7 @@ def file(tmp_path_factory):
 
 
 def lora_on(file, dtype, steps=2):
-    found = config(steps)
+    found = config(steps, AT_ONCE)
     modules = ("network", "conditioner")
     found.task.pretrained = {
         name: spec(FileWeights, path=str(file), module=name, dtype=dtype) for name in modules
@@ -91,7 +81,7 @@ def test_lora_of_a_network_in_its_files_precision_is_that_of_float32_bit_by_bit(
 @pytest.mark.slow
 def test_a_run_in_bfloat16_begins_as_another_run_whose_files_are_held_in_float16(adapted, tmp_path):
     start, params = next(iter(adapted.items()))
-    begun = config(2)
+    begun = config(2, AT_ONCE)
     begun.task.param_dtype = "bfloat16"
     begun.init_from = spec(InitFrom, workdir=start, dtype="float16")
     experiment = build(begun)
@@ -103,7 +93,7 @@ def test_a_run_in_bfloat16_begins_as_another_run_whose_files_are_held_in_float16
 
 
 def stored_in_bfloat16(steps):
-    found = config(steps)
+    found = config(steps, AT_ONCE)
     found.task.param_dtype = "bfloat16"
     found.optimizer = spec(Adafactor, learning_rate=1e-3)
     found.ema = spec(NoEma)

@@ -3,10 +3,8 @@
 import jax
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 
 from jaxdiff import convert
-from jaxdiff.cli import app
 from jaxdiff.config import build, spec
 from jaxdiff.data.arrays import Arrays
 from jaxdiff.distributed import runtime
@@ -22,21 +20,12 @@ from jaxdiff.tasks.pretrained import LORA
 from jaxdiff.train import train
 from jaxdiff.training.optimizer import Constant
 from jaxdiff.trees import paths
-from tests.commands import DIGITS, TINY
+from tests.runs.digits import IMAGES, LABELS, config, sample
 from tests.selection import some
 
 pytestmark = pytest.mark.slow
 
-IMAGES = (load_digits().images[:64, ..., None] * 15.9).astype(np.uint8)
-LABELS = load_digits().target[:64]
-SOURCE = Arrays(image=IMAGES, label=LABELS)
 OTHERS = Arrays(image=255 - IMAGES, label=LABELS)
-
-
-def config(steps, *changes):
-    words = [tuple(word.removeprefix("--config.").split("=")) for word in TINY]
-    fixed = [("steps", str(steps)), ("checkpoint_every", "2"), ("evaluation", "None"), ("test_data", "None")]
-    return app.load_config(DIGITS, [*words, *fixed, *changes])
 
 
 def adapted(base, steps, **options):
@@ -50,12 +39,6 @@ def adapted(base, steps, **options):
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "base"
-    return folder, train(config(4), str(folder), source=SOURCE)
-
-
-@pytest.fixture(scope="module")
 def tuned(base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "lora"
     return folder, train(adapted(base[0], 4), str(folder), source=OTHERS)
@@ -65,10 +48,6 @@ def tuned(base, tmp_path_factory):
 def in_process(monkeypatch):
     """JAX runs already, so commands can be called in this process."""
     monkeypatch.setattr(runtime, "start", lambda: None)
-
-
-def sample(generator):
-    return generator(label=[1, 2, 3], seed=0)
 
 
 def test_without_change_it_is_the_run_that_it_adapts(base, tuned):

@@ -11,11 +11,11 @@ from jaxdiff.evaluation.baselines import levels
 from jaxdiff.evaluation.formats import decimals, significant
 from jaxdiff.evaluation.metric import Batch, Metric, Row
 from jaxdiff.evaluation.metrics import paired
-from jaxdiff.evaluation.metrics.running import Mean
+from jaxdiff.evaluation.metrics.running import Mean, MeanMetric
 
 
 @dataclasses.dataclass(frozen=True)
-class ReconstructionPsnr(Metric):
+class ReconstructionPsnr(MeanMetric):
     """PSNR of reconstructions, rounded to bytes, of all test images together. See `paired.psnr`.
 
     Attributes:
@@ -28,12 +28,9 @@ class ReconstructionPsnr(Metric):
     def streams(self) -> tuple[str, ...]:
         return ("test",)
 
-    def init(self) -> Mean:
-        return Mean()
-
-    def update(self, state: Mean, batch: Batch) -> Mean:
+    def mean(self, batch: Batch) -> Mean:
         made = np.clip(np.rint(levels(batch.fields[self.reconstruction])), 0, 255)
-        return state.add(*paired.squared_error(made.astype(np.uint8), batch.images))
+        return paired.squared_error(made.astype(np.uint8), batch.images)
 
     def compute(self, state: Mean) -> dict[str, Any]:
         return {"reconstruction_psnr": paired.psnr(state)}

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,29 +11,11 @@ from jaxdiff.evaluation.baselines import levels
 from jaxdiff.evaluation.formats import fraction, significant
 from jaxdiff.evaluation.metric import Batch, Metric, Row
 from jaxdiff.evaluation.metrics import paired
-from jaxdiff.evaluation.metrics.running import Mean
-
-
-class _MeanMetric(Metric, Protocol):
-    """A metric that is a function of one running mean over the samples."""
-
-    @property
-    def streams(self) -> tuple[str, ...]:
-        return ("samples",)
-
-    def init(self) -> Mean:
-        return Mean()
-
-    def update(self, state: Mean, batch: Batch) -> Mean:
-        return state.add(*self.mean(batch))
-
-    def mean(self, batch: Batch) -> Mean:
-        """The mean over one batch."""
-        ...
+from jaxdiff.evaluation.metrics.running import Mean, MeanMetric
 
 
 @dataclasses.dataclass(frozen=True)
-class Consistency(_MeanMetric):
+class Consistency(MeanMetric):
     """RMS between the downsampled samples and the given small images. See `paired.inconsistency`.
 
     Attributes:
@@ -55,7 +37,7 @@ class Consistency(_MeanMetric):
 
 
 @dataclasses.dataclass(frozen=True)
-class MeanColourError(_MeanMetric):
+class MeanColourError(MeanMetric):
     """Shift of colour against the truth. See `paired.mean_colour_error`."""
 
     def mean(self, batch: Batch) -> Mean:
@@ -69,7 +51,7 @@ class MeanColourError(_MeanMetric):
 
 
 @dataclasses.dataclass(frozen=True)
-class Psnr(_MeanMetric):
+class Psnr(MeanMetric):
     """Peak signal-to-noise ratio against the truth, of all images together. See `paired.psnr`."""
 
     def mean(self, batch: Batch) -> Mean:
@@ -87,7 +69,7 @@ class Psnr(_MeanMetric):
 
 
 @dataclasses.dataclass(frozen=True)
-class GeneratedError(_MeanMetric):
+class GeneratedError(MeanMetric):
     """RMS error against the truth over the pixels that the model generates.
 
     Attributes:
@@ -107,7 +89,7 @@ class GeneratedError(_MeanMetric):
 
 
 @dataclasses.dataclass(frozen=True)
-class KnownKept(_MeanMetric):
+class KnownKept(MeanMetric):
     """Fraction of the known pixels that samples keep exactly; None where no pixel is known."""
 
     def mean(self, batch: Batch) -> Mean:
@@ -123,7 +105,7 @@ class KnownKept(_MeanMetric):
 
 
 @dataclasses.dataclass(frozen=True)
-class Diversity(_MeanMetric):
+class Diversity(MeanMetric):
     """Standard deviation between samples of one input, over generated pixels; None of a single sample."""
 
     def mean(self, batch: Batch) -> Mean:

@@ -1,7 +1,9 @@
-"""Running means, the states of most metrics of pairs."""
+"""Running means, the states of most metrics of pairs, and the metrics that keep nothing else."""
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
+
+from jaxdiff.evaluation.metric import Batch, Metric
 
 
 class Mean(NamedTuple):
@@ -28,3 +30,21 @@ class Mean(NamedTuple):
     def root(self) -> float | None:
         """The root of the mean, for squared errors; None of no numbers."""
         return None if self.value is None else math.sqrt(self.value)
+
+
+class MeanMetric(Metric, Protocol):
+    """A metric that is a function of one running mean over a stream, by default the samples."""
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        return ("samples",)
+
+    def init(self) -> Mean:
+        return Mean()
+
+    def update(self, state: Mean, batch: Batch) -> Mean:
+        return state.add(*self.mean(batch))
+
+    def mean(self, batch: Batch) -> Mean:
+        """The mean over one batch."""
+        ...

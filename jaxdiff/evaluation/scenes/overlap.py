@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Float64, UInt8
 
 from jaxdiff.evaluation.formats import decimals
-from jaxdiff.evaluation.metric import Batch, Metric, Row
-from jaxdiff.evaluation.metrics.running import Mean
+from jaxdiff.evaluation.metric import Batch, Row
+from jaxdiff.evaluation.metrics.running import Mean, MeanMetric
 from jaxdiff.evaluation.scenes.classifier import Scenes, in_reading_order
 from jaxdiff.evaluation.scenes.ink import FAINT, fullest, ink_of, is_digit, strips
 
@@ -18,24 +18,17 @@ BOXES = "boxes"
 
 
 @dataclasses.dataclass(frozen=True)
-class BoxOverlap(Metric):
+class BoxOverlap(MeanMetric):
     """Intersection over union of the digits' boxes with those of the requested scene; nothing without `BOXES`.
 
     The digits' areas are united before they are compared. See `boxes_of`: neither digit nor colour has an effect.
     """
 
-    @property
-    def streams(self) -> tuple[str, ...]:
-        return ("samples",)
-
-    def init(self) -> Mean:
-        return Mean()
-
-    def update(self, state: Mean, batch: Batch) -> Mean:
+    def mean(self, batch: Batch) -> Mean:
         if BOXES not in batch.fields:
-            return state
+            return Mean()
         overlaps = overlap(boxes_of(batch.images, batch.fields), requested_boxes(batch.fields))
-        return state.add(float(overlaps.sum()), len(overlaps))
+        return Mean(float(overlaps.sum()), len(overlaps))
 
     def compute(self, state: Mean) -> dict[str, Any]:
         return {} if state.value is None else {"overlap": state.value}

@@ -46,6 +46,7 @@ class Text(Condition):
     """
 
     flag: ClassVar[str | None] = "text"
+
     tokenizer: Tokenizer
     encoder: nn.Module
     vector_width: int | None = None
@@ -56,10 +57,7 @@ class Text(Condition):
     def __post_init__(self):
         positive(self, "vector_width")
         nulls.check(self.null, self.drop_rate, (*nulls.KINDS, "empty"))
-        most, fix = (
-            most_skipped(self.encoder),
-            "leave out fewer blocks; encoders other than CLIP's leave out none",
-        )
+        most, fix = most_skipped(self.encoder), "give fewer; encoders other than CLIP's leave out none"
         expect(self.clip_skip in range(most + 1), "clip_skip", self.clip_skip, f"0 to {most} blocks", fix)
         super().__post_init__()
 
@@ -158,10 +156,9 @@ class Text(Condition):
         if not isinstance(text, Texts) or isinstance(self.tokenizer, JoinedTokenizer):
             return text
         expect(bool(text.each), name, text, "a text for each encoder", "give one")
-        _log.warning(
-            "%s: of %d texts, the one text encoder of the model reads %r", name, len(text.each), text.each[0]
-        )
-        return text.each[0]
+        first, count = text.each[0], len(text.each)
+        _log.warning("%s: of %d texts, the one text encoder of the model reads %r", name, count, first)
+        return first
 
     @nn.nowrap
     def check(self, values: object, name: str = "text") -> None:

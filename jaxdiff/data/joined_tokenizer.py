@@ -73,16 +73,10 @@ class JoinedTokenizer:
         """Each tokenizer with the text that it reads, and the text's name."""
         if not isinstance(text, Texts):
             return [(tokenizer, (text, name)) for tokenizer in self.tokenizers]
-        count, given = len(self.tokenizers), len(text.each)
-        expect(
-            given == count,
-            name,
-            list(text.each),
-            f"{count} texts, one for each encoder",
-            "give as many",
-            str(given),
-        )
-        named = [(own, f"{name}[{i}]") for i, own in enumerate(text.each)]
+        count, texts = len(self.tokenizers), list(text.each)
+        expected, fix = f"{count} texts, one for each encoder", "give as many"
+        expect(len(texts) == count, name, texts, expected, fix, str(len(texts)))
+        named = [(own, f"{name}[{i}]") for i, own in enumerate(texts)]
         return list(zip(self.tokenizers, named, strict=True))
 
     def _split(self, ids: np.ndarray) -> list[np.ndarray]:

@@ -150,22 +150,11 @@ class Recipe:
         if known is not None:
             start, guided = self._completing(process, first, start, noise, guided, known)
         run = sample if plan.jumps else integrate
-        found = run(
-            self.sampler,
-            guided,
-            process,
-            plan.times,
-            start,
-            keys,
-            plan.max_orders,
-            plan.first,
-            observe,
-            draws,
-        )
-        # A step to `t_end` leaves noise in known values.
-        return (
-            found if known is None or self.until is not None else jnp.where(known.mask, found, known.values)
-        )
+        steps = (plan.times, start, keys, plan.max_orders, plan.first)
+        found = run(self.sampler, guided, process, *steps, observe, draws)
+        if known is None or self.until is not None:
+            return found
+        return jnp.where(known.mask, found, known.values)  # a step to `t_end` leaves noise in them
 
     def data_mask(self, mask: Bool[Array, "batch height width _"], shape: tuple[int, ...]) -> Array:
         """A mask of pixels as one of data of this shape, by the rule of `inpainting` where data are smaller."""

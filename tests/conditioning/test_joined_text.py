@@ -1,5 +1,7 @@
 """A text through several tokenizers and encoders as in SDXL, and "clip skip", against the pipelines of diffusers."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,14 +126,15 @@ def test_a_clip_skip_of_sdxl_acts_on_the_tokens_of_a_prompt_alone(folders, peers
 def test_a_clip_skip_acts_on_embeddings_that_are_given_as_on_texts(folders, peers):
     part, params = ours(folders, peers, "empty", skip=1)
     ids, drop = jnp.asarray(part.read(TEXTS)), jnp.array([False, True, False])
-    given = part.apply({"params": params}, ids, method="precompute")
+    precompute = jax.jit(functools.partial(part.apply, method="precompute"))
+    given = precompute({"params": params}, ids)
     found, expected = (embed(part, {"params": params}, values, drop) for values in (given, ids))
     np.testing.assert_allclose(found.tokens.features, expected.tokens.features, atol=1e-6)
     np.testing.assert_allclose(found.vector, expected.vector, atol=1e-6)
     assert part.precomputed_by == ("tokenizer", "encoder", "clip_skip")
 
 
-@pytest.mark.parametrize("skip", [-1, 3, 1.5])
+@pytest.mark.parametrize("skip", [-1, 3])
 def test_a_clip_skip_that_leaves_no_state_is_refused(folders, peers, skip):
     with pytest.raises(UserError, match=rf"clip_skip={skip}: expected 0 to 2 blocks"):
         ours(folders, peers, skip=skip)

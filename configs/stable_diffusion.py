@@ -64,6 +64,7 @@ from jaxdiff.process.time_sampling import UniformSteps
 from jaxdiff.runs.weights import AUTOENCODER, UNET, FileWeights
 from jaxdiff.runs.weights import TEXT as TEXT_FILE
 from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
+from jaxdiff.sampling.modifiers.inpainting import Blending
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.training.ema import Ema
 from jaxdiff.training.optimizer import AdamW, Constant
@@ -192,6 +193,7 @@ def fine_tuning(model: Model, run: str) -> ConfigDict:
     masked = Masked(OneOf((FreeFormMask(), BoxMask())), fill=0.0)
     hidden = (spec(Degrade, field="source", degradation=describe(masked)),) if model.image else ()
     recipe = schedulers.recipe(scheduler, "ddim", 50, ClassifierFree(family.guidance))
+    recipe = dataclasses.replace(recipe, inpainting=None if model.image else Blending())
     return spec(
         Experiment,
         task=spec(

@@ -84,6 +84,12 @@ class Denoiser(nn.Module):
         return self.clone(conditioner=self.conditioner.for_shapes())
 
     @nn.nowrap
+    def for_negative(self) -> "Denoiser":
+        """This denoiser for negative conditions, see `Condition.for_negative`."""
+        conditioner = self.conditioner.for_negative()
+        return self if conditioner is self.conditioner else self.clone(conditioner=conditioner)
+
+    @nn.nowrap
     def process_of(self, params: Params) -> Process:
         """The process of a model with these parameters; unless it is learned, `process`."""
         if isinstance(self.process, nn.Module):

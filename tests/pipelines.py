@@ -234,6 +234,9 @@ def pipeline(name: str, folder: pathlib.Path, scheduler: str | None = None):
         scheduler=cls.from_config(kind.scheduler), **{**kind.options, **parts_of(name), **tokenizers}
     )
     made.set_progress_bar_config(disable=True)
+    encoder = made.components.get("text_encoder")
+    if encoder is not None and not hasattr(encoder, "text_model"):
+        object.__setattr__(encoder, "text_model", encoder)  # the place of the last norm, for clip skip
     return made
 
 

@@ -127,7 +127,7 @@ def test_the_guide_can_be_followed(at_downloads):
         with Image.open(f"{name}.png") as image:
             assert image.size == size
     outside = np.asarray(Image.open("mask.png")) == 0
-    for name in ("part", "completed"):
+    for name in ("part", "completed", "replaced"):
         found, given = (np.asarray(Image.open(f"{each}.png").convert("RGB")) for each in (name, "photo"))
         np.testing.assert_array_equal(found[outside], given[outside])
         assert np.any(found[~outside] != given[~outside])

@@ -1,5 +1,6 @@
 """Stable Diffusion from a diffusers folder: the same images as diffusers makes, and the same files on the way back."""
 
+import json
 import shutil
 import warnings
 
@@ -9,6 +10,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxdiff import config as configs
+from jaxdiff import sample
+from jaxdiff.cli import sampling
+from jaxdiff.data.joined_tokenizer import Texts
 from jaxdiff.errors import UserError
 from jaxdiff.generation.generator import Generator
 from jaxdiff.generation.handover import Handover
@@ -105,16 +109,41 @@ def test_no_negative_prompt_is_zeros_in_sdxl_and_an_empty_one_is_a_text(prompt, 
 
 
 @pytest.mark.slow
-def test_a_second_prompt_is_prompt_2_of_diffusers(folders, runs):
+@pytest.mark.parametrize(
+    ("kind", "negative"), [("sd1", None), ("sd1", "horses of masterpiece"), ("xl", "horses of masterpiece")]
+)
+def test_a_clip_skip_acts_on_the_prompt_alone_as_in_diffusers(kind, negative, folders, runs):
+    pipe, noise = peer(kind, folders[kind], "ddim"), NOISE[:1, :, :16]
+    expected = pipe(
+        TEXTS[0], negative_prompt=negative, clip_skip=1, latents=as_torch(noise), num_inference_steps=2,
+        guidance_scale=7.0, height=32, width=32, output_type="np",
+    ).images  # fmt: skip
+    path = "task.denoiser.conditioner.conditions.text.clip_skip"
+    generator = Generator.load(runs[kind], sampler="ddim", overrides=[("sampling.steps", "2"), (path, "1")])
+    given = None if negative is None else {"text": negative}
+    check_images(generator(text=TEXTS[0], guidance=7.0, negative=given, noise=noise), expected)
+
+
+@pytest.mark.slow
+def test_a_second_prompt_is_prompt_2_of_diffusers(folders, runs, tmp_path):
     pipe, noise = peer("xl", folders["xl"], "ddim"), NOISE[:1, :, :16]
     expected = pipe(
         TEXTS[0], prompt_2=TEXTS[1], negative_prompt="photo", negative_prompt_2="horses", latents=as_torch(noise),
         num_inference_steps=2, guidance_scale=7.0, height=32, width=32, output_type="np",
     ).images  # fmt: skip
     generator = Generator.load(runs["xl"], sampler="ddim", overrides=[("sampling.steps", "2")])
-    encode = generator.denoiser.conditioner.conditions["text"].tokenizer.encode_each
-    negative = {"text": encode(["photo", "horses"])}
-    check_images(generator(text=encode(TEXTS), negative=negative, guidance=7.0, noise=noise), expected)
+    negative = {"text": Texts(("photo", "horses"))}
+    check_images(generator(text=Texts(tuple(TEXTS)), negative=negative, guidance=7.0, noise=noise), expected)
+    np.save(tmp_path / "noise.npy", noise)
+    command = [
+        "--workdir", runs["xl"], "--condition", f"text={json.dumps(TEXTS)}", "--negative", 'text=["photo", "horses"]',
+        "--guidance", "7", "--sampler", "ddim", "--steps", "2", "--noise", str(tmp_path / "noise.npy"),
+        "--out", str(tmp_path / "out.npz"),
+    ]  # fmt: skip
+    sampling.run(sample.parse(command))
+    written = np.load(tmp_path / "out.npz")
+    check_images(written["images"], expected)
+    assert json.loads(str(written["text"])) == TEXTS
 
 
 @pytest.mark.slow

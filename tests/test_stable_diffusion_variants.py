@@ -72,6 +72,66 @@ def test_known_pixels_and_a_mask_are_inpainting_of_diffusers(made):
     check_images(np.where(mask[..., None], found, 0), np.where(mask[..., None], expected, 0))
 
 
+HOLES = np.repeat(np.repeat(np.random.default_rng(2).random((16, 24)) < 0.4, 2, 0), 2, 1)
+HOLES[1::2] = HOLES[:, 1::2] = (
+    True  # only the first pixel of a latent is known, so that all others are to be seen
+)
+
+
+def inpainting(folder, sampler):
+    """diffusers' inpainting with the parts of a model that was not trained for it."""
+    parts = pipelines.pipeline("sd1", folder, sampler).components
+    pipe = diffusers.StableDiffusionInpaintPipeline(**{**parts, "requires_safety_checker": False})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [48, 32])
+@pytest.mark.parametrize(
+    ("sampler", "peer"),
+    [
+        ("ddim", "DDIMScheduler"),
+        ("euler", "EulerDiscreteScheduler"),
+        (None, "PNDMScheduler"),
+        ("dpmsolver2m", "DPMSolverMultistepScheduler"),
+    ],
+)
+def test_any_model_inpaints_as_in_diffusers(sampler, peer, width, made):
+    """Known latents, too: their images are compared where the mask shows them."""
+    folder, run = made("sd1")
+    image, mask, noise = IMAGE[:, :width], HOLES[:, :width], NOISE[:, :, : width // 2]
+    expected = inpainting(folder, peer)(
+        TEXT, image=2 * pixels(image) - 1, mask_image=torch.tensor(mask[None, None]).float(), strength=1.0,
+        guidance_scale=5.0, latents=as_torch(noise), **OPTIONS | {"width": width},
+    ).images  # fmt: skip
+    found = generator(run, sampler=sampler)(
+        text=TEXT, guidance=5.0, noise=noise, known=image[None], mask=mask, image_size=(32, width)
+    )
+    np.testing.assert_array_equal(found[0][~mask], image[~mask])
+    check_images(np.where(mask[..., None], found, 0), np.where(mask[..., None], expected, 0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sampler", "peer"), [("ddim", "DDIMScheduler"), ("euler", "EulerDiscreteScheduler")]
+)
+def test_an_edit_within_a_mask_is_inpainting_of_diffusers_with_a_strength(sampler, peer, made):
+    folder, run = made("sd1")
+    pipe = inpainting(folder, peer)
+    module = __import__(type(pipe).__module__, fromlist=["x"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "randn_tensor", lambda *shape, **options: as_torch(NOISE))
+        expected = pipe(
+            TEXT, image=2 * pixels(IMAGE) - 1, mask_image=torch.tensor(HOLES[None, None]).float(), strength=0.7,
+            guidance_scale=5.0, **OPTIONS | {"num_inference_steps": 6},
+        ).images  # fmt: skip
+    found = generator(run, 6, sampler).edit(
+        IMAGE[None], 0.7, text=TEXT, guidance=5.0, noise=NOISE, mask=HOLES, image_size=(32, 48)
+    )
+    check_images(np.where(HOLES[..., None], found, 0), np.where(HOLES[..., None], expected, 0))
+
+
 @pytest.mark.slow
 def test_two_scales_are_instruct_pix2pix_of_diffusers(made):
     folder, run = made("ip2p")

@@ -162,6 +162,11 @@ class Condition(_Defaults, nn.Module):
         return self
 
     @nn.nowrap
+    def for_negative(self) -> "Condition":
+        """This condition as it reads what guidance leads away from; its parameters are the same."""
+        return self
+
+    @nn.nowrap
     def image_shape(self, data_shape: Shape) -> tuple[int, int, int] | None:
         """(height, width, channels) of the image that goes with data of this shape; None if it is not an image."""
         return None

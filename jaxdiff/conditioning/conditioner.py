@@ -205,6 +205,11 @@ class Conditioner(nn.Module):
         return self._with({name: each.for_shapes() for name, each in self.conditions.items()})
 
     @nn.nowrap
+    def for_negative(self) -> "Conditioner":
+        """This conditioner for negative conditions, see `Condition.for_negative`."""
+        return self._with({name: each.for_negative() for name, each in self.conditions.items()})
+
+    @nn.nowrap
     def _with(self, conditions: Mapping[str, Condition]) -> "Conditioner":
         changed = any(conditions[name] is not each for name, each in self.conditions.items())
         return self.clone(conditions=conditions) if changed else self

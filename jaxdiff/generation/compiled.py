@@ -111,7 +111,8 @@ def generate(
     draws = None if draws is None else jnp.moveaxis(draws, 1, 0)
     known = None
     if stored is not None:
-        known = KnownData(_encoded(static, trees, stored, index, seed), data_mask(mask, static.data_shape))
+        unknown = recipe.data_mask(mask, static.data_shape)
+        known = KnownData(_encoded(static, trees, stored, index, seed), unknown)
     shape = static.data_shape
     observe = static.observed and static.observed.observe(trees.preview, listener)
     x = recipe(denoise, process, conditions, shape, keys, guiding_model, noise, known, noisy, observe, draws)
@@ -149,11 +150,13 @@ def _models(static: StaticArgs, trees: Trees, inputs: GenerationInputs, index, s
     models = list(zip(static.denoisers, trees.denoisers, strict=True))
     encoder = Encoder(static.codec, trees.frozen)
 
-    def embed(fields, drop) -> list[dict[str, Any]]:
+    def embed(models, fields, drop) -> list[dict[str, Any]]:
         drawn = conditioner.draw(fields, fold_in(keys, CONDITION), False, encoder)
         return [_embedded(*model, drawn, drop) for model in models]
 
-    cond, uncond = embed(inputs.fields, inputs.absent), embed(inputs.negative, inputs.no_negative)
+    cond = embed(models, inputs.fields, inputs.absent)
+    negative = [(denoiser.for_negative(), params) for denoiser, params in models]
+    uncond = embed(negative, inputs.negative, inputs.no_negative)
     conditions = {
         name: Encoded(
             [model.get(name) for model in cond],
@@ -207,15 +210,6 @@ def _encoded(static: StaticArgs, trees: Trees, stored, index, seed):
 def _keys(static: StaticArgs, index, seed):
     """A key for each sample, by its number."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), _split(static, index))
-
-
-def data_mask(mask, data_shape: Shape):
-    """A mask of stored pixels as one of diffused data, which are unknown where any of their pixels is."""
-    if mask.shape[1:3] == data_shape[:2]:
-        return mask
-    (height, width), (rows, columns) = mask.shape[1:3], data_shape[:2]
-    blocks = mask.any(-1).reshape(mask.shape[0], rows, height // rows, columns, width // columns)
-    return blocks.any(axis=(2, 4))[..., None]
 
 
 def _split(static: StaticArgs, tree: Any) -> Any:

@@ -21,14 +21,13 @@ from jaxdiff.errors import expect
 from jaxdiff.experiment import Experiment
 from jaxdiff.generation import checks, compiled, inputs
 from jaxdiff.generation.model import SampledModel
-from jaxdiff.generation.recipes import sampled_by
+from jaxdiff.generation.recipes import completing, sampled_by
 from jaxdiff.generation.steps import OnStep
 from jaxdiff.runs import classes, weights
 from jaxdiff.runs.restore import restore_params
 from jaxdiff.runs.stages import read_model_config
 from jaxdiff.runs.workdir import CONFIG_FILE
 from jaxdiff.sampling.grids.truncated import Truncated
-from jaxdiff.sampling.modifiers.inpainting import Replacement
 from jaxdiff.sampling.samplers.ddim import Ddim
 from jaxdiff.typing import Params
 
@@ -209,7 +208,7 @@ class Generator(SampledModel):
             request = request._replace(draws=sized._draws(recipe, draws, n))
         drawn = request
         if request.mask is not None and sized._replaces(known is not None):
-            recipe = dataclasses.replace(recipe, inpainting=recipe.inpainting or Replacement())
+            recipe = completing(recipe)
         else:
             drawn = request._replace(known=None, mask=None)
         finish = (sized.codec if rounded else Identity()).stored if recipe.until is None else np.asarray
@@ -309,7 +308,8 @@ class Generator(SampledModel):
             before = inputs.filled(conditioner, before, images, mask)[0]
         conditions, _, mask = inputs.filled(conditioner, conditions, images, mask)
         grid = Truncated(self.recipe.grid, strength)
-        recipe = dataclasses.replace(self.recipe, grid=grid, initial="process")
+        method = self.recipe.inpainting and self.recipe.inpainting.from_data()
+        recipe = dataclasses.replace(self.recipe, grid=grid, initial="process", inpainting=method)
         late = dataclasses.replace(self._sized(image_size, conditions), recipe=recipe)
         request, n = late._request(
             None, conditions, negative, len(images) if np.ndim(images) == late._rank else 1
@@ -326,7 +326,8 @@ class Generator(SampledModel):
         unknown = request.mask if mask is None else inputs.mask(mask, n, late.image_shape)
         # Where known pixels replace predictions, the recipe itself adds them to the noise.
         if unknown is not None and late._replaces(mask is not None):
-            noise = np.where(compiled.data_mask(unknown, late.data_shape), noise, noise - shown)
+            data_mask = completing(recipe).data_mask(jax.numpy.asarray(unknown), late.data_shape)
+            noise = np.where(data_mask, noise, noise - shown)
         known = None if mask is None else originals
         return late(
             n,

@@ -1,5 +1,6 @@
 """The recipe that a run is sampled by."""
 
+import dataclasses
 import logging
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -9,6 +10,8 @@ from jaxdiff.config.overrides import override
 from jaxdiff.experiment import Experiment
 from jaxdiff.interop.schedulers import NAMES
 from jaxdiff.sampling import names
+from jaxdiff.sampling.modifiers.inpainting import Replacement
+from jaxdiff.sampling.recipe import Recipe
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +36,11 @@ def sampled_by(
         if (path, text) not in of_recipes:
             override(config, path, text, packages=packages)
     return configs.build(config, packages=packages)
+
+
+def completing(recipe: Recipe) -> Recipe:
+    """The recipe with a method for partially known data: its own, or else `Replacement`."""
+    return dataclasses.replace(recipe, inpainting=recipe.inpainting or Replacement())
 
 
 def _warn_if_refused(sampler: str | None, recipes: Collection[str]) -> None:

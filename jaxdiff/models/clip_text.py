@@ -57,8 +57,8 @@ class ClipTextEncoder(nn.Module):
       end: id of the end, at whose first position the state is pooled. With 2, as in old configs, it is the position
         of the largest id.
       projection: width of the pooled vector, by a matrix without bias; None for the state itself.
-      layer: the states that are returned. -1 is the last block's output; -2 is that of the block before, as in SDXL
-        and with a "clip skip" of 1; and so on to the embeddings.
+      layer: the states that are returned. -1 is the last block's output; -2 is that of the block before, as in SDXL;
+        and so on to the embeddings. `jaxdiff.conditioning.text.Text` has the "clip skip" of a prompt.
       final_norm: whether the last norm follows on these states. SDXL leaves it out. The pooled state always has it.
       pooled: whether to return the pooled vector, too.
       eps: of the norms.
@@ -94,9 +94,18 @@ class ClipTextEncoder(nn.Module):
         check_dtype(self.dtype)
         super().__post_init__()
 
+    @property
+    def most_skipped(self) -> int:
+        """The largest `skip`: all blocks before the states of `layer`."""
+        return self.layers + 1 + self.layer
+
     @nn.compact
-    def __call__(self, ids: Int[Array, "batch ids"]) -> Embeddings:
+    def __call__(self, ids: Int[Array, "batch ids"], skip: int = 0) -> Embeddings:
         """The states of texts as tokens [batch, ids, width], all of them valid, and the first window's pooled vector.
+
+        Args:
+          ids: of the texts.
+          skip: number of blocks before `layer` at which the tokens are read; the pooled vector is not.
 
         Raises:
           UserError: more ids than `length`, and not a multiple of it.
@@ -114,7 +123,7 @@ class ClipTextEncoder(nn.Module):
         norm = LayerNorm(self.eps, name="norm")
         last = norm(states[-1])
         pooled = self._project(last[jnp.arange(windows.shape[0]), end_positions(windows, self.end)])
-        chosen = states[self.layer]
+        chosen = states[self.layer - skip]
         if self.final_norm:
             chosen = norm(chosen)
         tokens = Tokens(chosen.reshape(batch, -1, self.width), jnp.ones(ids.shape, bool))

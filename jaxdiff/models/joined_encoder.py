@@ -31,8 +31,17 @@ class JoinedEncoder(nn.Module):
         self.encoders = tuple(encoder.clone(name=f"encoder_{i}") for i, encoder in enumerate(self.encoders))
         super().__post_init__()
 
-    def __call__(self, ids: Int[Array, "batch ids"]) -> Embeddings:
+    @property
+    def most_skipped(self) -> int:
+        """The most blocks that all encoders can skip."""
+        return min(most_skipped(encoder) for encoder in self.encoders)
+
+    def __call__(self, ids: Int[Array, "batch ids"], skip: int = 0) -> Embeddings:
         """The joined tokens [batch, ids / encoders, channels], and the vector.
+
+        Args:
+          ids: of the texts.
+          skip: see `ClipTextEncoder.__call__`; the same for every encoder.
 
         Raises:
           UserError: the ids do not divide over the encoders, or these give different numbers of tokens.
@@ -40,7 +49,8 @@ class JoinedEncoder(nn.Module):
         count, fix = len(self.encoders), "give the text a JoinedTokenizer with a tokenizer for each encoder"
         expect(ids.shape[1] % count == 0, "ids", ids.shape[1], f"equal parts for {count} encoders", fix)
         parts = jnp.split(ids, count, axis=1)
-        found = [encoder(part) for encoder, part in zip(self.encoders, parts, strict=True)]
+        skipped = {"skip": skip} if skip else {}
+        found = [encoder(part, **skipped) for encoder, part in zip(self.encoders, parts, strict=True)]
         tokens = [each.tokens for each in found]
         lengths = [each.features.shape[1] for each in tokens]
         expect(len(set(lengths)) == 1, "encoders", lengths, "as many tokens of each", "use equal lengths")
@@ -48,3 +58,8 @@ class JoinedEncoder(nn.Module):
         mask = functools.reduce(jnp.logical_and, [each.mask for each in tokens])
         vectors = [each.vector for each in found if each.vector is not None]
         return Embeddings(vector=vectors[-1] if vectors else None, tokens=Tokens(features, mask))
+
+
+def most_skipped(encoder: nn.Module) -> int:
+    """The largest `skip` that a text encoder takes: 0 for one without that argument."""
+    return getattr(encoder, "most_skipped", 0)

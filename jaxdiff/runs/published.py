@@ -1,5 +1,6 @@
 """Published models as runs: the folder of a run whose parameters are files of their own, and no checkpoint."""
 
+import dataclasses
 import json
 import logging
 import pathlib
@@ -39,6 +40,7 @@ from jaxdiff.runs.restore import restore_params
 from jaxdiff.runs.weights import AUTOENCODER, TEXT, UNET, FileWeights
 from jaxdiff.runs.workdir import CONFIG_FILE, FROZEN, HERE, read_config
 from jaxdiff.runs.writing import RunFiles, count, make
+from jaxdiff.sampling.modifiers.inpainting import Blending
 from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.training.ema import Ema
@@ -205,8 +207,15 @@ def _config(model: StableDiffusion, unet: Mapping[str, Pending], steps: int) -> 
         pretrained=_pretrained(unet),
     )
     text: Any = model.denoiser.conditioner.conditions["text"]
-    recipes = schedulers.recipes(model.scheduler, steps, model.guidance)
-    return experiment(task, _recipe(model, steps), recipes, text.tokenizer)
+    found = schedulers.recipes(model.scheduler, steps, model.guidance)
+    recipes = {name: with_inpainting(each, model.denoiser) for name, each in found.items()}
+    return experiment(task, with_inpainting(_recipe(model, steps), model.denoiser), recipes, text.tokenizer)
+
+
+def with_inpainting(recipe: Recipe, denoiser: Denoiser) -> Recipe:
+    """The recipe that completes images as diffusers does, unless the network was trained to do so by itself."""
+    own = not all(each.replaces_known for each in denoiser.conditioner.conditions.values())
+    return dataclasses.replace(recipe, inpainting=None if own else Blending())
 
 
 def data_field(denoiser: Denoiser) -> str:

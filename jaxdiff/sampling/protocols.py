@@ -49,10 +49,12 @@ class KnownData(NamedTuple):
     Attributes:
       values: clean data [batch, ...]; arbitrary where unknown.
       mask: True where the value is unknown and to be generated; broadcasts against `values`.
+      noise: the initial noise, standard normal, of the shape of the values; `Recipe` sets it.
     """
 
     values: Data
     mask: Bool[Array, "batch ..."]
+    noise: Data | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,5 +213,17 @@ class Modifier(Protocol):
 @runtime_checkable
 class Inpainting(Protocol):
     """Wraps a denoiser so that samples agree with the known part of the data."""
+
+    def data_mask(self, mask: Bool[Array, "batch height width _"], shape: tuple[int, ...]) -> Array:
+        """A mask of pixels as one of smaller data of this shape, [batch, rows, columns, 1]."""
+        ...
+
+    def start(self, x: Data, diffused: Data, mask: Bool[Array, "batch ..."]) -> Data:
+        """The data at the first time: of noise x, and of the known data diffused to that time."""
+        ...
+
+    def from_data(self) -> "Inpainting":
+        """This method for samples that start from noisy data, not from noise alone."""
+        ...
 
     def __call__(self, denoise: GuidedDenoiser, process: Process, known: KnownData) -> GuidedDenoiser: ...

@@ -24,7 +24,7 @@ from jaxdiff.sampling.protocols import (
     Modifier,
     Sampler,
 )
-from jaxdiff.typing import Data, Keys, Scalar
+from jaxdiff.typing import Array, Bool, Data, Keys, Scalar
 
 PRIOR = 2**31 - 1  # folded into a key for the initial noise; step numbers count from 0 and stay below
 MOST_STEPS = 100_000
@@ -43,7 +43,7 @@ class Recipe:
       guidance: how conditions act.
       steps: number of times on the grid, at most 100,000.
       modifiers: changes to the guided prediction, in this order.
-      inpainting: how partially known data are completed.
+      inpainting: how partially known data are completed, such as `Replacement`.
       t_end: time at which sampling ends, by a last step of the sampler; the result keeps the noise of that level. None
         ends with the predicted x_0. For a model of T steps ``1 / T`` is its first step: ``set_alpha_to_one=False`` of
         DDIM and PNDM, and ``final_sigmas_type="sigma_min"`` on grids of the model's steps. 0 is a step to clean data:
@@ -142,15 +142,23 @@ class Recipe:
         plan = self.plan(process)
         if draws is not None:
             self._check_draws(len(draws), len(as_path(plan.times).start))
-        if x is None:
-            x = self._initial(process, ends(plan.times)[0], shape, keys, noise, known)
+        first = ends(plan.times)[0]
+        if x is None and noise is None:
+            noise = noise_like(fold_in(keys, PRIOR), jnp.zeros((keys.shape[0], *shape)))
+        start = x if noise is None else noise * self.initial_std(process, first)
         guided = self.denoiser(denoise, process, conditions, keys, guiding_model)
         if known is not None:
-            guided = self._inpainting()(guided, process, known)
+            start, guided = self._completing(process, first, start, noise, guided, known)
         run = sample if plan.jumps else integrate
-        return run(
-            self.sampler, guided, process, plan.times, x, keys, plan.max_orders, plan.first, observe, draws
-        )
+        steps = (plan.times, start, keys, plan.max_orders, plan.first)
+        found = run(self.sampler, guided, process, *steps, observe, draws)
+        if known is None or self.until is not None:
+            return found
+        return jnp.where(known.mask, found, known.values)  # a step to `t_end` leaves noise in them
+
+    def data_mask(self, mask: Bool[Array, "batch height width _"], shape: tuple[int, ...]) -> Array:
+        """A mask of pixels as one of data of this shape, by the rule of `inpainting` where data are smaller."""
+        return mask if mask.shape[1:3] == shape[:2] else self._inpainting().data_mask(mask, shape)
 
     def draws_of_steps(self, process: Process) -> int:
         """The number of steps in which a `Drawing` sampler adds noise; 0 for other samplers."""
@@ -212,23 +220,22 @@ class Recipe:
             given == steps, "draws", given, f"one for each of {steps} steps that add noise", "give as many"
         )
 
-    def _initial(
+    def _completing(
         self,
         process: Process,
         first: Scalar,
-        shape: tuple[int, ...],
-        keys: Keys,
+        start: Data,
         noise: Data | None,
-        known: KnownData | None,
-    ) -> Data:
-        """Noisy data at the first time, from given or drawn noise, with the known part in it."""
+        guided: GuidedDenoiser,
+        known: KnownData,
+    ) -> tuple[Data, GuidedDenoiser]:
+        """The data at the first time and the denoiser, with the known part in both; noisy data come without noise."""
+        method, (alpha, sigma) = self._inpainting(), process.signal(first)
         if noise is None:
-            noise = noise_like(fold_in(keys, PRIOR), jnp.zeros((keys.shape[0], *shape)))
-        x = noise * self.initial_std(process, first)
-        if known is None:
-            return x
-        alpha, sigma = process.signal(first)
-        return jnp.where(known.mask, x, alpha * known.values + sigma * noise)
+            method, noise = method.from_data(), (start - alpha * known.values) / sigma
+        else:
+            start = method.start(start, alpha * known.values + sigma * noise, known.mask)
+        return start, method(guided, process, known._replace(noise=noise))
 
     def _inpainting(self) -> Inpainting:
         if self.inpainting is None:

@@ -1,5 +1,7 @@
 """A text through several tokenizers and encoders as in SDXL, and "clip skip", against the pipelines of diffusers."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from jaxdiff.conditioning.text import Text
 from jaxdiff.config import build, describe
-from jaxdiff.data.joined_tokenizer import JoinedTokenizer
+from jaxdiff.data.joined_tokenizer import JoinedTokenizer, Texts
 from jaxdiff.data.published_tokenizers import ClipTokenizer
 from jaxdiff.data.text import ByteTokenizer, Tokenizer
 from jaxdiff.embeddings import Embeddings, Tokens
@@ -47,13 +49,13 @@ def encoder(peer, **options):
     return clip_encoder(numbers(peer), peer.config.to_dict()).clone(**options)
 
 
-def ours(folders, peers, null="zero", layer=-2):
+def ours(folders, peers, null="zero", skip=0):
     """SDXL's text, and its parameters."""
-    options = {"layer": layer, "final_norm": False}
+    options = {"layer": -2, "final_norm": False}
     parts = (encoder(peers[0], **options), encoder(peers[1], pooled=True, **options))
     tokenizer = JoinedTokenizer(tuple(map(ClipTokenizer, folders)))
     trees = [encoder_params(part, numbers(peer)) for part, peer in zip(parts, peers, strict=True)]
-    return Text(tokenizer, JoinedEncoder(parts), null=null), {
+    return Text(tokenizer, JoinedEncoder(parts), null=null, clip_skip=skip), {
         f"encoder_{i}": tree for i, tree in enumerate(trees)
     }
 
@@ -102,15 +104,46 @@ def test_no_text_is_the_empty_one_or_zeros(folders, peers):
     assert found.tokens.mask.any(axis=1).all()  # attention to one of several equal tokens is attention to all
 
 
-def test_a_clip_skip_of_sdxl_is_a_layer(folders, peers):
-    expected, _, pooled, _ = theirs(sdxl(folders, peers), clip_skip=1)
-    found = embedded(*ours(folders, peers, layer=-3), TEXTS)
-    assert_close(found.tokens.features, expected)
-    assert_close(found.vector, pooled)
+@pytest.mark.parametrize("null", ["zero", "empty"])
+def test_a_clip_skip_of_sdxl_acts_on_the_tokens_of_a_prompt_alone(folders, peers, null):
+    """Neither on what is shown without one, nor on a negative one, nor on the pooled vectors."""
+    part, params = ours(folders, peers, null, skip=1)
+    pipe = sdxl(folders, peers, zeros=null == "zero")
+    expected, other, pooled, other_pooled = theirs(pipe, clip_skip=1)
+    found, without = embedded(part, params, TEXTS), embedded(part, params, TEXTS, dropped=True)
+    _, negative, _, negative_pooled = theirs(pipe, clip_skip=1, negative_prompt=TEXTS)
+    opposed = embedded(part.for_negative(), params, TEXTS)
+    compared = [(found, expected, pooled), (opposed, negative, negative_pooled)]
+    compared += [] if null == "zero" else [(without, other, other_pooled)]
+    for each, tokens, vectors in compared:
+        assert_close(each.tokens.features, tokens)
+        assert_close(each.vector, vectors)
+    if null == "zero":
+        assert not np.any(without.tokens.features)
+    assert np.abs(found.tokens.features - opposed.tokens.features).max() > 0.1
+
+
+def test_a_clip_skip_acts_on_embeddings_that_are_given_as_on_texts(folders, peers):
+    part, params = ours(folders, peers, "empty", skip=1)
+    ids, drop = jnp.asarray(part.read(TEXTS)), jnp.array([False, True, False])
+    precompute = jax.jit(functools.partial(part.apply, method="precompute"))
+    given = precompute({"params": params}, ids)
+    found, expected = (embed(part, {"params": params}, values, drop) for values in (given, ids))
+    np.testing.assert_allclose(found.tokens.features, expected.tokens.features, atol=1e-6)
+    np.testing.assert_allclose(found.vector, expected.vector, atol=1e-6)
+    assert part.precomputed_by == ("tokenizer", "encoder", "clip_skip")
+
+
+@pytest.mark.parametrize("skip", [-1, 3])
+def test_a_clip_skip_that_leaves_no_state_is_refused(folders, peers, skip):
+    with pytest.raises(UserError, match=rf"clip_skip={skip}: expected 0 to 2 blocks"):
+        ours(folders, peers, skip=skip)
+    with pytest.raises(UserError, match="clip_skip=1: expected 0 to 0 blocks"):
+        a_text().clone(clip_skip=1)
 
 
 @pytest.mark.parametrize("skip", [None, 1, 2])
-def test_a_clip_skip_of_stable_diffusion_is_a_layer_with_the_last_norm(folders, peers, skip):
+def test_a_clip_skip_of_stable_diffusion_has_the_last_norm(folders, peers, skip):
     diffusers, transformers = pytest.importorskip("diffusers"), pytest.importorskip("transformers")
     peer, tokenizer = peers[0], transformers.CLIPTokenizer.from_pretrained(folders[0])
     if not hasattr(peer, "text_model"):  # the pipeline looks for the last norm under this name
@@ -118,11 +151,16 @@ def test_a_clip_skip_of_stable_diffusion_is_a_layer_with_the_last_norm(folders, 
     pipeline = diffusers.StableDiffusionPipeline(
         None, peer, tokenizer, None, None, None, None, requires_safety_checker=False
     )
-    options = {"num_images_per_prompt": 1, "do_classifier_free_guidance": False, "clip_skip": skip}
-    expected = theirs(pipeline, **options)[0]
-    part = Text(ClipTokenizer(folders[0]), encoder(peer, layer=-1 - (skip or 0)), null="empty")
-    found = embedded(part, encoder_params(part.encoder, numbers(peer)), TEXTS)
-    assert_close(found.tokens.features, expected)
+    options = {"num_images_per_prompt": 1, "do_classifier_free_guidance": True, "clip_skip": skip}
+    expected, empty = theirs(pipeline, **options)
+    part = Text(ClipTokenizer(folders[0]), encoder(peer), null="empty", clip_skip=skip or 0)
+    params = encoder_params(part.encoder, numbers(peer))
+    assert_close(embedded(part, params, TEXTS).tokens.features, expected)
+    assert_close(embedded(part, params, TEXTS, dropped=True).tokens.features, empty)
+    whole = part.clone(
+        clip_skip=0, encoder=part.encoder.clone(layer=-1 - (skip or 0))
+    )  # also for the empty text
+    assert_close(embedded(whole, params, TEXTS).tokens.features, expected)
 
 
 def test_joined_tokenizers_are_a_tokenizer(folders):
@@ -207,9 +245,36 @@ def test_misfits_are_refused(make, message):
 def test_each_tokenizer_may_have_its_own_text(folders):
     parts = tuple(map(ClipTokenizer, folders))
     tokenizer = JoinedTokenizer(parts)
-    ids = tokenizer.encode_each(TEXTS[:2])
+    ids = tokenizer.encode(Texts(tuple(TEXTS[:2])))
     np.testing.assert_array_equal(ids, np.concatenate([parts[0].encode(TEXTS[0]), parts[1].encode(TEXTS[1])]))
-    np.testing.assert_array_equal(tokenizer.encode_each([TEXTS[0]] * 2), tokenizer.encode(TEXTS[0]))
-    for wrong in (TEXTS[0], TEXTS, ["ab"], "ab"):
-        with pytest.raises(UserError, match="expected 2 texts, one for each tokenizer"):
-            tokenizer.encode_each(wrong)
+    np.testing.assert_array_equal(tokenizer.encode(Texts((TEXTS[0],) * 2)), tokenizer.encode(TEXTS[0]))
+    both = tokenizer.encode_batch([TEXTS[2], Texts(tuple(TEXTS[:2]))])
+    np.testing.assert_array_equal(both, [tokenizer.encode(TEXTS[2]), ids])
+    long = "horse " * 90
+    assert tokenizer.measure(Texts(("a", long))).lost == parts[1].measure(long).lost != ""
+    for wrong in ((), ("ab",), tuple(TEXTS)):
+        with pytest.raises(
+            UserError, match=rf"text=.*: expected 2 texts, one for each encoder, got {len(wrong)}"
+        ):
+            tokenizer.encode(Texts(wrong))
+    with pytest.raises(UserError, match=r"text\[1\]=3"):
+        tokenizer.encode(Texts(("a", 3)))
+
+
+def test_words_of_a_command_line_may_have_a_text_for_each_encoder(folders, peers, tmp_path, caplog):
+    part, _ = ours(folders, peers)
+    listed, texts = '["a horse", "caf\u00e9"]', Texts(("a horse", "caf\u00e9"))
+    assert (
+        part.parse(listed, "--condition text")
+        == [texts]
+        == [part.from_json(["a horse", "caf\u00e9"], "", tmp_path)]
+    )
+    for literal in ("a horse", "[masterpiece], horse", "[1, 2]", "[]"):
+        assert part.parse(literal, "--condition text") == [literal]
+    np.testing.assert_array_equal(part.read(["", texts])[1], part.tokenizer.encode(texts))
+    assert part.to_arrays(["", texts], "text", 2)["text"].tolist() == ["", listed]
+    one = Text(ClipTokenizer(folders[0]), encoder(peers[0]))
+    with pytest.raises(UserError, match=r"--condition text=.*expected one text for the one text encoder"):
+        one.parse(listed, "--condition text")
+    np.testing.assert_array_equal(one.read(texts), one.read("a horse"))  # as the refiner
+    assert "of 2 texts, the one text encoder of the model reads 'a horse'" in caplog.text

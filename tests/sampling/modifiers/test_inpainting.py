@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +13,13 @@ from jaxdiff.config import build, describe, from_json, to_json
 from jaxdiff.errors import UserError
 from jaxdiff.process import transition
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving
-from jaxdiff.process.prediction import Prediction
 from jaxdiff.process.schedule import Cosine
 from jaxdiff.sampling.grids.continuous import Karras, Uniform
 from jaxdiff.sampling.grids.restart import RePaint
 from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
 from jaxdiff.sampling.loop import integrate
-from jaxdiff.sampling.modifiers.inpainting import Replacement
+from jaxdiff.sampling.modifiers.inpainting import Blending, Replacement
+from jaxdiff.sampling.noise import fold_in
 from jaxdiff.sampling.protocols import KnownData, stateless
 from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.sampling.samplers.ancestral import Ancestral
@@ -140,10 +141,13 @@ def test_the_prediction_is_consistent_with_the_noisy_image():
     np.testing.assert_array_equal(found.variance_fraction[:, 0, :, 0], [[0.0, 0.7]] * 5)
 
 
-@pytest.mark.parametrize("grid", [Uniform(), RePaint(Uniform(), 1, 3)], ids=["plain", "RePaint"])
-def test_known_pixels_are_kept_exactly(grid, float32):
+@pytest.mark.parametrize("method", [Replacement(), Blending()], ids=str)
+@pytest.mark.parametrize(
+    ("grid", "t_end"), [(Uniform(), None), (Uniform(), 1e-3), (RePaint(Uniform(), 1, 3), None)], ids=str
+)
+def test_known_pixels_are_kept_exactly(grid, t_end, method, float32):
     known = first_pixel_known(5)
-    recipe = Recipe(Ddim(1.0), grid, ClassifierFree(), 4, inpainting=Replacement())
+    recipe = Recipe(Ddim(1.0), grid, ClassifierFree(), 4, inpainting=method, t_end=t_end)
     made = recipe(conditional(correlated(FLOW)), FLOW, {}, (1, 2, 1), KEYS, known=known)
     np.testing.assert_array_equal(made[:, 0, 0], known.values[:, 0, 0])
     assert np.all(made[:, 0, 1] != known.values[:, 0, 1])
@@ -153,24 +157,80 @@ def conditional(denoise):
     return lambda x, t, conditions, drop: denoise(x, t)
 
 
-@dataclasses.dataclass(frozen=True)
-class Untouched:
-    """An inpainting method without effect."""
+def seen(method, known=None):
+    """What a model sees in three steps from level 2, where alpha is 1/3; and the times."""
+    recipe, images, times = Recipe(Ddim(), Karras(0.1, 2.0), ClassifierFree(), 3, inpainting=method), [], []
 
-    def __call__(self, denoise, process, known):
-        return denoise
+    def denoise(x, t):
+        images.append(np.asarray(x[:, 0, :, 0]))
+        times.append(t)
+        return correlated(FLOW)(x, t)
+
+    with jax.disable_jit():
+        recipe(conditional(denoise), FLOW, {}, (1, 2, 1), KEYS, known=known)
+    return images, times
 
 
-def test_sampling_begins_with_the_known_image():
-    """One step of a model that calls its input clean returns where sampling starts: level 2, where alpha is 1/3."""
-    recipe = Recipe(Ddim(), Karras(0.1, 2.0), ClassifierFree(), 1, inpainting=Untouched())
-    echo = conditional(lambda x, t: Prediction(x, x))
-    with_known, without = (
-        recipe(echo, FLOW, {}, (1, 2, 1), KEYS, known=known) for known in (first_pixel_known(5), None)
+@pytest.mark.parametrize("method", [Replacement(), Blending(from_noise=False)], ids=str)
+def test_sampling_begins_with_the_known_image(method):
+    with_known, without = seen(method, first_pixel_known(5))[0], seen(method)[0]
+    np.testing.assert_allclose(with_known[0] - without[0], [[KNOWN / 3, 0.0]] * 5, rtol=1e-9, atol=1e-12)
+
+
+def test_blending_begins_with_noise_alone_and_diffuses_the_known_image_by_it_in_each_later_step():
+    (first, *later), times = seen(Blending(), first_pixel_known(5))
+    np.testing.assert_array_equal(first, seen(None)[0][0])
+    noise = first[:, 0] / (2 / 3)  # sigma
+    for image, t in zip(later, times[1:], strict=True):
+        np.testing.assert_allclose(image[:, 0], (1 - t) * KNOWN + t * noise, rtol=1e-9)
+
+
+@pytest.mark.parametrize("t_end", [None, 1e-3])
+@pytest.mark.parametrize("sampler", [Ddim(1.0), DpmSolver2M()], ids=str)
+def test_blending_is_an_overwriting_of_the_known_part_after_each_step(sampler, t_end):
+    """Whatever the sampler makes of it, be it with noise or with a memory."""
+    recipe = Recipe(sampler, Uniform(), ClassifierFree(), 5, inpainting=Blending(), t_end=t_end)
+    known, noise = first_pixel_known(5), np.random.default_rng(0).normal(size=(5, 1, 2, 1))
+    times, denoise = [*recipe.grid(VP, 5), *([] if t_end is None else [t_end])], stateless(correlated(VP))
+    state = sampler.init(noise * VP.signal(jnp.asarray(times[0])).sigma)
+    for i, (t, t_next) in enumerate(itertools.pairwise(map(jnp.asarray, times))):
+        state = sampler.step(denoise.call, VP, state, t, t_next, fold_in(KEYS, jnp.int32(i)))
+        alpha, sigma = VP.signal(t_next)
+        state = state._replace(x=jnp.where(known.mask, state.x, alpha * known.values + sigma * noise))
+    end = denoise(state.x, jnp.asarray(times[-1])).x_0 if t_end is None else state.x
+    found = recipe(
+        conditional(correlated(VP)), VP, {}, (1, 2, 1), KEYS, known=known, noise=jnp.asarray(noise)
     )
-    np.testing.assert_allclose(
-        (with_known - without)[:, 0, :, 0], [[KNOWN / 3, 0.0]] * 5, rtol=1e-9, atol=1e-12
-    )
+    np.testing.assert_allclose(found, np.where(known.mask, end, known.values), rtol=1e-7)
+
+
+def test_blending_in_two_parts_is_that_of_the_whole():
+    recipe = Recipe(Ddim(), Uniform(), ClassifierFree(), 6, inpainting=Blending())
+
+    def made(recipe, **start):
+        return recipe(
+            conditional(correlated(VP)), VP, {}, (1, 2, 1), KEYS, known=first_pixel_known(5), **start
+        )
+
+    noisy = made(dataclasses.replace(recipe, until=0.5))
+    np.testing.assert_allclose(made(dataclasses.replace(recipe, below=0.5), x=noisy), made(recipe), rtol=1e-7)
+
+
+def test_a_mask_of_pixels_is_one_of_latents():
+    """Blending takes that of the nearest pixel, as torch does; `Replacement` asks all pixels of a latent."""
+    torch = pytest.importorskip("torch")
+    mask = np.random.default_rng(0).random((2, 16, 24, 1)) < 0.3
+    recipes = [
+        Recipe(Ddim(), Uniform(), ClassifierFree(), 4, inpainting=each)
+        for each in (Blending(), Replacement())
+    ]
+    first, every = (np.asarray(recipe.data_mask(jnp.asarray(mask), (4, 6, 4))) for recipe in recipes)
+    known = torch.tensor(~mask).permute(0, 3, 1, 2).float()
+    nearest = torch.nn.functional.interpolate(known, size=(4, 6)) == 1
+    all_known = torch.nn.functional.avg_pool2d(known, 4) == 1
+    for found, expected in ((first, nearest), (every, all_known)):
+        np.testing.assert_array_equal(found, ~expected.permute(0, 2, 3, 1).numpy())
+    np.testing.assert_array_equal(recipes[0].data_mask(jnp.asarray(mask), (16, 24, 4)), mask)
 
 
 def test_known_images_without_a_method_are_refused():
@@ -179,6 +239,7 @@ def test_known_images_without_a_method_are_refused():
         recipe(lambda x, t, conditions, drop: x, FLOW, {}, (1, 2, 1), KEYS, known=first_pixel_known(5))
 
 
-def test_configs_build_the_same_recipe():
-    recipe = Recipe(Ddim(), Uniform(), ClassifierFree(), 4, inpainting=Replacement())
+@pytest.mark.parametrize("method", [Replacement(), Blending(from_noise=False)], ids=str)
+def test_configs_build_the_same_recipe(method):
+    recipe = Recipe(Ddim(), Uniform(), ClassifierFree(), 4, inpainting=method)
     assert build(from_json(to_json(describe(recipe)))) == recipe

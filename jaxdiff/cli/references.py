@@ -88,7 +88,7 @@ def _pipeline(flags: argparse.Namespace, config: Any, packages: tuple[str, ...])
     text = flags.reference.removeprefix(PREFIX)
     if text not in SPLITS:
         expected = "data=train or data=test of a --workdir, or data=module:Class(...), a source"
-        fix = "give one of these, such as data='jaxdiff.data.folder:ImageFolder(path=\"photos\", size=64)'"
+        fix = "give one of these, such as data='jaxdiff.data.folder:ImageFolder(path=\"photos\", size=64, label=None)'"
         expect(":" in text, "--reference", flags.reference, expected, fix)
         return Pipeline(configs.build(block("--reference", text), packages=packages))
     given = config is not None and config.get(SPLITS[text]) is not None

@@ -43,7 +43,7 @@ class ColourShift(Metric):
 
     def update(self, state: _State, batch: Batch) -> _State:
         slot = "samples" if batch.stream == "samples" else "reference"
-        pixels = fit(batch.images.reshape(-1, batch.images.shape[-1]))
+        pixels = fit(batch.images.reshape(-1, batch.images.shape[-1]).astype(np.float64))
         return state._replace(**{slot: union(getattr(state, slot), pixels)})
 
     def compute(self, state: _State) -> dict[str, Any]:

@@ -33,8 +33,8 @@ def make(flags: argparse.Namespace, overrides: Sequence[tuple[str, str]], packag
     from jaxdiff.evaluation import references
     from jaxdiff.evaluation.metrics import reference_files
 
-    in_first(output.check)
     runtime.start()
+    in_first(output.check)
     gaussian = references.measure(pipeline.stored(), features, flags.batch_size)
     made = references.made(features, pipeline.fingerprint())
     in_first(lambda: output.write(lambda path: reference_files.save(path, gaussian, made)))

@@ -31,7 +31,7 @@ from jaxdiff.evaluation.metrics.spread import ClassSpread
 from jaxdiff.evaluation.metrics.vendi import Vendi
 from tests.evaluation.models import Space, batches
 
-INCEPTION, CLIP = Space("Inception-v3 pool"), Space("CLIP")
+INCEPTION, CLIP = Space("Inception-v3 (FID)"), Space("CLIP image embeddings")
 METRICS = (
     Accuracy(SvmClassifier(gamma=0.05)),
     Frechet(Pixels()),
@@ -48,7 +48,7 @@ METRICS = (
     Fid(INCEPTION, few=True),
     Kid(subsets=2, subset_size=20),
     Cmmd(CLIP),
-    InceptionScore(Space("Inception-v3 logits"), splits=2),
+    InceptionScore(Space("Inception-v3 logits (IS)"), splits=2),
     ClippedScores(k=3),
     Vendi(),
     ClassFrechet(),

@@ -45,7 +45,7 @@ class Cmmd(CollectedMetric):
     def __post_init__(self):
         one_of(self, "reference", ("test", "train"))
         expected, fix = "image embeddings of CLIP, the space of CMMD", "use these, or metrics.kid:Kid"
-        expect("clip" in self.features.name.lower(), "features", self.features.name, expected, fix)
+        expect("CLIP image" in self.features.name, "features", self.features.name, expected, fix)
 
     def compute(self, state: Collected) -> dict[str, Any]:
         reference, samples = both(state, 2, "for pairs")

@@ -19,17 +19,15 @@ class _Named(Frechet):
 
     name: ClassVar[str]
     space: ClassVar[str]
-    """What the name of the feature space contains, in small letters."""
+    """What the name of the feature space contains. Networks with other weights than the published ones lack it."""
     spatial: ClassVar[bool] = False
     few: bool
 
     def __post_init__(self):
         super().__post_init__()
-        known = self.space in self.features.name.lower() and self.spatial == (
-            "spatial" in self.features.name.lower()
-        )
-        wanted = f"the {'spatial ' if self.spatial else ''}features of {self.space}, the space of {self.name}"
-        fix = f"use these, or metrics.frechet:Frechet, which is not called {self.name}"
+        known = self.space in self.features.name
+        wanted = f"a feature space with {self.space!r} in its name, that of {self.name}"
+        fix = f"use it, or metrics.frechet:Frechet, which is not called {self.name}"
         expect(known, "features", self.features.name, wanted, fix)
 
     @property
@@ -62,7 +60,7 @@ class Fid(_Named):
     """
 
     name: ClassVar[str] = "FID"
-    space: ClassVar[str] = "inception"
+    space: ClassVar[str] = "Inception-v3 (FID)"
     key: str = "fid"
     few: bool = False
 
@@ -77,7 +75,7 @@ class SpatialFid(_Named):
     """
 
     name: ClassVar[str] = "sFID"
-    space: ClassVar[str] = "inception"
+    space: ClassVar[str] = "Inception-v3 spatial (sFID)"
     spatial: ClassVar[bool] = True
     key: str = "sfid"
     few: bool = False
@@ -93,6 +91,6 @@ class FdDinov2(_Named):
     """
 
     name: ClassVar[str] = "FD-DINOv2"
-    space: ClassVar[str] = "dino"
+    space: ClassVar[str] = "DINOv2"
     key: str = "fd_dinov2"
     few: bool = False

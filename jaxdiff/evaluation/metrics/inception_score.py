@@ -20,6 +20,9 @@ from jaxdiff.evaluation.formats import decimals
 from jaxdiff.evaluation.metric import Batch, Metric, Row
 from jaxdiff.evaluation.protocols import FeatureExtractor
 
+SPACE = "Inception-v3 logits (IS)"
+"""What the name of the logits contains: without the bias of the classes, as in the published score."""
+
 
 def inception_score(
     logits: Float[np.ndarray, "n classes"], splits: int = 10
@@ -45,8 +48,7 @@ class InceptionScore(Metric):
     """Inception score of the samples: mean and deviation over consecutive parts.
 
     Attributes:
-      logits: the outputs of Inception-v3 before the softmax, [n, 1008] with TensorFlow's weights; other spaces are
-        refused.
+      logits: the outputs of Inception-v3 before the softmax, [n, 1008]; other spaces are refused.
       splits: number of parts. Fewer samples per part give a lower score, so 50,000 samples in 10 parts are usual.
     """
 
@@ -57,9 +59,8 @@ class InceptionScore(Metric):
 
     def __post_init__(self):
         expect(self.splits > 0, "splits", self.splits, "a number of parts > 0", "use 10")
-        name = self.logits.name.lower()
-        known = "inception" in name and "logits" in name
-        expect(known, "logits", self.logits.name, "logits of Inception-v3", "use its features of this kind")
+        expected, fix = f"a feature space with {SPACE!r} in its name", "use this output of the network"
+        expect(SPACE in self.logits.name, "logits", self.logits.name, expected, fix)
 
     @property
     def streams(self) -> tuple[str, ...]:

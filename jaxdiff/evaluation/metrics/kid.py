@@ -12,6 +12,7 @@ from jaxdiff.evaluation.features.pixels import Pixels
 from jaxdiff.evaluation.formats import significant
 from jaxdiff.evaluation.metric import Row
 from jaxdiff.evaluation.metrics.collected import Collected, CollectedMetric, both, numbers
+from jaxdiff.evaluation.metrics.fid import Fid
 from jaxdiff.evaluation.metrics.mmd import polynomial, squared_mmd
 from jaxdiff.evaluation.protocols import FeatureExtractor
 
@@ -65,8 +66,7 @@ class Kid(CollectedMetric):
         return {self.key: {**values, "subset_size": size, "n": numbers(state)}}
 
     def table(self) -> Sequence[Row]:
-        known = "inception" in self.features.name.lower()
-        name = "KID" if known else "kernel distance"
+        name = "KID" if Fid.space in self.features.name else "kernel distance"
         return [
             Row(f"{name} to {self.reference}", f"{self.key}.value", significant),
             Row(f"{name}, deviation of subsets", f"{self.key}.deviation", significant),

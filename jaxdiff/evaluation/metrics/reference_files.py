@@ -51,8 +51,8 @@ class Reference(NamedTuple):
         Raises:
           UserError: another feature space, profile or hash of weights; names the field.
         """
-        for name, value in describe(features).items():
-            made = self.made.get(name, value)
+        for name, value in describe(features).items() if self.made else ():
+            made = self.made.get(name)
             fix = f"make a reference with these features, or evaluate with {made!r}"
             same = str(made) == str(value)
             expect(same, "reference", self.path, f"statistics whose {name} is {value!r}", fix, repr(made))

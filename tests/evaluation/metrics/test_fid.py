@@ -5,12 +5,17 @@ import pytest
 
 from jaxdiff.errors import UserError
 from jaxdiff.evaluation.evaluation import Evaluation
+from jaxdiff.evaluation.features.pixels import Pixels
 from jaxdiff.evaluation.metrics.fid import FEWEST, FdDinov2, Fid, SpatialFid
 from jaxdiff.evaluation.metrics.frechet import Frechet
 from tests.evaluation.models import Space, score
 
-INCEPTION = Space("Inception-v3 pool, 2048")
-SPACES = {Fid: INCEPTION, SpatialFid: Space("Inception-v3 spatial"), FdDinov2: Space("DINOv2 ViT-L/14")}
+INCEPTION = Space("Inception-v3 (FID)")
+SPACES = {
+    Fid: INCEPTION,
+    SpatialFid: Space("Inception-v3 spatial (sFID)"),
+    FdDinov2: Space("DINOv2 ViT-L/14"),
+}
 
 
 @pytest.mark.parametrize("metric", SPACES)
@@ -19,10 +24,11 @@ def test_a_name_belongs_to_one_space(metric):
     assert found.table()[0].label == f"{found.name} to test"
     for other, space in SPACES.items():
         if other is not metric:
-            with pytest.raises(UserError, match=f"features=.*expected .* the space of {found.name}"):
+            with pytest.raises(UserError, match=f"features=.*expected .* that of {found.name}"):
                 metric(space)
-    with pytest.raises(UserError, match="features='pixels"):
-        metric()
+    for space in (Pixels(), Space("Inception-v3 pool of other weights (sha256:0)")):
+        with pytest.raises(UserError, match=f"features='{space.name[:6]}"):
+            metric(space)
 
 
 def images(n, seed):

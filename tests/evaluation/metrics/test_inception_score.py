@@ -11,7 +11,7 @@ from jaxdiff.evaluation.metrics.inception_score import InceptionScore, inception
 from tests.evaluation.models import Space, score
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "metrics_features.npz"
-LOGITS = Space("Inception-v3 logits")
+LOGITS = Space("Inception-v3 logits (IS)")
 
 
 def test_agrees_with_torch_fidelity():

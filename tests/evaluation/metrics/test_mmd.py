@@ -69,7 +69,7 @@ def test_the_metric_averages_subsets_and_states_their_size():
 
 def test_the_name_kid_belongs_to_inception_features():
     assert Kid().table()[0].label == "kernel distance to test"
-    assert Kid(Space("InceptionV3 pool")).table()[0].label == "KID to test"
+    assert Kid(Space("Inception-v3 (FID)")).table()[0].label == "KID to test"
 
 
 def test_cmmd_is_the_published_formula_on_unit_vectors():
@@ -90,7 +90,7 @@ def test_cmmd_is_refused_outside_clip():
         Cmmd()
     generator = np.random.default_rng(5)
     samples, real = (generator.integers(0, 256, (n, 4, 4, 1)).astype(np.uint8) for n in (20, 30))
-    space = Space("CLIP ViT-L/14")
+    space = Space("CLIP image embeddings")
     found = score(Cmmd(space), samples, test=real)["cmmd"]
     assert found["value"] == cmmd(space(samples), space(real))
     assert found["n"] == {"samples": 20, "reference": 30}

@@ -12,7 +12,7 @@ from jaxdiff.evaluation.metrics.reference_files import load, save
 from jaxdiff.evaluation.references import made
 from tests.evaluation.models import Space
 
-SPACE = Space("Inception-v3 pool", profile="clean-fid")
+SPACE = Space("Inception-v3 (FID)", profile="clean-fid")
 
 
 @pytest.fixture
@@ -65,16 +65,16 @@ def test_adm_files_have_statistics_of_both_spaces(statistics, tmp_path):
     path = str(tmp_path / "adm.npz")
     np.testing.assert_array_equal(Fid(SPACE, path).init().reference.mean, statistics.mean)
     np.testing.assert_array_equal(
-        SpatialFid(Space("Inception-v3 spatial"), path).init().reference.mean, spatial.mean
+        SpatialFid(Space("Inception-v3 spatial (sFID)"), path).init().reference.mean, spatial.mean
     )
 
 
 @pytest.mark.parametrize(
     ("space", "message"),
     [
-        (Space("Inception-v3 pool", profile="adm-tf"), "whose profile is 'adm-tf'.*got 'clean-fid'"),
-        (Space("DINOv2", profile="clean-fid"), "whose features is 'DINOv2'.*got 'Inception-v3 pool'"),
-        (Space("Inception-v3 pool", "clean-fid", "sha256:f"), "whose features_hash is 'sha256:f'"),
+        (Space("Inception-v3 (FID)", profile="adm-tf"), "whose profile is 'adm-tf'.*got 'clean-fid'"),
+        (Space("DINOv2", profile="clean-fid"), "whose features is 'DINOv2'.*got 'Inception-v3 .FID.'"),
+        (Space("Inception-v3 (FID)", "clean-fid", "sha256:f"), "whose features_hash is 'sha256:f'"),
         (Pixels(), "whose features is 'pixels"),
     ],
 )

@@ -79,6 +79,9 @@ def parser() -> command.Parser:
 def main(argv: Sequence[str]) -> None:
     flags, overrides = parser().parse(argv)
     if flags.compare is not None:
+        fix = "leave --workdir out"
+        expect(flags.workdir is None, "--workdir", flags.workdir, "--compare A B without a run", fix)
+
         from jaxdiff.evaluation.reports import comparison
 
         first, second = flags.compare
@@ -89,9 +92,9 @@ def main(argv: Sequence[str]) -> None:
         references.make(flags, overrides, packages)
         return
     expect(flags.workdir is not None, "--workdir", "", "the folder of a run", "give --workdir", "none")
-    expect(
-        flags.out is None, "--out", flags.out, "--reference data=..., which writes this file", "leave it out"
-    )
+    for name in ("out", "features"):
+        value, expected = getattr(flags, name), "--reference data=..., to which this flag belongs"
+        expect(value is None, f"--{name}", value, expected, "leave it out")
     _evaluate_run(flags, overrides, packages)
 
 
@@ -114,15 +117,17 @@ def _evaluate_run(
             "Fix: pass --config.evaluation=module:Class"
         )
     files.check(flags.workdir)
-    if flags.reference is not None:
-        from jaxdiff.evaluation.references import with_reference
-
-        evaluation = with_reference(experiment.evaluation, flags.reference)
-        experiment = dataclasses.replace(experiment, evaluation=evaluation)
 
     from jaxdiff.distributed import runtime
 
     runtime.start()
+
+    from jaxdiff.evaluation import references as statistics
+
+    if flags.reference is not None:
+        evaluation = statistics.with_reference(experiment.evaluation, flags.reference)
+        experiment = dataclasses.replace(experiment, evaluation=evaluation)
+    statistics.check(experiment.evaluation)
     _with_classes(experiment, flags.workdir).check_data()
 
     from jaxdiff.evaluation.protocols import Guided, PredictionEvaluator

@@ -25,8 +25,12 @@ def make(flags: argparse.Namespace, overrides: Sequence[tuple[str, str]], packag
       UserError: data or features are missing or unknown, or the output cannot be written.
     """
     output = _output(flags)
+    size = flags.batch_size
+    expect(size > 0, "--batch-size", size, "a number of images > 0", "give at least 1")
     config = _config(flags, overrides, packages)
     features, pipeline = _features(flags, config, packages), _pipeline(flags, config, packages)
+
+    import jax
 
     from jaxdiff.distributed import runtime
     from jaxdiff.distributed.first_process import in_first
@@ -35,11 +39,12 @@ def make(flags: argparse.Namespace, overrides: Sequence[tuple[str, str]], packag
 
     runtime.start()
     in_first(output.check)
-    gaussian = references.measure(pipeline.stored(), features, flags.batch_size)
+    gaussian = references.measure(pipeline.stored(), features, size)
     made = references.made(features, pipeline.fingerprint())
     in_first(lambda: output.write(lambda path: reference_files.save(path, gaussian, made)))
     found = f"{gaussian.n} images, {len(gaussian.mean)} numbers each, {reference_files.fingerprint(gaussian)}"
-    print(f"{flags.out}: {found}\n{features.name}")
+    if jax.process_index() == 0:
+        print(f"{flags.out}: {found}\n{features.name}")
 
 
 def _output(flags: argparse.Namespace) -> Output:

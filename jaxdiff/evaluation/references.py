@@ -11,7 +11,7 @@ import jaxdiff
 from jaxdiff.errors import UserError, expect
 from jaxdiff.evaluation.features.description import describe
 from jaxdiff.evaluation.metrics import moments
-from jaxdiff.evaluation.metrics.frechet import Frechet
+from jaxdiff.evaluation.metrics.frechet import STREAMS, Frechet
 from jaxdiff.evaluation.metrics.moments import Gaussian
 from jaxdiff.evaluation.protocols import Examples, FeatureExtractor
 from jaxdiff.evaluation.settings import QUANTIZATION
@@ -44,6 +44,17 @@ def made(features: FeatureExtractor, data: Any) -> dict[str, Any]:
     return {**describe(features), "data": data, "quantization": QUANTIZATION, "version": jaxdiff.__version__}
 
 
+def check(evaluation: Any) -> None:
+    """Read the files that Fréchet distances of an evaluation name, so that errors come before the work.
+
+    Raises:
+      UserError: see `Frechet.stored`.
+    """
+    for metric in getattr(getattr(evaluation, "evaluation", evaluation), "metrics", ()):
+        if isinstance(metric, Frechet) and metric.reference not in STREAMS:
+            metric.stored()
+
+
 def with_reference(evaluation: Any, reference: str) -> Any:
     """The evaluation with another reference for its Fréchet distances.
 
@@ -53,7 +64,11 @@ def with_reference(evaluation: Any, reference: str) -> Any:
     Raises:
       UserError: the evaluation has none.
     """
-    fields = {field.name for field in dataclasses.fields(evaluation)}
+    fields = (
+        {field.name for field in dataclasses.fields(evaluation)}
+        if dataclasses.is_dataclass(evaluation)
+        else ()
+    )
     if "reference" in fields:
         return dataclasses.replace(evaluation, reference=reference)
     metrics: Sequence[Any] = getattr(evaluation, "metrics", ())

@@ -17,7 +17,7 @@ from jaxdiff.evaluation.metrics.accuracy import Accuracy
 from jaxdiff.evaluation.metrics.frechet import Frechet
 from jaxdiff.evaluation.metrics.moments import fit
 from jaxdiff.evaluation.metrics.reference_files import load
-from jaxdiff.evaluation.references import measure, with_reference
+from jaxdiff.evaluation.references import check, measure, with_reference
 from jaxdiff.evaluation.reports.class_conditional import ImageEvaluation
 
 PIXELS = "jaxdiff.evaluation.features.pixels:Pixels"
@@ -64,6 +64,7 @@ def test_the_command_writes_the_statistics_of_a_folder(photos, capsys):
 
 
 MISTAKES = {
+    "batch size": ({"--batch-size": "0"}, "--batch-size=0: expected a number of images > 0"),
     "no output": ({"--out": None}, "--out=None: expected the name of a new .npz file"),
     "suffix": ({"--out": "photos.json"}, "--out='photos.json': expected a name that ends in .npz"),
     "no features": ({"--features": None}, "--features=None: expected a feature space"),
@@ -89,6 +90,8 @@ def test_flags_without_their_purpose_are_refused():
     for given, message in (
         ([], "--workdir='': expected the folder of a run, got none. Fix: give --workdir"),
         (["--workdir", "x", "--out", "y.npz"], "--out='y.npz': expected --reference data="),
+        (["--workdir", "x", "--features", PIXELS], "--features='.*': expected --reference data="),
+        (["--workdir", "x", "--compare", "a", "b"], "--workdir='x': expected --compare A B without a run"),
     ):
         with pytest.raises(UserError, match=message):
             evaluate.main(given)
@@ -101,6 +104,10 @@ def test_a_file_replaces_the_reference_of_frechet_distances_only():
     assert [metric.reference for metric in found.metrics[1:]] == ["x.npz", "x.npz"]
     preset = with_reference(ImageEvaluation(), "x.npz")
     assert preset.evaluation.metrics[1] == Frechet(Pixels(), "x.npz")
+    for evaluation in (found, preset):
+        with pytest.raises(UserError, match=r"reference='x.npz': .*got no file"):
+            check(evaluation)
+    check(ImageEvaluation())
     with pytest.raises(
         UserError, match=r"--reference='x.npz': expected an evaluation with a Frechet distance"
     ):

@@ -18,7 +18,7 @@ from jaxdiff.evaluation.formats import decimals
 from jaxdiff.evaluation.metric import Row
 from jaxdiff.evaluation.metrics.bootstrap import interval
 from jaxdiff.evaluation.metrics.collected import Collected, CollectedMetric, both, numbers
-from jaxdiff.evaluation.metrics.distances import pairwise
+from jaxdiff.evaluation.metrics.distances import distances_to
 from jaxdiff.evaluation.metrics.neighbours import CHUNK, chunks, radii
 from jaxdiff.evaluation.protocols import FeatureExtractor
 
@@ -49,9 +49,9 @@ def clipped_scores(
     """
     large = radii(real, (k,), chunk)[:, 0]
     small = np.minimum(large, np.median(large))
-    balls, inside = np.zeros(len(samples)), np.zeros(len(real))
+    balls, inside, measure = np.zeros(len(samples)), np.zeros(len(real)), distances_to(real)
     for rows in chunks(len(samples), chunk):
-        distances = pairwise(samples[rows], real)
+        distances = measure(samples[rows])
         balls[rows] = (distances <= small).sum(axis=1)
         inside += (distances <= large).sum(axis=0)
     ideal = np.minimum(1, _real_balls(real, small, chunk) / k).mean()
@@ -66,9 +66,9 @@ def _real_balls(
     real: Float[np.ndarray, "n d"], radius: Float64[np.ndarray, "n"], chunk: int
 ) -> Float64[np.ndarray, "n"]:
     """Number of balls of other real vectors around each real vector."""
-    found = np.zeros(len(real))
+    found, measure = np.zeros(len(real)), distances_to(real)
     for rows in chunks(len(real), chunk):
-        found[rows] = (pairwise(real[rows], real) <= radius).sum(axis=1) - 1  # each is in its own ball
+        found[rows] = (measure(real[rows]) <= radius).sum(axis=1) - 1  # each is in its own ball
     return found
 
 

@@ -5,7 +5,7 @@ Vectors are subtracted pair by pair, in float64, and not multiplied as matrices.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,28 +23,35 @@ WITH_FLOAT64 = ("gpu", "cuda", "rocm")
 """Platforms whose devices are used. A TPU has no float64; on a CPU SciPy is faster."""
 
 
-def pairwise(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> Float64[np.ndarray, "n m"]:
-    """Euclidean distances of every row of `a` to every row of `b`, on the devices of this process if they suit."""
+Measure = Callable[[Float[np.ndarray, "n d"]], Float64[np.ndarray, "n m"]]
+"""From vectors to their distances to m fixed ones."""
+
+
+def distances_to(references: Float[np.ndarray, "m d"]) -> Measure:
+    """Euclidean distances to every reference: on the devices of this process if they suit, else on the host."""
     from scipy.spatial.distance import cdist
 
     devices = [device for device in _local() if device.platform in WITH_FLOAT64]
-    return on_devices(a, b, devices) if devices else cdist(a, b)
+    return on_devices(references, devices) if devices else lambda vectors: cdist(vectors, references)
 
 
-def on_devices(
-    a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"], devices: Sequence[Any]
-) -> Float64[np.ndarray, "n m"]:
-    """The same, with the rows of `b` split over devices; rows that fill the last device are cut off again."""
-    m, d = b.shape
+def on_devices(references: Float[np.ndarray, "m d"], devices: Sequence[Any]) -> Measure:
+    """The same, with the references split over devices, once; rows that fill the last device are cut off again."""
+    m, d = references.shape
     rows = -(-m // (len(devices) * BLOCK)) * BLOCK
     padded = np.zeros((len(devices) * rows, d))
-    padded[:m] = b
+    padded[:m] = references
+    mesh, program = _program(tuple(devices))
+    split, copied = (NamedSharding(mesh, spec) for spec in (PartitionSpec("rows"), PartitionSpec()))
     with jax.enable_x64(True):
-        mesh, program = _program(tuple(devices))
-        split, copied = (NamedSharding(mesh, spec) for spec in (PartitionSpec("rows"), PartitionSpec()))
-        placed = jax.device_put(padded, split), jax.device_put(np.asarray(a, np.float64), copied)
-        found = np.asarray(program(*placed))
-    return np.ascontiguousarray(found[:m].T)
+        placed = jax.device_put(padded, split)
+
+    def measure(vectors: Float[np.ndarray, "n d"]) -> Float64[np.ndarray, "n m"]:
+        with jax.enable_x64(True):
+            found = program(placed, jax.device_put(np.asarray(vectors, np.float64), copied))
+        return np.ascontiguousarray(np.asarray(found)[:m].T)
+
+    return measure
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from jaxdiff.errors import expect, one_of, positive
 from jaxdiff.evaluation.features.pixels import Pixels
 from jaxdiff.evaluation.formats import significant
 from jaxdiff.evaluation.metric import Row
+from jaxdiff.evaluation.metrics.bootstrap import SMALL
 from jaxdiff.evaluation.metrics.collected import Collected, CollectedMetric, both, numbers
 from jaxdiff.evaluation.metrics.fid import Fid
 from jaxdiff.evaluation.metrics.mmd import polynomial, squared_mmd
@@ -31,7 +32,7 @@ def kid_of_subsets(
 
 @dataclasses.dataclass(frozen=True)
 class Kid(CollectedMetric):
-    """Kernel distance of the samples to a reference: mean and deviation over subsets, and the value of all rows.
+    """Kernel distance of the samples to a reference: mean and deviation over subsets, and the value of all of few rows.
 
     It is called KID in the features of Inception-v3 only, and *kernel distance* elsewhere. Zero is expected of equal
     distributions at any number of samples, so values of different numbers compare.
@@ -61,7 +62,8 @@ class Kid(CollectedMetric):
         reference, samples = both(state, 2, "for pairs")
         size = min(self.subset_size, len(reference), len(samples))
         found = kid_of_subsets(samples, reference, self.subsets, size, self.seed)
-        whole = squared_mmd(samples, reference, polynomial)
+        few = max(len(samples), len(reference)) <= SMALL
+        whole = squared_mmd(samples, reference, polynomial) if few else None
         values = {"value": float(found.mean()), "deviation": float(found.std()), "of_all": whole}
         return {self.key: {**values, "subset_size": size, "n": numbers(state)}}
 

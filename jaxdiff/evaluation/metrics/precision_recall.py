@@ -13,7 +13,7 @@ from jaxdiff.evaluation.features.pixels import Pixels
 from jaxdiff.evaluation.formats import decimals
 from jaxdiff.evaluation.metric import Batch, Metric, Row
 from jaxdiff.evaluation.metrics.bootstrap import interval
-from jaxdiff.evaluation.metrics.distances import pairwise
+from jaxdiff.evaluation.metrics.distances import distances_to
 from jaxdiff.evaluation.metrics.neighbours import CHUNK, chunks, radii
 from jaxdiff.evaluation.protocols import FeatureExtractor
 
@@ -66,11 +66,11 @@ def contributions(
 ) -> dict[int, Contributions]:
     """What each vector adds to the scores, for several k at the cost of one."""
     real_radii, generated_radii = radii(real, ks, chunk), radii(generated, ks, chunk)
-    n, m = len(real), len(generated)
+    n, m, measure = len(real), len(generated), distances_to(real)
     found = {k: Contributions(*(np.zeros(size, kind) for size, kind in ((m, bool), (n, bool), (m, float), (n, bool))))
              for k in ks}  # fmt: skip
     for rows in chunks(m, chunk):
-        distances = pairwise(generated[rows], real)
+        distances = measure(generated[rows])
         for i, k in enumerate(ks):
             in_real_ball = distances <= real_radii[:, i]
             found[k].precision[rows] = in_real_ball.any(axis=1)

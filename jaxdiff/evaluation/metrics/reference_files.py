@@ -25,7 +25,7 @@ SPELLINGS = (("mu", "sigma"), ("mean", "covariance"))
 SPATIAL = ("mu_s", "sigma_s")
 """Names of ADM's statistics of spatial features, for sFID."""
 
-DAMAGED = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+DAMAGED = (ValueError, TypeError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 FIX = "name a file that jaxdiff.evaluate --reference, ADM, EDM or pytorch-fid has written"
 
 
@@ -85,6 +85,7 @@ def load(path: epath.PathLike, spatial: bool = False) -> Reference:
     expect(file.exists(), "reference", str(path), "'train', 'test' or an .npz file", "name one", "no file")
     try:
         arrays = _arrays(file)
+        made, n = json.loads(str(arrays.get("made", "{}"))), int(arrays.get("n", 0))
     except DAMAGED as error:
         raise UserError(
             f"reference={str(path)!r}: expected an intact .npz file, got {type(error).__name__}. Fix: {FIX}"
@@ -97,8 +98,7 @@ def load(path: epath.PathLike, spatial: bool = False) -> Reference:
     )
     mean, covariance = (np.asarray(arrays[name], np.float64) for name in names or ())
     _check(str(path), mean, covariance)
-    made = json.loads(str(arrays["made"])) if "made" in arrays else {}
-    gaussian = Gaussian(mean, covariance, int(arrays.get("n", 0)))
+    gaussian = Gaussian(mean, covariance, n)
     return Reference(gaussian, made, str(path), fingerprint(gaussian))
 
 

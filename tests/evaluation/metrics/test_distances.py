@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from jaxdiff.evaluation.metrics.distances import BLOCK, on_devices, pairwise
+from jaxdiff.evaluation.metrics.distances import BLOCK, distances_to, on_devices
 
 
 @pytest.fixture(scope="module")
@@ -16,21 +16,21 @@ def vectors():
 
 def test_devices_agree_with_scipy_in_float64(vectors):
     queries, references = vectors
-    found = on_devices(queries, references, jax.devices())
+    found = on_devices(references, jax.devices())(queries)
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, cdist(queries, references), rtol=1e-13)
-    np.testing.assert_allclose(pairwise(queries, references), found, rtol=1e-13)
+    np.testing.assert_allclose(distances_to(references)(queries), found, rtol=1e-13)
 
 
 def test_eight_devices_give_the_bits_of_one(vectors):
     queries, references = vectors
-    one, eight = (on_devices(queries, references, jax.devices()[:n]) for n in (1, 8))
+    one, eight = (on_devices(references, jax.devices()[:n])(queries) for n in (1, 8))
     np.testing.assert_array_equal(one, eight)
-    np.testing.assert_array_equal(on_devices(queries[4:5], references, jax.devices()), eight[4:5])
+    np.testing.assert_array_equal(on_devices(references, jax.devices())(queries[4:5]), eight[4:5])
 
 
 def test_copies_are_at_zero_and_both_directions_are_equal(vectors):
     points = vectors[1][:50] + 1e6
-    found = on_devices(points, points, jax.devices())
+    found = on_devices(points, jax.devices())(points)
     np.testing.assert_array_equal(np.diag(found), 0)
     np.testing.assert_array_equal(found, found.T)

@@ -108,6 +108,11 @@ def test_other_arrays_are_refused(tmp_path, arrays, message):
 def test_a_missing_or_damaged_file_is_named(file, tmp_path):
     with pytest.raises(UserError, match=r"reference='.*none.npz'.*got no file"):
         Frechet(reference=str(tmp_path / "none.npz")).init()
+    np.savez(tmp_path / "made.npz", mu=np.zeros(2), sigma=np.eye(2), made="{")
+    with pytest.raises(
+        UserError, match=r"reference='.*made.npz': expected an intact .npz file, got JSONDecodeError"
+    ):
+        load(tmp_path / "made.npz")
     file.write_bytes(file.read_bytes()[:-200])
     with pytest.raises(UserError, match=r"reference='.*ours.npz': expected an intact .npz file"):
         load(file)

@@ -23,7 +23,7 @@ from tests import commands
 GUIDE = (commands.ROOT / "docs/evaluation.md").read_text()
 SHELL = "\n".join(re.findall(r"^```bash\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILINE)).replace("\\\n", " ")
 LINES = [shlex.split(line) for line in SHELL.splitlines() if line.strip()]
-PAIRED = {"restoration", "spectrum", "patch_frechet", "retrieval"}
+PAIRED = {"restoration", "spectrum", "patch_frechet", "reconstruction", "retrieval"}
 """Metrics of other guides: pairs of images, and models without samples."""
 
 

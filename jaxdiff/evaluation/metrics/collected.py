@@ -8,6 +8,7 @@ from jaxtyping import Float
 from jaxdiff.errors import expect
 from jaxdiff.evaluation.features.description import describe
 from jaxdiff.evaluation.metric import Batch, Metric
+from jaxdiff.evaluation.metrics.moments import check_finite
 from jaxdiff.evaluation.protocols import FeatureExtractor
 
 
@@ -61,6 +62,7 @@ def both(state: Collected, least: int, why: str) -> tuple[Float[np.ndarray, "n d
         n = sum(map(len, parts))
         expect(n >= least, name, n, f"at least {least} images, {why}", "take 1000 or more")
         found.append(np.concatenate(parts))
+        check_finite(found[-1])
     return found[0], found[1]
 
 

@@ -28,8 +28,7 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """``|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))``.
 
     The last trace is the sum of the singular values of ``C_a^(1/2) C_b^(1/2)``. So no intermediate value is complex,
-    and singular covariances (pixels that are always black, few samples) need no added diagonal. The time grows as d^3:
-    half a minute at d = 2048 on two cores.
+    and singular covariances (pixels that are always black, few samples) need no added diagonal. The time grows as d^3.
     """
     product = _root(a.covariance) @ _root(b.covariance)
     cross = np.linalg.svd(product, compute_uv=False).sum()

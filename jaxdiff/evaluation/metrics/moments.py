@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from jaxtyping import Float, Float64
 
+from jaxdiff.errors import expect
+
 
 class Gaussian(NamedTuple):
     """Mean [d] and unbiased covariance [d, d] (ddof=1; zero for one row) of `n` rows of features, float64.
@@ -28,8 +30,15 @@ def fit(features: Float[np.ndarray, "n d"]) -> Gaussian:
     """Mean and covariance of rows that fit in memory."""
     features = np.asarray(features, np.float64)
     mean = features.mean(axis=0)
+    check_finite(mean)
     centred = features - mean
     return Gaussian(mean, centred.T @ centred / max(len(features) - 1, 1), len(features))
+
+
+def check_finite(values: Float[np.ndarray, "..."]) -> None:
+    """Raise `UserError` unless features, or sums of them, are finite."""
+    fix = "use weights and images whose features are finite, in float32"
+    expect(bool(np.isfinite(values).all()), "features", "", "finite numbers", fix, "others")
 
 
 def merge(a: Gaussian, b: Gaussian) -> Gaussian:

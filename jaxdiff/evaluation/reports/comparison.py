@@ -18,7 +18,7 @@ FREE = frozenset({
 """Settings that may differ: they are what is compared, or change no value."""
 
 FIRST = ("evaluation", "profile", "features", "features_hash", "reference", "test", "n")
-"""Settings that must agree and are named first; so must all others that are not in `FREE`."""
+"""Settings that must agree and are named first; so must all others that both reports have and `FREE` has not."""
 
 DETAILS = frozenset({
     "conditions", "guidance", "by_class", "n_by_class", "by_k", "n", "worst_class", "least_class", "subset_size",
@@ -73,10 +73,12 @@ def compare(a: Values, b: Values, names: tuple[str, str]) -> str:
 
 
 def check(a: Values, b: Values, names: tuple[str, str] = ("A", "B")) -> None:
-    """Raise `UserError` if settings that must agree do not; names the first of them."""
-    present = set(a) | set(b)
+    """Raise `UserError` if settings that must agree do not; names the first of them.
+
+    Settings of a metric that one report lacks do not count: its values are in no row of the table.
+    """
     free = FREE - {"train"} if "train" in str(a.get("reference")) else FREE
-    for name in (*FIRST, *sorted(present - set(FIRST))):
+    for name in (*FIRST, *sorted((set(a) & set(b)) - set(FIRST))):
         if name in free:
             continue
         expected = f"the {name} of {names[0]}, {_short(a.get(name))}"

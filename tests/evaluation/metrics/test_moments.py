@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxdiff.errors import UserError
 from jaxdiff.evaluation.metrics.moments import fit, fit_shards, fit_stream, merge, over_processes, union
 from tests.commands import ROOT, environment
 
@@ -42,6 +43,12 @@ def test_a_large_mean_costs_no_digits():
     np.testing.assert_allclose(shifted.covariance, np.cov(features.T), rtol=0, atol=1e-11)
 
 
+def test_features_that_are_not_finite_are_refused():
+    for value in (np.nan, np.inf):
+        with pytest.raises(UserError, match="features='': expected finite numbers"):
+            fit(np.array([[1.0, 2.0], [value, 0.0]]))
+
+
 def test_merge_does_not_depend_on_the_order():
     first, second = np.split(np.random.default_rng(6).normal(size=(90, 4)), [30])
     same(merge(fit(first), fit(second)), merge(fit(second), fit(first)))
@@ -68,6 +75,7 @@ def test_states_of_processes_with_unequal_parts_are_the_whole():
 PROGRAM = """
 import jax, numpy as np
 from jaxdiff.distributed import runtime
+from jaxdiff.errors import UserError
 from jaxdiff.evaluation.metrics.moments import fit, over_processes
 
 runtime.start(compile_cache="")
@@ -108,10 +116,11 @@ def test_two_processes_have_the_moments_of_all_rows_in_float64():
 
 @pytest.mark.slow
 def test_50000_vectors_of_2048_stream_in_bounded_memory():
-    """4 GB of float64 would not fit under the limit; the state and one batch are some 300 MB."""
+    """The vectors are 0.82 GB in float64. The state and one batch are 0.15 GB, on top of what Python and NumPy need."""
     program = """
 import resource
 import numpy as np
+from jaxdiff.errors import UserError
 from jaxdiff.evaluation.metrics.moments import fit_stream
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -128,4 +137,4 @@ print(peak() - before, peak())
     )
     grown, peak = (int(word) / 1e6 for word in printed.split())
     print(f"{grown:.2f} GB more than before, {peak:.2f} GB in all")
-    assert peak < 2
+    assert grown < 0.4

@@ -70,6 +70,15 @@ def test_models_and_samplers_may_differ_and_are_listed(report):
     assert "steps" not in text
 
 
+def test_a_metric_that_one_report_lacks_is_in_no_row(report):
+    other = changed(report)
+    for column in other["samples"]:
+        del column["kid"], column["conditions"]["kid_subsets"]
+    text = compare(report, other, ("a.json", "b.json"))
+    assert "frechet" in text
+    assert "kid" not in text
+
+
 def test_training_data_must_agree_where_they_are_the_reference():
     check({"reference": "test", "train": 1}, {"reference": "test", "train": 2})
     with pytest.raises(UserError, match=r"^train=2"):

@@ -22,6 +22,12 @@ def test_an_interval_holds_the_true_mean_in_about_95_of_100_samples():
     assert 0.87 < held < 0.995
 
 
+def test_an_interval_of_95_percent_is_1_96_standard_errors_wide_on_either_side():
+    values = np.random.default_rng(2).normal(size=2000)
+    low, high = interval(values)
+    assert (high - low) / 2 == pytest.approx(1.96 * values.std() / np.sqrt(2000), rel=0.08)
+
+
 def test_the_spread_of_a_mean_is_its_standard_error():
     values = np.random.default_rng(1).normal(size=400) * 3
     found = spread(lambda weights: float(weights @ values / 400), 400, 1000)

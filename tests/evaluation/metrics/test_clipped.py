@@ -51,6 +51,15 @@ def test_the_expected_coverage_is_that_of_simulations_in_any_dimension():
             assert np.mean(values) == pytest.approx(expected[good], abs=4 * np.std(values) / np.sqrt(200))
 
 
+def test_the_expected_coverage_where_exchangeable_vectors_have_known_ranks():
+    """One sample is among the k nearest of n vectors in k / n of all cases; the nearest of m + n - 1 is a sample in
+    m / (m + n - 1)."""
+    for n, k in ((2, 1), (7, 3), (40, 5)):
+        np.testing.assert_allclose(expected_coverage(n, 1, k), [0, 1 / n], atol=1e-14)
+    good = np.arange(21)
+    np.testing.assert_allclose(expected_coverage(30, 20, 1), good / (good + 29), atol=1e-13)
+
+
 @pytest.mark.parametrize("fraction", [1.0, 0.6, 0.2, 0.0])
 def test_a_fraction_of_good_samples_scores_this_fraction(fraction):
     generator = np.random.default_rng(2)

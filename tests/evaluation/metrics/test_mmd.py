@@ -67,6 +67,12 @@ def test_the_metric_averages_subsets_and_states_their_size():
     assert score(Kid(subsets=1), samples, test=real)["kid"]["subset_size"] == 50  # not 1000
 
 
+def test_subsets_are_drawn_without_replacement():
+    samples, real = np.random.default_rng(6).normal(size=(2, 25, 3))
+    whole = squared_mmd(samples, real, polynomial)
+    np.testing.assert_allclose(kid_of_subsets(samples, real, 3, 25), whole, rtol=1e-12)
+
+
 def test_the_name_kid_belongs_to_inception_features():
     assert Kid().table()[0].label == "kernel distance to test"
     assert Kid(Space("Inception-v3 (FID)")).table()[0].label == "KID to test"

@@ -78,11 +78,11 @@ def _features(flags: argparse.Namespace, config: Any, packages: tuple[str, ...])
 
     if flags.features is not None:
         return configs.build(block("--features", flags.features), packages=packages)
-    evaluation = None if config is None else config.evaluation
-    known = evaluation is not None and "features" in evaluation
+    features = getattr(None if config is None else config.evaluation, "features", None)
     fix = "give --features jaxdiff.evaluation.features.pixels:Pixels"
-    expect(known, "--features", flags.features, "a feature space, or a run whose evaluation has one", fix)
-    return configs.build(evaluation.features, packages=packages)
+    expected = "a feature space, or a run whose evaluation has one"
+    expect(features is not None, "--features", flags.features, expected, fix)
+    return configs.build(features, packages=packages)
 
 
 def _pipeline(flags: argparse.Namespace, config: Any, packages: tuple[str, ...]) -> Any:
@@ -96,6 +96,6 @@ def _pipeline(flags: argparse.Namespace, config: Any, packages: tuple[str, ...])
         fix = "give one of these, such as data='jaxdiff.data.folder:ImageFolder(path=\"photos\", size=64, label=None)'"
         expect(":" in text, "--reference", flags.reference, expected, fix)
         return Pipeline(configs.build(block("--reference", text), packages=packages))
-    given = config is not None and config.get(SPLITS[text]) is not None
-    expect(given, "--reference", flags.reference, f"a run with {text} data", "give its --workdir")
-    return configs.build(config[SPLITS[text]], packages=packages)
+    data = None if config is None else config.get(SPLITS[text])
+    expect(data is not None, "--reference", flags.reference, f"a run with {text} data", "give its --workdir")
+    return configs.build(data, packages=packages)

@@ -52,7 +52,7 @@ def override(config: ConfigDict, path: str, text: str, packages: tuple[str, ...]
     _assign(config, keys, check_finite(flag, _parse(flag, text, annotation), default))
 
 
-def block(flag: str, text: str) -> ConfigDict:
+def block(flag: str, text: str) -> Any:
     """The block that ``module:Class`` or ``module:Class(name=value)`` denotes, for a flag that takes a part.
 
     Raises:

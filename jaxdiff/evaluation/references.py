@@ -64,11 +64,7 @@ def with_reference(evaluation: Any, reference: str) -> Any:
     Raises:
       UserError: the evaluation has none.
     """
-    fields = (
-        {field.name for field in dataclasses.fields(evaluation)}
-        if dataclasses.is_dataclass(evaluation)
-        else ()
-    )
+    fields = _fields(evaluation)
     if "reference" in fields:
         return dataclasses.replace(evaluation, reference=reference)
     metrics: Sequence[Any] = getattr(evaluation, "metrics", ())
@@ -80,3 +76,7 @@ def with_reference(evaluation: Any, reference: str) -> Any:
         for metric in metrics
     )
     return dataclasses.replace(evaluation, metrics=tuple(replaced))
+
+
+def _fields(part: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(part)} if dataclasses.is_dataclass(part) else set()

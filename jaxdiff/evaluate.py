@@ -2,15 +2,21 @@
 
     python -m jaxdiff.evaluate --workdir runs/digits
 
-Writes evaluation.json and evaluation.png into the run's folder, and prints a table.
+Writes evaluation.json and evaluation.png into the run's folder, and prints a table. Two further uses:
+
+    python -m jaxdiff.evaluate --reference data=test --workdir runs/digits --out digits.npz   # reference statistics
+    python -m jaxdiff.evaluate --compare runs/digits runs/other                               # two reports, one table
 """
 
+import argparse
+import dataclasses
 import functools
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from jaxdiff.cli import app as command
+from jaxdiff.cli import references
 from jaxdiff.errors import UserError, expect
 
 if TYPE_CHECKING:
@@ -29,7 +35,7 @@ def parser() -> command.Parser:
         description=DESCRIPTION,
         epilog="--config.PATH=VALUE changes any field of the stored config, --config.evaluation.n=500 for example.",
     )
-    flags.add_argument("--workdir", required=True, help="folder of the training run")
+    flags.add_argument("--workdir", default=None, help="folder of the training run")
     flags.add_argument("--step", type=int, default=None, help="which checkpoint (default: the newest)")
     flags.add_argument(
         "--guiding-model",
@@ -44,19 +50,64 @@ def parser() -> command.Parser:
         help="packages, separated by commas, whose classes the stored config may use",
     )
     flags.add_no_verify()
+    flags.add_argument(
+        "--compare",
+        nargs=2,
+        default=None,
+        metavar=("A", "B"),
+        help="print two reports (evaluation.json, or folders of runs) as one table, if they are comparable",
+    )
+    flags.add_argument(
+        "--reference",
+        default=None,
+        metavar="FILE.npz|data=DATA",
+        help="statistics for the Frechet distances; with data=train, data=test or data=module:Class(...): write such",
+    )
+    flags.add_argument(
+        "--features", default=None, metavar="module:Class(...)", help="feature space of --reference data=..."
+    )
+    flags.add_argument(
+        "--out", default=None, metavar="FILE.npz", help="file that --reference data=... writes"
+    )
+    flags.add_argument("--overwrite", action="store_true", help="replace an earlier file of --out")
+    flags.add_argument(
+        "--batch-size", type=int, default=256, help="images that --reference data=... reads at once"
+    )
     return flags
 
 
 def main(argv: Sequence[str]) -> None:
     flags, overrides = parser().parse(argv)
+    if flags.compare is not None:
+        fix = "leave --workdir out"
+        expect(flags.workdir is None, "--workdir", flags.workdir, "--compare A B without a run", fix)
 
+        from jaxdiff.evaluation.reports import comparison
+
+        first, second = flags.compare
+        print(comparison.compare(comparison.read(first), comparison.read(second), (first, second)))
+        return
+    packages = ("jaxdiff", *(name for name in flags.packages.split(",") if name))
+    if references.is_request(flags.reference):
+        references.make(flags, overrides, packages)
+        return
+    expect(flags.workdir is not None, "--workdir", "", "the folder of a run", "give --workdir", "none")
+    for name in ("out", "features"):
+        value, expected = getattr(flags, name), "--reference data=..., to which this flag belongs"
+        expect(value is None, f"--{name}", value, expected, "leave it out")
+    _evaluate_run(flags, overrides, packages)
+
+
+def _evaluate_run(
+    flags: argparse.Namespace, overrides: Sequence[tuple[str, str]], packages: tuple[str, ...]
+) -> None:
+    """Evaluate a run, write its report, and print it."""
     from jaxdiff import config as configs
     from jaxdiff.config.overrides import override
     from jaxdiff.evaluation.reports import files
     from jaxdiff.runs.stages import read_model_config
 
     config = read_model_config(flags.workdir)
-    packages = ("jaxdiff", *(name for name in flags.packages.split(",") if name))
     for path, text in overrides:
         override(config, path, text, packages=packages)
     experiment = configs.build(config, packages=packages)
@@ -70,6 +121,13 @@ def main(argv: Sequence[str]) -> None:
     from jaxdiff.distributed import runtime
 
     runtime.start()
+
+    from jaxdiff.evaluation import references as statistics
+
+    if flags.reference is not None:
+        evaluation = statistics.with_reference(experiment.evaluation, flags.reference)
+        experiment = dataclasses.replace(experiment, evaluation=evaluation)
+    statistics.check(experiment.evaluation)
     _with_classes(experiment, flags.workdir).check_data()
 
     from jaxdiff.evaluation.protocols import Guided, PredictionEvaluator
@@ -159,6 +217,7 @@ def inputs_of(experiment: "Experiment", generator: "Generator") -> "EvaluationIn
     from jaxdiff.codecs.pixels import Pixels
     from jaxdiff.evaluation import denoising_loss as losses
     from jaxdiff.evaluation.protocols import EvaluationInputs
+    from jaxdiff.runs import weights
 
     task, recipe, mesh, params = experiment.sampled, experiment.recipe, generator.mesh, generator.params
     conditioner = task.denoiser.conditioner
@@ -183,6 +242,10 @@ def inputs_of(experiment: "Experiment", generator: "Generator") -> "EvaluationIn
             "sampler": repr(recipe.sampler),
             "grid": repr(recipe.grid),
             "steps": recipe.steps,
+            "nfe": recipe.calls(recipe.process or task.denoiser.process_of(params)),
+            "guidance_rule": repr(recipe.guidance),
+            "dtype": str(getattr(task.denoiser.network, "dtype", "float32")),
+            "weights": weights.digest_on_mesh(params),
             "data": {
                 "train": experiment.data.fingerprint(),
                 "test": held_out.fingerprint(),

@@ -52,6 +52,19 @@ def override(config: ConfigDict, path: str, text: str, packages: tuple[str, ...]
     _assign(config, keys, check_finite(flag, _parse(flag, text, annotation), default))
 
 
+def block(flag: str, text: str) -> Any:
+    """The block that ``module:Class`` or ``module:Class(name=value)`` denotes, for a flag that takes a part.
+
+    Raises:
+      UserError: `text` is no such class with arguments.
+    """
+    found = _parse_blocks(flag, text)
+    if not isinstance(found, BLOCK):
+        fix = "write module:Class(name=value)"
+        raise UserError(f"{flag}={text}: expected a class with arguments, got {text!r}. Fix: {fix}")
+    return found
+
+
 def is_default(config: ConfigDict, path: str) -> bool:
     """Whether the field at `path` has its default value."""
     keys = _keys(path)

@@ -65,6 +65,8 @@ class Evaluation:
     def __post_init__(self):
         positive(self, "samples")
         expect(self.every >= 0, "every", self.every, "a number of steps >= 0", "give 0 for only at the end")
+        for metric in self.metrics:
+            metric.check(self.samples)
 
     def __call__(self, inputs: EvaluationInputs) -> Report:
         real = self._read_real(inputs)

@@ -88,7 +88,7 @@ class Row(NamedTuple):
 
 @runtime_checkable
 class Metric(Protocol):
-    """A metric over streams of batches. Classes that inherit from it need only the four methods without defaults.
+    """A metric over streams of batches. Classes that inherit from it need only the methods without defaults.
 
     Attributes:
       streams: names of the streams that it reads.
@@ -102,6 +102,10 @@ class Metric(Protocol):
 
     @property
     def streams(self) -> tuple[str, ...]: ...
+
+    def check(self, samples: int) -> None:
+        """Raise `UserError` if so many samples are too few. An `Evaluation` calls it before anything is compiled."""
+        del samples
 
     def init(self) -> Any:
         """The state before the first batch."""

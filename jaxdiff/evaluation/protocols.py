@@ -104,10 +104,11 @@ class Report:
 
     def __str__(self) -> str:
         """Caption and table for a terminal."""
-        return "\n".join([*self.caption, "", *map(_line, self.table)])
+        return "\n".join([*self.caption, "", *map(line, self.table)])
 
 
-def _line(row: Sequence[str]) -> str:
+def line(row: Sequence[str]) -> str:
+    """A row of a table in a terminal."""
     return (row[0].ljust(LABEL_WIDTH) + "".join(value.rjust(VALUE_WIDTH) for value in row[1:])).rstrip()
 
 
@@ -141,12 +142,36 @@ class PredictionEvaluator(Protocol):
 
 @runtime_checkable
 class FeatureExtractor(Protocol):
-    """A map from uint8 images [n, height, width, channels] to feature vectors [n, d], with a name to report."""
+    """A map from uint8 images [n, height, width, channels] to feature vectors [n, d], with a name to report.
+
+    Networks also state ``dim``, ``profile``, the name of their preprocessing, and ``hash``, that of their weights. They
+    are recorded next to every value (`features.description.describe`), and figures of different ones are not compared.
+    """
 
     @property
     def name(self) -> str: ...
 
     def __call__(self, images: np.ndarray) -> np.ndarray: ...
+
+
+@runtime_checkable
+class TextFeatureExtractor(Protocol):
+    """A map from a field of texts or token ids [n, ...] to feature vectors [n, d], with a name to report."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, texts: np.ndarray) -> np.ndarray: ...
+
+
+@runtime_checkable
+class ImageDistance(Protocol):
+    """A distance between two images of one shape, such as LPIPS: uint8 images, twice, to distances [n]."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, a: np.ndarray, b: np.ndarray) -> np.ndarray: ...
 
 
 @runtime_checkable

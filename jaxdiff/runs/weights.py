@@ -147,6 +147,19 @@ def fingerprint(tree: Params) -> str:
     return digest.hexdigest()
 
 
+def digest_on_mesh(params: Params) -> str:
+    """SHA-256 of parameters on a mesh, as ``sha256:`` and 16 digits. Arrays split over processes are gathered first."""
+    return f"sha256:{fingerprint(jax.tree.map(_whole, nn.meta.unbox(params)))[:16]}"
+
+
+def _whole(leaf: Any) -> Any:
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+        return leaf
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(leaf, tiled=True)
+
+
 def write_record(weights: Mapping[str, Weights], read: Mapping[str, Params], file: epath.Path) -> None:
     """Write the origins of networks, and the hashes of the parameters read from there, to `file`."""
     found = {

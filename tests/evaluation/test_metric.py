@@ -13,15 +13,25 @@ from jaxdiff.evaluation.features.patches import Patches
 from jaxdiff.evaluation.features.pixels import Pixels
 from jaxdiff.evaluation.metric import Metric
 from jaxdiff.evaluation.metrics.accuracy import Accuracy
+from jaxdiff.evaluation.metrics.class_frechet import ClassFrechet
+from jaxdiff.evaluation.metrics.clipped import ClippedScores
+from jaxdiff.evaluation.metrics.cmmd import Cmmd
+from jaxdiff.evaluation.metrics.colour_shift import ColourShift
+from jaxdiff.evaluation.metrics.fid import Fid
 from jaxdiff.evaluation.metrics.frechet import Frechet
+from jaxdiff.evaluation.metrics.inception_score import InceptionScore
+from jaxdiff.evaluation.metrics.intra_class import IntraClassDistance
+from jaxdiff.evaluation.metrics.kid import Kid
 from jaxdiff.evaluation.metrics.memorization import Memorization
 from jaxdiff.evaluation.metrics.patch_frechet import PatchFrechet
 from jaxdiff.evaluation.metrics.precision_recall import PrecisionRecall
 from jaxdiff.evaluation.metrics.restoration import Diversity, GeneratedError, KnownKept, MeanColourError, Psnr
 from jaxdiff.evaluation.metrics.spectrum import SpectrumDistance
 from jaxdiff.evaluation.metrics.spread import ClassSpread
-from tests.evaluation.models import batches
+from jaxdiff.evaluation.metrics.vendi import Vendi
+from tests.evaluation.models import Space, batches
 
+INCEPTION, CLIP = Space("Inception-v3 (FID)"), Space("CLIP image embeddings")
 METRICS = (
     Accuracy(SvmClassifier(gamma=0.05)),
     Frechet(Pixels()),
@@ -35,6 +45,15 @@ METRICS = (
     MeanColourError(),
     Psnr(),
     Diversity(),
+    Fid(INCEPTION, few=True),
+    Kid(subsets=2, subset_size=20),
+    Cmmd(CLIP),
+    InceptionScore(Space("Inception-v3 logits (IS)"), splits=2),
+    ClippedScores(k=3),
+    Vendi(),
+    ClassFrechet(),
+    IntraClassDistance(),
+    ColourShift(),
 )
 
 
@@ -147,11 +166,12 @@ def test_features_are_computed_once_for_equal_extractors():
 def test_two_values_of_one_name_are_refused():
     with pytest.raises(UserError, match=r"metrics=Frechet: .*'frechet' twice"):
         run((Frechet(), Frechet(reference="train")), 1000)
-    assert {"frechet", "to_train"} == set(run((Frechet(), Frechet(reference="train", key="to_train")), 1000))
+    names = {"frechet", "frechet_n", "to_train", "to_train_n"}
+    assert names == set(run((Frechet(), Frechet(reference="train", key="to_train")), 1000))
 
 
 def test_settings_of_all_feature_spaces_are_reported():
     same = folds.settings((Frechet(), PrecisionRecall(k=3)))
-    assert same == {"features": Pixels().name, "k": 3}
+    assert same == {"features": Pixels().name, "reference": "test", "k": 3}
     both = folds.settings((Frechet(), PatchFrechet(Patches(4, 2))))
     assert both["features"] == f"{Pixels().name}; {Patches(4, 2).name}"

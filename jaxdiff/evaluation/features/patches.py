@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Float64, UInt8
 
 from jaxdiff.errors import expect, positive
-from jaxdiff.evaluation.metrics import frechet
+from jaxdiff.evaluation.metrics import moments
+from jaxdiff.evaluation.metrics.frechet import frechet_distance
 
 ROWS = 8192
 """Number of patches in memory at once."""
@@ -66,7 +67,7 @@ class Patches:
         images: UInt8[np.ndarray, "n height width channels"],
         touching: Bool[np.ndarray, "n height width"] | None = None,
         chunk: int = ROWS,
-    ) -> frechet.Gaussian:
+    ) -> moments.Gaussian:
         """Mean and covariance of all patches of all images, with few patches in memory at once.
 
         Args:
@@ -78,7 +79,7 @@ class Patches:
         """
         some = touching is None or bool(touching.any())
         expect(some, "touching", "mask", "a pixel that is true", "select pixels", "none")
-        return frechet.fit_stream(self._batches(images, touching, chunk))
+        return moments.fit_stream(self._batches(images, touching, chunk))
 
     def distance(
         self,
@@ -86,7 +87,7 @@ class Patches:
         b: UInt8[np.ndarray, "m height width channels"],
     ) -> float:
         """Fréchet distance between the patches of two sets of images."""
-        return frechet.frechet_distance(self.fit(a), self.fit(b))
+        return frechet_distance(self.fit(a), self.fit(b))
 
     def _batches(self, images: np.ndarray, touching: np.ndarray | None, chunk: int) -> Iterator[np.ndarray]:
         down, across = ((side - self.size) // self.stride + 1 for side in images.shape[1:3])

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int, UInt8
 
+from jaxdiff.evaluation.features.description import describe
 from jaxdiff.evaluation.features.pixels import Pixels
 from jaxdiff.evaluation.formats import decimals
 from jaxdiff.evaluation.metric import Batch, Metric, Row
@@ -106,7 +107,7 @@ class Memorization(Metric):
         ]
 
     def settings(self) -> dict[str, Any]:
-        return {"features": self.features.name}
+        return describe(self.features)
 
 
 def _near_copies(distances: Float64[np.ndarray, "n 2"]) -> float:

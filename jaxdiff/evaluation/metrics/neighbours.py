@@ -1,7 +1,7 @@
 """Nearest neighbours in a feature space.
 
-Distances are computed pair by pair, not through a matrix product. So a copy is at distance exactly 0, and results
-depend neither on the size of the chunks nor on the order of the images.
+Distances are computed pair by pair, by `distances.distances_to`, in chunks. So a copy is at distance exactly 0, and
+results depend neither on the size of the chunks nor on the order of the images.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int
 
 from jaxdiff.errors import expect
+from jaxdiff.evaluation.metrics.distances import distances_to
 
 CHUNK = 512
 """Number of points whose distances to all others are in memory at once."""
@@ -19,15 +20,13 @@ def radii(
     points: Float[np.ndarray, "n d"], ks: Sequence[int], chunk: int = CHUNK
 ) -> Float64[np.ndarray, "n k"]:
     """Distance of each point to its k-th nearest other point, for each k."""
-    from scipy.spatial.distance import cdist
-
     for k in ks:
         expected = f"1 to {len(points) - 1}, for {len(points)} points"
         expect(1 <= k < len(points), "k", k, expected, "choose k in this range, or add points")
     found = np.empty((len(points), len(ks)))
-    columns = np.asarray(ks) - 1
+    columns, measure = np.asarray(ks) - 1, distances_to(points)
     for rows in chunks(len(points), chunk):
-        distances = cdist(points[rows], points)
+        distances = measure(points[rows])
         distances[np.arange(len(distances)), np.arange(len(points))[rows]] = np.inf
         found[rows] = np.partition(distances, columns, axis=1)[:, columns]
     return found
@@ -37,13 +36,12 @@ def nearest(
     queries: Float[np.ndarray, "n d"], references: Float[np.ndarray, "m d"], k: int = 1, chunk: int = CHUNK
 ) -> tuple[Float64[np.ndarray, "n k"], Int[np.ndarray, "n k"]]:
     """Distances to the `k` nearest references of each query, nearest first, and their positions."""
-    from scipy.spatial.distance import cdist
-
     expected = f"1 to {len(references)}, the number of references"
     expect(1 <= k <= len(references), "k", k, expected, "choose a smaller k")
     found, indices = np.empty((len(queries), k)), np.empty((len(queries), k), int)
+    measure = distances_to(references)
     for rows in chunks(len(queries), chunk):
-        distances = cdist(queries[rows], references)
+        distances = measure(queries[rows])
         closest = np.argpartition(distances, k - 1, axis=1)[:, :k]
         order = np.argsort(np.take_along_axis(distances, closest, axis=1), axis=1)
         indices[rows] = np.take_along_axis(closest, order, axis=1)

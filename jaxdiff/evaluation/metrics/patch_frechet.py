@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 from jaxdiff.evaluation.features.patches import Patches
 from jaxdiff.evaluation.formats import significant
 from jaxdiff.evaluation.metric import Batch, Metric, Row
-from jaxdiff.evaluation.metrics import frechet
+from jaxdiff.evaluation.metrics import frechet, moments
 
 
 class _State(NamedTuple):
-    reference: frechet.Gaussian | None = None
-    samples: frechet.Gaussian | None = None
+    reference: moments.Gaussian | None = None
+    samples: moments.Gaussian | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class PatchFrechet(Metric):
         if where is not None and not where.any():
             return state
         slot = "samples" if batch.stream == "samples" else "reference"
-        found = frechet.union(getattr(state, slot), self.features.fit(batch.images, where))
+        found = moments.union(getattr(state, slot), self.features.fit(batch.images, where))
         return state._replace(**{slot: found})
 
     def compute(self, state: _State) -> dict[str, Any]:

@@ -5,12 +5,15 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Float64
 
 from jaxdiff.errors import expect, one_of, positive
+from jaxdiff.evaluation.features.description import describe
 from jaxdiff.evaluation.features.pixels import Pixels
 from jaxdiff.evaluation.formats import decimals
 from jaxdiff.evaluation.metric import Batch, Metric, Row
+from jaxdiff.evaluation.metrics.bootstrap import interval
+from jaxdiff.evaluation.metrics.distances import distances_to
 from jaxdiff.evaluation.metrics.neighbours import CHUNK, chunks, radii
 from jaxdiff.evaluation.protocols import FeatureExtractor
 
@@ -37,33 +40,51 @@ class ManifoldScores(NamedTuple):
     coverage: float
 
 
+class Contributions(NamedTuple):
+    """The contribution of each vector to the scores, of which they are the means.
+
+    Attributes:
+      precision: whether a generated vector is on the real manifold, [m].
+      recall: whether a real vector is on the generated manifold, [n].
+      density: number of real balls around a generated vector over k, [m].
+      coverage: whether a real ball holds a generated vector, [n].
+    """
+
+    precision: Bool[np.ndarray, "m"]
+    recall: Bool[np.ndarray, "n"]
+    density: Float64[np.ndarray, "m"]
+    coverage: Bool[np.ndarray, "n"]
+
+    @property
+    def scores(self) -> ManifoldScores:
+        """The means."""
+        return ManifoldScores(*(float(values.mean()) for values in self))
+
+
+def contributions(
+    real: Float[np.ndarray, "n d"], generated: Float[np.ndarray, "m d"], ks: Sequence[int], chunk: int = CHUNK
+) -> dict[int, Contributions]:
+    """What each vector adds to the scores, for several k at the cost of one."""
+    real_radii, generated_radii = radii(real, ks, chunk), radii(generated, ks, chunk)
+    n, m, measure = len(real), len(generated), distances_to(real)
+    found = {k: Contributions(*(np.zeros(size, kind) for size, kind in ((m, bool), (n, bool), (m, float), (n, bool))))
+             for k in ks}  # fmt: skip
+    for rows in chunks(m, chunk):
+        distances = measure(generated[rows])
+        for i, k in enumerate(ks):
+            in_real_ball = distances <= real_radii[:, i]
+            found[k].precision[rows] = in_real_ball.any(axis=1)
+            found[k].density[rows] = in_real_ball.sum(axis=1) / k
+            found[k].coverage[:] |= in_real_ball.any(axis=0)
+            found[k].recall[:] |= (distances <= generated_radii[rows, i, None]).any(axis=0)
+    return found
+
+
 def manifold_scores(
     real: Float[np.ndarray, "n d"], generated: Float[np.ndarray, "m d"], ks: Sequence[int], chunk: int = CHUNK
 ) -> dict[int, ManifoldScores]:
     """All four scores for several k at the cost of one."""
-    from scipy.spatial.distance import cdist
-
-    real_radii, generated_radii = radii(real, ks, chunk), radii(generated, ks, chunk)
-    precise, balls = np.zeros(len(ks), int), np.zeros(len(ks), int)
-    recalled, covered = np.zeros((len(ks), len(real)), bool), np.zeros((len(ks), len(real)), bool)
-    for rows in chunks(len(generated), chunk):
-        distances = cdist(generated[rows], real)
-        for i in range(len(ks)):
-            in_real_ball = distances <= real_radii[:, i]
-            precise[i] += in_real_ball.any(axis=1).sum()
-            balls[i] += in_real_ball.sum()
-            covered[i] |= in_real_ball.any(axis=0)
-            recalled[i] |= (distances <= generated_radii[rows, i, None]).any(axis=0)
-    m = len(generated)
-    return {
-        k: ManifoldScores(
-            float(precise[i] / m),
-            float(recalled[i].mean()),
-            float(balls[i] / (k * m)),
-            float(covered[i].mean()),
-        )
-        for i, k in enumerate(ks)
-    }
+    return {k: found.scores for k, found in contributions(real, generated, ks, chunk).items()}
 
 
 class _State(NamedTuple):
@@ -115,11 +136,18 @@ class PrecisionRecall(Metric):
         for name, values in (("samples", samples), ("reference", reference)):
             expected = f"more than {max(self.ks)} images, the largest k"
             expect(len(values) > max(self.ks), name, len(values), expected, "take 1000 or more")
-        scores = {k: found._asdict() for k, found in manifold_scores(reference, samples, self.ks).items()}
-        return {**scores[self.k], "by_k": {str(k): found for k, found in scores.items()}}
+        found = contributions(reference, samples, self.ks)
+        scores = {k: each.scores._asdict() for k, each in found.items()}
+        intervals = {name: interval(values.astype(float)) for name, values in found[self.k]._asdict().items()}
+        numbers = {"samples": len(samples), "reference": len(reference)}
+        return {
+            **scores[self.k],
+            "by_k": {str(k): each for k, each in scores.items()},
+            "precision_recall": {"n": numbers, "intervals": intervals},
+        }
 
     def table(self) -> Sequence[Row]:
         return [Row(f"{name} (k={self.k})", name, decimals) for name in ManifoldScores._fields]
 
     def settings(self) -> dict[str, Any]:
-        return {"features": self.features.name, "k": self.k}
+        return {**describe(self.features), "reference": self.reference, "k": self.k}

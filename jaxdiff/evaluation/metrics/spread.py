@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from jaxdiff.errors import expect
+from jaxdiff.evaluation.features.description import describe
 from jaxdiff.evaluation.features.pixels import Pixels
 from jaxdiff.evaluation.formats import decimals
 from jaxdiff.evaluation.metric import Batch, Metric, Row
@@ -101,7 +102,7 @@ class ClassSpread(Metric):
         return [Row("least class spread / real", "spread.minimum", decimals)]
 
     def settings(self) -> dict[str, Any]:
-        return {"features": self.features.name}
+        return describe(self.features)
 
 
 def _variances(scatters: Scatters) -> dict[Any, float]:

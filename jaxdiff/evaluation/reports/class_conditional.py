@@ -34,6 +34,7 @@ class ImageEvaluation:
       seed: seed of the samples' noise, and of the choice of real images to compare with.
       likelihood: measures the bits per dimension of test images; None for not at all, since it is costly.
       every: training steps between evaluations; 0 evaluates only when training ends.
+      reference: of the Fréchet distance: "test", "train", or a file of statistics.
     """
 
     features: FeatureExtractor = Pixels()
@@ -44,6 +45,7 @@ class ImageEvaluation:
     seed: int = 0
     likelihood: Likelihood | None = None
     every: int = 0
+    reference: str = "test"
 
     def __post_init__(self):
         positive(self, "k")
@@ -58,7 +60,7 @@ class ImageEvaluation:
         """The evaluation by these metrics."""
         metrics = (
             Accuracy(self.classifier),
-            Frechet(self.features),
+            Frechet(self.features, self.reference),
             PrecisionRecall(self.features, self.k),
             ClassSpread(self.features),
             Memorization(self.features),

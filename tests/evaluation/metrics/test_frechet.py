@@ -6,17 +6,10 @@ import pytest
 
 from jaxdiff.errors import UserError
 from jaxdiff.evaluation.features.pixels import Pixels
-from jaxdiff.evaluation.metrics.frechet import (
-    Frechet,
-    Gaussian,
-    fit,
-    fit_stream,
-    frechet_distance,
-    load,
-    merge,
-    save,
-)
-from tests.evaluation.models import batches
+from jaxdiff.evaluation.metrics.frechet import Frechet, distance_of_rows, frechet_distance
+from jaxdiff.evaluation.metrics.moments import Gaussian, fit
+from jaxdiff.evaluation.metrics.reference_files import load, save
+from tests.evaluation.models import score
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "metrics_features.npz"
 
@@ -41,15 +34,10 @@ def test_commuting_covariances_have_a_closed_form():
 
 
 def test_agrees_with_scipy_sqrtm_and_is_symmetric():
-    import scipy.linalg
-
     generator = np.random.default_rng(2)
     a = fit(generator.normal(size=(200, 20)) @ generator.normal(size=(20, 20)))
     b = fit(generator.normal(size=(300, 20)) @ generator.normal(size=(20, 20)) + 1.0)
-    root = scipy.linalg.sqrtm(a.covariance @ b.covariance)
-    shift = a.mean - b.mean
-    expected = shift @ shift + np.trace(a.covariance + b.covariance - 2 * root.real)
-    np.testing.assert_allclose(frechet_distance(a, b), expected, rtol=1e-10)
+    np.testing.assert_allclose(frechet_distance(a, b), reference_of_scipy(a, b), rtol=1e-10)
     np.testing.assert_allclose(frechet_distance(a, b), frechet_distance(b, a), rtol=1e-12)
 
 
@@ -65,28 +53,45 @@ def test_singular_covariances_have_a_closed_form():
     np.testing.assert_allclose(frechet_distance(a, b), 4 + 9, rtol=1e-14)
 
 
-def test_statistics_match_numpy():
-    features = np.random.default_rng(4).normal(size=(50, 7))
-    found = fit(features)
-    np.testing.assert_allclose(found.mean, features.mean(axis=0), atol=1e-15)
-    np.testing.assert_allclose(found.covariance, np.cov(features.T), atol=1e-14)
-    assert found.n == 50
+def test_singular_covariances_in_any_basis_have_the_closed_form():
+    """The roots of eigenvalues that are rounding errors would add 1e-8 of each other direction."""
+    generator, d = np.random.default_rng(7), 40
+    spectra = [np.where(np.arange(d) < rank, generator.uniform(0.5, 2, d), 0) for rank in (3, 15)]
+    shared = rotation(d)  # commuting covariances: the distance of their standard deviations
+    a, b = (Gaussian(np.zeros(d), shared @ np.diag(s**2) @ shared.T, 10) for s in spectra)
+    np.testing.assert_allclose(frechet_distance(a, b), ((spectra[0] - spectra[1]) ** 2).sum(), rtol=1e-10)
+    point = Gaussian(np.zeros(d), np.zeros((d, d)), 1)
+    np.testing.assert_allclose(frechet_distance(a, point), (spectra[0] ** 2).sum(), rtol=1e-12)
 
 
-def test_streaming_over_uneven_batches_is_direct():
-    features = np.random.default_rng(5).normal(size=(500, 9)) + 1e3
-    streamed = fit_stream(np.split(features, [1, 2, 7, 130, 499]))
-    direct = fit(features)
-    np.testing.assert_allclose(streamed.mean, direct.mean, rtol=1e-14)
-    np.testing.assert_allclose(streamed.covariance, direct.covariance, atol=1e-11)
-    assert streamed.n == direct.n
+@pytest.mark.parametrize("sizes", [(12, 9), (12, 200), (200, 300)])
+def test_the_distance_of_rows_is_that_of_their_moments(sizes):
+    generator = np.random.default_rng(8)
+    a, b = (generator.normal(size=(n, 30)) @ generator.normal(size=(30, 30)) for n in sizes)
+    np.testing.assert_allclose(distance_of_rows(a, b), frechet_distance(fit(a), fit(b)), rtol=1e-10)
 
 
-def test_merge_does_not_depend_on_the_order():
-    first, second = np.split(np.random.default_rng(6).normal(size=(90, 4)), [30])
-    a, b = merge(fit(first), fit(second)), merge(fit(second), fit(first))
-    np.testing.assert_allclose(a.mean, b.mean, atol=1e-15)
-    np.testing.assert_allclose(a.covariance, b.covariance, atol=1e-14)
+def reference_of_scipy(a, b):
+    import scipy.linalg
+
+    root = scipy.linalg.sqrtm(a.covariance @ b.covariance)
+    shift = a.mean - b.mean
+    return shift @ shift + np.trace(a.covariance + b.covariance) - 2 * np.trace(root).real
+
+
+def test_agrees_with_scipy_where_the_covariance_has_no_full_rank():
+    generator = np.random.default_rng(9)
+    few, many = generator.normal(size=(20, 48)), generator.normal(size=(600, 48)) * 1.5 + 1
+    expected = reference_of_scipy(fit(few), fit(many))
+    np.testing.assert_allclose(frechet_distance(fit(few), fit(many)), expected, rtol=1e-8)
+
+
+@pytest.mark.slow
+def test_agrees_with_scipy_at_the_size_of_inception_features():
+    generator = np.random.default_rng(10)
+    factor = np.exp(-np.arange(2048) / 400)  # a falling spectrum, as that of features
+    a, b = (fit(generator.normal(size=(3000, 2048)) * factor + shift) for shift in (0, 0.1))
+    np.testing.assert_allclose(frechet_distance(a, b), reference_of_scipy(a, b), rtol=1e-8)
 
 
 def test_agrees_with_torch_fidelity_and_pytorch_fid(golden):
@@ -99,37 +104,45 @@ def test_agrees_with_torch_fidelity_and_pytorch_fid(golden):
     np.testing.assert_allclose(few, golden["out/fid_rank_deficient"], rtol=1e-5)
 
 
-def score(metric, samples, **real):
-    state = metric.init()
-    for stream, images in {**real, "samples": samples}.items():
-        for batch in batches(stream, images, size=64):
-            if batch.stream in metric.streams:
-                state = metric.update(state, batch)
-    return metric.compute(state)
-
-
 @pytest.mark.parametrize("reference", ["test", "train"])
 def test_the_metric_is_the_distance_to_its_reference(digits, reference):
     (train, _), (test, _) = digits
     samples, real = test[:200] // 2, {"train": train, "test": test}
-    found = score(Frechet(Pixels(), reference, "fid"), samples, **real)
+    found = score(Frechet(Pixels(), reference, "fid_like"), samples, **real)
     expected = frechet_distance(fit(Pixels()(samples)), fit(Pixels()(real[reference])))
-    assert found == {"fid": pytest.approx(expected, rel=1e-9)}
+    numbers = {"samples": 200, "reference": len(real[reference])}
+    assert found == {"fid_like": pytest.approx(expected, rel=1e-9), "fid_like_n": numbers}
 
 
 def test_stored_statistics_replace_a_pass_over_real_images(digits, tmp_path):
     (train, _), (test, _) = digits
-    save(tmp_path / "reference.npz", fit(Pixels()(train)))
+    save(tmp_path / "reference.npz", fit(Pixels()(train)), {"features": Pixels().name})
     metric = Frechet(reference=str(tmp_path / "reference.npz"))
     assert metric.streams == ("samples",)
     expected = score(Frechet(reference="train"), test, train=train)
-    assert score(metric, test) == pytest.approx(expected)
-    assert load(tmp_path / "reference.npz").n == len(train)
+    found = score(metric, test)
+    assert found["frechet"] == pytest.approx(expected["frechet"])
+    assert found["frechet_n"] == expected["frechet_n"]
+    assert metric.settings()["reference"] == load(tmp_path / "reference.npz").hash
+    assert "1500 in the reference" in metric.notes(found)[0]
 
 
-def test_a_missing_or_foreign_file_of_statistics_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"reference='.*none.npz'.*got no file"):
-        Frechet(reference=str(tmp_path / "none.npz")).init()
-    np.savez(tmp_path / "other.npz", mu=np.zeros(3))
-    with pytest.raises(UserError, match="mean"):
-        load(tmp_path / "other.npz")
+def test_statistics_of_vectors_of_another_length_are_refused(digits, tmp_path):
+    save(tmp_path / "other.npz", fit(np.random.default_rng(0).normal(size=(20, 5))), {})
+    with pytest.raises(UserError, match=r"reference='.*other.npz': expected .* 64 numbers.*got 5 numbers"):
+        score(Frechet(reference=str(tmp_path / "other.npz")), digits[1][0])
+
+
+def test_the_standard_error_is_the_deviation_over_new_samples(digits):
+    """Of Gaussian pixels: the bootstrap of one sample knows how much another one would differ."""
+    generator = np.random.default_rng(0)
+    real = generator.normal(128, 20, (2000, 2, 2, 1)).astype(np.uint8)
+
+    def values(resamples):
+        samples = generator.normal(140, 20, (200, 2, 2, 1)).astype(np.uint8)
+        return score(Frechet(resamples=resamples), samples, test=real)
+
+    distances = [values(0)["frechet"] for _ in range(60)]
+    assert values(100)["frechet_error"] == pytest.approx(np.std(distances), rel=0.4)
+    with pytest.raises(UserError, match="resamples=1"):
+        Frechet(resamples=1)

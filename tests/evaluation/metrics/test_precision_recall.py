@@ -79,6 +79,14 @@ def test_chunks_change_nothing(digits):
     assert manifold_scores(real, generated, (1, 3, 5), chunk=7) == everything
 
 
+def test_several_numbers_of_neighbours_are_those_of_each_alone():
+    generator = np.random.default_rng(4)
+    real, generated = generator.normal(size=(40, 2)), generator.normal(size=(30, 2)) * 2 + 1
+    together = manifold_scores(real, generated, (1, 2, 4))
+    assert together == {k: manifold_scores(real, generated, (k,))[k] for k in (1, 2, 4)}
+    assert len({scores.recall for scores in together.values()}) > 1
+
+
 def test_the_metric_scores_the_features_of_its_reference_and_samples(digits):
     (train, _), (test, _) = digits
     metric = PrecisionRecall(Pixels(), k=7)

@@ -1,0 +1,53 @@
+"""Fréchet distances with names: the name belongs to one space, and few samples are refused."""
+
+import numpy as np
+import pytest
+
+from jaxdiff.errors import UserError
+from jaxdiff.evaluation.evaluation import Evaluation
+from jaxdiff.evaluation.features.pixels import Pixels
+from jaxdiff.evaluation.metrics.fid import FEWEST, FdDinov2, Fid, SpatialFid
+from jaxdiff.evaluation.metrics.frechet import Frechet
+from tests.evaluation.models import Space, score
+
+INCEPTION = Space("Inception-v3 (FID)")
+SPACES = {
+    Fid: INCEPTION,
+    SpatialFid: Space("Inception-v3 spatial (sFID)"),
+    FdDinov2: Space("DINOv2 ViT-L/14"),
+}
+
+
+@pytest.mark.parametrize("metric", SPACES)
+def test_a_name_belongs_to_one_space(metric):
+    found = metric(SPACES[metric])
+    assert found.table()[0].label == f"{found.name} to test"
+    for other, space in SPACES.items():
+        if other is not metric:
+            with pytest.raises(UserError, match=f"features=.*expected .* that of {found.name}"):
+                metric(space)
+    for space in (Pixels(), Space("Inception-v3 pool of other weights (sha256:0)")):
+        with pytest.raises(UserError, match=f"features='{space.name[:6]}"):
+            metric(space)
+
+
+def images(n, seed):
+    return np.random.default_rng(seed).integers(0, 256, (n, 2, 2, 1)).astype(np.uint8)
+
+
+def test_few_samples_are_refused_before_anything_is_generated():
+    with pytest.raises(UserError, match=r"samples=2047: expected at least 2048 for FID.* few=True"):
+        Evaluation((Fid(INCEPTION),), samples=FEWEST - 1)
+    Evaluation((Fid(INCEPTION),), samples=FEWEST)
+    Evaluation((Fid(INCEPTION, few=True),), samples=10)
+
+
+def test_the_value_is_the_frechet_distance_and_none_for_few_images():
+    many, few = images(FEWEST, 0), images(FEWEST - 1, 0)
+    real = images(300, 1)
+    found = score(Fid(INCEPTION), many, test=real, size=500)
+    assert found["fid"] == score(Frechet(INCEPTION), many, test=real, size=500)["frechet"]
+    assert found["fid_n"] == {"samples": FEWEST, "reference": 300}
+    refused = score(Fid(INCEPTION), few, test=real)
+    assert refused == {"fid": None, "fid_n": {"samples": FEWEST - 1, "reference": 300}}
+    assert score(Fid(INCEPTION, few=True), few, test=real)["fid"] > 0

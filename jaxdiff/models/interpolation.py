@@ -18,7 +18,11 @@ KEYS, SHARPER = -0.5, -0.75
 """The parameter of the cubic kernel: that of Keys (1981), also of Pillow, and that of PyTorch without a low-pass."""
 
 
-def interpolate(x: Images, rows: Matrix, columns: Matrix) -> Features:
+def interpolate(
+    x: Images,
+    rows: Float32[np.ndarray, "out_height height"],
+    columns: Float32[np.ndarray, "out_width width"],
+) -> Features:
     """Images resized by a matrix for their rows and one for their columns, in float32."""
     x = jnp.einsum("qw,bhwc->bhqc", columns, x, precision=HIGHEST)
     return jnp.einsum("ph,bhqc->bpqc", rows, x, precision=HIGHEST)

@@ -119,7 +119,7 @@ def test_published_sizes(width, heads, layers, registers):
 def test_other_files_are_refused():
     tensors = numbers(a_peer(0))
     network = dinov2_network(tensors)
-    with pytest.raises(UserError, match="expected those of DINOv2.*got fc.bias"):
+    with pytest.raises(UserError, match=r"expected those of DINOv2.*got fc\.bias"):
         dinov2_network({"fc.bias": np.zeros(3)})
     less = {name: value for name, value in tensors.items() if name != "encoder.layer.1.layer_scale2.lambda1"}
     with pytest.raises(UserError, match="nothing was loaded") as error:

@@ -1,7 +1,7 @@
 """Features of a small classifier that is trained on the data set at hand, which need no published weights.
 
-Figures in this space compare models of one data set. They are no FID, and compare with no published figure. A classifier
-sees what tells classes apart, and may miss the rest.
+Figures in this space compare models of one data set. They are no FID, and compare with no published figure. A
+classifier sees what tells classes apart, and may miss the rest.
 """
 
 import dataclasses

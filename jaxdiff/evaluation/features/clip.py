@@ -36,8 +36,8 @@ class ClipImages:
     Attributes:
       weights: a file or folder of transformers: a ``CLIPModel``, or a ``CLIPVisionModelWithProjection``. Published
         figures of CMMD are of ViT-L/14 at 336 pixels (Jayasumana et al. 2024).
-      profile: "clip", CLIP's processor: the shorter side is resized and the centre cut out; or "cmmd-pytorch", the whole
-        image as a square, see `profiles.PROFILES`.
+      profile: "clip", CLIP's processor: the shorter side is resized and the centre cut out; or "cmmd-pytorch", the
+        whole image as a square, see `profiles.PROFILES`.
       sha256: the SHA-256 that the file must have, or its first digits.
       batch_size: number of images at once.
     """
@@ -198,8 +198,8 @@ def _load_texts(weights: str, sha256: str | None) -> tuple[ClipTextEncoder, Netw
     encoder = text_encoders.clip_encoder(whole.tensors, _part(whole, "text_config")).clone(pooled=True)
     if encoder.projection is None:
         raise UserError(
-            f"weights={weights!r}: expected a text encoder with text_projection.weight, got none. Fix: give a CLIPModel "
-            "or a CLIPTextModelWithProjection"
+            f"weights={weights!r}: expected a text encoder with text_projection.weight, got none. Fix: give a "
+            "CLIPModel or a CLIPTextModelWithProjection"
         )
 
     def vectors(params: Any, ids: Array) -> Array:

@@ -21,7 +21,7 @@ from jaxdiff.evaluation.features.network import Network, check_images
 from jaxdiff.evaluation.features.weights import check_sha256, checked_hash
 from jaxdiff.interop.safetensors_files import write_safetensors
 from jaxdiff.interop.tensors import Checkpoint, read_tensors
-from jaxdiff.models.classifier import Classifier
+from jaxdiff.models.conv_classifier import ConvClassifier
 from jaxdiff.typing import Array, Images, Params
 
 OPTIONS = "classifier"
@@ -80,7 +80,7 @@ class ClassifierFeatures:
         return self._loaded[1](images, batch_size=self.batch_size)
 
     @property
-    def _loaded(self) -> tuple[Classifier, Network]:
+    def _loaded(self) -> tuple[ConvClassifier, Network]:
         return _load(self.weights, self.sha256)
 
 
@@ -88,7 +88,7 @@ def train_classifier(
     images: UInt8[np.ndarray, "n height width channels"],
     labels: Integer[np.ndarray, "n"],
     path: str,
-    classifier: Classifier | None = None,
+    classifier: ConvClassifier | None = None,
     steps: int = 1000,
     batch_size: int = 128,
     learning_rate: float = 2e-3,
@@ -110,7 +110,7 @@ def train_classifier(
     least = int(labels.min(initial=0))
     expect(least == 0, "labels", least, "classes from 0", "number them so")
     count = int(labels.max(initial=0)) + 1
-    classifier = classifier or Classifier(max(count, 1))
+    classifier = classifier or ConvClassifier(max(count, 1))
     several = 2 <= count <= classifier.classes
     expect(several, "labels", count, f"2 to {classifier.classes} classes", "give the labels of the images")
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
@@ -123,7 +123,7 @@ def train_classifier(
 
 
 def _train(
-    classifier: Classifier, optimizer: Any, steps: int, batch_size: int, key: Any, images: Any, labels: Any
+    classifier: ConvClassifier, optimizer: Any, steps: int, batch_size: int, key: Any, images: Any, labels: Any
 ) -> Params:
     first, second = jax.random.split(key)
 
@@ -148,7 +148,7 @@ def _symmetric(images: UInt8[Array, "n height width channels"]) -> Images:
 
 
 @functools.lru_cache(maxsize=2)
-def _load(weights: str, sha256: str | None) -> tuple[Classifier, Network]:
+def _load(weights: str, sha256: str | None) -> tuple[ConvClassifier, Network]:
     found = checked_hash(weights, sha256)
     whole = read_tensors(weights)
     classifier = _classifier(whole, weights)
@@ -160,10 +160,10 @@ def _load(weights: str, sha256: str | None) -> tuple[Classifier, Network]:
     return classifier, Network(outputs, unflatten_dict(arrays, sep="/"), found)
 
 
-def _classifier(whole: Checkpoint, weights: str) -> Classifier:
+def _classifier(whole: Checkpoint, weights: str) -> ConvClassifier:
     if OPTIONS not in whole.metadata:
         raise UserError(
             f"weights={weights!r}: expected a classifier, got another file of weights. Fix: give a file of "
             "train_classifier"
         )
-    return Classifier(**json.loads(whole.metadata[OPTIONS]))
+    return ConvClassifier(**json.loads(whole.metadata[OPTIONS]))

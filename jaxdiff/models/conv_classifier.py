@@ -9,7 +9,7 @@ from jaxdiff.models.layers import Conv, Dense, GroupNorm
 from jaxdiff.typing import Array, Float, Images
 
 
-class Classifier(nn.Module):
+class ConvClassifier(nn.Module):
     """Convolutions with group norm at falling sizes and rising widths, the mean over pixels, and two dense layers.
 
     Attributes:

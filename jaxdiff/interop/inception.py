@@ -1,7 +1,6 @@
 """InceptionV3 of the FID in the names of pytorch-fid and torch-fidelity, which ship one and the same file.
 
->>> network = inception_network(tensors)
->>> params = inception_params(network, tensors)
+>>> outputs = InceptionV3().apply({"params": inception_params(tensors)}, pixels)
 """
 
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from jaxdiff.models.inception import SIZE, InceptionV3
 from jaxdiff.typing import Params
 
 FIRST, CLASSES = "Conv2d_1a_3x3.conv.weight", "fc.weight"
-"""Tensors that tell this network from others."""
+"""The first tensor, by which the network is known, and the last."""
 
 BUFFERS = ("num_batches_tracked",)
 
@@ -59,30 +58,20 @@ BLOCKS = {
 """Our block: its name in the files, and the names of its convolutions there."""
 
 
-def inception_network(tensors: Tensors) -> InceptionV3:
-    """The network of the widths in a file.
+def inception_params(tensors: Tensors) -> Params:
+    """The parameters of `InceptionV3`, float32.
 
     Raises:
-      UserError: the names are not those of InceptionV3, or its widths are not the published ones divided.
+      UserError: the names are those of another network; or lists every tensor that is missing, unexpected or of another
+        shape, such as those of torchvision's network with 1000 classes.
     """
-    shape = tuple(tensors[FIRST].shape) if FIRST in tensors else ()
-    if len(shape) != 4 or shape[0] not in (32, 16, 8, 4, 2):
-        shown = str(list(shape)) if shape else ", ".join(sorted(tensors)[:4]) or "none"
+    if FIRST not in tensors:
+        shown = ", ".join(sorted(tensors)[:4]) or "none"
         raise UserError(
-            f"tensors: expected those of InceptionV3, {FIRST} [32, 3, 3, 3] among them, got {shown}. "
+            f"tensors: expected those of InceptionV3, {FIRST} among them, got {shown}. "
             "Fix: give pt_inception-2015-12-05-6726825d.pth of pytorch-fid, or the same file of torch-fidelity"
         )
-    return InceptionV3(32 // shape[0])
-
-
-def inception_params(network: InceptionV3, tensors: Tensors) -> Params:
-    """The network's parameters, float32.
-
-    Raises:
-      UserError: lists every tensor that is missing, unexpected or of another shape, such as those of torchvision's
-        network with 1000 classes.
-    """
-    return to_params(entries(), tensors, parameter_shapes(network), BUFFERS)
+    return to_params(entries(), tensors, parameter_shapes(), BUFFERS)
 
 
 def inception_tensors(params: Params) -> dict[str, np.ndarray]:
@@ -90,10 +79,10 @@ def inception_tensors(params: Params) -> dict[str, np.ndarray]:
     return to_tensors(entries(), params)
 
 
-def parameter_shapes(network: InceptionV3) -> Params:
+def parameter_shapes() -> Params:
     """The shapes of the network's parameters."""
     pixels = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), np.float32)
-    return nn.meta.unbox(jax.eval_shape(network.init, jax.random.key(0), pixels))["params"]
+    return nn.meta.unbox(jax.eval_shape(InceptionV3().init, jax.random.key(0), pixels))["params"]
 
 
 def entries() -> Iterator[Entry]:

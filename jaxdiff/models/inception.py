@@ -6,7 +6,6 @@ pixels do not count the padding, the last block takes maxima instead of averages
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -186,17 +185,7 @@ SPATIAL = "mixed_6"
 
 
 class InceptionV3(nn.Module):
-    """InceptionV3 of the FID, from images of 299 x 299 pixels with values in [-1, 1].
-
-    Attributes:
-      divisor: all widths are divided by it; 1 is the published network, the only one with published weights.
-    """
-
-    divisor: int = 1
-
-    def __post_init__(self):
-        expect(self.divisor in (1, 2, 4, 8, 16), "divisor", self.divisor, "1, 2, 4, 8 or 16", "use 1")
-        super().__post_init__()
+    """InceptionV3 of the FID, from images of 299 x 299 pixels with values in [-1, 1]."""
 
     @nn.compact
     def __call__(self, x: Images) -> InceptionOutputs:
@@ -209,21 +198,10 @@ class InceptionV3(nn.Module):
         expect(x.shape[1:] == (SIZE, SIZE, 3), "images", x.shape[1:], f"{(SIZE, SIZE, 3)}", fix)
         spatial = x
         for name, branches in BLOCKS.items():
-            x = Block(divided(branches, self.divisor), name=name)(x)
+            x = Block(branches, name=name)(x)
             spatial = x[..., :SPATIAL_CHANNELS] if name == SPATIAL else spatial
         pool = jnp.mean(x, axis=(1, 2))
         logits = Dense(CLASSES, bias=False, name="classes")(pool)
         bias: Any = self.param("classes_bias", nn.initializers.zeros, (CLASSES,))
         flat = spatial.reshape(x.shape[0], -1)
         return InceptionOutputs(pool, flat, logits, logits + bias[None])
-
-
-def divided(branches: Sequence[Branch], divisor: int) -> tuple[Branch, ...]:
-    """Branches with their widths divided."""
-
-    def each(steps: Sequence[Step]) -> tuple[Step, ...]:
-        return tuple(dataclasses.replace(step, width=step.width // divisor) for step in steps)
-
-    return tuple(
-        dataclasses.replace(branch, steps=each(branch.steps), last=each(branch.last)) for branch in branches
-    )

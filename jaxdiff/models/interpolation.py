@@ -49,11 +49,12 @@ def bicubic(old: int, new: int, scale: float | None = None) -> Matrix:
     Args:
       scale: new pixels for each old one where it is not ``new / old``: PyTorch's ``scale_factor``.
     """
-    positions = (np.arange(new) + 0.5) / (scale or new / old) - 0.5
+    step = np.float32(1 / (scale or new / old))
+    positions = (np.arange(new, dtype=np.float32) + np.float32(0.5)) * step - np.float32(0.5)
     first = np.floor(positions).astype(int) - 1
     matrix = np.zeros((new, old))
     for tap in range(4):
-        weights = _cubic(positions - (first + tap), SHARPER)
+        weights = _cubic(positions.astype(float) - (first + tap), SHARPER)
         np.add.at(matrix, (np.arange(new), np.clip(first + tap, 0, old - 1)), weights)
     return matrix.astype(np.float32)
 

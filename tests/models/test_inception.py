@@ -1,6 +1,7 @@
 """InceptionV3 of the FID against torch-fidelity: its blocks, and the whole network with weights made from names."""
 
 import functools
+import hashlib
 import pathlib
 import zlib
 
@@ -9,20 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from jaxdiff.errors import UserError
+from jaxdiff.evaluation.features.inception import Inception
 from jaxdiff.interop.inception import (
     BLOCKS,
     convolution,
     entries,
-    inception_network,
     inception_params,
     inception_tensors,
 )
 from jaxdiff.interop.mapping import to_params
 from jaxdiff.models import inception
-from jaxdiff.models.inception import Block, InceptionV3, average_pool, max_pool, shrink
-from jaxdiff.models.interpolation import interpolate, tensorflow_bilinear
+from jaxdiff.models.inception import Block, average_pool, max_pool, shrink
 from tests.text_models import QUICK
 
 GOLDENS = pathlib.Path(__file__).parent.parent / "goldens"
@@ -111,8 +112,7 @@ def test_names_are_those_of_the_published_file():
 
 def test_another_network_is_refused():
     with pytest.raises(UserError, match=r"expected those of InceptionV3.*got layer1.0.conv1.weight"):
-        inception_network({"layer1.0.conv1.weight": np.zeros((64, 64, 3, 3))})
-    assert inception_network({"Conv2d_1a_3x3.conv.weight": np.zeros((32, 3, 3, 3))}) == InceptionV3()
+        inception_params({"layer1.0.conv1.weight": np.zeros((64, 64, 3, 3))})
 
 
 @functools.cache
@@ -125,29 +125,37 @@ def published():
 @pytest.mark.slow
 def test_tensors_that_do_not_fit_are_listed_and_nothing_is_loaded():
     tensors = published()
-    network = inception_network(tensors)
     torchvision = tensors | {"fc.weight": tensors["fc.weight"][:1000], "AuxLogits.fc.bias": np.zeros(3)}
     with pytest.raises(UserError, match="nothing was loaded") as error:
-        inception_params(network, torchvision)
+        inception_params(torchvision)
     assert len(error.value.details) == 2
     assert any("fc.weight" in row and "1008" in row for row in error.value.details)
-    back = inception_tensors(inception_params(network, tensors))
+    back = inception_tensors(inception_params(tensors))
     assert back.keys() == tensors.keys()
     for name, value in tensors.items():
         np.testing.assert_array_equal(back[name], value)
 
 
+def of_file(tensors, path, **options):
+    save_file(tensors, path)
+    return Inception(str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest(), batch_size=8, **options)
+
+
 @pytest.mark.slow
-def test_the_network_is_torch_fidelity_s():
+def test_outputs_for_stored_images_are_torch_fidelity_s(tmp_path):
     file = golden("full")
-    tensors = published()
-    network = inception_network(tensors)
-    params = inception_params(network, tensors)
-    images = last(file["in/images_u8"]).astype(jnp.float32)
-    matrices = [tensorflow_bilinear(side, 299) for side in images.shape[1:3]]
-    pixels = (interpolate(images, *matrices) - 128) / 128
-    with jax.default_matmul_precision("highest"):
-        found = jax.jit(network.apply)({"params": params}, pixels)
-    pairs = {"2048": found.pool, "logits_unbiased": found.logits, "logits": found.biased_logits}
-    for tap, values in pairs.items():
-        np.testing.assert_allclose(values, file[f"out/full64/{tap}"], rtol=0, atol=1e-5)
+    images = file["in/images_u8"].transpose(0, 2, 3, 1)
+    found = of_file(published(), tmp_path / "a").shared(images)
+    values = {extractor.output: vectors for extractor, vectors in found.items()}
+    assert {extractor.dim == found[extractor].shape[1] for extractor in found} == {True}
+    for tap, output in {"2048": "pool", "logits_unbiased": "logits", "logits": "biased_logits"}.items():
+        np.testing.assert_allclose(values[output], file[f"out/full64/{tap}"], rtol=0, atol=1e-5)
+    # The branch of the spatial features with seven constant channels, so that each is known.
+    constant = {name: value.copy() for name, value in published().items()}
+    branch = "Mixed_6d.branch1x1"
+    for name in (f"{branch}.conv.weight", f"{branch}.bn.running_mean"):
+        constant[name][:7] = 0
+    constant[f"{branch}.bn.bias"][:7] = np.arange(7) - 1
+    spatial = of_file(constant, tmp_path / "b", output="spatial")(images)
+    expected = np.tile([0, 0, 1, 2, 3, 4, 5], 17 * 17)
+    np.testing.assert_array_equal(spatial, np.stack([expected, expected]))

@@ -123,7 +123,13 @@ def train_classifier(
 
 
 def _train(
-    classifier: ConvClassifier, optimizer: Any, steps: int, batch_size: int, key: Any, images: Any, labels: Any
+    classifier: ConvClassifier,
+    optimizer: Any,
+    steps: int,
+    batch_size: int,
+    key: Any,
+    images: Any,
+    labels: Any,
 ) -> Params:
     first, second = jax.random.split(key)
 

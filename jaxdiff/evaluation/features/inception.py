@@ -11,9 +11,9 @@ from jaxdiff.errors import one_of, positive
 from jaxdiff.evaluation.features.network import Network, check_images
 from jaxdiff.evaluation.features.profiles import coloured, profile_of
 from jaxdiff.evaluation.features.weights import check_sha256, checked_hash, is_known
-from jaxdiff.interop.inception import inception_network, inception_params
+from jaxdiff.interop.inception import inception_params
 from jaxdiff.interop.tensors import read_tensors
-from jaxdiff.models.inception import CLASSES, SIZE, InceptionOutputs
+from jaxdiff.models.inception import CLASSES, SIZE, InceptionOutputs, InceptionV3
 from jaxdiff.typing import Array, Params
 
 NAMES = {
@@ -99,11 +99,10 @@ class Inception:
 def _load(weights: str, sha256: str | None, profile: str) -> Network:
     found = checked_hash(weights, sha256, needs_known=True)
     tensors = read_tensors(weights).tensors
-    network = inception_network(tensors)
-    params = inception_params(network, tensors)
+    params = inception_params(tensors)
     scaled = profile_of(profile, profile).scaled
 
     def outputs(params: Params, images: UInt8[Array, "n height width channels"]) -> InceptionOutputs:
-        return network.apply({"params": params}, scaled(coloured(images), SIZE))
+        return InceptionV3().apply({"params": params}, scaled(coloured(images), SIZE))
 
     return Network(outputs, params, found)

@@ -18,7 +18,7 @@ from jaxdiff.models.interpolation import (
     interpolate,
     tensorflow_bilinear,
 )
-from jaxdiff.typing import Array, Images, UInt8
+from jaxdiff.typing import Array, Features, UInt8
 
 LARGEST = 255.0
 
@@ -39,7 +39,7 @@ class Profile:
     clipped: bool = False
     centre: float = 128.0
 
-    def resized(self, images: UInt8[Array, "n height width channels"], size: int) -> Images:
+    def resized(self, images: UInt8[Array, "n height width channels"], size: int) -> Features:
         """Images of `size` x `size` pixels with values in levels, 0 to 255. One of this size already is unchanged."""
         height, width = images.shape[1:3]
         levels = images.astype(jnp.float32)
@@ -47,7 +47,7 @@ class Profile:
             levels = interpolate(levels, self.matrix(height, size), self.matrix(width, size))
         return jnp.clip(levels, 0, LARGEST) if self.clipped else levels
 
-    def scaled(self, images: UInt8[Array, "n height width channels"], size: int) -> Images:
+    def scaled(self, images: UInt8[Array, "n height width channels"], size: int) -> Features:
         """As `resized`, with values in [-1, 1]."""
         return (self.resized(images, size) - self.centre) / self.centre
 

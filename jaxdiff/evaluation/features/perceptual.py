@@ -50,7 +50,7 @@ class PerceptualDistance:
     def __call__(
         self,
         a: UInt8[np.ndarray, "n height width channels"],
-        b: UInt8[np.ndarray, "n height width channels"],
+        b: UInt8[np.ndarray, "..."],
     ) -> Float32[np.ndarray, "n"]:
         """The distance of each pair; 0 for equal images. Grey images are allowed.
 

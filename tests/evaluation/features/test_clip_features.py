@@ -53,7 +53,7 @@ def test_unit_vectors_of_images_are_transformers(folder):
     assert features.dim == 24
     np.testing.assert_allclose(features(IMAGES), expected, rtol=0, atol=1e-4)
     squares = PROFILES["cmmd-pytorch"].resized(jnp.asarray(IMAGES), 16) / 255
-    squares = (squares - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
+    squares = (np.asarray(squares) - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
     found = ClipImages(folder, "cmmd-pytorch", batch_size=8)(IMAGES)
     np.testing.assert_allclose(found, image_vectors(squares), rtol=0, atol=1e-4)
 

@@ -5,6 +5,7 @@ import hashlib
 import logging
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_vectors_are_those_of_the_network_for_any_number_of_images(file):
     features = extractor(file)
     levels = PROFILES["edm2"].resized(jnp.asarray(IMAGES), 16)
     pixels = (levels / 255 - jnp.asarray(MEAN)[None, None, None]) / jnp.asarray(STD)[None, None, None]
-    params = dinov2_params(dinov2_network(tensors()), tensors())
+    params = jax.tree.map(jnp.asarray, dinov2_params(dinov2_network(tensors()), tensors()))
     expected = dinov2_network(tensors()).apply({"params": params}, pixels).vector
     found = features(IMAGES)
     assert (found.shape, found.dtype, features.dim) == ((11, 64), np.float32, 64)

@@ -45,6 +45,23 @@ def test_the_tokens_are_transformers(registers, size):
     assert_close(found.tokens.features, expected.last_hidden_state[:, 1 + registers :])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("registers", [0, 4])
+def test_vit_s_at_224_pixels_is_transformers(registers):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    options = {"hidden_size": 384, "num_attention_heads": 6, "image_size": 518, "patch_size": 14}
+    if registers:
+        config = transformers.Dinov2WithRegistersConfig(**options, num_register_tokens=registers)
+        peer = randomise(transformers.Dinov2WithRegistersModel(config), 0.05)
+    else:
+        peer = randomise(transformers.Dinov2Model(transformers.Dinov2Config(**options)), 0.05)
+    x = pixels(224, 224)
+    with torch.no_grad():
+        expected = peer(torch.tensor(x.transpose(0, 3, 1, 2))).pooler_output
+    network = dinov2_network(numbers(peer)).clone(offset=0.0)
+    assert_close(run(network, dinov2_params(network, numbers(peer)), jnp.asarray(x)).vector, expected)
+
+
 def test_positions_of_the_original_code():
     """It gives PyTorch the factor of a size that is 0.1 larger, so positions are not those of transformers."""
     torch = pytest.importorskip("torch")

@@ -136,7 +136,7 @@ def test_distances_of_alexnet_are_those_of_the_formula(alex_tensors, tmp_path):
     rng = np.random.default_rng(1)
     x, y = (rng.uniform(-1, 1, (2, 40, 35, 3)).astype(np.float32) for _ in range(2))
     params = jax.tree.map(jnp.asarray, LpipsFiles(*alex_files(alex_tensors, tmp_path), "alex").read())
-    found = Lpips("alex").apply({"params": params}, jnp.asarray(x), jnp.asarray(y))
+    found = jax.jit(Lpips("alex").apply)({"params": params}, jnp.asarray(x), jnp.asarray(y))
     np.testing.assert_allclose(found, alex_distances(torch, alex_tensors, x, y), rtol=1e-4)
 
 

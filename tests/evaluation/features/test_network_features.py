@@ -21,6 +21,7 @@ from jaxdiff.evaluation.metric import Batch
 from jaxdiff.evaluation.protocols import FeatureExtractor, SharedExtractor
 from jaxdiff.interop.dinov2 import dinov2_network, dinov2_params, dinov2_tensors, parameter_shapes
 from jaxdiff.models.dinov2 import Dinov2
+from tests.text_models import run
 
 NETWORK = Dinov2(width=64, layers=2, heads=1, hidden=80, image_size=12, patch=4)
 IMAGES = np.random.default_rng(0).integers(0, 256, (11, 14, 10, 3)).astype(np.uint8)
@@ -55,7 +56,7 @@ def test_vectors_are_those_of_the_network_for_any_number_of_images(file):
     levels = PROFILES["edm2"].resized(jnp.asarray(IMAGES), 16)
     pixels = (levels / 255 - jnp.asarray(MEAN)[None, None, None]) / jnp.asarray(STD)[None, None, None]
     params = jax.tree.map(jnp.asarray, dinov2_params(dinov2_network(tensors()), tensors()))
-    expected = dinov2_network(tensors()).apply({"params": params}, pixels).vector
+    expected = run(dinov2_network(tensors()), params, pixels).vector
     found = features(IMAGES)
     assert (found.shape, found.dtype, features.dim) == ((11, 64), np.float32, 64)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

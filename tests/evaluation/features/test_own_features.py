@@ -8,6 +8,7 @@ from jaxdiff.errors import UserError
 from jaxdiff.evaluation.features.classifier import ClassifierFeatures, train_classifier
 from jaxdiff.evaluation.features.pca import PixelPca, fit_pixel_pca
 from jaxdiff.evaluation.protocols import Classifier, FeatureExtractor
+from jaxdiff.models.conv_classifier import ConvClassifier
 
 
 def test_components_are_the_directions_of_largest_variance(digits, tmp_path):
@@ -51,8 +52,9 @@ def test_impossible_components_and_files(digits, tmp_path):
 def test_a_classifier_of_digits_separates_unseen_digits(digits, tmp_path):
     (train, labels), (test, test_labels) = digits
     path = str(tmp_path / "classifier.safetensors")
-    features = train_classifier(train, labels, path, steps=400)
-    assert np.mean(features.predict(test) == test_labels) >= 0.97
+    small = ConvClassifier(10, width=16, levels=2, features=32)
+    features = train_classifier(train, labels, path, small, steps=300, batch_size=64)
+    assert np.mean(features.predict(test) == test_labels) >= 0.95
     again = ClassifierFeatures(path)
     np.testing.assert_array_equal(again(test), features(test))
     assert again(test).shape == (len(test), features.dim)
@@ -60,7 +62,7 @@ def test_a_classifier_of_digits_separates_unseen_digits(digits, tmp_path):
     assert isinstance(again, Classifier)
     nearest = features(train)
     distances = np.linalg.norm(features(test)[:, None] - nearest[None], axis=-1)
-    assert np.mean(labels[distances.argmin(axis=1)] == test_labels) >= 0.97
+    assert np.mean(labels[distances.argmin(axis=1)] == test_labels) >= 0.95
 
 
 def test_labels_that_are_no_classes_are_refused(digits, tmp_path):

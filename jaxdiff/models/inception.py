@@ -24,6 +24,9 @@ SPATIAL_CHANNELS = 7
 
 EPS = 1e-3
 
+BORDER: Any = ((1, 1), (1, 1))
+"""Rows and columns around the image in pools of 3 x 3 pixels."""
+
 
 class InceptionOutputs(NamedTuple):
     """What the network says about images.
@@ -66,12 +69,12 @@ class ConvNorm(nn.Module):
 
 def average_pool(x: Images) -> Features:
     """Means of 3 x 3 pixels, those beyond the border not counted."""
-    return nn.avg_pool(x, (3, 3), padding=((1, 1), (1, 1)), count_include_pad=False)
+    return nn.avg_pool(x, (3, 3), padding=BORDER, count_include_pad=False)
 
 
 def max_pool(x: Images) -> Features:
     """Maxima of 3 x 3 pixels."""
-    return nn.max_pool(x, (3, 3), padding=((1, 1), (1, 1)))
+    return nn.max_pool(x, (3, 3), padding=BORDER)
 
 
 def shrink(x: Images) -> Features:

@@ -6,6 +6,7 @@ a string. Epsilons, paddings and initialisers are written out, because framework
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -247,10 +248,11 @@ class BatchNorm(nn.Module):
     def __call__(self, x: Features) -> Features:
         init = {"scale": nn.initializers.ones, "bias": nn.initializers.zeros}
         init |= {"mean": nn.initializers.zeros, "variance": nn.initializers.ones}
-        scale, bias, mean, variance = (
+        found: list[Any] = [
             self.param(name, nn.with_logical_partitioning(each, ("channels_out",)), x.shape[-1:])
             for name, each in init.items()
-        )
+        ]
+        scale, bias, mean, variance = found
         gain = scale * jax.lax.rsqrt(variance + self.eps)
         return x * gain[None, None, None] + (bias - mean * gain)[None, None, None]
 

@@ -134,7 +134,7 @@ def _train(
     first, second = jax.random.split(key)
 
     def loss(params: Params, rows: Array) -> Array:
-        logits = classifier.apply({"params": params}, _symmetric(images[rows]))[1]
+        logits: Any = classifier.apply({"params": params}, _symmetric(images[rows]))[1]
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels[rows]).mean()
 
     def step(state: Any, key: Any) -> tuple[Any, None]:

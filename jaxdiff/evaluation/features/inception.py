@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -103,6 +103,7 @@ def _load(weights: str, sha256: str | None, profile: str) -> Network:
     scaled = profile_of(profile, profile).scaled
 
     def outputs(params: Params, images: UInt8[Array, "n height width channels"]) -> InceptionOutputs:
-        return InceptionV3().apply({"params": params}, scaled(coloured(images), SIZE))
+        found: Any = InceptionV3().apply({"params": params}, scaled(coloured(images), SIZE))
+        return found
 
     return Network(outputs, params, found)

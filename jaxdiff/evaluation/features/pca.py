@@ -82,7 +82,7 @@ def fit_pixel_pca(images: UInt8[np.ndarray, "n height width channels"], dim: int
     most = min(n, int(np.prod(shape)))
     expect(0 < dim <= most, "dim", dim, f"1 to {most}, the number of images or of pixels", "use fewer")
     solver: Any = "auto"
-    fitted = PCA(dim, svd_solver=solver, random_state=0).fit(images.reshape(n, -1) / 255.0)
+    fitted: Any = PCA(dim, svd_solver=solver, random_state=0).fit(images.reshape(n, -1) / 255.0)
     arrays = {MEAN: fitted.mean_.reshape(shape), COMPONENTS: fitted.components_.reshape(dim, *shape)}
     write_safetensors(path, {name: array.astype(np.float32) for name, array in arrays.items()})
     return PixelPca(path)

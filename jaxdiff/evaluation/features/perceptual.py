@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -74,7 +74,8 @@ def _load(weights: str, linear: str, network: str) -> Network:
     params, module = LpipsFiles(weights, linear, network).read(), Lpips(network)
 
     def distances(params: dict, a: UInt8[Array, "..."], b: UInt8[Array, "..."]) -> Array:
-        return module.apply({"params": params}, _symmetric(a), _symmetric(b))
+        found: Any = module.apply({"params": params}, _symmetric(a), _symmetric(b))
+        return found
 
     return Network(distances, params, " ".join(hashes))
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Integer, Shaped, UInt8
 
 from jaxdiff.errors import UserError
-from jaxdiff.evaluation.protocols import FeatureExtractor, Fields
+from jaxdiff.evaluation.protocols import FeatureExtractor, Fields, SharedExtractor
 
 Stream = Literal["train", "test", "samples"]
 REAL: tuple[Stream, ...] = ("train", "test")
@@ -50,12 +50,14 @@ class Batch:
     _features: list[tuple[Any, np.ndarray]] = dataclasses.field(default_factory=list, repr=False)
 
     def features(self, extractor: FeatureExtractor) -> Shaped[np.ndarray, "n d"]:
-        """Features of the images; metrics with equal extractors share one computation."""
+        """Features of the images; metrics share one computation of equal extractors, and of outputs of one network."""
         for known, values in self._features:
             if known == extractor:
                 return values
-        self._features.append((extractor, extractor(self.images)))
-        return self._features[-1][1]
+        shares = isinstance(extractor, SharedExtractor)
+        found = extractor.shared(self.images) if shares else {extractor: extractor(self.images)}
+        self._features.extend(found.items())
+        return found[extractor]
 
     def rows(self, chosen: Bool[np.ndarray, "n"]) -> "Batch":
         """The part of the batch where `chosen` is true."""

@@ -175,6 +175,15 @@ class ImageDistance(Protocol):
 
 
 @runtime_checkable
+class SharedExtractor(FeatureExtractor, Protocol):
+    """A feature extractor that is one of several outputs of a network, which are computed together."""
+
+    def shared(self, images: np.ndarray) -> Mapping[Any, np.ndarray]:
+        """The vectors [n, d] of all outputs, by the extractors that they belong to; itself among them."""
+        ...
+
+
+@runtime_checkable
 class Classifier(Protocol):
     """A fitted classifier: the class of each image, int [n]."""
 

@@ -117,7 +117,7 @@ def _published(tensors: Mapping[str, Any]) -> dict[str, Any]:
 def entries(encoder: ClipVisionEncoder) -> Iterator[Entry]:
     """The mapping of the parameters to names without a prefix."""
     yield Entry("class_embedding", ("embeddings.class_embedding",), _ROW)
-    yield Entry("patch_embedding/kernel", (PATCHES,), _PATCH)
+    yield Entry("patch_embedding/kernel", (PATCHES,), PATCH)
     yield Entry("position_embedding", ("embeddings.position_embedding.weight",), SAME)
     yield from norm("norm_embedded", "pre_layrnorm")
     yield from norm("norm", "post_layernorm")
@@ -135,7 +135,7 @@ def _save_patch(array: np.ndarray) -> list[np.ndarray]:
     return [array.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)]
 
 
-_PATCH = Layout(_load_patch, _save_patch)
+PATCH = Layout(_load_patch, _save_patch)
 """[out, 3, height, width] -> [height width 3, out]"""
 
 _ROW = Layout(lambda tensors, shape: tensors[0].reshape(shape), lambda array: [array.reshape(-1)])

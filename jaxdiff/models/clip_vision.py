@@ -122,6 +122,10 @@ def clip_pixels(images: Images, size: int = 224) -> Features:
         resized = jax.image.resize(levels, (batch, *shape, channels), "bicubic")
         levels = jnp.round(jnp.clip(resized, 0, 255))
     top, left = (rows - size) // 2, (columns - size) // 2
-    square = levels[:, top : top + size, left : left + size] / 255
+    return clip_normalised(levels[:, top : top + size, left : left + size] / 255)
+
+
+def clip_normalised(images: Images) -> Images:
+    """Images with values in [0, 1], by the mean and the standard deviation of CLIP's training images."""
     mean, std = (np.array(values, np.float32)[None, None, None] for values in (MEAN, STD))
-    return (square - mean) / std
+    return (images - mean) / std

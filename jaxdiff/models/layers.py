@@ -6,6 +6,7 @@ a string. Epsilons, paddings and initialisers are written out, because framework
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -73,12 +74,13 @@ class Conv(nn.Module):
     """Convolution; a matrix product if its size is 1.
 
     Attributes:
+      size: side of the kernel, or its height and width.
       padding: zeros before and after each row and column; ``size // 2`` on both sides if None.
       bias: whether a bias is added.
     """
 
     features: int
-    size: int = 3
+    size: int | tuple[int, int] = 3
     stride: int = 1
     padding: tuple[int, int] | None = None
     zero: bool = False
@@ -89,18 +91,19 @@ class Conv(nn.Module):
     def __call__(self, x: Images) -> Features:
         names = (None, None, "channels_in", "channels_out")
         init = nn.with_logical_partitioning(kernel_init(self.zero), names)
-        kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1], self.features))
+        size = (self.size, self.size) if isinstance(self.size, int) else self.size
+        kernel = self.param("kernel", init, (*size, x.shape[-1], self.features))
         kernel, x = kernel.astype(self.dtype), x.astype(self.dtype)
-        if self.size == 1 and self.stride == 1:
+        if size == (1, 1) and self.stride == 1:
             x = x @ kernel[0, 0]
         else:
             # Padding is explicit: "SAME" pads a stride of 2 on one side only, unlike most published U-Nets.
-            padding = self.padding or (self.size // 2, self.size // 2)
+            padding = [self.padding or (side // 2, side // 2) for side in size]
             x = jax.lax.conv_general_dilated(
                 x,
                 kernel,
                 window_strides=(self.stride,) * 2,
-                padding=[padding] * 2,
+                padding=padding,
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
         return x + _bias(self, x.ndim) if self.bias else x
@@ -234,6 +237,24 @@ class RmsNorm(nn.Module):
         wide = x.astype(statistics_dtype(x))
         rstd = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
         return (gamma[None, None] * (wide * rstd)).astype(x.dtype)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation with stored statistics (Ioffe & Szegedy 2015): a network that is not trained any more."""
+
+    eps: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Features) -> Features:
+        init = {"scale": nn.initializers.ones, "bias": nn.initializers.zeros}
+        init |= {"mean": nn.initializers.zeros, "variance": nn.initializers.ones}
+        found: list[Any] = [
+            self.param(name, nn.with_logical_partitioning(each, ("channels_out",)), x.shape[-1:])
+            for name, each in init.items()
+        ]
+        scale, bias, mean, variance = found
+        gain = scale * jax.lax.rsqrt(variance + self.eps)
+        return x * gain[None, None, None] + (bias - mean * gain)[None, None, None]
 
 
 def scaled(x: Float[Array, "*shape"], scale: float) -> Float[Array, "*shape"]:

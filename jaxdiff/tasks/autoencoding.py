@@ -83,6 +83,11 @@ class AutoencodingTask:
         """The network of the perceptual distance."""
         return FrozenDict({} if self.perceptual is None else {PERCEPTUAL: self.perceptual})
 
+    @property
+    def _perceptual_network(self) -> str:
+        """VGG unless the weights say otherwise, as `LpipsFiles` does."""
+        return getattr(self.perceptual, "network", "vgg")
+
     def check(self, example: Mapping[str, Any], num_classes: int | None) -> None:
         """Raise `UserError` unless an example has an image of the right shape."""
         name, fix = self.image_field, "name the field of the images"
@@ -129,7 +134,9 @@ class AutoencodingTask:
         terms["kl"] = kl_per_value(mean, log_variance, x)
         losses = terms["reconstruction"] + self.kl_weight * terms["kl"]
         if self.perceptual is not None:
-            distance: Any = Lpips().apply({"params": context.frozen[PERCEPTUAL]}, made, x)
+            distance: Any = Lpips(self._perceptual_network).apply(
+                {"params": context.frozen[PERCEPTUAL]}, made, x
+            )
             terms["perceptual"] = distance
             losses = losses + self.perceptual_weight * terms["perceptual"]
         if self.discriminator is not None:

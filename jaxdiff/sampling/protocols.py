@@ -195,7 +195,7 @@ class Numeric(Protocol):
     """A guidance with numbers that can be arguments of a compiled program, which then serves all of their values."""
 
     @property
-    def numbers(self) -> Mapping[str, float]:
+    def numbers(self) -> Mapping[str, Any]:
         """The numbers by name, without those on whose value it depends which models are called."""
         ...
 

@@ -69,7 +69,8 @@ class Cads:
         return GuidedDenoiser(call, guided(conditions).init)
 
     @property
-    def scale(self) -> float:
+    def scale(self) -> Any:
+        """The scale of the inner guidance; an array where it is an argument of a compiled program."""
         return self.guidance.scale
 
     def dropped(self, names: Collection[str]) -> frozenset[str]:
@@ -80,7 +81,7 @@ class Cads:
         return dataclasses.replace(self, guidance=self.guidance.with_scale(scale))
 
     @property
-    def numbers(self) -> Mapping[str, float]:
+    def numbers(self) -> Mapping[str, Any]:
         """The numbers of the inner guidance."""
         return self.guidance.numbers if isinstance(self.guidance, Numeric) else {}
 

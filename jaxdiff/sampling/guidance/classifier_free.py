@@ -91,7 +91,7 @@ class IntervalGuidance:
         raise NotImplementedError
 
     @property
-    def numbers(self) -> dict[str, float]:
+    def numbers(self) -> dict[str, Any]:
         """The bounds of the interval; of `ClassifierFree` and `Autoguidance` also a scale that needs both models."""
         bounds = {} if self.interval is None else {name: getattr(self.interval, name) for name in BOUNDS}
         rule, scale = (getattr(self, name, None) for name in ("rule", "scale"))

@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -87,7 +88,7 @@ class Records:
         try:
             with np.load(self._file(key)) as arrays:
                 return Samples(arrays["images"], float(arrays["seconds"]), int(arrays["rows"]))
-        except (FileNotFoundError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+        except (FileNotFoundError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
             return None
 
     def keep(self, key: str, samples: Samples) -> None:

@@ -96,7 +96,12 @@ def main(argv: Sequence[str]) -> None:
 
     runtime.start()
 
+    import jax
+
     from jaxdiff.sweeps import loading
+
+    fix = "start one, which uses all of its devices"
+    expect(jax.process_count() == 1, "processes", jax.process_count(), "one process for a sweep", fix)
 
     request = loading.Request(flags.workdir, flags.step, tuple(overrides), packages, guiding_model)
     experiment = request.experiment()
@@ -145,14 +150,10 @@ def _run(
 
 def _report(flags: argparse.Namespace, sweep: "Sweep", report: "SweepReport", facts: dict[str, Any]) -> None:
     """Print and write a report, and the choice of ``--apply`` into the run's config."""
-    import jax
-
     from jaxdiff.sweeps import presets
     from jaxdiff.sweeps.report import setting_of
 
     print(f"\n{report}\n{facts['programs']} programs compiled, {facts['seconds']:.0f} s")
-    if jax.process_index() != 0:
-        return
     report.write(sweep.records.folder, facts)
     print(f"wrote report.json, pareto.png and collapse.png to {sweep.records.folder}")
     if flags.apply is not None:

@@ -21,8 +21,8 @@ class Scores(NamedTuple):
 
     Attributes:
       values: of all metrics.
-      equal: of the metrics with `Metric.relative`, at the number of real images in `Scorer.real`.
-      relative: the named values of `equal` as fractions of the real images'.
+      equal: those that `Metric.relative` names, at the number of real images in `Scorer.real`.
+      relative: the same as fractions of the real images'.
       states: the metrics' states after the samples.
     """
 
@@ -119,9 +119,9 @@ class Scorer:
             if fair and not matched.all() and rows.any():
                 fair_states = folds.update(fair, fair_states, batch.rows(rows))
         values = folds.compute(self.metrics, states)
-        equal = folds.compute(fair, self._of(fair, states) if matched.all() else fair_states)
-        names = [name for metric in fair for name in metric.relative]
-        return Scores(values, equal, {name: ratio(equal[name], self.real[name]) for name in names}, states)
+        found = values if matched.all() else folds.compute(fair, fair_states)
+        equal = {name: found[name] for metric in fair for name in metric.relative}
+        return Scores(values, equal, {name: ratio(equal[name], self.real[name]) for name in equal}, states)
 
     @property
     def matched(self) -> Bool[np.ndarray, "n"]:

@@ -27,7 +27,9 @@ def apply(record: Mapping[str, Any], name: str, workdir: str) -> str:
     check(record, name, workdir)
     file = pathlib.Path(workdir).expanduser() / CONFIG_FILE
     stored = json.loads(file.read_text())
-    recipe = {TARGET: PRESET, **json.loads(record["recipe"])}
+    recipe = dict(
+        sorted({TARGET: PRESET, **json.loads(record["recipe"])}.items())
+    )  # as in every stored config
     stored["recipes"] = {**(stored.get("recipes") or {}), plain(name): recipe}
     draft = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     draft.write_text(json.dumps(stored, indent=1) + "\n")

@@ -86,7 +86,7 @@ class Records:
     def samples(self, key: str) -> Samples | None:
         """The kept samples of a key; None if there are none, or the file is damaged."""
         try:
-            with np.load(self._file(key)) as arrays:
+            with self._file(key).open("rb") as file, np.load(file) as arrays:
                 return Samples(arrays["images"], float(arrays["seconds"]), int(arrays["rows"]))
         except (FileNotFoundError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
             return None

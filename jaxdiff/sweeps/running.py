@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 import jaxdiff
@@ -132,17 +131,17 @@ class Sweep:
                 "counts": counts(self.scorer.metrics, n, self.scorer.counts),
                 "values": dict(self.scorer.real),
             }
-            self._add(record)
+            self.records.add(record)
         return record
 
     def _made(self, candidate: Candidate, key: str) -> Record:
         samples = self.records.samples(key)
         if samples is None:
             samples = self._sampled(candidate.generator)
-            if self.keep_images and jax.process_index() == 0:
+            if self.keep_images:
                 self.records.keep(key, samples)
         record = self._record(candidate, key, samples)
-        self._add(record)
+        self.records.add(record)
         return record
 
     def _record(self, candidate: Candidate, key: str, samples: Samples) -> Record:
@@ -183,10 +182,6 @@ class Sweep:
         images = np.concatenate([batch.images for batch in scorer.generated(generate, 1.0)])
         rows = min(scorer.inputs.batch_size, scorer.samples)
         return Samples(images, statistics.median(times) / rows, rows)
-
-    def _add(self, record: Record) -> None:
-        if jax.process_index() == 0:
-            self.records.add(record)
 
 
 def _timed(generate: Callable[[], np.ndarray]) -> tuple[np.ndarray, float, bool]:

@@ -30,11 +30,11 @@ def recipe_of(recipe: Recipe, setting: Setting) -> Recipe:
     Raises:
       UserError: the guidance of the recipe has no rule, interval or scale of this kind.
     """
-    guidance = _with_rule(recipe.guidance, setting.rule)
+    guidance = _with_rule(recipe.guidance, setting)
     if setting.interval != OWN:
         guidance = _inside(guidance, _interval(setting.interval))
     if setting.guidance is not None:
-        with _named(f"--guidance={setting.guidance:g}"):
+        with _naming_the_scale(setting.guidance):
             guidance = guidance.with_scale(setting.guidance)
     return dataclasses.replace(recipe, guidance=_inside(guidance, _plain_if_off))
 
@@ -44,12 +44,13 @@ def rule_name(text: str) -> str:
     return plain(text.partition("(")[0])
 
 
-def _with_rule(guidance: Any, text: str) -> Guidance:
-    """The guidance with the rule that `text` names.
+def _with_rule(guidance: Any, setting: Setting) -> Guidance:
+    """The guidance with the rule that a setting names, and with its scale, which another rule may refuse.
 
     Besides the classes of `jaxdiff.sampling.guidance.rules` there are ``cads``, which adds noise to the conditions, and
     ``autoguidance``, which guides away from a weaker model instead of the null.
     """
+    text = setting.rule
     if text == OWN:
         return guidance
     known = {plain(cls.__name__): cls for cls in (*_rules(), Autoguidance, Cads)}
@@ -61,7 +62,10 @@ def _with_rule(guidance: Any, text: str) -> Guidance:
         return _made(text, cls, arguments, guidance=configs.describe(guidance))
     if cls is Autoguidance:
         return _inside(guidance, lambda inner: _autoguidance(text, inner, arguments))
-    return _inside(guidance, lambda inner: _replaced(inner, "--rule", text, rule=_made(text, cls, arguments)))
+    scale = {} if setting.guidance is None else {"scale": setting.guidance}
+    fields = {"rule": _made(text, cls, arguments), **scale}
+    with _naming_the_scale(guidance.scale if setting.guidance is None else setting.guidance):
+        return _inside(guidance, lambda inner: _replaced(inner, "--rule", text, **fields))
 
 
 def _rules() -> list[type]:
@@ -72,16 +76,13 @@ def _rules() -> list[type]:
 
 def _arguments(text: str) -> dict[str, Any]:
     """The arguments of ``Name(field=value)``."""
-    try:
-        call: Any = ast.parse(text if "(" in text else f"{text}()", mode="eval").body
-        named = isinstance(call, ast.Call) and not call.args
-        return (
-            {str(word.arg): ast.literal_eval(word.value) for word in call.keywords} if named else {"": None}
-        )
-    except (SyntaxError, ValueError):
-        raise UserError(
-            f"--rule={text}: expected a name with arguments, got {text!r}. Fix: write Name(field=value)"
-        ) from None
+    with contextlib.suppress(SyntaxError, ValueError):
+        call = ast.parse(text if "(" in text else f"{text}()", mode="eval").body
+        if isinstance(call, ast.Call) and not call.args:
+            return {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+    raise UserError(
+        f"--rule={text}: expected a name with arguments, got {text!r}. Fix: write Name(field=value)"
+    )
 
 
 def _made(text: str, cls: type, arguments: dict[str, Any], **further: Any) -> Any:
@@ -127,9 +128,11 @@ def _inside(guidance: Any, change: Change) -> Guidance:
 
 
 @contextlib.contextmanager
-def _named(where: str) -> Iterator[None]:
-    """Let errors of a part name the flag that gave its value."""
+def _naming_the_scale(scale: float) -> Iterator[None]:
+    """Let errors about a scale name its flag."""
     try:
         yield
     except UserError as error:
-        raise UserError(f"{where}: {error.message.partition(': ')[2]}") from None
+        if not error.message.startswith("scale"):
+            raise
+        raise UserError(f"--guidance={scale:g}: {error.message.partition(': ')[2]}") from None

@@ -62,6 +62,8 @@ def test_a_setting_changes_scale_interval_and_rule():
     assert guidance_of(limited) == limited
     assert guidance_of(rule="rescale(phi=0.5)") == ClassifierFree(2.0, Rescale(0.5))
     assert guidance_of(rule="cfg_plus_plus", guidance=0.6) == ClassifierFree(0.6, CfgPlusPlus())
+    bounded = ClassifierFree(0.6, CfgPlusPlus())
+    assert guidance_of(bounded, rule="extrapolate", guidance=3.0) == ClassifierFree(3.0)
     assert guidance_of(rule="Autoguidance", guidance=3.0) == Autoguidance(3.0)
     noisy = guidance_of(rule="cads(noise_scale=0.2)", interval="0.3:3")
     assert noisy == Cads(ClassifierFree(2.0, interval=Interval(0.3, 3.0)), noise_scale=0.2)

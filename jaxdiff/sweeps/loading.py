@@ -24,7 +24,7 @@ from jaxdiff.sweeps.guidance import recipe_of
 from jaxdiff.sweeps.running import Candidate
 from jaxdiff.sweeps.settings import OWN, Setting, unique
 from jaxdiff.training import snapshots
-from jaxdiff.training.power_ema import PowerEma
+from jaxdiff.training.power_ema import PowerEma, check_std
 from jaxdiff.training.state import abstract_params
 from jaxdiff.trees import merge
 
@@ -85,6 +85,9 @@ class Request:
         found, left_out = self._recipes(settings)
         models = _Models(self, with_weights)
         made = [Candidate(setting, _sampling(models.of(setting.ema), recipe)) for setting, recipe in found]
+        used = self.guiding_model is None or any(each.generator.guiding_model for each in made)
+        fix = "add --rule autoguidance, or leave it out"
+        expect(used, "--guiding-model", self.guiding_model, "a setting that uses it", fix, "none")
         for candidate in () if with_weights else made:
             _check(candidate.generator)
         return Candidates(models.of(None), made, left_out)
@@ -167,6 +170,7 @@ class _Models:
         )
         ema = experiment.ema
         expect(isinstance(ema, PowerEma), "--ema", length, "a run with PowerEma", fix, kind)
+        check_std("--ema", length)
         if not self._with_weights or not isinstance(ema, PowerEma):
             return plain
         untrained, folder = experiment.optimizer.frozen, epath.Path(request.workdir).expanduser()

@@ -39,6 +39,14 @@ def recipe_of(recipe: Recipe, setting: Setting) -> Recipe:
     return dataclasses.replace(recipe, guidance=_inside(guidance, _plain_if_off))
 
 
+def resolved(setting: Setting, recipe: Recipe) -> Setting:
+    """A setting with the scale, steps and sampler of its recipe in place of the run's, under one name each."""
+    sampler = type(recipe.sampler).__name__
+    named = setting.sampler == OWN or plain(setting.sampler) == plain(sampler)
+    scale, name = float(recipe.guidance.scale), sampler if named else setting.sampler
+    return dataclasses.replace(setting, guidance=scale, steps=recipe.steps, sampler=name)
+
+
 def rule_name(text: str) -> str:
     """The name of a rule without its arguments, such as ``cads`` of ``Cads(noise_scale=0.2)``."""
     return plain(text.partition("(")[0])

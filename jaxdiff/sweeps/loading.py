@@ -20,7 +20,7 @@ from jaxdiff.runs.stages import read_model_config
 from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
 from jaxdiff.sampling.guidance.per_condition import PerCondition
 from jaxdiff.sampling.recipe import Recipe
-from jaxdiff.sweeps.guidance import recipe_of
+from jaxdiff.sweeps.guidance import recipe_of, resolved
 from jaxdiff.sweeps.running import Candidate
 from jaxdiff.sweeps.settings import OWN, Setting, unique
 from jaxdiff.training import snapshots
@@ -99,7 +99,8 @@ class Request:
             base = (setting.sampler, setting.steps)
             bases[base] = bases[base] if base in bases else self._recipe(*base)
             try:
-                found.append((setting, recipe_of(bases[base], setting)))
+                recipe = recipe_of(bases[base], setting)
+                found.append((resolved(setting, recipe), recipe))
             except UserError as error:
                 if setting.rule == OWN or not error.message.startswith("--guidance"):
                     raise

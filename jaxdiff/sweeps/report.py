@@ -1,6 +1,7 @@
 """The report of a sweep: the answer in words, a table with Pareto fronts, and plots."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -19,13 +20,12 @@ from jaxdiff.sweeps.settings import Setting
 
 JSON, FRONTS, COLLAPSE = "report.json", "pareto.png", "collapse.png"
 
-CURVES = (
-    ("recall", "recall"),
-    ("coverage", "coverage"),
-    ("least class spread / real", "spread.minimum"),
-    ("distance to training set / test's", "memorization.ratio"),
-)
-"""Titles of the curves over the guidance scale, and the paths of their values."""
+CURVES = {"recall": "recall", "coverage": "coverage", "spread.minimum": "least class spread / real",
+          "memorization.ratio": "distance to training set / test's"}  # fmt: skip
+"""The paths of the values that are drawn over the guidance scale, and their titles."""
+
+UNSEEN = {"memorization.ratio": 1.0}
+"""Values of unseen real images, where those of training images say nothing: these are copies of themselves."""
 
 MARKS = {"quality-diversity": "D", "quality-NFE": "N", "quality-seconds": "s"}
 """For each trade-off, the letter that marks settings of its front in the table."""
@@ -46,7 +46,7 @@ class SweepReport:
     quality: Measure
     diversity: Measure
 
-    @property
+    @functools.cached_property
     def points(self) -> list[Point]:
         """The settings, in the order of `records`."""
         return [
@@ -60,13 +60,13 @@ class SweepReport:
             for record in self.records
         ]
 
-    @property
+    @functools.cached_property
     def answer(self) -> list[str]:
         """What guidance costs, in words."""
         names = self.quality.path, self.diversity.path
         return Collapse(self.points, _figure(self.real, self.diversity), *names).answer()
 
-    @property
+    @functools.cached_property
     def fronts(self) -> dict[str, list[bool]]:
         """For each trade-off, which settings are on its Pareto front."""
         return {name: front([pair(point) for point in self.points]) for name, pair in TRADE_OFFS.items()}
@@ -111,6 +111,10 @@ class SweepReport:
         self._fronts().save(folder / FRONTS)
         self._curves().save(folder / COLLAPSE)
 
+    def _level(self, path: str) -> float | None:
+        """The value of real images."""
+        return UNSEEN.get(path, lookup(self.real["values"], path))
+
     def _keys(self, marks: Sequence[bool]) -> list[str]:
         return [record["key"] for record, on_front in zip(self.records, marks, strict=True) if on_front]
 
@@ -133,9 +137,10 @@ class SweepReport:
         family = best_quality(self.points).setting.family
         records = [record for record in self.records if setting_of(record).family == family]
         measures = list(dict.fromkeys(setting_of(record).measure for record in records))
+        titles = {self.quality.path: self.quality.path, **CURVES}
         blocks = [
-            curves_block(title, ("guidance scale", ""), curves, lookup(self.real["values"], path))
-            for title, path in ((self.quality.path, self.quality.path), *CURVES)
+            curves_block(titles[path], ("guidance scale", ""), curves, self._level(path))
+            for path in titles
             if (curves := _curves_of(records, measures, path))
         ]
         rows = [side_by_side(blocks[i : i + 3]) for i in range(0, len(blocks), 3)]

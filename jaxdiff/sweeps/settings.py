@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One combination. `OWN` and None stand for the value of the run.
+    """One combination. `OWN` and None stand for the value of the run, see `jaxdiff.sweeps.guidance.resolved`.
 
     Attributes:
       guidance: guidance scale.

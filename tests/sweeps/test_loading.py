@@ -27,13 +27,19 @@ def test_settings_change_sampler_and_steps_and_share_the_weights(run):
     assert [recipe.steps for recipe in recipes] == [3, 5, found.plain.recipe.steps]
     assert isinstance(recipes[1].sampler, Heun)
     assert recipes[2] == found.plain.recipe
+    assert [candidate.setting for candidate in found.made] == [
+        Setting(2.0, 3, "DpmSolver2M"),
+        Setting(2.0, 5, "Heun"),
+        Setting(1.5, 4, "DpmSolver2M"),
+    ], "each is named by what it is, so that a run's own values are found again when they are given"
     assert all(candidate.generator.params is found.plain.params for candidate in found.made)
 
 
 def test_a_rule_is_left_out_only_where_it_refuses_the_scale(run):
     settings = [Setting(scale, rule=rule) for rule in ("own", "cfg_plus_plus") for scale in (0.5, 2.0)]
     found = Request(run).candidates(settings, with_weights=False)
-    assert [candidate.setting for candidate in found.made] == settings[:3]
+    rules = [(candidate.setting.rule, candidate.setting.guidance) for candidate in found.made]
+    assert rules == [("own", 0.5), ("own", 2.0), ("cfg_plus_plus", 0.5)]
     assert found.left_out == [
         "left out: guidance 2 with cfg_plus_plus (--guidance=2: expected a number in [0, 1] for CFG++)"
     ]

@@ -212,8 +212,14 @@ def prediction_inputs(experiment: "Experiment", predictor: "Predictor") -> "Pred
     return PredictionInputs(predictor, held_out.stored(), predictor.batch_size, {"data": data})
 
 
-def inputs_of(experiment: "Experiment", generator: "Generator") -> "EvaluationInputs":
-    """The `EvaluationInputs` of a trained model: its generator, and its data as streams."""
+def inputs_of(
+    experiment: "Experiment", generator: "Generator", noise_losses: bool = True
+) -> "EvaluationInputs":
+    """The `EvaluationInputs` of a trained model: its generator, and its data as streams.
+
+    Args:
+      noise_losses: whether to measure the losses by noise level, which takes a pass over all examples.
+    """
     from jaxdiff.codecs.pixels import Pixels
     from jaxdiff.evaluation import denoising_loss as losses
     from jaxdiff.evaluation.protocols import EvaluationInputs
@@ -251,7 +257,9 @@ def inputs_of(experiment: "Experiment", generator: "Generator") -> "EvaluationIn
                 "test": held_out.fingerprint(),
             },
         },
-        noise_losses={
+        noise_losses=None
+        if not noise_losses
+        else {
             "log_snr": losses.LOG_SNRS,
             "train": losses.denoising_loss(task, params, train, mesh, generator.frozen),
             "test": losses.denoising_loss(task, params, test, mesh, generator.frozen),

@@ -42,7 +42,7 @@ class Experiment:
       sampling: sampler, grid, steps and guidance of sample grids, `jaxdiff.sample` and `jaxdiff.evaluate`; None for a
         task that makes no samples.
       recipes: recipes by the names under which ``--sampler`` finds them, see `jaxdiff.sampling.names.plain`; for other
-        names it is the sampler's class.
+        names it is the sampler's class. `jaxdiff.sweep --apply` adds presets here.
       evaluation: what is measured during training, at its end and by `jaxdiff.evaluate`; None for nothing.
       held_out_loss: the loss on the test data, logged during training; None for none. It needs no samples.
       init_from: another run whose parameters this one starts from; None for fresh ones.

@@ -324,7 +324,8 @@ def test_config_fits_together_in_shape_on_a_mesh(name):
         {name: networks[name] for name in task.codec.frozen},
     )
     drawn = GenerationInputs(fields, absent, fields, absent)
-    made = generate.trace(program, experiment.sampling, Trees((params,), codec), drawn, index, seed).out_info
+    traced = jax.jit(generate, static_argnums=(0, 1))
+    made = traced.trace(program, experiment.sampling, Trees((params,), codec), drawn, index, seed).out_info
     embeddings = len(task.data_shape) == 1
     shape = task.data_shape if embeddings else task.image_shape
     assert (made.shape, made.dtype) == ((rows, *shape), jnp.float32)

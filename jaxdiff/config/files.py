@@ -84,7 +84,7 @@ def file_and_variant(path: str) -> tuple[str, str]:
 
 def to_json(config: Any) -> str:
     """A config as JSON text, the form stored next to a checkpoint."""
-    return json.dumps(_plain(config), indent=1) + "\n"
+    return json.dumps(plain(config), indent=1) + "\n"
 
 
 def from_json(text: str) -> ConfigDict:
@@ -94,7 +94,7 @@ def from_json(text: str) -> ConfigDict:
 
 def differences(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
     """Fields in which two configs differ, path -> (old, new); "absent" stands for a missing field."""
-    old, new = _plain(old), _plain(new)
+    old, new = plain(old), plain(new)
     found: dict[str, tuple[Any, Any]] = {}
     if isinstance(old, dict) and isinstance(new, dict):
         for name in [*old, *(name for name in new if name not in old)]:
@@ -117,12 +117,12 @@ def suggest_file(file: str = "") -> str:
     return f"choose one of {', '.join(found)}" if found else "give the path of a config file"
 
 
-def _plain(config: Any) -> Any:
-    """The config as dictionaries, lists and plain values, as in JSON."""
+def plain(config: Any) -> Any:
+    """A config, or a part of it, as dictionaries, lists and plain values, as in JSON."""
     if isinstance(config, BLOCK):
-        return {name: _plain(config[name]) for name in config}
+        return {name: plain(config[name]) for name in config}
     if isinstance(config, list | tuple):
-        return [_plain(item) for item in config]
+        return [plain(item) for item in config]
     return config
 
 

@@ -6,7 +6,7 @@ novelty.
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Integer
@@ -14,8 +14,6 @@ from jaxtyping import Integer
 import jaxdiff
 from jaxdiff.errors import expect, positive
 from jaxdiff.evaluation import metric as folds
-from jaxdiff.evaluation import streams
-from jaxdiff.evaluation.fingerprint import Fingerprint
 from jaxdiff.evaluation.formats import decimals
 from jaxdiff.evaluation.metric import Batch, Metric, States
 from jaxdiff.evaluation.metrics.bits_per_dim import Likelihood
@@ -23,19 +21,10 @@ from jaxdiff.evaluation.metrics.memorization import Memorization
 from jaxdiff.evaluation.plots import tables
 from jaxdiff.evaluation.plots.panel import Gallery, figure
 from jaxdiff.evaluation.protocols import EvaluationInputs, Report
-from jaxdiff.evaluation.requests import Requests, label_of, matching
-from jaxdiff.evaluation.settings import QUANTIZATION, curves, ratio, sampling_settings
+from jaxdiff.evaluation.scoring import Scorer
+from jaxdiff.evaluation.settings import QUANTIZATION, curves, sampling_settings
 
 GALLERY_CLASSES, GALLERY_ROWS = 10, 6
-
-
-class _RealImages(NamedTuple):
-    """The state of the metrics after the real examples, and by stream their labels and fingerprints."""
-
-    states: States
-    labels: dict[str, np.ndarray]
-    fingerprints: dict[str, str]
-    shape: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,25 +58,24 @@ class Evaluation:
             metric.check(self.samples)
 
     def __call__(self, inputs: EvaluationInputs) -> Report:
-        real = self._read_real(inputs)
-        requests = Requests.make(inputs, self.samples, real.labels["train"], real.labels["test"])
-        chosen = matching(requests.labels, real.labels["train"], self.seed)
-        settings = self._settings(inputs, real.fingerprints)
-        reference = self._reference(inputs, real.states, requests, chosen)
-        shown = _shown(requests.labels)
+        scorer = Scorer.read(self.metrics, inputs, self.samples, self.seed)
+        settings = self._settings(inputs, scorer.fingerprints)
+        labels, shown = scorer.requests.labels, _shown(scorer.requests.labels)
         rows, images, neighbours = [], {}, {}
         for guidance in self._guidances(inputs):
-            batches = self._samples(inputs, requests, guidance, real.shape)
-            values, near, kept = self._column(batches, real.states, reference, chosen >= 0, shown)
+            kept: list[np.ndarray] = []
+            batches = _keeping(scorer.generated(inputs.generate, guidance), shown, kept)
+            scores = scorer.score(batches)
             stated = {"n": self.samples, "guidance": guidance, **settings}
+            values = {**scores.values, tables.RELATIVE: scores.relative}
             rows.append({"guidance": guidance, **values, "conditions": stated})
             title = f"Samples at guidance {guidance:g}"
-            images[title] = kept
-            if near is not None:
+            images[title] = np.concatenate(kept)
+            for near in self._nearest(scores.states)[:1]:
                 neighbours[title] = inputs.train.rows(near[shown])["image"]
-        n = int((chosen >= 0).sum())
+        n = int(scorer.matched.sum())
         relative = {name: 1.0 for metric in self.metrics for name in metric.relative}
-        column = {**reference, tables.RELATIVE: relative}
+        column = {**scorer.real, tables.RELATIVE: relative}
         column["conditions"] = {"n": n, "images": "real training images", **settings}
         values = {
             "test_images": len(inputs.test),
@@ -95,81 +83,19 @@ class Evaluation:
             "samples": rows,
             "real": column,
             "noise_losses": curves(inputs),
-            "likelihood": self._bits(inputs, real.fingerprints),
+            "likelihood": self._bits(inputs, scorer.fingerprints),
         }
-        return self._report(values, Gallery(requests.labels[shown], images, neighbours))
+        return self._report(values, Gallery(labels[shown], images, neighbours))
 
     def _guidances(self, inputs: EvaluationInputs) -> list[float]:
         if not inputs.conditions:
             return [1.0]
         return sorted({1.0, float(inputs.guidance), *map(float, self.guidances)})
 
-    def _read_real(self, inputs: EvaluationInputs) -> _RealImages:
-        """Pass over the real examples once."""
-        states, labels, fingerprints, shape = folds.init(self.metrics), {}, {}, ()
-        for stream, examples in zip(folds.REAL, (inputs.train, inputs.test), strict=True):
-            fingerprint, found = Fingerprint(len(examples)), []
-            for batch in streams.real(examples, stream, inputs.batch_size, label_of(inputs)):
-                states, shape = folds.update(self.metrics, states, batch), batch.images.shape[1:]
-                fingerprint.add(batch.images, batch.labels)
-                found.append(batch.labels)
-            states = folds.finish(self.metrics, states, stream)
-            labels[stream], fingerprints[stream] = np.concatenate(found), fingerprint.value()
-        return _RealImages(states, labels, fingerprints, shape)
-
-    def _samples(
-        self, inputs: EvaluationInputs, requests: Requests, guidance: float, shape: tuple[int, ...]
-    ) -> Iterator[Batch]:
-        first = 0
-        found = streams.generated(inputs, requests.batch, self.samples, self.seed, guidance, shape)
-        for images, fields in found:
-            rows = np.arange(first, first + len(images))
-            truth = fields.get("image")
-            yield Batch("samples", images, fields, requests.labels[rows], rows, truth)
-            first += len(images)
-
-    def _reference(
-        self, inputs: EvaluationInputs, states: States, requests: Requests, chosen: Integer[np.ndarray, "n"]
-    ) -> dict[str, Any]:
-        """The values of real training images of the requested classes."""
-        found = np.flatnonzero(chosen >= 0)
-        for first in range(0, len(found), inputs.batch_size):
-            rows = found[first : first + inputs.batch_size]
-            fields = inputs.train.rows(chosen[rows])
-            batch = Batch("samples", fields["image"], fields, requests.labels[rows], rows)
-            states = folds.update(self.metrics, states, batch)
-        return folds.compute(self.metrics, states)
-
-    def _column(
-        self,
-        batches: Iterator[Batch],
-        states: States,
-        reference: Mapping[str, Any],
-        matched: np.ndarray,
-        shown: Integer[np.ndarray, "m"],
-    ) -> tuple[dict[str, Any], np.ndarray | None, np.ndarray]:
-        """Values of the samples, the training image nearest to each, and the samples to show."""
-        fair = tuple(metric for metric in self.metrics if metric.relative)
-        fair_states = tuple(
-            state for metric, state in zip(self.metrics, states, strict=True) if metric.relative
-        )
-        kept = []
-        for batch in batches:
-            states = folds.update(self.metrics, states, batch)
-            kept.append(batch.images[np.isin(batch.positions, shown)])
-            if fair and not matched.all() and matched[batch.positions].any():
-                fair_states = folds.update(fair, fair_states, batch.rows(matched[batch.positions]))
-        values = folds.compute(self.metrics, states)
-        equal = values if matched.all() else folds.compute(fair, fair_states)
-        values[tables.RELATIVE] = {
-            name: ratio(equal[name], reference[name]) for metric in fair for name in metric.relative
-        }
-        near = [
-            metric.nearest_train(state)
-            for metric, state in zip(self.metrics, states, strict=True)
-            if isinstance(metric, Memorization)
-        ]
-        return values, near[0] if near else None, np.concatenate(kept)
+    def _nearest(self, states: States) -> list[Integer[np.ndarray, "n"]]:
+        """The position of the training image nearest to each sample, by each metric of memorization."""
+        found = zip(self.metrics, states, strict=True)
+        return [metric.nearest_train(state) for metric, state in found if isinstance(metric, Memorization)]
 
     def _bits(self, inputs: EvaluationInputs, fingerprints: Mapping[str, str]) -> dict[str, Any] | None:
         if self.likelihood is None or inputs.bits is None:
@@ -215,6 +141,15 @@ class Evaluation:
                 f"seed {bits['seed']}, {bits['method']}"
             )
         return [line for line in lines if line]
+
+
+def _keeping(
+    batches: Iterator[Batch], shown: Integer[np.ndarray, "m"], kept: list[np.ndarray]
+) -> Iterator[Batch]:
+    """The batches; their images at the positions `shown` are added to `kept`."""
+    for batch in batches:
+        kept.append(batch.images[np.isin(batch.positions, shown)])
+        yield batch
 
 
 def _shown(labels: Sequence[int] | np.ndarray) -> Integer[np.ndarray, "m"]:

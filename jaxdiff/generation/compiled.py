@@ -20,7 +20,7 @@ from jaxdiff.process.gaussian import Process
 from jaxdiff.process.prediction import Prediction
 from jaxdiff.sampling.inversion import invert
 from jaxdiff.sampling.noise import fold_in
-from jaxdiff.sampling.protocols import ConditionalDenoise, Encoded, KnownData, TimePath
+from jaxdiff.sampling.protocols import ConditionalDenoise, Encoded, KnownData, Numeric, TimePath
 from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.typing import Params
 
@@ -94,14 +94,51 @@ class _Models(NamedTuple):
     guiding_model: ConditionalDenoise | None
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@dataclasses.dataclass
+class Programs:
+    """Counts compiled programs.
+
+    Attributes:
+      count: how many programs of `generate` this process has compiled.
+    """
+
+    count: int = 0
+
+
+PROGRAMS = Programs()
+
+
 def generate(
     static: StaticArgs, recipe: Recipe, trees: Trees, inputs: GenerationInputs, index, seed, listener=None
 ):
     """Decoded samples for global sample numbers `index`, or noisy data with `Recipe.until`; on every process.
 
+    The scale and the interval of the guidance are arguments of the program: other values need no compilation.
     `listener` is the number of what `static.observed` is reported to.
     """
+    return _generate(static, *_split_recipe(recipe), trees, inputs, index, seed, listener)
+
+
+def _split_recipe(recipe: Recipe) -> tuple[Recipe, Mapping[str, float]]:
+    """The static part of a recipe, and the numbers that are arguments of its program."""
+    rule = recipe.guidance
+    if not isinstance(rule, Numeric):
+        return recipe, {}
+    numbers = dict(rule.numbers)
+    return dataclasses.replace(recipe, guidance=rule.with_numbers(dict.fromkeys(numbers))), numbers
+
+
+def _join_recipe(recipe: Recipe, numbers: Mapping[str, Any]) -> Recipe:
+    """The inverse of `_split_recipe`, inside the program."""
+    rule = recipe.guidance
+    joined = rule.with_numbers(numbers) if isinstance(rule, Numeric) else rule
+    return dataclasses.replace(recipe, guidance=joined)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _generate(static, recipe, numbers, trees, inputs, index, seed, listener):
+    PROGRAMS.count += 1  # runs while the program is traced, once for each
+    recipe = _join_recipe(recipe, numbers)
     denoise, process, conditions, keys, guiding_model = _models(static, trees, inputs, index, seed)
     noise, noisy, stored, mask = _split(static, (inputs.noise, inputs.noisy, inputs.known, inputs.mask))
     noise, noisy, draws = (
@@ -119,11 +156,17 @@ def generate(
     return _replicated(static, x if recipe.until is not None else static.codec.decode(trees.frozen, x))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def noise_of(
     static: StaticArgs, recipe: Recipe, iterations: int, trees: Trees, inputs: GenerationInputs, index, seed
 ):
     """DDIM inversion of `inputs.images`: noise [n, *data_shape], replicated on every process."""
+    recipe, numbers = _split_recipe(recipe)
+    return _noise_of(static, recipe, iterations, numbers, trees, inputs, index, seed)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _noise_of(static, recipe, iterations, numbers, trees, inputs, index, seed):
+    recipe = _join_recipe(recipe, numbers)
     denoise, process, conditions, keys, guiding_model = _models(static, trees, inputs, index, seed)
     times = dataclasses.replace(recipe, fixed_stride=None).plan(process).times
     if isinstance(times, TimePath):

@@ -58,7 +58,8 @@ class Generator(SampledModel):
           step: of the checkpoint; the latest if None.
           overrides: (path, text) pairs that change the stored config, ``("sampling.steps", "10")``.
           sampler: the name of one of the run's `Experiment.recipes`, or of a class in `jaxdiff.sampling.samplers`,
-            which then replaces the recipe's sampler: "heun", "Ddim(eta=1.0)". Steps and guidance stay.
+            which then replaces the recipe's sampler: "heun", "Ddim(eta=1.0)". Steps and guidance stay, unless the
+            recipe is a `Preset`.
           packages: packages other than jaxdiff whose classes the stored config may build.
           guiding_model: the folder of a weaker model for `Autoguidance`, or (folder, step); an early step of the
             same run serves well.

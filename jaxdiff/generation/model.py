@@ -123,6 +123,11 @@ class SampledModel:
         """The number of steps of the recipe in which the sampler adds noise."""
         return self.recipe.draws_of_steps(self._denoisers[0].process_of(self.params))
 
+    @property
+    def calls(self) -> int:
+        """Number of evaluations of the model for a sample (NFE), see `Recipe.calls`."""
+        return self.recipe.calls(self._denoisers[0].process_of(self.params))
+
     def check(self) -> None:
         """Raise `UserError` where the recipe lacks something, such as a guiding model; before anything is compiled."""
         checks.check_guidance(self.recipe, self._denoisers)

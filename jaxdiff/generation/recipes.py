@@ -6,12 +6,15 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from jaxdiff import config as configs
+from jaxdiff.config.blocks import TARGET
 from jaxdiff.config.overrides import override
 from jaxdiff.experiment import Experiment
 from jaxdiff.interop.schedulers import NAMES
 from jaxdiff.sampling import names
 from jaxdiff.sampling.modifiers.inpainting import Replacement
-from jaxdiff.sampling.recipe import Recipe
+from jaxdiff.sampling.recipe import Preset, Recipe
+
+PRESET = f"{Preset.__module__}:{Preset.__qualname__}"
 
 _log = logging.getLogger(__name__)
 
@@ -19,17 +22,20 @@ _log = logging.getLogger(__name__)
 def sampled_by(
     sampler: str | None, config: Any, packages: tuple[str, ...], overrides: Sequence[tuple[str, str]]
 ) -> Experiment:
-    """The experiment of a config with another sampler, if it is not None, and with overrides of what results."""
+    """The experiment of a config with another sampler, if it is not None, and with overrides of what results.
+
+    A recipe of the run leaves the run's own steps and guidance, unless it is a `Preset`.
+    """
     of_recipes = [pair for pair in overrides if pair[0].startswith("recipes")]
     for path, text in of_recipes:
         override(config, path, text, packages=packages)
     recipes = config.get("recipes", {})
-    _warn_if_refused(sampler, recipes)
+    _warn_if_refused(sampler, [name for name in recipes if not _is_preset(recipes[name])])
     name = None if sampler is None else names.plain(sampler)
     if name in recipes:
         own = config.get("sampling") or {}
-        kept = {field: own[field] for field in ("steps", "guidance") if field in own}
-        config.sampling = {**recipes[name], **kept}
+        kept = () if _is_preset(recipes[name]) else ("steps", "guidance")
+        config.sampling = {**recipes[name], **{field: own[field] for field in kept if field in own}}
     elif sampler is not None:
         override(config, "sampling.sampler", names.sampler_target(sampler, recipes), packages=packages)
     for path, text in overrides:
@@ -41,6 +47,10 @@ def sampled_by(
 def completing(recipe: Recipe) -> Recipe:
     """The recipe with a method for partially known data: its own, or else `Replacement`."""
     return dataclasses.replace(recipe, inpainting=recipe.inpainting or Replacement())
+
+
+def _is_preset(block: Any) -> bool:
+    return block.get(TARGET) == PRESET
 
 
 def _warn_if_refused(sampler: str | None, recipes: Collection[str]) -> None:

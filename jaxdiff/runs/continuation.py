@@ -20,6 +20,7 @@ FREE = (
     "keep_also",
     "sample_every",
     "sampling",
+    "recipes",
     "evaluation",
     "mesh",
     "test_data",

@@ -1,6 +1,7 @@
 """The folder of a run: its config, its classes and what its data are, written at the start and compared later."""
 
 import contextlib
+import copy
 import json
 import logging
 import uuid
@@ -65,6 +66,7 @@ def init_workdir(
         stored = None if step is None else read_config(workdir)
     if step is not None:
         continuation.check_config(stored, config, workdir, step, _has_data(path))
+        config = _with_recipes(stored, config)
     files = {CONFIG_FILE: configs.to_json(config)}
     if experiment is not None:
         files |= _records(experiment, path, step)
@@ -76,6 +78,18 @@ def init_workdir(
         for name, content in files.items():
             _write(path / name, content)
     return path
+
+
+def _with_recipes(stored: Any, config: Any) -> Any:
+    """A config with the recipes that its run was given since, such as presets of sweeps."""
+    kept = stored.get("recipes") or {}
+    lost = {name: kept[name] for name in kept if name not in (config.get("recipes") or {})}
+    if not lost:
+        return config
+    found = copy.deepcopy(config)
+    with found.unlocked():
+        found.recipes = {**(config.get("recipes") or {}), **lost}
+    return found
 
 
 def check_not_converted(workdir: epath.PathLike) -> None:

@@ -193,6 +193,23 @@ class Guidance(Protocol):
 
 
 @runtime_checkable
+class Numeric(Protocol):
+    """A guidance with numbers that can be arguments of a compiled program, which then serves all of their values."""
+
+    @property
+    def numbers(self) -> Mapping[str, Any]:
+        """The numbers by name, without those on whose value it depends which models are called."""
+        ...
+
+    def with_numbers(self, numbers: Mapping[str, Any]) -> "Guidance":
+        """The same guidance with other numbers of these names, which are not checked.
+
+        Inside a program they are arrays. None stands for each where a guidance says which program it needs.
+        """
+        ...
+
+
+@runtime_checkable
 class Dropping(Protocol):
     """A guidance that shows the model the nulls of some conditions."""
 

@@ -244,3 +244,8 @@ class Recipe:
                 f"sampling.inpainting=None: expected a method for partially known data, got None. Fix: {fix}"
             )
         return self.inpainting
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset(Recipe):
+    """A recipe that is chosen as a whole: under its name it also replaces the steps and the guidance of the run."""

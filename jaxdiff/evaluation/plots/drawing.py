@@ -45,17 +45,17 @@ def curves_block(losses: Mapping[str, Sequence[float]]) -> Image.Image:
     values = np.asarray([losses["train"], losses["test"]])[:, order]
     logarithmic = bool(values.min() > 0 and values.max() > 20 * values.min())
     heights = np.log10(values) if logarithmic else values
-    x_axis = _Axis(float(x.min()), float(x.max()), left * fine, (width - 14) * fine)
+    x_axis = Axis(float(x.min()), float(x.max()), left * fine, (width - 14) * fine)
     low = heights.min() - 0.05 * np.ptp(heights) if logarithmic else min(0.0, heights.min())
-    y_axis = _Axis(float(low), float(heights.max()), (height - bottom) * fine, top * fine)
+    y_axis = Axis(float(low), float(heights.max()), (height - bottom) * fine, top * fine)
 
     draw.text((0, 0), "Loss by noise level", INK, font(18 * fine))
-    for tick in _decades(low, heights.max()) if logarithmic else _ticks(low, heights.max()):
+    for tick in _decades(low, heights.max()) if logarithmic else ticks(low, heights.max()):
         y = y_axis(tick)
         draw.line((left * fine, y, (width - 14) * fine, y), LIGHT, fine)
         label = f"{10**tick if logarithmic else tick:.3g}"
         draw.text(((left - 6) * fine, y), label, GREY, font(12 * fine), anchor="rm")
-    for tick in _ticks(x.min(), x.max()):
+    for tick in ticks(x.min(), x.max()):
         draw.text(
             (x_axis(tick), (height - bottom + 5) * fine), f"{tick:g}", GREY, font(12 * fine), anchor="ma"
         )
@@ -78,7 +78,7 @@ def _legend(draw: ImageDraw.ImageDraw, right: float, y: float, fine: int) -> Non
 
 
 @dataclasses.dataclass(frozen=True)
-class _Axis:
+class Axis:
     """Maps values in [low, high] to positions in [start, end]."""
 
     low: float
@@ -90,7 +90,7 @@ class _Axis:
         return self.start + (value - self.low) / ((self.high - self.low) or 1.0) * (self.end - self.start)
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Four to nine round numbers in [low, high]."""
     span = (high - low) or 1.0
     unit = 10.0 ** math.floor(math.log10(span / 4))

@@ -9,6 +9,7 @@ from jaxdiff.sampling.guidance.classifier_free import (
     Interval,
     IntervalGuidance,
     Models,
+    alone_at,
     check_scales,
     combine,
     predict,
@@ -42,7 +43,7 @@ class Autoguidance(IntervalGuidance):
         self.rule.check(self.scale)
 
     def guided(self, models: Models) -> GuidedDenoiser | None:
-        if self.rule.alone(self.scale) == 0:
+        if alone_at(self.rule, self.scale) == 0:
             return None
         guiding = models.guiding_model
         if guiding is None:

@@ -19,6 +19,7 @@ from jaxdiff.sampling.protocols import (
     Encoded,
     Guidance,
     GuidedDenoiser,
+    Numeric,
 )
 from jaxdiff.typing import Array, Data, Float, Keys, Scalar
 
@@ -68,7 +69,8 @@ class Cads:
         return GuidedDenoiser(call, guided(conditions).init)
 
     @property
-    def scale(self) -> float:
+    def scale(self) -> Any:
+        """The scale of the inner guidance; an array where it is an argument of a compiled program."""
         return self.guidance.scale
 
     def dropped(self, names: Collection[str]) -> frozenset[str]:
@@ -77,6 +79,17 @@ class Cads:
 
     def with_scale(self, scale: float) -> "Cads":
         return dataclasses.replace(self, guidance=self.guidance.with_scale(scale))
+
+    @property
+    def numbers(self) -> Mapping[str, Any]:
+        """The numbers of the inner guidance."""
+        return self.guidance.numbers if isinstance(self.guidance, Numeric) else {}
+
+    def with_numbers(self, numbers: Mapping[str, Any]) -> "Cads":
+        """See `jaxdiff.sampling.protocols.Numeric`."""
+        inner = self.guidance
+        changed = inner.with_numbers(numbers) if isinstance(inner, Numeric) else inner
+        return dataclasses.replace(self, guidance=changed)
 
     def gamma(self, t: Scalar) -> Scalar:
         """The fraction of the condition's variance that is signal (equation 5)."""

@@ -1,9 +1,10 @@
 """Classifier-free guidance, and the base of other guidance that combines predictions."""
 
+import copy
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,17 @@ import jax.numpy as jnp
 from jaxdiff.errors import UserError, expect
 from jaxdiff.process.gaussian import Process
 from jaxdiff.process.prediction import Prediction
-from jaxdiff.sampling.guidance.rules import Extrapolate, Rule
+from jaxdiff.sampling.guidance.rules import Extrapolate, Rule, Scale
 from jaxdiff.sampling.protocols import ConditionalDenoise, Conditions, GuidedDenoiser, stateless
 from jaxdiff.typing import Array, Bool, Data, Keys, Scalar
 
 LARGEST = 1000.0
 """Beyond this, guidance leaves nothing of the model's prediction."""
+
+BOUNDS = ("sigma_min", "sigma_max")
+"""The numbers of an interval."""
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +90,20 @@ class IntervalGuidance:
         """The guided denoiser; None if it is the conditional model at every noise level."""
         raise NotImplementedError
 
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """The bounds of the interval; of `ClassifierFree` and `Autoguidance` also a scale that needs both models."""
+        bounds = {} if self.interval is None else {name: getattr(self.interval, name) for name in BOUNDS}
+        rule, scale = (getattr(self, name, None) for name in ("rule", "scale"))
+        needs_both = isinstance(rule, Rule) and scale is not None and alone_at(rule, scale) is None
+        return {**bounds, "scale": scale} if needs_both else bounds
+
+    def with_numbers(self: T, numbers: Mapping[str, Any]) -> T:
+        """See `jaxdiff.sampling.protocols.Numeric`."""
+        bounds = {name: numbers[name] for name in BOUNDS if name in numbers}
+        changes = {"interval": _unchecked(getattr(self, "interval", None), bounds)} if bounds else {}
+        return _unchecked(self, changes | {name: numbers[name] for name in numbers if name not in BOUNDS})
+
 
 @runtime_checkable
 class Limited(Protocol):
@@ -117,7 +137,7 @@ class ClassifierFree(IntervalGuidance):
 
     def guided(self, models: Models) -> GuidedDenoiser | None:
         refuse_guiding_model(models.guiding_model)
-        alone = self.rule.alone(self.scale)
+        alone = alone_at(self.rule, self.scale)
         if alone == 0:
             return None
         _require_conditions(self.scale, models.conditions)
@@ -137,6 +157,19 @@ class ClassifierFree(IntervalGuidance):
 
     def with_scale(self, scale: float) -> "ClassifierFree":
         return dataclasses.replace(self, scale=scale)
+
+
+def alone_at(rule: Rule, scale: Scale) -> int | None:
+    """`Rule.alone`; None for a scale that is an argument of a program, since `numbers` has only such scales."""
+    return None if isinstance(scale, jax.Array) else rule.alone(scale)
+
+
+def _unchecked(part: T, changes: Mapping[str, Any]) -> T:
+    """A copy of a frozen dataclass with other fields, without the checks of its constructor."""
+    found = copy.copy(part)
+    for name, value in changes.items():
+        object.__setattr__(found, name, value)
+    return found
 
 
 def check_scales(field: str, *scales: int | float) -> None:
@@ -163,7 +196,7 @@ def predict(
 
 
 def combine(
-    rule: Rule, scale: float, process: Process, both: Callable[[Data, Scalar], Sequence[Prediction]]
+    rule: Rule, scale: Scale, process: Process, both: Callable[[Data, Scalar], Sequence[Prediction]]
 ) -> GuidedDenoiser:
     """The denoiser that combines two predictions by `rule`: the desired one first, then the one to move away from."""
 
@@ -196,7 +229,7 @@ def _within(
     return GuidedDenoiser(call, inside.init)
 
 
-def _require_conditions(scale: float, conditions: Conditions) -> None:
+def _require_conditions(scale: Scale, conditions: Conditions) -> None:
     if not conditions:
         raise UserError(
             f"sampling.guidance.scale={scale!r}: expected a model with conditions, got one without. "

@@ -14,10 +14,13 @@ from jaxdiff.process.gaussian import Signal
 from jaxdiff.process.per_example import data_axes
 from jaxdiff.process.prediction import Prediction
 from jaxdiff.sampling.modifiers.thresholding import with_x_0
-from jaxdiff.typing import Array, Data, Float
+from jaxdiff.typing import Array, Data, Float, Scalar
 
 PerExample = Float[Array, "batch *ones"]
 """One number per example, with axes of length 1 that broadcast against the data."""
+
+Scale = float | Scalar
+"""A guidance scale: an array where it is an argument of a compiled program."""
 
 
 @runtime_checkable
@@ -39,7 +42,7 @@ class Rule(Protocol):
         return 0 if scale == 1 else None
 
     def __call__(
-        self, state: Any, scale: float, cond: Prediction, uncond: Prediction, signal: Signal
+        self, state: Any, scale: Scale, cond: Prediction, uncond: Prediction, signal: Signal
     ) -> tuple[Prediction, Any]:
         """The guided prediction and the new state. `signal` is that of the noisy data."""
         ...
@@ -53,7 +56,7 @@ class Extrapolate(Rule):
         return {1.0: 0, 0.0: 1}.get(scale)
 
     def __call__(
-        self, state: Any, scale: float, cond: Prediction, uncond: Prediction, signal: Signal
+        self, state: Any, scale: Scale, cond: Prediction, uncond: Prediction, signal: Signal
     ) -> tuple[Prediction, Any]:
         x_0, noise = (
             away + scale * (to - away) for to, away in ((cond.x_0, uncond.x_0), (cond.noise, uncond.noise))
@@ -81,7 +84,7 @@ class Rescale(Rule):
         one_of(self, "space", ("x_0", "noise", "v"))
 
     def __call__(
-        self, state: Any, scale: float, cond: Prediction, uncond: Prediction, signal: Signal
+        self, state: Any, scale: Scale, cond: Prediction, uncond: Prediction, signal: Signal
     ) -> tuple[Prediction, Any]:
         guided, _ = Extrapolate()((), scale, cond, uncond, signal)
         a, b = {"x_0": (1.0, 0.0), "noise": (0.0, 1.0), "v": (-signal.sigma, signal.alpha)}[self.space]
@@ -117,7 +120,7 @@ class CfgPlusPlus(Rule):
         return 1 if scale == 0 else None
 
     def __call__(
-        self, state: Any, scale: float, cond: Prediction, uncond: Prediction, signal: Signal
+        self, state: Any, scale: Scale, cond: Prediction, uncond: Prediction, signal: Signal
     ) -> tuple[Prediction, Any]:
         return Prediction(uncond.x_0 + scale * (cond.x_0 - uncond.x_0), uncond.noise), state
 
@@ -151,7 +154,7 @@ class Projected(Rule):
         return jnp.zeros_like(x) if self.momentum != 0 else ()
 
     def __call__(
-        self, state: Any, scale: float, cond: Prediction, uncond: Prediction, signal: Signal
+        self, state: Any, scale: Scale, cond: Prediction, uncond: Prediction, signal: Signal
     ) -> tuple[Prediction, Any]:
         away = cond.x_0 - uncond.x_0
         if self.momentum != 0:

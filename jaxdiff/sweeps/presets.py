@@ -1,0 +1,55 @@
+"""Presets: a setting of a sweep as a named recipe of its run."""
+
+import json
+import pathlib
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from jaxdiff.config.blocks import TARGET
+from jaxdiff.errors import UserError, expect
+from jaxdiff.generation.recipes import PRESET
+from jaxdiff.runs.workdir import CONFIG_FILE
+from jaxdiff.sampling.names import plain
+
+
+def apply(record: Mapping[str, Any], name: str, workdir: str) -> str:
+    """Write the recipe of a record into the run's config, where ``sample --sampler NAME`` finds it.
+
+    Nothing else in the file is changed; an earlier preset of this name is replaced.
+
+    Returns:
+      The name, without case and marks.
+
+    Raises:
+      UserError: the setting has weights of its own, or the name is that of a recipe that is no preset.
+    """
+    check(record, name, workdir)
+    file = pathlib.Path(workdir).expanduser() / CONFIG_FILE
+    stored = json.loads(file.read_text())
+    recipe = dict(
+        sorted({TARGET: PRESET, **json.loads(record["recipe"])}.items())
+    )  # as in every stored config
+    stored["recipes"] = {**(stored.get("recipes") or {}), plain(name): recipe}
+    draft = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+    draft.write_text(json.dumps(stored, indent=1) + "\n")
+    draft.replace(file)
+    return plain(name)
+
+
+def check(record: Mapping[str, Any], name: str, workdir: str) -> None:
+    """Raise `UserError` where `apply` does."""
+    check_name(name, workdir)
+    length = record["setting"]["ema"]
+    if length is not None:
+        raise UserError(
+            f"--apply={name}: expected a setting with the run's own weights, got EMA {length:g}. Fix: make a "
+            f"run of it (python -m jaxdiff.posthoc_ema --workdir {workdir} --std {length:g} --out NEW) and sweep that"
+        )
+
+
+def check_name(name: str, workdir: str) -> None:
+    """Raise `UserError` if the run has another recipe of this name."""
+    recipes = json.loads((pathlib.Path(workdir).expanduser() / CONFIG_FILE).read_text()).get("recipes") or {}
+    free = recipes.get(plain(name), {TARGET: PRESET}).get(TARGET) == PRESET
+    expect(free, "--apply", name, "a name that no recipe of the run has", "rename that recipe", "a recipe")

@@ -1,0 +1,222 @@
+"""Running a sweep: each setting is sampled, scored and recorded in turn."""
+
+import dataclasses
+import functools
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+import jaxdiff
+from jaxdiff import config as configs
+from jaxdiff.config.blocks import TARGET
+from jaxdiff.config.files import plain
+from jaxdiff.errors import UserError
+from jaxdiff.evaluation import metric as folds
+from jaxdiff.evaluation.scoring import Scorer
+from jaxdiff.generation.compiled import PROGRAMS
+from jaxdiff.generation.generator import Generator
+from jaxdiff.runs.weights import fingerprint
+from jaxdiff.sampling.recipe import Recipe
+from jaxdiff.sweeps.measures import counts
+from jaxdiff.sweeps.records import Record, Records, Samples, key_of
+from jaxdiff.sweeps.settings import Setting
+
+REAL = "real"
+"""The key of the line with the values of real images."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A setting, ready to be sampled.
+
+    Attributes:
+      setting: the setting.
+      generator: samples with its recipe, weights and guiding model.
+    """
+
+    setting: Setting
+    generator: Generator
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sweep:
+    """The settings of one run, and what they are scored with.
+
+    Attributes:
+      scorer: the metrics after the real examples.
+      records: the folder of results.
+      model: the config block of the task, which decides what the weights compute.
+      plain: the run's generator as it is without the sweep.
+      keep_images: whether samples are stored.
+      report: called with a line of text after each setting.
+    """
+
+    scorer: Scorer
+    records: Records
+    model: Any
+    plain: Generator
+    keep_images: bool = True
+    report: Callable[[str], object] = print
+    _hashes: "_Hashes" = dataclasses.field(default_factory=lambda: _Hashes(), repr=False)
+
+    def __call__(self, candidates: Sequence[Candidate]) -> list[Record]:
+        """The records of all candidates; those that the folder has are neither sampled nor scored again."""
+        found = []
+        for number, candidate in enumerate(candidates, 1):
+            key = self.key(candidate.generator)
+            record = self.records.found.get((key, self.scored))
+            text = "" if record is None else ", recorded earlier"
+            if record is None:
+                record = self._made(candidate, key)
+            found.append(record)
+            self.report(f"[{number}/{len(candidates)}] {candidate.setting}{text}")
+        return found
+
+    def recorded(self) -> list[Record]:
+        """All records of this run and these metrics, also of earlier sweeps; the latest of each setting."""
+        found = [record for record in self.records.found.values() if record["scored"] == self.scored]
+        own = [record for record in found if record.get("base") == self.base]
+        return list({json.dumps(record["setting"], sort_keys=True): record for record in own}.values())
+
+    @functools.cached_property
+    def base(self) -> str:
+        """The hash of the run as it is without the sweep: records of one base belong together."""
+        parts = {"recipe": _block(self.plain.recipe), "model": plain(self.model)}
+        return key_of({**parts, "weights": self._hashes.of(self.plain)})
+
+    @functools.cached_property
+    def scored(self) -> str:
+        """The hash of everything that decides the values of given samples."""
+        scorer = self.scorer
+        parts = {
+            "metrics": [_described(metric) for metric in scorer.metrics],
+            "settings": plain(folds.settings(scorer.metrics)),
+            "data": dict(scorer.fingerprints),
+            "n": scorer.samples,
+            "seed": scorer.seed,
+        }
+        return key_of(parts)
+
+    def key(self, generator: Generator) -> str:
+        """The hash of everything that decides the samples: recipe, model, weights, number, seed and conditions."""
+        requests = self.scorer.requests
+        asked = (
+            fingerprint({"labels": requests.labels})
+            if requests.rows is None
+            else self.scorer.fingerprints["test"]
+        )
+        parts = {
+            "recipe": _block(generator.recipe),
+            "model": plain(self.model),
+            "weights": self._hashes.of(generator),
+            "n": self.scorer.samples,
+            "seed": self.scorer.seed,
+            "requests": asked,
+        }
+        return key_of(parts)
+
+    def real(self) -> Record:
+        """The record of real images, which is written once."""
+        record = self.records.found.get((REAL, self.scored))
+        if record is None:
+            n = int(self.scorer.matched.sum())
+            record = {
+                "key": REAL,
+                "scored": self.scored,
+                "n": n,
+                "counts": counts(self.scorer.metrics, n, self.scorer.counts),
+                "values": dict(self.scorer.real),
+            }
+            self.records.add(record)
+        return record
+
+    def _made(self, candidate: Candidate, key: str) -> Record:
+        samples = self.records.samples(key)
+        if samples is None:
+            samples = self._sampled(candidate.generator)
+            if self.keep_images:
+                self.records.keep(key, samples)
+        record = self._record(candidate, key, samples)
+        self.records.add(record)
+        return record
+
+    def _record(self, candidate: Candidate, key: str, samples: Samples) -> Record:
+        generator, scorer = candidate.generator, self.scorer
+        scores = scorer.score(scorer.kept(samples.images))
+        return {
+            "key": key,
+            "scored": self.scored,
+            "setting": dataclasses.asdict(candidate.setting),
+            "base": self.base,
+            "recipe": configs.to_json(_block(generator.recipe)),
+            "weights": self._hashes.of(generator),
+            "n": scorer.samples,
+            "seed": scorer.seed,
+            "nfe": generator.calls,
+            "seconds_per_sample": samples.seconds,
+            "batch": samples.rows,
+            "version": jaxdiff.__version__,
+            "counts": counts(scorer.metrics, scorer.samples, scorer.counts),
+            "values": scores.values,
+            "equal": scores.equal,
+            "relative": scores.relative,
+        }
+
+    def _sampled(self, generator: Generator) -> Samples:
+        """The samples of a generator, and the median time of its batches, without those that wait for a program."""
+        times: list[float] = []
+
+        def generate(given: Mapping[str, Any], seed: int, guidance: float, first: int) -> np.ndarray:
+            images, seconds, waited = _timed(lambda: generator(**given, seed=seed, first=first))
+            if waited and scorer.samples <= scorer.inputs.batch_size:  # there is no later batch to time
+                images, seconds, waited = _timed(lambda: generator(**given, seed=seed, first=first))
+            if not waited:
+                times.append(seconds)
+            return images
+
+        scorer = self.scorer
+        images = np.concatenate([batch.images for batch in scorer.generated(generate, 1.0)])
+        rows = min(scorer.inputs.batch_size, scorer.samples)
+        return Samples(images, statistics.median(times) / rows, rows)
+
+
+def _timed(generate: Callable[[], np.ndarray]) -> tuple[np.ndarray, float, bool]:
+    """Samples, the seconds that they took, and whether a program was compiled for them."""
+    before, start = PROGRAMS.count, time.perf_counter()
+    images = generate()
+    return images, time.perf_counter() - start, PROGRAMS.count > before
+
+
+class _Hashes:
+    """Hashes of the weights of generators; generators that share weights are hashed once."""
+
+    def __init__(self) -> None:
+        self._known: list[tuple[Any, str]] = []
+
+    def of(self, generator: Generator) -> str:
+        models = [generator] if generator.guiding_model is None else [generator, generator.guiding_model]
+        return "+".join(self._one(model.params) for model in models)
+
+    def _one(self, params: Any) -> str:
+        for known, found in self._known:
+            if known is params:
+                return found
+        self._known.append((params, fingerprint(params)[:16]))
+        return self._known[-1][1]
+
+
+def _block(recipe: Recipe) -> dict[str, Any]:
+    """The fields of a recipe as JSON values; a preset has those of its recipe."""
+    return {name: value for name, value in plain(configs.describe(recipe)).items() if name != TARGET}
+
+
+def _described(metric: Any) -> Any:
+    """The settings of a metric as JSON values."""
+    try:
+        return plain(configs.describe(metric))
+    except UserError:  # a part of it is no dataclass
+        return repr(metric)

@@ -41,10 +41,10 @@ def get_config() -> ConfigDict:
     }
     task.lora = spec(Lora, rank=4, targets=("conditioner/parts_text/*", "network/*attention*"))
     tokenizer = task.denoiser.conditioner.conditions.text.tokenizer
-    config.optimizer = spec(AdamW, learning_rate=3e-3, schedule=spec(Cosine, warmup_steps=20))
+    config.optimizer = spec(AdamW, learning_rate=5e-3, schedule=spec(Cosine, warmup_steps=20))
     config.ema = spec(Ema, decay=0.99)
     config.data = pipeline(
-        spec(Mixture, sources=(source("cyan"), source("train")), weights=(0.4, 0.6)), tokenizer
+        spec(Mixture, sources=(source("cyan"), source("train")), weights=(0.5, 0.5)), tokenizer
     )
     config.test_data = pipeline(source("cyan_test"), tokenizer)
     config.evaluation = spec(SceneEvaluation, n=500, classifier=spec(SceneClassifier, new_colour=True))

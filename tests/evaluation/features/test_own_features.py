@@ -54,7 +54,7 @@ def test_a_classifier_of_digits_separates_unseen_digits(digits, tmp_path):
     path = str(tmp_path / "classifier.safetensors")
     small = ConvClassifier(10, width=16, levels=2, features=32)
     features = train_classifier(train, labels, path, small, steps=300, batch_size=64)
-    assert np.mean(features.predict(test) == test_labels) >= 0.95
+    assert np.mean(features.predict(test) == test_labels) >= 0.9
     again = ClassifierFeatures(path)
     np.testing.assert_array_equal(again(test), features(test))
     assert again(test).shape == (len(test), features.dim)
@@ -62,7 +62,7 @@ def test_a_classifier_of_digits_separates_unseen_digits(digits, tmp_path):
     assert isinstance(again, Classifier)
     nearest = features(train)
     distances = np.linalg.norm(features(test)[:, None] - nearest[None], axis=-1)
-    assert np.mean(labels[distances.argmin(axis=1)] == test_labels) >= 0.95
+    assert np.mean(labels[distances.argmin(axis=1)] == test_labels) >= 0.9
 
 
 def test_labels_that_are_no_classes_are_refused(digits, tmp_path):

@@ -6,6 +6,7 @@ images = stages(image=photo)  # the embedding of a photograph, in place of the p
 """
 
 import dataclasses
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -267,12 +268,9 @@ class Stages:
 
 
 def _load(stage: Stage, packages: Sequence[str], with_weights: bool) -> Model:
-    first, *second = (
-        Generator.load(folder, packages=packages, with_weights=with_weights)
-        for folder in (stage.workdir, stage.last)
-        if folder is not None
-    )
-    return Handover(first, *second, last=1) if second else first
+    load = functools.partial(Generator.load, packages=packages, with_weights=with_weights)
+    first = load(stage.workdir)
+    return first if stage.last is None else Handover(first, load(stage.last), last=1)
 
 
 def _first(model: Model) -> Generator:

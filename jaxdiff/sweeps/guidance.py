@@ -110,7 +110,7 @@ def _interval(text: str) -> Change:
 
 
 def _replaced(inner: Any, flag: str, text: str, **fields: Any) -> Guidance:
-    known = {field.name for field in dataclasses.fields(inner)} if dataclasses.is_dataclass(inner) else set()
+    known = getattr(inner, "__dataclass_fields__", {})
     name = next(iter(fields))
     fix = "use ClassifierFree, or leave it out"
     expect(name in known, flag, text, f"a run whose guidance has a field {name}", fix, type(inner).__name__)

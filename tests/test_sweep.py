@@ -20,7 +20,7 @@ from tests.sweeps.runs import a_run, with_weights
 
 GUIDE = (commands.ROOT / "docs/sweeps.md").read_text()
 SHELL = "\n".join(re.findall(r"^```bash\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILINE)).replace("\\\n", " ")
-GRID = ("--guidance", "1,1.5,2", "--steps", "2,3", "--sampler", "ddim,heun", "--n", "40")
+GRID = ("--guidance", "1,1.5,2", "--steps", "2", "--sampler", "ddim,heun", "--n", "40")
 
 
 @pytest.fixture(autouse=True)
@@ -106,14 +106,14 @@ def test_a_killed_sweep_that_is_started_again_equals_an_undisturbed_one(trained,
     commands.run("sweep", *words, "--out", str(tmp_path / "whole"), devices=1)
     killed = commands.start("sweep", *words, "--out", str(tmp_path / "killed"), devices=1)
     file, patience = tmp_path / "killed" / LINES, time.monotonic() + 250
-    while not (file.exists() and file.read_bytes().count(b"\n") >= 4) and time.monotonic() < patience:
+    while not (file.exists() and file.read_bytes().count(b"\n") >= 3) and time.monotonic() < patience:
         time.sleep(0.05)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     before = lines_of(tmp_path / "killed")
     out, _ = commands.run("sweep", *words, "--out", str(tmp_path / "killed"), devices=1)
     whole = lines_of(tmp_path / "whole")
-    assert 4 <= len(before) < len(whole) == 1 + 12
+    assert 3 <= len(before) < len(whole) == 1 + 6
     assert lines_of(tmp_path / "killed") == whole
     assert out.count("recorded earlier") == len(before) - 1
     for file in (tmp_path / "whole/images").iterdir():
@@ -133,5 +133,5 @@ def test_an_applied_setting_gives_the_swept_images(trained, capsys):
         images = np.load(trained / f"sweep/images/{key}.npz")["images"]
         generator = Generator.load(str(trained), sampler=choice)
         np.testing.assert_array_equal(generator(label=np.arange(40) % 10), images)
-    # Two samplers with two numbers of steps: two scales with and without an interval, and scale 1, which has none.
-    assert said.count("recorded earlier") == 2 * 2 * (2 * 2 + 1)
+    # For each of two samplers: two scales with and without an interval, and scale 1, which has none.
+    assert said.count("recorded earlier") == 2 * (2 * 2 + 1)

@@ -184,8 +184,8 @@ class SampledModel:
     ) -> np.ndarray:
         """Samples of a recipe, observed by `on_step`."""
         if on_step is None:
-            make = functools.partial(compiled.generate, self._static, recipe, self._trees)
-            return self._in_batches(make, request, n, seed, first, finish)
+            unobserved = functools.partial(compiled.generate, self._static, recipe, self._trees)
+            return self._in_batches(unobserved, request, n, seed, first, finish)
         images, fix = len(self.image_shape) == 3, "leave it out"
         expect(images, "on_step", on_step, "a model of images", fix, f"samples of {self.image_shape}")
         steps, size = self._steps(recipe), self._rows(n)

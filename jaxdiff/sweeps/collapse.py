@@ -63,7 +63,9 @@ class Collapse:
             p for p in tried if worse(point.diversity, p.diversity) and differ(point.diversity, p.diversity)
         ]
         if not helps:
-            return f"; none of {len(tried)} measures against it changes that beyond the sampling error"
+            return (
+                f"; nothing tried against it (settings: {len(tried)}) changes that beyond the sampling error"
+            )
         free = [p for p in helps if not worse(p.quality, point.quality)]
         if free:
             best = max(free, key=lambda p: p.diversity.rank)

@@ -47,11 +47,6 @@ def resolved(setting: Setting, recipe: Recipe) -> Setting:
     return dataclasses.replace(setting, guidance=scale, steps=recipe.steps, sampler=name)
 
 
-def rule_name(text: str) -> str:
-    """The name of a rule without its arguments, such as ``cads`` of ``Cads(noise_scale=0.2)``."""
-    return plain(text.partition("(")[0])
-
-
 def _with_rule(guidance: Any, setting: Setting) -> Guidance:
     """The guidance with the rule that a setting names, and with its scale, which another rule may refuse.
 
@@ -62,7 +57,7 @@ def _with_rule(guidance: Any, setting: Setting) -> Guidance:
     if text == OWN:
         return guidance
     known = {plain(cls.__name__): cls for cls in (*_rules(), Autoguidance, Cads)}
-    name = rule_name(text)
+    name = plain(text.partition("(")[0])
     listed = ", ".join([OWN, *(cls.__name__ for cls in known.values())])
     expect(name in known, "--rule", text, f"one of {listed}", suggest(name, known), name)
     cls, arguments = known[name], _arguments(text)
@@ -115,7 +110,7 @@ def _interval(text: str) -> Change:
 
 
 def _replaced(inner: Any, flag: str, text: str, **fields: Any) -> Guidance:
-    known = {field.name for field in dataclasses.fields(inner)} if dataclasses.is_dataclass(inner) else set()
+    known = getattr(inner, "__dataclass_fields__", {})
     name = next(iter(fields))
     fix = "use ClassifierFree, or leave it out"
     expect(name in known, flag, text, f"a run whose guidance has a field {name}", fix, type(inner).__name__)

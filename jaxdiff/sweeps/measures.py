@@ -89,7 +89,7 @@ def half_width(a: Figure, b: Figure) -> float | None:
     """
     if a.n is None or b.n is None:
         return None
-    return Z * math.sqrt(sum(_variance(each.value, each.n) for each in (a, b)))
+    return Z * math.sqrt(_variance(a.value, a.n) + _variance(b.value, b.n))
 
 
 def differ(a: Figure, b: Figure) -> bool | None:

@@ -129,8 +129,8 @@ def test_a_clip_skip_acts_on_embeddings_that_are_given_as_on_texts(folders, peer
     precompute = jax.jit(functools.partial(part.apply, method="precompute"))
     given = precompute({"params": params}, ids)
     found, expected = (embed(part, {"params": params}, values, drop) for values in (given, ids))
-    np.testing.assert_allclose(found.tokens.features, expected.tokens.features, atol=1e-6)
-    np.testing.assert_allclose(found.vector, expected.vector, atol=1e-6)
+    assert_close(found.tokens.features, expected.tokens.features)
+    assert_close(found.vector, expected.vector)
     assert part.precomputed_by == ("tokenizer", "encoder", "clip_skip")
 
 

@@ -23,7 +23,6 @@ from jaxdiff.cost.sampling import Evaluations, evaluations
 from jaxdiff.distributed.mesh import REST, MeshShape, batch_ways
 from jaxdiff.errors import expect
 from jaxdiff.experiment import Experiment, SampledTask
-from jaxdiff.tasks.protocols import Sampleable
 
 
 class _Work(NamedTuple):
@@ -184,7 +183,7 @@ def _memory_of_step(shapes: Trees, traced: Programs, mesh: Mesh, accumulation: i
     )
 
 
-def _memory_of_sample(task: Sampleable, shapes: Trees, traced: Programs, calls: Evaluations) -> int:
+def _memory_of_sample(task: SampledTask, shapes: Trees, traced: Programs, calls: Evaluations) -> int:
     codec = {name: shapes.networks[name] for name in task.codec.frozen}
     steps = (2, traced.encode), (math.ceil(calls.model), traced.denoise), (1, traced.decode)
     return memory.of_sample({"model": shapes.params, **codec}, *steps)

@@ -1,6 +1,7 @@
 """The sampling recipe: sampler, grid, guidance, modifiers and ending as one block of a config."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp

@@ -1,6 +1,7 @@
 """The sampling recipe: sampler, grid, guidance, modifiers and ending as one block of a config."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -145,7 +146,7 @@ class Recipe:
         first = ends(plan.times)[0]
         if x is None and noise is None:
             noise = noise_like(fold_in(keys, PRIOR), jnp.zeros((keys.shape[0], *shape)))
-        start = x if noise is None else noise * self.initial_std(process, first)
+        start: Any = x if noise is None else noise * self.initial_std(process, first)
         guided = self.denoiser(denoise, process, conditions, keys, guiding_model)
         if known is not None:
             start, guided = self._completing(process, first, start, noise, guided, known)

@@ -76,14 +76,15 @@ class Blending:
         return Blending(from_noise=False)
 
     def __call__(self, denoise: GuidedDenoiser, process: Process, known: KnownData) -> GuidedDenoiser:
-        assert known.noise is not None
+        noise = known.noise
+        assert noise is not None  # the recipe sets it
 
         def call(x: Data, t: Scalar, state: Any) -> tuple[Prediction, Any]:
             own, first = state
             alpha, sigma = process.signal(t)
-            diffused = alpha * known.values + sigma * known.noise
+            diffused = alpha * known.values + sigma * noise
             prediction, own = denoise.call(jnp.where(known.mask | first, x, diffused), t, own)
-            return _certain(prediction, known, known.noise), (own, jnp.zeros_like(first))
+            return _certain(prediction, known, noise), (own, jnp.zeros_like(first))
 
         return GuidedDenoiser(call, lambda x: (denoise.init(x), jnp.asarray(self.from_noise)))
 

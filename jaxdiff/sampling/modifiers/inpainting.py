@@ -77,7 +77,7 @@ class Blending:
 
     def __call__(self, denoise: GuidedDenoiser, process: Process, known: KnownData) -> GuidedDenoiser:
         noise = known.noise
-        assert noise is not None
+        assert noise is not None  # the recipe sets it
 
         def call(x: Data, t: Scalar, state: Any) -> tuple[Prediction, Any]:
             own, first = state

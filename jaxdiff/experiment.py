@@ -30,6 +30,8 @@ from jaxdiff.training.transfer import InitFrom
 class SampledTask(Task, Sampleable, Protocol):
     """A task that is trained and makes samples."""
 
+    def for_shapes(self) -> "SampledTask": ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:

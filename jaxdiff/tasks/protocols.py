@@ -1,7 +1,7 @@
 """What evaluation, generation and cost estimates need of a task: one that makes samples, or one that predicts."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from jaxdiff.codecs.protocol import Codec, Shape
 from jaxdiff.denoiser import Denoiser
@@ -79,7 +79,7 @@ class Sampleable(Protocol):
         """Raise `UserError` unless the parameters of frozen networks, by name, fit."""
         ...
 
-    def for_shapes(self) -> Self:
+    def for_shapes(self) -> "Sampleable":
         """This task where only shapes are wanted: it reads no files, and computes other values."""
         ...
 

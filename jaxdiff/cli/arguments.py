@@ -12,7 +12,7 @@ FLAGS = {
     "image_size": "size", "size": "size", "noise": "noise", "steps": "steps", "guidance": "guidance", "seed": "seed",
     "strength": "strength", "mask": "mask", "known": "known", "negative": "negative", "n": "n", "images": "edit",
     "before": "source", "guiding_model": "guiding_model", "levels": "level", "level": "level",
-    "cascade_field": "cascade_field",
+    "cascade_field": "cascade_field", "label": "label", "text": "text",
 }  # fmt: skip
 """An argument in Python -> the name of the flag that gives it."""
 

@@ -12,9 +12,6 @@ from jaxdiff.conditioning.condition import Condition
 from jaxdiff.data.classes import Names, numbers
 from jaxdiff.errors import UserError, expect
 
-WHOLE = ("--label", "--text")
-"""Flags of one condition, which name none."""
-
 
 class Requested(NamedTuple):
     """The conditions of a sampling command.
@@ -42,8 +39,7 @@ def conditions(flags: argparse.Namespace, available: Conditions, n: int | None =
       n: number of images; if None, as many as the condition with the most values has.
 
     Raises:
-      UserError: a condition is unknown, given twice, or missing; it lists the conditions of the model. Or a value is
-        out of range.
+      UserError: a condition is unknown, given twice, or missing; it lists the conditions of the model.
     """
     given: dict[str, list] = {}
     for flag, found in _sources(flags, available):
@@ -52,7 +48,6 @@ def conditions(flags: argparse.Namespace, available: Conditions, n: int | None =
                 raise UserError(
                     f"{flag}={name!r}: expected {name} once, got it twice. Fix: give it in one way"
                 )
-            _check(flag if flag in WHOLE else f"{flag} {name}", items, available[name])
             given[name] = items
     rows: Names = ()
     labels = _with_flag("label", available)
@@ -71,13 +66,6 @@ def conditions(flags: argparse.Namespace, available: Conditions, n: int | None =
             f"Fix: give {', '.join(missing)}; the model has: {values.listed(available)}"
         )
     return Requested(*values.in_turn(given, n), rows)
-
-
-def _check(label: str, items: list, condition: Condition) -> None:
-    """Raise `UserError` for a value that the condition cannot take."""
-    present = [item for item in items if item is not None]
-    if present:
-        condition.check(condition.read(present, label), label)
 
 
 def _classes(label: Condition) -> Names:

@@ -81,6 +81,10 @@ def _check(request: Request, outlines: Sequence[Generator]) -> None:
         return  # their conditions are known once their files are read
     available, asked = _conditions(outlines), _asked(request, outlines)
     _, requested = _noise_and_conditions(request, asked, len(outlines[0].data_shape))
+    for outline in outlines:
+        conditioner = outline.denoiser.conditioner
+        own = {name: value for name, value in requested.values.items() if name in conditioner.conditions}
+        inputs.check(conditioner, own, requested.n, outline.data_shape)
     levels = cli.levels(flags.level, available)
     cli.apply_levels(
         requested.values, asked, {name: level for name, level in levels.items() if name in asked}

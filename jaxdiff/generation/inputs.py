@@ -50,6 +50,21 @@ def fields(
     return rows, {name: np.broadcast_to(absent[name], n) for name in rows}, n
 
 
+def check(conditioner: Conditioner, conditions: Mapping[str, Any], n: int, shape: Shape) -> None:
+    """Raise `UserError` for a value that its condition cannot take; not for images, which may set the samples' size.
+
+    Args:
+      conditioner, conditions, n, shape: as for `fields`; conditions may be missing.
+    """
+    for name, value in conditions.items():
+        condition = conditioner.conditions[name]
+        if value is None or condition.image_shape(shape) is not None:
+            continue
+        example = jax.tree.map(lambda leaf: leaf[0], condition.stored_example(1, shape))
+        values = conditioner.read(name, _without_gaps(value)[0])
+        conditioner.check({name: _broadcast(name, values, example, n)})
+
+
 def _check_names(conditioner: Conditioner, conditions: Mapping[str, Any]) -> None:
     """Raise `UserError` where a condition is unknown, is required and missing, or has no null and is None."""
     names = conditioner.conditions

@@ -2,6 +2,7 @@
 
 The autoencoder is the run of configs/scenes_autoencoder.py, which is not trained further. The text encoder, the data
 and the evaluation are those of configs/scenes_text.py. The U-Net sees 6 x 6 latents of 8 channels.
+Figures: none, it was not trained to the end yet.
 
     python -m jaxdiff.train --config configs/scenes_autoencoder.py
     python -m jaxdiff.train --config configs/scenes_latent.py

@@ -51,7 +51,7 @@ from jaxdiff.models.dual_encoder import DualEncoder, PooledEncoder
 from jaxdiff.models.pixel_attention import PixelAttention
 from jaxdiff.models.prior_transformer import PriorTransformer
 from jaxdiff.models.text_encoder import ByteTransformer
-from jaxdiff.models.unclip_text import PriorText
+from jaxdiff.models.unclip_text import DecoderText, PriorText
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import VarianceExploding, VariancePreserving
 from jaxdiff.process.prediction import Data, Edm
@@ -111,7 +111,7 @@ def clip() -> ConfigDict:
         image_shape=(SIZE, SIZE, 3),
     )
     retrieval = spec(EvaluationOfPredictions, metrics=(spec(Retrieval, candidates=64),))
-    return experiment(task, 1300, 128, evaluation=retrieval, ema=0.99)
+    return experiment(task, 800, 128, evaluation=retrieval, ema=0.99)
 
 
 def prior() -> ConfigDict:
@@ -167,18 +167,8 @@ def decoder() -> ConfigDict:
     text = spec(
         Text,
         tokenizer=TOKENIZER,
-        encoder=spec(
-            ByteTransformer,
-            width=128,
-            layers=2,
-            window=5,
-            words=18,
-            phrase=9,
-            head_dim=32,
-            expansion=2,
-        ),
-        vector_width=4 * width,
-        drop_rate=0.3,
+        encoder=spec(DecoderText, clip=text_encoder(), width=96, vector_width=4 * width),
+        drop_rate=0.5,
     )
     image = spec(
         EncodedImage,
@@ -188,13 +178,16 @@ def decoder() -> ConfigDict:
             size=EMBEDDING,
             vector_width=4 * width,
             tokens=4,
-            width=128,
+            width=96,
             drop_rate=0.1,
         ),
     )
-    pretrained = {"conditioner/parts_image/encoder": frozen("image")}
+    pretrained = {
+        "conditioner/parts_text/clip": frozen("text"),
+        "conditioner/parts_image/encoder": frozen("image"),
+    }
     task = pixels(network, 4 * width, {"text": text, "image": image}, SIZE, pretrained, mean=0.4)
-    return experiment(task, 5600, 16, sampling=edm(4.0, steps=12))
+    return experiment(task, 5000, 16, sampling=edm(4.0, steps=12))
 
 
 def upsample() -> ConfigDict:
@@ -215,7 +208,7 @@ def upsample() -> ConfigDict:
     blurred = spec(Chain, steps=(spec(Downsample, factor=2), spec(Blur, sigma=(0.2, 0.5), probability=0.5)))
     return experiment(
         task,
-        400,
+        600,
         16,
         (spec(Resize, size=LARGE), spec(Degrade, field="low_res", degradation=blurred)),
         sampling=edm(1.0, steps=8),

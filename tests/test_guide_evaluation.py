@@ -77,7 +77,10 @@ def test_the_commands_can_be_followed(followed):
     assert "digits_test.npz: 297 images, 64 numbers each, sha256:" in digits
     assert "photos.npz: 5 images, 12288 numbers each, sha256:" in photos
     report = json.loads((folder / "runs/digits/evaluation.json").read_text())
-    assert report["samples"][0]["conditions"]["reference"] in digits
+    (digest,) = re.findall(r"sha256:\w+", digits)
+    assert (
+        report["samples"][0]["conditions"]["reference"] == f"{digest}; test"
+    )  # of precision and recall: test
     assert report["samples"][0]["frechet_n"]["reference"] == 297
 
 

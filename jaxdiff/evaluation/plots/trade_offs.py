@@ -15,8 +15,11 @@ COLOURS = (
     (230, 159, 0),
     (86, 180, 233),
     (0, 0, 0),
+    (140, 86, 75),
+    (148, 103, 189),
+    (188, 189, 34),
 )
-"""Colours that readers with colour blindness can tell apart (Okabe & Ito)."""
+"""Seven colours that readers with colour blindness can tell apart (Okabe & Ito), and three more."""
 
 HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 290, 58, 14, 36, 44
 FINE = 3

@@ -79,15 +79,15 @@ def _check(request: Request, outlines: Sequence[Generator]) -> None:
         expect(len(shape) == 3, "--workdir", folder, "a model of images", fix, f"one of data {shape}")
     if flags.control_net or flags.t2i_adapter or flags.ip_adapter:
         return  # their conditions are known once their files are read
-    available, asked = _conditions(outlines), _asked(request, outlines)
-    _, requested = _noise_and_conditions(request, asked, len(outlines[0].data_shape))
+    available, given = _conditions(outlines), _given(request, outlines)
+    _, requested = _noise_and_conditions(request, given, len(outlines[0].data_shape))
     for outline in outlines:
         conditioner = outline.denoiser.conditioner
         own = {name: value for name, value in requested.values.items() if name in conditioner.conditions}
         inputs.check(conditioner, own, requested.n, outline.data_shape)
     levels = cli.levels(flags.level, available)
     cli.apply_levels(
-        requested.values, asked, {name: level for name, level in levels.items() if name in asked}
+        requested.values, given, {name: level for name, level in levels.items() if name in given}
     )
     cli.guidance(flags.guidance, available)
     cli.one_for_all("--negative", flags.negative, available)
@@ -99,8 +99,8 @@ def _conditions(stages: Sequence[Generator]) -> values.Conditions:
     return {name: each for conditions in every for name, each in conditions.items()}
 
 
-def _asked(request: Request, stages: Sequence[Generator]) -> values.Conditions:
-    """The conditions whose values are asked for: all but those that a cascade passes on."""
+def _given(request: Request, stages: Sequence[Generator]) -> values.Conditions:
+    """The conditions that the command line gives; a cascade passes the others on."""
     if request.flags.cascade is None:
         return _conditions(stages)
     cascade = Cascade(tuple(stages), request.flags.cascade_field)
@@ -221,7 +221,7 @@ def sample_refined(request: Request, stages: Sequence[Generator]) -> Samples:
 def sample_cascade(request: Request, stages: Sequence[Generator]) -> Samples:
     """Images of the last stage of a cascade; prints how consistent each stage is with the one before."""
     flags, cascade = request.flags, Cascade(tuple(stages), request.flags.cascade_field)
-    available, requested = cascade.conditions, cli.conditions(flags, _asked(request, stages), flags.n)
+    available, requested = cascade.conditions, cli.conditions(flags, _given(request, stages), flags.n)
     last = stages[-1]
     check_output(request, requested, last.image_shape, last.batch_size)
     images = cascade.run(

@@ -33,9 +33,9 @@ def sample_stages(request: Request) -> tuple[np.ndarray, cli.Requested, Mapping[
     given = _names_given(flags)
     available = outline.conditions(given)
     optional = outline.may_be_left_out(given) - ({"text"} if flags.text else set())
-    asked = {name: each for name, each in available.items() if name not in optional}
+    required = {name: each for name, each in available.items() if name not in optional}
     n = outline.count(given, noise) if flags.n is None else flags.n
-    requested = cli.conditions(flags, asked, n)
+    requested = cli.conditions(flags, required, n)
     shape = outline.image_shape
     expect(len(shape) == 3, "--workdir", folder, "stages that make images",
            "sample it in Python, with Stages.load", f"ones of data {shape}")  # fmt: skip

@@ -106,7 +106,7 @@ class Metric(Protocol):
     def streams(self) -> tuple[str, ...]: ...
 
     def check(self, samples: int) -> None:
-        """Raise `UserError` if so many samples are too few. An `Evaluation` calls it before anything is compiled."""
+        """Raise `UserError` if this number of samples is too small. An `Evaluation` calls it before it compiles."""
         del samples
 
     def init(self) -> Any:

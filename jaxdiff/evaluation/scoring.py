@@ -21,7 +21,7 @@ class Scores(NamedTuple):
 
     Attributes:
       values: of all metrics.
-      equal: those that `Metric.relative` names, at the number of real images in `Scorer.real`.
+      equal: the values that `Metric.relative` names, at the number of real images in `Scorer.real`.
       relative: the same as fractions of the real images'.
       states: the metrics' states after the samples.
     """

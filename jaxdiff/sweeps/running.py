@@ -64,7 +64,7 @@ class Sweep:
     _hashes: "_Hashes" = dataclasses.field(default_factory=lambda: _Hashes(), repr=False)
 
     def __call__(self, candidates: Sequence[Candidate]) -> list[Record]:
-        """The records of all candidates; those that the folder has are neither sampled nor scored again."""
+        """The records of all candidates. Recorded ones are neither sampled nor scored again."""
         found = []
         for number, candidate in enumerate(candidates, 1):
             key = self.key(candidate.generator)
@@ -167,7 +167,7 @@ class Sweep:
         }
 
     def _sampled(self, generator: Generator) -> Samples:
-        """The samples of a generator, and the median time of its batches, without those that wait for a program."""
+        """The samples of a generator, and the median time of its batches after compilation."""
         times: list[float] = []
 
         def generate(given: Mapping[str, Any], seed: int, guidance: float, first: int) -> np.ndarray:

@@ -154,7 +154,7 @@ READ: dict[str, Callable[[str, str], Any]] = {
 def unique(
     settings: Sequence[tuple[Setting, T]], meaning: Callable[[Setting, T], Any]
 ) -> list[tuple[Setting, T]]:
-    """The settings without those that mean the same as an earlier one."""
+    """The settings, each once, also where two are written differently."""
     found: dict[Any, tuple[Setting, T]] = {}
     for setting, part in settings:
         found.setdefault(meaning(setting, part), (setting, part))

@@ -75,7 +75,7 @@ PROFILES = {
 
 
 def profile_of(name: str, *allowed: str) -> Profile:
-    """The profile of this name, one of those that a network is used with.
+    """The profile of this name, if the network is used with it.
 
     Raises:
       UserError: another name.

@@ -33,7 +33,7 @@ def read(path: str | os.PathLike[str]) -> Values:
     """Read a report, ``evaluation.json``, or that of a run's folder.
 
     Raises:
-      UserError: there is no such file, or it is no report of samples.
+      UserError: there is no such file, or another kind of file.
     """
     file = epath.Path(path).expanduser()
     file = file / "evaluation.json" if file.is_dir() else file

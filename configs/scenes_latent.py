@@ -44,8 +44,8 @@ def get_config() -> ConfigDict:
     task.denoiser.network = spec(
         UNet,
         levels=(
-            spec(Level, width=96, blocks=2, attention=both),
-            spec(Level, width=128, blocks=1, attention=both),
+            spec(Level, width=64, blocks=2, attention=both),
+            spec(Level, width=96, blocks=1, attention=both),
         ),
         out_channels=8,
         middle=spec(ResidualMiddle, attention=both),
@@ -56,4 +56,8 @@ def get_config() -> ConfigDict:
     task.denoiser.parameterization = spec(Edm, sigma_data=SIGMA_DATA)
     task.time_sampler = spec(LogNormalSigma, mean=0.4, std=1.0)
     task.objective = spec(WeightedError, weighting=spec(EdmWeighting, sigma_data=SIGMA_DATA))
+    config.batch_size = 32
+    config.steps = 2800
+    config.checkpoint_every = 1400
+    config.sample_every = 0
     return config

@@ -1,6 +1,7 @@
 """Eight CPU devices for every test, quick compilation, no silent broadcasting between ranks, and float64 where formulas
 are checked."""
 
+import collections
 import gc
 import importlib.metadata
 import os
@@ -37,9 +38,19 @@ gc.set_threshold(100_000, 50, 100)
 TESTS = pathlib.Path(__file__).parent
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Tests of whole commands first, since they take longest: with several workers, none runs alone at the end."""
+    """Whole commands first, so that none runs alone at the end. `spread` tests are slow between the sets that they keep."""
     items.sort(key=lambda item: item.path.parent != TESTS)
+    cases = collections.defaultdict(list)
+    for item in items:
+        if (spread := item.get_closest_marker("spread")) and not item.get_closest_marker("slow"):
+            cases[item.path, item.originalname, *spread.args].append(item)
+    for (_, _, count), group in cases.items():
+        quick = {round(position * (len(group) - 1) / max(count - 1, 1)) for position in range(count)}
+        for position, item in enumerate(group):
+            if position not in quick:
+                item.add_marker("slow")
 
 
 FORMULAS = [TESTS / name for name in ("likelihood", "process", "sampling", "tasks")]

@@ -109,6 +109,7 @@ def test_a_network_learns_from_all_shapes_and_continues_exactly(photos, tmp_path
     assert list(map(len, programs)) == [3, 3, 3]
 
 
+@pytest.mark.slow
 def test_all_programs_are_compiled_before_the_first_step(photos, tmp_path, monkeypatch):
     seen = []
 

@@ -77,6 +77,7 @@ LATENT = {
 }
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize("name", ALL)
 def test_config_builds_and_survives_json(name):
     config = load(name)
@@ -130,11 +131,13 @@ def check_published(experiment, parameters, operations):
     return size(params)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("name", some(PUBLISHED, COUNTED))
 def test_parameters_and_multiply_adds_are_the_published_ones(name):
     check_published(configs.build(load(name)), *PUBLISHED[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some(LATENT, COUNTED))
 def test_edm2_is_the_published_network_with_one_channel_less(name):
     pixels = load(name)
@@ -257,6 +260,7 @@ RUNS = {
 }
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize("name", RUNS)
 def test_runs_have_the_published_length(name):
     experiment, (calls, images) = configs.build(load(name)), RUNS[name]

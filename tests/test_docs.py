@@ -37,6 +37,7 @@ def test_there_is_a_recipe_for_each_kind_of_part():
     assert headings == list(RECIPES), "every section has a recipe"
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("title", RECIPES)
 def test_recipe_runs(title, monkeypatch):
     module = types.ModuleType("recipe")

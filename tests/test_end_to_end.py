@@ -168,6 +168,7 @@ def test_what_the_first_of_two_processes_finds_ends_both(tmp_path):
         assert "Traceback" not in text
 
 
+@pytest.mark.slow
 def test_another_config_in_the_same_workdir_is_refused_by_name(trained):
     workdir, _ = trained
     before = (workdir / "config.json").read_bytes()
@@ -231,6 +232,7 @@ def test_a_sampler_is_a_recipe_of_the_run_or_a_class(trained, tmp_path):
         recipe("hoin")
 
 
+@pytest.mark.slow
 def test_an_existing_output_is_overwritten_only_with_the_flag(trained, tmp_path):
     workdir, _ = trained
     out = tmp_path / "x.npz"

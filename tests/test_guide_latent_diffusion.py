@@ -34,6 +34,7 @@ def test_each_command_fits_its_config(name, words, monkeypatch):
     assert build(app.load_config(flags.config, overrides)).task.pretrained
 
 
+@pytest.mark.slow
 def test_the_commands_make_a_cache_and_train_from_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runtime, "start", lambda: None)

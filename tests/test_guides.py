@@ -75,6 +75,7 @@ def test_a_guide_has_every_section_and_its_links_exist(name):
         assert (ROOT / path).exists() or path == "configs/flowers.py", path
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize(
     ("name", "module", "words"), LINES, ids=lambda value: "" if isinstance(value, list) else value
 )

@@ -36,6 +36,7 @@ def test_commands_start_without_jax():
     assert not loaded_by("jaxdiff.cli.app", "jaxdiff.config") & {"jax", "jaxlib", "flax", "numpy", *HEAVY}
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize(
     "name",
     ["train", "sample", "evaluate", "sweep", "plan", "convert", "posthoc_ema", "cache", "data.__main__"],

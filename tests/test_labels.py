@@ -74,6 +74,7 @@ def in_process(monkeypatch):
     monkeypatch.setattr("jaxdiff.distributed.runtime.start", lambda: None)
 
 
+@pytest.mark.slow
 def test_the_run_stores_its_table(root):
     assert json.loads((root / "run" / "classes.json").read_text()) == {"ant": 0, "bee": 1, "cat": 2}
 

@@ -35,6 +35,7 @@ def params(ldm):
     return jax.eval_shape(lambda: ldm.task.for_shapes().init(jax.random.key(0)))
 
 
+@pytest.mark.slow
 def test_parameters_are_the_published_ones(ldm, params):
     """400 M in the paper, for the U-Net with its embedding of time; diffusers has the same number, below."""
     tokens = size(params["conditioner"]["parts_label"])

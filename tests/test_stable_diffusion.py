@@ -190,6 +190,7 @@ def test_a_folder_comes_back_bit_for_bit_and_opens_in_diffusers(kind, folders, r
     assert dict(opened.scheduler.config)["beta_end"] == 0.012
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", some(KINDS, ("xl",)))
 def test_a_single_file_gives_the_same_run(kind, folders, runs, tmp_path):
     file = tmp_path / "model.safetensors"
@@ -251,6 +252,7 @@ def test_a_single_file_with_another_network_is_refused_and_counters_are_not(fold
         published.find(file)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("tokenizer", ["sd1", "sd2"])
 def test_openai_s_clip_is_padded_by_the_end_whatever_tokenizer_is_given(tokenizer, folders, tmp_path):
     """Stable Diffusion 2's tokenizer pads by "!", which its text encoder has learned and CLIP has not."""
@@ -316,6 +318,7 @@ def test_a_refiner_of_other_latents_is_refused(runs):
         Handover(first, second)
 
 
+@pytest.mark.slow
 def test_weights_of_half_precision_stay_so_in_the_run(folders, tmp_path):
     import diffusers
     import torch

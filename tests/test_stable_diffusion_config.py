@@ -70,6 +70,7 @@ def size(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", some(UNETS, ("sd15",)))
 def test_networks_have_the_published_numbers_of_parameters(variant):
     task = load(variant).task.for_shapes()
@@ -107,6 +108,7 @@ LORA = {"sd15_lora": 3_188_736, "sdxl_lora": 23_224_320}
 """Numbers in factors of rank 16 for the projections of attention, as PEFT's."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", some(LORA, ("sd15_lora",)))
 def test_lora_trains_factors_and_holds_the_rest_in_half_precision(variant):
     task = load(variant).task.for_shapes()

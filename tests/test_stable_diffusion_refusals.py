@@ -120,6 +120,7 @@ CASES = [
 ]
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize(("file", "field", "value"), CASES)
 def test_values_of_other_types_are_named_with_their_file(file, field, value, folder):
     change(folder / file, **{field: value})

@@ -185,6 +185,7 @@ def test_a_control_net_on_the_command_line_is_that_of_diffusers(made, tmp_path):
     check_images(np.load(tmp_path / "out.npy"), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", some(("refiner", "inpaint", "ip2p", "upscaler"), ("refiner",)))
 def test_the_folders_of_variants_come_back_and_open_in_diffusers(kind, made, tmp_path):
     folder, run = made(kind)
@@ -258,6 +259,7 @@ def written(run, folder):
     )
 
 
+@pytest.mark.slow
 def test_lora_files_are_added_to_the_weights_that_they_name(made, lora, tmp_path):
     folder, run = made("sd1")
     file, added = lora

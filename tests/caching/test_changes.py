@@ -68,12 +68,14 @@ CONFIGS = {
 }
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("change", FILES, ids=lambda change: change.__name__)
 def test_other_files_are_refused_by_name_in_making_and_in_training(own, change):
     change(own)
     assert_refused(own, built(own), FILES[change])
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("change", CONFIGS)
 def test_another_config_is_refused_by_name_in_making_and_in_training(own, change):
     path, _, text = change.partition("=")
@@ -146,6 +148,7 @@ def test_arrays_in_memory_are_known_by_their_hash(files, tmp_path):
         make(of(images[::-1]), Request(str(tmp_path)), quiet)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     ("option", "message"),
     [

@@ -92,6 +92,7 @@ def test_a_step_from_a_cache_is_the_step_from_images(made, null):
     assert 0 < np.mean(drops) < 1
 
 
+@pytest.mark.slow
 def test_every_result_of_a_flip_and_of_captions_is_read(made):
     """Each image is seen as it is and mirrored, and with each of its captions."""
     experiment, frozen, folder = made()

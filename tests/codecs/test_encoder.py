@@ -48,6 +48,7 @@ def on_device(batch):
     return {name: jnp.asarray(values) for name, values in batch.items()}
 
 
+@pytest.mark.slow
 def test_fields_of_training_are_encoded_with_the_codec():
     task, context = a_task(Shown()), Context(jnp.int32(0), {}, frozen(), ())
     task.check({name: values[0] for name, values in BATCH.items()}, None)

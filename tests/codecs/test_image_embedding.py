@@ -26,6 +26,7 @@ def frozen():
     return {NAME: jax.tree.map(lambda x: x + 0.1, tree)}
 
 
+@pytest.mark.slow
 def test_it_is_a_codec_whose_networks_shapes_are_known(frozen):
     assert isinstance(CODEC, Codec)
     assert isinstance(CODEC, KnownShapes)

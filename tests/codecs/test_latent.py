@@ -127,6 +127,7 @@ def test_images_are_encoded_to_scaled_latents_and_decoded_from_them():
     close(decode(made, x_0), np.asarray(run(NETWORK, frozen()["autoencoder"], "decode", z)))
 
 
+@pytest.mark.slow
 def test_the_posterior_is_sampled_with_the_key_of_each_image():
     mean, log_variance = moments()
     made = codec(scaling_factor=1.0)
@@ -138,6 +139,7 @@ def test_the_posterior_is_sampled_with_the_key_of_each_image():
     np.testing.assert_allclose(mode, mean, atol=1e-6)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("posterior", ["mode", "sample"])
 def test_posteriors_stand_for_their_images(posterior):
     """The same latents for the same keys, without the network."""
@@ -170,6 +172,7 @@ def test_float16_is_computed_in_float32_where_it_would_overflow():
         narrow.stored(np.asarray(decode(narrow, z, params)))
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize(
     ("dtype", "upcast", "computed"),
     [("float16", True, set()), ("float16", False, {"f16"}), ("bfloat16", True, {"bf16"}), ("float32", True, set())],

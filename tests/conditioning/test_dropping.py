@@ -147,6 +147,7 @@ def test_the_checks_accept_these_values():
     CONDITIONER.check(values(1))
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize("name", CONDITIONS)
 def test_nothing_of_a_dropped_condition_reaches_the_output(name):
     other = {**values(), name: values(1)[name]}
@@ -163,6 +164,7 @@ def test_only_the_examples_that_are_dropped_lose_their_condition(name):
     np.testing.assert_array_equal(found[[0, 2]], answer(values(), drops())[[0, 2]])
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize("name", CONDITIONS)
 def test_none_is_the_dropped_condition(name):
     """None becomes values that have no effect."""

@@ -48,6 +48,7 @@ def close(a, b):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_image_is_its_unit_vector_in_the_other_condition(params, vectors):
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     expected = PART.apply({"params": params["part"]}, jnp.asarray(6**0.5 * unit), SHOWN)

@@ -104,6 +104,7 @@ def test_no_text_is_the_empty_one_or_zeros(folders, peers):
     assert found.tokens.mask.any(axis=1).all()  # attention to one of several equal tokens is attention to all
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("null", ["zero", "empty"])
 def test_a_clip_skip_of_sdxl_acts_on_the_tokens_of_a_prompt_alone(folders, peers, null):
     """Neither on what is shown without one, nor on a negative one, nor on the pooled vectors."""
@@ -142,6 +143,7 @@ def test_a_clip_skip_that_leaves_no_state_is_refused(folders, peers, skip):
         a_text().clone(clip_skip=1)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("skip", [None, 1, 2])
 def test_a_clip_skip_of_stable_diffusion_has_the_last_norm(folders, peers, skip):
     diffusers, transformers = pytest.importorskip("diffusers"), pytest.importorskip("transformers")
@@ -212,6 +214,7 @@ def test_the_vector_is_the_last_one_that_an_encoder_gives(pooled, expected):
     assert part.apply({}, jnp.array([[1, 2, 0, 4, 0, 6]])).vector.tolist() == [[expected]]
 
 
+@pytest.mark.slow
 def test_parameters_are_named_by_the_order_of_the_encoders():
     encoders = (a_text().encoder, a_text(width=8).encoder)
     part = Text(JoinedTokenizer((ByteTokenizer(6), ByteTokenizer(6))), JoinedEncoder(encoders), null="empty")

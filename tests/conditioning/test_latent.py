@@ -146,6 +146,7 @@ def drawn(part, values):
     ]
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize("step", [0, 20, 133, 349])
 @pytest.mark.parametrize(
     ("betas", "schedule"),

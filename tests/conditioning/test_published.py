@@ -60,6 +60,7 @@ def parameters(name):
     return params
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("name", MODELS)
 def test_the_vector_matches_the_published_network(name):
     """EDM applies the SiLU at the end of its mapping once; our networks apply it to their input vector."""

@@ -139,6 +139,7 @@ def test_an_encoder_may_have_its_own_vector(null):
     np.testing.assert_array_equal(found[dropped], np.broadcast_to(nulls[null](), (3, WIDTH)))
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("null", ["learned", "zero", "empty"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_what_the_encoder_has_made_of_texts_stands_for_them(null, dtype):

@@ -39,6 +39,7 @@ def alone():
     return found
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("cache", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_processes_together_read_the_batches_of_one(alone, count, cache):
@@ -50,6 +51,7 @@ def test_processes_together_read_the_batches_of_one(alone, count, cache):
     assert_same(joined, alone)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize(("start", "count", "threads"), [(1, 1, 0), (7, 4, 2), (12, 2, 1), (22, 1, 3)])
 def test_a_run_resumed_within_an_epoch_reads_the_batches_of_an_uninterrupted_one(
     alone, start, count, threads

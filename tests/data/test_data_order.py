@@ -72,6 +72,7 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("cache", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_all_processes_together_read_the_batches_of_one(alone, count, cache):

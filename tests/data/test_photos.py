@@ -23,6 +23,7 @@ def seen(part, label):
     return counts
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("label", [0, 1])
 def test_training_and_test_crops_are_disjoint_and_cover_most_pixels(splits, label):
     train, test = (seen(splits[split], label) > 0 for split in ("train", "test"))

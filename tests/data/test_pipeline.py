@@ -141,6 +141,7 @@ def test_draws_differ_between_examples_epochs_transforms_and_seeds():
     assert len({row.tobytes() for run in runs for row in run}) == 60
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
 def test_flip_mirrors_left_and_right_with_its_probability(probability):
     stored = Pipeline(Toy()).all()["image"]

@@ -45,6 +45,7 @@ def parse(text):
     return [(DIGITS.index(digit), list(colours()).index(colour)) for _, colour, digit in objects], relation
 
 
+@pytest.mark.slow
 def test_captions_match_the_stored_attributes(splits):
     for part in splits.values():
         for scene in scenes(part):

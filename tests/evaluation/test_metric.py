@@ -90,6 +90,7 @@ def flat(values, path=""):
     }
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("size", [1, 7, 30])
 def test_values_do_not_depend_on_the_size_of_batches(size):
     expected, found = flat(run(METRICS, 1000)), flat(run(METRICS, size))

@@ -19,6 +19,7 @@ def run(tmp_path):
     return str(tmp_path)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -37,6 +38,7 @@ def test_a_request_is_refused_before_weights_are_read(change, message, run):
         Generator.load(run, overrides=[change])
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

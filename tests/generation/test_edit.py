@@ -124,6 +124,7 @@ def test_a_truncated_grid_is_the_end_of_its_grid(fraction, left):
     assert jnp.all(jnp.diff(found) < 0)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("steps", [7, 10, 25, 50])
 def test_as_many_steps_are_left_as_in_diffusers(steps):
     """In the same arithmetic, whose ``50 * 0.58`` is 28.999999999999996."""
@@ -142,6 +143,7 @@ def test_edits_do_not_depend_on_the_scale_of_initial_noise():
         np.testing.assert_array_equal(*edits)
 
 
+@pytest.mark.slow
 def test_inverted_noise_is_that_of_the_recipe():
     generator = a_v_model()
     unit = dataclasses.replace(generator, recipe=dataclasses.replace(generator.recipe, initial="unit"))

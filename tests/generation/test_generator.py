@@ -176,6 +176,7 @@ def test_a_missing_or_unsuitable_guiding_model_is_refused():
     generator.guided_by(a_generator()).check()
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("grid", [UNIFORM, RePaint(UNIFORM, 1, 2)], ids=["plain", "RePaint"])
 def test_known_pixels_of_all_256_levels_are_kept_exactly(grid):
     generator = a_generator(grid=grid)

@@ -49,6 +49,7 @@ def completed(known, latents):
     return np.where(MASK[..., None], decoded(latents), known)
 
 
+@pytest.mark.slow
 def test_a_masked_image_is_shown_and_its_known_pixels_are_kept():
     generator = a_latent_generator({"source": MASKED}, Shown())
     value = MASKED.masked(PHOTOS, MASK[..., None])
@@ -225,6 +226,7 @@ def call(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_the_command_completes_a_photo(call):
     generator = a_latent_generator({"source": MASKED}, Mixed())
     expected = generator(2, known=PHOTOS[0], mask=MASK)

@@ -38,6 +38,7 @@ def test_scales_that_call_one_branch_are_programs_of_their_own():
     assert programs(a_generator(steps=2), (1.0, 0.0, 2.0, 3.0))[0] == 3
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize(
     ("guidance", "scales"),
     [

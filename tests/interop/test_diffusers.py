@@ -84,6 +84,7 @@ def numbers(model):
     return {key: value.detach().numpy() for key, value in model.state_dict().items()}
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("name", some(LAYOUTS, ("ddpm", "adm")))
 def test_the_same_network(name):
     model = peer(name)
@@ -108,6 +109,7 @@ def test_the_same_network(name):
     assert np.sqrt(np.mean(error**2) / np.mean(expected.astype(float) ** 2)) <= 1e-5
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_converting_back_gives_the_same_tensors(name):
     """The config and every tensor come back, so that diffusers opens what we write."""

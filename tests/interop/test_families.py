@@ -26,6 +26,7 @@ def model(name):
     return denoiser, networks.golden(name)[0], networks.shapes(denoiser)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("name", [*CASES, "edm2"])
 def test_every_stored_file_finds_its_mapping(name, tmp_path):
     denoiser, tensors, abstract = model(name)

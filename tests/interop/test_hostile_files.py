@@ -70,6 +70,7 @@ def samples(tmp_path_factory):
     return found | {"safetensors": (folder / "a").read_bytes(), "index": json.dumps(index).encode()}
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("kind", ["zip", "zip, by a villain", "legacy", "edm", "safetensors", "index"])
 def test_changed_files_are_read_or_refused(kind, samples, tmp_path):
     choice, good = random.Random(kind), samples[kind.partition(",")[0]]
@@ -82,6 +83,7 @@ def test_changed_files_are_read_or_refused(kind, samples, tmp_path):
     assert MUTATIONS / 10 < refusals <= MUTATIONS
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("kind", ["zip", "legacy", "edm", "safetensors", "index"])
 def test_a_file_cut_off_anywhere_is_refused(kind, samples, tmp_path):
     """A partial download is never accepted as complete."""

@@ -226,6 +226,7 @@ TREES = {
 }  # fmt: skip
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("case", TREES)
 def test_endless_trees(case, tmp_path):
     (tmp_path / "a").write_bytes(archive(TREES[case]))

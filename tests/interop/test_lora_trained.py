@@ -25,6 +25,7 @@ def made(name, dora, seed=0):
     return kernel, kind, own
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_file_changes_a_kernel_as_training_does(name, dora):

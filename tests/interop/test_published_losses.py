@@ -75,6 +75,7 @@ def loss(task, params, examples):
     return task.loss(params, Context(), examples, jax.random.key(0), train=True)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("name", some(LOSSES, ("EDM_opts", "VE")))
 def test_losses_of_edm(name):
     task, (tensors, stored) = task_of(name), golden("edm_loss")

@@ -143,6 +143,7 @@ def run(model, params, x, t, given, method):
     return model.apply({"params": params}, x, t, fields, drop, method=method, **arguments)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("name", some(GUIDED, ("gd_unet_ddpm", "gd_unet_adm_new")))
 def test_guided_diffusion(name):
     network, order, parts = GUIDED[name]
@@ -191,6 +192,7 @@ EDM = {
 }
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     ("name", "variant"),
     some(
@@ -260,6 +262,7 @@ def progressive(name):
     return denoiser(network, noise, {}, VE, Edm())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some(PROGRESSIVE, ("edm_song_skip_skip",)))
 def test_progressive_input_and_output(name):
     """Song et al. 2021, appendix H.1, as EDM's code has it: `encoder_type` and `decoder_type`."""
@@ -307,6 +310,7 @@ def test_no_stored_layer_has_its_initial_values(name):
             assert np.std(tensor) > 0.02, key
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("case", list(all_networks()), ids=lambda case: case[0])
 def test_converted_and_back_is_exact(case):
     name, network, noise, parts, entries = case

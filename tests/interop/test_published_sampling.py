@@ -66,6 +66,7 @@ def predict(params, x, t, label):
 quick_predict = jax.jit(predict, compiler_options=QUICK)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(("double", "tolerance"), [(True, 3e-6), (False, 1e-5)], ids=["float64", "float32"])
 @pytest.mark.parametrize("name", some(HEUN, list(HEUN)[:1]))
 def test_trajectories_of_edm(name, double, tolerance):
@@ -134,6 +135,7 @@ def step_down(sampler, denoise, table, row, noise):
     return walk(sampler, denoise, PROCESSES[table], times, x, [noise])[-1]
 
 
+@pytest.mark.spread(1)
 @each_table
 @each_clip
 @pytest.mark.parametrize(
@@ -162,6 +164,7 @@ def test_mean_variance_and_image_of_guided_diffusions_steps(name, variance, para
                 near(one - mean, deviation, scale=np.abs(mean).max())
 
 
+@pytest.mark.spread(1)
 @each_table
 @each_clip
 def test_steps_of_guided_diffusion_with_its_noise(clip, table):
@@ -189,6 +192,7 @@ def near(found, expected, scale=0.0):
     np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
 
 
+@pytest.mark.spread(1)
 @each_table
 @each_clip
 @pytest.mark.parametrize(

@@ -216,6 +216,7 @@ def check(settings, name, steps, tolerance):
         same(ours(settings, name, steps), theirs(settings, name, steps), tolerance)
 
 
+@pytest.mark.spread(2)
 @theirs_warn
 @pytest.mark.parametrize(("name", "folder", "steps"), CASES)
 def test_samplers_of_published_models_are_diffusers(name, folder, steps):
@@ -223,6 +224,7 @@ def test_samplers_of_published_models_are_diffusers(name, folder, steps):
     check(FOLDERS[folder], name, steps, 1e-6 if name in STOCHASTIC else 1e-9)
 
 
+@pytest.mark.spread(2)
 @theirs_warn
 @pytest.mark.parametrize(
     "steps", [pytest.param(7, marks=pytest.mark.slow), 10, pytest.param(16, marks=pytest.mark.slow)]
@@ -238,6 +240,7 @@ def test_another_sampler_has_its_own_defaults(name, settings):
     check(settings, name, 9, 1e-9)
 
 
+@pytest.mark.spread(1)
 @theirs_warn
 @pytest.mark.parametrize(
     ("name", "settings", "steps"),

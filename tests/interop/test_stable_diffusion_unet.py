@@ -75,6 +75,7 @@ def theirs(name, latents, fields):
     return found.permute(0, 2, 3, 1).numpy()
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("name", some(TINY, ("sd1", "sdxl")))
 def test_the_same_network(name):
     """The noise level and the mapped vectors are a part of it."""
@@ -104,6 +105,7 @@ def test_what_we_write_diffusers_opens(name):
         np.testing.assert_array_equal(tensors[key], value)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("name", some(ORIGINAL, ("sd1", "sd2", "sdxl")))
 def test_original_names_are_those_that_diffusers_converts(name):
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint

@@ -47,6 +47,7 @@ def renamed(layout, tensors):
     return {new: tensors[old] for new, old in names.items() if old in tensors}
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_shapes_tell_what_the_config_tells(name):
     layout, tensors = unet_layout(PUBLISHED[name]), published(name)
@@ -57,6 +58,7 @@ def test_shapes_tell_what_the_config_tells(name):
         assert detect_layout(original) == layout
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("name", some([*COUNTS, "refiner", "upscaler"], ("sd1", "sd2", "upscaler")))
 def test_every_tensor_has_its_shape(name):
     params = flatten_dict(shapes(denoiser_of(unet_layout(PUBLISHED[name]), pooled=1280), side=64), sep="/")

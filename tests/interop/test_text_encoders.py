@@ -160,6 +160,7 @@ def test_the_file_decides_on_sizes_and_the_config_on_the_rest():
     assert clip_encoder(tensors, {"text_config": config, "vision_config": {}}) == expected
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize(
     ("layout", "width", "heads", "activation"),
     [

@@ -66,6 +66,7 @@ def ours(settings, steps, noise, network, learned):
     return jax.jit(sample, compiler_options=QUICK)(jnp.asarray(noise))
 
 
+@pytest.mark.spread(2)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("steps", [2, 7, pytest.param(25, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)

@@ -210,6 +210,7 @@ GREEDY = {
 }
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("case", GREEDY)
 def test_an_operation_allocates_less_than_200_bytes(case):
     """So a million operations, the limit of a file, stay below 200 MB."""

@@ -58,6 +58,7 @@ GRIDS = [
 ]
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     ("process", "grid"), list(zip(PROCESSES, GRIDS, strict=True)), ids=["VE", "VP", "flow"]
 )

@@ -111,6 +111,7 @@ def test_the_prior_is_the_initial_noise_of_sampling(process):
     )
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     "decoder", [NormalDecoder(), TanhDecoder()], ids=lambda decoder: type(decoder).__name__
 )
@@ -139,6 +140,7 @@ def test_the_decoder_is_the_discretised_normal_with_accurate_tails():
         assert float(far.squeeze()) == pytest.approx(truth, rel=1e-7)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda process: type(process).__name__)
 def test_vlb_terms_closed_form(process):
     """Every step of the exact denoiser of Gaussian data, with q by Bayes' rule from q(x_t | x_s) and q(x_s | x_0)."""
@@ -227,6 +229,7 @@ def test_the_bound_is_its_terms_at_the_noise_of_each_images_key():
     np.testing.assert_allclose(found.total, found.prior + found.terms.sum(axis=1))
 
 
+@pytest.mark.slow
 def test_a_bad_model_has_finite_gradients_in_single_precision(float32):
     """Branches that are not selected, such as the decoder after the first step, must not make gradients NaN."""
     process, steps = VarianceExploding(), 1000

@@ -59,6 +59,7 @@ def test_bfloat16_softmax_is_float32():
     np.testing.assert_allclose(attend(query, key, value).astype("float32"), 1.0, atol=2**-7)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("length", some([4, 5], [5]))
 @pytest.mark.parametrize(
     "mask",
@@ -84,6 +85,7 @@ def test_token_counts_are_equivalent_to_a_mask(length, mask):
         np.testing.assert_allclose(got, want, atol=1e-6)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("scores", [1, 2 * 3 * 7])
 @pytest.mark.parametrize("mask", [None, [[1, 0, 1, 0, 0, 1, 0], [0] * 7]])
 def test_blocks_of_queries_change_nothing(monkeypatch, scores, mask):
@@ -146,6 +148,7 @@ def squares(query, key, value, mask):
     return jnp.sum(jnp.square(attend(query, key, value, mask).astype(jnp.float32)))
 
 
+@pytest.mark.spread(2)
 @pytest.mark.usefixtures("cudnn")
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("tokens", [77, 80, 1])
@@ -174,6 +177,7 @@ def test_programs_for_cuda_have_forward_mode(masked):
     assert "__cudnn$fmhaSoftmaxBackward" in lowered(curvature, 49, 77, masked, "cuda")
 
 
+@pytest.mark.spread(1)
 @pytest.mark.usefixtures("cudnn")
 @pytest.mark.parametrize("mask", [None, jnp.array([[1, 0, 1, 0, 1, 1, 0], [0] * 7], bool)])
 def test_half_precision_derivatives_match_the_formula(mask):

@@ -25,6 +25,7 @@ from tests.models.autoencoders import (
 KL = [name for name, network in NETWORKS.items() if isinstance(network, AutoencoderKL)]
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("name", KL)
 def test_the_network_is_diffusers(name):
     network, model = NETWORKS[name], peer(name)

@@ -29,6 +29,7 @@ def theirs(peer, ids=IDS):
         return peer(torch.tensor(ids), output_hidden_states=True)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 @pytest.mark.parametrize("projects", [True, False])
 def test_tokens_and_pooled_vector_are_transformers(activation, projects):
@@ -40,6 +41,7 @@ def test_tokens_and_pooled_vector_are_transformers(activation, projects):
     assert np.asarray(found.tokens.mask).all()  # Stable Diffusion attends to padding
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("layer", [-1, -2, -3, -4])
 def test_every_layer_with_and_without_the_final_norm(layer):
     """SDXL reads layer -2 without the norm. A clip skip of k reads layer -(k + 1) with it."""
@@ -99,6 +101,7 @@ def test_windows_are_encoded_one_by_one_and_the_first_is_pooled():
     np.testing.assert_allclose(found.vector, alone.vector, atol=1e-5)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     ("options", "count"),
     [
@@ -145,6 +148,7 @@ def test_an_id_out_of_range_becomes_nan():
         assert np.isnan(run(encoder, params, np.where(IDS == 5, wrong, IDS)).tokens.features[0, 1]).all()
 
 
+@pytest.mark.slow
 def test_it_is_an_encoder_of_the_text_condition():
     part = Text(ByteTokenizer(12), SMALL.clone(vocabulary=259, end=1), null="empty")
     ids, drop = jnp.asarray(part.read(["a cat", "", "a dog"])), jnp.asarray([True, False, False])

@@ -32,6 +32,7 @@ def ours(peer):
     return encoder, vision_params(encoder, numbers(peer))
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 def test_the_vector_and_the_states_are_transformers(activation):
     torch = pytest.importorskip("torch")
@@ -60,6 +61,7 @@ def test_files_come_back_bit_for_bit():
         jax.tree.map(np.testing.assert_array_equal, vision_params(encoder, file), params)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     ("options", "count"),
     [
@@ -95,6 +97,7 @@ def test_published_sizes(options, count):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == sum(map(np.prod, expected.values()))
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("size", [(300, 400), (97, 224), (400, 300), (224, 224), (40, 30)])
 def test_images_are_prepared_as_clip_s_processor_does(size):
     transformers = pytest.importorskip("transformers")

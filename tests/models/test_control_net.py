@@ -143,6 +143,7 @@ def test_control_at_scale_0_and_control_at_its_start_change_no_bit():
     np.testing.assert_array_equal(run(denoiser, params | {"network": trained}, given), plain)
 
 
+@pytest.mark.slow
 def test_the_unet_keeps_the_paths_of_its_parameters():
     denoiser, params = controlled("sdxl", "edges", "depth")
     plain = a_denoiser("sdxl")
@@ -192,6 +193,7 @@ def test_a_controlled_network_is_a_block_of_a_config():
     assert build(describe(denoiser)) == denoiser
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     ("names", "message"),
     [

@@ -67,6 +67,7 @@ MODES = {
 }
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("compiled", [False, True])
 def test_derivatives_match_the_reference(mode, compiled):

@@ -59,6 +59,7 @@ def block_output(file, peer):
     return jax.jit(block.apply, compiler_options=QUICK)({"params": params}, x)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("peer", BRANCHES)
 def test_blocks_are_torch_fidelity_s(peer):
     file = golden("blocks")

@@ -111,6 +111,7 @@ def test_changed_kernels_in_the_layers_own_type_train_the_same_bit_by_bit():
             np.testing.assert_array_equal(paths(found)[path], gradient)
 
 
+@pytest.mark.slow
 def test_gradients_reach_up_first_and_then_down():
     lora = Lora(RANK, targets=EVERY)
     params, factors = nn.meta.unbox(boxed()), lora.init(boxed(), jax.random.key(0))
@@ -124,6 +125,7 @@ def test_gradients_reach_up_first_and_then_down():
     assert all(np.any(grad != 0) for grad in second.values())
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("kind", ["linear", "conv"])
 def test_the_weights_and_the_gradients_are_pefts(kind, dora):

@@ -45,6 +45,7 @@ def variance(x):
     return float(np.mean(np.square(np.asarray(x, np.float64))))
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("channels", [3, 64])
 @pytest.mark.parametrize(
     "layer",

@@ -57,6 +57,7 @@ def test_output_is_zero_at_initialisation():
     assert not np.any(run(SMALL, params, images()))
 
 
+@pytest.mark.slow
 def test_every_parameter_matters():
     def loss(params, x):
         return jnp.sum(jnp.square(NETWORK.apply(params, x, GIVEN, train=False)))
@@ -66,6 +67,7 @@ def test_every_parameter_matters():
     assert not [jax.tree_util.keystr(path) for path, leaf in flat if np.max(np.abs(leaf)) < 1e-6]
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("encoder", [True, False])
 @pytest.mark.parametrize("width", [64, 96])
 def test_a_block_keeps_the_variance(encoder, width):
@@ -131,6 +133,7 @@ def test_spatial_conditions_are_joined_to_the_image():
     np.testing.assert_array_equal(run(SMALL, params, x[..., :2], split), run(SMALL, params, x))
 
 
+@pytest.mark.slow
 def test_remat_changes_neither_parameters_nor_gradients():
     network = SMALL.clone(levels=(MagnitudeLevel(8, blocks=1, dropout=0.3),))
     again = network.clone(remat=True)

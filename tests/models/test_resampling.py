@@ -178,6 +178,7 @@ def run(module, entries, name, *inputs):
     return jax.jit(module.apply, compiler_options=QUICK)({"params": params}, *inputs)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("name", BLOCKS)
 def test_blocks_are_edms(name):
     found = run(

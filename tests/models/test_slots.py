@@ -15,6 +15,7 @@ from tests.controls import X, a_denoiser, abstract, reads
 IMAGE = jnp.zeros((2, 64, 96, 3))
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     ("residuals", "message"),
     [

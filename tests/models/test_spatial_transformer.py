@@ -61,6 +61,7 @@ def nchw(x):
     return torch.tensor(np.asarray(x).transpose(0, 3, 1, 2))
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("name", PARTS)
 def test_the_transformer_is_diffusers(name):
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -126,6 +127,7 @@ def test_the_unet_of_stable_diffusion_is_diffusers():
     close(run({"params": params}, x, given), expected.transpose(0, 2, 3, 1))
 
 
+@pytest.mark.slow
 def test_it_starts_as_the_identity_and_can_be_any_level_s_attention():
     part = SpatialTransformer(heads=4, head_dim=None, dropout=0.1)
     x, read = jnp.asarray(draw(2, 4, 4, 16)), tokens(12)
@@ -159,6 +161,7 @@ def test_a_token_that_the_mask_hides_is_not_read(twice):
     assert np.abs(other - before)[0].max() > 1e-3
 
 
+@pytest.mark.slow
 def test_dropout_acts_in_training_only():
     part = SpatialTransformer(heads=2, head_dim=None, dropout=0.5)
     module, x, read = SpatialTransformerStack(part), jnp.asarray(draw(2, 4, 4, 16)), tokens(6)

@@ -54,6 +54,7 @@ def condition(tensors, network, **options):
     return AdapterImage(3, factor=1 / 8, adapter=adapter, places=places_of(network, adapter), **options)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_features_are_diffusers(kind):
     peer = a_peer(kind)

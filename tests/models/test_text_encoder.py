@@ -118,6 +118,7 @@ def test_a_phrase_joins_neighbouring_words():
     assert np.flatnonzero((one != other).any(axis=-1)).tolist() == [2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_phrase_starts_as_zero():
     part = a_text(words=8, phrase=5)
     seen = embed(part=part, params=nn.unbox(part.init(jax.random.key(0), jnp.asarray(IDS), SHOWN)))

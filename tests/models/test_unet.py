@@ -102,6 +102,7 @@ def test_every_parameter_matters():
     assert not dead
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("slot", ["vector", "tokens"])
 def test_the_output_depends_on_the_condition(slot):
     params, given = randomised(NETWORK), embeddings()
@@ -184,6 +185,7 @@ def test_parameters_are_float32_with_named_axes():
     assert all(box.value.dtype == jnp.float32 and len(box.names) == box.value.ndim for box in boxes)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize(
     ("change", "added"),
     [
@@ -222,6 +224,7 @@ def test_options_of_the_network():
     assert run(network, params, images(), embeddings(tokens=False)).shape == images().shape
 
 
+@pytest.mark.slow
 def test_patches_are_the_same_network_on_squares():
     inside = PLAIN.clone(out_channels=8)
     x, given = images(), embeddings(tokens=False)
@@ -232,6 +235,7 @@ def test_patches_are_the_same_network_on_squares():
         shapes(PLAIN.clone(patch=2), images(size=6), given)
 
 
+@pytest.mark.slow
 def test_coordinates_are_two_more_channels():
     with_them = PLAIN.clone(coordinates=True)
     x, given = images(), embeddings(tokens=False)

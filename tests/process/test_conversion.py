@@ -34,6 +34,7 @@ def a_pair():
 jitted = jax.jit(convert, static_argnums=(0, 1))
 
 
+@pytest.mark.spread(3)
 @each_pair
 def test_conversion_keeps_data_and_noise(source, target):
     x_0, noise = a_pair()
@@ -49,6 +50,7 @@ def test_conversion_keeps_data_and_noise(source, target):
     np.testing.assert_allclose(one[2], x[2], rtol=1e-12)
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("target", PROCESSES, ids=str)
 def test_ends_are_mapped_to_ends(target):
     x_0, noise = a_pair()
@@ -73,6 +75,7 @@ def paths(source, target, noise):
     return [integrate(Ddim(), denoise, target, times, x, keys) for denoise in denoisers]
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize(("source", "target"), list(zip(PROCESSES, NEXT, strict=True)), ids=str)
 def test_a_model_of_another_process_draws_the_same_path(source, target):
     own, adapted = paths(source, target, next(a_pair()))

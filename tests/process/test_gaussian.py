@@ -19,6 +19,7 @@ PROCESSES = [
 ]
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("process", PROCESSES, ids=str)
 def test_log_snr_follows_from_the_signal(process):
     t = jnp.asarray(np.linspace(0.001, 0.999, 201))
@@ -50,6 +51,7 @@ def test_flow_has_exact_ends():
     assert flow.time(jnp.array([np.inf, -np.inf])).tolist() == [0, 1]
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("process", PROCESSES, ids=str)
 def test_single_precision_keeps_the_digits_of_a_small_sigma(process, float32):
     t = np.logspace(-5, -1, 201).astype(np.float32)
@@ -60,6 +62,7 @@ def test_single_precision_keeps_the_digits_of_a_small_sigma(process, float32):
         np.testing.assert_allclose(found, truth, rtol=1e-4)
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("process", PROCESSES, ids=str)
 def test_diffuse_mixes_each_image_at_its_own_time(process):
     x_0, noise = map(jnp.asarray, np.random.default_rng(0).normal(size=(2, 3, 4, 4, 2)))

@@ -45,6 +45,7 @@ def test_vp_is_edms_time_of_the_level():
     np.testing.assert_array_equal(Time()(process, t), 1000 * t)
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("process", [VarianceExploding(0.02, 100.0), *PROCESSES], ids=str)
 def test_ve_and_edm_are_logarithms_of_the_level(process):
     t = jnp.asarray(np.linspace(0.01, 0.99, 50))
@@ -67,6 +68,7 @@ def test_iddpm_is_the_index_of_the_level():
     np.testing.assert_allclose(StepIndex(steps)(process, t), index, atol=1e-9)
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize("process", PROCESSES, ids=str)
 @pytest.mark.parametrize("label", LABELS, ids=str)
 def test_labels_are_finite_at_both_ends_and_rise_with_the_noise(label, process, float32):
@@ -89,6 +91,7 @@ def test_rounded_labels_match_edms_round_sigma():
     np.testing.assert_array_equal(StepIndex(rounded=True)(IDDPM, t), 999 - index)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("process", [IDDPM, *PROCESSES], ids=str)
 def test_a_rounded_label_is_the_step_of_the_nearest_noise_level(process):
     steps, t = 20, np.linspace(0.03, 0.97, 200)

@@ -36,6 +36,7 @@ def there_and_back(learned, t):
     return learned.log_snr(t), learned.time(learned.log_snr(t))
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("seed", [None, 0, 1, 2, 3])
 def test_any_parameters_fall_strictly_between_their_ends_and_are_inverted(seed):
     params = parameters(seed)
@@ -140,6 +141,7 @@ class Scaling(nn.Module):
         return x * nn.Dense(1, name="scale")(embeddings.vector)[:, None, None]
 
 
+@pytest.mark.slow
 def test_it_is_trained_as_a_part_of_a_denoiser(float32):
     block = spec(LearnedVariancePreserving, width=8)
     process = build(from_json(to_json(block)))

@@ -41,6 +41,7 @@ def a_pair():
     return jnp.asarray(x_0), jnp.asarray(noise)
 
 
+@pytest.mark.spread(5)
 @each_process
 @each_parameterization
 def test_decode_inverts_target(process, parameterization):
@@ -132,6 +133,7 @@ def test_other_networks_see_the_image_and_ddpm_time(parameterization):
     np.testing.assert_array_equal(label, [0, 500])
 
 
+@pytest.mark.spread(5)
 @each_process
 @each_parameterization
 def test_error_ratio_is_the_sensitivity_of_other_targets(process, parameterization):
@@ -195,6 +197,7 @@ def test_learned_variance_has_the_inputs_of_its_mean(mean):
     np.testing.assert_array_equal(both.row(RectifiedFlow(), t), mean.row(RectifiedFlow(), t))
 
 
+@pytest.mark.spread(3)
 @each_parameterization
 def test_at_zero_terminal_snr_decode_returns_the_noise(parameterization):
     """From pure noise, a noise network determines no image: x_0 is 0, never NaN."""

@@ -42,6 +42,7 @@ def test_reductions(shape):
     np.testing.assert_allclose(sum_per_example(jnp.asarray(X).reshape(3, *shape)), X.sum(1))
 
 
+@pytest.mark.spread(1)
 @each_shape
 def test_processes(shape):
     agree(lambda x, noise: diffuse(PROCESS, x, noise, T), shape)
@@ -49,6 +50,7 @@ def test_processes(shape):
     agree(lambda x, noise: convert(PROCESS, RectifiedFlow(), x, T), shape)
 
 
+@pytest.mark.spread(5)
 @each_shape
 @pytest.mark.parametrize("parameterization", [Noise(), Data(), V(), Velocity(), Score(), Edm()], ids=str)
 def test_parameterizations(parameterization, shape):
@@ -64,6 +66,7 @@ def denoise(x, t):
     return Gaussian(jnp.asarray(0.3), jnp.asarray(0.5)).denoiser(PROCESS)(x, t)
 
 
+@pytest.mark.spread(1)
 @each_shape
 @pytest.mark.parametrize("divergence", [ExactDivergence(), Hutchinson(2)], ids=str)
 def test_likelihood_of_the_flow(divergence, shape):
@@ -74,6 +77,7 @@ def test_likelihood_of_the_flow(divergence, shape):
     np.testing.assert_array_equal(np.ravel(flat), np.ravel(images))
 
 
+@pytest.mark.spread(1)
 @each_shape
 @pytest.mark.parametrize("decoder", [NormalDecoder(), TanhDecoder()], ids=str)
 def test_variational_bound(decoder, shape):

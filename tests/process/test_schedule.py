@@ -41,6 +41,7 @@ def there_and_back(schedule, t, log_snr):
     return found, schedule.time(found), schedule.log_snr(schedule.time(log_snr))
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_time_inverts_log_snr(schedule):
     level = np.linspace(-5, 10, 201)
@@ -54,6 +55,7 @@ def test_log_snr_falls(schedule):
     assert np.all(np.diff(there_and_back(schedule, jnp.asarray(T), jnp.asarray(T))[0]) < 0)
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_single_precision_holds_near_both_ends(schedule, float32):
     t = np.concatenate([np.logspace(-6, -1, 100), 1 - np.logspace(-4, -1, 101)]).astype(np.float32)
@@ -132,6 +134,7 @@ def test_configs_build_the_same_schedule(schedule):
     assert build(block) == build(from_json(to_json(block))) == schedule
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_the_slope_is_finite_and_the_derivative(schedule):
     """Branches that are not selected must not affect the gradient."""

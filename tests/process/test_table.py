@@ -51,6 +51,7 @@ def times(table):
     return (jnp.arange(table.steps) + 1) / table.steps
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize(
     ("name", "table"),
     [
@@ -113,6 +114,7 @@ def test_zero_terminal_snr_keeps_the_first_alpha_and_scales_the_others():
     np.testing.assert_allclose(scale, scale[0], rtol=1e-9)
 
 
+@pytest.mark.spread(2)
 @each_table
 def test_a_table_falls_and_is_inverted_between_its_steps(table):
     t = jnp.asarray(np.concatenate([[0], np.logspace(-9, -3, 20), np.linspace(0.002, 1, 2001)]))
@@ -126,6 +128,7 @@ def test_a_table_falls_and_is_inverted_between_its_steps(table):
     np.testing.assert_allclose(back_and_there(table, jnp.asarray(level)), level, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.spread(5)
 @each_table
 def test_levels_between_two_steps_are_as_documented(table):
     steps = table.steps
@@ -163,6 +166,7 @@ def test_a_last_step_with_a_given_alpha():
     np.testing.assert_allclose(alpha[:-1], expected[:-1], rtol=1e-12)
 
 
+@pytest.mark.spread(3)
 @each_table
 def test_slopes_are_finite_for_finite_levels(table):
     t = (jnp.asarray(np.unique(np.linspace(0, table.steps - 1, 50).astype(int))) + 0.37) / table.steps
@@ -178,6 +182,7 @@ def test_slopes_are_finite_for_finite_levels(table):
     np.testing.assert_allclose(back, 1, rtol=1e-7)
 
 
+@pytest.mark.spread(3)
 @each_table
 def test_single_precision_is_double_precision(table, float32):
     t = np.concatenate([[0], np.logspace(-6, -1, 100), 1 - np.logspace(-5, -1, 101), [1]]).astype(np.float32)

@@ -207,6 +207,7 @@ def test_importance_sampling_is_unbiased():
         np.testing.assert_allclose(found, np.mean(function((np.arange(n) + 0.5) / n)), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_no_number_leaves_its_bin_by_rounding(float32):
     """The weight that a number was given is that of the bin in which its loss is kept, on all edges."""
     sampler = Importance(UniformSteps(1000), bins=1000, history=1)

@@ -35,6 +35,7 @@ def wide(values):
     return np.asarray(values)[:, None, None, None]
 
 
+@pytest.mark.spread(2)
 @each_process
 def test_forward_steps_compose(process):
     """From 0 to s and on to t is from 0 to t."""
@@ -62,6 +63,7 @@ def test_posterior_is_bayes_rule(process):
     np.testing.assert_allclose(posterior_mean(process, s, t, x_0, noise), mean, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.spread(3)
 @each_process
 def test_small_steps_keep_their_digits(process, float32):
     """Posterior and forward standard deviations differ by ``sigma_s / sigma_t`` alone, and are those of float64."""
@@ -86,6 +88,7 @@ def test_the_reverse_variance_lies_between_its_bounds_in_logarithms(process):
         np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
+@pytest.mark.spread(2)
 @each_process
 def test_one_time_for_all_images_is_each_ones_time(process):
     x_0, noise = a_pair()
@@ -114,6 +117,7 @@ def test_at_the_ends_nothing_is_nan(process):
     assert forward(process, s, s) == (1, 0)
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize(("name", "betas"), [("linear", LinearBetas()), ("cosine", CosineBetas())])
 @pytest.mark.parametrize("spacing", ["T1000_25", "T1000_ddim25", "T1000_10-10-10"])
 def test_respaced_betas_recompose(name, betas, spacing):

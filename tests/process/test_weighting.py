@@ -47,6 +47,7 @@ def test_flat_is_the_plain_error_of_the_output():
     np.testing.assert_array_equal(weighting.Flat()(jnp.array([-9.0, 9.0])), 1)
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize(
     ("weight", "same", "factor"),
     [

@@ -67,6 +67,7 @@ def test_fewer_steps_than_are_done_leave_the_records_of_the_run(run):
     run()
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -238,6 +239,7 @@ TABLES = ["", "[]", '{"a": 0, "b": 2}', '{"a": "0"}', "[" * 100_000, "[0, 1, 2]"
           '{"ant": false}', '{"ant": 0.0}', '{"ant": null}', '{"ant": [0]}', '["ant", "bee", "cat"]']  # fmt: skip
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize("content", TABLES)
 def test_a_damaged_table_is_one_line(run, content):
     (run.root / "run" / "classes.json").write_text(content)

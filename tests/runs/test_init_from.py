@@ -35,6 +35,7 @@ def test_the_same_model_starts_with_the_learned_parameters(old):
     same(first.params, params)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     ("parts", "changes", "options", "message"),
     [
@@ -64,6 +65,7 @@ def test_a_folder_without_a_run_is_an_error(tmp_path):
         first_state(build(a_config(), tmp_path), a_mesh())
 
 
+@pytest.mark.slow
 def test_fresh_parameters_start_as_in_a_new_run(old):
     folder, _, _, ema = old
     more = MAP | {"label": spec(ClassLabel, num_classes=12, width=WIDTH)}
@@ -86,6 +88,7 @@ def test_fresh_parameters_start_as_in_a_new_run(old):
     assert "parts_label" not in first_state(without, a_mesh()).params["conditioner"]
 
 
+@pytest.mark.slow
 def test_a_run_continues_without_its_initial_run(old, tmp_path):
     folder, _, _, ema = old
     experiment, mesh = build(a_config(MAP), folder), a_mesh()

@@ -141,6 +141,7 @@ def test_conditions_before_the_mapping_have_no_effect_at_first(tmp_path):
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_additional_tokens_that_change_the_model_are_an_error(tmp_path):
     """Softmax normalises over all tokens, so new tokens change the weights of old ones."""
 

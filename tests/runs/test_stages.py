@@ -39,6 +39,7 @@ CALLS = {
 }
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_one_model_is_needed(staged, monkeypatch, call):
     monkeypatch.setattr(runtime, "start", lambda: None)

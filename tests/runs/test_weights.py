@@ -215,6 +215,7 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_compiled(tmp_pat
         train(experiment(Projection(weights=basis), pretrained={"network/inner": outer}), str(tmp_path / "b"))
 
 
+@pytest.mark.slow
 def test_until_the_first_checkpoint_nothing_binds_a_folder(tmp_path, basis):
     """A start that is killed leaves records; the next start of another run replaces them."""
     first = dataclasses.replace(experiment(Projection(weights=basis), frozen=("network/inner",)), seed=1)

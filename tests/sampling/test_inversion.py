@@ -28,6 +28,7 @@ def round_trip(process, times, x, iterations):
 quick_round_trip = jax.jit(round_trip, static_argnums=(0, 3), compiler_options=QUICK)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("iterations", [0, 1, 2])
 def test_the_round_trip_errs_one_order_less_with_each_iteration(iterations):
     few, many = (
@@ -38,6 +39,7 @@ def test_the_round_trip_errs_one_order_less_with_each_iteration(iterations):
     np.testing.assert_allclose(np.log2(few / many), 1 + iterations, atol=0.2)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("process", [VE, *OTHERS], ids=str)
 def test_with_enough_iterations_it_is_the_exact_inverse(process):
     times = GRIDS[1](process, 401)

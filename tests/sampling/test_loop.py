@@ -49,6 +49,7 @@ def counting():
     return GuidedDenoiser(call, lambda x: jnp.zeros((), x.dtype))
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
 def test_the_guidance_state_passes_through_all_calls_of_all_steps(sampler):
     times = jnp.asarray([0.99, 0.8, 0.7, 0.5, 0.4, 0.2])

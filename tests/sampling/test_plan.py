@@ -53,6 +53,7 @@ PARTS = {
 }
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("recipe", PARTS.values(), ids=PARTS)
 def test_two_parts_are_the_whole(recipe):
     """With the noise of every step, wherever a sampler without memory is interrupted."""
@@ -98,6 +99,7 @@ def test_lower_orders_only_below_a_number_of_steps(steps, bounded):
     assert (recipe.plan(FLOW).max_orders is not None) == bounded
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("steps", some([7, 10, 12], [7]))
 @pytest.mark.parametrize("t_end", [None, 1 / 1000])
 def test_steps_of_one_length_are_the_models(steps, t_end):

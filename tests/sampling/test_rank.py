@@ -77,6 +77,7 @@ class Sum:
         return jnp.sum(x, axis=tuple(range(1, x.ndim)))
 
 
+@pytest.mark.spread(2)
 @each_shape
 @pytest.mark.parametrize("sampler", some([*SAMPLERS, Rk45()], SAMPLERS[::4]), ids=str)
 def test_samplers(sampler, shape):
@@ -84,6 +85,7 @@ def test_samplers(sampler, shape):
     np.testing.assert_allclose(samples(recipe, shape), of_images(recipe), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.spread(2)
 @each_shape
 @pytest.mark.parametrize(
     "guidance",
@@ -102,6 +104,7 @@ def test_guidance(guidance, shape):
     np.testing.assert_allclose(samples(recipe, shape), samples(recipe, SHAPES[1]), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.spread(1)
 @each_shape
 @pytest.mark.parametrize(
     "changes",

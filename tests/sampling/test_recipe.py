@@ -51,6 +51,7 @@ def prior(keys):
     return np.asarray(noise_like(first, jnp.zeros((len(keys), *SHAPE))))
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("sampler", [Ddim(), Heun(), DpmSolver2M()], ids=str)
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_calls_match_the_promised_number(sampler, scale):
@@ -61,6 +62,7 @@ def test_calls_match_the_promised_number(sampler, scale):
     assert counting.calls == recipe.calls(RectifiedFlow()) == sampler.calls(2) + 1
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("sampler", [Ddim(1.0), Heun(churn=0.2), DpmSolver2M()], ids=str)
 def test_an_image_does_not_depend_on_its_batch(sampler, float32):
     mean, keys = three_images()

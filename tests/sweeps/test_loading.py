@@ -21,6 +21,7 @@ def run(tmp_path_factory):
     return str(workdir)
 
 
+@pytest.mark.slow
 def test_settings_change_sampler_and_steps_and_share_the_weights(run):
     found = Request(run).candidates([Setting(2.0, 3), Setting(2.0, 5, "heun"), Setting()])
     recipes = [candidate.generator.recipe for candidate in found.made]
@@ -58,6 +59,7 @@ def test_only_guidance_that_uses_it_has_the_guiding_model(run):
         Request(run).candidates(settings, with_weights=False)
 
 
+@pytest.mark.slow
 def test_averages_of_other_lengths_are_those_of_the_snapshots(tmp_path):
     """At the lengths that training tracked they are the stored averages."""
     experiment = run_folder(tmp_path, PowerEma(STDS, snapshot_every=400))

@@ -56,6 +56,7 @@ def test_filter_is_orthogonal_and_has_six_vanishing_moments():
     assert abs(taps.sum() - math.sqrt(2)) < 1e-10
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("shape", [(8, 8), (5, 12), (1, 2), (2, 1)])
 def test_the_identity_map_returns_the_image(shape):
     images = jnp.asarray(RANDOM.normal(size=(2, *shape, 3)))

@@ -61,6 +61,7 @@ def test_the_divergence_is_the_integral():
     np.testing.assert_allclose(found, [expected / 6], rtol=1e-7)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("distance", ["l1", "l2"])
 def test_the_loss_is_the_distance_and_the_weighted_divergence(distance):
     chosen, params = task(distance=distance), params_of(task())
@@ -89,6 +90,7 @@ def test_before_its_start_the_adversarial_term_is_not_there():
     assert np.any(losses(chosen, params, step=5)[0] != found)
 
 
+@pytest.mark.slow
 def test_each_network_learns_from_its_own_terms():
     """The gradients are those of two separate losses, each with the other network as it is."""
     chosen = adversarial()
@@ -125,6 +127,7 @@ def test_each_network_learns_from_its_own_terms():
     )
 
 
+@pytest.mark.slow
 def test_the_loss_of_an_image_does_not_depend_on_others():
     chosen = adversarial()
     params = params_of(chosen)

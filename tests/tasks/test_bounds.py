@@ -73,6 +73,7 @@ def stored():
     return {"network": {"output": golden("model_out")}}, examples
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("schedule", PROCESSES)
 def test_losses_of_guided_diffusion(schedule):
     """Its MSE, RESCALED_MSE, KL and RESCALED_KL, on which its models and ADM's were trained."""
@@ -150,6 +151,7 @@ def integrated(task, params, nodes=200):
     return mean(models.losses_of(task, params, examples)[0]) @ jnp.asarray(weights)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize(
     ("process", "time_sampler", "first", "last"),
     [
@@ -185,6 +187,7 @@ def test_terms_of_the_continuous_bound_are_logged_and_add_up():
     np.testing.assert_allclose(metrics["reconstruction_bits"], np.mean(nats) / np.log(2), rtol=1e-9)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("std", [1e-3, 0.05, 30.0])
 def test_probabilities_of_the_levels_sum_to_one(std):
     levels = jnp.asarray(np.arange(256) / 127.5 - 1).reshape(-1, 1, 1, 1)
@@ -212,6 +215,7 @@ def learned_config(**task):
     )
 
 
+@pytest.mark.slow
 def test_a_learned_process_is_trained_through_its_times():
     """The mean bound depends on the ends of the schedule only, as in the closed form."""
     task = configs.build(learned_config())

@@ -105,6 +105,7 @@ def test_the_factor_stays_below_its_bound_and_can_fall():
         assert gradient == expected
 
 
+@pytest.mark.slow
 def test_the_factor_starts_at_the_inverse_temperature_and_multiplies_cosines(float32):
     task, key = a_task(max_scale=20.0), jax.random.key(0)
     params = nn.meta.unbox(jax.jit(task.init)(key))
@@ -198,6 +199,7 @@ def run(tmp_path_factory):
     return folder, train(an_experiment(), str(folder))
 
 
+@pytest.mark.slow
 def test_training_ends_with_retrieval_and_the_command_finds_the_same(run, float32):
     folder, predictor = run
     values = json.loads((folder / "evaluation.json").read_text())["test"]["retrieval"]

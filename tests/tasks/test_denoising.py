@@ -148,6 +148,7 @@ class Shown(nn.Module):
         return embeddings.spatial
 
 
+@pytest.mark.slow
 def test_conditions_have_random_levels_in_training_only():
     """A model that predicts its condition has the error of the condition's noise: ``level^2`` for clean images of 0."""
     low = NoiseAugmented(ImageCondition(1), NoiseLevel(1, frequencies=2), RectifiedFlow(), level=0.3)

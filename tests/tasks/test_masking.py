@@ -66,6 +66,7 @@ def of_outputs(mask, objective=OBJECTIVES[0], batch=BATCH):
     return np.asarray(found), np.asarray(grads["network"]["output"])
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
 def test_masked_pixels_have_no_gradient_at_all(objective):
     _, gradient = of_outputs(LossMask(), objective)
@@ -98,6 +99,7 @@ def test_pixels_outside_may_count_a_little():
     np.testing.assert_allclose(found, np.where(MASKS > 0, 1, 0.25) * whole, rtol=1e-6)
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
 @pytest.mark.parametrize("normalized", [True, False])
 def test_an_example_without_any_pixel_contributes_zero(objective, normalized):

@@ -58,6 +58,7 @@ def by_level(task, params):
     return mean(losses)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("process", PROCESSES, ids=str)
 def test_the_optimal_denoiser_has_the_smallest_possible_loss(process):
     """The closed-form posterior variance at each level; Edm's weight makes it 1 where sigma_data is the data's."""
@@ -72,6 +73,7 @@ def test_the_optimal_denoiser_has_the_smallest_possible_loss(process):
         np.testing.assert_allclose(by_level(task, {"a": a, "b": b})[:-1], expected, rtol=1e-9)
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("weight", WEIGHTINGS, ids=str)
 def test_every_weighting_has_the_same_optimum(weight):
     """The gradient at the posterior mean is zero, and at no other pair of numbers, at every noise level."""
@@ -110,6 +112,7 @@ def train(task, params, steps, batch_size):
     return jax.jit(lambda state: jax.lax.scan(go, state, jnp.arange(steps)))(state)[0]
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("uncertain", [False, True])
 def test_linear_model_reaches_optimum(uncertain, float32):
     """A linear denoiser converges to the closed-form a(sigma), b(sigma), and the log-variance to that of its error."""

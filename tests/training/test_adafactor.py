@@ -41,6 +41,7 @@ def matrices(tree):
     return {**tree, "kernel": tree["kernel"].reshape(72, 12)}
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("relative", [False, True])
 def test_without_decay_it_is_that_of_optax_on_matrices(relative):
     ours = Adafactor(0.01, Cosine(), relative, decay_power=0.7, min_factored=8).make(10)

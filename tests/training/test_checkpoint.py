@@ -94,6 +94,7 @@ def test_restored_onto_another_mesh(tmp_path):
     assert restored.params["kernel"].sharding == other.params["kernel"].sharding
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("name", ["9", "9/state", "9/default"])
 def test_stray_numeric_directory_is_not_a_checkpoint_and_is_not_deleted(tmp_path, name, caplog):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
@@ -142,6 +143,7 @@ def test_nan_in_any_part_is_not_saved(checkpoints, part):
     assert checkpoints.steps() == [2]
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("part", PARTS)
 def test_nan_that_an_earlier_version_has_saved_is_not_read(checkpoints, part, monkeypatch, caplog):
     good, bad = (PARTS[part](state(step), jnp.full(3, value)) for step, value in ((1, 0.0), (2, jnp.nan)))

@@ -38,6 +38,7 @@ def checkpoints(workdir):
     return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("kind", [toy.Linear, toy.Recalling])
 def test_a_resumed_run_equals_an_uninterrupted_run(tmp_path, kind):
     task = kind(dropout=True)

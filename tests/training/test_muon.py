@@ -37,6 +37,7 @@ def update(optimizer, steps=1):
     return updates
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("name", ["conv", "dense"])
 def test_updates_of_kernels_are_orthogonal_and_as_large_as_adams(name):
     # Newton and Schulz's five steps bring singular values to between 0.7 and 1.2 only.
@@ -84,6 +85,7 @@ def test_the_size_of_a_gradient_does_not_matter_to_kernels():
     np.testing.assert_allclose(one["conv"]["kernel"], other["conv"]["kernel"], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_schedule_ends_at_zero():
     last = Muon(learning_rate=0.1, schedule=Cosine()).make(10)
     state = last.init(PARAMS)

@@ -46,6 +46,7 @@ def trained(tmp_path_factory):
     return workdir, run(workdir, KEPT)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("std", [0.05, 0.07, 0.12])
 def test_any_length_is_reconstructed_accurately(trained, tmp_path, std):
     workdir, state = trained
@@ -105,6 +106,7 @@ def test_a_skipped_step_changes_no_average(tmp_path):
     assert toy.sha((poisoned.ema, poisoned.extra_emas)) == toy.sha((before.ema, before.extra_emas))
 
 
+@pytest.mark.slow
 def test_snapshots_of_a_sharded_run_match_one_device(trained, tmp_path):
     workdir, _ = trained
     run(tmp_path, KEPT, devices=8)

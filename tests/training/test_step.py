@@ -91,6 +91,7 @@ def test_one_device_and_eight_learn_the_same():
     assert distance(eight.params, one.params) < 1e-6
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(("shape", "accumulation"), [({"fsdp": 2}, 1), ({"fsdp": 4, "tensor": 2}, 2)])
 def test_sharded_state_is_split_and_learns_the_same(shape, accumulation):
     task = toy.WIDE

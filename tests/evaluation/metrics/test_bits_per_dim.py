@@ -81,6 +81,7 @@ def truth(found, chosen) -> float:
     return float(np.mean(z**2 / 2 + np.log(STD * np.sqrt(2 * np.pi)) - np.log(2 / 255)) / np.log(2))
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("likelihood", METHODS, ids=lambda likelihood: type(likelihood).__name__)
 def test_both_measure_the_density_of_the_model_under_the_true_label(likelihood):
     found = examples()

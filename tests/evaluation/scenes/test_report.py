@@ -247,6 +247,7 @@ def test_the_table_shows_the_values(perfect):
     assert "steps 9" in text
 
 
+@pytest.mark.slow
 def test_positions_are_reported_where_examples_have_boxes(evaluate, perfect, test):
     """Images that are moved, down by two pixels, show other positions and the same attributes."""
     boxes = Pipeline(
@@ -288,6 +289,7 @@ def test_the_figure_marks_correct_and_wrong_samples(evaluate, perfect, test):
     assert pixels(wrong, TRAIN) == 0
 
 
+@pytest.mark.slow
 def test_unsuitable_examples_are_errors(evaluate, test):
     model = painter(test)
     bare = {name: values for name, values in test.items() if name != "digits"}

@@ -101,6 +101,7 @@ def test_levels_match_k_diffusion(name, grid, process):
     )
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize(
     ("name", "grid", "process"),
     [
@@ -168,6 +169,7 @@ def test_ten_aligned_steps_are_the_published_levels(key, published):
     assert tuple(GOLDENS[f"diffusers/aligned/{key}"].tolist()) == published[:10]
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_one_step_is_the_noisiest_level(grid):
     three, nine = grid(RectifiedFlow(), 3), grid(RectifiedFlow(), 9)

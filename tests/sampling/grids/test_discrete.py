@@ -29,6 +29,7 @@ GRIDS = [
 ]
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize(
     ("name", "grid"),
     [

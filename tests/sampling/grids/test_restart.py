@@ -52,6 +52,7 @@ def papers_repaint(total, jump_length, repeats):
     return np.array(visited)
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize(
     ("total", "jump_length", "repeats"),
     [(250, 10, 10), (20, 5, 3), (21, 5, 1), (7, 3, 2), (5, 5, 4), (6, 1, 2), (1, 1, 2)],
@@ -79,6 +80,7 @@ def test_repaint_makes_the_promised_number_of_calls(sampler, calls):
     assert counting.calls == recipe.calls(RectifiedFlow()) == calls
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("process", PROCESSES, ids=str)
 def test_restart_goes_back_to_s_max_from_the_level_nearest_s_min(process):
     """Xu et al. 2023, algorithm 1: the base down to s_min, K times from s_max to there, and the rest of the base."""
@@ -161,6 +163,7 @@ class Exact:
         return SamplerState(self.oracle.flow(process, state.x, t, t_next))
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("process", PROCESSES[::2], ids=str)
 @pytest.mark.parametrize("grid", [RePaint(BASE, 2, 2), Restart(BASE, 0.3, 2.0, 2, 2)], ids=str)
 def test_data_with_the_right_distribution_keep_it(grid, process):
@@ -188,6 +191,7 @@ def test_configs_build_the_same_grid(grid):
     assert build(block) == build(from_json(to_json(block))) == grid
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize(
     "make",
     [

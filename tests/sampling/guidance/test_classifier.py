@@ -49,6 +49,7 @@ class Constant:
         return jnp.sum(x, axis=(1, 2, 3))
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize(
     "process", [RectifiedFlow(), VarianceExploding(), VariancePreserving(Cosine())], ids=str
 )

@@ -26,6 +26,7 @@ def two_means(x, t, fields, drop):
     return oracle((a**2 + 3 * b + a * b)[:, None, None, None], jnp.asarray(0.5))(x, t)
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize("chained", [True, False])
 @pytest.mark.parametrize("scales", [(1.5, 7.5), (1.0, 4.0), (2.0, 0.0), (1.0, 1.0), (0.0, 0.0), (3.0, 3.0)])
 def test_each_condition_has_its_scale_and_cancelled_branches_cost_nothing(scales, chained):

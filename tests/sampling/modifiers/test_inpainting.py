@@ -114,6 +114,7 @@ def test_resampling_approaches_the_conditional_distribution():
     assert abs(many[1]) == pytest.approx(2 * abs(errors(VP, 125, 80)[1]), rel=0.15)
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("sampler", [Ddim(), Ddim(1.0), Heun(), DpmSolver2M(), Ancestral("small")], ids=str)
 def test_known_pixels_of_noisy_images_are_the_diffused_known_image(sampler):
     """Mean alpha known and standard deviation sigma, at every time and with every sampler."""
@@ -141,6 +142,7 @@ def test_the_prediction_is_consistent_with_the_noisy_image():
     np.testing.assert_array_equal(found.variance_fraction[:, 0, :, 0], [[0.0, 0.7]] * 5)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("method", [Replacement(), Blending()], ids=str)
 @pytest.mark.parametrize(
     ("grid", "t_end"), [(Uniform(), None), (Uniform(), 1e-3), (RePaint(Uniform(), 1, 3), None)], ids=str
@@ -171,6 +173,7 @@ def seen(method, known=None):
     return images, times
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("method", [Replacement(), Blending(from_noise=False)], ids=str)
 def test_sampling_begins_with_the_known_image(method):
     with_known, without = seen(method, first_pixel_known(5))[0], seen(method)[0]
@@ -185,6 +188,7 @@ def test_blending_begins_with_noise_alone_and_diffuses_the_known_image_by_it_in_
         np.testing.assert_allclose(image[:, 0], (1 - t) * KNOWN + t * noise, rtol=1e-9)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("t_end", [None, 1e-3])
 @pytest.mark.parametrize("sampler", [Ddim(1.0), DpmSolver2M()], ids=str)
 def test_blending_is_an_overwriting_of_the_known_part_after_each_step(sampler, t_end):

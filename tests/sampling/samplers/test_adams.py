@@ -33,6 +33,7 @@ from tests.sampling.solving import (
 SECOND = (1.85, 2.1)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("sampler", [Lms(2), Deis(2), AdamsBashforth(2), AdamsBashforth(4)], ids=str)
 def test_order_of_convergence(sampler):
     """On varying steps, fixed coefficients are of second order for any number of predictions."""
@@ -87,6 +88,7 @@ def exact_states(sigmas) -> np.ndarray:
 noise_of = jax.jit(lambda x, t: denoiser(VE)(x, t).noise)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(("sampler", "order"), [(Lms(4), 4), (Deis(3), 3)], ids=str)
 def test_order_from_an_exact_start(sampler, order):
     """Otherwise the first-order initial step dominates: second order overall."""
@@ -113,6 +115,7 @@ COORDINATES = {
 }
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("process", [RectifiedFlow(), VariancePreserving(Cosine())], ids=str)
 @pytest.mark.parametrize(
     ("sampler", "coordinate"),

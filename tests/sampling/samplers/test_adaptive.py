@@ -54,6 +54,7 @@ def calls(sampler, times=None, points=POINTS, denoise=None):
     return counting.calls, end
 
 
+@pytest.mark.slow
 def test_calls_grow_with_the_fifth_root_of_the_tolerance():
     few, many = (calls(Rk45(0.0, tolerance), points=2)[0] for tolerance in (1e-5, 1e-9))
     assert (few - 1) % 6 == 0
@@ -105,6 +106,7 @@ def test_the_step_size_carries_over():
     assert used < 24 * 7 + 6 * 6
 
 
+@pytest.mark.slow
 def test_an_image_depends_on_its_neighbours_within_the_tolerance():
     sampler = Rk45(1e-5, 1e-5)
     _, alone = calls(sampler, points=1)
@@ -128,6 +130,7 @@ def test_every_image_is_within_the_tolerance():
     np.testing.assert_allclose(ends[:1], end, rtol=1e-12)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("sampler", [RungeKutta4(), Rk45(1e-4, 1e-4)], ids=str)
 def test_every_process_gives_the_same_path(sampler):
     expected = solve(sampler, VE, GRIDS[0](VE, 3)[None], start())

@@ -131,6 +131,7 @@ def clipped(denoise, process):
     return call
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("clip", [0, 1])
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 @pytest.mark.parametrize(

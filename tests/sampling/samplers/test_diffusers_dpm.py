@@ -94,6 +94,7 @@ def process_of(coordinates, alpha, sigma):
     return process, process.time(2 * jnp.log(jnp.asarray(alpha)) - 2 * jnp.log(jnp.asarray(sigma)))
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize("name", RIGHT)
 def test_stored_trajectory(name):
     sampler, every = SAMPLERS[name], 2 if name.startswith("heun/") else 1
@@ -212,6 +213,7 @@ LIVE = [
 ]  # fmt: skip
 
 
+@pytest.mark.spread(2)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # the peer's own
 @pytest.mark.parametrize(("name", "settings", "steps", "sampler"), LIVE)
 def test_scheduler_as_installed(name, settings, steps, sampler, diffusers):

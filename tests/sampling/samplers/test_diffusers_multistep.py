@@ -64,6 +64,7 @@ def go(sampler, denoise, process, times, x, noise=(), max_orders=None):
         return walk(sampler, denoise, process, times, x, noise, max_orders=max_orders)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_stored_trajectory(name):
     sampler, family = SAMPLERS[name], name.split("/")[0]
@@ -105,6 +106,7 @@ def starts(sampler, calls: int) -> list[int]:
     return [0, 4, 8, *range(12, calls)] if type(sampler) is Pndm else [0, *range(2, calls)]
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("steps", [10, 20])
 def test_k_diffusion(steps):
     sigma = STORED[f"kdiffusion/lms/n{steps}/sigmas"][:-1]
@@ -208,6 +210,7 @@ LIVE = [
 ]  # fmt: skip
 
 
+@pytest.mark.spread(2)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # the peer's own
 @pytest.mark.parametrize(
     ("name", "settings", "steps", "sampler"), LIVE, ids=[f"{row[0]}-{row[3]}" for row in LIVE]

@@ -240,6 +240,7 @@ def test_it_is_a_config_block(part):
     assert config.build(config.from_json(config.to_json(config.describe(part)))) == part
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize("sampler", ALL, ids=str)
 def test_single_precision_is_enough(sampler, float32):
     """Steps of 1e-4 in log-SNR lose no digit, and the images stay float32."""

@@ -37,6 +37,7 @@ def sample(sampler, grid, steps, scale=1.0):
     return np.asarray(denoise(jnp.asarray(seen[-1]), times[-1]).x_0)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     ("name", "sampler", "grid", "steps", "scale"),
     [

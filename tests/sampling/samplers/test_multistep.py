@@ -93,6 +93,7 @@ def test_exponential_moments_are_the_integrals(integrand, h):
     np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-15)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("process", OTHERS, ids=str)
 @pytest.mark.parametrize("sampler", [one for one in SAMPLERS if one not in IN_TIME], ids=str)
 def test_every_process_gives_the_same_path(sampler, process):
@@ -103,6 +104,7 @@ def test_every_process_gives_the_same_path(sampler, process):
     np.testing.assert_allclose(found / last, expected, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.spread(3)
 @each_sampler
 def test_a_single_image_is_reached_exactly_from_pure_noise(sampler):
     """Image and noise are constant along the path; nothing is divided by alpha = 0."""
@@ -133,6 +135,7 @@ def test_the_last_step_is_the_predicted_image():
     np.testing.assert_allclose(found, denoise(before, times[-1]).x_0, rtol=1e-12)
 
 
+@pytest.mark.spread(5)
 @each_sampler
 def test_calls_are_counted(sampler):
     for steps in (1, 5):
@@ -142,6 +145,7 @@ def test_calls_are_counted(sampler):
     assert sampler.calls(10) == 10 + {Pndm: 9, Plms: 1}.get(type(sampler), 0)
 
 
+@pytest.mark.spread(5)
 @each_sampler
 def test_returning_to_noise_resets_the_history(sampler):
     """The loop then starts a new history, so that the next step is a first step."""

@@ -32,6 +32,7 @@ SAMPLERS = [
 each_sampler = pytest.mark.parametrize("sampler", [sampler for sampler, _ in SAMPLERS], ids=str)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(("sampler", "band"), SAMPLERS, ids=str)
 def test_order_of_convergence(sampler, band):
     """On two grids and two data sets, one of them with a nonlinear score."""
@@ -41,6 +42,7 @@ def test_order_of_convergence(sampler, band):
     assert np.all(errors(sampler, steps) < 0.1)
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("process", OTHERS, ids=str)
 @each_sampler
 def test_every_process_gives_the_same_path(sampler, process):

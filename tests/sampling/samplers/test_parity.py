@@ -51,6 +51,7 @@ K_SAMPLERS = [
 ]
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("steps", [10, 20])
 @pytest.mark.parametrize(("name", "sampler"), K_SAMPLERS, ids=[name for name, _ in K_SAMPLERS])
 def test_k_diffusion(name, sampler, steps):

@@ -27,6 +27,7 @@ class LinearSigma:
         return jnp.exp(-log_snr / 2) / SIGMA_MAX
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("sampler", [Pndm(), Plms()], ids=str)
 def test_order_of_convergence(sampler):
     found = orders(sampler)

@@ -74,6 +74,7 @@ def turn(path):
     return path.end[rises[0]], path.start[rises[0] + 1], len(rises)
 
 
+@pytest.mark.spread(1)
 @each_process
 def test_an_exact_flow_keeps_the_distribution_through_restarts(process):
     path, offset, gain, draws = coefficients(Exact(), process, grid(3))
@@ -114,6 +115,7 @@ def test_restarts_correct_a_prior_of_wrong_mean_and_variance():
     assert np.all(np.array(missed[3]) < np.array(missed[0]) / (20, 400))
 
 
+@pytest.mark.slow
 def test_restarts_correct_errors_of_the_solver():
     """A coarse solver has errors above the interval; restarts reduce them, with steps of the same solver."""
     process = VarianceExploding()

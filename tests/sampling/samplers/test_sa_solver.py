@@ -17,6 +17,7 @@ from tests.sampling.solving import GRIDS, VE, Draws, denoiser, start, walk
 DRAWN = np.random.default_rng(3).normal(size=(12, 32, 1, 1, 2))
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("integrand", ["x_0", "noise"])
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 def test_special_cases_are_dpm_solvers(integrand, eta):
@@ -31,6 +32,7 @@ def test_special_cases_are_dpm_solvers(integrand, eta):
         np.testing.assert_allclose(found, known, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize(
     ("sampler", "gain_order"),
     [

@@ -34,6 +34,7 @@ CASES = [
 ]
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize(("sampler", "draws", "eta", "variance_order", "gain_order"), CASES, ids=str)
 def test_the_distribution_is_reached_at_the_weak_order(sampler, draws, eta, variance_order, gain_order):
     """The mean is exact, since the predicted image of the mean is the mean, at every noise level."""

@@ -18,6 +18,7 @@ from jaxdiff.sampling.samplers.unipc import UniPc
 from tests.sampling.solving import GRIDS, QUICK, VE, denoiser, errors, flow, orders, start, truth, walk
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     ("sampler", "order", "steps"),
     [
@@ -40,6 +41,7 @@ def test_order_of_convergence(sampler, order, steps):
     assert np.all(np.abs(found - order) < 0.15), found
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("rule", ["exact", "bh1", "bh2"])
 @pytest.mark.parametrize("integrand", ["x_0", "noise"])
 def test_fourth_order_from_exact_starting_values(integrand, rule):
@@ -98,6 +100,7 @@ def test_without_the_corrector_the_first_order_is_ddim():
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("integrand", ["x_0", "noise"])
 def test_b_of_h_matters_between_two_predictions_only(integrand):
     """With three predictions, a step and its correction are exact for every B(h)."""

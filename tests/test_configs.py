@@ -93,6 +93,7 @@ def test_an_unknown_variant_is_an_error_that_lists_the_variants(file):
     assert f"expected one of {', '.join(variants(file))}, got" in str(error.value)
 
 
+@pytest.mark.slow
 def test_loading_reads_no_data():
     files = [f"{FOLDER / name.partition(':')[0]}.py:{name.partition(':')[2]}".rstrip(":") for name in ALL]
     code = (
@@ -286,6 +287,7 @@ def placed(shapes, mesh):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some(ALL, TRACED))
 def test_config_fits_together_in_shape_on_a_mesh(name):
     experiment, rows = configs.build(without_files(load(name))), 16

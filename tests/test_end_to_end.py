@@ -246,6 +246,7 @@ def test_an_existing_output_is_overwritten_only_with_the_flag(trained, tmp_path)
         assert stored["images"].shape == (2, 8, 8, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "phrases"),
     [
@@ -269,6 +270,7 @@ def test_sampling_mistakes_are_one_line(trained, tmp_path, in_process, arguments
         assert phrase in message
 
 
+@pytest.mark.slow
 def test_a_stored_config_cannot_name_foreign_classes(trained, tmp_path):
     workdir, _ = trained
     stored = json.loads((workdir / "config.json").read_text())

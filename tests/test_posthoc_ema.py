@@ -137,6 +137,7 @@ def full(kept, tmp_path, monkeypatch):
     return disk
 
 
+@pytest.mark.slow
 def test_an_average_that_finds_no_room_is_kept_elsewhere(kept, full, capsys):
     before = files(kept / "run")
     status, line = end(command_line(kept, full / "out"), capsys)
@@ -165,6 +166,7 @@ def test_an_average_without_room_anywhere_leaves_nothing(kept, full, capsys, mon
     assert files(kept / "run") == before
 
 
+@pytest.mark.slow
 def test_a_folder_that_exists_is_left_as_it_is(kept, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "spare"))
     (tmp_path / "spare").mkdir()

@@ -285,6 +285,7 @@ def test_lora_files_when_sampling_are_those_of_the_conversion(made, lora, tmp_pa
         np.testing.assert_array_equal(np.asarray(found), np.asarray(wanted))
 
 
+@pytest.mark.slow
 def test_a_lora_of_another_model_is_refused_and_nothing_is_written(made, lora, tmp_path):
     folder, _ = made("xl")
     with pytest.raises(UserError, match=r"style\.safetensors.*expected shape \(2, 128\)"):

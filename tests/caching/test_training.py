@@ -68,6 +68,7 @@ def assert_close(found, expected, tolerance=1e-5):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("null", some(NULLS, ("empty",)))
 def test_a_step_from_a_cache_is_the_step_from_images(made, null):
     """With flips, one caption of two, and dropped captions: the choices are the same, bit for bit."""

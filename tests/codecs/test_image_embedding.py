@@ -35,6 +35,7 @@ def test_it_is_a_codec_whose_networks_shapes_are_known(frozen):
     assert CODEC.data_shape((10, 12, 3)) == (6,)
 
 
+@pytest.mark.slow
 def test_data_are_the_encoders_unit_vectors_times_the_root_of_their_width(frozen):
     data = CODEC.encode(frozen, jnp.asarray(IMAGES), KEYS)
     vectors = ENCODER.apply({"params": frozen[NAME]}, clip_pixels(jnp.asarray(IMAGES) / 255, 8)).vector

@@ -58,6 +58,7 @@ def test_an_image_is_its_unit_vector_in_the_other_condition(params, vectors):
     assert float(jnp.std(found.vector, axis=0).max()) > 0.01  # images differ
 
 
+@pytest.mark.slow
 def test_users_give_images_embeddings_of_any_length_or_both(params, vectors):
     expected = embed(params, jnp.asarray(IMAGES))
     for given in (IMAGES, 5 * vectors, [IMAGES[0], vectors[1], IMAGES[2]], list(vectors)):

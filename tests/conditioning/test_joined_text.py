@@ -124,6 +124,7 @@ def test_a_clip_skip_of_sdxl_acts_on_the_tokens_of_a_prompt_alone(folders, peers
     assert np.abs(found.tokens.features - opposed.tokens.features).max() > 0.1
 
 
+@pytest.mark.slow
 def test_a_clip_skip_acts_on_embeddings_that_are_given_as_on_texts(folders, peers):
     part, params = ours(folders, peers, "empty", skip=1)
     ids, drop = jnp.asarray(part.read(TEXTS)), jnp.array([False, True, False])

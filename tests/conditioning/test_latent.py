@@ -105,6 +105,7 @@ def test_latents_of_a_masked_image_are_drawn_and_scaled_as_the_data_are():
     np.testing.assert_array_equal(found[:2], encoded(MASKED, values)[:2, ..., 1:])
 
 
+@pytest.mark.slow
 def test_colours_of_unknown_pixels_mean_nothing():
     values = MASKED.masked(PHOTOS[:1], MASK[None, ..., None] >= 128)
     painted = np.where(values[..., -1:] == 1, values, np.float32([0.4, -0.9, 0.1, -1.0]))

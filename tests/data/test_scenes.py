@@ -58,6 +58,7 @@ def test_captions_match_the_stored_attributes(splits):
                 assert (scene[name][count:] == -1).all()
 
 
+@pytest.mark.slow
 def test_objects_are_in_the_stored_relation_and_in_no_other(splits):
     for scene in scenes(splits["train"])[:2000] + scenes(splits["novel"]):
         top, left, bottom, right = scene["boxes"][: scene["count"]].T
@@ -80,6 +81,7 @@ def test_objects_are_in_the_stored_relation_and_in_no_other(splits):
                 assert not pairs.size or not pairs.any()
 
 
+@pytest.mark.slow
 def test_images_are_the_scans_in_their_colours_and_boxes_on_black(splits):
     ink = load_digits().images / 16
     for scene in scenes(splits["train"])[:300] + scenes(splits["cyan"])[:50]:
@@ -97,6 +99,7 @@ def test_images_are_the_scans_in_their_colours_and_boxes_on_black(splits):
         assert not scene["image"][outside].any()
 
 
+@pytest.mark.slow
 def test_each_split_uses_its_own_scans(splits):
     labels = load_digits().target
     train, test = (set(rows) for rows in stratified_split(labels, 297))
@@ -107,6 +110,7 @@ def test_each_split_uses_its_own_scans(splits):
     assert len(set(splits["train"]["scans"].ravel())) > 1400, "nearly all of 1,500, and -1"
 
 
+@pytest.mark.slow
 def test_test_combinations_are_new_but_all_their_pairs_are_in_training(splits):
     train, test, novel = (triples(splits[name]) for name in ("train", "test", "novel"))
     assert not train & novel
@@ -122,6 +126,7 @@ def test_test_combinations_are_new_but_all_their_pairs_are_in_training(splits):
     assert len(novel) == len(everything) / 5
 
 
+@pytest.mark.slow
 def test_the_new_colour_is_in_every_scene_of_its_splits_and_in_no_other(splits):
     for name, part in splits.items():
         new = (part["colours"] == len(COLOURS)).sum(axis=1)
@@ -132,6 +137,7 @@ def test_the_new_colour_is_in_every_scene_of_its_splits_and_in_no_other(splits):
     assert 0.5 < np.mean(alone[several]) < 0.8, "other objects are cyan in a quarter of the cases"
 
 
+@pytest.mark.slow
 def test_there_are_one_to_three_objects_and_all_relations(splits):
     for part in splits.values():
         counts = np.bincount(part["count"], minlength=4) / len(part["count"])

@@ -53,6 +53,7 @@ def task():
     return DenoisingTask(denoiser, LogNormalSigma(), (8, 8, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.spread(1)
 @pytest.mark.parametrize(("count", "shape"), [(BATCH + 9, MeshShape(data=1)), (5, MeshShape(data=4, fsdp=2))])
 def test_a_zero_network_has_the_error_of_its_skip(task, count, shape):

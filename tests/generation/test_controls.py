@@ -120,6 +120,7 @@ def test_controls_join_a_model_that_has_some(files):
     assert plus.denoiser.conditioner.conditions["face"].encoder.layer == -2
 
 
+@pytest.mark.slow
 def test_misuse_is_refused(files):
     generator = with_control_net(a_generator(), "edges", files / "edges")
     text = fields("sd1")["text"]

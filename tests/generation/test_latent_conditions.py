@@ -61,6 +61,7 @@ def test_a_masked_image_is_shown_and_its_known_pixels_are_kept():
     np.testing.assert_array_equal(generator(source=np.concatenate([PHOTOS, transparent], -1)), found)
 
 
+@pytest.mark.slow
 def test_known_images_and_a_mask_are_a_masked_image():
     generator = a_latent_generator({"source": MASKED}, Mixed())
     expected = generator(source=MASKED.masked(PHOTOS, MASK[..., None]))

@@ -109,6 +109,7 @@ def test_latents_are_shown_in_the_colours_of_their_decoder():
     np.testing.assert_allclose(shown.astype(int), images[:, ::2, ::2], atol=1)
 
 
+@pytest.mark.slow
 def test_steps_of_a_base_model_and_its_refiner_are_counted_together():
     generator, record = a_latent_generator({}, Shown(), steps=4), Record()
     noise = np.random.default_rng(2).standard_normal((3, 4, 6, 4)).astype(np.float32)

@@ -178,6 +178,7 @@ def test_vlb_terms_closed_form(process):
             np.testing.assert_allclose(found[1:], np.mean(truth, axis=(1, 2, 3)) / np.log(2), rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_vdm_loss_is_entropy():
     """The bound of the best model of a few levels: above their entropy, falling with T towards it."""
     process = VarianceExploding(5e-4, 300.0)

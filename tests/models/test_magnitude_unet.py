@@ -51,6 +51,7 @@ def run(network, params, x, given=GIVEN):
     return network.apply(params, x, given, train=False)
 
 
+@pytest.mark.slow
 def test_output_is_zero_at_initialisation():
     init = jax.jit(functools.partial(SMALL.init, train=False), compiler_options=QUICK)
     params = nn.meta.unbox(init(jax.random.key(0, impl="rbg"), images(), GIVEN))

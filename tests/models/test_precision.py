@@ -128,6 +128,7 @@ def test_all_convolutions_but_the_last_compute_in_bfloat16():
     assert single == [False] * 7 + [True]
 
 
+@pytest.mark.slow
 def test_draws_updates_and_state_are_float32_in_a_bfloat16_model():
     """Noise in bfloat16 would have another distribution, and parameters in bfloat16 would lose small updates."""
     network = UNet(

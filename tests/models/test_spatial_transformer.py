@@ -101,6 +101,7 @@ def stable_diffusion(attention, **options):
     )
 
 
+@pytest.mark.slow
 def test_the_unet_of_stable_diffusion_is_diffusers():
     """No attention at the coarsest level; cross-attention in the middle and in the decoder's blocks."""
     os.environ["HF_HUB_OFFLINE"] = "1"

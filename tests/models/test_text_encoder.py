@@ -210,6 +210,7 @@ def test_an_id_out_of_range_becomes_nan():
         assert np.isnan(tokens[0, 7]).all()
 
 
+@pytest.mark.slow
 def test_the_encoder_learns_a_task_that_depends_on_positions():
     """The third digit of six: without text the error is 1, without positions it is 5/6."""
     part = Text(ByteTokenizer(8), ByteTransformer(32, layers=1, head_dim=16), vector_width=32)

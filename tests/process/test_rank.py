@@ -66,6 +66,7 @@ def denoise(x, t):
     return Gaussian(jnp.asarray(0.3), jnp.asarray(0.5)).denoiser(PROCESS)(x, t)
 
 
+@pytest.mark.slow
 @pytest.mark.spread(1)
 @each_shape
 @pytest.mark.parametrize("divergence", [ExactDivergence(), Hutchinson(2)], ids=str)

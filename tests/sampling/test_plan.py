@@ -99,6 +99,7 @@ def test_lower_orders_only_below_a_number_of_steps(steps, bounded):
     assert (recipe.plan(FLOW).max_orders is not None) == bounded
 
 
+@pytest.mark.slow
 @pytest.mark.spread(1)
 @pytest.mark.parametrize("steps", some([7, 10, 12], [7]))
 @pytest.mark.parametrize("t_end", [None, 1 / 1000])

@@ -36,6 +36,7 @@ def test_settings_change_sampler_and_steps_and_share_the_weights(run):
     assert all(candidate.generator.params is found.plain.params for candidate in found.made)
 
 
+@pytest.mark.slow
 def test_a_rule_is_left_out_only_where_it_refuses_the_scale(run):
     settings = [Setting(scale, rule=rule) for rule in ("own", "cfg_plus_plus") for scale in (0.5, 2.0)]
     found = Request(run).candidates(settings, with_weights=False)

@@ -94,6 +94,7 @@ def test_losses_of_guided_diffusion(schedule):
     np.testing.assert_allclose(metrics["squared_error"], np.mean(losses), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_hybrid_trains_the_variance_by_the_bound_only():
     process = PROCESSES["cosine"]
     params, examples = stored()

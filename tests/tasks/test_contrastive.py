@@ -217,6 +217,7 @@ def test_training_ends_with_retrieval_and_the_command_finds_the_same(run, float3
     np.testing.assert_allclose(alone["image_vector"][0], found["image_vector"][3], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_its_networks_are_frozen_networks_of_others(run, float32):
     folder, predictor = run
     task = predictor.task
@@ -227,6 +228,7 @@ def test_its_networks_are_frozen_networks_of_others(run, float32):
     np.testing.assert_allclose(unit, predictor({"image": IMAGES})["image_vector"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_is_not_sampled(run, float32):
     with pytest.raises(UserError, match=r"config.task='ContrastiveTask': expected a task with samples"):
         Generator.load(str(run[0]))

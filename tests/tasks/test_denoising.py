@@ -101,6 +101,7 @@ def conditional(parts, network=None, **options):
     return DenoisingTask(denoiser, UniformSteps(3), (4, 4, 1), **options)
 
 
+@pytest.mark.slow
 def test_augmentation_labels_are_a_condition():
     augmentation = GeometricAugmentation(p=0.5)
     task = conditional({"augment": Continuous(9, 1)}, augmentation=augmentation)

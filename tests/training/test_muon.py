@@ -37,6 +37,7 @@ def update(optimizer, steps=1):
     return updates
 
 
+@pytest.mark.slow
 @pytest.mark.spread(1)
 @pytest.mark.parametrize("name", ["conv", "dense"])
 def test_updates_of_kernels_are_orthogonal_and_as_large_as_adams(name):

@@ -111,6 +111,7 @@ def test_unseen_scenes_are_read_without_error(classifier, splits, split):
     assert fractions["all"] >= 0.975
 
 
+@pytest.mark.slow
 @pytest.mark.spread(1)
 @pytest.mark.parametrize(
     ("change", "wrong"),

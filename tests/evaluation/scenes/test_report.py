@@ -72,6 +72,7 @@ def test_it_is_an_evaluation():
     assert isinstance(SceneEvaluation(), Evaluator)
 
 
+@pytest.mark.slow
 def test_a_perfect_model_matches_real_images(perfect):
     values = perfect.values
     assert values["real"]["correct"]["all"] > 0.9

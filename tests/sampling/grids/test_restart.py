@@ -163,6 +163,7 @@ class Exact:
         return SamplerState(self.oracle.flow(process, state.x, t, t_next))
 
 
+@pytest.mark.slow
 @pytest.mark.spread(1)
 @pytest.mark.parametrize("process", PROCESSES[::2], ids=str)
 @pytest.mark.parametrize("grid", [RePaint(BASE, 2, 2), Restart(BASE, 0.3, 2.0, 2, 2)], ids=str)

@@ -173,6 +173,7 @@ def seen(method, known=None):
     return images, times
 
 
+@pytest.mark.slow
 @pytest.mark.spread(1)
 @pytest.mark.parametrize("method", [Replacement(), Blending(from_noise=False)], ids=str)
 def test_sampling_begins_with_the_known_image(method):

@@ -78,6 +78,7 @@ def test_steps_follow_the_error():
     np.testing.assert_allclose(next_step(Rk45(0.0, 1e-14), 0.8), 0.2 * 0.8, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_exhausted_calls_give_nan():
     needed, end = calls(Rk45(1e-5, 1e-5), points=2)
     assert np.all(np.isfinite(end))

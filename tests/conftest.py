@@ -40,7 +40,7 @@ TESTS = pathlib.Path(__file__).parent
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Whole commands first, so that none runs alone at the end. `spread` tests are slow between the sets that they keep."""
+    """Whole commands first, so that none runs alone at the end. Of `spread` tests, the sets between are slow."""
     items.sort(key=lambda item: item.path.parent != TESTS)
     cases = collections.defaultdict(list)
     for item in items:

@@ -61,8 +61,8 @@ def shortened(notebook):
     return found
 
 
-def test_there_are_three_notebooks():
-    assert set(NOTEBOOKS) == {"conditioning_and_guidance", "quickstart", "stable_diffusion"}
+def test_there_are_four_notebooks():
+    assert set(NOTEBOOKS) == {"conditioning_and_guidance", "lora", "quickstart", "stable_diffusion"}
 
 
 def execute(notebook, folder):

@@ -47,7 +47,8 @@ def pytest_collection_modifyitems(items):
         if (spread := item.get_closest_marker("spread")) and not item.get_closest_marker("slow"):
             cases[item.path, item.originalname, *spread.args].append(item)
     for (_, _, count), group in cases.items():
-        quick = {round(position * (len(group) - 1) / max(count - 1, 1)) for position in range(count)}
+        last = len(group) - 1  # often the most demanding one
+        quick = {last - round(position * last / max(count - 1, 1)) for position in range(count)}
         for position, item in enumerate(group):
             if position not in quick:
                 item.add_marker("slow")

@@ -111,15 +111,15 @@ def simulate(times: Times, checkpoint_every: int, gaps: Iterable[float]) -> Spen
     expect(
         checkpoint_every >= 1, "checkpoint_every", checkpoint_every, "at least 1", "give a number of steps"
     )
-    spent: collections.Counter[str] = collections.Counter()
+    spent: dict[str, float] = collections.defaultdict(float)
     for gap in gaps:
         _add_attempt(spent, times, checkpoint_every * times.step, float(gap))
     kept, lost = spent["kept"], spent["training"] - spent["kept"]
-    total = spent.total() - kept  # which is a part of the training
+    total = sum(spent.values()) - kept  # which is a part of the training
     return Spent(kept / total, lost / total, spent["saving"] / total, spent["restarting"] / total)
 
 
-def _add_attempt(spent: collections.Counter[str], times: Times, train: float, gap: float) -> None:
+def _add_attempt(spent: dict[str, float], times: Times, train: float, gap: float) -> None:
     """Add the seconds of one attempt, which a failure ends after `gap`: each kind, and those of steps that stay."""
     clock = 0.0
     for kind, end, complete in _events(times, train):

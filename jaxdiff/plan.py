@@ -2,19 +2,35 @@
 
 python -m jaxdiff.plan --config configs/digits.py
 python -m jaxdiff.plan --config configs/digits.py --chip tpu-v4 --devices 32 --config.mesh.fsdp=8 --json
+python -m jaxdiff.plan --config configs/adm.py:imagenet64 --devices 1024 --mtbf published \
+  --save-seconds 2 --write-seconds 60 --restore-seconds 30 --start-seconds 300
 """
 
+import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxdiff.cli import app as command
 from jaxdiff.cost.chips import CHIPS, chip_of
+from jaxdiff.errors import expect
+
+PUBLISHED = "published"
 
 DESCRIPTION = "Estimate the cost of a config before running it: parameters, multiply-adds, memory and time."
 EPILOG = """\
 Everything follows from shapes: no accelerator is used, no data are read, nothing is compiled. docs/plan.md describes
 which figures are exact and which are estimates. --config.PATH=VALUE changes any field of the config."""
+
+
+MEASURED = {
+    "save": "how long a save stops the loop",
+    "write": "how long it is then written in the background",
+    "restore": "to read and verify a checkpoint",
+    "start": "from a failure to the first step, without the restore",
+    "step": "of one step (default: the estimate)",
+}
+"""Flags --NAME-seconds of what was measured."""
 
 
 def parser() -> command.Parser:
@@ -29,6 +45,18 @@ def parser() -> command.Parser:
     )
     of_peak = "fraction of the chip's peak rate that is reached (default: %(default)s)"
     flags.add_argument("--utilisation", type=command.number, default=0.4, metavar="FRACTION", help=of_peak)
+    goodput = flags.add_argument_group("goodput", "what failures cost, and how often to save; docs/plan.md")
+    goodput.add_argument(
+        "--mtbf",
+        type=_mtbf,
+        metavar="HOURS|published",
+        help="mean time between failures of the whole run, or that of published runs with as many devices",
+    )
+    for name, text in MEASURED.items():
+        goodput.add_argument(f"--{name}-seconds", type=command.number, metavar="SECONDS", help=text)
+    goodput.add_argument(
+        "--seed", type=int, default=0, help="of the simulated failures (default: %(default)s)"
+    )
     flags.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     return flags
 
@@ -36,6 +64,7 @@ def parser() -> command.Parser:
 def main(argv: Sequence[str]) -> None:
     flags, overrides = parser().parse(argv)
     chip_of(flags.chip)  # before the slow imports
+    _check_measured(flags)
     config = command.load_config(flags.config, overrides)
 
     import jax
@@ -45,8 +74,51 @@ def main(argv: Sequence[str]) -> None:
     from jaxdiff import config as configs
     from jaxdiff.cost.estimate import estimate
 
-    plan = estimate(configs.build(config), flags.chip, flags.devices, flags.utilisation)
+    experiment = configs.build(config)
+    plan = estimate(experiment, flags.chip, flags.devices, flags.utilisation)
+    if flags.mtbf is not None:
+        plan["goodput"] = _goodput(flags, plan, experiment.checkpoint_every)
     print(json.dumps(plan, indent=1, allow_nan=False) if flags.json else table(plan))
+
+
+def _mtbf(text: str) -> float | str:
+    return text if text == PUBLISHED else command.number(text)
+
+
+_mtbf.__name__ = "hours"  # as errors name it
+
+
+def _check_measured(flags: argparse.Namespace) -> None:
+    """Raise a `UserError` unless all that the goodput depends on is there, or none of it."""
+    given = [name for name in MEASURED if getattr(flags, f"{name}_seconds") is not None]
+    if flags.mtbf is None:
+        flag = f"--{given[0]}-seconds" if given else ""
+        fix = f"add --mtbf {PUBLISHED}, or the hours between failures"
+        expect(not given, "--mtbf", None, f"a value, since {flag} is there", fix)
+        return
+    for name in MEASURED:
+        flag, found = f"--{name}-seconds", getattr(flags, f"{name}_seconds")
+        least = "> 0" if name in ("save", "step") else ">= 0"
+        present = name == "step" or found is not None
+        expect(present, flag, None, "a time, since --mtbf is there", f"measure {MEASURED[name]}")
+        fits = found is None or (found > 0 if least == "> 0" else found >= 0)
+        expect(fits, flag, found, f"seconds {least}", "give the measured time")
+    positive = flags.mtbf == PUBLISHED or flags.mtbf > 0
+    expect(positive, "--mtbf", flags.mtbf, f"hours > 0, or {PUBLISHED}", f"use {PUBLISHED}")
+    expect(flags.seed >= 0, "--seed", flags.seed, "a number >= 0", "give 0 or more")
+
+
+def _goodput(flags: argparse.Namespace, plan: Mapping[str, Any], checkpoint_every: int) -> dict[str, Any]:
+    """The field `goodput` of a plan."""
+    from jaxdiff.cost import goodput
+
+    step = flags.step_seconds or plan["step_seconds"]
+    times = goodput.Times(
+        step, flags.save_seconds, flags.write_seconds, flags.restore_seconds, flags.start_seconds
+    )
+    published = flags.mtbf == PUBLISHED
+    mtbf = goodput.published_mtbf(plan["devices"]) if published else flags.mtbf * goodput.HOUR
+    return goodput.report(times, mtbf, checkpoint_every, plan["steps"], flags.seed)
 
 
 def table(plan: Mapping[str, Any]) -> str:
@@ -93,6 +165,22 @@ def _rows(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     yield "  one sample", _duration(plan["sampling_seconds"]), "on one device, in a large batch"
     fits = "fits" if plan["sampling_fits"] else "DOES NOT FIT"
     yield "memory of one sample", f"{_si(plan['sampling_memory_bytes'])}B", f"on one device, {fits}"
+    if "goodput" in plan:
+        yield from _rows_of_goodput(plan["goodput"])
+
+
+def _rows_of_goodput(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    yield "failures", "", f"one in {_duration(3600 * found['mtbf_hours'])}, {found['failures']} simulated"
+    for row in found["intervals"]:
+        spent = ", ".join(f"{row[name]:.2%} {name}" for name in ("lost", "saving", "restarting"))
+        note = f"closed form {row['expected']:.2%}; {spent}"
+        yield f"  checkpoint_every {row['checkpoint_every']}", f"{row['goodput']:.2%}", note
+    yield (
+        "  recommended",
+        str(found["checkpoint_every"]),
+        f"Young and Daly: {found['young_daly_steps']:.4g} steps",
+    )
+    yield "  time", _duration(3600 * found["hours"]), f"with failures, at a goodput of {found['goodput']:.2%}"
 
 
 def _si(number: int | float) -> str:

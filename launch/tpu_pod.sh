@@ -33,101 +33,91 @@ Exit status: that of the training command; 2 for a mistake in these flags; 75 wh
 TEXT
 }
 
-die() {
-  echo "error: $1" >&2
-  exit "${2:-2}"
-}
-
-name="" project="" zone="" accelerator_type="" runtime_version="" config="" workdir=""
-spot=() environment=(JAXDIFF_DISTRIBUTED=1) max_restarts=20 poll=30 keep=false dry_run=false
-
-while (($#)); do
-  case "$1" in
-    --help | -h) usage && exit 0 ;;
-    --spot) spot=(--spot) && shift && continue ;;
-    --keep) keep=true && shift && continue ;;
-    --dry-run) dry_run=true && shift && continue ;;
-    --) shift && break ;;
-  esac
-  flag="${1%%=*}"
-  case "$flag" in
-    --name | --project | --zone | --accelerator-type | --runtime-version | --config | --workdir) ;;
-    --env | --max-restarts | --poll) ;;
-    *) die "$1: expected a flag of this script, got $1. Fix: see --help; flags of jaxdiff.train come after --" ;;
-  esac
-  if [[ "$1" == *=* ]]; then
-    value="${1#*=}" && shift
-  else
-    (($# > 1)) || die "$flag: expected a value, got none. Fix: $flag VALUE"
-    value="$2" && shift 2
-  fi
-  case "$flag" in
-    --env) environment+=("$value") ;;
-    *) variable="${flag#--}" && printf -v "${variable//-/_}" '%s' "$value" ;;
-  esac
-done
-
-for variable in name project zone accelerator_type runtime_version config workdir; do
-  [[ -n "${!variable}" ]] || die "--${variable//_/-}=: expected a value, got none. Fix: see --help"
-done
-[[ "$workdir" == gs://* ]] || die "--workdir=$workdir: expected a gs:// folder, which outlives the slice. Fix: give one"
-[[ "$max_restarts" =~ ^[0-9]+$ ]] || die "--max-restarts=$max_restarts: expected an integer >= 0. Fix: give one"
-[[ "$poll" =~ ^[0-9]+$ ]] || die "--poll=$poll: expected an integer number of seconds >= 0. Fix: give one"
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-[[ -f "$root/${config%%:*}" ]] || die "--config=$config: expected a file in $root, got none. Fix: check the path"
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$root/launch/common.sh"
 
-quoted() { # the arguments in shell syntax, with quotes only where needed
-  local argument text="" quote="'\\''"
-  for argument; do
-    case "$argument" in
-      "" | *[!A-Za-z0-9_./:=@%+,-]*) text+="'${argument//\'/$quote}' " ;;
-      *) text+="$argument " ;;
-    esac
-  done
-  printf '%s' "${text% }"
+spot=false keep=false max_restarts=20 poll=30
+required=(--name --project --zone --accelerator-type --runtime-version --config --workdir)
+optional=(--max-restarts --poll) switches=(--spot --keep --dry-run)
+parse "$@"
+
+# shellcheck disable=SC2154  # parse sets them
+{
+  check_name "$name"
+  [[ "$workdir" == gs://?* ]] || die "--workdir=$workdir: expected a gs:// folder, which outlives the slice. Fix: give one"
+  max_restarts="$(whole --max-restarts "$max_restarts")"
+  poll="$(whole --poll "$poll")"
+  check_config "$root" "$config"
+  need gcloud "install the Google Cloud CLI, and log in with gcloud auth login"
+  where=(--project="$project" --zone="$zone")
+  size=(--accelerator-type="$accelerator_type" --runtime-version="$runtime_version")
+}
+if $spot; then size+=(--spot); fi
+scratch="$(mktemp -d)"
+archive="$scratch/jaxdiff.tar.gz" said="$scratch/said"
+created=false child="" patience=20
+
+resource() { # VERB ARGUMENTS...: a command on the queued resource, whose errors are kept for `reason`
+  local verb="$1" status=0
+  run gcloud compute tpus queued-resources "$verb" "$name" "${where[@]}" "${@:2}" 2>"$said" || status=$?
+  cat "$said" >&2
+  return "$status"
 }
 
-run() {
-  if $dry_run; then
-    quoted "$@" && echo
-  else
-    "$@"
-  fi
+reason() { # of the last failure: LOGIN and GONE, or UNKNOWN, which may pass
+  case "$(tr '[:upper:]' '[:lower:]' <"$said")" in
+    *reauthentication* | *"gcloud auth login"* | *unauthenticated* | *permission_denied*) echo LOGIN ;;
+    *not_found* | *"not found"*) echo GONE ;;
+    *) echo UNKNOWN ;;
+  esac
 }
 
-where=(--project="$project" --zone="$zone")
-archive="$(mktemp -d)/jaxdiff.tar.gz"
-created=false
+logged_in() {
+  [[ "$1" != LOGIN ]] || die "gcloud is not logged in or lacks a permission. Fix: see its message above, and run again" 1
+}
 
 create() {
-  run gcloud compute tpus queued-resources create "$name" "${where[@]}" --node-id="$name" \
-    --accelerator-type="$accelerator_type" --runtime-version="$runtime_version" ${spot[@]+"${spot[@]}"} &&
+  if resource create --node-id="$name" "${size[@]}"; then
     created=true
+    return
+  fi
+  logged_in "$(reason)"
+  return 1
 }
 
 delete() {
-  if run gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet; then
+  if resource delete --force --quiet || [[ "$(reason)" == GONE ]]; then
     created=false
   else
     echo "$name could not be deleted; see: gcloud compute tpus queued-resources list" >&2
   fi
 }
 
-state() { # state of the queued resource; GONE if it cannot be described
-  run gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)' || echo GONE
+# Sets `state` to that of the queued resource, or to GONE. gcloud may fail for a while without a change of the slice.
+describe() {
+  local tries
+  for ((tries = 0; tries < patience; tries++)); do
+    resource describe --format='value(state.state)' >"$scratch/state" || reason >"$scratch/state"
+    state="$(cat "$scratch/state")"
+    logged_in "$state"
+    [[ "$state" == UNKNOWN ]] || return 0
+    sleep "$poll"
+  done
+  die "the state of $name is unknown after $patience tries. Fix: see gcloud's message above, and run again" 1
 }
 
 wait_until_active() { # fails if the request can no longer be fulfilled
   if $dry_run; then
-    state
+    resource describe --format='value(state.state)'
     return
   fi
-  local now before=""
+  local before=""
   while true; do
-    now="$(state)"
-    [[ "$now" == "$before" ]] || echo "$name is $now" >&2
-    before="$now"
-    case "$now" in
+    describe
+    [[ "$state" == "$before" ]] || echo "$name is $state" >&2
+    before="$state"
+    case "$state" in
       ACTIVE) return 0 ;;
       FAILED | SUSPENDING | SUSPENDED | GONE) return 1 ;;
     esac
@@ -135,7 +125,18 @@ wait_until_active() { # fails if the request can no longer be fulfilled
   done
 }
 
-on_all_workers() { run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all --command="$1"; }
+on_all_workers() { # in the background, since bash answers signals only while it waits
+  local status=0 ssh=(gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all --command="$1")
+  if $dry_run; then
+    run "${ssh[@]}"
+    return
+  fi
+  "${ssh[@]}" </dev/null &
+  child=$!
+  wait "$child" || status=$?
+  child=""
+  return "$status"
+}
 
 copy() { # a new slice may refuse ssh for its first minute
   for _ in 1 2 3 4 5; do
@@ -150,22 +151,25 @@ install+='if python3 -c "import sys; sys.exit(sys.version_info < (3, 11))"; then
 install+='else python3 -m pip install uv && python3 -m uv venv --seed --python 3.12 .venv; fi && '
 install+=".venv/bin/pip install -e '.[tpu]'"
 train="cd jaxdiff && $(quoted env "${environment[@]}" .venv/bin/python -m jaxdiff.train \
-  --config "$config" --workdir "$workdir" "$@")"
+  --config "$config" --workdir "$workdir" ${rest[@]+"${rest[@]}"})"
 
 work() { copy && on_all_workers "$install" && on_all_workers "$train"; }
 
 # shellcheck disable=SC2329  # called by the trap
 clean_up() {
-  rm -rf "$(dirname "$archive")"
+  [[ -z "$child" ]] || kill "$child" 2>/dev/null || true
   if $created && ! $keep; then delete; fi
+  rm -rf "$scratch"
 }
 trap clean_up EXIT
+trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
 run tar -czf "$archive" -C "$root" jaxdiff configs pyproject.toml README.md LICENSE
 for ((restarts = 0; restarts <= max_restarts; restarts++)); do
   ((restarts == 0)) || echo "restart $restarts of at most $max_restarts" >&2
+  if $created; then delete; fi # the last try failed
   if ! create; then
     ((restarts > 0)) || die "the queued resource could not be requested. Fix: see gcloud's message above" 1
     sleep "$poll"
@@ -175,10 +179,11 @@ for ((restarts = 0; restarts <= max_restarts; restarts++)); do
     status=0
     work || status=$?
     ((status != 0)) || exit 0
-    $dry_run || sleep "$poll" # the state shows a preemption shortly after the connection breaks
+    sleep "$poll" # the state shows a preemption shortly after the connection breaks
     # 75: stopped and saved; 255: ssh lost its worker. Any other failure on a live slice is one of the run itself.
-    if [[ "$status" != 75 && "$status" != 255 && "$(state)" == ACTIVE ]]; then
-      die "the command failed with status $status on a live slice. Fix: see its output above" "$status"
+    if [[ "$status" != 75 && "$status" != 255 ]]; then
+      describe
+      [[ "$state" != ACTIVE ]] || die "the command failed with status $status on a live slice. Fix: see its output above" "$status"
     fi
   fi
   delete

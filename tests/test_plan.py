@@ -348,3 +348,43 @@ def test_chips_have_plausible_figures():
 def test_help_needs_no_jax():
     program = "import jaxdiff.plan, sys; print('jax' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "False"
+
+
+MEASURED = ("--save-seconds=2", "--write-seconds=60", "--restore-seconds=30", "--start-seconds=300")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--mtbf=3",), "--save-seconds"),
+        (("--mtbf=3", *MEASURED[:3]), "--start-seconds"),
+        (MEASURED, "--mtbf"),
+        (("--step-seconds=1",), "--mtbf"),
+        (("--mtbf=often", *MEASURED), "--mtbf='often'"),
+        (("--mtbf=0", *MEASURED), "--mtbf=0"),
+        (("--mtbf=nan", *MEASURED), "--mtbf='nan'"),
+        (("--mtbf=3", *MEASURED, "--save-seconds=0"), "--save-seconds=0"),
+        (("--mtbf=3", *MEASURED, "--write-seconds=-1"), "--write-seconds=-1"),
+        (("--mtbf=3", *MEASURED, "--seed=-1"), "--seed=-1"),
+    ],
+)
+def test_goodput_needs_all_that_it_depends_on(words, named):
+    with pytest.raises(UserError, match="Fix: ") as error:
+        planning.main(["--config", DIGITS, *words])
+    assert str(error.value).startswith(named)
+
+
+def test_the_hours_with_failures_are_those_without_over_the_goodput(plain, capsys, monkeypatch):
+    experiment, plan = plain
+    monkeypatch.setattr("jaxdiff.cost.estimate.estimate", lambda *_: dict(plan))
+    words = ["--config", DIGITS, "--mtbf=8", *MEASURED, "--step-seconds=0.5", "--config.checkpoint_every=777"]
+    planning.main([*words, "--json"])
+    found = json.loads(capsys.readouterr().out)["goodput"]
+    assert found["mtbf_hours"] == 8
+    assert found["hours"] * found["goodput"] == pytest.approx(experiment.steps * 0.5 / 3600)
+    assert found["goodput"] == max(row["goodput"] for row in found["intervals"])
+    assert 777 in [row["checkpoint_every"] for row in found["intervals"]]
+    planning.main(words)
+    shown = capsys.readouterr().out
+    assert "checkpoint_every 777" in shown
+    assert f"recommended  {found['checkpoint_every']}" in re.sub(" +", "  ", shown)

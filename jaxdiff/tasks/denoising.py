@@ -258,15 +258,8 @@ class DenoisingTask:
         x_0, noise, u = examples["x_0"], examples["noise"], examples["u"]
         t = self.time_sampler.quantile(u, process)
         x_t = gaussian.diffuse(process, x_0, noise, t)
-        output: Any = self.denoiser.apply(
-            {"params": params},
-            x_t,
-            t,
-            examples["fields"],
-            examples["drop"],
-            train=train,
-            rngs={"dropout": key},
-        )
+        arguments, rngs = (x_t, t, examples["fields"], examples["drop"]), {"dropout": key}
+        output: Any = self.denoiser.apply({"params": params}, *arguments, train=train, rngs=rngs)
         log_variance: Any = self.denoiser.apply({"params": params}, t, method="log_variance")
         inputs = LossInputs(
             process,

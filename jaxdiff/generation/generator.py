@@ -100,7 +100,7 @@ class Generator(SampledModel):
 
         Args:
           params: the parameters of its task, untrained ones included; None for checks without weights.
-          frozen: trees by the names in `Task.frozen`.
+          frozen: trees by the names in the `frozen` of `Sampleable.for_samples`; there may be others.
           class_names: names of the classes, in the order of their labels; empty for numbers only.
         """
         task, recipe = experiment.sampled, experiment.recipe
@@ -113,8 +113,9 @@ class Generator(SampledModel):
     def _restored(
         cls, experiment: Experiment, workdir: str, mesh: jax.sharding.Mesh, step: int | None, flag: str
     ) -> "Generator":
-        frozen = weights.load(experiment.task.frozen, mesh, epath.Path(workdir).expanduser())
-        experiment.sampled.check_frozen(frozen)
+        task = experiment.sampled.for_samples()
+        frozen = weights.load(task.frozen, mesh, epath.Path(workdir).expanduser())
+        task.check_frozen(frozen)
         params = restore_params(experiment, workdir, mesh, step, flag=flag)
         return cls.of(experiment, params, mesh, frozen, classes.read(workdir) or ())
 

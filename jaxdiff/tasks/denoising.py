@@ -23,9 +23,9 @@ from jaxdiff.process.per_example import mean_per_example
 from jaxdiff.tasks import consistency, pretrained
 from jaxdiff.tasks.augmentation import FIELD, Augmentation
 from jaxdiff.tasks.masking import LossMask
-from jaxdiff.tasks.objectives import LossInputs, Objective, WeightedError
+from jaxdiff.tasks.objectives import LossInputs, Model, Objective, WeightedError
 from jaxdiff.tasks.protocols import TaskContext
-from jaxdiff.trees import branch_at, with_dtype
+from jaxdiff.trees import branch_at, check_like, with_dtype
 from jaxdiff.typing import Array, Batch, Data, Float, Key, Metrics, Params, Times, Weights
 
 
@@ -103,8 +103,8 @@ class DenoisingTask:
 
     @property
     def frozen(self) -> Mapping[str, Weights]:
-        """Networks that are used and not trained: the codec's, and `pretrained` modules of the denoiser."""
-        return {**self.codec.frozen, **self.pretrained}
+        """Networks that are used and not trained: the codec's, the objective's, and `pretrained` modules."""
+        return {**self.codec.frozen, **self.objective.frozen, **self.pretrained}
 
     def check(self, example: Mapping[str, Any], num_classes: int | None) -> None:
         """Raise `UserError` unless a stored example has the shape, type and conditions that the task needs."""
@@ -140,6 +140,9 @@ class DenoisingTask:
         """Raise `UserError` unless the parameters of frozen networks fit, before anything is compiled."""
         for path, tree in self._pretrained_shapes().items():
             pretrained.check(path, tree, frozen[path])
+        for name, tree in self._whole_shapes().items():
+            fix = "use weights of a model with the same network and conditions"
+            check_like(f"config.task.objective.{name}", tree, frozen[name], fix)
         stored, keys = self.codec.example(1, tuple(self.image_shape)), jax.random.split(jax.random.key(0), 1)
         try:
             jax.eval_shape(
@@ -158,13 +161,18 @@ class DenoisingTask:
         """This task where only shapes are wanted, see `Condition.for_shapes`."""
         return dataclasses.replace(self, denoiser=self.denoiser.for_shapes())
 
+    def for_samples(self) -> "DenoisingTask":
+        """This task without the frozen networks of its objective."""
+        return dataclasses.replace(self, objective=WeightedError(), mask=None)
+
     def frozen_shapes(self) -> Mapping[str, Params]:
         """Trees of shapes by the names in `frozen`. Weights are read only for a codec that does not know its own."""
         codec: Any = self.codec
+        own = {**self._whole_shapes(), **self._pretrained_shapes()}
         if isinstance(codec, KnownShapes):
-            return {**codec.frozen_shapes(), **self._pretrained_shapes()}
+            return {**codec.frozen_shapes(), **own}
         read = {name: nn.meta.unbox(origin.read()) for name, origin in codec.frozen.items()}
-        return {**jax.eval_shape(lambda: read), **self._pretrained_shapes()}
+        return {**jax.eval_shape(lambda: read), **own}
 
     def stored_example(self, count: int) -> Batch:
         """Placeholder of a batch as it is stored: the examples, their conditions and their masks."""
@@ -174,9 +182,16 @@ class DenoisingTask:
         return {**fields, self.data_field: jnp.asarray(self.codec.example(count, shape)), **masks}
 
     def _pretrained_shapes(self) -> dict[str, Params]:
-        fresh = jax.eval_shape(lambda: nn.meta.unbox(self._init_all(jax.random.key(0))))
-        return {path: pretrained.held(branch_at(fresh, path.split("/")), origin)
+        return {path: pretrained.held(branch_at(self._fresh_shapes(), path.split("/")), origin)
                 for path, origin in self.pretrained.items()}  # fmt: skip
+
+    def _whole_shapes(self) -> dict[str, Params]:
+        """The shapes of the objective's frozen denoisers."""
+        frozen = self.objective.frozen.items()
+        return {name: pretrained.held(self._fresh_shapes(), origin) for name, origin in frozen}
+
+    def _fresh_shapes(self) -> Params:
+        return jax.eval_shape(lambda: nn.meta.unbox(self._init_all(jax.random.key(0))))
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Initial parameters, each boxed with the logical names of its axes.
@@ -243,15 +258,8 @@ class DenoisingTask:
         x_0, noise, u = examples["x_0"], examples["noise"], examples["u"]
         t = self.time_sampler.quantile(u, process)
         x_t = gaussian.diffuse(process, x_0, noise, t)
-        output: Any = self.denoiser.apply(
-            {"params": params},
-            x_t,
-            t,
-            examples["fields"],
-            examples["drop"],
-            train=train,
-            rngs={"dropout": key},
-        )
+        arguments, rngs = (x_t, t, examples["fields"], examples["drop"]), {"dropout": key}
+        output: Any = self.denoiser.apply({"params": params}, *arguments, train=train, rngs=rngs)
         log_variance: Any = self.denoiser.apply({"params": params}, t, method="log_variance")
         inputs = LossInputs(
             process,
@@ -265,6 +273,7 @@ class DenoisingTask:
             output,
             log_variance,
             examples.get("pixel_weights"),
+            Model.of(self.denoiser, params, context, examples, key, self.objective.frozen, train),
         )
         losses, metrics = self.objective(inputs)
         return examples["importance"] * examples.get(LOSS_WEIGHT, 1.0) * losses, metrics

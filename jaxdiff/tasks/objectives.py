@@ -1,8 +1,10 @@
 """Per-example diffusion losses, as stateless functions of one batch's predictions."""
 
 import dataclasses
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 
 from jaxdiff.denoiser import Denoiser
@@ -13,7 +15,66 @@ from jaxdiff.process.prediction import Parameterization, Prediction
 from jaxdiff.process.time_sampling import TimeSampler
 from jaxdiff.process.weighting import Flat, Weighting
 from jaxdiff.tasks.distances import Distance, Squared
-from jaxdiff.typing import Array, Data, Float, Metrics, Output, Times
+from jaxdiff.tasks.protocols import TaskContext
+from jaxdiff.typing import Array, Data, Drops, Float, Key, Metrics, Output, Params, Times, Weights
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """The denoiser on the examples of a batch, for objectives that call it at other points than ``x_t``.
+
+    Attributes:
+      predict: ``(params, x_t, t, drop, train) -> Prediction``, with the conditions and the dropout of the batch.
+      params: all parameters of the denoiser, which are trained.
+      drop: for every condition, the examples that see its null.
+      frozen: trees of parameters by the names in `Objective.frozen`.
+      step: optimizer steps so far.
+      train: whether dropout is on.
+    """
+
+    predict: Callable[[Params, Data, Times, Drops, bool], Prediction]
+    params: Params
+    drop: Drops
+    frozen: Mapping[str, Params]
+    step: Any
+    train: bool
+
+    @classmethod
+    def of(
+        cls,
+        denoiser: Denoiser,
+        params: Params,
+        context: TaskContext,
+        examples: Mapping[str, Any],
+        key: Key[Array, ""],
+        frozen: Iterable[str],
+        train: bool,
+    ) -> "Model":
+        """A denoiser with the conditions, the drops and the dropout of a batch, and the frozen ones of these names."""
+
+        def predict(params: Params, x_t: Data, t: Times, drop: Drops, train: bool) -> Prediction:
+            arguments, options = (
+                (x_t, t, examples["fields"], drop),
+                {"train": train, "rngs": {"dropout": key}},
+            )
+            found: Any = denoiser.apply({"params": params}, *arguments, method="predict", **options)
+            return found
+
+        kept = {name: context.frozen[name] for name in frozen}
+        return cls(predict, params, examples["drop"], kept, context.step, train)
+
+    def __call__(self, x_t: Data, t: Times) -> Prediction:
+        """The prediction of the model that is trained; each call of a step has the same dropout."""
+        return self.predict(self.params, x_t, t, self.drop, self.train)
+
+    def frozen_noise(self, name: str, x_t: Data, t: Times, guidance: float) -> Data:
+        """The noise that a frozen denoiser predicts with classifier-free guidance, without dropout."""
+        params = self.frozen[name]
+        if guidance == 1:
+            return self.predict(params, x_t, t, self.drop, False).noise
+        both = jax.tree.map(lambda drop: jnp.stack([drop, jnp.ones_like(drop)]), self.drop)
+        noise, without = jax.vmap(lambda drop: self.predict(params, x_t, t, drop, False).noise)(both)
+        return without + guidance * (noise - without)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,6 +90,7 @@ class LossInputs:
       log_variance: the learned log-variance of the error at each time, for a denoiser with `uncertainty`.
       pixel_weights: weights of the squared error of each pixel, with one channel for all; None for 1. See
         `jaxdiff.tasks.masking`.
+      model: the denoiser, for objectives that call it again; None where there is none.
     """
 
     process: Process
@@ -42,6 +104,7 @@ class LossInputs:
     output: Output
     log_variance: Times | None = None
     pixel_weights: Output | None = None
+    model: Model | None = None
 
     def error(self, space: Parameterization | None = None) -> Data:
         """Output minus target, in the target space of `space` if given, else in the network's own.
@@ -64,6 +127,11 @@ class LossInputs:
 @runtime_checkable
 class Objective(Protocol):
     """A loss for each example."""
+
+    @property
+    def frozen(self) -> Mapping[str, Weights]:
+        """Denoisers of the same architecture that are used and not trained, such as a teacher, by name."""
+        return {}
 
     def __call__(self, inputs: LossInputs) -> tuple[Float[Array, "batch"], Metrics]:
         """The losses, and means to log."""
@@ -100,6 +168,10 @@ class UncertaintyWeighted(Objective):
     """
 
     error: Objective = WeightedError()
+
+    @property
+    def frozen(self) -> Mapping[str, Weights]:
+        return self.error.frozen
 
     def __call__(self, inputs: LossInputs) -> tuple[Float[Array, "batch"], Metrics]:
         errors, metrics = self.error(inputs)

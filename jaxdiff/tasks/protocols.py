@@ -18,6 +18,9 @@ class TaskContext(Protocol):
     @property
     def task_state(self) -> Any: ...
 
+    @property
+    def step(self) -> Any: ...
+
 
 @runtime_checkable
 class Predictive(Protocol):
@@ -81,6 +84,10 @@ class Sampleable(Protocol):
 
     def for_shapes(self) -> "Sampleable":
         """This task where only shapes are wanted: it reads no files, and computes other values."""
+        ...
+
+    def for_samples(self) -> "Sampleable":
+        """This task without the frozen networks that only its loss uses, such as a teacher."""
         ...
 
     def frozen_shapes(self) -> Mapping[str, Params]:

@@ -1,4 +1,4 @@
-"""The autoencoder of latent diffusion on a laptop: scenes of coloured digits to latents of 6 x 6 x 8, and back.
+"""The autoencoder of latent diffusion on a laptop: scenes of coloured digits to latents of 12 x 12 x 4, and back.
 
 Data: scenes of 24 x 24 pixels; testing is on held-out compositions. The evaluation at the end measures reconstructions,
 and the mean and standard deviation of each channel of the latents, which configs/scenes_latent.py reads.
@@ -37,10 +37,10 @@ def get_config() -> ConfigDict:
         data=pipeline("train"),
         test_data=pipeline("novel"),
         evaluation=spec(EvaluationOfPredictions, metrics=(spec(ReconstructionPsnr), spec(LatentStatistics))),
-        steps=2000,
+        steps=1000,
         batch_size=32,
         log_every=100,
-        checkpoint_every=1000,
+        checkpoint_every=500,
         sample_every=0,
     )
 
@@ -48,9 +48,9 @@ def get_config() -> ConfigDict:
 def network() -> ConfigDict:
     return spec(
         AutoencoderKL,
-        widths=(16, 32, 64),
+        widths=(16, 32),
         blocks=1,
-        latent_channels=8,
+        latent_channels=4,
         groups=8,
         middle_attention=False,
     )

@@ -1,7 +1,7 @@
 """Latent diffusion on a laptop: text to image in the latents of an autoencoder (Rombach et al. 2022).
 
 The autoencoder is the run of configs/scenes_autoencoder.py, which is not trained further. The text encoder, the data
-and the evaluation are those of configs/scenes_text.py. The U-Net sees 6 x 6 latents of 8 channels.
+and the evaluation are those of configs/scenes_text.py. The U-Net sees 12 x 12 latents of 4 channels.
 Figures: none, it was not trained to the end yet.
 
     python -m jaxdiff.train --config configs/scenes_autoencoder.py
@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
     here = pathlib.Path(__file__)
     config = load(str(here.with_name("scenes_text.py")))
     network = load(str(here.with_name("scenes_autoencoder.py"))).task.network
+    tokens = spec(PixelAttention, self_attention=False, cross_attention=True, head_dim=32)
     both = spec(PixelAttention, cross_attention=True, head_dim=32)
     task = config.task
     task.codec = spec(
@@ -44,20 +45,17 @@ def get_config() -> ConfigDict:
     task.denoiser.network = spec(
         UNet,
         levels=(
-            spec(Level, width=64, blocks=2, attention=both),
+            spec(Level, width=64, blocks=1, attention=tokens),
             spec(Level, width=96, blocks=1, attention=both),
         ),
-        out_channels=8,
+        out_channels=4,
         middle=spec(ResidualMiddle, attention=both),
         coordinates=True,
         resampling="conv",
         resampled_skips=False,
     )
     task.denoiser.parameterization = spec(Edm, sigma_data=SIGMA_DATA)
-    task.time_sampler = spec(LogNormalSigma, mean=0.4, std=1.0)
+    task.time_sampler = spec(LogNormalSigma, mean=0.8, std=1.0)
     task.objective = spec(WeightedError, weighting=spec(EdmWeighting, sigma_data=SIGMA_DATA))
-    config.batch_size = 32
-    config.steps = 2800
-    config.checkpoint_every = 1400
     config.sample_every = 0
     return config

@@ -29,6 +29,8 @@ FREE = (
     "data.prefetch",
     "data.cache",
     "data.encoded",
+    "fault_tolerance.spikes",
+    "fault_tolerance.hang",
 )
 """Fields of duration, outputs, devices, speed and memory."""
 

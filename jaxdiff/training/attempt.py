@@ -104,7 +104,8 @@ class Attempt:
                 began, lost = time.monotonic(), self.observers.goodput.lost
                 batch = self._next(step, state, iterator)
                 self.observers.profile.before(step)
-                state, metrics = self.step(state, global_batch(batch, self.mesh), self.frozen)
+                with self.observers.profile.marked(step):
+                    state, metrics = self.step(state, global_batch(batch, self.mesh), self.frozen)
                 self.observers.profile.after(step, metrics)
                 means.add(metrics)
                 self._in_flight.append((step, metrics["loss"], metrics["skipped"]))

@@ -60,5 +60,9 @@ class FaultTolerance:
     hang: HangDetection | None = HangDetection()
 
     def __post_init__(self):
-        positive(self, "max_skipped")
         between(self, "max_skipped", 1, float("inf"))
+
+    @property
+    def kept_losses(self) -> int:
+        """Number of losses that the state of a run keeps, see `TrainState.recent_losses`."""
+        return self.skip_spikes.window if self.skip_spikes else 0

@@ -136,17 +136,13 @@ class _Model:
     untrained: Sequence[str]
     tolerance: FaultTolerance
 
-    @property
-    def _kept_losses(self) -> int:
-        return self.tolerance.skip_spikes.window if self.tolerance.skip_spikes else 0
-
     def abstract(self) -> TrainState:
         layout = (self.task, self.optimizer, self.mesh)
-        return abstract_state(*layout, self.ema.count, self.untrained, self._kept_losses)
+        return abstract_state(*layout, self.ema.count, self.untrained, self.tolerance.kept_losses)
 
     def first(self, abstract: TrainState) -> TrainState:
         layout = (self.task, self.optimizer, self.mesh, self.settings.seed)
-        return create_state(*layout, self.ema.count, self.untrained, abstract, self._kept_losses)
+        return create_state(*layout, self.ema.count, self.untrained, abstract, self.tolerance.kept_losses)
 
     def programs(self, abstract: TrainState) -> Programs:
         settings = self.settings

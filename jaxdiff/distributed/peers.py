@@ -3,6 +3,7 @@
 JAX's own error of a lost process is a stack of C++ and an abort, after a hundred seconds or at once.
 """
 
+import contextlib
 import ctypes
 import json
 import logging
@@ -46,12 +47,14 @@ class Beat(NamedTuple):
       host: name of its host.
       step: the step that it has begun.
       busy: mean seconds a step that it waits for data, while the others may wait for it.
+      ended: whether it has ended its work, and says no more.
     """
 
     count: int
     host: str
     step: int = 0
     busy: float = 0.0
+    ended: bool = False
 
 
 def lost(beats: Mapping[int, tuple[Beat, float]], now: float) -> list[str]:
@@ -64,7 +67,7 @@ def lost(beats: Mapping[int, tuple[Beat, float]], now: float) -> list[str]:
     return [
         f"process {index} on {beat.host} has given no sign for {now - at:.0f} s (at step {beat.step})"
         for index, (beat, at) in sorted(beats.items())
-        if now - at > SILENCE
+        if now - at > SILENCE and not beat.ended
     ]
 
 
@@ -102,7 +105,7 @@ class Peers:
         self._beats: dict[int, tuple[Beat, float]] = {}
         self._reached = time.monotonic()
         self._ended = threading.Event()
-        self._previous: Any = None
+        self._handler: Any = None
 
     def __enter__(self) -> "Peers":
         if self._count == 1:
@@ -122,6 +125,9 @@ class Peers:
         if isinstance(error, Exception) and _may_be_of_a_lost_peer(error):
             time.sleep(SILENCE + 3 * BEAT)  # if so, this process ends meanwhile
         self._ended.set()
+        if error is None:
+            with contextlib.suppress(Exception):  # of JAX's service, at the end of the work
+                self._send(self._own._replace(count=self._own.count + 1, ended=True))
         _restore_abort()
 
     def report(self, step: int, waited: float) -> None:
@@ -147,9 +153,7 @@ class Peers:
         while not self._ended.wait(BEAT):
             self._own = self._own._replace(count=self._own.count + 1)
             try:
-                self._client.key_value_set(
-                    f"{KEY}/{self._index}", json.dumps(self._own), allow_overwrite=True
-                )
+                self._send(self._own)
                 found = self._client.key_value_dir_get(KEY)
             except Exception:  # of JAX's service; `_judge` sees that nothing comes
                 continue
@@ -158,6 +162,9 @@ class Peers:
                 index, beat = int(key.rpartition("/")[2]), Beat(*json.loads(text))
                 if index != self._index and self._beats.get(index, (None, 0))[0] != beat:
                     self._beats[index] = (beat, self._reached)
+
+    def _send(self, beat: Beat) -> None:
+        self._client.key_value_set(f"{KEY}/{self._index}", json.dumps(beat), allow_overwrite=True)
 
     def _judge(self) -> None:
         while not self._ended.wait(BEAT / 2):

@@ -193,6 +193,7 @@ def _train(
     import jax
 
     from jaxdiff.caching.reading import training_data
+    from jaxdiff.cost.held import of_run
     from jaxdiff.data.classes import listed
     from jaxdiff.generation import start_checks
     from jaxdiff.generation.generator import Generator
@@ -224,6 +225,8 @@ def _train(
             return None
         return Generator.of(experiment, params, mesh, frozen.networks, table or ())
 
+    if jax.process_index() == 0:
+        print(of_run(experiment, mesh, frozen), flush=True)
     state = loop.run(
         experiment.task,
         _batches(experiment, data),

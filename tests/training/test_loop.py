@@ -51,11 +51,13 @@ def test_a_resumed_run_equals_an_uninterrupted_run(tmp_path, kind):
     assert [row["step"] for row in logged(tmp_path / "halves")] == [2, 4, 6, 8, 10, 12]
 
 
-def test_a_finished_run_returns_its_state_without_training(tmp_path):
+def test_a_finished_run_returns_its_state_without_training(tmp_path, capsys):
     done = run(tmp_path, 4)
+    capsys.readouterr()
     assert toy.sha(
         run(tmp_path, 4, batches=lambda start: pytest.fail("a finished run reads data"))
     ) == toy.sha(done)
+    assert "the run is finished" in capsys.readouterr().out
 
 
 def test_fewer_steps_than_are_done_are_said_and_a_damaged_step_is_not_done(tmp_path, caplog):
@@ -79,6 +81,7 @@ def test_a_killed_run_continues_and_writes_no_row_twice(tmp_path):
     with pytest.raises(OSError, match="gone"):
         run(tmp_path / "died", 8, batches=mortal)
     assert [row["step"] for row in logged(tmp_path / "died")] == [2, 4, 6]
+    assert checkpoints(tmp_path / "died") == [4, 7], "what was trained before the data failed is saved"
     resumed = run(tmp_path / "died", 8)
     assert [row["step"] for row in logged(tmp_path / "died")] == [2, 4, 6, 8]
     assert toy.sha(resumed) == toy.sha(run(tmp_path / "straight", 8))

@@ -98,15 +98,18 @@ def _main(argv: Sequence[str], began: float, stop: StopAtOnce) -> None:
     from jaxdiff.generation import start_checks
     from jaxdiff.training.loop import Surroundings
 
-    try:
-        with Peers() as peers:
-            start_checks.check_training(experiment)
-            around = Surroundings(began, time_limit, profile, stop.steps, peers)
+    ended = None
+    with Peers() as peers:
+        start_checks.check_training(experiment)
+        around = Surroundings(began, time_limit, profile, stop.steps, peers)
+        try:
             with _at_work(folder, flags.restart):
                 _train(experiment, init_workdir(config, folder, experiment, new_schedule), around)
-    except Stopped as stopped:
-        code = 130 if stopped.signal_number == signal.SIGINT else 75
-        raise app.Interrupted(code, f"{stopped}; run the same command to go on") from None
+        except Stopped as stopped:  # the other processes stop at the same step
+            ended = stopped
+    if ended is not None:
+        code = 130 if ended.signal_number == signal.SIGINT else 75
+        raise app.Interrupted(code, f"{ended}; run the same command to go on")
 
 
 def init_from(folder: str | None) -> list[tuple[str, str]]:

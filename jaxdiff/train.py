@@ -59,7 +59,7 @@ def parser() -> app.Parser:
     flags.add_argument(
         "--time-limit",
         metavar="DURATION",
-        help="save and stop with status 75 before so much time has passed: 90m, 1.5h or HH:MM:SS",
+        help="save and stop with status 75 before this time has passed: 90m, 1.5h or HH:MM:SS",
     )
     flags.add_argument(
         "--profile",

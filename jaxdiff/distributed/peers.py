@@ -131,7 +131,7 @@ class Peers:
         _restore_abort()
 
     def report(self, step: int, waited: float) -> None:
-        """This process begins a step, for whose batch it has waited so many seconds."""
+        """This process begins a step, after it has waited for the batch, in seconds."""
         self._waits = [*self._waits[-31:], waited]
         self._own = self._own._replace(step=step, busy=statistics.fmean(self._waits))
 

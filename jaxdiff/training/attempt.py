@@ -115,7 +115,7 @@ class Attempt:
                 if report or self._is_due(step):
                     self._land(0)
                 if self.skips.diverged:
-                    return Diverged(state, self.skips.first, step)
+                    return Diverged(state, self.skips.first, self.skips.last)
                 self._time(step, time.monotonic() - began - (self.observers.goodput.lost - lost))
                 if report:
                     self._report(step, means, clock, bar)
@@ -155,8 +155,11 @@ class Attempt:
             _log.warning("%s", error)
 
     def _land(self, allowed: int) -> None:
-        """Wait until at most `allowed` steps are in flight, and look at those that have ended."""
-        while len(self._in_flight) > allowed:
+        """Wait until at most `allowed` steps are in flight, and look at those that have ended.
+
+        Steps after divergence are not looked at, so that its end is the same however many are in flight.
+        """
+        while len(self._in_flight) > allowed and not self.skips.diverged:
             step, loss, skipped = self._in_flight.popleft()
             loss, skipped = (float(value) for value in jax.device_get((loss, skipped)))
             self.skips.add(step, bool(skipped))

@@ -170,7 +170,7 @@ class _Run:
 
     def go(self) -> TrainState:
         settings, abstract = self.model.settings, self.model.abstract()
-        with self.observers.goodput.spent("restart"):
+        with self.observers.goodput.spent("restart"), self.observers.watchdog.paused():
             start, state = self._newest(abstract)
         if start is not None and start >= settings.steps:
             _say_finished(start, settings.steps)

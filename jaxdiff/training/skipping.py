@@ -37,5 +37,10 @@ class Skips:
             _log.warning(text, step, self._total)
 
     @property
+    def last(self) -> int:
+        """The last of the consecutive steps."""
+        return self.first + self.in_a_row - 1
+
+    @property
     def diverged(self) -> bool:
         return self.in_a_row >= self._most

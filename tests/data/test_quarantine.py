@@ -57,6 +57,7 @@ def test_a_resumed_run_and_two_processes_read_the_same_batches(folder, start):
 
 
 def test_too_many_damaged_examples_are_an_error_that_names_the_last(folder):
+    batches(pipeline(folder, max_damaged=1 / COUNT))  # one of twelve is not above it
     with pytest.raises(
         UserError, match=r"max_damaged=0\.05: .* got 1 of 12, .*cat/05\.png: .*Fix: "
     ) as error:

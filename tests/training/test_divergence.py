@@ -105,7 +105,9 @@ def test_fifty_batches_of_nan_end_a_run_that_no_restart_moves(tmp_path):
         report = json.loads(file.read_text())
         assert report["config"] == {"seed": 0}
         assert report["indices"] == list(range(toy.COUNT))
-        assert (report["step"], report["position"]) == (5, 10), "the first batch after those of the steps 5 to 10"
+        assert (report["step"], report["position"]) == (5, 10), (
+            "the first batch after those of the steps 5 to 10"
+        )
         batch = toy.batch(report["position"], poison=range(5, 55))
         assert not np.isfinite(batch["y"]).all()
         assert {"batch/y", "loss", "gradient/kernel", "gradient/bias"} <= set(report["not_finite"])

@@ -20,6 +20,7 @@ from jaxdiff.evaluation.protocols import Evaluator, PredictionEvaluator
 from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.tasks.protocols import Predictive, Sampleable
 from jaxdiff.training.ema import EmaProfile
+from jaxdiff.training.fault_tolerance import FaultTolerance
 from jaxdiff.training.optimizer import Optimizer
 from jaxdiff.training.retention import Retention
 from jaxdiff.training.step import Task, check_accumulation
@@ -57,6 +58,7 @@ class Experiment:
       sample_every: steps between sample grids; 0 for none.
       keep: number of latest checkpoints to keep.
       keep_also: further checkpoints that stay: at intervals, or the best by a metric; None for no others.
+      fault_tolerance: what happens after updates that are not finite, after spikes of the loss, and when a run hangs.
     """
 
     task: Task
@@ -79,6 +81,7 @@ class Experiment:
     keep_also: Retention | None = None
     sample_every: int = 1000
     recipes: Mapping[str, Recipe] = FrozenDict()
+    fault_tolerance: FaultTolerance = FaultTolerance()
 
     def __post_init__(self):
         positive(self, "steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep")

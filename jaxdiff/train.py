@@ -17,10 +17,12 @@ import contextlib
 import dataclasses
 import pathlib
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jaxdiff.cli import app
+from jaxdiff.cli import app, spans
+from jaxdiff.cli.stop_signals import StopAtOnce
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -29,13 +31,14 @@ if TYPE_CHECKING:
     from jaxdiff.experiment import Experiment
     from jaxdiff.generation.generator import Generator
     from jaxdiff.generation.predictor import Predictor
-    from jaxdiff.training.loop import Hook
+    from jaxdiff.training.loop import Hook, Surroundings
 
 
 DESCRIPTION = "Train a model; the same command again continues an interrupted run."
 EPILOG = """\
 --config.PATH=VALUE changes any field of the config, --config.sampling.steps=20 for example.
-exit status: 0 finished, 2 user error, 75 stopped by SIGTERM and saved, 130 stopped by Ctrl-C and saved."""
+exit status: 0 finished; 1 a failure of disks, files or training; 2 user error; 130 stopped by Ctrl-C and saved;
+75 stopped, run the same command again: by SIGTERM, SIGHUP, SIGUSR1 or --time-limit, or as another process is lost."""
 
 
 def parser() -> app.Parser:
@@ -53,12 +56,29 @@ def parser() -> app.Parser:
         action="store_true",
         help="begin the run anew; its files so far are moved to before_restart in its folder",
     )
+    flags.add_argument(
+        "--time-limit",
+        metavar="DURATION",
+        help="save and stop with status 75 before this time has passed: 90m, 1.5h or HH:MM:SS",
+    )
+    flags.add_argument(
+        "--profile",
+        metavar="START:STOP",
+        help="trace these steps for TensorBoard and Perfetto, in the folder profile of the run",
+    )
     flags.add_no_verify()
     return flags
 
 
 def main(argv: Sequence[str]) -> None:
+    with StopAtOnce() as stop:
+        _main(argv, time.monotonic(), stop)
+
+
+def _main(argv: Sequence[str], began: float, stop: StopAtOnce) -> None:
     flags, overrides = parser().parse(argv)
+    time_limit = None if flags.time_limit is None else spans.seconds_of(flags.time_limit)
+    profile = None if flags.profile is None else spans.steps_of(flags.profile)
     config = app.load_config(flags.config, [*init_from(flags.from_workdir), *overrides])
 
     from jaxdiff.config import build
@@ -74,15 +94,22 @@ def main(argv: Sequence[str]) -> None:
     new_schedule = any(path == "optimizer.schedule" for path, _ in overrides)
     runtime.start()
 
+    from jaxdiff.distributed.peers import Peers
     from jaxdiff.generation import start_checks
+    from jaxdiff.training.loop import Surroundings
 
-    try:
+    ended = None
+    with Peers() as peers:
         start_checks.check_training(experiment)
-        with _at_work(folder, flags.restart):
-            _train(experiment, init_workdir(config, folder, experiment, new_schedule))
-    except Stopped as stop:
-        code = 130 if stop.signal_number == signal.SIGINT else 75
-        raise app.Interrupted(code, f"{stop}; run the same command to go on") from None
+        around = Surroundings(began, time_limit, profile, stop.steps, peers)
+        try:
+            with _at_work(folder, flags.restart):
+                _train(experiment, init_workdir(config, folder, experiment, new_schedule), around)
+        except Stopped as stopped:  # the other processes stop at the same step
+            ended = stopped
+    if ended is not None:
+        code = 130 if ended.signal_number == signal.SIGINT else 75
+        raise app.Interrupted(code, f"{ended}; run the same command to go on")
 
 
 def init_from(folder: str | None) -> list[tuple[str, str]]:
@@ -118,7 +145,7 @@ def train(
 
     Raises:
       UserError: the experiment, its data and the devices are inconsistent, or the folder holds another run.
-      Stopped: SIGTERM or SIGINT arrived, and the state is saved.
+      Stopped: SIGTERM, SIGHUP, SIGUSR1 or SIGINT arrived, and the state is saved.
     """
     from jaxdiff.config import build, describe, load
     from jaxdiff.generation import start_checks
@@ -163,10 +190,13 @@ def _at_work(workdir: str, restart: bool = False) -> Iterator[None]:
         yield
 
 
-def _train(experiment: "Experiment", workdir: Any) -> "Generator | Predictor | None":
+def _train(
+    experiment: "Experiment", workdir: Any, around: "Surroundings | None" = None
+) -> "Generator | Predictor | None":
     import jax
 
     from jaxdiff.caching.reading import training_data
+    from jaxdiff.cost.held import of_run
     from jaxdiff.data.classes import listed
     from jaxdiff.generation import start_checks
     from jaxdiff.generation.generator import Generator
@@ -198,6 +228,8 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | Predictor | N
             return None
         return Generator.of(experiment, params, mesh, frozen.networks, table or ())
 
+    if jax.process_index() == 0:
+        print(of_run(experiment, mesh, frozen), flush=True)
     state = loop.run(
         experiment.task,
         _batches(experiment, data),
@@ -211,6 +243,8 @@ def _train(experiment: "Experiment", workdir: Any) -> "Generator | Predictor | N
         hooks=_hooks(experiment, workdir, model, conditions),
         files=records(workdir),
         prototypes=prototypes,
+        tolerance=experiment.fault_tolerance,
+        surroundings=around,
     )
     trained = model(state)
     if trained is not None:

@@ -25,7 +25,13 @@ RECIPE = re.compile(r"^## (?P<title>[^\n]+)\n.*?^```python\n(?P<code>.*?)^```", 
 RECIPES = {
     match["title"]: match["code"] for match in RECIPE.finditer((ROOT / "docs/extending.md").read_text())
 }
-NAMED = sorted(set(re.findall(r"`(tests/[\w/]+\.py(?:::\w+)?)`", (ROOT / "docs/conventions.md").read_text())))
+NAMED = sorted(
+    {
+        name
+        for page in ("conventions", "reliability")
+        for name in re.findall(r"`(tests/[\w/]+\.py(?:::\w+)?)`", (ROOT / f"docs/{page}.md").read_text())
+    }
+)
 
 
 def test_there_is_a_recipe_for_each_kind_of_part():
@@ -105,7 +111,7 @@ def test_each_file_that_the_architecture_names_exists():
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_each_convention_names_a_test_that_exists(name):
+def test_each_test_that_the_documents_name_exists(name):
     file, _, function = name.partition("::")
     assert (ROOT / file).exists()
     assert f"\ndef {function}" in (ROOT / file).read_text()

@@ -95,7 +95,12 @@ def test_killed_at_a_random_step_the_same_command_reaches_the_same_state(trained
 
 @pytest.mark.parametrize(
     ("number", "status"),
-    [(signal.SIGTERM, 75), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+    [
+        (signal.SIGTERM, 75),
+        pytest.param(signal.SIGHUP, 75, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_saves_the_state_and_ends_with_its_status(tmp_path, number, status):
     command = (

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxdiff.data.buckets import sizes_of
 from jaxdiff.data.pipeline import Examples, Source, contents_of, fingerprint_of
+from jaxdiff.data.quarantine import Located
 from jaxdiff.data.sources import LABEL, Example
 from jaxdiff.errors import UserError
 
@@ -153,6 +154,10 @@ class LabelledExamples:
     def sizes(self) -> np.ndarray:
         """Height and width of each image, int [n, 2]."""
         return sizes_of(self._examples)
+
+    def name_of(self, index: int) -> str:
+        """The file of an example, if the data set has files."""
+        return self._examples.name_of(index) if isinstance(self._examples, Located) else f"example {index}"
 
     def __repr__(self) -> str:
         return f"{self._examples!r} as {listed(self.classes)}"

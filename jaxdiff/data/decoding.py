@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from jaxdiff.data import images
+from jaxdiff.data.quarantine import TRANSIENT
 from jaxdiff.errors import UserError
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -137,6 +138,8 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Any]:
     except (Unreadable, MemoryError):
         raise
     except Exception as error:  # Pillow has no exception class of its own for malformed bytes
+        if getattr(error, "errno", None) in TRANSIENT:
+            raise
         raise Unreadable(_reason(path, error)) from None
 
 

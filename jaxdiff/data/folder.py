@@ -56,7 +56,7 @@ class ImageFolder:
         the images' alpha, and then their colours are those of the file without `background`; or another folder, with a
         grey image of the same name and size for each image.
       background: colour behind transparent pixels, red, green and blue from 0 to 255.
-      broken: "error" to stop at an unreadable file, or "skip" to use the next readable one instead.
+      broken: "error" to report an unreadable file, or "skip" to use the next readable one; see `Pipeline.max_damaged`.
       max_broken: fraction of unreadable files above which "skip" stops too.
       max_pixels: most pixels of a stored image; a larger image counts as unreadable and is not decoded.
     """
@@ -84,9 +84,8 @@ class ImageFolder:
         between(self, "test_fraction", 0.0, 1.0)
         between(self, "max_broken", 0.0, 1.0)
         fits = all(0 <= level <= 255 for level in self.background)
-        expect(
-            fits, "background", self.background, "red, green and blue in [0, 255]", "give three such numbers"
-        )
+        fix = "give three such numbers"
+        expect(fits, "background", self.background, "red, green and blue in [0, 255]", fix)
         fits = self.captions in (None, "txt") or str(self.captions).endswith(TABLES)
         fix = "name a .jsonl or .csv file in the folder"
         expect(fits, "captions", self.captions, "None, 'txt', or a .jsonl or .csv file", fix)
@@ -246,6 +245,9 @@ class FolderExamples:
 
     def __repr__(self) -> str:
         return f"{self.source!r}.open()"
+
+    def name_of(self, index: int) -> str:
+        return self.files[index]
 
     def sizes(self) -> np.ndarray:
         """Height and width of each stored image, int [n, 2], from the headers; zeros for one that is skipped."""

@@ -13,8 +13,9 @@ import numpy as np
 from jaxdiff.data.buckets import Buckets, Chosen, Group, Size, sizes_of
 from jaxdiff.data.collation import collate
 from jaxdiff.data.interleaving import Interleaved
+from jaxdiff.data.quarantine import Quarantined
 from jaxdiff.data.sources import Example
-from jaxdiff.errors import UserError, expect
+from jaxdiff.errors import UserError, between, expect
 
 
 @runtime_checkable
@@ -107,6 +108,8 @@ class Pipeline:
       prefetch: number of batches held ready.
       buckets: cut images of many shapes to a few, after `transforms` and before `conditions`. Each training batch has
         one shape, and everything else has the square one. None for images of one shape.
+      max_damaged: fraction of damaged examples above which training stops; up to it the next intact one takes the
+        place of each, see `quarantine.Quarantined`.
       encoded: folder of the cache that ``jaxdiff.cache`` has made of these examples. `jaxdiff.train` reads its batches
         there; everything else reads the source.
     """
@@ -120,12 +123,14 @@ class Pipeline:
     prefetch: int = 4
     buckets: Buckets | None = None
     encoded: str | None = None
+    max_damaged: float = 0.001
 
     def __post_init__(self):
         expect(self.threads >= 0, "threads", self.threads, "a number of threads >= 0", "give 0 or more")
         fix = "train from the images, or with images of one shape"
         one = self.encoded is None or self.buckets is None
         expect(one, "encoded", self.encoded, "no buckets, since a cache holds images of one shape", fix)
+        between(self, "max_damaged", 0.0, 1.0)
         least = max(1, self.threads)
         expected = f"at least {least}, one batch per thread"
         expect(self.prefetch >= least, "prefetch", self.prefetch, expected, f"give {least} or more")
@@ -170,6 +175,7 @@ class Pipeline:
             )
         examples, rows = self._open(), batch_size // process_count
         groups = self._groups(examples, batch_size)
+        examples = Quarantined(examples, self.max_damaged, 1 / process_count)
         examples = _Cached(examples) if self.cache else examples
         every = [self._repeated(examples, group, seed, rows) for group in groups]
         mine = [dataset[process_index::process_count] for dataset in every]
@@ -192,12 +198,12 @@ class Pipeline:
 
     def example(self) -> Example:
         """The first example with `transforms` and `conditions` applied: shows which fields a batch has."""
-        return self._transformed(self._open()[0])
+        return self._transformed(Quarantined(self._open(), self.max_damaged)[0])
 
     def prototypes(self, batch_size: int) -> list[Example]:
         """An example of each shape of training batches, as by `example`."""
         examples = self._open()
-        groups = self._groups(examples, batch_size)
+        groups, examples = self._groups(examples, batch_size), Quarantined(examples, self.max_damaged)
         return [self._transformed(examples[int(group.indices[0])], group.shape) for group in groups]
 
     def notes(self, batch_size: int) -> list[str]:

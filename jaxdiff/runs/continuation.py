@@ -29,6 +29,9 @@ FREE = (
     "data.prefetch",
     "data.cache",
     "data.encoded",
+    "data.max_damaged",
+    "fault_tolerance.spikes",
+    "fault_tolerance.hang",
 )
 """Fields of duration, outputs, devices, speed and memory."""
 
@@ -37,8 +40,11 @@ SAME_RESULT = ("remat",)
 
 SCHEDULE = "optimizer.schedule"
 
-LEAP = 0.01
-"""Least change of the learning rate that counts as a leap, as a fraction of its peak."""
+LEAP, LEAST = 0.01, 1e-6
+"""Least changes of the learning rate that count as a leap and as a change, as fractions of its peak."""
+
+COMPARED = 20
+"""Number of later steps at which the learning rates of two schedules are compared."""
 
 
 def latest_step(workdir: epath.Path) -> int | None:
@@ -124,8 +130,10 @@ def _check_schedule(stored: Any, config: Any, workdir: str, step: int, allowed: 
     if block is None or configs.differences(stored.optimizer.get("schedule"), block):
         return
     schedule = configs.build(block, path=f"config.{SCHEDULE}")
-    before, after = (float(schedule(1.0, steps)(step)) for steps in (_steps(stored, config), config.steps))
+    old, new = (schedule(1.0, steps) for steps in (_steps(stored, config), config.steps))
+    before, after = (float(rate(step)) for rate in (old, new))
     if abs(after - before) <= LEAP:
+        _say_change(old, new, stored, config, step)
         return
     leap = f"a learning rate that leaps from {before:.2g} to {after:.2g} of its peak at step {step}"
     expect(
@@ -137,6 +145,18 @@ def _check_schedule(stored: Any, config: Any, workdir: str, step: int, allowed: 
         leap,
     )
     _log.warning("steps=%d instead of %d: %s", config.steps, stored.steps, leap)
+
+
+def _say_change(old: Any, new: Any, stored: Any, config: Any, step: int) -> None:
+    """Say that the learning rate of later steps depends on their number, if it does."""
+    end = min(_steps(stored, config), config.steps)
+    later = range(step, end + 1, max((end - step) // COMPARED, 1))
+    if any(abs(float(old(at)) - float(new(at))) > LEAST for at in later):
+        text = (
+            "steps=%d instead of %d: the learning rates from step %d on are those of a schedule of %d steps, "
+            "so the result is not that of a run with these steps from the start"
+        )
+        _log.warning(text, config.steps, stored.steps, step, config.steps)
 
 
 def _written(block: Any) -> str:

@@ -71,6 +71,7 @@ def first_state(
     added += new_controls.own_modules(controls)
     layouts = layout(other), layout(experiment)
     optimizer, emas = experiment.optimizer.make(experiment.steps), experiment.ema.count
+    kept = experiment.fault_tolerance.kept_losses
 
     def make(old: Params) -> tuple[TrainState, Params]:
         fresh = nn.meta.unbox(init_params(task, experiment.seed))
@@ -79,10 +80,10 @@ def first_state(
             old, fresh, zero_initialised, layouts, added, start.fresh, tuple(task.frozen)
         )
         trained, untrained = split(params, patterns)
-        return begin(task, optimizer, trained, emas), untrained
+        return begin(task, optimizer, trained, emas, kept), untrained
 
     abstract = (
-        abstract_state(task, optimizer, mesh, emas, patterns),
+        abstract_state(task, optimizer, mesh, emas, patterns, kept),
         abstract_params(task, mesh, patterns)[1],
     )
     state, untrained = jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))(

@@ -321,10 +321,11 @@ class Checkpoints:
         saved = self._saved()
         kept = {each.step for each in saved[-self._keep :]} | self._keep_also.kept(saved)
         for step in (each.step for each in saved if each.step not in kept):
-            folder = self._folder(step)
-            if "://" not in str(folder):  # an interrupted deletion leaves no half of a checkpoint
-                folder = folder.rename(_unused(folder.parent / f"{step}{storage.DELETED}"))
-            folder.rmtree()
+            self.delete(step)
+
+    def delete(self, step: int) -> None:
+        """Delete the checkpoint of a step, in one process."""
+        storage.delete(self._folder(step))
 
     def _set_aside(self, step: int, error: Damaged, then: str) -> None:
         """Rename a damaged checkpoint, if there is one, and log a warning."""
@@ -334,7 +335,7 @@ class Checkpoints:
             if not folder.exists():
                 return
             if not self._read_only:
-                path = folder.rename(_unused(folder.parent / f"{step}.{CORRUPT}"))
+                path = folder.rename(storage.unused(folder.parent / f"{step}.{CORRUPT}"))
                 kept = f"; kept as {path.name}"
             _log.warning("%s%s; %s", error, kept, then)
 
@@ -344,7 +345,3 @@ class Checkpoints:
 def _is_sound(fields: Mapping[str, Any]) -> bool:
     networks = [value for name, value in fields.items() if name in NETWORKS]
     return bool(storage.is_sound(networks, fields.get(OPTIMIZER, ())))
-
-
-def _unused(path: epath.Path) -> epath.Path:
-    return _unused(path.parent / f"{path.name}_") if path.exists() else path

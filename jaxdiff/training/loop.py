@@ -1,95 +1,67 @@
-"""The training loop around the step: resume, log, save, and stop cleanly on a signal."""
+"""The training loop around the step: resume, log, save, go back from divergence, and stop cleanly on a signal."""
 
-import collections
 import contextlib
 import dataclasses
 import itertools
 import logging
-import math
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
 import optax
 from etils import epath
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from jaxdiff.distributed.mesh import batch_ways, global_batch
+from jaxdiff.distributed.peers import Peers
 from jaxdiff.errors import RunFailure, UserError
+from jaxdiff.training import diagnosis, passing_over
+from jaxdiff.training.attempt import Attempt, Diverged, Observers
 from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.training.disk import check_space
 from jaxdiff.training.ema import EmaProfile
-from jaxdiff.training.metrics import RunningMean
+from jaxdiff.training.fault_tolerance import FaultTolerance
+from jaxdiff.training.goodput import Goodput
+from jaxdiff.training.limits import Profile, TimeLimit
+from jaxdiff.training.passing_over import Window
 from jaxdiff.training.programs import Programs, repeated
-from jaxdiff.training.retention import Retention
+from jaxdiff.training.settings import Batches, Hook, Settings
 from jaxdiff.training.signals import Stopped, StopSignals
+from jaxdiff.training.skipping import Skips
 from jaxdiff.training.snapshots import Snapshots
+from jaxdiff.training.spikes import SpikeReports
 from jaxdiff.training.state import abstract_state, create_state
 from jaxdiff.training.step import Frozen, Task, TrainState, jit_train_step, make_train_step
-from jaxdiff.training.writers import Writers, open_writers
+from jaxdiff.training.watchdog import Watchdog
+from jaxdiff.training.writers import last_logged, open_writers
 
-IN_FLIGHT = 2
-"""Steps dispatched before the loop waits: enough to hide the host's work, with few batches in memory."""
+__all__ = ["Batches", "Hook", "Settings", "Stopped", "run"]
 
-PATIENCE = 10
-"""Fewest consecutive steps without a finite loss before a run is given up."""
+LISTED = 8
+"""Most names of arrays in an error."""
 
 _log = logging.getLogger(__name__)
 
-Batches = Callable[[int], Iterator[Any]]
-"""``batches(first_step)``: this process's rows of every batch from a step on, numpy arrays with a leading batch axis.
 
-The batch of a step must be a pure function of the step, or a resumed run differs from an uninterrupted one.
-"""
-
-
-class Hook(NamedTuple):
-    """A function of the state, called every `every` steps and after the last: draw samples, evaluate.
-
-    `call(state, step)` may return scalars and images (uint8 [height, width, channels]) to log. It must not keep the
-    state, whose memory the next step reuses. A `UserError` is logged, and training goes on.
-    """
-
-    every: int
-    call: Callable[[TrainState, int], Mapping[str, Any] | None]
-
-
-@runtime_checkable
-class Settings(Protocol):
-    """Length of a run, and how often it reports and saves; an `Experiment` has all of these.
+@dataclasses.dataclass(frozen=True)
+class Surroundings:
+    """What a command brings into a run: its clock, its limits and its signals.
 
     Attributes:
-      steps: optimizer steps in total.
-      accumulation: micro-batches per step.
-      log_every, checkpoint_every: in steps.
-      keep: number of latest checkpoints to keep.
-      keep_also: further checkpoints that stay.
-      seed: of every random draw.
+      began: when the command began, by `time.monotonic()`; when `run` is called if None.
+      time_limit: seconds after `began` before which the run saves and stops; None for no limit.
+      profile: first and last step of a trace in the folder `profile`; None for none.
+      steps: a context around the steps, in which stop signals wait for the end of a step.
+      peers: the other processes; None if there are none.
     """
 
-    @property
-    def steps(self) -> int: ...
-
-    @property
-    def accumulation(self) -> int: ...
-
-    @property
-    def log_every(self) -> int: ...
-
-    @property
-    def checkpoint_every(self) -> int: ...
-
-    @property
-    def keep(self) -> int: ...
-
-    @property
-    def keep_also(self) -> Retention | None: ...
-
-    @property
-    def seed(self) -> int: ...
+    began: float | None = None
+    time_limit: float | None = None
+    profile: tuple[int, int] | None = None
+    steps: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    peers: Peers | None = None
 
 
 def run(
@@ -106,6 +78,8 @@ def run(
     hooks: Sequence[Hook] = (),
     files: Mapping[str, str] | None = None,
     prototypes: Sequence[Mapping[str, Any]] = (),
+    tolerance: FaultTolerance | None = None,
+    surroundings: Surroundings | None = None,
 ) -> TrainState:
     """Train from the latest checkpoint in `workdir`, or from the start, to `settings.steps`.
 
@@ -118,167 +92,189 @@ def run(
       files: texts stored with each checkpoint, by file name, such as the run's config.
       prototypes: an example of each shape of batches, for batches of several shapes. The step is compiled for all of
         them before it is first called.
+      tolerance: what happens after updates that are not finite, and when the run hangs; the defaults if None.
+      surroundings: the clock, the limits and the signals of a command; none if None.
 
     Raises:
-      Stopped: SIGTERM or SIGINT arrived; the state is saved, and the same call continues from there.
-      RunFailure: every step of a log window was skipped, since its loss or gradient was not finite; or the last
-        checkpoint could not be written; or no checkpoint is intact.
+      Stopped: a stop signal arrived, or the time limit; the state is saved, and the same call continues from there.
+      RunFailure: updates were not finite, also after the batches in question were passed over; or the last checkpoint
+        could not be written; or no checkpoint is intact.
       UserError: the batch does not divide, or the checkpoint belongs to another config.
     """
     workdir = epath.Path(workdir).expanduser().resolve()
-    frozen = frozen or Frozen()
+    around = surroundings or Surroundings()
+    began = time.monotonic() if around.began is None else around.began
+    goodput, tolerance = Goodput(began), tolerance or FaultTolerance()
+    late = around.peers.late if around.peers is not None else lambda: ""
     with (
-        StopSignals() as signals,
         Checkpoints(workdir / "checkpoints", settings.keep, settings.keep_also, files=files) as checkpoints,
         Snapshots(workdir) if ema.snapshot_every else contextlib.nullcontext() as snapshots,
+        Watchdog(tolerance.hang, late) as watchdog,
+        contextlib.closing(Profile(workdir / "profile", around.profile)) as profile,
     ):
         if snapshots is not None:
             hooks = [Hook(ema.snapshot_every, snapshots.save), *hooks]
-        layout = (task, optimizer, mesh)
-        abstract = abstract_state(*layout, ema.count, untrained)
-        found = checkpoints.newest(lambda step: checkpoints.restore(step, abstract))
-        start, state = found or (0, create_state(*layout, settings.seed, ema.count, untrained, abstract))
-        if start > settings.steps:
-            text = "steps=%d: nothing is left to train, since the newest intact checkpoint has step %d"
-            _log.warning(text, settings.steps, start)
-        if start >= settings.steps:
-            return state
-        # An old checkpoint is deleted after its successor is complete.
-        check_space(checkpoints.directory, abstract, settings.keep + 1 - len(checkpoints.steps()))
-        first, iterator = _peek(batches(start))
-        size = _batch_size(first, settings.accumulation, mesh)
-        step = make_train_step(task, optimizer, ema, settings.seed, settings.accumulation)
-        programs = Programs(jit_train_step(step, abstract, mesh, frozen), abstract, frozen)
-        rows = size // jax.process_count()
-        writers = open_writers(workdir, start, settings.steps)
-        try:
-            for batch in (first, *(repeated(example, rows) for example in prototypes)):
-                programs.compiled(global_batch(batch, mesh))
-            return _Run(settings, programs, frozen, mesh, hooks, checkpoints, writers, signals, size).go(
-                state, start, iterator
-            )
-        finally:
-            writers.close()
+        limit = None if around.time_limit is None else TimeLimit(around.time_limit, began)
+        spikes = SpikeReports(tolerance.spikes) if tolerance.spikes else None
+        observers = Observers(goodput, watchdog, profile, around.peers, spikes, limit)
+        model = _Model(task, optimizer, ema, mesh, settings, frozen or Frozen(), untrained, tolerance)
+        return _Run(
+            model, batches, hooks, checkpoints, snapshots, observers, workdir, files or {}, prototypes, around
+        ).go()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Model:
+    """What is trained, and how."""
+
+    task: Task
+    optimizer: optax.GradientTransformation
+    ema: EmaProfile
+    mesh: Mesh
+    settings: Settings
+    frozen: Frozen
+    untrained: Sequence[str]
+    tolerance: FaultTolerance
+
+    def abstract(self) -> TrainState:
+        layout = (self.task, self.optimizer, self.mesh)
+        return abstract_state(*layout, self.ema.count, self.untrained, self.tolerance.kept_losses)
+
+    def first(self, abstract: TrainState) -> TrainState:
+        layout = (self.task, self.optimizer, self.mesh, self.settings.seed)
+        return create_state(*layout, self.ema.count, self.untrained, abstract, self.tolerance.kept_losses)
+
+    def programs(self, abstract: TrainState) -> Programs:
+        settings = self.settings
+        spikes = self.tolerance.skip_spikes
+        step = make_train_step(
+            self.task, self.optimizer, self.ema, settings.seed, settings.accumulation, spikes
+        )
+        return Programs(jit_train_step(step, abstract, self.mesh, self.frozen), abstract, self.frozen)
 
 
 @dataclasses.dataclass
 class _Run:
-    """The moving parts of `run`, after setup."""
+    """The attempts of a run: after updates that are not finite another one starts from the last checkpoint."""
 
-    settings: Settings
-    step: Callable[[TrainState, Any, Frozen], Any]
-    frozen: Frozen
-    mesh: Mesh
+    model: _Model
+    batches: Batches
     hooks: Sequence[Hook]
     checkpoints: Checkpoints
-    writers: Writers
-    signals: StopSignals
-    batch_size: int
-    skipped: int = 0
+    snapshots: Snapshots | None
+    observers: Observers
+    workdir: epath.Path
+    files: Mapping[str, str]
+    prototypes: Sequence[Mapping[str, Any]]
+    around: Surroundings
 
-    def go(self, state: TrainState, start: int, iterator: Iterator[Any]) -> TrainState:
-        steps, means, in_flight = self.settings.steps, RunningMean(), collections.deque()
-        clock = _Clock()
-        # Collectives of several steps at once can starve the CPU's only thread pool, and there is nothing to hide.
-        allowed = 0 if self.mesh.devices.flat[0].platform == "cpu" else IN_FLIGHT
-        hidden = None if jax.process_index() == 0 else True  # None: shown on a terminal only
-        with tqdm(
-            total=steps, initial=start, disable=hidden, file=sys.stderr, unit="step", smoothing=0.05
-        ) as bar:
-            for step in range(start + 1, steps + 1):
-                state, metrics = self.step(state, global_batch(next(iterator), self.mesh), self.frozen)
-                means.add(metrics)
-                in_flight.append(metrics["loss"])
-                if len(in_flight) > allowed:
-                    in_flight.popleft().block_until_ready()
-                bar.update()
-                if step % self.settings.log_every == 0 or step == steps:
-                    self._report(step, means, clock, bar)
-                with clock.paused():
-                    self._after(step, state)
-        return state
-
-    def _after(self, step: int, state: TrainState) -> None:
-        """Save, stop, and call hooks, where they are due."""
-        last, stop = step == self.settings.steps, self.signals.caught(step)
-        if step % self.settings.checkpoint_every == 0 or last or stop:
-            self._save(step, state, last=last or bool(stop))
-        if stop:
-            raise Stopped(stop, step)
-        for hook in self.hooks:
-            if step % hook.every == 0 or last:
-                values = self._values(hook, state, step)
-                self.writers.write(step, values)
-                self._rate(step, state, values)
-
-    def _values(self, hook: Hook, state: TrainState, step: int) -> Mapping[str, Any]:
-        """What a hook returns. One that fails costs its output only."""
+    def go(self) -> TrainState:
+        settings, abstract = self.model.settings, self.model.abstract()
+        with self.observers.goodput.spent("restart"), self.observers.watchdog.paused():
+            start, state = self._newest(abstract)
+        if start is not None and start >= settings.steps:
+            _say_finished(start, settings.steps)
+            return state
+        windows = self._windows(start)
+        # An old checkpoint is deleted after its successor is complete.
+        check_space(self.checkpoints.directory, abstract, settings.keep + 1 - len(self.checkpoints.steps()))
+        programs = self.model.programs(abstract)
+        done = last_logged(self.workdir) if start is not None else 0
         try:
-            return hook.call(state, step) or {}
-        except UserError as error:
-            _log.warning("step %d: %s; training goes on", step, error)
-            return {}
+            while True:
+                attempted = self._attempt(state, start or 0, windows, programs, done)
+                if not isinstance(attempted, Diverged):
+                    return attempted
+                windows, done = self._go_back(attempted, windows), attempted.last
+                state = attempted = None  # two states at once may not fit into memory
+                with self.observers.goodput.spent("restart"), self.observers.watchdog.paused():
+                    start, state = self._newest(abstract)
+        finally:
+            if jax.process_index() == 0:
+                print(self.observers.goodput, flush=True)
 
-    def _rate(self, step: int, state: TrainState, values: Mapping[str, Any]) -> None:
-        """Keep a checkpoint of this step if its evaluation is among the best."""
-        name = self.settings.keep_also.best if self.settings.keep_also else None
-        if name is not None and name in values:
-            value = float(values[name])
-            if math.isfinite(value) and self.checkpoints.would_stay(step, value):
-                self._save(step, state, last=False)
-                self.checkpoints.rate(step, value)
+    def _newest(self, abstract: TrainState) -> tuple[int | None, TrainState]:
+        """The newest checkpoint with its step, or the state to start from."""
+        found = self.checkpoints.newest(lambda step: self.checkpoints.restore(step, abstract))
+        return found or (None, self.model.first(abstract))
 
-    def _report(self, step: int, means: RunningMean, clock: "_Clock", bar: Any) -> None:
-        window = means.steps
-        values = means.take()  # waits for the device, so the clock is read after it
-        values["images_per_second"] = window * self.batch_size / clock.restart()
-        self.writers.write(step, values)
-        bar.set_postfix({"loss": f"{values['loss']:.4g}", "images/s": f"{values['images_per_second']:.4g}"})
-        self.skipped = self.skipped + window if math.isnan(values["loss"]) else 0
-        if self.skipped >= max(self.settings.log_every, PATIENCE):
-            raise RunFailure(
-                f"step {step}: loss or gradient was not finite in any of the last {self.skipped} steps. "
-                "Lower the learning rate, or check the data; the checkpoints are good"
-            )
+    def _windows(self, start: int | None) -> tuple[Window, ...]:
+        """The windows that the run passes over. Until the first checkpoint nothing binds the folder."""
+        if start is not None:
+            return passing_over.read(self.workdir)
+        passing_over.write(self.workdir, ())
+        return ()
 
-    def _save(self, step: int, state: TrainState, last: bool) -> None:
-        """Save. A failure before the end costs one checkpoint; at the end it is an error."""
-        self.writers.drain()  # a killed run has the rows up to its checkpoint
+    def _attempt(
+        self, state: TrainState, start: int, windows: Sequence[Window], programs: Programs, done: int
+    ) -> TrainState | Diverged:
+        settings, mesh, observers = self.model.settings, self.model.mesh, self.observers
+        data = passing_over.passing_over(self.batches, start, windows)
+        first = next(data)
+        size = _batch_size(first, settings.accumulation, mesh)
+        rows = size // jax.process_count()
+        writers = open_writers(self.workdir, start, settings.steps)
         try:
-            self.checkpoints.save(step, state)
-            if last:
-                self.checkpoints.wait()
-        except RunFailure as error:
-            if last:
-                raise RunFailure(f"{error}. Make room, and run the same command again") from error
-            _log.warning("%s; training goes on", error)
+            with observers.goodput.spent("compile"), observers.watchdog.paused():
+                for batch in (first, *(repeated(example, rows) for example in self.prototypes)):
+                    programs.compiled(global_batch(batch, mesh))
+            with StopSignals() as signals, self.around.steps():
+                return Attempt(
+                    settings, programs, self.model.frozen, mesh, self.hooks, self.checkpoints, writers, signals,
+                    size, observers, Skips(self.model.tolerance.max_skipped), done,
+                ).go(state, start, itertools.chain([first], data))  # fmt: skip
+        finally:
+            writers.close()
+            data.close()
+
+    def _go_back(self, end: Diverged, windows: tuple[Window, ...]) -> tuple[Window, ...]:
+        """The windows with a new one: the batches since the last checkpoint.
+
+        Raises:
+          RunFailure: the batches after this checkpoint have been passed over before.
+        """
+        with contextlib.suppress(RunFailure):  # a save that failed is no checkpoint to go back to
+            self.checkpoints.wait()
+        step = self.checkpoints.latest() or 0
+        if any(window.step == step for window in windows):
+            self._give_up(end, step, windows)
+        if self.snapshots is not None:
+            self.snapshots.discard_after(step)
+        found = (*windows, Window(step, end.last - step, end.first))
+        passing_over.write(self.workdir, found)
+        text = "going back to step %d, and passing over the batches of steps %d to %d: updates %d to %d were skipped"
+        _log.warning(text, step, step + 1, end.last, end.first, end.last)
+        return found
+
+    def _give_up(self, end: Diverged, step: int, windows: Sequence[Window]) -> NoReturn:
+        """Write what reproduces the first skipped step, and raise the error that ends the run."""
+        model, at = self.model, passing_over.position(end.first - 1, windows)
+        batch = next(self.batches(at))
+        state = end.state.replace(step=jnp.full_like(end.state.step, end.first - 1))
+        with self.observers.watchdog.paused():
+            names = diagnosis.diagnose(
+                model.task, state, batch, model.frozen, model.settings.seed, model.settings.accumulation,
+                model.mesh,
+            )  # fmt: skip
+        file = diagnosis.store(self.workdir, end.first, at, model.settings.seed, batch, names, self.files)
+        raise RunFailure(
+            f"step {end.last}: expected finite updates after passing over the batches since step {step}, got "
+            f"{end.last - end.first + 1} in a row that were skipped; not finite: {_shortened(names)}. Fix: see {file}; "
+            "check the data, or start a run with a lower learning rate from this one with --from-workdir"
+        )
 
 
-class _Clock:
-    """Seconds of training, without the time of saving and of hooks."""
-
-    def __init__(self):
-        self._begin, self._pause = time.perf_counter(), 0.0
-
-    def paused(self) -> "_Clock":
-        return self
-
-    def __enter__(self) -> None:
-        self._pause = time.perf_counter()
-
-    def __exit__(self, *exception: object) -> None:
-        self._begin += time.perf_counter() - self._pause
-
-    def restart(self) -> float:
-        now = time.perf_counter()
-        seconds, self._begin = now - self._begin, now
-        return max(seconds, 1e-9)
+def _say_finished(step: int, steps: int) -> None:
+    if step > steps:
+        text = "steps=%d: nothing is left to train, since the newest intact checkpoint has step %d"
+        _log.warning(text, steps, step)
+    elif jax.process_index() == 0:
+        print(f"the run is finished: its newest checkpoint has step {step}, the last one", flush=True)
 
 
-def _peek(iterator: Iterator[Any]) -> tuple[Any, Iterator[Any]]:
-    """The first item, and an iterator that still yields it."""
-    first = next(iterator)
-    return first, itertools.chain([first], iterator)
+def _shortened(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return (", ".join(names[:LISTED]) or "nothing, so the loss was a spike") + more
 
 
 def _batch_size(batch: Any, accumulation: int, mesh: Mesh) -> int:

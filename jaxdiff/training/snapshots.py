@@ -1,5 +1,6 @@
 """Snapshots: stored averages of a run, and averages of other lengths computed from them after training."""
 
+import contextlib
 import functools
 import logging
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from jaxdiff.distributed.first_process import in_first
 from jaxdiff.errors import RunFailure, expect
 from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.training.power_ema import PowerEma, check_std, coefficients
@@ -21,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 class Snapshots:
-    """Checkpoints of the averages alone, ``<workdir>/averages/<step>``. None is ever deleted.
+    """Checkpoints of the averages alone, ``<workdir>/averages/<step>``. None is deleted unless the run goes back.
 
     Attributes:
       checkpoints: the underlying `Checkpoints`.
@@ -42,6 +44,12 @@ class Snapshots:
 
     def steps(self) -> list[int]:
         return self.checkpoints.steps()
+
+    def discard_after(self, step: int) -> None:
+        """Delete the averages of later steps: the run has gone back to `step`, and will pass other states."""
+        with contextlib.suppress(RunFailure):  # logged by the next save
+            self.checkpoints.wait()
+        in_first(lambda: [self.checkpoints.delete(later) for later in self.steps() if later > step])
 
     def restore(self, step: int, extra_emas: int, abstract: Params) -> tuple[Params, ...]:
         """All averages of a step: the one for sampling, then the `extra_emas`."""

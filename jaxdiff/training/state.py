@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxdiff.distributed import partitioning
 from jaxdiff.training.partition import split
 from jaxdiff.training.rounding import widened
+from jaxdiff.training.spikes import no_losses
 from jaxdiff.training.step import Task, TrainState
 from jaxdiff.typing import Params
 
@@ -32,6 +33,7 @@ def create_state(
     emas: int = 1,
     untrained: Sequence[str] = (),
     abstract: TrainState | None = None,
+    recent_losses: int = 0,
 ) -> TrainState:
     """The state at step 0, created sharded: no device ever holds all of a sharded state.
 
@@ -39,13 +41,14 @@ def create_state(
       emas: number of averages, the one for samples first; 0 for none, see `EmaProfile.count`.
       untrained: patterns of parameters that are not trained, which the state leaves out.
       abstract: the result of `abstract_state` for the same arguments, if it is known: tracing takes seconds.
+      recent_losses: number of losses that the state keeps, see `TrainState.recent_losses`.
     """
-    abstract = abstract or abstract_state(task, optimizer, mesh, emas, untrained)
+    abstract = abstract or abstract_state(task, optimizer, mesh, emas, untrained, recent_losses)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
     def make() -> TrainState:
         trained, _ = split(init_params(task, seed), untrained)
-        return nn.meta.unbox(begin(task, optimizer, trained, emas))
+        return nn.meta.unbox(begin(task, optimizer, trained, emas, recent_losses))
 
     return jax.jit(make, out_shardings=shardings)()
 
@@ -66,12 +69,13 @@ def abstract_state(
     mesh: Mesh,
     emas: int = 1,
     untrained: Sequence[str] = (),
+    recent_losses: int = 0,
 ) -> TrainState:
     """The shapes, types and shardings of the state, as `jax.ShapeDtypeStruct`s; nothing is computed."""
 
     def make() -> TrainState:
         trained, _ = split(init_params(task, 0), untrained)
-        return begin(task, optimizer, trained, emas)
+        return begin(task, optimizer, trained, emas, recent_losses)
 
     boxed = jax.eval_shape(make)
     everywhere = jax.tree.map(lambda leaf: partitioning.replicated(mesh), boxed.task_state)
@@ -86,7 +90,13 @@ def abstract_params(task: Task, mesh: Mesh, untrained: Sequence[str] = ()) -> tu
     return trained, rest
 
 
-def begin(task: Task, optimizer: optax.GradientTransformation, params: Params, emas: int = 1) -> TrainState:
+def begin(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    params: Params,
+    emas: int = 1,
+    recent_losses: int = 0,
+) -> TrainState:
     """The state at step 0 of a run that starts from these trained parameters."""
     # EMAs start as copies, since the step donates every array of the state.
     averages = [jax.tree.map(jnp.copy, params) for _ in range(emas)]
@@ -94,7 +104,8 @@ def begin(task: Task, optimizer: optax.GradientTransformation, params: Params, e
     opt_state = optimizer.init(
         widened(params)
     )  # float32: averages of squares in half precision would stand still
-    return TrainState(step, params, ema, opt_state, task.init_task_state(), tuple(averages[1:]))
+    recent = no_losses(recent_losses) if recent_losses else ()
+    return TrainState(step, params, ema, opt_state, task.init_task_state(), tuple(averages[1:]), recent)
 
 
 def _abstract(boxed: Any, shardings: Any) -> Any:

@@ -5,7 +5,7 @@ accumulation or sharding splits the batch, so neither changes what is learned.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,9 @@ from jax.sharding import Mesh
 from jaxdiff.distributed import partitioning
 from jaxdiff.errors import expect
 from jaxdiff.training.ema import EmaProfile
+from jaxdiff.training.fault_tolerance import Spikes
 from jaxdiff.training.rounding import rounded, wide, widened
+from jaxdiff.training.spikes import appended, is_spike
 from jaxdiff.trees import merge
 from jaxdiff.typing import Metrics, Params, Weights
 
@@ -30,6 +32,7 @@ class TrainState:
       params, ema, opt_state: trained parameters only. An `ema` without arrays means that there is no average.
       task_state: state of the task other than parameters, such as a history of losses.
       extra_emas: EMAs of other lengths than that of `ema`.
+      recent_losses: the last losses, with which a run compares spikes that it skips, see `training.spikes`.
     """
 
     step: Any
@@ -38,6 +41,7 @@ class TrainState:
     opt_state: Any
     task_state: Any = ()
     extra_emas: Any = ()
+    recent_losses: Any = ()
 
     @property
     def sampled(self) -> Any:
@@ -131,13 +135,19 @@ StepFn = Callable[[TrainState, Any, Frozen], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
-    task: Task, optimizer: optax.GradientTransformation, ema: EmaProfile, seed: int, accumulation: int = 1
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    ema: EmaProfile,
+    seed: int,
+    accumulation: int = 1,
+    skip_spikes: Spikes | None = None,
 ) -> StepFn:
     """The function (state, batch, frozen) -> (state, metrics) of one optimizer step.
 
     The gradient is the mean over `accumulation` micro-batches of every k-th example each. An update with a
     non-finite loss, gradient or result is skipped: parameters, EMAs, optimizer and task state stay as they were,
     only the step counts, and the metric `skipped` is 1. The decision is taken on the device, so all hosts agree.
+    Spikes of the loss are skipped in the same way, if `skip_spikes` says what they are.
     Parameters and averages in bfloat16 are updated in float32 and rounded stochastically, see `training.rounding`.
 
     Raises:
@@ -146,34 +156,33 @@ def make_train_step(
     check_accumulation(task, accumulation)
 
     def train_step(state: TrainState, batch: Any, frozen: Frozen) -> tuple[TrainState, Metrics]:
-        step_key = jax.random.fold_in(jax.random.key(seed), state.step)
-        draw_key, loss_key, rounding_key = jax.random.split(step_key, 3)
-        context = Context(state.step, merge(state.sampled, frozen.params), frozen.networks, state.task_state)
-        examples = task.draw(batch, context, key=draw_key)
-
-        def gradients(params: Params, examples: Any, key: Any) -> tuple[tuple[Metrics, Params], Any]:
-            def mean_loss(params: Params) -> tuple[Any, tuple[Any, Metrics]]:
-                every = merge(params, frozen.params)
-                losses, metrics = task.loss(every, context, examples, key=key, train=True)
-                return jnp.mean(losses), (losses, metrics)
-
-            (mean, (losses, metrics)), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
-            return ({**metrics, "loss": mean}, grads), losses
-
-        (metrics, grads), losses = accumulate(gradients, accumulation)(state.params, examples, loss_key)
+        found = _gradients(task, seed, accumulation, state, batch, frozen)
+        metrics, grads = found.metrics, found.grads
         old, grads = widened(state.params), widened(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, old)
         moved = optax.apply_updates(old, updates)
-        task_state = task.update_task_state(state.task_state, examples, losses)
+        task_state = task.update_task_state(state.task_state, found.examples, found.losses)
         averages = (state.ema, *state.extra_emas)
         pairs = zip((ema, *ema.extra_emas()), widened(averages), strict=True)
         exact = (moved, *(profile.update(average, moved, state.step) for profile, average in pairs))
-        params, average, *extra_emas = rounded(exact, (state.params, *averages), rounding_key)
-        proposed = (params, average, opt_state, task_state, tuple(extra_emas))
+        params, average, *extra_emas = rounded(exact, (state.params, *averages), found.rounding_key)
+        recent = (
+            state.recent_losses if skip_spikes is None else appended(state.recent_losses, metrics["loss"])
+        )
+        proposed = (params, average, opt_state, task_state, tuple(extra_emas), recent)
 
         grad_norm, param_norm = optax.tree.norm(grads), optax.tree.norm(moved)
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm) & jnp.isfinite(param_norm)
-        before = (state.params, state.ema, state.opt_state, state.task_state, state.extra_emas)
+        if skip_spikes is not None:
+            good &= ~is_spike(state.recent_losses, metrics["loss"], skip_spikes)
+        before = (
+            state.params,
+            state.ema,
+            state.opt_state,
+            state.task_state,
+            state.extra_emas,
+            state.recent_losses,
+        )
         kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), proposed, before)
         metrics |= {
             "grad_norm": grad_norm,
@@ -184,6 +193,62 @@ def make_train_step(
         return TrainState(state.step + 1, *kept), metrics
 
     return train_step
+
+
+class _Gradients(NamedTuple):
+    """What the backward pass of a step gives, and what it was computed from."""
+
+    metrics: Metrics
+    grads: Params
+    losses: Any
+    examples: Any
+    rounding_key: Any
+
+
+def _gradients(
+    task: Task, seed: int, accumulation: int, state: TrainState, batch: Any, frozen: Frozen
+) -> _Gradients:
+    step_key = jax.random.fold_in(jax.random.key(seed), state.step)
+    draw_key, loss_key, rounding_key = jax.random.split(step_key, 3)
+    context = Context(state.step, merge(state.sampled, frozen.params), frozen.networks, state.task_state)
+    examples = task.draw(batch, context, key=draw_key)
+
+    def gradients(params: Params, examples: Any, key: Any) -> tuple[tuple[Metrics, Params], Any]:
+        def mean_loss(params: Params) -> tuple[Any, tuple[Any, Metrics]]:
+            every = merge(params, frozen.params)
+            losses, metrics = task.loss(every, context, examples, key=key, train=True)
+            return jnp.mean(losses), (losses, metrics)
+
+        (mean, (losses, metrics)), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
+        return ({**metrics, "loss": mean}, grads), losses
+
+    (metrics, grads), losses = accumulate(gradients, accumulation)(state.params, examples, loss_key)
+    return _Gradients(metrics, grads, losses, examples, rounding_key)
+
+
+def make_finiteness_check(task: Task, seed: int, accumulation: int = 1) -> Callable[..., Any]:
+    """The function (state, batch, frozen) -> whether each array of a step is finite, as a tree of booleans.
+
+    The arrays are those of the batch, the examples with their draws, the losses, the gradients and the parameters.
+    """
+
+    def check(state: TrainState, batch: Any, frozen: Frozen) -> dict[str, Any]:
+        found = _gradients(task, seed, accumulation, state, batch, frozen)
+        arrays = {
+            "batch": batch,
+            "examples": found.examples,
+            "loss": found.losses,
+            "gradient": found.grads,
+            "parameters": state.params,
+            "frozen": (frozen.networks, frozen.params),
+        }
+        return jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)) if _is_float(leaf) else True, arrays)
+
+    return check
+
+
+def _is_float(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
 
 
 def accumulate(function: Callable[..., tuple[Any, Any]], parts: int) -> Callable[..., tuple[Any, Any]]:

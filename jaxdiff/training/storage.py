@@ -95,6 +95,18 @@ def delete_drafts(directory: epath.Path) -> None:
             path.rmtree()
 
 
+def delete(folder: epath.Path) -> None:
+    """Delete a checkpoint. An interrupted deletion leaves no half of one under its name."""
+    if "://" not in str(folder):
+        folder = folder.rename(unused(folder.parent / f"{folder.name}{DELETED}"))
+    folder.rmtree()
+
+
+def unused(path: epath.Path) -> epath.Path:
+    """A path with this name, with underscores at its end until there is no such file."""
+    return unused(path.parent / f"{path.name}_") if path.exists() else path
+
+
 @functools.cache
 def silence() -> None:
     """Hide what Orbax and TensorStore print about errors: these reach the caller as exceptions."""

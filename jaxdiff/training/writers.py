@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from jaxdiff.data.images import save_png
 from jaxdiff.errors import reason
+from jaxdiff.training.goodput import GOODPUT, PREFIX
 
 Images = Mapping[str, np.ndarray]
 """Images by name, uint8 [height, width, channels]."""
@@ -85,9 +86,13 @@ LABELS = {"images_per_second": "images/s"}
 
 
 def _ordered(scalars: Mapping[str, float]) -> list[tuple[str, float]]:
-    """Loss and speed first, then the others; `skipped` last, and only if steps were skipped."""
+    """Loss and speed first, then the others; `skipped` last, and only if steps were skipped. No goodput."""
     ends = {"loss": 0, "images_per_second": 1, "skipped": 3}
-    shown = [(name, value) for name, value in scalars.items() if name != "skipped" or value]
+    shown = [
+        (name, value)
+        for name, value in scalars.items()
+        if (name != "skipped" or value) and not name.startswith((PREFIX, GOODPUT))
+    ]
     return sorted(shown, key=lambda pair: ends.get(pair[0], 2))
 
 
@@ -325,6 +330,13 @@ def open_writers(workdir: epath.PathLike, step: int, steps: int | None = None) -
         "images": lambda: PngFiles(workdir),
     }
     return Writers(Console(step, steps), Background(files))
+
+
+def last_logged(workdir: epath.PathLike) -> int:
+    """The last step in the log of a run, to which it had come; 0 without one."""
+    file = epath.Path(workdir) / "metrics.jsonl"
+    rows = file.read_bytes().decode(errors="replace").splitlines() if file.exists() else []
+    return max((int(step) for step in map(_step, rows) if math.isfinite(step)), default=0)
 
 
 def _step(row: str) -> int | float:

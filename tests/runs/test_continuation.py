@@ -246,3 +246,26 @@ def test_a_damaged_table_is_one_line(run, content):
     with pytest.raises(UserError, match=r"classes\.json") as error:
         run()
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_other_steps_without_a_leap_are_said_where_the_schedule_depends_on_them(tmp_path, caplog):
+    def begin(steps, schedule):
+        change = ("optimizer.schedule", schedule)
+        config = a_config(images_once(tmp_path / "data"), change, ("steps", str(steps)))
+        return init_workdir(config, str(tmp_path / schedule.partition("(")[0]), build(config), False)
+
+    def images_once(folder):
+        return folder if folder.exists() else images(folder, "ant", "bee", "cat")
+
+    for schedule, said in (
+        (f"{COSINE}(warmup_steps=2)", True),
+        ("jaxdiff.training.optimizer:Constant", False),
+    ):
+        folder = begin(1000, schedule)
+        (folder / "checkpoints" / "4").mkdir(parents=True)
+        caplog.clear()
+        begin(1030, schedule)
+        assert ("steps=1030 instead of 1000: the learning rates from step 4 on" in caplog.text) == said
+        caplog.clear()
+        begin(1030, schedule)
+        assert caplog.messages == [], "said once"

@@ -21,12 +21,13 @@ from tests.training import toy
 TESTS = pathlib.Path(__file__).parent.parent
 
 
-def run(workdir, steps, batches=toy.batches, hooks=(), devices=1, task=None, **settings):
+def run(workdir, steps, batches=toy.batches, hooks=(), devices=1, task=None, parts=None, **settings):
     settings = {"log_every": 2, "checkpoint_every": 4, "keep": 3, "accumulation": 1, "seed": 0, **settings}
     settings.setdefault("keep_also", None)
     return loop.run(
         task or toy.Linear(dropout=True), batches, types.SimpleNamespace(steps=steps, **settings),
         optimizer=toy.ADAM, ema=Ema(), mesh=toy.mesh(devices), workdir=workdir, hooks=hooks,
+        **(parts or {}),
     )  # fmt: skip
 
 
@@ -51,11 +52,13 @@ def test_a_resumed_run_equals_an_uninterrupted_run(tmp_path, kind):
     assert [row["step"] for row in logged(tmp_path / "halves")] == [2, 4, 6, 8, 10, 12]
 
 
-def test_a_finished_run_returns_its_state_without_training(tmp_path):
+def test_a_finished_run_returns_its_state_without_training(tmp_path, capsys):
     done = run(tmp_path, 4)
+    capsys.readouterr()
     assert toy.sha(
         run(tmp_path, 4, batches=lambda start: pytest.fail("a finished run reads data"))
     ) == toy.sha(done)
+    assert "the run is finished" in capsys.readouterr().out
 
 
 def test_fewer_steps_than_are_done_are_said_and_a_damaged_step_is_not_done(tmp_path, caplog):
@@ -79,6 +82,7 @@ def test_a_killed_run_continues_and_writes_no_row_twice(tmp_path):
     with pytest.raises(OSError, match="gone"):
         run(tmp_path / "died", 8, batches=mortal)
     assert [row["step"] for row in logged(tmp_path / "died")] == [2, 4, 6]
+    assert checkpoints(tmp_path / "died") == [4, 7], "what was trained before the data failed is saved"
     resumed = run(tmp_path / "died", 8)
     assert [row["step"] for row in logged(tmp_path / "died")] == [2, 4, 6, 8]
     assert toy.sha(resumed) == toy.sha(run(tmp_path / "straight", 8))
@@ -123,9 +127,9 @@ def test_one_bad_batch_costs_one_step(tmp_path):
 
 
 def test_a_run_without_a_finite_loss_stops_with_its_step(tmp_path):
-    with pytest.raises(RuntimeError, match=r"step 14: .* last 10 steps"):
+    with pytest.raises(RunFailure, match=r"step 9: .* since step 4, got 5 in a row .* batch/y"):
         run(tmp_path, 40, batches=lambda start: toy.batches(start, poison=range(4, 100)))
-    assert 4 in checkpoints(tmp_path)
+    assert checkpoints(tmp_path) == [4]
     assert logged(tmp_path)[-1]["loss"] is None
 
 

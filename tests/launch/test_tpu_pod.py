@@ -3,6 +3,7 @@
 import shlex
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -202,14 +203,22 @@ def test_a_slice_that_is_gone_needs_no_deletion(launch):
     assert "could not be deleted" not in finished.stderr
 
 
+INTERRUPTED = """\
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Runs a command that SIGINT interrupts, also where a shell has started the tests in the background."""
+
+
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
 )
 def test_a_signal_during_the_training_deletes_the_slice_at_once(launch, tools, number, status):
     def begin(*command):
         process = subprocess.Popen(
-            command, env=tools.environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            [sys.executable, "-c", INTERRUPTED, *map(str, command)], env=tools.environment(),
+            stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         while "jaxdiff.train" not in tools.calls.read_text():
             time.sleep(0.05)

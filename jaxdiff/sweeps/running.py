@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,11 +21,8 @@ from jaxdiff.generation.generator import Generator
 from jaxdiff.runs.weights import fingerprint
 from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.sweeps.measures import counts
-from jaxdiff.sweeps.records import Record, Records, Samples, key_of
+from jaxdiff.sweeps.records import REAL, Record, Records, Samples, key_of, of_one_sweep
 from jaxdiff.sweeps.settings import Setting
-
-REAL = "real"
-"""The key of the line with the values of real images."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +74,7 @@ class Sweep:
 
     def recorded(self) -> list[Record]:
         """All records of this run and these metrics, also of earlier sweeps; the latest of each setting."""
-        found = [record for record in self.records.found.values() if record["scored"] == self.scored]
-        own = [record for record in found if record.get("base") == self.base]
-        return list({json.dumps(record["setting"], sort_keys=True): record for record in own}.values())
+        return of_one_sweep(self.records.found.values(), self.scored, self.base)
 
     @functools.cached_property
     def base(self) -> str:

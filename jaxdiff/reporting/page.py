@@ -11,6 +11,9 @@ from jaxdiff.reporting.html import Html, details, element, joined, table
 from jaxdiff.reporting.run_files import RunFiles, differing, fields, sweep_folders
 from jaxdiff.reporting.style import CSS
 
+MANY = 40
+"""Differences between configs; more of them are shown on a click."""
+
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets", "pillow")
 """Libraries whose versions the page states."""
 
@@ -107,14 +110,18 @@ def _configs(runs: Sequence[RunFiles]) -> Html:
     changed = differing(runs)
     rows = ((path, *(element("mark", _value(value)) for value in values)) for path, values in changed.items())
     head = ["field", *(run.name for run in runs)]
-    first = [
-        element("h3", "What differs"),
-        element("div", table(head, rows, class_="settings"), class_="wide"),
-    ]
-    same = [element("p", "The configs of all runs are equal.")]
-    return joined(
-        [*((first if changed else same) if len(runs) > 1 else []), *(_config(run, changed) for run in runs)]
-    )
+    listed = element("div", table(head, rows, class_="settings"), class_="wide")
+    first = [_differences(changed, listed)] if len(runs) > 1 else []
+    return joined([*first, *(_config(run, changed) for run in runs)])
+
+
+def _differences(changed: dict[str, list], listed: Html) -> Html:
+    """The table of what differs; a long one is shown on a click."""
+    if not changed:
+        return element("p", "The configs of all runs are equal.")
+    if len(changed) > MANY:
+        return details(f"{len(changed)} fields that differ", listed)
+    return joined([element("h3", "What differs"), listed])
 
 
 def _config(run: RunFiles, changed: dict[str, list]) -> Html:

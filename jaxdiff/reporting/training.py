@@ -26,7 +26,7 @@ def curves(runs: Sequence[RunFiles]) -> Html:
     more = [_compared(runs, name) for name in others]
     return joined([
         _charts(shown) if shown else element("p", "No run has logged anything yet."),
-        *_without(runs, names),
+        *_without(runs),
         *([details(f"{len(more)} further logged numbers", _charts(more))] if more else []),
     ])  # fmt: skip
 
@@ -48,16 +48,15 @@ def spread(items: Sequence, most: int) -> list:
     return [items[(i + 1) * len(items) // count - 1] for i in range(count)]
 
 
-def _without(runs: Sequence[RunFiles], names: Sequence[str]) -> Iterable[Html]:
-    """What a run would have logged with other settings, in a sentence each."""
-    if HELD_OUT not in names:
-        yield element(
-            "p", "No held-out loss was logged: the config has held_out_loss=None, or training was too short."
-        )
-    if not any(name.startswith(EVALUATION) for name in names):
-        yield element(
-            "p", "No evaluation during training was logged: the config's evaluation has every=0, or is None."
-        )
+def _without(runs: Sequence[RunFiles]) -> Iterable[Html]:
+    """What each run has not logged, in a sentence."""
+    for run in runs:
+        logged = {name for row in run.rows for name in row}
+        if HELD_OUT not in logged:
+            text = f"{run.name} logged no held-out loss: it has held_out_loss=None, or too few steps."
+            yield element("p", text)
+        if not any(name.startswith(EVALUATION) for name in logged):
+            yield element("p", f"{run.name} logged no evaluation during training.")
 
 
 def _charts(found: Iterable[str]) -> Html:
@@ -136,4 +135,4 @@ def _conditions(run: RunFiles) -> str:
         f"{recipe.get('steps')} steps" if recipe.get("steps") else "",
         f"guidance {scale:g}" if isinstance(scale, int | float) else "",
     ]
-    return f"{', '.join(part for part in parts if part)}. Rows are labelled with their class or text."
+    return f"{', '.join(part for part in parts if part)}. Rows with a class or a text are labelled with it."

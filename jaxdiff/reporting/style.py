@@ -35,7 +35,7 @@ mark { background: var(--mark); color: inherit; padding: 0 .2rem; }
 .charts, .grids { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
 figure { margin: 0; }
 figcaption { color: var(--grey); font-size: .87rem; padding: .3rem 0; }
-.chart { width: 420px; max-width: 100%; background: var(--panel); border-radius: 8px; padding: .5rem .6rem; }
+.chart { width: 400px; max-width: 100%; background: var(--panel); border-radius: 8px; padding: .5rem .6rem; }
 .chart svg { width: 100%; height: auto; display: block; }
 img { max-width: 100%; height: auto; image-rendering: auto; border-radius: 4px; }
 svg text { fill: var(--grey); font: 11px system-ui, sans-serif; }

@@ -52,7 +52,7 @@ class _Scales:
     logarithmic: bool
 
     def place(self, x: float, y: float) -> tuple[float, float]:
-        return round(self.x(x), 2), round(self.y(math.log10(y) if self.logarithmic else y), 2)
+        return round(self.x(float(x)), 2), round(self.y(math.log10(y) if self.logarithmic else float(y)), 2)
 
 
 def chart(

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -147,11 +148,17 @@ def _rows(file: pathlib.Path, absent: list[str]) -> list[Mapping[str, Any]]:
 
 
 def _row(line: str) -> Mapping[str, Any] | None:
+    """A row of a log; None unless it has a step, and otherwise numbers and null."""
     try:
         row = json.loads(line)
-        return row if isinstance(row, dict) and isinstance(row["step"], int) else None
-    except (ValueError, KeyError, RecursionError):
+        sound = isinstance(row["step"], int) and all(map(_is_logged, row.values()))
+        return row if sound else None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def _is_logged(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and math.isfinite(value))
 
 
 def _json(file: pathlib.Path, absent: list[str]) -> Any:

@@ -73,17 +73,20 @@ class Request:
             override(config, path, text, packages=self._allowed)
         return config
 
-    def candidates(self, settings: Sequence[Setting], with_weights: bool = True) -> "Candidates":
+    def candidates(
+        self, settings: Sequence[Setting], with_weights: bool = True, models: "Models | None" = None
+    ) -> "Candidates":
         """A generator for each setting.
 
         Args:
           with_weights: False checks everything, and reads no weights.
+          models: what this request has loaded before; None loads it now.
 
         Raises:
           UserError: a setting that the run cannot be sampled with.
         """
         found, left_out = self._recipes(settings)
-        models = _Models(self, with_weights)
+        models = models or Models(self, with_weights)
         made = [Candidate(setting, _sampling(models.of(setting.ema), recipe)) for setting, recipe in found]
         used = self.guiding_model is None or any(each.generator.guiding_model for each in made)
         fix = "add --rule autoguidance, or leave it out"
@@ -149,10 +152,10 @@ def evaluation_of(experiment: Experiment, n: int | None, seed: int | None) -> Ev
     return dataclasses.replace(found, **{name: value for name, value in changes.items() if value is not None})
 
 
-class _Models:
+class Models:
     """The generators of a request by the length of their average of the weights; each is loaded once."""
 
-    def __init__(self, request: Request, with_weights: bool):
+    def __init__(self, request: Request, with_weights: bool = True):
         self._request, self._with_weights = request, with_weights
         self._known: dict[float | None, Generator] = {None: request.load(with_weights)}
 

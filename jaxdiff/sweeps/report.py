@@ -66,8 +66,8 @@ class SweepReport:
         return [
             Point(
                 setting_of(record),
-                _figure(record, self.quality),
-                _figure(record, self.diversity),
+                figure_of(record, self.quality),
+                figure_of(record, self.diversity),
                 record["nfe"],
                 record["seconds_per_sample"],
             )
@@ -78,7 +78,7 @@ class SweepReport:
     def answer(self) -> list[str]:
         """What guidance costs, in words."""
         names = self.quality.path, self.diversity.path
-        return Collapse(self.points, _figure(self.real, self.diversity), *names).answer()
+        return Collapse(self.points, figure_of(self.real, self.diversity), *names).answer()
 
     @functools.cached_property
     def fronts(self) -> dict[str, list[bool]]:
@@ -191,7 +191,8 @@ def _curves_of(records: Sequence[Record], measures: Sequence[str], path: str) ->
     return found
 
 
-def _figure(record: Record, measure: Measure) -> Figure:
+def figure_of(record: Record, measure: Measure) -> Figure:
+    """The value of a measure in a record."""
     return Figure(float(_value(record, measure.path)), record["counts"].get(measure.path), measure.higher)
 
 

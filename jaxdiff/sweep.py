@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxdiff.cli import app as command
-from jaxdiff.cli import output
+from jaxdiff.cli import checkpoints, output
 from jaxdiff.errors import expect
 from jaxdiff.sweeps.settings import Axes, Setting
 
@@ -45,19 +45,23 @@ AXES = {
     "interval": ("LOW:HIGH,...", "noise levels sigma / alpha at which guidance acts; none for all"),
     "rule": ("RULE,...", "how guidance acts, see below"),
     "ema": ("LENGTH,...", "lengths of the average of the weights, of a run with PowerEma"),
+    "negative": ("NAME=VALUE", "a condition to guide away from, or none; repeat the flag for several"),
 }
 """Flags of the settings, each with its values and its help."""
+
+REPEATED = ("negative",)
+"""Flags with one value each, since texts contain commas."""
 
 
 def parser() -> command.Parser:
     """The flags of the command."""
     flags = command.Parser(description=DESCRIPTION, epilog=EPILOG)
     flags.add_argument("--workdir", required=True, help="folder of the training run")
-    flags.add_argument("--step", type=int, default=None, help="which checkpoint (default: the newest)")
+    checkpoints.add_step(flags)
     for name, (metavar, help_text) in AXES.items():
-        flags.add_argument(
-            f"--{name}", default=None, metavar=metavar, help=f"{help_text} (default: the run's)"
-        )
+        action = "append" if name in REPEATED else "store"
+        text = f"{help_text} (default: the run's)"
+        flags.add_argument(f"--{name}", default=None, action=action, metavar=metavar, help=text)
     flags.add_argument(
         "--collapse", action="store_true", help="what guidance costs in diversity, and what helps"
     )
@@ -108,6 +112,7 @@ def main(argv: Sequence[str]) -> None:
     guiding_model = None if flags.guiding_model is None else command.run_and_step(flags.guiding_model)
 
     _check_run(flags, overrides)
+    step = checkpoints.step_of(flags.step, flags.workdir)
 
     from jaxdiff.distributed import runtime
 
@@ -120,7 +125,7 @@ def main(argv: Sequence[str]) -> None:
     fix = "start one, which uses all of its devices"
     expect(jax.process_count() == 1, "processes", jax.process_count(), "one process for a sweep", fix)
 
-    request = loading.Request(flags.workdir, flags.step, tuple(overrides), packages, guiding_model)
+    request = loading.Request(flags.workdir, step, tuple(overrides), packages, guiding_model)
     experiment = request.experiment()
     evaluation = loading.evaluation_of(experiment, flags.n, flags.seed)
     experiment.check_data()
@@ -166,20 +171,18 @@ def _run(
     if flags.ema_search is None:
         sweep(candidates.made)
     else:
-        print(
-            _search(
-                flags,
-                settings[0],
-                quality,
-                lambda setting: sweep(request.candidates([setting], models=models).made),
-            )
-        )
+
+        def made(setting: Setting) -> "Sequence[Record]":
+            return sweep(request.candidates([setting], models=models).made)
+
+        print(_search(flags, request.step, settings[0], quality, made))
     facts = {"programs": PROGRAMS.count - before, "seconds": round(time.perf_counter() - start, 1)}
     _report(flags, sweep, SweepReport(sweep.recorded(), real, quality, diversity), facts)
 
 
 def _search(
     flags: argparse.Namespace,
+    step: int | None,
     setting: Setting,
     quality: "Measure",
     made: "Callable[[Setting], Sequence[Record]]",
@@ -193,8 +196,8 @@ def _search(
         return -figure_of(record, quality).rank
 
     found = search.golden_section(value, *search.bounds(flags.ema_search), flags.ema_evaluations)
-    step = "" if flags.step is None else f" --step {flags.step}"
-    run = f"python -m jaxdiff.posthoc_ema --workdir {flags.workdir}{step} --std {found.best:g} --out NEW"
+    at = "" if step is None else f" --step {step}"
+    run = f"python -m jaxdiff.posthoc_ema --workdir {flags.workdir}{at} --std {found.best:g} --out NEW"
     return f"{found}\nmake a run of it: {run}"
 
 

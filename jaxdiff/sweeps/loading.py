@@ -21,6 +21,7 @@ from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
 from jaxdiff.sampling.guidance.per_condition import PerCondition
 from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.sweeps.guidance import recipe_of, resolved
+from jaxdiff.sweeps.negative import negative_of
 from jaxdiff.sweeps.running import Candidate
 from jaxdiff.sweeps.settings import OWN, Setting, unique
 from jaxdiff.training import snapshots
@@ -87,7 +88,13 @@ class Request:
         """
         found, left_out = self._recipes(settings)
         models = models or Models(self, with_weights)
-        made = [Candidate(setting, _sampling(models.of(setting.ema), recipe)) for setting, recipe in found]
+        conditions = models.of(None).denoiser.conditioner.conditions
+        made = [
+            Candidate(
+                setting, _sampling(models.of(setting.ema), recipe), negative_of(setting.negative, conditions)
+            )
+            for setting, recipe in found
+        ]
         used = self.guiding_model is None or any(each.generator.guiding_model for each in made)
         fix = "add --rule autoguidance, or leave it out"
         expect(used, "--guiding-model", self.guiding_model, "a setting that uses it", fix, "none")
@@ -112,7 +119,7 @@ class Request:
         refused = [setting for setting in settings if setting.rule not in used]
         if refused:
             recipe_of(bases[refused[0].sampler, refused[0].steps], refused[0])  # raises
-        return unique(found, lambda setting, recipe: (setting.ema, recipe)), left_out
+        return unique(found, lambda setting, recipe: (setting.ema, setting.negative, recipe)), left_out
 
     def _recipe(self, sampler: str, steps: int | None) -> Recipe:
         changes = () if steps is None else (("sampling.steps", str(steps)),)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import numpy as np
 import optax
 from etils import epath
 from jax.sharding import Mesh
@@ -175,6 +176,7 @@ class _Run:
     signals: StopSignals
     batch_size: int
     skipped: int = 0
+    measured: set[str] = dataclasses.field(default_factory=set)
 
     def go(self, state: TrainState, start: int, iterator: Iterator[Any]) -> TrainState:
         steps, means, in_flight = self.settings.steps, RunningMean(), collections.deque()
@@ -196,6 +198,7 @@ class _Run:
                     self._report(step, means, clock, bar)
                 with clock.paused():
                     self._after(step, state)
+        self._warn_of_the_best()
         return state
 
     def _after(self, step: int, state: TrainState) -> None:
@@ -219,8 +222,16 @@ class _Run:
             _log.warning("step %d: %s; training goes on", step, error)
             return {}
 
+    def _warn_of_the_best(self) -> None:
+        """Log a warning if no number of the name of `Retention.best` was measured: no checkpoint was kept for it."""
+        name = self.settings.keep_also.best if self.settings.keep_also else None
+        if name is not None and self.measured and name not in self.measured:
+            listed = ", ".join(sorted(self.measured))
+            _log.warning("keep_also.best=%r: no number of this name was measured, but %s", name, listed)
+
     def _rate(self, step: int, state: TrainState, values: Mapping[str, Any]) -> None:
         """Keep a checkpoint of this step if its evaluation is among the best."""
+        self.measured |= {each for each, value in values.items() if np.ndim(value) == 0}
         name = self.settings.keep_also.best if self.settings.keep_also else None
         if name is not None and name in values:
             value = float(values[name])

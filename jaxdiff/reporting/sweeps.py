@@ -1,5 +1,6 @@
 """Sweeps on a page: the answer in words, Pareto fronts, curves over the guidance scale, and all settings."""
 
+import dataclasses
 import pathlib
 
 from jaxdiff.errors import UserError
@@ -18,7 +19,7 @@ def sweep(folder: pathlib.Path) -> Html:
     except UserError as error:
         return element("p", f"The sweep cannot be shown: {error.message}")
     answer = element("ul", *(element("li", line) for line in report.answer), class_="answer")
-    charts = element("div", *_fronts(report), *_curves(report), class_="charts")
+    charts = element("div", *_fronts(report), *_curves(report), *_averages(report), class_="charts")
     return joined([answer, charts, details(f"All {len(report.points)} settings", _settings(report))])
 
 
@@ -56,6 +57,20 @@ def _curves(report: SweepReport) -> list[Html]:
         )
         for found in report.curves
     ]
+
+
+def _averages(report: SweepReport) -> list[Html]:
+    """Quality over the length of the average of the weights, a line for each other setting; nothing without lengths."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for point in report.points:
+        if point.setting.ema is not None:
+            name = str(dataclasses.replace(point.setting, ema=None))
+            lines.setdefault(name, []).append((point.setting.ema, point.quality.value))
+    series = [
+        Series(name, sorted(line), marks=True, colour=i) for i, (name, line) in enumerate(lines.items())
+    ]
+    axes = ("EMA length, fraction of training", report.quality.path)
+    return [chart(f"{report.quality.path} over the EMA length", axes, series)] if series else []
 
 
 def _settings(report: SweepReport) -> Html:

@@ -10,6 +10,7 @@ from jaxdiff import config as configs
 from jaxdiff.evaluation.plots.tables import lookup
 from jaxdiff.reporting.page import page
 from jaxdiff.reporting.run_files import read_runs
+from jaxdiff.sweeps.records import Records
 from tests.evaluation.models import Space
 from tests.reporting import runs
 from tests.reporting.reading import numbers, pictures, read, rows
@@ -124,6 +125,18 @@ def test_the_sweep_has_its_answer_and_its_fronts(whole):
     assert all("quality-diversity" in text for name, text in fronts.items() if name != dominated)
     found = [[numbers(cells["accuracy"])[0], numbers(cells["recall"])[0]] for cells in rows(table).values()]
     assert found == [[record["values"][name] for name in ("accuracy", "recall")] for record in runs.SWEPT]
+
+
+def test_quality_over_the_ema_length_has_a_point_for_each_length(changed):
+    titles = [each.attributes["aria-label"] for each in section(read(page_of(changed)), "sweeps").all("svg")]
+    assert not any("EMA" in title for title in titles)
+    lengths = (0.2, 0.05, 0.1)
+    for i, length in enumerate(lengths):
+        record = runs.a_record(f"e{i}", 1.0, 0.9 + 0.01 * i, 0.8, 8)
+        Records(changed / "sweep").add({**record, "setting": {**record["setting"], "ema": length}})
+    charts = section(read(page_of(changed)), "sweeps").all("svg")
+    (found,) = [each for each in charts if each.attributes["aria-label"] == "accuracy over the EMA length"]
+    assert [title.text for title in found.all("title")] == ["0.05, 0.91", "0.1, 0.92", "0.2, 0.9"]
 
 
 def test_what_differs_between_runs_is_marked(whole, other):

@@ -14,7 +14,7 @@ def negative_of(text: str, conditions: Mapping[str, Condition]) -> dict[str, Any
     """The condition of ``NAME=VALUE``, one value for all samples; None for the null.
 
     Raises:
-      UserError: the model has no such condition, or the condition no such value.
+      UserError: the model has no such condition, or the condition has no such value.
     """
     if text == OWN:
         return None
@@ -24,4 +24,5 @@ def negative_of(text: str, conditions: Mapping[str, Condition]) -> dict[str, Any
     expect(name in conditions, FLAG, text, "a condition of the model", f"choose from {known}", name)
     found = conditions[name].parse(value, f"{FLAG} {name}")
     expect(len(found) == 1, FLAG, text, "one value", "give one value in each flag", f"{len(found)} values")
+    conditions[name].check(conditions[name].read(found, f"{FLAG} {name}"), f"{FLAG} {name}")
     return {name: found[0]}

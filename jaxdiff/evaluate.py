@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from jaxdiff.cli import app as command
-from jaxdiff.cli import references
+from jaxdiff.cli import checkpoints, references
 from jaxdiff.errors import UserError, expect
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def parser() -> command.Parser:
         epilog="--config.PATH=VALUE changes any field of the stored config, --config.evaluation.n=500 for example.",
     )
     flags.add_argument("--workdir", default=None, help="folder of the training run")
-    flags.add_argument("--step", type=int, default=None, help="which checkpoint (default: the newest)")
+    checkpoints.add_step(flags)
     flags.add_argument(
         "--guiding-model",
         "--guide",
@@ -111,6 +111,7 @@ def _evaluate_run(
     for path, text in overrides:
         override(config, path, text, packages=packages)
     experiment = configs.build(config, packages=packages)
+    step = checkpoints.step_of(flags.step, flags.workdir)
     if experiment.evaluation is None:
         raise UserError(
             "config.evaluation=None: expected an evaluation, got none. "
@@ -137,13 +138,13 @@ def _evaluate_run(
     if isinstance(experiment.evaluation, PredictionEvaluator):
         fix = "leave --guiding-model out"
         expect(flags.guiding_model is None, "--guiding-model", flags.guiding_model, "a run with samples", fix)
-        predictor = Predictor.load(flags.workdir, step=flags.step, overrides=overrides, packages=packages[1:])
+        predictor = Predictor.load(flags.workdir, step=step, overrides=overrides, packages=packages[1:])
         print(evaluate(experiment, predictor, flags.workdir))
         return
     guiding_model = None if flags.guiding_model is None else command.run_and_step(flags.guiding_model)
     generator = Generator.load(
         flags.workdir,
-        step=flags.step,
+        step=step,
         overrides=overrides,
         packages=packages[1:],
         guiding_model=guiding_model,

@@ -19,7 +19,7 @@ python -m jaxdiff.sample --workdir runs/karlo --text "a lighthouse" --steps prio
 from collections.abc import Sequence
 from typing import Any
 
-from jaxdiff.cli import app, limits, request
+from jaxdiff.cli import app, checkpoints, limits, request
 from jaxdiff.errors import expect
 
 DESCRIPTION = "Generate images with a trained model."
@@ -45,7 +45,7 @@ def parser() -> app.Parser:
     """The flags of the command."""
     flags = app.Parser(description=DESCRIPTION, epilog=EPILOG)
     flags.add_argument("--workdir", default=None, help="folder of the training run")
-    flags.add_argument("--step", type=int, default=None, help="which checkpoint (default: the newest)")
+    checkpoints.add_step(flags)
     _add_cascade(flags)
     _add_refiner(flags)
     _add_controls(flags)

@@ -3,16 +3,18 @@
 python -m jaxdiff.sweep --workdir runs/digits --guidance 1,1.5,2,3 --steps 4,8,16 --sampler ddim,heun,dpm_solver2m
 python -m jaxdiff.sweep --workdir runs/digits --collapse
 python -m jaxdiff.sweep --workdir runs/digits --collapse --apply best-quality
+python -m jaxdiff.sweep --workdir runs/digits --ema-search 0.02:0.25 --quality frechet
 """
 
 import argparse
+import dataclasses
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxdiff.cli import app as command
-from jaxdiff.cli import output
+from jaxdiff.cli import checkpoints, output
 from jaxdiff.errors import expect
 from jaxdiff.sweeps.settings import Axes, Setting
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from jaxdiff.evaluation.evaluation import Evaluation
     from jaxdiff.experiment import Experiment
     from jaxdiff.sweeps.loading import Request
+    from jaxdiff.sweeps.measures import Measure
+    from jaxdiff.sweeps.records import Record
     from jaxdiff.sweeps.report import SweepReport
     from jaxdiff.sweeps.running import Sweep
 
@@ -41,21 +45,38 @@ AXES = {
     "interval": ("LOW:HIGH,...", "noise levels sigma / alpha at which guidance acts; none for all"),
     "rule": ("RULE,...", "how guidance acts, see below"),
     "ema": ("LENGTH,...", "lengths of the average of the weights, of a run with PowerEma"),
+    "negative": ("NAME=VALUE", "a condition to guide away from, or none; repeat the flag for several"),
 }
 """Flags of the settings, each with its values and its help."""
+
+REPEATED = ("negative",)
+"""Flags with one value each, since texts contain commas."""
 
 
 def parser() -> command.Parser:
     """The flags of the command."""
     flags = command.Parser(description=DESCRIPTION, epilog=EPILOG)
     flags.add_argument("--workdir", required=True, help="folder of the training run")
-    flags.add_argument("--step", type=int, default=None, help="which checkpoint (default: the newest)")
+    checkpoints.add_step(flags)
     for name, (metavar, help_text) in AXES.items():
-        flags.add_argument(
-            f"--{name}", default=None, metavar=metavar, help=f"{help_text} (default: the run's)"
-        )
+        action = "append" if name in REPEATED else "store"
+        text = f"{help_text} (default: the run's)"
+        flags.add_argument(f"--{name}", default=None, action=action, metavar=metavar, help=text)
     flags.add_argument(
         "--collapse", action="store_true", help="what guidance costs in diversity, and what helps"
+    )
+    flags.add_argument(
+        "--ema-search",
+        default=None,
+        metavar="LOW:HIGH",
+        help="find the EMA length of best quality between these two",
+    )
+    flags.add_argument(
+        "--ema-evaluations",
+        type=int,
+        default=8,
+        metavar="N",
+        help="lengths that --ema-search tries (default: 8)",
     )
     flags.add_argument(
         "--guiding-model", default=None, metavar="FOLDER[:STEP]", help="a weaker model, for autoguidance"
@@ -85,12 +106,13 @@ def parser() -> command.Parser:
 
 def main(argv: Sequence[str]) -> None:
     flags, overrides = parser().parse(argv)
-    settings = _axes(flags).settings()
+    settings = _settings(flags)
     folder = _folder(flags)
     packages = tuple(name for name in flags.packages.split(",") if name)
     guiding_model = None if flags.guiding_model is None else command.run_and_step(flags.guiding_model)
 
     _check_run(flags, overrides)
+    step = checkpoints.step_of(flags.step, flags.workdir)
 
     from jaxdiff.distributed import runtime
 
@@ -103,7 +125,7 @@ def main(argv: Sequence[str]) -> None:
     fix = "start one, which uses all of its devices"
     expect(jax.process_count() == 1, "processes", jax.process_count(), "one process for a sweep", fix)
 
-    request = loading.Request(flags.workdir, flags.step, tuple(overrides), packages, guiding_model)
+    request = loading.Request(flags.workdir, step, tuple(overrides), packages, guiding_model)
     experiment = request.experiment()
     evaluation = loading.evaluation_of(experiment, flags.n, flags.seed)
     experiment.check_data()
@@ -127,12 +149,15 @@ def _run(
     from jaxdiff.evaluate import inputs_of
     from jaxdiff.evaluation.scoring import Scorer
     from jaxdiff.generation.compiled import PROGRAMS
-    from jaxdiff.sweeps import measures, running
+    from jaxdiff.sweeps import loading, measures, running
     from jaxdiff.sweeps.records import Records
     from jaxdiff.sweeps.report import SweepReport
 
     start, before = time.perf_counter(), PROGRAMS.count
-    candidates = request.candidates(settings)
+    models = loading.Models(request)
+    # A search chooses its lengths one after the other.
+    first = [dataclasses.replace(settings[0], ema=None)] if flags.ema_search else settings
+    candidates = request.candidates(first, models=models)
     print("".join(f"{line}\n" for line in candidates.left_out), end="")
     inputs = inputs_of(experiment, candidates.plain, noise_losses=False)
     scorer = Scorer.read(evaluation.metrics, inputs, evaluation.samples, evaluation.seed)
@@ -143,9 +168,37 @@ def _run(
     diversity = measures.measure("--diversity", flags.diversity, measures.DIVERSITY, real["values"])
     fix = "name one such as recall"
     expect(diversity.higher, "--diversity", flags.diversity, "a value that rises with diversity", fix)
-    sweep(candidates.made)
+    if flags.ema_search is None:
+        sweep(candidates.made)
+    else:
+
+        def made(setting: Setting) -> "Sequence[Record]":
+            return sweep(request.candidates([setting], models=models).made)
+
+        print(_search(flags, request.step, settings[0], quality, made))
     facts = {"programs": PROGRAMS.count - before, "seconds": round(time.perf_counter() - start, 1)}
     _report(flags, sweep, SweepReport(sweep.recorded(), real, quality, diversity), facts)
+
+
+def _search(
+    flags: argparse.Namespace,
+    step: int | None,
+    setting: Setting,
+    quality: "Measure",
+    made: "Callable[[Setting], Sequence[Record]]",
+) -> str:
+    """Search for the EMA length of best quality with one setting; the result in words."""
+    from jaxdiff.sweeps import search
+    from jaxdiff.sweeps.report import figure_of
+
+    def value(length: float) -> float:
+        (record,) = made(dataclasses.replace(setting, ema=length))
+        return -figure_of(record, quality).rank
+
+    found = search.golden_section(value, *search.bounds(flags.ema_search), flags.ema_evaluations)
+    at = "" if step is None else f" --step {step}"
+    run = f"python -m jaxdiff.posthoc_ema --workdir {flags.workdir}{at} --std {found.best:g} --out NEW"
+    return f"{found}\nmake a run of it: {run}"
 
 
 def _report(flags: argparse.Namespace, sweep: "Sweep", report: "SweepReport", facts: dict[str, Any]) -> None:
@@ -160,6 +213,25 @@ def _report(flags: argparse.Namespace, sweep: "Sweep", report: "SweepReport", fa
         chosen = report.chosen(flags.apply)
         name = presets.apply(chosen, flags.apply, flags.workdir)
         print(f"applied {flags.apply}: {setting_of(chosen)}; sample it with --sampler {name}")
+
+
+def _settings(flags: argparse.Namespace) -> list[Setting]:
+    """All settings; with ``--ema-search`` the one setting at both ends of the interval."""
+    axes, text = _axes(flags), flags.ema_search
+    found = axes.settings()
+    if text is None:
+        return found
+
+    from jaxdiff.sweeps import search
+
+    least, n = "a whole number >= 2", flags.ema_evaluations
+    expect(n >= 2, "--ema-evaluations", n, least, "give at least 2, such as 8")
+    expect(
+        axes.ema == (None,), "--ema", flags.ema, "no other lengths than those of the search", "leave it out"
+    )
+    fix = "give one value of each other flag, and no --collapse"
+    expect(len(found) == 1, search.FLAG, text, "one setting beside it", fix, f"{len(found)} settings")
+    return [dataclasses.replace(found[0], ema=length) for length in search.bounds(text)]
 
 
 def _axes(flags: argparse.Namespace) -> Axes:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from jaxdiff.data.pipeline import Pipeline, Source
+    from jaxdiff.evaluation.protocols import Report
     from jaxdiff.experiment import Experiment
     from jaxdiff.generation.generator import Generator
     from jaxdiff.generation.predictor import Predictor
@@ -268,8 +269,7 @@ def _hooks(
         """Scalars and figure of an evaluation. The last step is evaluated after training."""
         if step == experiment.steps:
             return {}
-        report = evaluate(experiment, model(state), workdir)
-        return {**report.scalars, "evaluation": report.figure}
+        return _logged(evaluate(experiment, model(state), workdir))
 
     def measure_loss(state: Any, step: int) -> dict:
         """The loss on the test data."""
@@ -297,15 +297,24 @@ def _batches(experiment: "Experiment", data: "Pipeline") -> "Callable[[int], Ite
 
 
 def _evaluate_at_the_end(experiment: "Experiment", trained: "Generator | Predictor", workdir: Any) -> None:
-    """Store and print the report of a trained model, if the experiment has an evaluation."""
+    """Store and print the report of a trained model, if the experiment has an evaluation; log it as those before."""
     import jax
 
     from jaxdiff.evaluate import evaluate
+    from jaxdiff.training.final_log import log_final
 
-    if experiment.evaluation is not None:
-        report = evaluate(experiment, trained, workdir)
-        if jax.process_index() == 0:
-            print(report)
+    if experiment.evaluation is None:
+        return
+    report = evaluate(experiment, trained, workdir)
+    if experiment.evaluation.every:
+        log_final(workdir, experiment.steps, _logged(report), experiment.keep, experiment.keep_also)
+    if jax.process_index() == 0:
+        print(report)
+
+
+def _logged(report: "Report") -> dict[str, Any]:
+    """What a log has of an evaluation: its scalars and its figure."""
+    return {**report.scalars, "evaluation": report.figure}
 
 
 def _with_checked_labels(experiment: "Experiment", batches: Any) -> Any:

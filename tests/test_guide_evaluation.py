@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdiff import evaluate
+from jaxdiff import evaluate, report
 from jaxdiff.evaluation import metrics
 from jaxdiff.evaluation.metric import Metric
 from tests import commands
@@ -37,8 +37,8 @@ def test_each_block_of_python_runs(code, monkeypatch):
 
 @pytest.mark.parametrize("words", LINES, ids=lambda words: words[-1])
 def test_each_command_parses(words):
-    assert words[:3] == ["python", "-m", "jaxdiff.evaluate"]
-    evaluate.parser().parse(words[3:])
+    assert words[:2] == ["python", "-m"]
+    {"jaxdiff.evaluate": evaluate, "jaxdiff.report": report}[words[2]].parser().parse(words[3:])
 
 
 def test_every_metric_of_samples_is_explained():
@@ -71,28 +71,29 @@ def followed(tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_commands_can_be_followed(followed):
-    folder, (_, compared, digits, photos, _) = followed
+    folder, (_, compared, digits, photos, _, *pages) = followed
+    assert [page.split(",")[0].rpartition("/")[2] for page in pages] == ["report.html", "digits.html"]
     assert "weights: A 'sha256:" in compared
     assert re.search(r"^frechet +\S+ +\S+ +\S+ +\S+$", compared, re.MULTILINE)
     assert "digits_test.npz: 297 images, 64 numbers each, sha256:" in digits
     assert "photos.npz: 5 images, 12288 numbers each, sha256:" in photos
-    report = json.loads((folder / "runs/digits/evaluation.json").read_text())
+    stored = json.loads((folder / "runs/digits/evaluation.json").read_text())
     (digest,) = re.findall(r"sha256:\w+", digits)
     assert (
-        report["samples"][0]["conditions"]["reference"] == f"{digest}; test"
+        stored["samples"][0]["conditions"]["reference"] == f"{digest}; test"
     )  # of precision and recall: test
-    assert report["samples"][0]["frechet_n"]["reference"] == 297
+    assert stored["samples"][0]["frechet_n"]["reference"] == 297
 
 
 @pytest.mark.slow
 def test_a_report_has_the_fields_of_the_guide(followed):
-    report = json.loads((followed[0] / "runs/digits/evaluation.json").read_text())
-    conditions = report["samples"][0]["conditions"]
+    stored = json.loads((followed[0] / "runs/digits/evaluation.json").read_text())
+    conditions = stored["samples"][0]["conditions"]
     tables = GUIDE.partition("## Fields of evaluation.json")[2]
     cells = [line.split("|")[1] for line in tables.splitlines() if line.startswith("| `")]
     named = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
     of_networks = {"profile", "features_hash"}
-    assert named - of_networks <= set(report) | set(conditions)
-    assert set(report) | set(conditions) <= named | {"k", "classifier"}
+    assert named - of_networks <= set(stored) | set(conditions)
+    assert set(stored) | set(conditions) <= named | {"k", "classifier"}
     assert conditions["nfe"] == 4
     assert conditions["weights"].startswith("sha256:")

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from jaxdiff import sweep
+from jaxdiff import posthoc_ema, sweep
 from jaxdiff.distributed import runtime
 from jaxdiff.errors import UserError
 from jaxdiff.generation.generator import Generator
@@ -17,6 +17,7 @@ from jaxdiff.sweeps.records import LINES
 from jaxdiff.sweeps.settings import Axes
 from tests import commands
 from tests.sweeps.runs import a_run, with_weights
+from tests.test_posthoc_ema import mean_of_time, store
 
 GUIDE = (commands.ROOT / "docs/sweeps.md").read_text()
 SHELL = "\n".join(re.findall(r"^```bash\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILINE)).replace("\\\n", " ")
@@ -57,6 +58,19 @@ def trained(tmp_path_factory):
         (["--rule", "autoguidance", "--guidance", "2"], "guiding_model=None: expected a guiding model"),
         (["--guiding-model", "nowhere"], "guiding_model='nowhere': expected the folder of a training run"),
         (["--ema", "0.1"], "--ema=0.1: expected a run with PowerEma, got Ema"),
+        (["--ema-search", "0.05:0.2"], "--ema=0.05: expected a run with PowerEma, got Ema"),
+        (["--ema-search", "0.2:0.05"], "--ema-search='0.2:0.05': expected LOW < HIGH"),
+        (["--ema-search", "0.05:0.2", "--guidance", "1,2"], "expected one setting beside it, got 2 settings"),
+        (["--ema-search", "0.05:0.2", "--collapse"], "expected one setting beside it, got 40 settings"),
+        (["--ema-search", "0.05:0.2", "--ema", "0.1"], "--ema='0.1': expected no other lengths"),
+        (
+            ["--ema-search", "0.05:0.2", "--ema-evaluations", "1"],
+            "--ema-evaluations=1: expected a whole number >= 2",
+        ),
+        (["--negative", "text=dark"], "--negative='text=dark': expected a condition of the model, got text"),
+        (["--negative", "label"], "--negative='label': expected NAME=VALUE or none"),
+        (["--negative", "label=12"], "--negative label=12: expected"),
+        (["--negative", "label=all"], "--negative='label=all': expected one value, got 10 values"),
         (["--n", "0"], "--n=0: expected a whole number from 1"),
         (["--seed", "-1"], "--seed=-1: expected a whole number from 0"),
         (["--config.evaluation=None"], "expected an evaluation made of metrics"),
@@ -92,6 +106,47 @@ def test_the_guide_names_every_setting_and_choice():
         assert f"`--{name}`" in GUIDE
     for name in ("best-quality", "best-diversity", "fastest"):
         assert f"`{name}`" in GUIDE
+
+
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory):
+    """A run with snapshots, whose averages differ by their length."""
+    workdir = tmp_path_factory.mktemp("averaged")
+    ema = "--config.ema=jaxdiff.training.power_ema:PowerEma(stds=(0.05, 0.1), snapshot_every=400)"
+    experiment = a_run(workdir, ema)
+    with_weights(workdir, experiment)
+    store(workdir, experiment, lambda step, std: mean_of_time(step, std) / 4000)
+    return workdir
+
+
+@pytest.mark.slow
+def test_a_search_finds_the_best_of_its_averages_and_samples_none_twice(averaged, tmp_path, capsys):
+    words = ["--workdir", str(averaged), "--ema-search", "0.03:0.2", "--ema-evaluations", "4", "--n", "40",
+             "--quality", "frechet", "--steps", "2", "--out", str(tmp_path / "sweep")]  # fmt: skip
+    sweep.main([*words[:4], "--ema-evaluations", "2", *words[6:]])  # as if it had been stopped here
+    before = (tmp_path / "sweep" / LINES).read_bytes()
+    capsys.readouterr()
+    sweep.main(words)
+    said = capsys.readouterr().out
+    assert said.count("recorded earlier") == 2
+    whole = (tmp_path / "sweep" / LINES).read_bytes()
+    assert whole.startswith(before)
+    assert whole.count(b"\n") == 1 + 4
+    _, *records = map(json.loads, whole.splitlines())
+    assert len({record["weights"] for record in records}) == 4
+    best = min(records, key=lambda record: record["values"]["frechet"])
+    length = best["setting"]["ema"]
+    assert f"best EMA length {length:g} of 4 tried" in said
+    (line,) = [
+        line
+        for line in said.splitlines()
+        if line.startswith("make a run of it: python -m jaxdiff.posthoc_ema")
+    ]
+    words = shlex.split(line)[8:-1]
+    posthoc_ema.main([*words, str(tmp_path / "made")])
+    images = np.load(tmp_path / f"sweep/images/{best['key']}.npz")["images"]
+    generator = Generator.load(str(tmp_path / "made"), overrides=(("sampling.steps", "2"),))
+    np.testing.assert_array_equal(generator(label=np.arange(40) % 10), images)
 
 
 def lines_of(folder):

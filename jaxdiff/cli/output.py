@@ -24,6 +24,7 @@ Fill = Callable[[pathlib.Path], object]
 
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 ARCHIVES = (".npz", ".npy")
+PAGES = (".html", ".htm")
 FORMS = f"{' '.join((*PICTURES, *ARCHIVES))}, or a folder (no suffix, or a slash at the end)"
 PLACE = "a place that can be written"
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,4}")
@@ -176,6 +177,20 @@ def file(flag: str, text: str) -> Output:
     """The output for a new file that `text` names, with any suffix."""
     path = place(flag, text)
     return Output(f"{flag}={text}", path, path.suffix or ".")
+
+
+def page(flag: str, text: str, overwrite: bool) -> Output:
+    """The output for a page of HTML that `text` names.
+
+    Raises:
+      UserError: the suffix is another one.
+    """
+    path = place(flag, text)
+    if path.suffix.lower() not in PAGES:
+        raise UserError(
+            f"{flag}={text}: expected {' or '.join(PAGES)}, got {path.suffix or 'no suffix'}. Fix: name a file of HTML"
+        )
+    return Output(f"{flag}={text}", path, path.suffix.lower(), overwrite)
 
 
 def place(flag: str, text: str) -> pathlib.Path:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from jaxdiff.cli import output
 from jaxdiff.cli.app import number, run_and_step
+from jaxdiff.cli.checkpoints import step_of
 from jaxdiff.errors import UserError, expect
 from jaxdiff.interop.lora.flag import parse_flag
 
@@ -173,7 +174,7 @@ def runs(flags: argparse.Namespace) -> list[tuple[str, int | None]]:
             raise UserError(
                 "--workdir=: expected a run, got none. Fix: give the folder of a training run, or --cascade"
             )
-        return [(flags.workdir, flags.step)]
+        return [(flags.workdir, step_of(flags.step, flags.workdir))]
     if flags.workdir is not None:
         raise UserError(
             f"--workdir={flags.workdir!r}: expected either --workdir or --cascade, got both. Fix: leave one out"

@@ -24,6 +24,7 @@ def check_training(experiment: Experiment) -> None:
     """Raise `UserError` where devices or optimizer do not fit the run, or nothing is trained; before its folder."""
     experiment.check_devices(experiment.mesh.make().devices.size)
     experiment.optimizer.make(experiment.steps)
+    _check_retention(experiment)
     frozen = tuple(experiment.task.frozen)
     if frozen:
         trained = jax.eval_shape(lambda: init_params(experiment.task, experiment.seed))
@@ -36,6 +37,22 @@ def check_training(experiment: Experiment) -> None:
             fix,
             "none",
         )
+
+
+def _check_retention(experiment: Experiment) -> None:
+    """Raise `UserError` where checkpoints are kept by a metric, and nothing is measured during training."""
+    best = experiment.keep_also.best if experiment.keep_also else None
+    evaluated = experiment.evaluation is not None and experiment.evaluation.every > 0
+    fix = "give evaluation.every or held_out_loss, or leave it out"
+    measured = evaluated or experiment.held_out_loss is not None
+    expect(
+        best is None or measured,
+        "config.keep_also.best",
+        best,
+        "numbers measured during training",
+        fix,
+        "none",
+    )
 
 
 def check_parts(experiment: Experiment, mesh: Any, workdir: Any) -> None:

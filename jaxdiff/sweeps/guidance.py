@@ -44,7 +44,8 @@ def resolved(setting: Setting, recipe: Recipe) -> Setting:
     sampler = type(recipe.sampler).__name__
     named = setting.sampler == OWN or plain(setting.sampler) == plain(sampler)
     scale, name = float(recipe.guidance.scale), sampler if named else setting.sampler
-    return dataclasses.replace(setting, guidance=scale, steps=recipe.steps, sampler=name)
+    negative = OWN if scale == 1 else setting.negative  # there nothing is shown but the condition
+    return dataclasses.replace(setting, guidance=scale, steps=recipe.steps, sampler=name, negative=negative)
 
 
 def _with_rule(guidance: Any, setting: Setting) -> Guidance:

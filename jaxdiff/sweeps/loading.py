@@ -21,6 +21,7 @@ from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
 from jaxdiff.sampling.guidance.per_condition import PerCondition
 from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.sweeps.guidance import recipe_of, resolved
+from jaxdiff.sweeps.negative import negative_of
 from jaxdiff.sweeps.running import Candidate
 from jaxdiff.sweeps.settings import OWN, Setting, unique
 from jaxdiff.training import snapshots
@@ -73,18 +74,27 @@ class Request:
             override(config, path, text, packages=self._allowed)
         return config
 
-    def candidates(self, settings: Sequence[Setting], with_weights: bool = True) -> "Candidates":
+    def candidates(
+        self, settings: Sequence[Setting], with_weights: bool = True, models: "Models | None" = None
+    ) -> "Candidates":
         """A generator for each setting.
 
         Args:
           with_weights: False checks everything, and reads no weights.
+          models: what this request has loaded before; None loads it now.
 
         Raises:
           UserError: a setting that the run cannot be sampled with.
         """
         found, left_out = self._recipes(settings)
-        models = _Models(self, with_weights)
-        made = [Candidate(setting, _sampling(models.of(setting.ema), recipe)) for setting, recipe in found]
+        models = models or Models(self, with_weights)
+        conditions = models.of(None).denoiser.conditioner.conditions
+        made = [
+            Candidate(
+                setting, _sampling(models.of(setting.ema), recipe), negative_of(setting.negative, conditions)
+            )
+            for setting, recipe in found
+        ]
         used = self.guiding_model is None or any(each.generator.guiding_model for each in made)
         fix = "add --rule autoguidance, or leave it out"
         expect(used, "--guiding-model", self.guiding_model, "a setting that uses it", fix, "none")
@@ -109,7 +119,7 @@ class Request:
         refused = [setting for setting in settings if setting.rule not in used]
         if refused:
             recipe_of(bases[refused[0].sampler, refused[0].steps], refused[0])  # raises
-        return unique(found, lambda setting, recipe: (setting.ema, recipe)), left_out
+        return unique(found, lambda setting, recipe: (setting.ema, setting.negative, recipe)), left_out
 
     def _recipe(self, sampler: str, steps: int | None) -> Recipe:
         changes = () if steps is None else (("sampling.steps", str(steps)),)
@@ -149,10 +159,10 @@ def evaluation_of(experiment: Experiment, n: int | None, seed: int | None) -> Ev
     return dataclasses.replace(found, **{name: value for name, value in changes.items() if value is not None})
 
 
-class _Models:
+class Models:
     """The generators of a request by the length of their average of the weights; each is loaded once."""
 
-    def __init__(self, request: Request, with_weights: bool):
+    def __init__(self, request: Request, with_weights: bool = True):
         self._request, self._with_weights = request, with_weights
         self._known: dict[float | None, Generator] = {None: request.load(with_weights)}
 

@@ -11,6 +11,7 @@ from jaxdiff.errors import UserError, expect
 from jaxdiff.generation.recipes import PRESET
 from jaxdiff.runs.workdir import CONFIG_FILE
 from jaxdiff.sampling.names import plain
+from jaxdiff.sweeps.settings import OWN
 
 
 def apply(record: Mapping[str, Any], name: str, workdir: str) -> str:
@@ -22,7 +23,7 @@ def apply(record: Mapping[str, Any], name: str, workdir: str) -> str:
       The name, without case and marks.
 
     Raises:
-      UserError: the setting has weights of its own, or the name is that of a recipe that is no preset.
+      UserError: the setting has weights of its own or a negative condition, or the name is that of another recipe.
     """
     check(record, name, workdir)
     file = pathlib.Path(workdir).expanduser() / CONFIG_FILE
@@ -40,6 +41,10 @@ def apply(record: Mapping[str, Any], name: str, workdir: str) -> str:
 def check(record: Mapping[str, Any], name: str, workdir: str) -> None:
     """Raise `UserError` where `apply` does."""
     check_name(name, workdir)
+    negative = record["setting"].get("negative", OWN)
+    fix = f"choose another setting, or sample with its scale and --negative '{negative}'"
+    expected = "a setting without a negative condition, which no recipe has"
+    expect(negative == OWN, "--apply", name, expected, fix, f"one with {negative}")
     length = record["setting"]["ema"]
     if length is not None:
         raise UserError(

@@ -12,7 +12,7 @@ import os
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,9 @@ import numpy as np
 from jaxdiff.errors import expect
 
 LINES, IMAGES = "sweep.jsonl", "images"
+
+REAL = "real"
+"""The key of the line with the values of real images."""
 
 KEY_LENGTH = 20
 """Hexadecimal digits of a key: 80 bits."""
@@ -105,6 +108,13 @@ class Records:
 
     def _keep(self, record: Record) -> None:
         self.found[record["key"], record["scored"]] = record
+
+
+def of_one_sweep(records: Iterable[Record], scored: str, base: str | None) -> list[Record]:
+    """The records of settings with these metrics and of this run; the latest of each setting."""
+    scored_so = (record for record in records if record["scored"] == scored and record["key"] != REAL)
+    same = [record for record in scored_so if record.get("base") == base]
+    return list({json.dumps(record["setting"], sort_keys=True): record for record in same}.values())
 
 
 def _parsed(line: bytes) -> Any:

@@ -5,7 +5,7 @@ import functools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -31,6 +31,20 @@ MARKS = {"quality-diversity": "D", "quality-NFE": "N", "quality-seconds": "s"}
 """For each trade-off, the letter that marks settings of its front in the table."""
 
 
+class Curves(NamedTuple):
+    """A value over the guidance scale.
+
+    Attributes:
+      title: what the value is.
+      lines: (guidance scale, value) of settings, by the measure against the loss of diversity.
+      level: the value of real images, if there is one.
+    """
+
+    title: str
+    lines: Mapping[str, Sequence[tuple[float, float]]]
+    level: float | None
+
+
 @dataclasses.dataclass(frozen=True)
 class SweepReport:
     """Recorded settings, compared.
@@ -52,8 +66,8 @@ class SweepReport:
         return [
             Point(
                 setting_of(record),
-                _figure(record, self.quality),
-                _figure(record, self.diversity),
+                figure_of(record, self.quality),
+                figure_of(record, self.diversity),
                 record["nfe"],
                 record["seconds_per_sample"],
             )
@@ -64,7 +78,7 @@ class SweepReport:
     def answer(self) -> list[str]:
         """What guidance costs, in words."""
         names = self.quality.path, self.diversity.path
-        return Collapse(self.points, _figure(self.real, self.diversity), *names).answer()
+        return Collapse(self.points, figure_of(self.real, self.diversity), *names).answer()
 
     @functools.cached_property
     def fronts(self) -> dict[str, list[bool]]:
@@ -118,33 +132,47 @@ class SweepReport:
     def _keys(self, marks: Sequence[bool]) -> list[str]:
         return [record["key"] for record, on_front in zip(self.records, marks, strict=True) if on_front]
 
-    def _fronts(self) -> Image.Image:
-        points, fronts = self.points, self.fronts
-        quality = [point.quality.value for point in points]
-        costs = {
+    @property
+    def costs(self) -> dict[str, tuple[str, list[float]]]:
+        """For each trade-off, the name of what stands against quality, and its value for each setting."""
+        points = self.points
+        return {
             "quality-diversity": (self.diversity.path, [point.diversity.value for point in points]),
             "quality-NFE": ("NFE", [float(point.nfe) for point in points]),
             "quality-seconds": ("milliseconds per sample", [1000 * point.seconds for point in points]),
         }
-        blocks = [
-            front_block(name, (axis, self.quality.path), list(zip(found, quality, strict=True)), fronts[name])
-            for name, (axis, found) in costs.items()
-        ]
-        return framed(side_by_side(blocks))
 
-    def _curves(self) -> Image.Image:
-        """Curves over the guidance scale with the sampler and the steps of the best setting."""
+    @property
+    def curves(self) -> list[Curves]:
+        """Values over the guidance scale, with the sampler and the steps of the best setting."""
         family = best_quality(self.points).setting.family
         records = [record for record in self.records if setting_of(record).family == family]
         measures = list(dict.fromkeys(setting_of(record).measure for record in records))
         titles = {self.quality.path: self.quality.path, **CURVES}
-        blocks = [
-            curves_block(titles[path], ("guidance scale", ""), curves, self._level(path))
+        return [
+            Curves(
+                titles[path],
+                {name or "guidance alone": line for name, line in found.items()},
+                self._level(path),
+            )
             for path in titles
-            if (curves := _curves_of(records, measures, path))
+            if (found := _curves_of(records, measures, path))
         ]
+
+    def _fronts(self) -> Image.Image:
+        quality, fronts = [point.quality.value for point in self.points], self.fronts
+        blocks = [
+            front_block(name, (axis, self.quality.path), list(zip(found, quality, strict=True)), fronts[name])
+            for name, (axis, found) in self.costs.items()
+        ]
+        return framed(side_by_side(blocks))
+
+    def _curves(self) -> Image.Image:
+        """The curves, three in a row, and their names."""
+        found = self.curves
+        blocks = [curves_block(each.title, ("guidance scale", ""), each.lines, each.level) for each in found]
         rows = [side_by_side(blocks[i : i + 3]) for i in range(0, len(blocks), 3)]
-        return framed(stacked([*rows, legend_block([name or "guidance alone" for name in measures])]))
+        return framed(stacked([*rows, legend_block(list(found[0].lines))]))
 
 
 def setting_of(record: Record) -> Setting:
@@ -163,7 +191,8 @@ def _curves_of(records: Sequence[Record], measures: Sequence[str], path: str) ->
     return found
 
 
-def _figure(record: Record, measure: Measure) -> Figure:
+def figure_of(record: Record, measure: Measure) -> Figure:
+    """The value of a measure in a record."""
     return Figure(float(_value(record, measure.path)), record["counts"].get(measure.path), measure.higher)
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,11 +21,8 @@ from jaxdiff.generation.generator import Generator
 from jaxdiff.runs.weights import fingerprint
 from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.sweeps.measures import counts
-from jaxdiff.sweeps.records import Record, Records, Samples, key_of
-from jaxdiff.sweeps.settings import Setting
-
-REAL = "real"
-"""The key of the line with the values of real images."""
+from jaxdiff.sweeps.records import REAL, Record, Records, Samples, key_of, of_one_sweep
+from jaxdiff.sweeps.settings import OWN, Setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +32,12 @@ class Candidate:
     Attributes:
       setting: the setting.
       generator: samples with its recipe, weights and guiding model.
+      negative: conditions to guide away from; None for no condition.
     """
 
     setting: Setting
     generator: Generator
+    negative: Mapping[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,7 +65,7 @@ class Sweep:
         """The records of all candidates. Recorded ones are neither sampled nor scored again."""
         found = []
         for number, candidate in enumerate(candidates, 1):
-            key = self.key(candidate.generator)
+            key = self.key(candidate.generator, candidate.setting.negative)
             record = self.records.found.get((key, self.scored))
             text = "" if record is None else ", recorded earlier"
             if record is None:
@@ -78,9 +76,7 @@ class Sweep:
 
     def recorded(self) -> list[Record]:
         """All records of this run and these metrics, also of earlier sweeps; the latest of each setting."""
-        found = [record for record in self.records.found.values() if record["scored"] == self.scored]
-        own = [record for record in found if record.get("base") == self.base]
-        return list({json.dumps(record["setting"], sort_keys=True): record for record in own}.values())
+        return of_one_sweep(self.records.found.values(), self.scored, self.base)
 
     @functools.cached_property
     def base(self) -> str:
@@ -101,7 +97,7 @@ class Sweep:
         }
         return key_of(parts)
 
-    def key(self, generator: Generator) -> str:
+    def key(self, generator: Generator, negative: str = OWN) -> str:
         """The hash of everything that decides the samples: recipe, model, weights, number, seed and conditions."""
         requests = self.scorer.requests
         asked = (
@@ -116,6 +112,7 @@ class Sweep:
             "n": self.scorer.samples,
             "seed": self.scorer.seed,
             "requests": asked,
+            **({} if negative == OWN else {"negative": negative}),
         }
         return key_of(parts)
 
@@ -137,7 +134,7 @@ class Sweep:
     def _made(self, candidate: Candidate, key: str) -> Record:
         samples = self.records.samples(key)
         if samples is None:
-            samples = self._sampled(candidate.generator)
+            samples = self._sampled(candidate)
             if self.keep_images:
                 self.records.keep(key, samples)
         record = self._record(candidate, key, samples)
@@ -166,14 +163,15 @@ class Sweep:
             "relative": scores.relative,
         }
 
-    def _sampled(self, generator: Generator) -> Samples:
-        """The samples of a generator, and the median time of its batches after compilation."""
+    def _sampled(self, candidate: Candidate) -> Samples:
+        """The samples of a candidate, and the median time of its batches after compilation."""
         times: list[float] = []
+        sample = functools.partial(candidate.generator, negative=candidate.negative)
 
         def generate(given: Mapping[str, Any], seed: int, guidance: float, first: int) -> np.ndarray:
-            images, seconds, waited = _timed(lambda: generator(**given, seed=seed, first=first))
+            images, seconds, waited = _timed(lambda: sample(**given, seed=seed, first=first))
             if waited and scorer.samples <= scorer.inputs.batch_size:  # there is no later batch to time
-                images, seconds, waited = _timed(lambda: generator(**given, seed=seed, first=first))
+                images, seconds, waited = _timed(lambda: sample(**given, seed=seed, first=first))
             if not waited:
                 times.append(seconds)
             return images

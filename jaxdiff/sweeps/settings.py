@@ -25,6 +25,7 @@ class Setting:
       interval: noise levels of the guidance, ``0.3:3``; "none" for all.
       rule: how guidance acts, see `jaxdiff.sweeps.guidance`.
       ema: length of the average of the weights, as a fraction of training.
+      negative: what guidance leads away from, ``text=blurry``; `OWN` for no condition.
     """
 
     guidance: float | None = None
@@ -33,6 +34,7 @@ class Setting:
     interval: str = OWN
     rule: str = OWN
     ema: float | None = None
+    negative: str = OWN
 
     @property
     def measure(self) -> str:
@@ -40,6 +42,7 @@ class Setting:
         parts = [] if self.rule == OWN else [self.rule]
         if self.interval not in (OWN, "none"):
             parts.append("the interval {} to {}".format(*self.interval.split(":")))
+        parts += [] if self.negative == OWN else [f"negative {self.negative}"]
         return " and ".join(parts)
 
     @property
@@ -66,10 +69,11 @@ class Axes:
     interval: tuple[str, ...] = (OWN,)
     rule: tuple[str, ...] = (OWN,)
     ema: tuple[float | None, ...] = (None,)
+    negative: tuple[str, ...] = (OWN,)
 
     @classmethod
-    def parse(cls, texts: Mapping[str, str | None]) -> "Axes":
-        """The axes of the flags of these names; None for a flag that was not given.
+    def parse(cls, texts: Mapping[str, str | Sequence[str] | None]) -> "Axes":
+        """The axes of the flags of these names; a list for a flag that is repeated, None for one that was not given.
 
         Raises:
           UserError: a value is malformed, or given twice.
@@ -79,17 +83,19 @@ class Axes:
 
     def settings(self) -> list[Setting]:
         """All combinations; settings that share a program follow each other."""
-        axes = (self.ema, self.rule, self.sampler, self.steps, self.interval, self.guidance)
+        axes = (
+            self.ema, self.rule, self.sampler, self.steps, self.interval, self.negative, self.guidance
+        )  # fmt: skip
         found = itertools.product(*axes)
         return [
-            Setting(guidance, steps, sampler, interval, rule, ema)
-            for ema, rule, sampler, steps, interval, guidance in found
+            Setting(guidance, steps, sampler, interval, rule, ema, negative)
+            for ema, rule, sampler, steps, interval, negative, guidance in found
         ]
 
 
-def values(flag: str, text: str, read: Callable[[str, str], T]) -> tuple[T, ...]:
-    """The values of a flag, which commas separate outside brackets."""
-    words = _split(text)
+def values(flag: str, text: str | Sequence[str], read: Callable[[str, str], T]) -> tuple[T, ...]:
+    """The values of a flag: those of a list, or of a text in which commas separate them outside brackets."""
+    words = _split(text) if isinstance(text, str) else [*text]
     expect(all(words), flag, text, "values separated by commas", f"{flag}=VALUE,VALUE", "an empty one")
     found = tuple(read(flag, word) for word in words)
     twice = next((word for word, value in zip(words, found, strict=True) if found.count(value) > 1), None)
@@ -147,6 +153,7 @@ READ: dict[str, Callable[[str, str], Any]] = {
     "interval": _interval,
     "rule": lambda flag, text: text,
     "ema": _length,
+    "negative": lambda flag, text: OWN if text == "none" else text,
 }
 """For each flag, what reads one of its values."""
 

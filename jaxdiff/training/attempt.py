@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -85,6 +86,7 @@ class Attempt:
     done_before: int = 0
     longest_step: float = 0.0
     longest_save: float = 0.0
+    measured: set[str] = dataclasses.field(default_factory=set)
 
     def go(self, state: TrainState, start: int, iterator: Iterator[Any]) -> TrainState | Diverged:
         """Train from the state after `start` steps.
@@ -122,6 +124,7 @@ class Attempt:
                 with clock.paused():
                     self._after(step, state)
                 self.observers.watchdog.progress(step)
+        self._warn_of_the_best()
         return state
 
     def _next(self, step: int, state: TrainState, iterator: Iterator[Any]) -> Any:
@@ -211,12 +214,20 @@ class Attempt:
 
     def _rate(self, step: int, state: TrainState, values: Mapping[str, Any]) -> None:
         """Keep a checkpoint of this step if its evaluation is among the best."""
+        self.measured |= {each for each, value in values.items() if np.ndim(value) == 0}
         name = self.settings.keep_also.best if self.settings.keep_also else None
         if name is not None and name in values:
             value = float(values[name])
             if math.isfinite(value) and self.checkpoints.would_stay(step, value):
                 self._save(step, state, last=False)
                 self.checkpoints.rate(step, value)
+
+    def _warn_of_the_best(self) -> None:
+        """Log a warning if no number of the name of `Retention.best` was measured: no checkpoint was kept for it."""
+        name = self.settings.keep_also.best if self.settings.keep_also else None
+        if name is not None and self.measured and name not in self.measured:
+            listed = ", ".join(sorted(self.measured))
+            _log.warning("keep_also.best=%r: no number of this name was measured, but %s", name, listed)
 
     def _report(self, step: int, means: RunningMean, clock: "_Clock", bar: Any) -> None:
         window = means.steps

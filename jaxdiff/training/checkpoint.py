@@ -179,7 +179,6 @@ class Checkpoints:
             self._checkpointer.check_for_errors()
         try:
             self._store_ratings()
-            self._prune()
         except OSError as error:  # the next save tries again
             _log.warning("%s: old checkpoints were not deleted (%s)", self.directory, reason(error))
 
@@ -307,12 +306,13 @@ class Checkpoints:
         return [self._keep_also.read(self._folder(step), step) for step in self.steps()]
 
     def _store_ratings(self) -> None:
-        """Write the metrics of complete checkpoints next to their states."""
+        """Write the metrics of complete checkpoints next to their states; then delete those that are not kept."""
         complete = set(self.steps())
         for step, value in list(self._rated.items()):
             if step in complete and jax.process_index() == 0:
                 self._keep_also.write(self._folder(step), value)
             del self._rated[step]  # without a checkpoint, its save has failed
+        self._prune()
 
     def _prune(self) -> None:
         """Delete the checkpoints that are no longer kept."""

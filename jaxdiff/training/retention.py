@@ -35,8 +35,8 @@ class Retention:
     Attributes:
       every_steps: every step that is a multiple of this stays for good.
       every_minutes: a checkpoint stays for good if the last such one was saved at least as long before.
-      best: name of a number that an evaluation during training logs, such as ``recall``. The checkpoints with
-        its best values stay.
+      best: name of a number that is measured during training, as ``metrics.jsonl`` has it:
+        ``evaluation/guidance_1.5/recall`` or ``held_out_loss``. The checkpoints with its best values stay.
       best_count: number of these.
       better: whether lower or higher values are better.
     """
@@ -88,3 +88,15 @@ class Retention:
             if not found or each.time - found[-1].time >= 60 * (self.every_minutes or 0):
                 found.append(each)
         return [each.step for each in found]
+
+
+def rated(directory: epath.Path, retention: Retention) -> list[Saved]:
+    """The complete checkpoints in a directory, in order, with the values of a metric."""
+    if not directory.exists():
+        return []
+    folders = {int(path.name): path for path in directory.iterdir() if path.name.isdecimal()}
+    return [
+        retention.read(folders[step], step)
+        for step in sorted(folders)
+        if integrity.is_complete(folders[step])
+    ]

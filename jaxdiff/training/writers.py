@@ -313,13 +313,16 @@ class Writers:
             self._files.close()
 
 
-def open_writers(workdir: epath.PathLike, step: int, steps: int | None = None) -> Writers:
+def open_writers(
+    workdir: epath.PathLike, step: int, steps: int | None = None, *, console: bool = True
+) -> Writers:
     """The writers of a run, in process 0; other processes write nothing.
 
     Args:
       workdir: folder of the run.
       step: step after which the run starts.
       steps: last step of the run, for the console; None if unknown.
+      console: whether numbers are printed, too.
     """
     if jax.process_index() != 0:
         return Writers()
@@ -329,7 +332,14 @@ def open_writers(workdir: epath.PathLike, step: int, steps: int | None = None) -
         "tensorboard": lambda: TensorBoard(workdir / "tensorboard", step),
         "images": lambda: PngFiles(workdir),
     }
-    return Writers(Console(step, steps), Background(files))
+    return Writers(Console(step, steps) if console else None, Background(files))
+
+
+def logged_names(workdir: epath.PathLike, step: int) -> set[str]:
+    """The names of the numbers that ``metrics.jsonl`` has at a step."""
+    path = epath.Path(workdir) / "metrics.jsonl"
+    rows = path.read_bytes().decode(errors="replace").splitlines() if path.exists() else []
+    return {name for row in rows if _step(row) == step for name in json.loads(row)}
 
 
 def last_logged(workdir: epath.PathLike) -> int:

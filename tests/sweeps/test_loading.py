@@ -36,6 +36,17 @@ def test_settings_change_sampler_and_steps_and_share_the_weights(run):
     assert all(candidate.generator.params is found.plain.params for candidate in found.made)
 
 
+def test_negative_conditions_are_values_of_the_model_and_nothing_where_guidance_is_off(run):
+    settings = [
+        Setting(scale, negative=text) for text in ("own", "label=3", "label=4") for scale in (1.0, 2.0)
+    ]
+    found = Request(run).candidates(settings, with_weights=False).made
+    assert [(each.setting.guidance, each.negative) for each in found] == [
+        (1.0, None), (2.0, None), (2.0, {"label": 3}), (2.0, {"label": 4}),
+    ]  # fmt: skip
+    assert found[0].setting.negative == "own"
+
+
 @pytest.mark.slow
 def test_a_rule_is_left_out_only_where_it_refuses_the_scale(run):
     settings = [Setting(scale, rule=rule) for rule in ("own", "cfg_plus_plus") for scale in (0.5, 2.0)]

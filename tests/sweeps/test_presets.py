@@ -21,9 +21,9 @@ from tests.sweeps.runs import a_run
 RECIPE = Recipe(Heun(), Karras(0.02, 80.0), Cads(ClassifierFree(2.5, interval=Interval(0.3))), 7)
 
 
-def a_record(recipe=RECIPE, ema=None):
+def a_record(recipe=RECIPE, ema=None, **setting):
     block = {name: value for name, value in plain(configs.describe(recipe)).items() if name != "target"}
-    return {"setting": {"ema": ema}, "recipe": configs.to_json(block)}
+    return {"setting": {"ema": ema, **setting}, "recipe": configs.to_json(block)}
 
 
 @pytest.fixture
@@ -66,6 +66,14 @@ def test_a_recipe_of_another_kind_is_not_replaced(run):
 def test_weights_of_another_length_cannot_be_a_recipe(run):
     with pytest.raises(UserError, match=r"--apply=fastest: .*got EMA 0.1. Fix: make a run of it \(python"):
         presets.apply(a_record(ema=0.1), "fastest", str(run))
+
+
+def test_a_negative_condition_cannot_be_a_recipe(run):
+    with pytest.raises(
+        UserError, match=r"--apply='fastest': expected .*got one with label=3. Fix: .*--negative 'label=3'"
+    ):
+        presets.apply(a_record(negative="label=3"), "fastest", str(run))
+    presets.apply(a_record(negative="own"), "fastest", str(run))
 
 
 def test_a_run_that_continues_keeps_its_presets(run):

@@ -81,6 +81,32 @@ def test_swept_images_are_those_of_the_generator_bit_for_bit_alone_and_with_othe
     assert without_times(single) == without_times(record)
 
 
+def test_negative_conditions_are_those_of_the_generator_and_compile_nothing(generator, scorer, tmp_path):
+    (plain,) = candidates(generator, guidance="2")
+    sweep, _ = a_sweep(generator, scorer, tmp_path)
+    sweep([plain])
+    before = PROGRAMS.count
+    away = [
+        dataclasses.replace(
+            plain, setting=dataclasses.replace(plain.setting, negative=f"label={i}"), negative={"label": i}
+        )
+        for i in range(2)
+    ]
+    records = sweep(away)
+    assert PROGRAMS.count == before
+    for i, record in enumerate(records):
+        images = sweep.records.samples(record["key"]).images
+        expected = generator(label=LABELS[:BATCH], guidance=2.0, negative={"label": i})
+        np.testing.assert_array_equal(images[:BATCH], expected)
+    keys = {record["key"] for record in sweep.recorded()}
+    assert len(keys) == 3
+    assert sweep.key(plain.generator) in keys
+    again, said = a_sweep(generator, scorer, tmp_path)
+    assert again([plain, *away]) == sweep.recorded()
+    assert all(line.endswith("recorded earlier") for line in said)
+    assert "guidance 2 with negative label=1" in said[2]
+
+
 def test_many_scales_and_intervals_are_compiled_once(generator, scorer, tmp_path):
     generator = dataclasses.replace(
         generator, recipe=dataclasses.replace(generator.recipe, sampler=Ddim(0.5))

@@ -34,6 +34,19 @@ def test_all_combinations_once():
     assert parsed().settings() == [Setting()]
 
 
+def test_negative_conditions_are_a_list_since_texts_contain_commas():
+    settings = parsed(guidance="2,3", negative=["none", "text=dark, blurry"]).settings()
+    assert [setting.negative for setting in settings] == [
+        "own",
+        "own",
+        "text=dark, blurry",
+        "text=dark, blurry",
+    ]
+    assert [setting.measure for setting in settings][1:3] == ["", "negative text=dark, blurry"]
+    with pytest.raises(UserError, match=r"--negative=.*expected different values"):
+        parsed(negative=["label=3", "label=3"])
+
+
 @pytest.mark.parametrize(
     ("flag", "text", "message"),
     [

@@ -118,6 +118,15 @@ def test_the_best_checkpoint_by_a_metric_stays_and_nan_is_never_the_best(tmp_pat
     assert checkpoints(tmp_path) == [2, 6]
 
 
+def test_a_metric_of_another_name_is_warned_of_with_the_names_that_were_measured(tmp_path, caplog):
+    hook = loop.Hook(2, lambda state, step: {"recall": 0.5, "samples": np.zeros((2, 2, 3), np.uint8)})
+    run(tmp_path / "a", 4, hooks=[hook], keep_also=Retention(best="recal"))
+    assert caplog.messages == ["keep_also.best='recal': no number of this name was measured, but recall"]
+    caplog.clear()
+    run(tmp_path / "b", 4, hooks=[hook], keep_also=Retention(best="recall"))
+    assert not caplog.messages
+
+
 def test_one_bad_batch_costs_one_step(tmp_path):
     state = run(tmp_path, 4, batches=lambda start: toy.batches(start, poison=(1,)))
     rows = logged(tmp_path)

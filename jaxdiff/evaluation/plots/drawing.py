@@ -50,7 +50,7 @@ def curves_block(losses: Mapping[str, Sequence[float]]) -> Image.Image:
     y_axis = Axis(float(low), float(heights.max()), (height - bottom) * fine, top * fine)
 
     draw.text((0, 0), "Loss by noise level", INK, font(18 * fine))
-    for tick in _decades(low, heights.max()) if logarithmic else ticks(low, heights.max()):
+    for tick in decades(low, heights.max()) if logarithmic else ticks(low, heights.max()):
         y = y_axis(tick)
         draw.line((left * fine, y, (width - 14) * fine, y), LIGHT, fine)
         label = f"{10**tick if logarithmic else tick:.3g}"
@@ -99,7 +99,7 @@ def ticks(low: float, high: float) -> list[float]:
     return [round(i * step, 12) for i in range(first, last + 1)]
 
 
-def _decades(low: float, high: float) -> list[float]:
+def decades(low: float, high: float) -> list[float]:
     """Logarithms of 1, 2, 5, 10, ... between two logarithms; only powers of ten over two decades or more."""
     factors = (1, 2, 5) if high - low < 2 else (1,)
     logs = [e + math.log10(f) for e in range(math.floor(low), math.ceil(high) + 1) for f in factors]

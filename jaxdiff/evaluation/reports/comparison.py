@@ -62,7 +62,7 @@ def compare(a: Values, b: Values, names: tuple[str, str]) -> str:
     Raises:
       UserError: a setting that changes values differs; its name is the first word.
     """
-    settings = _settings(a), _settings(b)
+    settings = settings_of(a), settings_of(b)
     check(*settings, names)
     lines = [f"{letter}: {name}" for letter, name in zip("AB", names, strict=True)]
     for name in sorted(FREE & (set(settings[0]) | set(settings[1]))):
@@ -90,7 +90,7 @@ def check(a: Values, b: Values, names: tuple[str, str] = ("A", "B")) -> None:
 def table(a: Values, b: Values) -> Sequence[Sequence[str]]:
     """Values that both reports have, by name; one column for each report and guidance scale."""
     columns = {
-        f"{letter} w={column['guidance']:g}" if "guidance" in column else letter: dict(_numbers(column))
+        f"{letter} w={column['guidance']:g}" if "guidance" in column else letter: dict(numbers(column))
         for letter, report in (("A", a), ("B", b))
         for column in report["samples"]
     }
@@ -100,19 +100,20 @@ def table(a: Values, b: Values) -> Sequence[Sequence[str]]:
     return [("", *columns), *rows]
 
 
-def _settings(report: Values) -> dict[str, Any]:
+def settings_of(report: Values) -> dict[str, Any]:
+    """The settings under which the values of a report hold, by name."""
     column = report["samples"][0]
     kind = {"evaluation": report["evaluation"]} if "evaluation" in report else {}
     return {**kind, **report.get("conditions", {}), **column.get("conditions", {})}
 
 
-def _numbers(values: Values, path: str = "") -> Iterator[tuple[str, float]]:
+def numbers(values: Values, path: str = "") -> Iterator[tuple[str, float]]:
     """The numbers of a column by path, names joined by dots."""
     for name, value in values.items():
         if name in DETAILS or name.endswith("_n"):
             continue
         if isinstance(value, Mapping):
-            yield from _numbers(value, f"{path}{name}.")
+            yield from numbers(value, f"{path}{name}.")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield f"{path}{name}", value
 

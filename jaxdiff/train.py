@@ -89,6 +89,11 @@ def _main(argv: Sequence[str], began: float, stop: StopAtOnce) -> None:
     from jaxdiff.training.signals import Stopped
 
     experiment = build(config)
+    if profile is not None:
+        fix = "choose earlier steps"
+        expect(
+            profile[1] <= experiment.steps, "--profile", flags.profile, f"steps up to {experiment.steps}", fix
+        )
     file, variant = file_and_variant(flags.config)
     name = pathlib.Path(file).stem
     folder = flags.workdir or f"runs/{name}{'_' + variant if variant else ''}"

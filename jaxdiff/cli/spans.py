@@ -14,7 +14,7 @@ def seconds_of(text: str) -> float:
       UserError: it is neither, or not positive.
     """
     fix = "give 90m, 1.5h or 01:30:00, for example"
-    clock, unit = re.fullmatch(r"(\d+):(\d\d):(\d\d)", text), re.fullmatch(r"(\d+\.?\d*)([smhd])", text)
+    clock, unit = re.fullmatch(r"(\d+):([0-5]\d):([0-5]\d)", text), re.fullmatch(r"(\d+\.?\d*)([smhd])", text)
     expect(bool(clock or unit), "--time-limit", text, "a duration with a unit, or HH:MM:SS", fix, text)
     if clock:
         hours, minutes, seconds = map(int, clock.groups())

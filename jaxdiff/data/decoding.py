@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from jaxdiff.data import images
-from jaxdiff.data.quarantine import TRANSIENT
+from jaxdiff.data.quarantine import is_of_a_file
 from jaxdiff.errors import UserError
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -138,7 +138,7 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Any]:
     except (Unreadable, MemoryError):
         raise
     except Exception as error:  # Pillow has no exception class of its own for malformed bytes
-        if getattr(error, "errno", None) in TRANSIENT:
+        if isinstance(error, OSError) and not is_of_a_file(error):
             raise
         raise Unreadable(_reason(path, error)) from None
 

@@ -16,8 +16,16 @@ import numpy as np
 from jaxdiff.data.sources import Example
 from jaxdiff.errors import UserError, reason
 
-TRANSIENT = (errno.EIO, errno.ETIMEDOUT, errno.ESTALE, errno.EAGAIN, errno.ECONNRESET, errno.ENETUNREACH)
-"""Errors of disks and networks, which say nothing about the example."""
+OF_A_FILE = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EACCES,
+    errno.EPERM,
+)
+"""Errors of the system that say something about one file. All others are of the disk, the network or the process."""
 
 PAUSES = (0.2, 1.0, 5.0)
 """Seconds between attempts to read after such an error, with up to half of them added at random."""
@@ -42,7 +50,8 @@ class Quarantined:
     """Examples without the damaged ones.
 
     An example is damaged if it cannot be read, if an image has another shape than the data set states, or if a number
-    is NaN or infinite. Errors of disks and networks are tried again a few times, and then raised as they are.
+    is NaN or infinite. Errors of disks, networks and the process are tried again a few times, and then raised as they
+    are.
 
     Args:
       examples: the examples.
@@ -86,7 +95,7 @@ class Quarantined:
         except UserError as error:
             raise _Damaged(str(error).partition(". Fix:")[0]) from None
         except OSError as error:
-            if error.errno in TRANSIENT:
+            if not is_of_a_file(error):
                 raise
             raise _Damaged(f"{self._name(index)}: expected a readable example, got {reason(error)}") from None
         except (MemoryError, AssertionError):
@@ -103,7 +112,7 @@ class Quarantined:
             try:
                 return self._examples[index]
             except OSError as error:
-                if error.errno not in TRANSIENT:
+                if is_of_a_file(error):
                     raise
                 _log.warning("%s: %s; trying again", self._name(index), reason(error))
             time.sleep(pause * random.uniform(1.0, 1.5))
@@ -136,6 +145,13 @@ class Quarantined:
                 f"{len(self)}, the last one: {why}. Fix: replace them, or raise the limit"
             )
         _log.warning("%s; another example takes its place (%d of at most %d)", why, count, self._limit)
+
+
+def is_of_a_file(error: OSError) -> bool:
+    """Whether an error is due to one file. Decoders raise errors without a number for its content."""
+    if isinstance(error, TimeoutError | ConnectionError):
+        return False
+    return error.errno is None or error.errno in OF_A_FILE
 
 
 def _fits(shape: tuple[int, ...], declared: tuple[int | None, ...]) -> bool:

@@ -101,6 +101,9 @@ class Peers:
         self._index, self._count = jax.process_index(), jax.process_count()
         self._client: Any = None
         self._own = Beat(0, socket.gethostname())
+        self._lock = threading.Lock()  # guards `_own`, which both the loop and the heartbeats change
+        self._talker: threading.Thread | None = None
+        self._address = ""
         self._waits: list[float] = []
         self._beats: dict[int, tuple[Beat, float]] = {}
         self._reached = time.monotonic()
@@ -113,9 +116,14 @@ class Peers:
         from jax._src import distributed  # the key-value store has no public name
 
         self._client = distributed.global_state.client
+        self._address = distributed.global_state.coordinator_address or ""
         self._reached = time.monotonic()
-        for target in (self._talk, self._judge):
-            threading.Thread(target=target, name="heartbeats", daemon=True).start()
+        self._talker, judge = (
+            threading.Thread(target=target, name="heartbeats", daemon=True)
+            for target in (self._talk, self._judge)
+        )
+        self._talker.start()
+        judge.start()
         self._handler = _on_abort(self._aborted)
         return self
 
@@ -125,6 +133,8 @@ class Peers:
         if isinstance(error, Exception) and _may_be_of_a_lost_peer(error):
             time.sleep(SILENCE + 3 * BEAT)  # if so, this process ends meanwhile
         self._ended.set()
+        if self._talker is not None:
+            self._talker.join(2 * BEAT)  # its last heartbeat comes before that of the end
         if error is None:
             with contextlib.suppress(Exception):  # of JAX's service, at the end of the work
                 self._send(self._own._replace(count=self._own.count + 1, ended=True))
@@ -133,7 +143,8 @@ class Peers:
     def report(self, step: int, waited: float) -> None:
         """This process begins a step, after it has waited for the batch, in seconds."""
         self._waits = [*self._waits[-31:], waited]
-        self._own = self._own._replace(step=step, busy=statistics.fmean(self._waits))
+        with self._lock:
+            self._own = self._own._replace(step=step, busy=statistics.fmean(self._waits))
 
     def late(self) -> str:
         """The processes at an earlier step than others; empty if there are none."""
@@ -151,9 +162,10 @@ class Peers:
     def _talk(self) -> None:
         """Send and receive heartbeats; a call may never return if the first process is stopped."""
         while not self._ended.wait(BEAT):
-            self._own = self._own._replace(count=self._own.count + 1)
+            with self._lock:
+                own = self._own = self._own._replace(count=self._own.count + 1)
             try:
-                self._send(self._own)
+                self._send(own)
                 found = self._client.key_value_dir_get(KEY)
             except Exception:  # of JAX's service; `_judge` sees that nothing comes
                 continue
@@ -181,7 +193,7 @@ class Peers:
 
     def _aborted(self) -> None:
         """JAX aborts this process; a failure of its own leaves the first process reachable."""
-        if self._index != 0 and not _answers(os.environ.get("JAX_COORDINATOR_ADDRESS", "")):
+        if self._index != 0 and self._address and not _answers(self._address):
             _end(f"{self._first()}, which keeps the processes together, has ended")
 
 

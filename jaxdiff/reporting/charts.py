@@ -124,7 +124,7 @@ def _grid(scales: _Scales, axes: tuple[str, str]) -> list[Html]:
     rows = decades(y.low, y.high) if scales.logarithmic else ticks(y.low, y.high)
     found = []
     for tick in rows:
-        height, value = round(y(tick), 2), 10**tick if scales.logarithmic else tick
+        height, value = round(y(tick), 2), 10.0 ** min(max(tick, -307), 307) if scales.logarithmic else tick
         found.append(element("line", x1=x.start, x2=x.end, y1=height, y2=height, class_="grid"))
         found.append(_text(f"{value:.4g}", x.start - 6, height + 4, "end"))
     found += [_text(_short(tick), round(x(tick), 2), y.start + 16, "middle") for tick in ticks(x.low, x.high)]

@@ -35,10 +35,18 @@ def columns(report: Mapping[str, Any]) -> dict[str, Column]:
     found: dict[str, Column] = {}
     for name, part in report.items():
         if isinstance(part, Mapping) and name not in NOT_COLUMNS:
-            found[name.replace("_", " ")] = part
+            found[name.replace("_", " ")] = _sound(part)
         elif isinstance(part, list):
-            found |= {_name(column): column for column in part if isinstance(column, Mapping)}
+            found |= {_name(column): column for column in map(_sound, part) if column}
     return found
+
+
+def _sound(part: Any) -> Column:
+    """A set of images without damaged conditions; empty if it is none."""
+    if not isinstance(part, Mapping):
+        return {}
+    damaged = not isinstance(part.get("conditions", {}), Mapping)
+    return {name: value for name, value in part.items() if not (damaged and name == "conditions")}
 
 
 def compared(runs: Sequence[RunFiles]) -> Html:

@@ -153,7 +153,7 @@ def _row(line: str) -> Mapping[str, Any] | None:
         row = json.loads(line)
         sound = isinstance(row["step"], int) and all(map(_is_logged, row.values()))
         return row if sound else None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 

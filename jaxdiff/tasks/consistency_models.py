@@ -7,6 +7,7 @@ so every parameterization starts with the right boundary.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
@@ -18,6 +19,9 @@ from jaxdiff.process.gaussian import Process, diffuse, expand
 from jaxdiff.tasks.distances import Distance, PseudoHuber
 from jaxdiff.tasks.objectives import LossInputs, Objective
 from jaxdiff.typing import Array, Data, Float, Metrics, Times, Weights
+
+LARGEST = 1000.0
+"""Beyond this, guidance leaves nothing of the teacher's prediction."""
 
 TEACHER = "teacher"
 """The name of a teacher among the frozen networks of a task."""
@@ -52,8 +56,10 @@ class ShrinkingGap(Gap):
 
     def __post_init__(self):
         positive(self, "stage_steps", "b")
-        expect(self.q > 1, "q", self.q, "a number above 1", "use 2")
-        expect(self.k >= 0, "k", self.k, "a number of at least 0", "use 8")
+        expect(1 < self.q < math.inf, "q", self.q, "a finite number above 1", "use 2")
+        expect(0 <= self.k < math.inf, "k", self.k, "a finite number of at least 0", "use 8")
+        if self.stages is not None:
+            positive(self, "stages")
 
     def __call__(self, ratio: Times, step: Array) -> Times:
         stage = 1.0 + jnp.asarray(step) // self.stage_steps
@@ -81,6 +87,8 @@ class KarrasGap(Gap):
 
     def __post_init__(self):
         positive(self, "steps", "sigma_min", "sigma_max", "rho")
+        between, fix = f"a level above sigma_min={self.sigma_min}", "exchange them"
+        expect(self.sigma_min < self.sigma_max, "sigma_max", self.sigma_max, between, fix)
 
     def __call__(self, ratio: Times, step: Array) -> Times:
         low, high = (end ** (1 / self.rho) for end in (self.sigma_min, self.sigma_max))
@@ -107,6 +115,7 @@ class ConsistencyTuning(Objective):
         ratio = _ratio(inputs.process, inputs.t)
         near = _near(self.gap, ratio, inputs)
         x_r = diffuse(inputs.process, inputs.x_0, inputs.noise, _time(inputs.process, near))
+        x_r = jnp.where(expand(near, x_r) > 0, x_r, inputs.x_0)
         return _compared(inputs, self.distance, ratio, near, x_r)
 
 
@@ -129,6 +138,15 @@ class ConsistencyDistillation(Objective):
     guidance: float = 1.0
     gap: Gap = KarrasGap()
     distance: Distance = PseudoHuber()
+
+    def __post_init__(self):
+        expect(
+            0 < self.guidance <= LARGEST,
+            "guidance",
+            self.guidance,
+            f"a scale in (0, {LARGEST:g}]",
+            "use 1 for none",
+        )
 
     @property
     def frozen(self) -> Mapping[str, Weights]:

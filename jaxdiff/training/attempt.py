@@ -86,6 +86,7 @@ class Attempt:
     done_before: int = 0
     longest_step: float = 0.0
     longest_save: float = 0.0
+    longest_hook: float = 0.0
     measured: set[str] = dataclasses.field(default_factory=set)
 
     def go(self, state: TrainState, start: int, iterator: Iterator[Any]) -> TrainState | Diverged:
@@ -183,7 +184,7 @@ class Attempt:
     def _after(self, step: int, state: TrainState) -> None:
         """Save, stop, and call hooks, where they are due."""
         last, stop, cause = step == self.settings.steps, self.signals.caught(step), ""
-        if not stop and not last and self._is_late():
+        if not stop and not last and self._is_late(step):
             if jax.process_count() > 1:
                 self.signals.stop_all()
             else:
@@ -195,14 +196,18 @@ class Attempt:
             raise Stopped(int(stop) if not cause else 0, step, self.checkpoints.latest(), cause)
         for hook in self.hooks:
             if step % hook.every == 0 or last:
+                began = time.monotonic()
                 with self.observers.goodput.spent("evaluate"), self.observers.watchdog.paused():
                     values = self._values(hook, state, step)
+                self.longest_hook = max(self.longest_hook, time.monotonic() - began)
                 self.writers.write(step, values)
                 self._rate(step, state, values)
 
-    def _is_late(self) -> bool:
-        limit = self.observers.limit
-        return limit is not None and limit.reached(self.longest_step, self.longest_save)
+    def _is_late(self, step: int) -> bool:
+        """Whether the time limit leaves no room for what follows: the hooks that are due, another step, and a save."""
+        limit, due = self.observers.limit, sum(step % hook.every == 0 for hook in self.hooks)
+        ahead = self.longest_step + due * self.longest_hook
+        return limit is not None and limit.reached(ahead, self.longest_save)
 
     def _values(self, hook: Hook, state: TrainState, step: int) -> Mapping[str, Any]:
         """What a hook returns. One that fails costs its output only."""

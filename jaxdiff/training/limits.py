@@ -45,7 +45,7 @@ class Profile:
 
     def __init__(self, folder: epath.PathLike, steps: tuple[int, int] | None):
         self._folder, self._steps = str(folder), steps
-        self._active = False
+        self._active = self._done = False
 
     def marked(self, step: int) -> contextlib.AbstractContextManager[Any]:
         """A context that marks a step in the trace."""
@@ -54,7 +54,8 @@ class Profile:
         return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
     def before(self, step: int) -> None:
-        if self._steps is not None and step == self._steps[0]:
+        if self._steps is not None and not self._done and self._steps[0] <= step <= self._steps[1]:
+            self._done = True
             jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
             self._active = True
 

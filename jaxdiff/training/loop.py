@@ -170,8 +170,7 @@ class _Run:
 
     def go(self) -> TrainState:
         settings, abstract = self.model.settings, self.model.abstract()
-        with self.observers.goodput.spent("restart"), self.observers.watchdog.paused():
-            start, state = self._newest(abstract)
+        start, state = self._newest(abstract)
         if start is not None and start >= settings.steps:
             _say_finished(start, settings.steps)
             return state
@@ -187,16 +186,19 @@ class _Run:
                     return attempted
                 windows, done = self._go_back(attempted, windows), attempted.last
                 state = attempted = None  # two states at once may not fit into memory
-                with self.observers.goodput.spent("restart"), self.observers.watchdog.paused():
-                    start, state = self._newest(abstract)
+                start, state = self._newest(abstract)
         finally:
             if jax.process_index() == 0:
                 print(self.observers.goodput, flush=True)
 
     def _newest(self, abstract: TrainState) -> tuple[int | None, TrainState]:
         """The newest checkpoint with its step, or the state to start from."""
-        found = self.checkpoints.newest(lambda step: self.checkpoints.restore(step, abstract))
-        return found or (None, self.model.first(abstract))
+        began, goodput = time.monotonic(), self.observers.goodput
+        with self.observers.watchdog.paused():
+            found = self.checkpoints.newest(lambda step: self.checkpoints.restore(step, abstract))
+            newest = found or (None, self.model.first(abstract))
+        goodput.add("restart" if found else "start", time.monotonic() - began)
+        return newest
 
     def _windows(self, start: int | None) -> tuple[Window, ...]:
         """The windows that the run passes over. Until the first checkpoint nothing binds the folder."""
@@ -210,7 +212,8 @@ class _Run:
     ) -> TrainState | Diverged:
         settings, mesh, observers = self.model.settings, self.model.mesh, self.observers
         data = passing_over.passing_over(self.batches, start, windows)
-        first = next(data)
+        with observers.goodput.spent("start"):
+            first = next(data)
         size = _batch_size(first, settings.accumulation, mesh)
         rows = size // jax.process_count()
         writers = open_writers(self.workdir, start, settings.steps)

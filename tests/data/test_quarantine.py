@@ -125,6 +125,35 @@ def test_no_intact_example_is_an_error():
         Quarantined(Nothing({}), 1.0)[0]
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EMFILE, "too many open files"),
+        OSError(errno.ENOMEM, "no memory"),
+        OSError(errno.EHOSTUNREACH, "no route"),
+        BrokenPipeError(errno.EPIPE, "broken pipe"),
+        TimeoutError("timed out"),
+        ConnectionError("lost"),
+    ],
+    ids=repr,
+)
+def test_errors_of_the_machine_are_no_damage(monkeypatch, error):
+    monkeypatch.setattr(quarantine.time, "sleep", lambda seconds: None)
+    examples = Quarantined(Examples(error), 1.0)
+    with pytest.raises(type(error)):
+        examples[3]
+    assert not examples.damaged
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("image file is truncated"), FileNotFoundError(errno.ENOENT, "gone")], ids=repr
+)
+def test_errors_of_a_file_are_damage(error):
+    examples = Quarantined(Examples(error), 1.0)
+    assert examples[3]["image"][0, 0, 0] == 4
+    assert examples.damaged == {3}
+
+
 def test_an_error_of_the_network_is_tried_again_and_never_taken_for_damage(monkeypatch, caplog):
     monkeypatch.setattr(quarantine.time, "sleep", lambda seconds: None)
 

@@ -194,6 +194,7 @@ def test_a_part_that_a_run_lacks_is_a_sentence(changed, name, sentence):
     [
         ("metrics.jsonl", b'{"step": 1, "loss": 2}\n{"step', "1 of 2 rows are damaged"),
         ("metrics.jsonl", b'{"step": 1, "loss": "high", "x": [1]}\n', "1 of 1 rows are damaged"),
+        ("metrics.jsonl", b'{"step": 1, "loss": 1' + 400 * b"0" + b"}\n", "1 of 1 rows are damaged"),
         ("evaluation.json", b"[1", "evaluation.json is damaged"),
         ("evaluation.json", b"[1]", "evaluation.json is damaged"),
         ("evaluation.png", b"\x89PNG\r\n", "evaluation.png is damaged"),

@@ -204,11 +204,19 @@ def test_repeated_gaps_of_karras_are_its_grid():
     ("make", "message"),
     [
         (lambda: ShrinkingGap(stage_steps=0), "stage_steps=0"),
-        (lambda: ShrinkingGap(10, q=1.0), "q=1.0: expected a number above 1"),
+        (lambda: ShrinkingGap(10, q=1.0), "q=1.0: expected a finite number above 1"),
         (lambda: ShrinkingGap(10, k=-1.0), "k=-1.0"),
+        (lambda: ShrinkingGap(10, q=float("inf")), "q=inf"),
+        (lambda: ShrinkingGap(10, stages=0), "stages=0"),
         (lambda: KarrasGap(0), "steps=0"),
+        (
+            lambda: KarrasGap(sigma_min=80.0, sigma_max=0.002),
+            "sigma_max=0.002: expected a level above sigma_min=80",
+        ),
+        (lambda: ConsistencyDistillation(Nowhere(), guidance=float("nan")), "guidance=nan"),
+        (lambda: ConsistencyDistillation(Nowhere(), guidance=-7.0), "guidance=-7"),
     ],
 )
-def test_impossible_gaps_are_refused(make, message):
+def test_impossible_settings_are_refused(make, message):
     with pytest.raises(UserError, match=message):
         make()

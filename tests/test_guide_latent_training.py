@@ -25,7 +25,7 @@ CHANGES = {
 
 def test_the_python_of_the_guide_builds():
     codec = build(guides.run(CODE)["codec"])
-    assert codec.data_shape((24, 24, 3)) == (6, 6, 8)
+    assert codec.data_shape((24, 24, 3)) == (12, 12, 4)
     assert set(codec.frozen) == {"autoencoder", "latent_statistics"}
 
 

@@ -205,10 +205,11 @@ def test_a_slice_that_is_gone_needs_no_deletion(launch):
 
 INTERRUPTED = """\
 import os, signal, sys
-signal.signal(signal.SIGINT, signal.SIG_DFL)
+for number in (signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
 os.execv(sys.argv[1], sys.argv[1:])
 """
-"""Runs a command that SIGINT interrupts, also where a shell has started the tests in the background."""
+"""Runs a command that signals end, also where a shell or nohup has made these tests ignore them."""
 
 
 @pytest.mark.parametrize(

@@ -374,6 +374,7 @@ def test_goodput_needs_all_that_it_depends_on(words, named):
     assert str(error.value).startswith(named)
 
 
+@pytest.mark.slow
 def test_the_hours_with_failures_are_those_without_over_the_goodput(plain, capsys, monkeypatch):
     experiment, plan = plain
     monkeypatch.setattr("jaxdiff.cost.estimate.estimate", lambda *_: dict(plan))

@@ -81,6 +81,7 @@ def test_networks_have_the_published_numbers_of_parameters(variant):
     assert found == {"autoencoder": VAE, **FROZEN[variant]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", some(("sd15", "sd21", "sdxl"), ("sd15",)))
 def test_from_scratch_the_same_network_is_trained_on_fewer_pixels(variant):
     """Nothing is read from the U-Net's file; text encoders and autoencoder are those of the converted run."""

@@ -293,6 +293,7 @@ def test_a_lora_of_another_model_is_refused_and_nothing_is_written(made, lora, t
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", some(("", "model.diffusion_model."), ("",)))
 def test_another_unet_over_a_converted_run(prefix, made, tmp_path):
     folder, run = made("sd1")
@@ -306,6 +307,7 @@ def test_another_unet_over_a_converted_run(prefix, made, tmp_path):
     assert all(np.array_equal(text[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_the_unet_of_another_model_is_refused(made, tmp_path):
     folder, _ = made("xl")
     with pytest.raises(UserError, match="expected the tensors of the config's network"):

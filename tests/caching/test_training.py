@@ -148,6 +148,7 @@ def test_labels_are_those_of_the_runs_class_table(made):
     np.testing.assert_array_equal(found, 1 - plain)
 
 
+@pytest.mark.slow
 def test_latents_alone_leave_texts_to_be_encoded(made):
     experiment, frozen, folder = made(fields=("image",))
     task = experiment.task

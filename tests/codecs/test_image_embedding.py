@@ -51,6 +51,7 @@ def test_data_are_the_encoders_unit_vectors_times_the_root_of_their_width(frozen
     )
 
 
+@pytest.mark.slow
 def test_statistics_make_data_of_unit_variance(frozen):
     vectors = np.asarray(CODEC.decode(frozen, CODEC.encode(frozen, jnp.asarray(IMAGES), KEYS)))
     standard = dataclasses.replace(CODEC, **statistics(vectors))

@@ -73,6 +73,7 @@ def test_users_give_images_embeddings_of_any_length_or_both(params, vectors):
     }
 
 
+@pytest.mark.slow
 def test_nothing_of_a_dropped_image_remains(params):
     one, other = (embed(params, jnp.asarray(each), ~SHOWN) for each in (IMAGES, IMAGES[::-1]))
     for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):

@@ -174,6 +174,7 @@ def test_an_image_to_enlarge_is_noised_as_by_the_upscaler(step, betas, schedule)
     np.testing.assert_allclose(found["value"], expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_level_of_the_noise_is_a_row_of_the_table():
     part, table = upscaled(LinearBetas(), level=0.021), RNG.standard_normal((1000, 8), np.float32)
     params = {"params": {"noise": {"table": jnp.asarray(table)}}}

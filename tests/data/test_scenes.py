@@ -146,6 +146,7 @@ def test_there_are_one_to_three_objects_and_all_relations(splits):
         assert np.abs(relations - 0.2).max() < 0.05
 
 
+@pytest.mark.slow
 def test_texts_are_str():
     example = Tfds("scenes", label_key=None, text_key="caption").open()[0]
     assert example["text"].dtype.kind == "U"

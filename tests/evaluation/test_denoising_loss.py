@@ -83,6 +83,7 @@ class Counted(InMemory):
 READ = []
 
 
+@pytest.mark.slow
 def test_only_a_few_examples_are_read_and_they_are_spread_over_all(task):
     n = 1001
     images = np.zeros((n, 8, 8, 3), np.uint8)

@@ -129,6 +129,7 @@ def noisy(scale=1.0, label=False, **options):
     return a_generator(parts, params, scale=scale)
 
 
+@pytest.mark.slow
 def test_a_noisy_condition_has_its_level_and_the_noise_of_its_image():
     generator = noisy(level=0.2, max_level=0.5)
     grey = np.zeros((3, 4, 4, 1), np.float32)

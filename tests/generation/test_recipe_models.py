@@ -46,6 +46,7 @@ def test_the_model_is_shown_the_label_of_the_recipe():
         np.testing.assert_allclose(generator(label=1).astype(int), expected, atol=1)
 
 
+@pytest.mark.slow
 @pytest.mark.spread(1)
 @pytest.mark.parametrize("initial", ["process", "unit"])
 def test_the_model_has_the_process_of_the_recipe(initial):

@@ -128,6 +128,7 @@ class Half(Shown):
         return x / 2
 
 
+@pytest.mark.slow
 def test_a_second_codec_makes_previews(tmp_path):
     write_safetensors(
         tmp_path / "tiny.safetensors",

@@ -59,6 +59,7 @@ def test_bfloat16_softmax_is_float32():
     np.testing.assert_allclose(attend(query, key, value).astype("float32"), 1.0, atol=2**-7)
 
 
+@pytest.mark.slow
 @pytest.mark.spread(1)
 @pytest.mark.parametrize("length", some([4, 5], [5]))
 @pytest.mark.parametrize(

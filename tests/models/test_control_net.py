@@ -176,6 +176,7 @@ def test_a_control_net_of_latents_serves_an_inpainting_model():
     assert [kernel.value.shape[2] for kernel in kernels] == [8, 4]
 
 
+@pytest.mark.slow
 def test_one_description_in_two_places_shares_no_parameters():
     network, _ = a_control_net("sd1")
     both = Controlled(network.network, {"a": network, "b": network})

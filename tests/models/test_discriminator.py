@@ -9,6 +9,7 @@ from jaxdiff.models.discriminator import PatchDiscriminator
 NETWORK = PatchDiscriminator(width=4)
 
 
+@pytest.mark.slow
 def test_a_score_sees_70_pixels_and_256_pixels_have_30_scores():
     shape = (1, 256, 256, 3)
     params = NETWORK.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]

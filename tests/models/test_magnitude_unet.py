@@ -168,6 +168,7 @@ def test_dropout_acts_in_training_only():
     np.testing.assert_array_equal(apply(one, False), apply(two, False))
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near_float32():
     params, x = randomised(NETWORK), images()
     exact, half = run(NETWORK, params, x), run(NETWORK.clone(dtype="bfloat16"), params, x)

@@ -148,6 +148,7 @@ def test_unit_noise_is_not_scaled_by_sigma():
     np.testing.assert_allclose(flow.initial_std(FLOW, jnp.asarray(0.3)), np.sqrt(0.7**2 + 0.3**2), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_known_data_have_the_noise_of_the_process():
     """Only what is generated begins with unit noise."""
     known = KnownData(jnp.ones((3, *SHAPE)), jnp.asarray([[[[True, False]]]] * 3))

@@ -36,6 +36,7 @@ def test_settings_change_sampler_and_steps_and_share_the_weights(run):
     assert all(candidate.generator.params is found.plain.params for candidate in found.made)
 
 
+@pytest.mark.slow
 def test_negative_conditions_are_values_of_the_model_and_nothing_where_guidance_is_off(run):
     settings = [
         Setting(scale, negative=text) for text in ("own", "label=3", "label=4") for scale in (1.0, 2.0)

@@ -42,6 +42,7 @@ def test_a_run_saves_and_stops_before_its_limit_and_continues_exactly(tmp_path):
     assert toy.sha(limited) == toy.sha(run(tmp_path / "straight", step + 2))
 
 
+@pytest.mark.slow
 def test_a_profile_has_events_of_its_steps_for_perfetto_and_tensorboard(tmp_path):
     run(tmp_path, 8, parts={"surroundings": loop.Surroundings(profile=(3, 5))})
     folder = tmp_path / "profile"

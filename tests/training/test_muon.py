@@ -54,6 +54,7 @@ def test_updates_of_kernels_are_orthogonal_and_as_large_as_adams(name):
     assert np.sum(-matrix * (u @ v)) > 0.95 * np.linalg.norm(matrix) * np.linalg.norm(u @ v)
 
 
+@pytest.mark.slow
 def test_each_head_is_a_separate_matrix():
     found = update(Muon(learning_rate=0.1))["query_key_value"]["kernel"]
     tiny = jax.tree.map(lambda leaf: leaf, GRADIENTS)

@@ -38,6 +38,7 @@ def test_a_perfect_translation(translation, partial):
     assert [values["tasks"][name]["n"] for name in ("all", *TASKS)] == [60, *counts]
 
 
+@pytest.mark.slow
 def test_hints_of_samples_are_compared_with_the_given_hints(translation, partial):
     evaluation, truth = dataclasses.replace(translation, hints=(Grayscale(), None)), partial[1]["image"]
     columns = score(evaluation, partial, answering(partial, "source", truth))["tasks"]
@@ -50,6 +51,7 @@ def test_hints_of_samples_are_compared_with_the_given_hints(translation, partial
     assert darker["tasks"]["colourise"]["samples"][0]["hint_error"] > 20
 
 
+@pytest.mark.slow
 def test_shuffling_does_not_matter_to_a_model_that_ignores_its_condition(translation, partial):
     images = noisy(np.full((60, 32, 32, 3), 110), 0, 30)
     for column in score(translation, partial, lambda conditions, *_: images)["tasks"].values():
@@ -82,6 +84,7 @@ def test_luma_makes_a_harder_baseline(translation, partial):
     assert hard["inpaint"]["baseline"] == flat["inpaint"]["baseline"]
 
 
+@pytest.mark.slow
 def test_one_changed_known_pixel_appears_in_the_table(translation, partial):
     images, task = partial[1]["image"].copy(), partial[1]["task"]
     image = np.flatnonzero(task == 1)[3]
@@ -97,6 +100,7 @@ def test_one_changed_known_pixel_appears_in_the_table(translation, partial):
     assert kept[2] == "-"
 
 
+@pytest.mark.slow
 def test_errors_are_over_the_generated_pixels(translation, partial):
     opaque = known(partial[1]["source"])[..., None]
     images = partial[1]["image"] // 2 + 60

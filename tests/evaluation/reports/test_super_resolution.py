@@ -79,6 +79,7 @@ def test_guidances_and_diversity(small):
     assert found.table[0] == ("", "real", "bicubic", "guidance 1", "guidance 6")
 
 
+@pytest.mark.slow
 def test_every_condition_of_the_model_comes_from_the_test_examples(small):
     seen = []
 

@@ -142,6 +142,7 @@ def test_a_changed_attribute_is_wrong_and_no_other(classifier, scans, change, wr
             assert after[name][before["all"]].mean() > 0.95
 
 
+@pytest.mark.slow
 def test_other_images_are_wrong(classifier, splits):
     test = splits["test"]
     noise = np.random.default_rng(0).integers(0, 256, (100, SIZE, SIZE, 3)).astype(np.uint8)

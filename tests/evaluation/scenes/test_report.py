@@ -84,6 +84,7 @@ def test_a_perfect_model_matches_real_images(perfect):
     assert values["real"]["memorization"]["exact_copies"] == 0.0
 
 
+@pytest.mark.slow
 def test_a_perfect_model_is_at_chance_under_other_captions(perfect):
     values = perfect.values
     assert values["shuffled"]["correct"] == values["real_shuffled"]["correct"]
@@ -91,6 +92,7 @@ def test_a_perfect_model_is_at_chance_under_other_captions(perfect):
     assert 0.2 < values["shuffled"]["correct"]["count"] < 0.6
 
 
+@pytest.mark.slow
 def test_a_model_that_ignores_captions_is_as_good_under_other_captions(evaluate, train):
     report = evaluate(lambda given, seed, guidance: train["image"][:N])
     assert report.values["samples"][1]["correct"] == report.values["shuffled"]["correct"]

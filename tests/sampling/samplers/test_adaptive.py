@@ -100,6 +100,7 @@ def test_a_nan_of_the_denoiser_is_not_retried():
     assert np.all(np.isnan(end))
 
 
+@pytest.mark.slow
 def test_the_step_size_carries_over():
     """Only the first piece of a grid has a careful initial step; each later piece needs one attempt."""
     times = GRIDS[1](VE, 25)

@@ -74,6 +74,7 @@ def turn(path):
     return path.end[rises[0]], path.start[rises[0] + 1], len(rises)
 
 
+@pytest.mark.slow
 @pytest.mark.spread(1)
 @each_process
 def test_an_exact_flow_keeps_the_distribution_through_restarts(process):

@@ -43,6 +43,8 @@ parse "$@"
 # shellcheck disable=SC2154  # parse sets them
 {
   check_name "$name"
+  ((${#name} <= 40)) || # the names of its pods add the numbers of slice and host, within 63
+    die "--name=$name: expected at most 40 characters, got ${#name}. Fix: use a shorter name"
   case "$accelerator" in
     v5e) selector=tpu-v5-lite-podslice ;;
     v6e) selector=tpu-v6e-slice ;;

@@ -45,6 +45,20 @@ required=(--name --nodes --gpus-per-node --time --config --workdir)
 optional=(--python --max-restarts --notice "${of_sbatch[@]}") switches=(--dry-run)
 parse "$@"
 
+seconds_of() { # LIMIT: the seconds of a time limit in one of Slurm's forms, or nothing
+  local days=0 clock="$1" a b c
+  if [[ "$clock" =~ ^([0-9]{1,4})-([0-9:]+)$ ]]; then
+    days="${BASH_REMATCH[1]}" clock="${BASH_REMATCH[2]}"
+    [[ "$clock" =~ ^[0-9]+$ ]] && clock+=":00:00"
+    [[ "$clock" =~ ^[0-9]+:[0-9]+$ ]] && clock+=":00"
+  fi
+  [[ "$clock" =~ ^[0-9]{1,6}$ ]] && clock="00:$clock:00"
+  [[ "$clock" =~ ^[0-9]{1,6}:[0-9]{1,2}$ ]] && clock="00:$clock"
+  [[ "$clock" =~ ^([0-9]{1,6}):([0-9]{1,6}):([0-9]{1,2})$ ]] || return 0
+  a="${BASH_REMATCH[1]}" b="${BASH_REMATCH[2]}" c="${BASH_REMATCH[3]}"
+  echo $((10#$days * 86400 + 10#$a * 3600 + 10#$b * 60 + 10#$c))
+}
+
 # shellcheck disable=SC2154  # parse sets them
 {
   check_name "$name"
@@ -57,7 +71,10 @@ parse "$@"
   check_config "$root" "$config"
   [[ "$workdir" == /* || "$workdir" == *://* ]] ||
     die "--workdir=$workdir: expected an absolute path or a bucket, got $workdir. Fix: name a folder that all nodes share"
-  limit="$time"
+  limit="$time" seconds="$(seconds_of "$time")"
+  [[ -n "$seconds" ]] || die "--time=$limit: expected a time limit in Slurm's form, got $limit. Fix: --time 04:00:00"
+  ((notice < seconds && notice <= 65535)) ||
+    die "--notice=$notice: expected less than --time, which has $seconds seconds, and at most 65535, got $notice. Fix: give fewer"
 }
 need sbatch "run this script on a login node of the cluster"
 

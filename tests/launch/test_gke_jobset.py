@@ -158,6 +158,7 @@ def test_a_refused_jobset_is_one_line_after_kubectls_own(tools, reason):
         {"slices": 0},
         {"chips_per_host": 3},
         {"image": "a\x1b[2Jb"},
+        {"name": "a" * 41},
     ],
     ids=lambda changed: next(iter(changed)),
 )

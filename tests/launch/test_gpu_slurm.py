@@ -111,6 +111,10 @@ def test_a_refused_job_is_one_line_after_sbatchs_own(tools, reason):
         ({"gpus_per_node": 0}, "--gpus-per-node=0"),
         ({"nodes": "2-4"}, "--nodes=2-4"),
         ({"notice": "soon"}, "--notice=soon"),
+        ({"time": "nonsense"}, "--time=nonsense"),
+        ({"time": "00:04:00"}, "--notice=300"),
+        ({"time": "4", "notice": "240"}, "--notice=240"),
+        ({"time": "7-0", "notice": "70000"}, "--notice=70000"),
     ],
 )
 def test_numbers_that_make_no_job_are_refused(tools, changed, message):

@@ -192,10 +192,14 @@ class Attempt:
         if step % self.settings.checkpoint_every == 0 or last or stop:
             self._land(0)
             self._save(step, state, last=last or bool(stop), at_end=last)
+        self._call_hooks(step, state, [hook for hook in self.hooks if hook.quick or not stop])
         if stop:
             raise Stopped(int(stop) if not cause else 0, step, self.checkpoints.latest(), cause)
-        for hook in self.hooks:
-            if step % hook.every == 0 or last:
+
+    def _call_hooks(self, step: int, state: TrainState, hooks: Sequence[Hook]) -> None:
+        """Call those that are due."""
+        for hook in hooks:
+            if step % hook.every == 0 or step == self.settings.steps:
                 began = time.monotonic()
                 with self.observers.goodput.spent("evaluate"), self.observers.watchdog.paused():
                     values = self._values(hook, state, step)

@@ -113,7 +113,7 @@ def run(
         contextlib.closing(Profile(workdir / "profile", around.profile)) as profile,
     ):
         if snapshots is not None:
-            hooks = [Hook(ema.snapshot_every, snapshots.save), *hooks]
+            hooks = [Hook(ema.snapshot_every, snapshots.save, quick=True), *hooks]
         limit = None if around.time_limit is None else TimeLimit(around.time_limit, began)
         spikes = SpikeReports(tolerance.spikes) if tolerance.spikes else None
         observers = Observers(goodput, watchdog, profile, around.peers, spikes, limit)

@@ -17,11 +17,13 @@ class Hook(NamedTuple):
     """A function of the state, called every `every` steps and after the last: draw samples, evaluate.
 
     `call(state, step)` may return scalars and images (uint8 [height, width, channels]) to log. It must not keep the
-    state, whose memory the next step reuses. A `UserError` is logged, and training goes on.
+    state, whose memory the next step reuses. A `UserError` is logged, and training goes on. A run that stops calls only
+    hooks that are `quick`.
     """
 
     every: int
     call: Callable[[TrainState, int], Mapping[str, Any] | None]
+    quick: bool = False
 
 
 @runtime_checkable

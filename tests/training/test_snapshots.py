@@ -1,5 +1,7 @@
 """Snapshots of a run, and averages reconstructed from them."""
 
+import os
+import signal
 import types
 
 import jax
@@ -95,6 +97,20 @@ def test_an_interrupted_run_continues_with_all_averages(trained, tmp_path):
     _, straight = trained
     run(tmp_path, KEPT, steps=40)
     assert toy.sha(run(tmp_path, KEPT)) == toy.sha(straight)
+    with Snapshots(tmp_path, read_only=True) as snapshots:
+        assert snapshots.steps() == list(range(10, STEPS + 1, 10))
+
+
+def test_a_run_that_stops_at_a_snapshot_stores_it(trained, tmp_path):
+    def stopped(start):
+        for step, batch in enumerate(toy.batches(start), start + 1):
+            if step == 30:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    with pytest.raises(loop.Stopped, match="SIGTERM at step 30"):
+        run(tmp_path, KEPT, batches=stopped)
+    assert toy.sha(run(tmp_path, KEPT)) == toy.sha(trained[1])
     with Snapshots(tmp_path, read_only=True) as snapshots:
         assert snapshots.steps() == list(range(10, STEPS + 1, 10))
 

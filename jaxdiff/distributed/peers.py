@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxdiff.errors import UserError
+
 BEAT = 2.0
 """Seconds between heartbeats."""
 
@@ -48,6 +50,7 @@ class Beat(NamedTuple):
       step: the step that it has begun.
       busy: mean seconds a step that it waits for data, while the others may wait for it.
       ended: whether it has ended its work, and says no more.
+      failed: the exit status with which an error ends it; 0 if there is none.
     """
 
     count: int
@@ -55,6 +58,7 @@ class Beat(NamedTuple):
     step: int = 0
     busy: float = 0.0
     ended: bool = False
+    failed: int = 0
 
 
 def lost(beats: Mapping[int, tuple[Beat, float]], now: float) -> list[str]:
@@ -93,6 +97,8 @@ def stragglers(beats: Mapping[int, Beat]) -> list[str]:
 
 class Peers:
     """The other processes of a run. Within this context, the loss of one ends this process with status 75.
+
+    An error that ends one of them ends this process too, with the same status, which a supervisor does not repeat.
 
     In a run of one process nothing happens.
     """
@@ -135,9 +141,12 @@ class Peers:
         self._ended.set()
         if self._talker is not None:
             self._talker.join(2 * BEAT)  # its last heartbeat comes before that of the end
-        if error is None:
+        if error is None or isinstance(error, Exception):
+            failed = 0 if error is None else 2 if isinstance(error, UserError) else 1
             with contextlib.suppress(Exception):  # of JAX's service, at the end of the work
-                self._send(self._own._replace(count=self._own.count + 1, ended=True))
+                self._send(self._own._replace(count=self._own.count + 1, ended=not failed, failed=failed))
+            if failed and self._index == 0:
+                time.sleep(2 * BEAT)  # the others read this from the first process
         _restore_abort()
 
     def report(self, step: int, waited: float) -> None:
@@ -181,6 +190,9 @@ class Peers:
     def _judge(self) -> None:
         while not self._ended.wait(BEAT / 2):
             now = time.monotonic()
+            for index, (beat, _) in self._beats.items():
+                if beat.failed and not self._ended.is_set():
+                    _end(f"process {index} on {beat.host} has failed", beat.failed, "see its own error")
             found = lost(self._beats, now)
             if now - self._reached > SILENCE:
                 found = [f"{self._first()}, which keeps the processes together, does not answer"]
@@ -197,10 +209,10 @@ class Peers:
             _end(f"{self._first()}, which keeps the processes together, has ended")
 
 
-def _end(why: str) -> None:
-    line = f"error: {why}. This process ends too. Fix: run the same command again on all hosts\n"
+def _end(why: str, status: int = STATUS, fix: str = "run the same command again on all hosts") -> None:
+    line = f"error: {why}. This process ends too. Fix: {fix}\n"
     os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, line.encode())
-    os._exit(STATUS)
+    os._exit(status)
 
 
 def _may_be_of_a_lost_peer(error: Exception) -> bool:

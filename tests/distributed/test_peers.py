@@ -51,10 +51,12 @@ def test_one_process_has_no_peers():
 
 WORK = """
 import time
+import jax
 import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from jaxdiff.distributed import runtime
 from jaxdiff.distributed.peers import Peers
+from jaxdiff.errors import UserError
 
 runtime.start()
 with Peers() as peers:
@@ -64,6 +66,8 @@ with Peers() as peers:
         if step == 20:
             time.sleep(5)  # heartbeats have been exchanged
             print("ready", flush=True)
+            if FAILING == jax.process_index():
+                raise UserError("data=x: expected y, got z. Fix: w")
         time.sleep(0.01)
 """
 
@@ -71,33 +75,54 @@ BOUND = SILENCE + 20.0
 """Seconds after which the others have ended, on a busy machine."""
 
 
+@pytest.fixture
+def pair():
+    """Starts two processes of one computation, of which one may fail, and waits for their heartbeats."""
+    started = []
+
+    def begin(failing=None):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        started.extend(
+            subprocess.Popen(
+                [sys.executable, "-c", f"FAILING = {failing}\n{WORK}"], text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                env=environment(1, JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(i)),
+            )
+            for i in range(2)
+        )  # fmt: skip
+        for process in started:
+            lines = iter(process.stdout.readline, "")
+            assert "ready\n" in lines, process.stderr.read()
+        return started
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_lost_process_ends_the_other_with_one_line(victim, number):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORK], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=environment(1, JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(i)),
-        )
-        for i in range(2)
-    ]  # fmt: skip
-    try:
-        for process in processes:
-            lines = iter(process.stdout.readline, "")
-            assert "ready\n" in lines, process.stderr.read()
-        processes[victim].send_signal(number)
-        began, other = time.monotonic(), processes[1 - victim]
-        _, err = other.communicate(timeout=100)
-        assert time.monotonic() - began < BOUND
-        assert other.returncode == 75, err
-        line = err.splitlines()[-1]
-        assert line.startswith(f"error: process {victim} on {socket.gethostname()}")
-        assert "Fix: run the same command again" in line
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
+def test_a_lost_process_ends_the_other_with_one_line(pair, victim, number):
+    processes = pair()
+    processes[victim].send_signal(number)
+    began, other = time.monotonic(), processes[1 - victim]
+    _, err = other.communicate(timeout=100)
+    assert time.monotonic() - began < BOUND
+    assert other.returncode == 75, err
+    line = err.splitlines()[-1]
+    assert line.startswith(f"error: process {victim} on {socket.gethostname()}")
+    assert "Fix: run the same command again" in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_error_of_one_process_ends_the_other_with_its_status(pair, failing):
+    """So that no supervisor repeats what fails each time."""
+    other = pair(failing)[1 - failing]
+    _, err = other.communicate(timeout=100)
+    assert other.returncode == 2, err
+    assert err.splitlines()[-1].startswith(f"error: process {failing} on {socket.gethostname()} has failed")

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxdiff.cli import app, spans
 from jaxdiff.cli.stop_signals import StopAtOnce
+from jaxdiff.errors import expect
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict

@@ -40,3 +40,10 @@ def test_other_ranges_are_refused(text):
 def test_a_command_refuses_them_before_it_reads_its_config():
     with pytest.raises(UserError, match="--time-limit"):
         train.main(["--config", "configs/digits.py", "--time-limit", "soon"])
+
+
+def test_steps_that_the_run_does_not_have_are_not_traced_without_a_word(tmp_path):
+    command = ["--config", "configs/digits.py", "--config.steps=200", "--workdir", str(tmp_path / "run")]
+    with pytest.raises(UserError, match="--profile='1000:2000': expected steps up to 200"):
+        train.main([*command, "--profile=1000:2000"])
+    assert not (tmp_path / "run").exists()

@@ -2,8 +2,8 @@
 
 The autoencoder is the run of configs/scenes_autoencoder.py, which is not trained further. The text encoder, the data
 and the evaluation are those of configs/scenes_text.py. The U-Net sees 12 x 12 latents of 4 channels.
-Figures: none, it was not trained to the end yet. A form with latents of 6 x 6 x 8 (widths 64 and 96, 2,800 steps of 32, 32
-CPU minutes) had everything in the caption right in 56.8 % at guidance 4; digits were the rest.
+Figures: none, it was not trained to the end yet. A form with latents of 6 x 6 x 8 (widths 64 and 96, 2,800 steps of 32,
+32 CPU minutes) had everything in the caption right in 56.8 % at guidance 4; the digits limited it.
 
     python -m jaxdiff.train --config configs/scenes_autoencoder.py
     python -m jaxdiff.train --config configs/scenes_latent.py

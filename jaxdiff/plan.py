@@ -96,16 +96,18 @@ def _check_measured(flags: argparse.Namespace) -> None:
         fix = f"add --mtbf {PUBLISHED}, or the hours between failures"
         expect(not given, "--mtbf", None, f"a value, since {flag} is there", fix)
         return
-    for name in MEASURED:
-        flag, found = f"--{name}-seconds", getattr(flags, f"{name}_seconds")
-        least = "> 0" if name in ("save", "step") else ">= 0"
-        present = name == "step" or found is not None
-        expect(present, flag, None, "a time, since --mtbf is there", f"measure {MEASURED[name]}")
-        fits = found is None or (found > 0 if least == "> 0" else found >= 0)
-        expect(fits, flag, found, f"seconds {least}", "give the measured time")
     positive = flags.mtbf == PUBLISHED or flags.mtbf > 0
     expect(positive, "--mtbf", flags.mtbf, f"hours > 0, or {PUBLISHED}", f"use {PUBLISHED}")
     expect(flags.seed >= 0, "--seed", flags.seed, "a number >= 0", "give 0 or more")
+    for name in given:
+        found, least = getattr(flags, f"{name}_seconds"), "> 0" if name in ("save", "step") else ">= 0"
+        fits = found > 0 if least == "> 0" else found >= 0
+        expect(fits, f"--{name}-seconds", found, f"seconds {least}", "give the measured time")
+    for name in MEASURED:
+        present = name == "step" or name in given
+        expect(
+            present, f"--{name}-seconds", None, "a time, since --mtbf is there", f"measure {MEASURED[name]}"
+        )
 
 
 def _goodput(flags: argparse.Namespace, plan: Mapping[str, Any], checkpoint_every: int) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def _differences(changed: dict[str, list], listed: Html) -> Html:
 
 
 def _config(run: RunFiles, changed: dict[str, list]) -> Html:
-    """All fields of a config; those that differ between runs are marked."""
+    """All fields of a config. Fields that differ between runs are marked."""
     rows = (
         (path, element("mark", _value(value)) if _is_changed(path, changed) else _value(value))
         for path, value in fields(run.config).items()

@@ -43,7 +43,7 @@ def bounds(text: str) -> tuple[float, float]:
     """The shortest and the longest length of ``LOW:HIGH``.
 
     Raises:
-      UserError: they are no lengths of averages, or not in order.
+      UserError: one of them is not the length of an average, or they are not in order.
     """
     low, colon, high = text.partition(":")
     expect(bool(colon), FLAG, text, "two lengths LOW:HIGH", "try 0.02:0.25")

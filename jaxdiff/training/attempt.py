@@ -159,7 +159,7 @@ class Attempt:
             _log.warning("%s", error)
 
     def _land(self, allowed: int) -> None:
-        """Wait until at most `allowed` steps are in flight, and look at those that have ended.
+        """Wait until at most `allowed` steps are in flight. Losses of finished steps are examined.
 
         Steps after divergence are not looked at, so that its end is the same however many are in flight.
         """
@@ -197,7 +197,7 @@ class Attempt:
             raise Stopped(int(stop) if not cause else 0, step, self.checkpoints.latest(), cause)
 
     def _call_hooks(self, step: int, state: TrainState, hooks: Sequence[Hook]) -> None:
-        """Call those that are due."""
+        """Call the hooks that are due at this step."""
         for hook in hooks:
             if step % hook.every == 0 or step == self.settings.steps:
                 began = time.monotonic()

@@ -306,7 +306,7 @@ class Checkpoints:
         return [self._keep_also.read(self._folder(step), step) for step in self.steps()]
 
     def _store_ratings(self) -> None:
-        """Write the metrics of complete checkpoints next to their states; then delete those that are not kept."""
+        """Write the metrics of complete checkpoints next to their states. Then delete what is not kept."""
         complete = set(self.steps())
         for step, value in list(self._rated.items()):
             if step in complete and jax.process_index() == 0:

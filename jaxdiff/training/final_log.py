@@ -7,8 +7,9 @@ from typing import Any
 from etils import epath
 
 from jaxdiff.training.checkpoint import Checkpoints
+from jaxdiff.training.logged import logged_names
 from jaxdiff.training.retention import Retention
-from jaxdiff.training.writers import logged_names, open_writers
+from jaxdiff.training.writers import open_writers
 
 
 def log_final(

@@ -25,6 +25,7 @@ from jaxdiff.training.ema import EmaProfile
 from jaxdiff.training.fault_tolerance import FaultTolerance
 from jaxdiff.training.goodput import Goodput
 from jaxdiff.training.limits import Profile, TimeLimit
+from jaxdiff.training.logged import last_logged
 from jaxdiff.training.passing_over import Window
 from jaxdiff.training.programs import Programs, repeated
 from jaxdiff.training.settings import Batches, Hook, Settings
@@ -35,7 +36,7 @@ from jaxdiff.training.spikes import SpikeReports
 from jaxdiff.training.state import abstract_state, create_state
 from jaxdiff.training.step import Frozen, Task, TrainState, jit_train_step, make_train_step
 from jaxdiff.training.watchdog import Watchdog
-from jaxdiff.training.writers import last_logged, open_writers
+from jaxdiff.training.writers import open_writers
 
 __all__ = ["Batches", "Hook", "Settings", "Stopped", "run"]
 

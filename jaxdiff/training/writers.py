@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from jaxdiff.data.images import save_png
 from jaxdiff.errors import reason
+from jaxdiff.training import logged
 from jaxdiff.training.goodput import GOODPUT, PREFIX
 
 Images = Mapping[str, np.ndarray]
@@ -113,7 +114,7 @@ class JsonLines:
         path.parent.mkdir(parents=True, exist_ok=True)
         stored = path.read_bytes() if path.exists() else None
         rows = (stored or b"").decode(errors="replace").splitlines()
-        kept = "".join(f"{row}\n" for row in rows if _step(row) <= step).encode()
+        kept = "".join(f"{row}\n" for row in rows if logged.step_of(row) <= step).encode()
         if kept != stored:
             draft = path.parent / f"{path.name}.tmp"
             draft.write_bytes(kept)
@@ -333,25 +334,3 @@ def open_writers(
         "images": lambda: PngFiles(workdir),
     }
     return Writers(Console(step, steps) if console else None, Background(files))
-
-
-def logged_names(workdir: epath.PathLike, step: int) -> set[str]:
-    """The names of the numbers that ``metrics.jsonl`` has at a step."""
-    path = epath.Path(workdir) / "metrics.jsonl"
-    rows = path.read_bytes().decode(errors="replace").splitlines() if path.exists() else []
-    return {name for row in rows if _step(row) == step for name in json.loads(row)}
-
-
-def last_logged(workdir: epath.PathLike) -> int:
-    """The last step in the log of a run, to which it had come; 0 without one."""
-    file = epath.Path(workdir) / "metrics.jsonl"
-    rows = file.read_bytes().decode(errors="replace").splitlines() if file.exists() else []
-    return max((int(step) for step in map(_step, rows) if math.isfinite(step)), default=0)
-
-
-def _step(row: str) -> int | float:
-    """The step of a row; infinity if the row is damaged, or cut because the process was killed."""
-    try:
-        return int(json.loads(row)["step"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return math.inf

@@ -170,6 +170,20 @@ def test_at_the_same_level_there_is_neither_a_loss_nor_a_gradient(process, dista
     assert np.isfinite(slope)
 
 
+def test_the_prediction_at_the_neighbour_is_a_constant_for_the_gradient():
+    process, objective = VarianceExploding(), ConsistencyTuning(Share(0.5), Squared())
+
+    def loss(scale, of_neighbour):
+        seen = inputs(process, lambda x, t: of_neighbour * x)
+        found = pair(process, seen.x_t, seen.t, scale * seen.x_t)
+        a, b = (expand(value, seen.x_t) for value in seen.parameterization.row(process, seen.t))
+        return jnp.sum(objective(dataclasses.replace(seen, output=a * found.x_0 + b * found.noise))[0])
+
+    slope = jax.grad(loss)(0.5, 0.5)
+    np.testing.assert_allclose(jax.grad(lambda scale: loss(scale, scale))(0.5), slope, rtol=1e-12)
+    assert abs(slope) > 1e-3
+
+
 @each_process
 def test_next_to_the_data_the_data_are_learned(process):
     seen = inputs(process, lambda x, t: 0.5 * x)

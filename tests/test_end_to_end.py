@@ -93,6 +93,7 @@ def test_killed_at_a_random_step_the_same_command_reaches_the_same_state(trained
     assert steps == list(range(1, STEPS + 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "status"),
     [

@@ -79,6 +79,7 @@ def test_the_run_stores_its_table(root):
     assert json.loads((root / "run" / "classes.json").read_text()) == {"ant": 0, "bee": 1, "cat": 2}
 
 
+@pytest.mark.slow
 def test_test_data_without_a_class_keep_the_numbers(root):
     """In the evaluation after training, and in that of a command."""
     report = root / "run" / "evaluation.json"

@@ -191,6 +191,7 @@ def test_half_precision_runs_at_its_own_rate_and_keeps_less(plain):
     assert 156 / 15.7 < old["step_seconds"] / new["step_seconds"] < 312 / 15.7
 
 
+@pytest.mark.slow
 def test_remat_pays_for_memory_with_multiply_adds(plain):
     _, plan = plain
     remat = estimate(small(remat=True))

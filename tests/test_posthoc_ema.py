@@ -94,6 +94,7 @@ def store(workdir, experiment, values):
             stored.save(TrainState(jnp.int32(step), (), first, (), extra_emas=(second,)), step)
 
 
+@pytest.mark.slow
 def test_the_new_folder_has_the_average_and_can_be_sampled_from(kept, capsys):
     out = kept / "run-0.08"
     posthoc_ema.main(["--workdir", str(kept / "run"), "--std", "0.08", "--out", str(out)])

@@ -174,6 +174,7 @@ def test_edits_are_image_to_image_of_diffusers(kind, sampler, folders, runs):
     check_images(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", some(KINDS, ("xl",)))
 def test_a_folder_comes_back_bit_for_bit_and_opens_in_diffusers(kind, folders, runs, tmp_path):
     import diffusers
@@ -252,6 +253,7 @@ def test_a_single_file_with_another_network_is_refused_and_counters_are_not(fold
         published.find(file)
 
 
+@pytest.mark.slow
 @pytest.mark.spread(1)
 @pytest.mark.parametrize("tokenizer", ["sd1", "sd2"])
 def test_openai_s_clip_is_padded_by_the_end_whatever_tokenizer_is_given(tokenizer, folders, tmp_path):

@@ -207,6 +207,7 @@ def test_slices_hold_the_features_of_one_slice():
     assert products(codec(slices=2), 2) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "slices"), some([((30, 40), None), ((20, 36), 1)], [((20, 36), 1)]))
 def test_tiles_are_those_of_diffusers(size, slices):
     """Blended along both axes, with edges that are smaller than the overlap."""

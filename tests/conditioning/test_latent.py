@@ -74,6 +74,7 @@ def pipeline(name, vae, **parts):
     return getattr(diffusers, name)(vae, *[None] * 4, **optional | parts)
 
 
+@pytest.mark.slow
 def test_mask_and_masked_image_are_those_of_the_inpainting_pipeline():
     torch = pytest.importorskip("torch")
     theirs = pipeline("StableDiffusionInpaintPipeline", certain_peer())
@@ -115,6 +116,7 @@ def test_colours_of_unknown_pixels_mean_nothing():
     assert np.abs(grey - encoded(MASKED, values))[..., 1:].max() > 0.01
 
 
+@pytest.mark.slow
 def test_latents_of_an_image_to_edit_are_those_of_instruct_pix2pix():
     torch = pytest.importorskip("torch")
     theirs = pipeline("StableDiffusionInstructPix2PixPipeline", peer("sd", scaling_factor=0.3))

@@ -90,6 +90,7 @@ def test_the_best_interval_is_lamberts_and_to_first_order_young_and_dalys(mtbf):
     assert abs(first_order / exact - 1) < math.sqrt(fine.save / mtbf)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("devices", [size for size, _ in PUBLISHED])
 def test_the_best_simulated_interval_costs_little_over_the_exact_one(devices):
     mtbf = published_mtbf(devices)

@@ -74,6 +74,7 @@ def start(code, **environment):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_processes_that_race_prepare_once_and_without_tensorflow(tmp_path):
     code = (
         "import sys; from jaxdiff.data.sources import Tfds; examples = Tfds('digits').open(); examples[0]\n"

@@ -99,6 +99,7 @@ def test_sizes_are_positive(cls):
         cls(0)
 
 
+@pytest.mark.slow
 def test_crops_in_a_pipeline_do_not_depend_on_the_number_of_processes():
     pipeline = Pipeline(Tfds("digits"), transforms=(RandomCrop(5), Resize(10)), cache=True)
     alone = next(pipeline.batches(8, seed=1))["image"]

@@ -150,6 +150,7 @@ def test_images_set_the_size_of_the_samples():
         a_latent_generator({"source": SOURCE}, Shown())(source=PHOTOS[:, :7], image_size=(8, 12))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "order", [("source", "text"), pytest.param(("text", "source"), marks=pytest.mark.slow)]
 )

@@ -128,6 +128,7 @@ def test_a_denoiser_without_uncertainty_refuses_the_log_variance():
         load(TENSORS, DENOISER.clone(uncertainty=None))
 
 
+@pytest.mark.slow
 @pytest.mark.spread(1)
 @pytest.mark.parametrize(("width", "millions"), [(64, 31.3), (192, 280.2), (448, 1523.2)])
 def test_published_sizes(width, millions):

@@ -90,6 +90,7 @@ def test_trajectories_of_edm(name, double, tolerance):
     np.testing.assert_allclose(final, last(stored[f"out/net/{name}/x_final"]), rtol=0, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_a_compiled_recipe_generates_edms_images():
     """The loop that users run: one scan over the steps, in float32."""
     params, stored = edm()
@@ -135,6 +136,7 @@ def step_down(sampler, denoise, table, row, noise):
     return walk(sampler, denoise, PROCESSES[table], times, x, [noise])[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.spread(1)
 @each_table
 @each_clip
@@ -192,6 +194,7 @@ def near(found, expected, scale=0.0):
     np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
 
 
+@pytest.mark.slow
 @pytest.mark.spread(1)
 @each_table
 @each_clip

@@ -130,6 +130,7 @@ def test_decoders_that_ours_is_not_are_refused(field, value):
         decoder_layout({**unclip.DECODER, field: value}, unclip.PROJECTION)
 
 
+@pytest.mark.slow
 def test_super_resolution_is_diffusers():
     """The small image is enlarged as PyTorch does: bicubic, low-passed, with its edges."""
     peer = unclip.super_res(0)

@@ -133,6 +133,7 @@ def with_probes():
     return run
 
 
+@pytest.mark.slow
 def test_hutchinson_unbiased(with_probes):
     x = images()
     exact = np.asarray(with_probes(ExactDivergence().vectors(keys_of(x), x), x))

@@ -32,6 +32,7 @@ def pixels(height, width):
     return np.random.default_rng(0).standard_normal((2, height, width, 3)).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.spread(2)
 @pytest.mark.parametrize("registers", [0, 3])
 @pytest.mark.parametrize("size", [(20, 20), (28, 12)])

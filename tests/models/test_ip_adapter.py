@@ -112,6 +112,7 @@ def test_an_image_prompt_at_scale_0_changes_no_bit():
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_the_condition_reads_images_of_any_size():
     denoiser, _ = prompted("sd1", style=adapter_tensors("sd1"))
     part = denoiser.conditioner.conditions["style"].clone(name=None)

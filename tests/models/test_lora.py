@@ -51,6 +51,7 @@ def torch_matrix(kernel, inputs):
     return np.asarray(kernel).reshape(int(np.prod(kernel.shape[: len(inputs)])), -1).T
 
 
+@pytest.mark.slow
 def test_the_change_is_alpha_over_rank_times_the_product():
     lora = Lora(RANK, alpha=6.0, targets=EVERY, scale=0.5)
     params, factors = nn.meta.unbox(boxed()), random_factors(lora)

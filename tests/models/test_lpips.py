@@ -140,6 +140,7 @@ def test_distances_of_alexnet_are_those_of_the_formula(alex_tensors, tmp_path):
     np.testing.assert_allclose(found, alex_distances(torch, alex_tensors, x, y), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_stored_images_have_the_same_distance(alex_tensors, tmp_path):
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(3)

@@ -118,6 +118,7 @@ def test_pixels_are_normalised_and_zeros_have_no_slope():
     np.testing.assert_allclose(half.astype(jnp.float32), normalize(x), rtol=2**-7, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_are_orthogonal_to_weights():
     layer, x = MagnitudeConv(8), normal(2, 6, 6, 5)
     params = made(layer, x)

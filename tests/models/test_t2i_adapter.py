@@ -71,6 +71,7 @@ def test_the_features_are_diffusers(kind):
         np.testing.assert_array_equal(back[name], value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", some(["full_adapter", "full_adapter_xl"], ["full_adapter"]))
 def test_the_unet_with_features_is_diffusers(kind):
     """SDXL's have a level without attention, with features behind its downsampling, and one map for the middle."""

@@ -70,6 +70,7 @@ def modules(network, tokens=True):
     return {"/".join(key.key for key in path): leaf.shape for path, leaf in flat}
 
 
+@pytest.mark.slow
 def test_output_is_zero_at_initialisation():
     # XLA compiles this generator four times as fast as threefry.
     key = jax.random.key(0, impl="rbg")
@@ -87,6 +88,7 @@ def test_blocks_are_initially_their_skip():
     np.testing.assert_array_equal(jax.jit(attention.apply)(params, x), x)
 
 
+@pytest.mark.slow
 def test_every_parameter_matters():
     """A parameter with a zero gradient would be unused."""
 
@@ -128,6 +130,7 @@ def test_masked_tokens_are_not_read():
     )
 
 
+@pytest.mark.slow
 def test_spatial_conditions_are_joined_to_the_image():
     x, given = images(channels=3), embeddings(tokens=False)
     params = randomised(SMALL, tokens=False, channels=3)

@@ -27,6 +27,7 @@ def model(tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_a_single_file_gets_clip_s_with_the_padding_of_each_encoder(model):
     with tokenizers_of(model(("quick_gelu", 49408), ("gelu", 49408)), None) as folders:
         vocabularies = [clip_vocabulary(str(folder)) for folder in folders]

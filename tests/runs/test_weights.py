@@ -119,6 +119,7 @@ def test_origins_are_weights(basis):
         dataclasses.replace(basis, module="decoder").read()
 
 
+@pytest.mark.slow
 def test_vectors_are_trained_and_sampled_through_a_frozen_codec(run, basis):
     folder, generator = run
     samples = generator(5)

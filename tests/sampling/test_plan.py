@@ -53,6 +53,7 @@ PARTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.spread(1)
 @pytest.mark.parametrize("recipe", PARTS.values(), ids=PARTS)
 def test_two_parts_are_the_whole(recipe):

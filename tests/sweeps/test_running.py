@@ -60,6 +60,7 @@ def without_times(record):
     return {name: value for name, value in record.items() if name != "seconds_per_sample"}
 
 
+@pytest.mark.slow
 def test_swept_images_are_those_of_the_generator_bit_for_bit_alone_and_with_others(
     generator, scorer, tmp_path
 ):

@@ -183,6 +183,7 @@ def test_an_image_is_transformed_by_its_own_key():
     assert labels.shape == (6, augmentation.size)
 
 
+@pytest.mark.slow
 def test_disabled_transformations_have_zero_labels():
     off = {
         "x_flip": False,

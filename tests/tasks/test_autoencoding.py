@@ -61,6 +61,7 @@ def test_the_divergence_is_the_integral():
     np.testing.assert_allclose(found, [expected / 6], rtol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.spread(1)
 @pytest.mark.parametrize("distance", ["l1", "l2"])
 def test_the_loss_is_the_distance_and_the_weighted_divergence(distance):

@@ -94,6 +94,7 @@ def inputs(process, student, t=(0.3, 0.5, 0.7, 0.9), teacher=None, step=0):
 EXACT = {"class": STD, "all": STD}
 
 
+@pytest.mark.spread(1)
 @each_process
 def test_the_consistency_function_agrees_along_the_teachers_trajectory_at_third_order(process):
     """The local error of Heun's method: eight times smaller for half the step."""
@@ -108,6 +109,7 @@ def test_the_consistency_function_agrees_along_the_teachers_trajectory_at_third_
     assert small < 1e-4
 
 
+@pytest.mark.spread(1)
 @each_process
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 def test_the_neighbour_is_a_step_of_heuns_sampler_with_classifier_free_guidance(process, guidance):

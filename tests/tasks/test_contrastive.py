@@ -137,6 +137,7 @@ def one_step(mesh):
     )
 
 
+@pytest.mark.slow
 def test_one_device_and_eight_have_one_loss_over_the_global_batch(float32):
     (loss, gradient), (loss_of_eight, gradient_of_eight) = one_step(toy.mesh(1)), one_step(toy.mesh(8))
     assert loss_of_eight == pytest.approx(loss, rel=1e-6)

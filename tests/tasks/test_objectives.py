@@ -112,6 +112,7 @@ def train(task, params, steps, batch_size):
     return jax.jit(lambda state: jax.lax.scan(go, state, jnp.arange(steps)))(state)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.spread(1)
 @pytest.mark.parametrize("uncertain", [False, True])
 def test_linear_model_reaches_optimum(uncertain, float32):

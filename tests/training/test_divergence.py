@@ -92,6 +92,7 @@ def test_a_signal_while_updates_are_skipped_saves_nothing_and_says_so(tmp_path):
     assert toy.sha(run(tmp_path, 12, lambda start: bad(start, (5, 6)))) == toy.sha(straight)
 
 
+@pytest.mark.slow
 def test_fifty_batches_of_nan_end_a_run_that_no_restart_moves(tmp_path):
     def batches(start):
         return ({**batch, "index": np.arange(toy.COUNT)} for batch in bad(start, range(5, 55)))
@@ -184,6 +185,7 @@ OVERFLOWING = optax.stateless(
 """Gradient descent that turns a large gradient into an infinite update."""
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("kind", ["loss", "gradient", "parameter"])
 def test_a_step_that_is_not_finite_changes_nothing_but_the_step(kind, devices):

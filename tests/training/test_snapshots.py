@@ -48,6 +48,7 @@ def trained(tmp_path_factory):
     return workdir, run(workdir, KEPT)
 
 
+@pytest.mark.slow
 @pytest.mark.spread(1)
 @pytest.mark.parametrize("std", [0.05, 0.07, 0.12])
 def test_any_length_is_reconstructed_accurately(trained, tmp_path, std):

@@ -60,6 +60,7 @@ def test_shuffling_does_not_matter_to_a_model_that_ignores_its_condition(transla
         assert model["shuffled_over_error"] == 1
 
 
+@pytest.mark.slow
 def test_a_model_that_is_the_baseline_scores_as_the_baseline_of_each_task(translation, partial):
     def generate(conditions, seed, guidance):
         source = conditions["source"]

@@ -159,6 +159,7 @@ def test_spread_is_the_variance_over_that_of_real_images(evaluate, test):
     assert report.values["samples"][0]["spread"] == pytest.approx(0.25, rel=0.01)
 
 
+@pytest.mark.slow
 def test_the_order_of_examples_does_not_matter(evaluate, perfect, test):
     order = np.random.default_rng(3).permutation(N)
     report = evaluate(painter(test), test={name: values[order] for name, values in test.items()})

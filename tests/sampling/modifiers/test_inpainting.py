@@ -103,6 +103,7 @@ def errors(process, repeats, steps):
     return mean[1] - CORRELATION * KNOWN, covariance[1, 1] - (1 - CORRELATION**2)
 
 
+@pytest.mark.slow
 def test_resampling_approaches_the_conditional_distribution():
     """The remaining error of the variance is the sampler's: it halves when the steps double."""
     plain, many = errors(VP, 1, 40), errors(VP, 125, 40)
@@ -181,6 +182,7 @@ def test_sampling_begins_with_the_known_image(method):
     np.testing.assert_allclose(with_known[0] - without[0], [[KNOWN / 3, 0.0]] * 5, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_blending_begins_with_noise_alone_and_diffuses_the_known_image_by_it_in_each_later_step():
     (first, *later), times = seen(Blending(), first_pixel_known(5))
     np.testing.assert_array_equal(first, seen(None)[0][0])

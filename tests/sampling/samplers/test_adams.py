@@ -115,6 +115,7 @@ COORDINATES = {
 }
 
 
+@pytest.mark.spread(1)
 @pytest.mark.spread(3)
 @pytest.mark.parametrize("process", [RectifiedFlow(), VariancePreserving(Cosine())], ids=str)
 @pytest.mark.parametrize(

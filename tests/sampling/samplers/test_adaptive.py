@@ -18,6 +18,7 @@ BLIND = Rk45(atol=1e9)
 """It accepts every step, so that the steps are those of the grid."""
 
 
+@pytest.mark.slow
 def test_order_of_convergence():
     found = orders(RungeKutta4(), 24)
     assert np.all(np.abs(found - 4) < 0.15), found
@@ -132,6 +133,7 @@ def test_every_image_is_within_the_tolerance():
     np.testing.assert_allclose(ends[:1], end, rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.spread(1)
 @pytest.mark.parametrize("sampler", [RungeKutta4(), Rk45(1e-4, 1e-4)], ids=str)
 def test_every_process_gives_the_same_path(sampler):

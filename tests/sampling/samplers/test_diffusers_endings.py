@@ -92,6 +92,7 @@ def start(scheduler, name: str) -> float:
     return (1 - alpha_squared) ** 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.spread(1)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # the peer's own
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ def test_order_of_convergence(sampler):
     assert np.all(errors(sampler, 96) < 1e-3)
 
 
+@pytest.mark.slow
 def test_fourth_order_for_equal_steps_of_the_noise_level():
     """The initial steps are the classical Runge-Kutta method there."""
 

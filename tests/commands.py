@@ -7,6 +7,8 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
+
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = str(ROOT / "configs" / "digits.py")
 
@@ -63,10 +65,9 @@ def metrics(workdir: pathlib.Path) -> list[dict]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def digest(workdir: pathlib.Path, step: int) -> str:
-    """SHA-256 of every array of a checkpoint: step, parameters, averages, optimizer state."""
+def arrays(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint by its path: step, parameters, averages, optimizer state."""
     import jax
-    import numpy as np
     import orbax.checkpoint as ocp
 
     found = list((workdir / "checkpoints" / str(step)).rglob("_METADATA"))
@@ -77,8 +78,13 @@ def digest(workdir: pathlib.Path, step: int) -> str:
             lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(folder).item_metadata.tree
         )
         tree = reader.restore(folder, restore_args=kinds)
+    return {str(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def digest(workdir: pathlib.Path, step: int) -> str:
+    """SHA-256 of `arrays`."""
     total = hashlib.sha256()
-    for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(tree), key=lambda pair: str(pair[0])):
-        total.update(str(path).encode())
-        total.update(np.asarray(leaf).tobytes())
+    for path, leaf in sorted(arrays(workdir, step).items()):
+        total.update(path.encode())
+        total.update(leaf.tobytes())
     return total.hexdigest()

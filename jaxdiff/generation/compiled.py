@@ -19,6 +19,7 @@ from jaxdiff.process.conversion import adapt
 from jaxdiff.process.gaussian import Process
 from jaxdiff.process.prediction import Prediction
 from jaxdiff.sampling.inversion import invert
+from jaxdiff.sampling.learning import After
 from jaxdiff.sampling.noise import fold_in
 from jaxdiff.sampling.protocols import ConditionalDenoise, Encoded, KnownData, Numeric, TimePath
 from jaxdiff.sampling.recipe import Recipe
@@ -154,6 +155,19 @@ def _generate(static, recipe, numbers, trees, inputs, index, seed, listener):
     observe = static.observed and static.observed.observe(trees.preview, listener)
     x = recipe(denoise, process, conditions, shape, keys, guiding_model, noise, known, noisy, observe, draws)
     return _replicated(static, x if recipe.until is not None else static.codec.decode(trees.frozen, x))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def data_at_end(static: StaticArgs, recipe: Recipe, first: float, trees: Trees, inputs: GenerationInputs, index, seed,
+                log_snr):  # fmt: skip
+    """Diffused data at the end of the grid `After(first, log_snr)`, as a function that has a gradient in `log_snr`.
+
+    Calls of the model are computed again in the backward pass: the memory is that of one call, and of the data between.
+    """
+    denoise, process, conditions, keys, guiding_model = _models(static, trees, inputs, index, seed)
+    own, guiding = (each and jax.checkpoint(each) for each in (denoise, guiding_model))
+    recipe = dataclasses.replace(recipe, grid=After(first, log_snr))
+    return recipe(own, process, conditions, static.data_shape, keys, guiding)
 
 
 def noise_of(

@@ -1,4 +1,4 @@
-"""Presets: a setting of a sweep as a named recipe of its run."""
+"""Presets: a setting of a sweep, or a learned grid, as a named recipe of its run."""
 
 import json
 import pathlib
@@ -6,18 +6,19 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
+from jaxdiff import config as configs
+from jaxdiff.config import files
 from jaxdiff.config.blocks import TARGET
 from jaxdiff.errors import UserError, expect
 from jaxdiff.generation.recipes import PRESET
 from jaxdiff.runs.workdir import CONFIG_FILE
 from jaxdiff.sampling.names import plain
+from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.sweeps.settings import OWN
 
 
 def apply(record: Mapping[str, Any], name: str, workdir: str) -> str:
-    """Write the recipe of a record into the run's config, where ``sample --sampler NAME`` finds it.
-
-    Nothing else in the file is changed; an earlier preset of this name is replaced.
+    """`write` the recipe of a record.
 
     Returns:
       The name, without case and marks.
@@ -26,16 +27,37 @@ def apply(record: Mapping[str, Any], name: str, workdir: str) -> str:
       UserError: the setting has weights of its own or a negative condition, or the name is that of another recipe.
     """
     check(record, name, workdir)
+    return write(json.loads(record["recipe"]), name, workdir)
+
+
+def write(fields: Mapping[str, Any], name: str, workdir: str) -> str:
+    """Write a recipe into the run's config, where ``sample --sampler NAME`` finds it.
+
+    Nothing else in the file is changed; an earlier preset of this name is replaced.
+
+    Args:
+      fields: of the recipe, see `block`.
+
+    Returns:
+      The name, without case and marks.
+
+    Raises:
+      UserError: the name is that of another recipe.
+    """
+    check_name(name, workdir)
     file = pathlib.Path(workdir).expanduser() / CONFIG_FILE
     stored = json.loads(file.read_text())
-    recipe = dict(
-        sorted({TARGET: PRESET, **json.loads(record["recipe"])}.items())
-    )  # as in every stored config
+    recipe = dict(sorted({TARGET: PRESET, **fields}.items()))  # as in every stored config
     stored["recipes"] = {**(stored.get("recipes") or {}), plain(name): recipe}
     draft = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     draft.write_text(json.dumps(stored, indent=1) + "\n")
     draft.replace(file)
     return plain(name)
+
+
+def block(recipe: Recipe) -> dict[str, Any]:
+    """The fields of a recipe as JSON values; a preset has those of its recipe."""
+    return {name: value for name, value in files.plain(configs.describe(recipe)).items() if name != TARGET}
 
 
 def check(record: Mapping[str, Any], name: str, workdir: str) -> None:

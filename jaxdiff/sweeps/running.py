@@ -11,7 +11,6 @@ import numpy as np
 
 import jaxdiff
 from jaxdiff import config as configs
-from jaxdiff.config.blocks import TARGET
 from jaxdiff.config.files import plain
 from jaxdiff.errors import UserError
 from jaxdiff.evaluation import metric as folds
@@ -19,8 +18,8 @@ from jaxdiff.evaluation.scoring import Scorer
 from jaxdiff.generation.compiled import PROGRAMS
 from jaxdiff.generation.generator import Generator
 from jaxdiff.runs.weights import fingerprint
-from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.sweeps.measures import counts
+from jaxdiff.sweeps.presets import block
 from jaxdiff.sweeps.records import REAL, Record, Records, Samples, key_of, of_one_sweep
 from jaxdiff.sweeps.settings import OWN, Setting
 
@@ -81,7 +80,7 @@ class Sweep:
     @functools.cached_property
     def base(self) -> str:
         """The hash of the run as it is without the sweep: records of one base belong together."""
-        parts = {"recipe": _block(self.plain.recipe), "model": plain(self.model)}
+        parts = {"recipe": block(self.plain.recipe), "model": plain(self.model)}
         return key_of({**parts, "weights": self._hashes.of(self.plain)})
 
     @functools.cached_property
@@ -106,7 +105,7 @@ class Sweep:
             else self.scorer.fingerprints["test"]
         )
         parts = {
-            "recipe": _block(generator.recipe),
+            "recipe": block(generator.recipe),
             "model": plain(self.model),
             "weights": self._hashes.of(generator),
             "n": self.scorer.samples,
@@ -149,7 +148,7 @@ class Sweep:
             "scored": self.scored,
             "setting": dataclasses.asdict(candidate.setting),
             "base": self.base,
-            "recipe": configs.to_json(_block(generator.recipe)),
+            "recipe": configs.to_json(block(generator.recipe)),
             "weights": self._hashes.of(generator),
             "n": scorer.samples,
             "seed": scorer.seed,
@@ -205,11 +204,6 @@ class _Hashes:
                 return found
         self._known.append((params, fingerprint(params)[:16]))
         return self._known[-1][1]
-
-
-def _block(recipe: Recipe) -> dict[str, Any]:
-    """The fields of a recipe as JSON values; a preset has those of its recipe."""
-    return {name: value for name, value in plain(configs.describe(recipe)).items() if name != TARGET}
 
 
 def _described(metric: Any) -> Any:

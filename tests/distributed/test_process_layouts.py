@@ -6,7 +6,7 @@ import socket
 import numpy as np
 import pytest
 
-from tests.commands import DIGITS, TINY, start
+from tests.commands import DIGITS, TINY, arrays, start
 
 STEPS, HALF = 10, 5
 TRAIN = (
@@ -38,19 +38,6 @@ def train(workdir, processes, devices, *changes):
     return workdir
 
 
-def state(workdir, step=STEPS):
-    """Every array of a checkpoint, by its path."""
-    import jax
-    import orbax.checkpoint as ocp
-
-    folder = (workdir / "checkpoints" / str(step) / "state").resolve()
-    with ocp.PyTreeCheckpointer() as reader:
-        tree = reader.metadata(folder).item_metadata.tree
-        kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        found = reader.restore(folder, restore_args=kinds)
-    return {str(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(found)}
-
-
 def assert_equal(found, expected):
     assert found.keys() == expected.keys()
     far = {
@@ -69,7 +56,7 @@ def runs(tmp_path_factory):
 
 def test_the_runs_learn_something(runs):
     """A state that hardly moved would be the same everywhere."""
-    before, after = state(runs[1, 8], HALF), state(runs[1, 8])
+    before, after = arrays(runs[1, 8], HALF), arrays(runs[1, 8], STEPS)
     moved = [np.abs(after[name] - before[name]).max() for name in after if after[name].dtype == np.float32]
     assert np.median(moved) > 1e-5
     assert max(moved) > 1e-3
@@ -77,7 +64,7 @@ def test_the_runs_learn_something(runs):
 
 @pytest.mark.parametrize("layout", LAYOUTS[1:])
 def test_processes_and_devices_are_interchangeable(runs, layout):
-    assert_equal(state(runs[layout]), state(runs[LAYOUTS[0]]))
+    assert_equal(arrays(runs[layout], STEPS), arrays(runs[LAYOUTS[0]], STEPS))
 
 
 @pytest.mark.parametrize(("saved", "restored"), [((1, 8), (4, 2)), ((4, 2), (2, 4)), ((2, 4), (1, 8))])
@@ -86,10 +73,10 @@ def test_each_layout_continues_from_the_checkpoint_of_another_one(runs, tmp_path
     shutil.copytree(runs[saved], folder)
     shutil.rmtree(folder / "checkpoints" / str(STEPS))
     train(folder, *restored)
-    assert_equal(state(folder), state(runs[LAYOUTS[0]]))
+    assert_equal(arrays(folder, STEPS), arrays(runs[LAYOUTS[0]], STEPS))
 
 
 @pytest.mark.parametrize("mesh", [{"fsdp": 8}, {"tensor": 4}, {"fsdp": 2, "tensor": 2}], ids=str)
 def test_a_state_that_is_split_over_processes_learns_as_a_replicated_one(runs, tmp_path, mesh):
     changes = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
-    assert_equal(state(train(tmp_path / "run", 2, 4, *changes)), state(runs[LAYOUTS[0]]))
+    assert_equal(arrays(train(tmp_path / "run", 2, 4, *changes), STEPS), arrays(runs[LAYOUTS[0]], STEPS))

@@ -24,6 +24,8 @@ Differences from the paper: the decoder reads CLIP's states of the caption, as K
     python -m jaxdiff.train --config configs/scenes_unclip.py:upsample
 """
 
+import pathlib
+
 from ml_collections import ConfigDict
 
 from jaxdiff.codecs.image_embedding import ImageEmbedding
@@ -33,7 +35,7 @@ from jaxdiff.conditioning.image import ImageCondition
 from jaxdiff.conditioning.text import Text
 from jaxdiff.conditioning.vector import NoiseLevel
 from jaxdiff.conditioning.vector_embedding import EmbeddedVector
-from jaxdiff.config import spec
+from jaxdiff.config import load, spec
 from jaxdiff.data.conditions import Degrade
 from jaxdiff.data.degradations import Blur, Chain, Downsample
 from jaxdiff.data.pipeline import Pipeline
@@ -48,10 +50,9 @@ from jaxdiff.experiment import Experiment
 from jaxdiff.models.blocks import ResidualMiddle
 from jaxdiff.models.clip_vision import ClipVisionEncoder
 from jaxdiff.models.dual_encoder import DualEncoder, PooledEncoder
-from jaxdiff.models.pixel_attention import PixelAttention
 from jaxdiff.models.prior_transformer import PriorTransformer
 from jaxdiff.models.text_encoder import ByteTransformer
-from jaxdiff.models.unclip_text import DecoderText, PriorText
+from jaxdiff.models.unclip_text import PriorText
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import VarianceExploding, VariancePreserving
 from jaxdiff.process.prediction import Data, Edm
@@ -72,8 +73,10 @@ from jaxdiff.tasks.objectives import WeightedError
 from jaxdiff.training.ema import Ema
 from jaxdiff.training.muon import Muon
 from jaxdiff.training.optimizer import Cosine
+from jaxdiff.training.transfer import InitFrom
 
 CLIP = "runs/scenes_unclip_clip"
+TEXT_TO_IMAGE = "runs/scenes_text"
 TOKENIZER = spec(ByteTokenizer, length=80)  # longer than the longest caption
 EMBEDDING = 96  # width of the shared space
 SIZE, LARGE = 24, 48
@@ -111,7 +114,7 @@ def clip() -> ConfigDict:
         image_shape=(SIZE, SIZE, 3),
     )
     retrieval = spec(EvaluationOfPredictions, metrics=(spec(Retrieval, candidates=64),))
-    return experiment(task, 800, 128, evaluation=retrieval, ema=0.99)
+    return experiment(task, 1300, 128, evaluation=retrieval, ema=0.99)
 
 
 def prior() -> ConfigDict:
@@ -148,46 +151,29 @@ def prior() -> ConfigDict:
 
 
 def decoder() -> ConfigDict:
-    width = 32
-    tokens = spec(PixelAttention, self_attention=False, cross_attention=True, head_dim=32)
-    both = spec(PixelAttention, cross_attention=True, head_dim=32)
-    network = spec(
-        UNet,
-        levels=(
-            spec(Level, width=width, blocks=1, attention=tokens),
-            spec(Level, width=2 * width, blocks=1, attention=tokens),
-            spec(Level, width=3 * width, blocks=1, attention=both),
-        ),
-        out_channels=3,
-        middle=spec(ResidualMiddle, attention=both),
-        coordinates=True,
-        resampling="conv",
-        resampled_skips=False,
-    )
-    text = spec(
-        Text,
-        tokenizer=TOKENIZER,
-        encoder=spec(DecoderText, clip=text_encoder(), width=96, vector_width=4 * width),
-        drop_rate=0.5,
-    )
-    image = spec(
+    """The model of configs/scenes_text.py, fine-tuned with the vector of an image as a second condition."""
+    config = load(str(pathlib.Path(__file__).with_name("scenes_text.py")))
+    task = config.task
+    task.denoiser.conditioner.conditions.image = spec(
         EncodedImage,
         encoder=image_encoder(),
         part=spec(
             EmbeddedVector,
             size=EMBEDDING,
-            vector_width=4 * width,
+            vector_width=task.denoiser.conditioner.noise.width,
             tokens=4,
-            width=96,
+            width=task.denoiser.conditioner.conditions.text.encoder.width,
             drop_rate=0.1,
         ),
     )
-    pretrained = {
-        "conditioner/parts_text/clip": frozen("text"),
-        "conditioner/parts_image/encoder": frozen("image"),
-    }
-    task = pixels(network, 4 * width, {"text": text, "image": image}, SIZE, pretrained, mean=0.4)
-    return experiment(task, 5000, 16, sampling=edm(4.0, steps=12))
+    task.pretrained = {"conditioner/parts_image/encoder": frozen("image")}
+    config.init_from = spec(InitFrom, workdir=TEXT_TO_IMAGE, fresh=("conditioner/parts_image/*",))
+    config.optimizer.learning_rate = 1e-3
+    config.evaluation = None
+    config.steps = 1600
+    config.checkpoint_every = 400
+    config.sample_every = 0
+    return config
 
 
 def upsample() -> ConfigDict:
@@ -208,7 +194,7 @@ def upsample() -> ConfigDict:
     blurred = spec(Chain, steps=(spec(Downsample, factor=2), spec(Blur, sigma=(0.2, 0.5), probability=0.5)))
     return experiment(
         task,
-        600,
+        400,
         16,
         (spec(Resize, size=LARGE), spec(Degrade, field="low_res", degradation=blurred)),
         sampling=edm(1.0, steps=8),

@@ -25,7 +25,13 @@ SMALL = ("--config.steps=2", "--config.batch_size=8", "--config.optimizer.schedu
          "--config.data.source.split=train[:64]", "--config.test_data.source.split=novel[:128]")  # fmt: skip
 THIN = ("--config.task.denoiser.network.levels[0].width=16", "--config.task.denoiser.network.levels[1].width=32",
         "--config.sampling.steps=2")  # fmt: skip
-CHANGES = {"clip": (), "prior": ("--config.sampling.steps=2",), "decoder": THIN, "upsample": THIN}
+CHANGES = {
+    "scenes_text": (*THIN, "--config.evaluation=None"),
+    "scenes_unclip_clip": (),
+    "scenes_unclip_prior": ("--config.sampling.steps=2",),
+    "scenes_unclip_decoder": THIN,
+    "scenes_unclip_upsample": THIN,
+}
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +49,20 @@ def stack(tmp_path_factory):
         python, _, module, *words = shlex.split(line)
         assert python == "python"
         if module == "jaxdiff.train":
-            config, _, variant = words[words.index("--config") + 1].partition(":")
-            words = ["--config", f"{commands.ROOT / config}:{variant}", "--workdir", f"runs/{variant_run(variant)}",
-                     *SMALL, *CHANGES[variant]]  # fmt: skip
+            config = words[words.index("--config") + 1]
+            name = config.removeprefix("configs/").replace(".py:", "_").removesuffix(".py")
+            words = [
+                "--config",
+                str(commands.ROOT / config),
+                "--workdir",
+                f"runs/{name}",
+                *SMALL,
+                *CHANGES[name],
+            ]
         commands.run(
             module.removeprefix("jaxdiff."), *words, devices=1, at=folder, PYTHONPATH=str(commands.ROOT)
         )
     return folder
-
-
-def variant_run(variant):
-    return f"scenes_unclip_{variant}"
 
 
 def picture(seed):

@@ -9,13 +9,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from jaxdiff.cli import app as command
 from jaxdiff.cli import checkpoints
 from jaxdiff.errors import RunFailure, expect
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from jaxdiff.experiment import Experiment
     from jaxdiff.generation.generator import Generator
     from jaxdiff.generation.grid_learning import ConditionsOf, LearnedGrid
@@ -135,7 +135,7 @@ def _conditions(experiment: "Experiment", generator: "Generator") -> "Conditions
     expect(experiment.test_data is not None, "test_data", None, "examples whose conditions are sampled", fix)
     inputs = inputs_of(experiment, generator, noise_losses=False)
 
-    def of(index: np.ndarray) -> dict[str, Any]:
+    def of(index: "np.ndarray") -> dict[str, Any]:
         found = conditions_of(inputs, inputs.test.rows(index % len(inputs.test)))
         return {name: value for name, value in found.items() if name in inputs.conditions}
 

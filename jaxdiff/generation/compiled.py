@@ -165,9 +165,9 @@ def data_at_end(static: StaticArgs, recipe: Recipe, first: float, trees: Trees, 
     Calls of the model are computed again in the backward pass: the memory is that of one call, and of the data between.
     """
     denoise, process, conditions, keys, guiding_model = _models(static, trees, inputs, index, seed)
-    own, guiding = (each and jax.checkpoint(each) for each in (denoise, guiding_model))
+    guiding = None if guiding_model is None else jax.checkpoint(guiding_model)
     recipe = dataclasses.replace(recipe, grid=After(first, log_snr))
-    return recipe(own, process, conditions, static.data_shape, keys, guiding)
+    return recipe(jax.checkpoint(denoise), process, conditions, static.data_shape, keys, guiding)
 
 
 def noise_of(

@@ -39,7 +39,18 @@ def test_commands_start_without_jax():
 @pytest.mark.spread(5)
 @pytest.mark.parametrize(
     "name",
-    ["train", "sample", "evaluate", "sweep", "plan", "convert", "posthoc_ema", "cache", "learn_grid", "data.__main__"],
+    [
+        "train",
+        "sample",
+        "evaluate",
+        "sweep",
+        "plan",
+        "convert",
+        "posthoc_ema",
+        "cache",
+        "learn_grid",
+        "data.__main__",
+    ],
 )
 def test_help_needs_no_jax(name):
     assert not loaded_by(f"jaxdiff.{name}") & {"jax", "jaxlib", "flax", "numpy", *HEAVY}

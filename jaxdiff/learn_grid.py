@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from jaxdiff.experiment import Experiment
-    from jaxdiff.generation.generator import Generator
     from jaxdiff.generation.grid_learning import ConditionsOf, LearnedGrid
+    from jaxdiff.generation.model import SampledModel
 
 DESCRIPTION = "Learn the times of a few sampling steps, so that their samples are near those of many steps."
 EPILOG = """\
@@ -68,7 +68,8 @@ def main(argv: Sequence[str]) -> None:
     from jaxdiff.sweeps import presets
 
     read_model_config(flags.workdir)
-    presets.check_name(flags.name, flags.workdir)
+    presets.check_name(flags.name, flags.workdir, "--name")
+    presets.check_overrides([path for path, _ in overrides], "--name", flags.name)
     step = checkpoints.step_of(flags.step, flags.workdir)
 
     from jaxdiff.distributed import runtime
@@ -94,29 +95,39 @@ def _learn(
     from jaxdiff.generation.grid_learning import GridLearner
     from jaxdiff.sweeps import loading, presets
 
-    experiment = loading.Request(flags.workdir, step, tuple(overrides), packages).experiment()
+    request = loading.Request(flags.workdir, step, tuple(overrides), packages)
+    experiment = request.experiment()
+    fix = "name held-out data, such as --config.test_data.source.split=test"
+    expect(experiment.test_data is not None, "test_data", None, "examples whose conditions are sampled", fix)
     experiment.check_data()
-    generator = Generator.load(
-        flags.workdir, step=step, overrides=overrides, packages=packages, sampler=flags.sampler
-    )
-    if flags.guidance is not None:
-        rule = generator.recipe.guidance.with_scale(flags.guidance)
-        generator = dataclasses.replace(
-            generator, recipe=dataclasses.replace(generator.recipe, guidance=rule)
-        )
-    generator.check()
-    generator.check_nulls()
-    learner = GridLearner.of(
-        generator, batch_size=SAMPLES_OF_A_BATCH, batches=-(-flags.n // SAMPLES_OF_A_BATCH),
-        exact_steps=flags.exact_steps, iterations=flags.iterations, seed=flags.seed,
-    )  # fmt: skip
+
+    def load(with_weights: bool) -> GridLearner:
+        generator = Generator.load(
+            flags.workdir, step=step, overrides=overrides, packages=packages, sampler=flags.sampler,
+            with_weights=with_weights,
+        )  # fmt: skip
+        if flags.guidance is not None:
+            rule = generator.recipe.guidance.with_scale(flags.guidance)
+            generator = dataclasses.replace(
+                generator, recipe=dataclasses.replace(generator.recipe, guidance=rule)
+            )
+        return GridLearner.of(
+            generator, batch_size=SAMPLES_OF_A_BATCH, batches=-(-flags.n // SAMPLES_OF_A_BATCH),
+            exact_steps=flags.exact_steps, iterations=flags.iterations, seed=flags.seed,
+        )  # fmt: skip
+
+    outline = load(with_weights=False)
+    outline.check()
+    outline.check_nulls()
+    outline.check_steps(flags.steps)
+    learner = load(with_weights=True)
 
     def report(number: int, error: float) -> None:
         if number % 20 == 0:
             print(f"iteration {number}/{flags.iterations}: error {error**0.5:.4f}", flush=True)
 
-    learned = learner(flags.steps, _conditions(experiment, generator), report)
-    print(_in_words(learned, generator.recipe.grid))
+    learned = learner(flags.steps, _conditions(experiment, learner), report)
+    print(_in_words(learned, learner.recipe.grid))
     if not learned.error < learned.error_before:
         raise RunFailure(
             f"--iterations={flags.iterations}: expected a grid that is better than the run's, got none. "
@@ -126,18 +137,16 @@ def _learn(
     print(f"wrote the recipe {name} into the run's config; sample it with --sampler {name}")
 
 
-def _conditions(experiment: "Experiment", generator: "Generator") -> "ConditionsOf":
+def _conditions(experiment: "Experiment", model: "SampledModel") -> "ConditionsOf":
     """The conditions of test examples, in turn."""
-    from jaxdiff.evaluate import inputs_of
-    from jaxdiff.evaluation.requests import conditions_of
-
-    fix = "name held-out data, such as --config.test_data.source.split=test"
-    expect(experiment.test_data is not None, "test_data", None, "examples whose conditions are sampled", fix)
-    inputs = inputs_of(experiment, generator, noise_losses=False)
+    conditioner, held_out = model.denoiser.conditioner, experiment.test_data
+    assert held_out is not None
+    names = [name for name in conditioner.conditions if not conditioner.has_default(name)]
+    test = held_out.stored()
 
     def of(index: "np.ndarray") -> dict[str, Any]:
-        found = conditions_of(inputs, inputs.test.rows(index % len(inputs.test)))
-        return {name: value for name, value in found.items() if name in inputs.conditions}
+        fields = test.rows(index % len(test))
+        return {name: fields[name] for name in names}
 
     return of
 

@@ -264,15 +264,7 @@ def _check_run(flags: argparse.Namespace, overrides: Sequence[tuple[str, str]]) 
     from jaxdiff.sweeps import presets
 
     presets.check_name(flags.apply, flags.workdir)
-    changed = next((path for path, _ in overrides if path.startswith("task")), None)
-    expect(
-        changed is None,
-        "--apply",
-        flags.apply,
-        "no change of the model",
-        f"leave out --config.{changed}",
-        "one",
-    )
+    presets.check_overrides([path for path, _ in overrides], "--apply", flags.apply)
 
 
 if __name__ == "__main__":

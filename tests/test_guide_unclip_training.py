@@ -26,10 +26,10 @@ SMALL = ("--config.steps=2", "--config.batch_size=8", "--config.optimizer.schedu
 THIN = ("--config.task.denoiser.network.levels[0].width=16", "--config.task.denoiser.network.levels[1].width=32",
         "--config.sampling.steps=2")  # fmt: skip
 CHANGES = {
-    "scenes_text": (*THIN, "--config.evaluation=None"),
+    "scenes_text": ("--config.evaluation=None",),
     "scenes_unclip_clip": (),
     "scenes_unclip_prior": ("--config.sampling.steps=2",),
-    "scenes_unclip_decoder": THIN,
+    "scenes_unclip_decoder": ("--config.sampling.steps=2",),
     "scenes_unclip_upsample": THIN,
 }
 

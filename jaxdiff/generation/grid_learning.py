@@ -83,6 +83,7 @@ class GridLearner(SampledModel):
         Raises:
           UserError: the sampler adds noise, or the grid returns to noise, so that few steps cannot follow many.
         """
+        self.check_steps(steps)
         process = self._followed.process_of(self.params)
         first, start = self._start(process, steps)
         recipe = dataclasses.replace(self.recipe, steps=steps)
@@ -112,14 +113,17 @@ class GridLearner(SampledModel):
         found = dataclasses.replace(recipe, grid=Given(tuple(np.asarray(times, np.float64).tolist())))
         return LearnedGrid(found, error(fitted.log_snr), error(start), fitted.errors, tuple(levels.tolist()))
 
-    def _start(self, process: Process, steps: int) -> tuple[float, np.ndarray]:
-        """The first time of exact samples, and the log-SNRs of the other times of the recipe's own grid."""
+    def check_steps(self, steps: int) -> None:
+        """Raise `UserError` for a number of steps that cannot follow exact samples; needs no weights."""
         sampler, fix = self.recipe.sampler, "use one without noise, such as DpmSolver2M or Heun"
         noisy = isinstance(sampler, Drawing) and sampler.draws
         expect(not noisy, "sampling.sampler", sampler, "a sampler that adds no noise", fix)
         expect(steps >= 2, "steps", steps, "at least 2, since the first time stays", "give 2 or more")
         expect(steps < self.exact_steps, "steps", steps, f"fewer than the {self.exact_steps} of exact samples",
                "give fewer, or more exact_steps")  # fmt: skip
+
+    def _start(self, process: Process, steps: int) -> tuple[float, np.ndarray]:
+        """The first time of exact samples, and the log-SNRs of the other times of the recipe's own grid."""
         few: Any = self.recipe.grid(process, steps)
         falls = not isinstance(few, TimePath)
         expect(falls, "sampling.grid", self.recipe.grid, "a grid that only falls", "use one such as Karras")

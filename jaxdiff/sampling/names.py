@@ -14,6 +14,21 @@ def plain(name: str) -> str:
     return "".join(letter for letter in lower if letter.isalnum())
 
 
+def samplers() -> dict[str, str]:
+    """``module:Class`` of every class in `jaxdiff.sampling.samplers` by its `plain` name."""
+    from jaxdiff.sampling import samplers as package
+
+    found = {}
+    for module in pkgutil.iter_modules(package.__path__):
+        source = importlib.import_module(f"{package.__name__}.{module.name}")
+        for name, cls in inspect.getmembers(source, inspect.isclass):
+            is_sampler = all(hasattr(cls, method) for method in ("init", "step", "calls"))
+            hidden = name.startswith("_") or getattr(cls, "_is_protocol", False)
+            if cls.__module__ == source.__name__ and is_sampler and not hidden:
+                found[plain(name)] = f"{cls.__module__}:{name}"
+    return found
+
+
 def sampler_target(text: str, others: Iterable[str] = ()) -> str:
     """``module:Class(...)`` from the name of a class in `jaxdiff.sampling.samplers`: ``ddim(eta=1.0)``, see `plain`.
 
@@ -24,19 +39,10 @@ def sampler_target(text: str, others: Iterable[str] = ()) -> str:
     Raises:
       UserError: there is no such sampler.
     """
-    from jaxdiff.sampling import samplers
-
     word, bracket, arguments = text.partition("(")
     if ":" in word:
         return text
-    found = {}
-    for module in pkgutil.iter_modules(samplers.__path__):
-        source = importlib.import_module(f"{samplers.__name__}.{module.name}")
-        for name, cls in inspect.getmembers(source, inspect.isclass):
-            is_sampler = all(hasattr(cls, method) for method in ("init", "step", "calls"))
-            hidden = name.startswith("_") or getattr(cls, "_is_protocol", False)
-            if cls.__module__ == source.__name__ and is_sampler and not hidden:
-                found[plain(name)] = f"{cls.__module__}:{name}"
+    found = samplers()
     if plain(word) not in found:
         classes = (target.partition(":")[2] for target in found.values())
         names = ", ".join([*classes, *(other for other in others if other not in found)])

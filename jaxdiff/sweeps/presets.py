@@ -3,7 +3,7 @@
 import json
 import pathlib
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxdiff import config as configs
@@ -12,7 +12,7 @@ from jaxdiff.config.blocks import TARGET
 from jaxdiff.errors import UserError, expect
 from jaxdiff.generation.recipes import PRESET
 from jaxdiff.runs.workdir import CONFIG_FILE
-from jaxdiff.sampling.names import plain
+from jaxdiff.sampling.names import plain, samplers
 from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.sweeps.settings import OWN
 
@@ -75,8 +75,18 @@ def check(record: Mapping[str, Any], name: str, workdir: str) -> None:
         )
 
 
-def check_name(name: str, workdir: str) -> None:
-    """Raise `UserError` if the run has another recipe of this name."""
+def check_name(name: str, workdir: str, flag: str = "--apply") -> None:
+    """Raise `UserError` if the run has another recipe of this name, or it is that of a sampler or of nothing."""
     recipes = json.loads((pathlib.Path(workdir).expanduser() / CONFIG_FILE).read_text()).get("recipes") or {}
     free = recipes.get(plain(name), {TARGET: PRESET}).get(TARGET) == PRESET
-    expect(free, "--apply", name, "a name that no recipe of the run has", "rename that recipe", "a recipe")
+    expect(free, flag, name, "a name that no recipe of the run has", "rename that recipe", "a recipe")
+    fix = "give another name"
+    expect(plain(name) != "", flag, name, "letters or digits", fix)
+    expect(plain(name) not in samplers(), flag, name, "a name that no sampler has", fix, "a sampler")
+
+
+def check_overrides(paths: Sequence[str], flag: str, name: str) -> None:
+    """Raise `UserError` if a field of the model is changed: the recipe would give other samples of the stored run."""
+    changed = next((path for path in paths if path.startswith("task")), None)
+    fix = f"leave out --config.{changed}"
+    expect(changed is None, flag, name, "no change of the model", fix, "one")

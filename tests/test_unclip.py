@@ -178,7 +178,10 @@ def test_the_commands_are_the_functions(folders, tmp_path):
     )  # fmt: skip
     images = np.load(out)["images"]
     given = {"steps": STEPS, "guidance": {"prior": 4.0, "decoder": 8.0}, "noise": noise}
-    np.testing.assert_array_equal(images, Stages.load(str(moved))(text=TEXTS, **given))
+    # A command chooses XLA's kernels of convolutions itself, which round in another way than those here.
+    off = np.abs(images.astype(int) - Stages.load(str(moved))(text=TEXTS, **given))
+    assert off.max() <= 1
+    assert np.mean(off > 0) < 0.01
 
 
 @slow

@@ -158,16 +158,43 @@ def _generate(static, recipe, numbers, trees, inputs, index, seed, listener):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def data_at_end(static: StaticArgs, recipe: Recipe, first: float, trees: Trees, inputs: GenerationInputs, index, seed,
-                log_snr):  # fmt: skip
-    """Diffused data at the end of the grid `After(first, log_snr)`, as a function that has a gradient in `log_snr`.
-
-    Calls of the model are computed again in the backward pass: the memory is that of one call, and of the data between.
-    """
+def data_at_end(
+    static: StaticArgs,
+    recipe: Recipe,
+    first: float,
+    trees: Trees,
+    inputs: GenerationInputs,
+    index,
+    seed,
+    log_snr,
+):
+    """Diffused data at the end of a recipe with the grid `After(first, log_snr)`."""
     denoise, process, conditions, keys, guiding_model = _models(static, trees, inputs, index, seed)
+    # Calls of the model are computed again in a backward pass, which then needs the memory of one call.
     guiding = None if guiding_model is None else jax.checkpoint(guiding_model)
     recipe = dataclasses.replace(recipe, grid=After(first, log_snr))
     return recipe(jax.checkpoint(denoise), process, conditions, static.data_shape, keys, guiding)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def distance_at_end(
+    static: StaticArgs,
+    recipe: Recipe,
+    first: float,
+    trees: Trees,
+    inputs: GenerationInputs,
+    index,
+    seed,
+    exact,
+    log_snr,
+):
+    """The mean squared distance of `data_at_end` from `exact`, and its gradient in `log_snr`."""
+
+    def distance(log_snr):
+        end = data_at_end(static, recipe, first, trees, inputs, index, seed, log_snr)
+        return jnp.mean((end - exact) ** 2)
+
+    return jax.value_and_grad(distance)(log_snr)
 
 
 def noise_of(

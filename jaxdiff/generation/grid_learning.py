@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -94,18 +93,17 @@ class GridLearner(SampledModel):
         ]
         known, held_out = examples[: self.batches], examples[self.batches :]
 
-        def distance(log_snr: Any, inputs: Any, index: np.ndarray, exact: Any) -> Any:
-            return jnp.mean((self._end(recipe, first, inputs, index, log_snr) - exact) ** 2)
-
-        slope = jax.value_and_grad(distance)
+        def distance(log_snr: Any, inputs: Any, index: np.ndarray, exact: Any) -> tuple[Any, Any]:
+            given = self._static, recipe, first, self._trees, inputs, index, np.uint32(self.seed)
+            return compiled.distance_at_end(*given, exact, log_snr)
 
         def gradient(log_snr: Any, number: int) -> tuple[Any, Any]:
-            error, pull = slope(log_snr, *known[number % len(known)])
+            error, slope = distance(log_snr, *known[number % len(known)])
             report(number, float(error))
-            return error, pull
+            return error, slope
 
         def error(log_snr: Any) -> float:
-            return float(np.sqrt(np.mean([float(distance(log_snr, *example)) for example in held_out])))
+            return float(np.sqrt(np.mean([float(distance(log_snr, *example)[0]) for example in held_out])))
 
         fitted = learning.fit(gradient, start, self.iterations, self.rate)
         times = learning.After(first, jnp.asarray(fitted.log_snr))(process, steps)
@@ -136,9 +134,5 @@ class GridLearner(SampledModel):
         recipe = dataclasses.replace(self.recipe, steps=self.exact_steps)
         times: Any = self.recipe.grid(process, self.exact_steps)
         log_snr = jnp.asarray(process.log_snr(times[1:]), jnp.float32)
-        return inputs, index, self._end(recipe, float(times[0]), inputs, index, log_snr)
-
-    def _end(self, recipe: Recipe, first: float, inputs: Any, index: np.ndarray, log_snr: Any) -> Any:
-        return compiled.data_at_end(
-            self._static, recipe, first, self._trees, inputs, index, np.uint32(self.seed), log_snr
-        )
+        given = self._static, recipe, float(times[0]), self._trees, inputs, index, np.uint32(self.seed)
+        return inputs, index, compiled.data_at_end(*given, log_snr)

@@ -38,7 +38,7 @@ CHANGES = {
 def stack(tmp_path_factory):
     """The folder in which the commands of the guide were run, with fewer steps and smaller networks."""
     folder = tmp_path_factory.mktemp("guide")
-    for line in SHELL.splitlines():
+    for line in filter(None, SHELL.splitlines()):
         if line.startswith("python -m jaxdiff.sample") and not (folder / "runs/scenes_unclip").exists():
             Image.fromarray(picture(0)).save(folder / "scene.png")
             np.save(

@@ -73,6 +73,14 @@ def test_times_keep_their_order_whatever_the_gradient():
     assert np.all(np.diff(found.log_snr) >= 0.99 * CLOSEST)
 
 
+def test_a_distance_follows_the_pull_on_all_times_after_it():
+    """The first of two distances carries both later log-SNRs, the second one the last alone."""
+    slope = jnp.array([0.0, 1.0, -3.0])
+    found = fit(lambda log_snr, _: (jnp.sum(slope * log_snr), slope), np.array([0.0, 1.0, 2.0]), 5, rate=0.01)
+    assert np.all(np.diff(found.log_snr) > 1)
+    assert found.log_snr[0] > 0
+
+
 def test_a_start_is_kept_where_nothing_pulls():
     start = np.array([-3.0, -1.0, 0.5, 6.0])
     found = fit(lambda log_snr, _: (jnp.zeros(()), jnp.zeros(4)), start, 3, rate=0.1)

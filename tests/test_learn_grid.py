@@ -64,7 +64,7 @@ def test_what_cannot_be_learned_is_refused_before_weights_are_read(empty, words,
 @pytest.mark.slow
 def test_the_recipe_is_sampled_by_its_name(trained, capsys):
     learn_grid.main(
-        ["--workdir", str(trained), "--name", "Few!", "--guidance", "2", "--iterations", "30", *FEW]
+        ["--workdir", str(trained), "--name", "Few!", "--guidance", "2", "--iterations", "8", *FEW]
     )
     out = capsys.readouterr().out
     before, after = map(float, re.search(r"samples: (\S+) with .*, (\S+) learned", out).groups())

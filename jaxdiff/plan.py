@@ -146,6 +146,8 @@ def _rows(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     yield "  forward", _si(forward), ", ".join(f"{part:.0%} {name}" for name, part in fractions.items())
     yield "  training", _si(training), f"{training / max(forward, 1):.2f} x forward"
     note = f"{drawing['calls']} calls, {drawing['evaluations']:.3g} x forward each"
+    if drawing["whole_calls"] < drawing["calls"]:
+        note += f"; {drawing['whole_calls']} calls are whole, the others reuse features"
     if drawing["guiding_model_evaluations"]:
         note += f", and {drawing['guiding_model_evaluations']:.3g} of a guiding model, not counted"
     yield "  sampling", _si(plan["sampling_multiply_adds"]), note

@@ -161,7 +161,8 @@ def test_multiply_adds_of_a_network_of_known_cost():
     # Training needs no gradients of the image, the sinusoids and the seven numbers.
     assert plan["training_multiply_adds"] == 3 * (network + size) - first - 2 * 16 * 128 - size
     calls = experiment.sampling.calls(denoiser.process)
-    assert plan["sampling"] == {"calls": calls, "evaluations": 2.0, "guiding_model_evaluations": 0.0}
+    counts = {"calls": calls, "whole_calls": calls, "evaluations": 2.0, "guiding_model_evaluations": 0.0}
+    assert plan["sampling"] == counts
     # Conditional and unconditional embeddings are computed once; guidance evaluates the network on both.
     assert plan["sampling_multiply_adds"] == 2 * calls * network + 2 * size
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxdiff.config.blocks import TARGET, fields_of, resolve, spec, written_default
+from jaxdiff.config.blocks import TARGET, UNWRITTEN, fields_of, resolve, spec, written_default
 from jaxdiff.config.files import differences
 from jaxdiff.config.renamed import current_field, upgrade
 from jaxdiff.config.suggestions import suggest
@@ -39,6 +39,7 @@ def override(config: ConfigDict, path: str, text: str, packages: tuple[str, ...]
     flag = f"--config.{path}"
     try:
         keys = _current(config, _keys(path))
+        _write_defaults(config, keys, packages, flag)
         parent, current = _get(config, keys[:-1]), _get(config, keys)
     except (LookupError, TypeError):
         fix = suggest(path, leaves(config), "--config.")
@@ -179,6 +180,19 @@ def _current(config: Any, keys: list[str | int]) -> list[str | int]:
         except (LookupError, TypeError):
             inner = None
     return found
+
+
+def _write_defaults(config: Any, keys: list[str | int], packages: tuple[str, ...] | None, flag: str) -> None:
+    """Write the defaults of fields on a path that are missing, since an older version has stored the config."""
+    inner = config
+    for key in keys:
+        if isinstance(inner, BLOCK) and TARGET in inner and key not in inner:
+            field = fields_of(resolve(inner[TARGET], packages, flag)).get(str(key))
+            default = UNWRITTEN if field is None else written_default(field)
+            if default is not UNWRITTEN:
+                with inner.unlocked():
+                    inner[key] = default
+        inner = inner[key]
 
 
 def _get(config: Any, keys: list[str | int]) -> Any:

@@ -64,7 +64,7 @@ def estimate(
     mesh = mesh_of(experiment.mesh, devices)
     rows = _rows(experiment, mesh)
     shapes = programs.trees(experiment, task, mesh)
-    traced = programs.trace(task, shapes, rows, experiment.accumulation)
+    traced = programs.trace(task, shapes, rows, experiment.accumulation, experiment.recipe.reuse)
     work = _work(experiment, task, traced)
     kept = _memory_of_step(shapes, traced, mesh, experiment.accumulation)
     return {
@@ -124,7 +124,8 @@ def _work(experiment: Experiment, task: SampledTask, traced: Programs) -> _Work:
     calls = evaluations(experiment.recipe, _process(task.denoiser), task.data_shape, traced.conditions)
     sampling = _sum(
         (2, encode),  # the conditional and the unconditional embeddings
-        (calls.calls * calls.model, denoise),
+        (calls.whole * calls.model, denoise),
+        ((calls.calls - calls.whole) * calls.model, count(traced.reusing)),
         (calls.calls, calls.other),
         (1, count(traced.decode)),
     )
@@ -151,6 +152,7 @@ def _of_operations(work: _Work, images: int) -> dict[str, Any]:
         "sampling_multiply_adds": work.sampling.total,
         "sampling": {
             "calls": work.calls.calls,
+            "whole_calls": work.calls.whole,
             "evaluations": work.calls.model,
             "guiding_model_evaluations": work.calls.guiding_model,
         },

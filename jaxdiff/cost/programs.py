@@ -1,6 +1,7 @@
 """The programs of an experiment, traced from shapes: no file is read, and nothing is compiled."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +13,9 @@ from jax.sharding import Mesh
 from jaxdiff.cost import memory
 from jaxdiff.distributed import partitioning
 from jaxdiff.experiment import Experiment, SampledTask
+from jaxdiff.models import reuse as features
 from jaxdiff.sampling.protocols import Encoded
+from jaxdiff.sampling.reuse import DeepCache
 from jaxdiff.training.state import abstract_params, abstract_state
 from jaxdiff.training.step import Context, Frozen
 from jaxdiff.trees import merge
@@ -57,6 +60,7 @@ class Programs:
       examples: bytes of the micro-batch, with its noise and times.
       encode: the conditions of one image to embeddings.
       denoise: one call of the network for one image.
+      reusing: a call that reuses features, see `Recipe.reuse`; `denoise` without it.
       decode: the codec's way from one sample of data to an image.
       conditions: a function that returns the encoded conditions, to be called in a trace.
     """
@@ -66,6 +70,7 @@ class Programs:
     examples: int
     encode: ClosedJaxpr
     denoise: ClosedJaxpr
+    reusing: ClosedJaxpr
     decode: ClosedJaxpr
     conditions: Callable[[], dict[str, Encoded]]
 
@@ -82,17 +87,21 @@ def trees(experiment: Experiment, task: SampledTask, mesh: Mesh) -> Trees:
     return Trees(state, trained, rest, networks, _sharded(networks, mesh), every, params)
 
 
-def trace(task: SampledTask, shapes: Trees, rows: int, accumulation: int) -> Programs:
-    """The programs with micro-batches of `rows` examples on a device."""
-    encode, denoise, conditions = _forward(task, shapes.params)
+def trace(
+    task: SampledTask, shapes: Trees, rows: int, accumulation: int, reuse: DeepCache | None = None
+) -> Programs:
+    """The programs with micro-batches of `rows` examples on a device, and the `reuse` of a recipe."""
+    encode, denoise, reusing, conditions = _forward(task, shapes.params, reuse)
     train, examples = _training(task, shapes.trained, shapes.frozen, rows)
     draw = jax.make_jaxpr(task.draw)(*_draw_inputs(task, shapes.own, shapes.frozen, accumulation * rows))
     decode = _decoding(task, shapes.networks)
-    return Programs(draw, train, examples, encode, denoise, decode, conditions)
+    return Programs(draw, train, examples, encode, denoise, reusing, decode, conditions)
 
 
-def _forward(task: Any, params: Any) -> tuple[ClosedJaxpr, ClosedJaxpr, Callable[[], dict[str, Encoded]]]:
-    """`encode` and `predict_encoded` for one image; a function that returns its conditions in a trace."""
+def _forward(
+    task: Any, params: Any, reuse: DeepCache | None
+) -> tuple[ClosedJaxpr, ClosedJaxpr, ClosedJaxpr, Callable[[], dict[str, Encoded]]]:
+    """`encode` and `predict_encoded` for one image, whole and reusing; a function that returns its conditions."""
     denoiser = task.denoiser
     fields = jax.eval_shape(lambda: denoiser.conditioner.example(1, task.data_shape))
     drop = jax.eval_shape(lambda: denoiser.conditioner.none_dropped(1))
@@ -104,12 +113,18 @@ def _forward(task: Any, params: Any) -> tuple[ClosedJaxpr, ClosedJaxpr, Callable
         trees.append(tree)
         return leaves
 
-    def denoise(params: Any, x: Any, t: Any, leaves: Any) -> Any:
-        encoded = jax.tree.unflatten(trees[0], leaves)
-        return denoiser.apply({"params": params}, x, t, encoded, method="predict_encoded")
+    def denoise(params: Any, cache: Any, x: Any, t: Any, leaves: Any, mutable: Any = False) -> Any:
+        encoded, variables = jax.tree.unflatten(trees[0], leaves), {"params": params, **cache}
+        return denoiser.apply(variables, x, t, encoded, method="predict_encoded", mutable=mutable)
 
     encoding, leaves = jax.make_jaxpr(encode, return_shape=True)(params, fields, drop)
-    denoising = jax.make_jaxpr(denoise)(params, x, t, leaves)
+    denoising = reusing = jax.make_jaxpr(denoise)(params, {}, x, t, leaves)
+    if reuse is not None:
+        features.check(denoiser.network, reuse.blocks)
+        keep = functools.partial(denoise, mutable=[features.COLLECTION])
+        made = jax.eval_shape(keep, params, {}, x, t, leaves)[1][features.COLLECTION]["network"]
+        cache = {features.COLLECTION: {"network": features.kept(made, reuse.blocks)}}
+        reusing = jax.make_jaxpr(denoise)(params, cache, x, t, leaves)
 
     def conditions() -> dict[str, Encoded]:
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (leaves, fields, drop))
@@ -119,7 +134,7 @@ def _forward(task: Any, params: Any) -> tuple[ClosedJaxpr, ClosedJaxpr, Callable
             for name in encoded
         }
 
-    return encoding, denoising, conditions
+    return encoding, denoising, reusing, conditions
 
 
 def _training(task: Any, params: Any, frozen: Frozen, rows: int) -> tuple[ClosedJaxpr, int]:

@@ -24,12 +24,14 @@ class Evaluations:
 
     Attributes:
       calls: calls of the sampler; an upper bound if their number depends on the data.
+      whole: of these, calls that run the whole network and reuse no features.
       model: evaluations of the network per call; a mean over the grid if guidance acts in an interval only.
       guiding_model: evaluations of another model per call (`Autoguidance`).
       other: further multiply-adds per call, for example of a classifier.
     """
 
     calls: int
+    whole: int
     model: float
     guiding_model: float
     other: Operations
@@ -49,10 +51,11 @@ def evaluations(
     x, t = jax.ShapeDtypeStruct((1, *shape), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
     process = recipe.process or process
+    plain = dataclasses.replace(recipe, reuse=None)
 
     def trace(guiding_model: Callable | None) -> Any:
         def guided(x: Any, t: Any, keys: Any) -> Any:
-            denoise = recipe.denoiser(_stand_in(_MODEL), process, conditions(), keys, guiding_model)
+            denoise = plain.denoiser(_stand_in(_MODEL), process, conditions(), keys, guiding_model)
             return denoise.call(x, t, denoise.init(x))
 
         return jax.make_jaxpr(guided)(x, t, keys)
@@ -63,7 +66,9 @@ def evaluations(
         program = trace(_stand_in(_GUIDING_MODEL))
     inside = _fraction_in_interval(recipe, process)
     model, guiding_model = (_images(program.jaxpr, name, inside) for name in (_MODEL, _GUIDING_MODEL))
-    return Evaluations(recipe.calls(process), model, guiding_model, count(program))
+    calls = recipe.calls(process)
+    whole = calls if recipe.reuse is None else recipe.reuse.whole_calls(calls)
+    return Evaluations(calls, whole, model, guiding_model, count(program))
 
 
 _MODEL, _GUIDING_MODEL = "jaxdiff_model", "jaxdiff_guiding_model"

@@ -16,6 +16,7 @@ from jaxdiff.data.classes import some
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import UserError, expect
 from jaxdiff.experiment import Experiment
+from jaxdiff.models import reuse
 from jaxdiff.sampling.guidance.classifier_free import Limited
 from jaxdiff.sampling.guidance.per_condition import PerCondition
 from jaxdiff.sampling.protocols import Dropping, Guidance
@@ -37,6 +38,8 @@ def check_guidance(recipe: Recipe, denoisers: Sequence[Denoiser]) -> None:
     def stub(*arguments: Any) -> Any:
         raise AssertionError("building a guidance calls no model")
 
+    if recipe.reuse is not None:
+        reuse.check(denoisers[0].network, recipe.reuse.blocks)
     guiding_model = stub if len(denoisers) > 1 else None
     process: Any = denoisers[0].process
     recipe.guidance(stub, process, names, jax.random.split(jax.random.key(0), 1), guiding_model)

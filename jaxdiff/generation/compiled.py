@@ -15,6 +15,7 @@ from jaxdiff.denoiser import Denoiser
 from jaxdiff.distributed import partitioning
 from jaxdiff.errors import UserError
 from jaxdiff.generation.steps import Observed
+from jaxdiff.models import reuse
 from jaxdiff.process.conversion import adapt
 from jaxdiff.process.gaussian import Process
 from jaxdiff.process.prediction import Prediction
@@ -252,22 +253,51 @@ def _models(static: StaticArgs, trees: Trees, inputs: GenerationInputs, index, s
     }
     processes = [denoiser.process_of(params) for denoiser, params in models]
 
-    def model(number: int) -> ConditionalDenoise:
-        denoiser, params = models[number]
+    own, *others = (_Network(denoiser, params, number) for number, (denoiser, params) in enumerate(models))
+    guiding = [_adapted(network, processes[network.number], processes[0]) for network in others]
+    return _Models(own, processes[0], conditions, keys, guiding[0] if guiding else None)
 
-        def denoise(x, t, conditions, drop) -> Prediction:
-            def plain(x, t) -> Prediction:
-                times = jnp.broadcast_to(t, x.shape[:1])
-                names = denoiser.conditioner.conditions
-                shown = {name: _shown(conditions[name], drop[name], number) for name in names}
-                found: Any = denoiser.apply({"params": params}, x, times, shown, method="predict_encoded")
-                return found
 
-            return adapt(plain, processes[number], processes[0])(x, t) if number else plain(x, t)
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Network:
+    """The network of a model as a conditional denoiser, which can give away its features.
 
-        return denoise
+    Attributes:
+      denoiser, params: the model.
+      number: position of the model's embeddings in those of each condition.
+    """
 
-    return _Models(model(0), processes[0], conditions, keys, model(1) if len(models) > 1 else None)
+    denoiser: Denoiser
+    params: Params
+    number: int
+
+    def __call__(self, x, t, conditions, drop) -> Prediction:
+        return self._apply({}, False, x, t, conditions, drop)
+
+    def keeping(self, x, t, conditions, drop, blocks: int) -> tuple[Prediction, Any]:
+        """See `jaxdiff.sampling.reuse.ReusableDenoise`."""
+        prediction, made = self._apply({}, [reuse.COLLECTION], x, t, conditions, drop)
+        return prediction, reuse.kept(made[reuse.COLLECTION]["network"], blocks)
+
+    def reusing(self, x, t, conditions, drop, blocks: int, features) -> Prediction:
+        """See `jaxdiff.sampling.reuse.ReusableDenoise`."""
+        return self._apply({reuse.COLLECTION: {"network": features}}, False, x, t, conditions, drop)
+
+    def _apply(self, collections, mutable, x, t, conditions, drop) -> Any:
+        times = jnp.broadcast_to(t, x.shape[:1])
+        names = self.denoiser.conditioner.conditions
+        shown = {name: _shown(conditions[name], drop[name], self.number) for name in names}
+        variables = {"params": self.params, **collections}
+        return self.denoiser.apply(variables, x, times, shown, method="predict_encoded", mutable=mutable)
+
+
+def _adapted(network: _Network, source: Process, target: Process) -> ConditionalDenoise:
+    """A network that was trained on the process `source`, for noisy data of `target`."""
+
+    def denoise(x, t, conditions, drop) -> Prediction:
+        return adapt(lambda x, t: network(x, t, conditions, drop), source, target)(x, t)
+
+    return denoise
 
 
 def _embedded(denoiser: Denoiser, params, fields, drop) -> dict[str, Any]:

@@ -145,6 +145,11 @@ class Controlled(nn.Module):
     def setup(self):
         nn.share_scope(self, self.network)
 
+    @property
+    def decoder_blocks(self) -> int:
+        """Number of blocks of the decoder, see `UNet`."""
+        return self.network.decoder_blocks
+
     def __call__(self, x: Images, embeddings: Embeddings, *, train: bool) -> Features:
         """As `UNet`; `embeddings.controls` has an image for each of `controls`."""
         given = embeddings.controls or {}

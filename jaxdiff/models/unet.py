@@ -1,8 +1,9 @@
 """One U-Net for DDPM, DDPM++, NCSN++, ADM, SR3, Palette, Imagen, U-ViT and Stable Diffusion, by its options."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxdiff.embeddings import Embeddings, Residuals
 from jaxdiff.errors import UserError, between, expect, one_of, positive
+from jaxdiff.models import reuse
 from jaxdiff.models.blocks import Downsample, ResidualMiddle, Upsample, apply_block
 from jaxdiff.models.interface import BlockInputs, BlockOptions, Grid, Part, reads_image_prompts
 from jaxdiff.models.layers import Conv, check_dtype, scaled
@@ -20,6 +22,20 @@ from jaxdiff.typing import Features, Images
 
 DecoderAttention = Literal["every", "last"]
 Resampling = Literal["residual", "conv", "plain"]
+
+
+class DecoderStep(NamedTuple):
+    """A step of the decoder: a block, which reads a skip, the head of a level, or the way to the next level.
+
+    Attributes:
+      kind: "block", "head" or "up".
+      level: position of the level.
+      block: position of a block in its level.
+    """
+
+    kind: Literal["block", "head", "up"]
+    level: int
+    block: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,10 +151,19 @@ class UNet(nn.Module):
         if embeddings.spatial is not None:
             x = jnp.concatenate([x, embeddings.spatial.astype(x.dtype)], axis=-1)
         check_places(residuals.features, tuple(self.places()))
-        h, skips = self.encode(self.stem_input(x), inputs, residuals.features)
-        check_places(residuals.skips, skips)
+        stem, reused = self.stem_input(x), reuse.reused(self)
+        if reused is None:
+            (h, skips), image = self.encode(stem, inputs, residuals.features), None
+            check_places(residuals.skips, skips)
+        else:
+            (h, image), skips = reused.features, self._skips(stem, inputs, residuals.features, reused.blocks)
         joined = [add_residual(features, residuals.skips, name) for name, features in skips.items()]
-        return from_patches(self._decode(h, joined, inputs), self.patch)
+        return from_patches(self._decode(h, image, joined, inputs), self.patch)
+
+    @property
+    def decoder_blocks(self) -> int:
+        """Number of blocks of the decoder, each of which reads a skip."""
+        return sum(step.kind == "block" for step in self._decoder_steps())
 
     @nn.nowrap
     def places(self) -> Iterator[str]:
@@ -183,40 +208,80 @@ class UNet(nn.Module):
 
         The modules become children of the module whose method calls this one.
         """
+        skips = {}
+        for name, h, joined in self._encoder(x, inputs, residuals):
+            if joined:
+                skips[name] = h
+        return add_residual(self.middle(h, inputs[-1]), residuals, "middle"), skips
+
+    @nn.nowrap
+    def _skips(
+        self, x: Grid, inputs: Sequence[BlockInputs], residuals: Mapping[str, Grid], count: int
+    ) -> dict[str, Grid]:
+        """The first skips; what comes after them in the encoder is not computed."""
+        skips = ((name, h) for name, h, joined in self._encoder(x, inputs, residuals) if joined)
+        return dict(itertools.islice(skips, count))
+
+    @nn.nowrap
+    def _encoder(
+        self, x: Grid, inputs: Sequence[BlockInputs], residuals: Mapping[str, Grid]
+    ) -> Iterator[tuple[str, Grid, bool]]:
+        """The features of the encoder in order: name, features, and whether they are joined in the decoder."""
         h = Conv(self.stem_width or self.levels[0].width, dtype=self.dtype, name="stem")(x)
         h = add_residual(h, residuals, "stem")
-        skips = {"stem": h} if self.resampled_skips else {}
+        yield "stem", h, self.resampled_skips
         for i, level in enumerate(self.levels):
             for j in range(level.blocks):
                 name = f"encoder_{i}_block_{j}"
                 h = apply_block(name, h, inputs[i], level.width, level.attention)
-                skips[name] = h = add_residual(h, residuals, name)
+                h = add_residual(h, residuals, name)
+                yield name, h, True
             if i + 1 < len(self.levels):
                 name = f"down_{i}"
                 h = self._resample(name, h, inputs[i], level.width, "down")
                 h, x = self._join_input(f"input_{i}", h, x)
                 h = add_residual(h, residuals, name)
-                if self.resampled_skips:
-                    skips[name] = h
-        return add_residual(self.middle(h, inputs[-1]), residuals, "middle"), skips
+                yield name, h, self.resampled_skips
 
     @nn.nowrap
-    def _decode(self, h: Grid, skips: list[Grid], inputs: Sequence[BlockInputs]) -> Grid:
-        image = None
-        for i, level in reversed(list(enumerate(self.levels))):
-            count = level.blocks + int(self.resampled_skips)
-            for j in range(count):
-                attends = self.decoder_attention == "every" or j == count - 1
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
-                attention = level.attention if attends else None
-                h = apply_block(f"decoder_{i}_block_{j}", h, inputs[i], level.width, attention)
-            if i == 0 or self.output_path == "skip":
+    def _decode(self, h: Grid, image: Grid | None, skips: list[Grid], inputs: Sequence[BlockInputs]) -> Grid:
+        """The decoder; with fewer skips than it has blocks, its last blocks, which h and the sum of images enter."""
+        steps = list(self._decoder_steps())
+        blocks = [number for number, step in enumerate(steps) if step.kind == "block"]
+        first = blocks[-len(skips)] if len(skips) < len(blocks) else 0
+        for kind, i, j in steps[first:]:
+            if kind == "block":
+                reuse.keep(self, len(skips), (h, image))
+                h = self._decoder_block(i, j, jnp.concatenate([h, skips.pop()], axis=-1), inputs[i])
+            elif kind == "head":
                 here = self._head(f"_{i}" if i else "", h)
                 image = here if image is None else here + resample(image, "up", self.block.resample_taps)
-            if i > 0:
-                h = self._resample(f"up_{i}", h, inputs[i], level.width, "up")
+            else:
+                h = self._resample(f"up_{i}", h, inputs[i], self.levels[i].width, "up")
         assert image is not None
         return image
+
+    @nn.nowrap
+    def _decoder_steps(self) -> Iterator[DecoderStep]:
+        """The steps of the decoder in order."""
+        for i in reversed(range(len(self.levels))):
+            yield from (DecoderStep("block", i, j) for j in range(self._blocks(i)))
+            if i == 0 or self.output_path == "skip":
+                yield DecoderStep("head", i)
+            if i > 0:
+                yield DecoderStep("up", i)
+
+    @nn.nowrap
+    def _blocks(self, level: int) -> int:
+        """Number of decoder blocks of a level."""
+        return self.levels[level].blocks + int(self.resampled_skips)
+
+    @nn.nowrap
+    def _decoder_block(self, i: int, j: int, h: Grid, inputs: BlockInputs) -> Grid:
+        level = self.levels[i]
+        attends = self.decoder_attention == "every" or j == self._blocks(i) - 1
+        attention = level.attention if attends else None
+        return apply_block(f"decoder_{i}_block_{j}", h, inputs, level.width, attention)
 
     @nn.nowrap
     def _resample(self, name: str, h: Grid, inputs: BlockInputs, width: int, how: Resample) -> Grid:

@@ -27,6 +27,30 @@ ConditionalDenoise = Callable[[Data, Scalar, Conditions, Drops], Prediction]
 """``(x_t, t, conditions, drop) -> prediction``; ``drop[name]`` is True for the examples that ignore a condition."""
 
 
+@dataclasses.dataclass(frozen=True)
+class StatefulDenoiser:
+    """A conditional denoiser with explicit state, such as features of an earlier call.
+
+    Attributes:
+      call: ``(x_t, t, conditions, drop, state) -> (prediction, new state)``.
+      init: ``(x, conditions, drop) -> state`` before the first call.
+    """
+
+    call: Callable[[Data, Scalar, Conditions, Drops, Any], tuple[Prediction, Any]]
+    init: Callable[[Data, Conditions, Drops], Any]
+
+
+Conditional = ConditionalDenoise | StatefulDenoiser
+"""A conditional denoiser with or without state."""
+
+
+def with_state(denoise: Conditional) -> StatefulDenoiser:
+    """A plain function as a denoiser whose state is empty; a `StatefulDenoiser` is returned as it is."""
+    if isinstance(denoise, StatefulDenoiser):
+        return denoise
+    return StatefulDenoiser(lambda *args: (denoise(*args[:-1]), args[-1]), lambda *_: ())
+
+
 class Encoded(NamedTuple):
     """A condition after embedding, with its unconditional counterpart.
 
@@ -175,11 +199,11 @@ class Guidance(Protocol):
 
     def __call__(
         self,
-        denoise: ConditionalDenoise,
+        denoise: Conditional,
         process: Process,
         conditions: Conditions,
         keys: Keys,
-        guiding_model: ConditionalDenoise | None = None,
+        guiding_model: Conditional | None = None,
     ) -> GuidedDenoiser: ...
 
     @property

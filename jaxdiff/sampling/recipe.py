@@ -25,6 +25,7 @@ from jaxdiff.sampling.protocols import (
     Modifier,
     Sampler,
 )
+from jaxdiff.sampling.reuse import DeepCache
 from jaxdiff.typing import Array, Bool, Data, Keys, Scalar
 
 PRIOR = 2**31 - 1  # folded into a key for the initial noise; step numbers count from 0 and stay below
@@ -59,6 +60,7 @@ class Recipe:
         that of data of unit variance there, ``sqrt(alpha^2 + sigma^2)``.
       process, noise_label: in place of the model's own; None for these. A process with the same steps and other noise
         levels between them, or another label there, is a detail of how a model is sampled.
+      reuse: how calls of the model reuse features of earlier calls; None for calls of the whole model.
       until: take only the steps that begin at this time or above. The result is noisy data where the next step would
         begin.
       below: take only the steps that begin below this time, from noisy data.
@@ -78,6 +80,7 @@ class Recipe:
     initial: str = "process"
     process: Process | None = None
     noise_label: NoiseLabel | None = None
+    reuse: DeepCache | None = None
     until: float | None = None
     below: float | None = None
 
@@ -180,7 +183,8 @@ class Recipe:
         guiding_model: ConditionalDenoise | None = None,
     ) -> GuidedDenoiser:
         """The denoiser that the sampler follows: conditional, guided and modified."""
-        guided = self.guidance(denoise, process, conditions, keys, guiding_model)
+        model = denoise if self.reuse is None else self.reuse(denoise)
+        guided = self.guidance(model, process, conditions, keys, guiding_model)
         for modifier in self.modifiers:
             guided = modifier(guided, process, conditions, keys)
         return guided

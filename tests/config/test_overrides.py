@@ -49,6 +49,18 @@ def test_override_sets_a_block_by_its_class(path):
     ) == Circle(2.0)
 
 
+def test_override_knows_a_field_that_is_newer_than_the_stored_config():
+    config = drawing()
+    for name in ("steps", "cutoff"):
+        del config[name]
+    override(config, "steps", "20")
+    override(config, "cutoff", "0.25")
+    assert not differences(config, drawing(steps=20, cutoff=0.25))
+    override(config, "shape", "tests.config.drawings:Square(side=1.0)")
+    del config["shape"]  # has no default
+    assert "expected a field of the config" in message_of(lambda: override(config, "shape.side", "3"))
+
+
 def test_override_turns_a_block_off_and_on():
     config = drawing(backdrop=spec(Square))
     override(config, "backdrop", "None")

@@ -1,10 +1,8 @@
 """Autoguidance: guidance by a weaker version of the model."""
 
 import dataclasses
-from collections.abc import Sequence
 
 from jaxdiff.errors import UserError
-from jaxdiff.process.prediction import Prediction
 from jaxdiff.sampling.guidance.classifier_free import (
     Interval,
     IntervalGuidance,
@@ -12,11 +10,10 @@ from jaxdiff.sampling.guidance.classifier_free import (
     alone_at,
     check_scales,
     combine,
-    predict,
 )
+from jaxdiff.sampling.guidance.predictions import predictions
 from jaxdiff.sampling.guidance.rules import Extrapolate, Rule
 from jaxdiff.sampling.protocols import GuidedDenoiser
-from jaxdiff.typing import Data, Scalar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +49,7 @@ class Autoguidance(IntervalGuidance):
                 "Fix: give one (--guiding-model, or Generator.load(..., guiding_model=...)), or guidance scale 1"
             )
 
-        def both(x: Data, t: Scalar) -> Sequence[Prediction]:
-            return models.conditional(x, t), predict(guiding, models.conditions, [()], x, t)[0]
-
+        both = models.predictions(()).beside(predictions(guiding, models.conditions, [()]))
         return combine(self.rule, self.scale, models.process, both)
 
     def with_scale(self, scale: float) -> "Autoguidance":

@@ -13,7 +13,7 @@ from jaxdiff.process.per_example import data_axes
 from jaxdiff.process.prediction import Prediction
 from jaxdiff.sampling.noise import fold_in, noise_like
 from jaxdiff.sampling.protocols import (
-    ConditionalDenoise,
+    Conditional,
     Conditions,
     Dropping,
     Encoded,
@@ -54,11 +54,11 @@ class Cads:
 
     def __call__(
         self,
-        denoise: ConditionalDenoise,
+        denoise: Conditional,
         process: Process,
         conditions: Conditions,
         keys: Keys,
-        guiding_model: ConditionalDenoise | None = None,
+        guiding_model: Conditional | None = None,
     ) -> GuidedDenoiser:
         def guided(conditions: Conditions) -> GuidedDenoiser:
             return self.guidance(denoise, process, conditions, keys, guiding_model)

@@ -3,7 +3,8 @@
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+import operator
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
@@ -12,8 +13,9 @@ import jax.numpy as jnp
 from jaxdiff.errors import UserError, expect
 from jaxdiff.process.gaussian import Process
 from jaxdiff.process.prediction import Prediction
+from jaxdiff.sampling.guidance.predictions import Predictions, predictions
 from jaxdiff.sampling.guidance.rules import Extrapolate, Rule, Scale
-from jaxdiff.sampling.protocols import ConditionalDenoise, Conditions, GuidedDenoiser, stateless
+from jaxdiff.sampling.protocols import Conditional, Conditions, GuidedDenoiser
 from jaxdiff.typing import Array, Bool, Data, Keys, Scalar
 
 LARGEST = 1000.0
@@ -53,14 +55,14 @@ class Interval:
 class Models(NamedTuple):
     """What guidance receives in one call; see `jaxdiff.sampling.protocols.Guidance`."""
 
-    denoise: ConditionalDenoise
+    denoise: Conditional
     process: Process
     conditions: Conditions
-    guiding_model: ConditionalDenoise | None
+    guiding_model: Conditional | None
 
-    def conditional(self, x: Data, t: Scalar) -> Prediction:
-        """The prediction with all conditions."""
-        return predict(self.denoise, self.conditions, [()], x, t)[0]
+    def predictions(self, *dropped: Collection[str]) -> Predictions:
+        """Predictions of the model, each without the conditions of these names."""
+        return predictions(self.denoise, self.conditions, dropped)
 
 
 class IntervalGuidance:
@@ -74,14 +76,14 @@ class IntervalGuidance:
 
     def __call__(
         self,
-        denoise: ConditionalDenoise,
+        denoise: Conditional,
         process: Process,
         conditions: Conditions,
         keys: Keys,
-        guiding_model: ConditionalDenoise | None = None,
+        guiding_model: Conditional | None = None,
     ) -> GuidedDenoiser:
         models = Models(denoise, process, conditions, guiding_model)
-        inside, outside = self.guided(models), stateless(models.conditional)
+        inside, outside = self.guided(models), models.predictions(()).combined(operator.itemgetter(0))
         if inside is None:
             return outside
         return inside if self.interval is None else _within(self.interval, process, inside, outside)
@@ -141,15 +143,10 @@ class ClassifierFree(IntervalGuidance):
         if alone == 0:
             return None
         _require_conditions(self.scale, models.conditions)
-        dropped = ((), tuple(models.conditions))  # in the conditional branch, and in the unconditional one
-
-        def branches(x: Data, t: Scalar) -> list[Prediction]:
-            shown = dropped if alone is None else dropped[alone : alone + 1]
-            return predict(models.denoise, models.conditions, shown, x, t)
-
+        everything = tuple(models.conditions)
         if alone == 1:
-            return stateless(lambda x, t: branches(x, t)[0])
-        return combine(self.rule, self.scale, models.process, branches)
+            return models.predictions(everything).combined(operator.itemgetter(0))
+        return combine(self.rule, self.scale, models.process, models.predictions((), everything))
 
     def dropped(self, names: Collection[str]) -> frozenset[str]:
         """All conditions, unless guidance is off."""
@@ -179,37 +176,19 @@ def check_scales(field: str, *scales: int | float) -> None:
                "choose one; published models use 0 to 30")  # fmt: skip
 
 
-def predict(
-    denoise: ConditionalDenoise,
-    conditions: Conditions,
-    dropped: Sequence[Collection[str]],
-    x: Data,
-    t: Scalar,
-) -> list[Prediction]:
-    """One prediction for each item of `dropped`, the names of conditions to ignore; all in one call."""
-    branches, batch = len(dropped), x.shape[0]
-    # Copies of an example are adjacent, so that a batch split over devices needs no communication.
-    x, conditions = jax.tree.map(lambda value: jnp.repeat(value, branches, axis=0), (x, conditions))
-    drop = {name: jnp.tile(jnp.array([name in names for names in dropped]), batch) for name in conditions}
-    together = denoise(x, t, conditions, drop)
-    return [jax.tree.map(lambda value, i=i: value[i::branches], together) for i in range(branches)]
-
-
-def combine(
-    rule: Rule, scale: Scale, process: Process, both: Callable[[Data, Scalar], Sequence[Prediction]]
-) -> GuidedDenoiser:
+def combine(rule: Rule, scale: Scale, process: Process, both: Predictions) -> GuidedDenoiser:
     """The denoiser that combines two predictions by `rule`: the desired one first, then the one to move away from."""
 
     def call(x: Data, t: Scalar, state: Any) -> tuple[Prediction, Any]:
-        cond, uncond = both(x, t)
-        guided, state = rule(state, scale, cond, uncond, process.signal(t))
+        (cond, uncond), of_models = both.call(x, t, state[0])
+        guided, of_rule = rule(state[1], scale, cond, uncond, process.signal(t))
         # The variance is that of the conditional model: it is not extrapolated.
-        return guided._replace(variance_fraction=cond.variance_fraction), state
+        return guided._replace(variance_fraction=cond.variance_fraction), (of_models, of_rule)
 
-    return GuidedDenoiser(call, rule.init)
+    return GuidedDenoiser(call, lambda x: (both.init(x), rule.init(x)))
 
 
-def refuse_guiding_model(guiding_model: ConditionalDenoise | None) -> None:
+def refuse_guiding_model(guiding_model: Conditional | None) -> None:
     """Raise a `UserError` where a second model is given to guidance that uses none."""
     if guiding_model is not None:
         raise UserError(
@@ -221,12 +200,20 @@ def refuse_guiding_model(guiding_model: ConditionalDenoise | None) -> None:
 def _within(
     interval: Interval, process: Process, inside: GuidedDenoiser, outside: GuidedDenoiser
 ) -> GuidedDenoiser:
-    """`inside` in the interval, and `outside` elsewhere, where the guidance state is unchanged."""
+    """`inside` in the interval, and `outside` elsewhere. Each has its own state, which does not change meanwhile."""
+
+    def guide(x: Data, t: Scalar, state: Any) -> tuple[Prediction, Any]:
+        prediction, of_inside = inside.call(x, t, state[0])
+        return prediction, (of_inside, state[1])
+
+    def do_not(x: Data, t: Scalar, state: Any) -> tuple[Prediction, Any]:
+        prediction, of_outside = outside.call(x, t, state[1])
+        return prediction, (state[0], of_outside)
 
     def call(x: Data, t: Scalar, state: Any) -> tuple[Prediction, Any]:
-        return jax.lax.cond(interval.contains(process, t), inside.call, outside.call, x, t, state)
+        return jax.lax.cond(interval.contains(process, t), guide, do_not, x, t, state)
 
-    return GuidedDenoiser(call, inside.init)
+    return GuidedDenoiser(call, lambda x: (inside.init(x), outside.init(x)))
 
 
 def _require_conditions(scale: Scale, conditions: Conditions) -> None:

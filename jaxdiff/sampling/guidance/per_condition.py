@@ -10,11 +10,10 @@ from jaxdiff.sampling.guidance.classifier_free import (
     IntervalGuidance,
     Models,
     check_scales,
-    predict,
     refuse_guiding_model,
 )
-from jaxdiff.sampling.protocols import Conditions, GuidedDenoiser, stateless
-from jaxdiff.typing import Data, Scalar
+from jaxdiff.sampling.protocols import Conditions, GuidedDenoiser
+from jaxdiff.typing import Data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,13 +63,12 @@ class PerCondition(IntervalGuidance):
         terms = self._terms()
         factors = [factor for _, factor in terms]
 
-        def weighted(x: Data, t: Scalar) -> Prediction:
-            found = predict(models.denoise, models.conditions, [dropped for dropped, _ in terms], x, t)
+        def weighted(found: list[Prediction]) -> Prediction:
             x_0 = _weighted(factors, [pair.x_0 for pair in found])
             noise = _weighted(factors, [pair.noise for pair in found])
             return Prediction(x_0, noise, found[-1].variance_fraction)
 
-        return stateless(weighted)
+        return models.predictions(*(dropped for dropped, _ in terms)).combined(weighted)
 
     def dropped(self, names: Collection[str]) -> frozenset[str]:
         """The listed conditions that some prediction is without."""

@@ -184,7 +184,7 @@ def _current(config: Any, keys: list[str | int]) -> list[str | int]:
 
 def _write_defaults(config: Any, keys: list[str | int], packages: tuple[str, ...] | None, flag: str) -> None:
     """Write the defaults of fields on a path that are missing, since an older version has stored the config."""
-    inner = config
+    inner: Any = config
     for key in keys:
         if isinstance(inner, BLOCK) and TARGET in inner and key not in inner:
             field = fields_of(resolve(inner[TARGET], packages, flag)).get(str(key))

@@ -192,7 +192,7 @@ def _write_defaults(config: Any, keys: list[str | int], packages: tuple[str, ...
             if default is not UNWRITTEN:
                 with inner.unlocked():
                     inner[key] = default
-        inner = inner[key]
+        inner = _get(inner, [key])
 
 
 def _get(config: Any, keys: list[str | int]) -> Any:

@@ -326,7 +326,7 @@ def test_config_fits_together_in_shape_on_a_mesh(name):
     program = StaticArgs((task.denoiser,), task.codec, task.data_shape, mesh)
     index, seed = jax.ShapeDtypeStruct((rows,), jnp.uint32), jax.ShapeDtypeStruct((), jnp.uint32)
     params, codec = (
-        task.full_params(state.params, networks),
+        jax.eval_shape(task.full_params, state.params, networks),
         {name: networks[name] for name in task.codec.frozen},
     )
     drawn = GenerationInputs(fields, absent, fields, absent)

@@ -88,6 +88,7 @@ def test_stored_outputs_are_one_run_without_errors_or_traces_of_a_machine(name):
     nbformat.validate(notebook)
     assert notebook.metadata.kernelspec.name == "python3"
     cells = code(notebook)
+    assert not any("%%capture" in cell.source for cell in cells)  # it hides the errors of a cell
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), (
         "run it from top to bottom"
     )

@@ -28,6 +28,9 @@ from jaxdiff.tasks.protocols import TaskContext
 from jaxdiff.trees import branch_at, check_like, with_dtype
 from jaxdiff.typing import Array, Batch, Data, Float, Key, Metrics, Params, Times, Weights
 
+OBJECTIVE = 2**31 - 1
+"""Folded into the key of the times for the draws of the objective."""
+
 
 @dataclasses.dataclass(frozen=True)
 class DenoisingTask:
@@ -220,8 +223,8 @@ class DenoisingTask:
         return self.time_sampler.init_history()
 
     def draw(self, batch: Batch, context: TaskContext, key: Key[Array, ""]) -> dict:
-        """Everything random about a batch: codec, noise, augmentations, conditions and their drops, and the uniform
-        numbers that become times.
+        """Everything random about a batch: codec, noise, augmentations, conditions and their drops, the uniform numbers
+        that become times, and what the objective draws.
 
         All examples are drawn at once, and without the parameters: `loss` maps the uniform numbers to times, through
         the process as far as it is learned. `importance` corrects for the preference of the time sampler. Fields may
@@ -247,6 +250,8 @@ class DenoisingTask:
             "importance": importance,
             "drop": conditioner.draw_drops(key_drop, size),
             "fields": conditioner.draw(batch, jax.random.split(key_fields, size), True, encoder),
+            # Folded, not split: the other draws are the same for every objective.
+            "objective": self.objective.draw(jax.random.fold_in(key_times, OBJECTIVE), size),
         }
 
     def loss(
@@ -274,6 +279,7 @@ class DenoisingTask:
             log_variance,
             examples.get("pixel_weights"),
             Model.of(self.denoiser, params, context, examples, key, self.objective.frozen, train),
+            examples.get("objective", {}),
         )
         losses, metrics = self.objective(inputs)
         return examples["importance"] * examples.get(LOSS_WEIGHT, 1.0) * losses, metrics

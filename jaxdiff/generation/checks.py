@@ -52,15 +52,12 @@ def check_recipe(recipe: Recipe, denoisers: Sequence[Denoiser]) -> None:
 
 
 def _check_flow_map(recipe: Recipe, denoisers: Sequence[Denoiser]) -> None:
-    sampler, fix = (
-        type(recipe.sampler).__name__,
-        "use a sampler such as Heun, or a run that was trained with MeanFlow",
-    )
-    reads = denoisers[0].conditioner.span is not None
-    expected = "a model that reads the end of a step (conditioner.span)"
-    expect(reads, "sampling.sampler", sampler, expected, fix, "one that reads one time")
+    field, sampler = "sampling.sampler", type(recipe.sampler).__name__
+    reads, expected = denoisers[0].conditioner.span is not None, "a model that reads the end of a step"
+    fix = "use a sampler such as Heun, or a run that was trained with MeanFlow"
+    expect(reads, field, sampler, expected, fix, "one that reads one time")
     expected, fix = "one model, whose flow has the guidance that it learned", "use ClassifierFree"
-    expect(len(denoisers) == 1, "sampling.sampler", sampler, expected, fix, "a guiding model as well")
+    expect(len(denoisers) == 1, field, sampler, expected, fix, "a guiding model as well")
 
 
 def check_experiment(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxdiff.errors import UserError
 from jaxdiff.process import transition
 from jaxdiff.process.gaussian import Process
 from jaxdiff.process.prediction import Prediction
@@ -128,10 +129,19 @@ def _scan(
 
 
 def _of_step(sampler: Solver, denoise: GuidedDenoiser, t_next: Scalar) -> GuidedDenoiser:
-    """The denoiser of a step that ends at `t_next`: of flow maps its own, otherwise the one of all steps."""
+    """The denoiser of a step that ends at `t_next`: of flow maps its own, otherwise the one of all steps.
+
+    Raises:
+      UserError: a sampler of flow maps, and a denoiser that cannot be told the end of a step.
+    """
     if not spans(sampler):
         return denoise
-    assert denoise.until is not None  # `Recipe.denoiser` sets it
+    if denoise.until is None:
+        name = type(sampler).__name__
+        raise UserError(
+            f"sampling.sampler={name!r}: expected a denoiser that can be told where a step ends, got another. "
+            "Fix: use a sampler such as Heun"
+        )
     return denoise.until(t_next)
 
 

@@ -102,8 +102,10 @@ class MeanFlow(Objective):
         expect(not isinstance(denoiser.process, nn.Module), "denoiser.process", type(denoiser.process).__name__,
                "a fixed process, whose flow is learned", "use one such as RectifiedFlow", "a learned one")  # fmt: skip
         if self.scales is not None:
-            found = isinstance(conditions.get(self.scales), GuidanceScale)
-            expect(found, "objective.scales", self.scales, "the name of a condition GuidanceScale", "add one")
+            condition = conditions.get(self.scales)
+            found = isinstance(condition, GuidanceScale) and condition.low >= 1
+            expected = "the name of a condition GuidanceScale with scales of 1 or more"
+            expect(found, "objective.scales", self.scales, expected, "add one")
         if self.scales is not None or self.guidance != 1:
             dropped = any(condition.drop_rate > 0 for condition in conditions.values())
             expect(dropped, "objective.guidance", self.scales or self.guidance,

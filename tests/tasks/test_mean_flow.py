@@ -126,6 +126,27 @@ def test_the_expected_gradient_vanishes_at_the_average_velocity_only(process, ta
     assert slope(0.1) * slope(-0.1) < 0
 
 
+@pytest.mark.parametrize("tangent", ["example", "model"])
+def test_what_is_left_of_the_loss_is_the_variance_of_the_velocity(tangent):
+    """Given x_t it is ``STD^2 / s_t^2`` with ``s = hypot((1 - t) STD, t)``.
+
+    Along the velocity of an example x_r moves too, by the factor ``s_r / s_t``.
+    """
+    (x_0, noise, share), t, r = quadrature(1), 0.7, 0.28
+    seen = inputs(
+        FLOW,
+        lambda x, t, r, drop: exact(FLOW, x, t, r),
+        jnp.full(9, t),
+        jnp.full(9, r / t),
+        x_0,
+        noise,
+    )
+    found = jnp.sum(share * dataclasses.replace(SQUARED, tangent=tangent)(seen)[0])
+    s_t, s_r = (np.hypot((1 - time) * STD, time) for time in (t, r))
+    factor = {"example": s_r / s_t, "model": 1.0}[tangent]
+    np.testing.assert_allclose(found, (factor * STD / s_t) ** 2, rtol=1e-9)
+
+
 def test_training_from_nothing_reaches_the_average_velocity():
     """One number per example; the model is x times a polynomial of t and r."""
     nodes = 0.5 + 0.5 * np.cos(np.pi * (np.arange(8) + 0.5) / 8)
@@ -307,7 +328,10 @@ def test_other_draws_of_a_batch_do_not_depend_on_the_objective():
     batch = jax.tree.map(jnp.asarray, {"image": np.zeros((4, 4, 4, 1), np.uint8), **LABELS})
     other = dataclasses.replace(task, objective=WeightedError())
     ours, theirs = (each.draw(batch, Context(), jax.random.key(5)) for each in (task, other))
-    assert set(ours.pop("objective")) == {"plain", "place"}
+    drawn = ours.pop("objective")
+    assert set(drawn) == {"plain", "place"}
+    weighted = UncertaintyWeighted(MeanFlow()).draw(jax.random.key(1), 4)
+    jax.tree.map(np.testing.assert_array_equal, weighted, MeanFlow().draw(jax.random.key(1), 4))
     assert not theirs.pop("objective")
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
@@ -339,6 +363,12 @@ def test_the_derivative_through_a_network_with_text_and_a_label_is_that_of_finit
     np.testing.assert_allclose(losses, jnp.mean(jnp.square(drift), axis=(1, 2, 3)), rtol=1e-3)
 
 
+def scaled(low):
+    """A conditioner with a label and a scale of guidance."""
+    scale = GuidanceScale(width=12, low=low, high=4.0)
+    return Conditioner(NoiseLevel(12), {"label": LABEL, "w": scale}, span=SPAN)
+
+
 def check(objective, conditioner=CONDITIONER, process=FLOW):
     DenoisingTask(denoiser(NETWORK, conditioner, process), Uniform(), (4, 4, 1), objective)
 
@@ -355,11 +385,8 @@ def check(objective, conditioner=CONDITIONER, process=FLOW):
         (lambda: MeanFlow(c=0.0), "c=0.0"),
         (lambda: MeanFlow(guidance=2.0, scales="w"), "guidance=2.0: expected 1 with scales"),
         (lambda: check(MeanFlow(), Conditioner(NoiseLevel(12))), "denoiser.conditioner.span=None"),
-        (
-            lambda: check(UncertaintyWeighted(MeanFlow()), Conditioner(NoiseLevel(12))),
-            "denoiser.uncertainty=None",
-        ),
         (lambda: check(MeanFlow(scales="label")), "objective.scales='label'"),
+        (lambda: check(MeanFlow(scales="w"), scaled(low=0.5)), "objective.scales='w': .* of 1 or more"),
         (
             lambda: check(MeanFlow(guidance=2.0), Conditioner(NoiseLevel(12), span=SPAN)),
             "objective.guidance=2.0: expected a condition with a null that is trained",
@@ -377,9 +404,8 @@ def test_impossible_settings_are_refused(make, message):
 
 
 def test_the_scale_of_each_example_is_seen_by_the_network_and_by_the_objective():
-    """The same draw: with the null of the label there is nothing to guide, so scales change the loss only elsewhere."""
-    conditions = {"label": LABEL, "w": GuidanceScale(width=12, low=1.0, high=4.0)}
-    model = denoiser(NETWORK, Conditioner(NoiseLevel(12), conditions, span=SPAN))
+    """An example's loss is that of a fixed guidance with its scale, and with its scale only."""
+    model = denoiser(NETWORK, scaled(low=1.0))
     task, params, examples = setting(model, MeanFlow(scales="w", power=0.0), LABELS)
     scales = np.asarray(examples["fields"]["w"])
     assert len(set(scales.tolist())) == 4

@@ -1,11 +1,14 @@
 """Sampling of flow maps: from the exact map of Gaussian data any number of steps reaches the end of the trajectory."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving
+from jaxdiff.errors import UserError
+from jaxdiff.process.gaussian import Process, RectifiedFlow, VarianceExploding, VariancePreserving
 from jaxdiff.process.prediction import Prediction
 from jaxdiff.process.schedule import Cosine
 from jaxdiff.sampling.grids.continuous import Uniform
@@ -84,15 +87,18 @@ def test_other_samplers_see_the_plain_denoiser(process):
     assert 1.8 < error(40) / error(80) < 2.2
 
 
-def conditional(process):
-    """A model with the condition "size", which is the standard deviation in units of STD; the null is 1."""
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The exact map of a process as a model with a condition that changes nothing."""
 
-    def denoise(x, t, conditions, drop, until=None):
-        size = jnp.where(drop["size"], 1.0, conditions["size"])[:, None, None, None]
-        pair = exact_map(process, x / size, t, t if until is None else until)
-        return Prediction(size * pair.x_0, size * pair.noise)
+    process: Process
+    end: jax.Array | None = None
 
-    return denoise
+    def __call__(self, x, t, conditions, drop):
+        return exact_map(self.process, x, t, t if self.end is None else self.end)
+
+    def until(self, t_next):
+        return Model(self.process, t_next)
 
 
 def recipe(**changes):
@@ -109,7 +115,7 @@ def test_a_recipe_takes_one_call_for_each_step(steps):
     process = RectifiedFlow()
     made = recipe(steps=steps)
     assert made.calls(process) == steps
-    found = made(conditional(process), process, conditions(), (3, 2, 1), KEYS, x=start())
+    found = made(Model(process), process, conditions(), (3, 2, 1), KEYS, x=start())
     expected = DATA.flow(process, start(), jnp.asarray(0.9), jnp.asarray(0.0))
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
@@ -121,7 +127,7 @@ def test_guidance_is_built_around_the_model_of_each_step(guidance):
     """Both branches are told the end of the step: where they agree, guidance changes nothing."""
     process = RectifiedFlow()
     found = recipe(steps=3, guidance=guidance)(
-        conditional(process), process, conditions(), (3, 2, 1), KEYS, x=start()
+        Model(process), process, conditions(), (3, 2, 1), KEYS, x=start()
     )
     expected = DATA.flow(process, start(), jnp.asarray(0.9), jnp.asarray(0.0))
     np.testing.assert_allclose(found, expected, rtol=1e-9)
@@ -140,7 +146,7 @@ def test_modifiers_see_the_prediction_of_the_whole_step():
 
     with jax.disable_jit():
         made = recipe(modifiers=(Watching(),), steps=2)
-        made(conditional(process), process, conditions(), (3, 2, 1), KEYS, x=start())
+        made(Model(process), process, conditions(), (3, 2, 1), KEYS, x=start())
     expected = DATA.flow(process, start(), jnp.asarray(0.9), jnp.asarray(0.0))
     np.testing.assert_allclose(seen[-1], expected, rtol=1e-9)
 
@@ -151,7 +157,14 @@ def test_known_pixels_stay_and_the_others_follow_the_map():
     noise = jnp.asarray(np.random.default_rng(1).standard_normal((4, 3, 2, 1)))
     made = recipe(steps=2, grid=Uniform(0.9), inpainting=Replacement())
     known = KnownData(values, mask)
-    found = made(conditional(process), process, conditions(), (3, 2, 1), KEYS, noise=noise, known=known)
+    found = made(Model(process), process, conditions(), (3, 2, 1), KEYS, noise=noise, known=known)
     np.testing.assert_array_equal(found[:, 0], values[:, 0])
     expected = DATA.flow(process, 0.9 * noise, jnp.asarray(0.9), jnp.asarray(0.0))
     np.testing.assert_allclose(found[:, 1:], expected[:, 1:], rtol=1e-9)
+
+
+def test_a_denoiser_that_cannot_be_told_the_end_of_a_step_is_refused():
+    with pytest.raises(UserError, match=r"sampling.sampler='FlowMap': expected a denoiser that .* Fix: "):
+        sample(
+            FlowMap(), DATA.denoiser(RectifiedFlow()), RectifiedFlow(), jnp.asarray([0.9, 0.3]), start(), KEYS
+        )

@@ -1,6 +1,9 @@
 """One-step sampling on a laptop: a flow map of handwritten digits, learned from noise without a teacher.
 
-The data and the size of the network are those of configs/digits.py.
+The data and the size of the network are those of configs/digits.py; the network also reads where a step ends. Guidance
+1.5 is a part of the flow, so that one call of the network makes a sample.
+Figures: of 1,000 samples with one call, 99.9 % are of the requested class, and recall is 0.535; with four calls 99.8 %
+and 0.687. Two CPU cores that other work shared, 7.1 CPU minutes with the evaluation.
 
     python -m jaxdiff.train --config configs/digits_meanflow.py
     python -m jaxdiff.sample --workdir runs/digits_meanflow --label 7 --n 16 --out sevens.png

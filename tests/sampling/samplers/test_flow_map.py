@@ -156,8 +156,15 @@ def test_known_pixels_stay_and_the_others_follow_the_map():
     values, mask = jnp.full((4, 3, 2, 1), 0.25), jnp.ones((4, 3, 2, 1), bool).at[:, 0].set(False)
     noise = jnp.asarray(np.random.default_rng(1).standard_normal((4, 3, 2, 1)))
     made = recipe(steps=2, grid=Uniform(0.9), inpainting=Replacement())
-    known = KnownData(values, mask)
-    found = made(Model(process), process, conditions(), (3, 2, 1), KEYS, noise=noise, known=known)
+    known, seen = KnownData(values, mask), []
+    with jax.disable_jit():
+        found = made(
+            Model(process), process, conditions(), (3, 2, 1), KEYS, noise=noise, known=known,
+            observe=lambda step, x_0: seen.append(x_0),
+        )  # fmt: skip
+    assert len(seen) == 2
+    for x_0 in seen:  # of each call, not only in the result
+        np.testing.assert_array_equal(x_0[:, 0], values[:, 0])
     np.testing.assert_array_equal(found[:, 0], values[:, 0])
     expected = DATA.flow(process, 0.9 * noise, jnp.asarray(0.9), jnp.asarray(0.0))
     np.testing.assert_allclose(found[:, 1:], expected[:, 1:], rtol=1e-9)

@@ -28,9 +28,6 @@ from jaxdiff.tasks.protocols import TaskContext
 from jaxdiff.trees import branch_at, check_like, with_dtype
 from jaxdiff.typing import Array, Batch, Data, Float, Key, Metrics, Params, Times, Weights
 
-OBJECTIVE = 2**31 - 1
-"""Folded into the key of the times for the draws of the objective."""
-
 
 @dataclasses.dataclass(frozen=True)
 class DenoisingTask:
@@ -111,9 +108,7 @@ class DenoisingTask:
 
     def check(self, example: Mapping[str, Any], num_classes: int | None) -> None:
         """Raise `UserError` unless a stored example has the shape, type and conditions that the task needs."""
-        stored = self._stored(example)
-        shape = tuple(stored.shape)
-        fix = "use the same shape"
+        shape, fix = tuple(self._stored(example).shape), "use the same shape"
         expect(shape == tuple(self.image_shape), "config.task.image_shape", self.image_shape,
                f"the shape of the examples, {shape}", fix)  # fmt: skip
         consistency.check(self)
@@ -250,8 +245,8 @@ class DenoisingTask:
             "importance": importance,
             "drop": conditioner.draw_drops(key_drop, size),
             "fields": conditioner.draw(batch, jax.random.split(key_fields, size), True, encoder),
-            # Folded, not split: the other draws are the same for every objective.
-            "objective": self.objective.draw(jax.random.fold_in(key_times, OBJECTIVE), size),
+            # Of a folded key, which leaves the other draws as they are.
+            "objective": self.objective.draw(jax.random.fold_in(key_times, 0), size),
         }
 
     def loss(
@@ -259,8 +254,8 @@ class DenoisingTask:
     ) -> tuple[Float[Array, "batch"], Metrics]:
         """The objective for each of the examples of `draw`, times its importance and its own weight."""
         params = pretrained.full_params(params, context.frozen, self.pretrained, self.lora, train=True)
-        process = self.denoiser.process_of(params)
-        x_0, noise, u = examples["x_0"], examples["noise"], examples["u"]
+        process, u = self.denoiser.process_of(params), examples["u"]
+        x_0, noise = examples["x_0"], examples["noise"]
         t = self.time_sampler.quantile(u, process)
         x_t = gaussian.diffuse(process, x_0, noise, t)
         arguments, rngs = (x_t, t, examples["fields"], examples["drop"]), {"dropout": key}

@@ -36,7 +36,16 @@ class Denoiser(nn.Module):
             self.log_variance(t)
         return self._output(x_t, t, self.encode(fields, drop), train)
 
-    def predict(self, x_t: Data, t: Times, fields: Fields, drop: Drops, *, train: bool = False) -> Prediction:
+    def predict(
+        self,
+        x_t: Data,
+        t: Times,
+        fields: Fields,
+        drop: Drops,
+        *,
+        train: bool = False,
+        until: Times | None = None,
+    ) -> Prediction:
         """The clean data and the noise that the model predicts from ``x_t`` at time t [batch].
 
         Args:
@@ -45,8 +54,13 @@ class Denoiser(nn.Module):
           fields: values of every condition.
           drop: for every condition, the examples that see its null.
           train: whether dropout is on.
+          until: for a model with `Conditioner.span`, the time r at which each example's step ends; None for r = t. The
+            predicted pair is the one that leads there: ``x_r = alpha_r x_0 + sigma_r noise``.
+
+        Raises:
+          UserError: `until` is given to a model that reads one time.
         """
-        return self.predict_encoded(x_t, t, self.encode(fields, drop), train=train)
+        return self.predict_encoded(x_t, t, self.encode(fields, drop), train=train, until=until)
 
     def encode(self, fields: Fields, drop: Drops) -> dict[str, Embeddings]:
         """Embed every condition; sampling does this once, not at each step."""
@@ -57,10 +71,16 @@ class Denoiser(nn.Module):
         return self.conditioner.precompute(fields)
 
     def predict_encoded(
-        self, x_t: Data, t: Times, encoded: Mapping[str, Embeddings], *, train: bool = False
+        self,
+        x_t: Data,
+        t: Times,
+        encoded: Mapping[str, Embeddings],
+        *,
+        train: bool = False,
+        until: Times | None = None,
     ) -> Prediction:
         """`predict` with conditions embedded by `encode`."""
-        output = self._output(x_t, t, encoded, train)
+        output = self._output(x_t, t, encoded, train, until)
         return decode(self.parameterization, self._process(), t, x_t, output)
 
     def log_variance(self, t: Times) -> Times | None:
@@ -97,9 +117,18 @@ class Denoiser(nn.Module):
             return learned
         return self.process
 
-    def _output(self, x_t: Data, t: Times, encoded: Mapping[str, Embeddings], train: bool) -> Output:
-        x, noise_label = self.parameterization.network_input(self._process(), x_t, t)
-        return self.network(x, self.conditioner.join(noise_label, encoded), train=train)
+    def _output(
+        self,
+        x_t: Data,
+        t: Times,
+        encoded: Mapping[str, Embeddings],
+        train: bool,
+        until: Times | None = None,
+    ) -> Output:
+        process = self._process()
+        x, noise_label = self.parameterization.network_input(process, x_t, t)
+        span = None if until is None else noise_label - self.parameterization.label(process, until)
+        return self.network(x, self.conditioner.join(noise_label, encoded, span), train=train)
 
     def _process(self) -> Process:
         return self.process() if isinstance(self.process, nn.Module) else self.process

@@ -11,6 +11,7 @@ import pytest
 from jaxdiff.conditioning.conditioner import Conditioner
 from jaxdiff.conditioning.vector import ClassLabel, NoiseLevel
 from jaxdiff.denoiser import Denoiser
+from jaxdiff.errors import UserError
 from jaxdiff.models.blocks import ResidualMiddle
 from jaxdiff.models.uncertainty import Uncertainty
 from jaxdiff.models.unet import Level, UNet
@@ -111,3 +112,47 @@ def test_equal_denoisers_share_a_compiled_program():
     )
     assert again == DENOISER
     assert hash(again) == hash(DENOISER)
+
+
+FLOW_MAP = Denoiser(NETWORK, CONDITIONER.clone(span=NoiseLevel(16)), RectifiedFlow(), Velocity())
+
+
+@functools.cache
+def of_flow_map():
+    init = jax.jit(functools.partial(FLOW_MAP.init, train=False))
+    params = init(jax.random.key(0, impl="rbg"), X_T, T, FIELDS, CONDITIONER.none_dropped(3))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: leaf + 0.1 * rng.standard_normal(leaf.shape, np.float32), nn.meta.unbox(params)
+    )
+
+
+def towards(until):
+    return FLOW_MAP.apply(
+        of_flow_map(), X_T, T, FIELDS, CONDITIONER.none_dropped(3), method="predict", until=until
+    )
+
+
+def test_a_step_of_no_length_is_the_plain_prediction():
+    jax.tree.map(np.testing.assert_array_equal, towards(None), towards(T))
+    assert np.all(np.abs(towards(0.5 * T).x_0 - towards(T).x_0).max(axis=(1, 2, 3)) > 1e-4)
+
+
+def test_a_network_with_two_times_adds_their_embeddings():
+    """With a span that embeds everything as 0 it is the network with one time."""
+    params = of_flow_map()["params"]
+    span = jax.tree.map(jnp.zeros_like, params["conditioner"]["span"])
+    conditioner = {**params["conditioner"], "span": span}
+    arguments = (X_T, T, FIELDS, CONDITIONER.none_dropped(3))
+    found = FLOW_MAP.apply(
+        {"params": {**params, "conditioner": conditioner}}, *arguments, method="predict", until=0 * T
+    )
+    plain = Denoiser(NETWORK, CONDITIONER, RectifiedFlow(), Velocity())
+    alone = {**params, "conditioner": {name: conditioner[name] for name in conditioner if name != "span"}}
+    expected = plain.apply({"params": alone}, *arguments, method="predict")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
+
+
+def test_the_end_of_a_step_needs_a_network_that_reads_it():
+    with pytest.raises(UserError, match=r"conditioner.span=None: expected a module .* Fix: give span"):
+        DENOISER.apply(initial(), X_T, T, FIELDS, CONDITIONER.none_dropped(3), method="predict", until=0 * T)

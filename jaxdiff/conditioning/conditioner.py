@@ -34,12 +34,17 @@ class Conditioner(nn.Module):
 
         vector = noise(noise_label) + mapping(concat(v_1, ..., v_k)) + v_{k+1} + ...
 
+    A flow map also reads where its step ends, as ``span(noise_label - noise_label of the end)`` (Geng et al. 2025,
+    "Mean flows", who embed t and t - r). A span of 0 is the plain denoiser.
+
     Attributes:
       noise: module from noise labels [batch] to `Embeddings`. It takes `Embeddings.features` as a second argument if
         a condition gives some.
       conditions: the conditions by name; empty for an unconditional model. Their order has no meaning.
       concatenated: names of the conditions whose vectors are concatenated, in this order.
       mapping: module from the concatenated vectors [batch, channels] to a vector.
+      span: module from differences of noise labels [batch] to `Embeddings`, such as `NoiseLevel`; None for a model that
+        reads one time.
     """
 
     preserve_adopted_names: ClassVar[bool] = True
@@ -48,6 +53,7 @@ class Conditioner(nn.Module):
     conditions: Mapping[str, Condition] = FrozenDict()
     concatenated: tuple[str, ...] = ()
     mapping: nn.Module | None = None
+    span: nn.Module | None = None
 
     def __post_init__(self):
         for name, condition in self.conditions.items():
@@ -87,12 +93,26 @@ class Conditioner(nn.Module):
         """What the encoders of conditions make of their values, see `Condition.precompute`."""
         return {name: self.conditions[name].precompute(values) for name, values in fields.items()}
 
-    def join(self, noise_label: Float[Array, "batch"], encoded: Mapping[str, Embeddings]) -> Embeddings:
-        """Embed the noise level, and merge it with the conditions as `encode` returns them."""
+    def join(
+        self,
+        noise_label: Float[Array, "batch"],
+        encoded: Mapping[str, Embeddings],
+        span: Float[Array, "batch"] | None = None,
+    ) -> Embeddings:
+        """Embed the noise level, and merge it with the conditions as `encode` returns them.
+
+        Args:
+          noise_label: the noise level as the parameterization encodes it.
+          encoded: the embedded conditions.
+          span: `noise_label` minus that of the end of a step; None for 0, and for models that read one time.
+
+        Raises:
+          UserError: a span is given to a model that reads one time.
+        """
         self._match("encoded", encoded)
         conditions = [encoded[name] for name in self.conditions]
         features = merge([Embeddings(features=each.features) for each in conditions]).features
-        parts = [self._embed_noise(noise_label, features)]
+        parts = [self._embed_noise(noise_label, features), *self._embed_span(noise_label, span)]
         concatenated = self._concatenated(encoded)
         if self.mapping is not None:
             parts.append(Embeddings(vector=self.mapping(concatenated)))
@@ -113,6 +133,17 @@ class Conditioner(nn.Module):
                 "Fix: use before_mapping=False, or NoiseLevel"
             ) from None
         return self.noise(*arguments)
+
+    def _embed_span(
+        self, noise_label: Float[Array, "batch"], span: Float[Array, "batch"] | None
+    ) -> list[Embeddings]:
+        if self.span is not None:
+            return [self.span(jnp.zeros_like(noise_label) if span is None else span)]
+        expect(
+            span is None, "conditioner.span", None, "a module that reads the end of a step, as flow maps do",
+            "give span=NoiseLevel(width) and train with MeanFlow, or use another sampler than FlowMap",
+        )  # fmt: skip
+        return []
 
     @nn.nowrap
     def _concatenated(self, encoded: Mapping[str, Embeddings]) -> Float[Array, "batch channels"] | None:

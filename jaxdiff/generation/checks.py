@@ -19,7 +19,7 @@ from jaxdiff.experiment import Experiment
 from jaxdiff.models import reuse
 from jaxdiff.sampling.guidance.classifier_free import Limited
 from jaxdiff.sampling.guidance.per_condition import PerCondition
-from jaxdiff.sampling.protocols import Dropping, Guidance
+from jaxdiff.sampling.protocols import Dropping, Guidance, spans
 from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.typing import Params
 
@@ -31,8 +31,14 @@ WITHOUT_FLOAT16 = "cpu"
 _log = logging.getLogger(__name__)
 
 
-def check_guidance(recipe: Recipe, denoisers: Sequence[Denoiser]) -> None:
-    """Build the guidance with a stub model, so that configuration errors surface early."""
+def check_recipe(recipe: Recipe, denoisers: Sequence[Denoiser]) -> None:
+    """Compare the sampler with the model, and build the guidance with a stub: configuration errors surface early.
+
+    Raises:
+      UserError: a sampler of flow maps and a model that reads one time or is guided by another, or wrong guidance.
+    """
+    if spans(recipe.sampler):
+        _check_flow_map(recipe, denoisers)
     names = dict.fromkeys(denoisers[0].conditioner.conditions)
 
     def stub(*arguments: Any) -> Any:
@@ -43,6 +49,15 @@ def check_guidance(recipe: Recipe, denoisers: Sequence[Denoiser]) -> None:
     guiding_model = stub if len(denoisers) > 1 else None
     process: Any = denoisers[0].process
     recipe.guidance(stub, process, names, jax.random.split(jax.random.key(0), 1), guiding_model)
+
+
+def _check_flow_map(recipe: Recipe, denoisers: Sequence[Denoiser]) -> None:
+    field, sampler = "sampling.sampler", type(recipe.sampler).__name__
+    reads, expected = denoisers[0].conditioner.span is not None, "a model that reads the end of a step"
+    fix = "use a sampler such as Heun, or a run that was trained with MeanFlow"
+    expect(reads, field, sampler, expected, fix, "one that reads one time")
+    expected, fix = "one model, whose flow has the guidance that it learned", "use ClassifierFree"
+    expect(len(denoisers) == 1, field, sampler, expected, fix, "a guiding model as well")
 
 
 def check_experiment(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:

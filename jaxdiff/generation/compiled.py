@@ -24,7 +24,7 @@ from jaxdiff.sampling.learning import After
 from jaxdiff.sampling.noise import fold_in
 from jaxdiff.sampling.protocols import ConditionalDenoise, Encoded, KnownData, Numeric, TimePath
 from jaxdiff.sampling.recipe import Recipe
-from jaxdiff.typing import Params
+from jaxdiff.typing import Params, Scalar
 
 CONDITION = 2**31 - 4
 """Folded into a sample's key for the random draws of conditions, apart from the numbers that sampling folds in."""
@@ -260,19 +260,25 @@ def _models(static: StaticArgs, trees: Trees, inputs: GenerationInputs, index, s
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Network:
-    """The network of a model as a conditional denoiser, which can give away its features.
+    """The network of a model as a conditional denoiser, which can give away its features and be told the end of a step.
 
     Attributes:
       denoiser, params: the model.
       number: position of the model's embeddings in those of each condition.
+      end: the time at which a step ends, see `Denoiser.predict`; None where the model is not told.
     """
 
     denoiser: Denoiser
     params: Params
     number: int
+    end: Scalar | None = None
 
     def __call__(self, x, t, conditions, drop) -> Prediction:
         return self._apply({}, False, x, t, conditions, drop)
+
+    def until(self, t_next: Scalar) -> "_Network":
+        """See `jaxdiff.sampling.protocols.FlowMapDenoise`."""
+        return dataclasses.replace(self, end=t_next)
 
     def keeping(self, x, t, conditions, drop, blocks: int) -> tuple[Prediction, Any]:
         """See `jaxdiff.sampling.reuse.ReusableDenoise`."""
@@ -284,11 +290,14 @@ class _Network:
         return self._apply({reuse.COLLECTION: {"network": features}}, False, x, t, conditions, drop)
 
     def _apply(self, collections, mutable, x, t, conditions, drop) -> Any:
-        times = jnp.broadcast_to(t, x.shape[:1])
+        times, until = (
+            None if time is None else jnp.broadcast_to(time, x.shape[:1]) for time in (t, self.end)
+        )
         names = self.denoiser.conditioner.conditions
         shown = {name: _shown(conditions[name], drop[name], self.number) for name in names}
         variables = {"params": self.params, **collections}
-        return self.denoiser.apply(variables, x, times, shown, method="predict_encoded", mutable=mutable)
+        options = {"until": until, "method": "predict_encoded", "mutable": mutable}
+        return self.denoiser.apply(variables, x, times, shown, **options)
 
 
 def _adapted(network: _Network, source: Process, target: Process) -> ConditionalDenoise:

@@ -130,7 +130,7 @@ class SampledModel:
 
     def check(self) -> None:
         """Raise `UserError` where the recipe lacks something, such as a guiding model; before anything is compiled."""
-        checks.check_guidance(self.recipe, self._denoisers)
+        checks.check_recipe(self.recipe, self._denoisers)
 
     def check_nulls(self, scales: Iterable[float] = ()) -> None:
         """Raise `UserError` where guidance, of the recipe or at one of `scales`, shows a null without training."""
@@ -267,7 +267,7 @@ class SampledModel:
         expect(not negative or rule.scale != 1, "negative", negative,
                "no negative conditions where guidance is off (scale 1)", "give another guidance scale")  # fmt: skip
         recipe = dataclasses.replace(self.recipe, guidance=rule)
-        checks.check_guidance(recipe, self._denoisers)
+        checks.check_recipe(recipe, self._denoisers)
         self._check_dropped(rule, negative or {})
         return recipe
 

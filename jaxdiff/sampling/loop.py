@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxdiff.errors import UserError
 from jaxdiff.process import transition
 from jaxdiff.process.gaussian import Process
 from jaxdiff.process.prediction import Prediction
@@ -21,6 +22,7 @@ from jaxdiff.sampling.protocols import (
     SamplerState,
     Solver,
     TimePath,
+    spans,
     stateless,
 )
 from jaxdiff.typing import Array, Data, Float, Int, Keys, Scalar
@@ -60,8 +62,10 @@ def sample(
     """
     denoise = stateless(denoise)
     state = _scan(sampler, denoise, process, times, x, keys, max_orders, first_step, observe, draws)
-    call = _observed(denoise, observe, jnp.int32(len(as_path(times).start)))
-    prediction, _ = call(state.x, ends(times)[1].astype(x.dtype), state.guidance)
+    last = ends(times)[1].astype(x.dtype)
+    whole = _of_step(sampler, denoise, jnp.zeros_like(last))
+    call = _observed(whole, observe, jnp.int32(len(as_path(times).start)))
+    prediction, _ = call(state.x, last, state.guidance)
     return prediction.x_0
 
 
@@ -115,13 +119,30 @@ def _scan(
         if returns_to_noise:
             state = _renoise(sampler, process, state, t_origin, t, fold_in(step_keys, RENOISE))
         state = state._replace(max_order=max_order, draw=draw)
-        call = _observed(denoise, observe, index - first_step)
+        call = _observed(_of_step(sampler, denoise, t_next), observe, index - first_step)
         after = sampler.step(call, process, state, t, t_next, step_keys)
         return after._replace(max_order=None, draw=None), None
 
     first = sampler.init(x)._replace(guidance=denoise.init(x))
     inputs = (first_step + jnp.arange(len(start)), origin, start, end, max_orders, draws)
     return jax.lax.scan(step, first, inputs)[0]
+
+
+def _of_step(sampler: Solver, denoise: GuidedDenoiser, t_next: Scalar) -> GuidedDenoiser:
+    """The denoiser of a step that ends at `t_next`: of flow maps its own, otherwise the one of all steps.
+
+    Raises:
+      UserError: a sampler of flow maps, and a denoiser that cannot be told the end of a step.
+    """
+    if not spans(sampler):
+        return denoise
+    if denoise.until is None:
+        name = type(sampler).__name__
+        raise UserError(
+            f"sampling.sampler={name!r}: expected a denoiser that can be told where a step ends, got another. "
+            "Fix: use a sampler such as Heun"
+        )
+    return denoise.until(t_next)
 
 
 def _observed(denoise: GuidedDenoiser, observe: Observe | None, step: Array) -> Denoise:

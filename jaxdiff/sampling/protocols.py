@@ -27,6 +27,17 @@ ConditionalDenoise = Callable[[Data, Scalar, Conditions, Drops], Prediction]
 """``(x_t, t, conditions, drop) -> prediction``; ``drop[name]`` is True for the examples that ignore a condition."""
 
 
+@runtime_checkable
+class FlowMapDenoise(Protocol):
+    """A conditional denoiser that can be told where a step ends."""
+
+    def __call__(self, x: Data, t: Scalar, conditions: Conditions, drop: Drops) -> Prediction: ...
+
+    def until(self, t_next: Scalar) -> ConditionalDenoise:
+        """The denoiser of a step that ends at `t_next`: the pair that it predicts leads to ``x_t_next``."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class StatefulDenoiser:
     """A conditional denoiser with explicit state, such as features of an earlier call.
@@ -88,14 +99,24 @@ class GuidedDenoiser:
     Attributes:
       call: ``(x_t, t, state) -> (prediction, new state)``.
       init: ``x -> state`` before the first call; ``()`` for guidance that keeps no state.
+      until: of a flow map: from the time at which a step ends to the denoiser of that step, whose state is of the same
+        form. Only `Spanning` samplers ask for it. None for a denoiser that reads one time.
     """
 
     call: Denoise
     init: Callable[[Data], Any]
+    until: Callable[[Scalar], "GuidedDenoiser"] | None = None
 
     def __call__(self, x: Data, t: Scalar) -> Prediction:
         """The prediction of a first call."""
         return self.call(x, t, self.init(x))[0]
+
+    def wrapped(self, wrap: Callable[["GuidedDenoiser"], "GuidedDenoiser"]) -> "GuidedDenoiser":
+        """``wrap(denoiser)``; of a flow map also for each step."""
+        until = self.until
+        if until is None:
+            return wrap(self)
+        return dataclasses.replace(wrap(self), until=lambda t_next: wrap(until(t_next)))
 
     def then(self, change: Callable[[Prediction, Data, Scalar], Prediction]) -> "GuidedDenoiser":
         """The denoiser whose predictions are ``change(prediction, x_t, t)``; the state passes through."""
@@ -180,6 +201,21 @@ class Drawing(Protocol):
     def draws(self) -> bool:
         """Whether it adds noise with its present options."""
         ...
+
+
+@runtime_checkable
+class Spanning(Protocol):
+    """A sampler of flow maps: it needs the model's prediction for a whole step, not for the time where it begins."""
+
+    @property
+    def spans(self) -> bool:
+        """Whether the model is told where each step ends."""
+        ...
+
+
+def spans(sampler: Solver) -> bool:
+    """Whether this is a sampler of flow maps."""
+    return isinstance(sampler, Spanning) and sampler.spans
 
 
 @runtime_checkable

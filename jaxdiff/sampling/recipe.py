@@ -17,6 +17,7 @@ from jaxdiff.sampling.protocols import (
     ConditionalDenoise,
     Conditions,
     Drawing,
+    FlowMapDenoise,
     Grid,
     Guidance,
     GuidedDenoiser,
@@ -182,12 +183,22 @@ class Recipe:
         keys: Keys,
         guiding_model: ConditionalDenoise | None = None,
     ) -> GuidedDenoiser:
-        """The denoiser that the sampler follows: conditional, guided and modified."""
-        model = denoise if self.reuse is None else self.reuse(denoise)
-        guided = self.guidance(model, process, conditions, keys, guiding_model)
-        for modifier in self.modifiers:
-            guided = modifier(guided, process, conditions, keys)
-        return guided
+        """The denoiser that the sampler follows: conditional, guided and modified.
+
+        Of a `FlowMapDenoise` also that of each step, with guidance and modifiers around the model of the step. So they
+        do not know of a second time.
+        """
+
+        def built(denoise: ConditionalDenoise) -> GuidedDenoiser:
+            model = denoise if self.reuse is None else self.reuse(denoise)
+            guided = self.guidance(model, process, conditions, keys, guiding_model)
+            for modifier in self.modifiers:
+                guided = modifier(guided, process, conditions, keys)
+            return guided
+
+        if not isinstance(denoise, FlowMapDenoise):
+            return built(denoise)
+        return dataclasses.replace(built(denoise), until=lambda t_next: built(denoise.until(t_next)))
 
     def _whole(self, process: Process) -> Plan:
         """All steps of the grid, and the ending."""
@@ -240,7 +251,8 @@ class Recipe:
             method, noise = method.from_data(), (start - alpha * known.values) / sigma
         else:
             start = method.start(start, alpha * known.values + sigma * noise, known.mask)
-        return start, method(guided, process, known._replace(noise=noise))
+        known = known._replace(noise=noise)
+        return start, guided.wrapped(lambda denoise: method(denoise, process, known))
 
     def _inpainting(self) -> Inpainting:
         if self.inpainting is None:

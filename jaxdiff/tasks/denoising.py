@@ -108,9 +108,7 @@ class DenoisingTask:
 
     def check(self, example: Mapping[str, Any], num_classes: int | None) -> None:
         """Raise `UserError` unless a stored example has the shape, type and conditions that the task needs."""
-        stored = self._stored(example)
-        shape = tuple(stored.shape)
-        fix = "use the same shape"
+        shape, fix = tuple(self._stored(example).shape), "use the same shape"
         expect(shape == tuple(self.image_shape), "config.task.image_shape", self.image_shape,
                f"the shape of the examples, {shape}", fix)  # fmt: skip
         consistency.check(self)
@@ -220,8 +218,8 @@ class DenoisingTask:
         return self.time_sampler.init_history()
 
     def draw(self, batch: Batch, context: TaskContext, key: Key[Array, ""]) -> dict:
-        """Everything random about a batch: codec, noise, augmentations, conditions and their drops, and the uniform
-        numbers that become times.
+        """Everything random about a batch: codec, noise, augmentations, conditions and their drops, the uniform numbers
+        that become times, and what the objective draws.
 
         All examples are drawn at once, and without the parameters: `loss` maps the uniform numbers to times, through
         the process as far as it is learned. `importance` corrects for the preference of the time sampler. Fields may
@@ -247,6 +245,8 @@ class DenoisingTask:
             "importance": importance,
             "drop": conditioner.draw_drops(key_drop, size),
             "fields": conditioner.draw(batch, jax.random.split(key_fields, size), True, encoder),
+            # Of a folded key, which leaves the other draws as they are.
+            "objective": self.objective.draw(jax.random.fold_in(key_times, 0), size),
         }
 
     def loss(
@@ -254,8 +254,8 @@ class DenoisingTask:
     ) -> tuple[Float[Array, "batch"], Metrics]:
         """The objective for each of the examples of `draw`, times its importance and its own weight."""
         params = pretrained.full_params(params, context.frozen, self.pretrained, self.lora, train=True)
-        process = self.denoiser.process_of(params)
-        x_0, noise, u = examples["x_0"], examples["noise"], examples["u"]
+        process, u = self.denoiser.process_of(params), examples["u"]
+        x_0, noise = examples["x_0"], examples["noise"]
         t = self.time_sampler.quantile(u, process)
         x_t = gaussian.diffuse(process, x_0, noise, t)
         arguments, rngs = (x_t, t, examples["fields"], examples["drop"]), {"dropout": key}
@@ -274,6 +274,7 @@ class DenoisingTask:
             log_variance,
             examples.get("pixel_weights"),
             Model.of(self.denoiser, params, context, examples, key, self.objective.frozen, train),
+            examples.get("objective", {}),
         )
         losses, metrics = self.objective(inputs)
         return examples["importance"] * examples.get(LOSS_WEIGHT, 1.0) * losses, metrics

@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict
 
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import expect
@@ -16,7 +17,7 @@ from jaxdiff.process.time_sampling import TimeSampler
 from jaxdiff.process.weighting import Flat, Weighting
 from jaxdiff.tasks.distances import Distance, Squared
 from jaxdiff.tasks.protocols import TaskContext
-from jaxdiff.typing import Array, Data, Drops, Float, Key, Metrics, Output, Params, Times, Weights
+from jaxdiff.typing import Array, Data, Drops, Fields, Float, Key, Metrics, Output, Params, Times, Weights
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,16 +25,19 @@ class Model:
     """The denoiser on the examples of a batch, for objectives that call it at other points than ``x_t``.
 
     Attributes:
-      predict: ``(params, x_t, t, drop, train) -> Prediction``, with the conditions and the dropout of the batch.
+      predict: ``(params, x_t, t, until, drop, train) -> Prediction``, with the conditions and the dropout of the batch;
+        `until` as in `Denoiser.predict`.
       params: all parameters of the denoiser, which are trained.
+      fields: the values of every condition.
       drop: for every condition, the examples that see its null.
       frozen: trees of parameters by the names in `Objective.frozen`.
       step: optimizer steps so far.
       train: whether dropout is on.
     """
 
-    predict: Callable[[Params, Data, Times, Drops, bool], Prediction]
+    predict: Callable[[Params, Data, Times, Times | None, Drops, bool], Prediction]
     params: Params
+    fields: Fields
     drop: Drops
     frozen: Mapping[str, Params]
     step: Any
@@ -52,28 +56,34 @@ class Model:
     ) -> "Model":
         """A denoiser with the conditions, the drops and the dropout of a batch, and the frozen ones of these names."""
 
-        def predict(params: Params, x_t: Data, t: Times, drop: Drops, train: bool) -> Prediction:
-            arguments, options = (
-                (x_t, t, examples["fields"], drop),
-                {"train": train, "rngs": {"dropout": key}},
-            )
-            found: Any = denoiser.apply({"params": params}, *arguments, method="predict", **options)
+        fields, drop = examples["fields"], examples["drop"]
+
+        def predict(
+            params: Params, x_t: Data, t: Times, until: Times | None, drop: Drops, train: bool
+        ) -> Prediction:
+            options = {"until": until, "train": train, "rngs": {"dropout": key}}
+            found: Any = denoiser.apply({"params": params}, x_t, t, fields, drop, method="predict", **options)
             return found
 
         kept = {name: context.frozen[name] for name in frozen}
-        return cls(predict, params, examples["drop"], kept, context.step, train)
+        return cls(predict, params, fields, drop, kept, context.step, train)
 
-    def __call__(self, x_t: Data, t: Times) -> Prediction:
+    def __call__(self, x_t: Data, t: Times, until: Times | None = None) -> Prediction:
         """The prediction of the model that is trained; each call of a step has the same dropout."""
-        return self.predict(self.params, x_t, t, self.drop, self.train)
+        return self.predict(self.params, x_t, t, until, self.drop, self.train)
+
+    def without_conditions(self, x_t: Data, t: Times) -> Prediction:
+        """The prediction of the model that is trained, with the null of every condition."""
+        dropped = jax.tree.map(jnp.ones_like, self.drop)
+        return self.predict(self.params, x_t, t, None, dropped, self.train)
 
     def frozen_noise(self, name: str, x_t: Data, t: Times, guidance: float) -> Data:
         """The noise that a frozen denoiser predicts with classifier-free guidance, without dropout."""
         params = self.frozen[name]
         if guidance == 1:
-            return self.predict(params, x_t, t, self.drop, False).noise
+            return self.predict(params, x_t, t, None, self.drop, False).noise
         both = jax.tree.map(lambda drop: jnp.stack([drop, jnp.ones_like(drop)]), self.drop)
-        noise, without = jax.vmap(lambda drop: self.predict(params, x_t, t, drop, False).noise)(both)
+        noise, without = jax.vmap(lambda drop: self.predict(params, x_t, t, None, drop, False).noise)(both)
         return without + guidance * (noise - without)
 
 
@@ -91,6 +101,7 @@ class LossInputs:
       pixel_weights: weights of the squared error of each pixel, with one channel for all; None for 1. See
         `jaxdiff.tasks.masking`.
       model: the denoiser, for objectives that call it again; None where there is none.
+      drawn: what the objective's own `draw` has drawn.
     """
 
     process: Process
@@ -105,6 +116,7 @@ class LossInputs:
     log_variance: Times | None = None
     pixel_weights: Output | None = None
     model: Model | None = None
+    drawn: Mapping[str, Array] = FrozenDict()
 
     def error(self, space: Parameterization | None = None) -> Data:
         """Output minus target, in the target space of `space` if given, else in the network's own.
@@ -131,6 +143,10 @@ class Objective(Protocol):
     @property
     def frozen(self) -> Mapping[str, Weights]:
         """Denoisers of the same architecture that are used and not trained, such as a teacher, by name."""
+        return {}
+
+    def draw(self, key: Key[Array, ""], batch: int) -> Mapping[str, Array]:
+        """Random numbers of its own, by name, one row for each example: `LossInputs.drawn`."""
         return {}
 
     def __call__(self, inputs: LossInputs) -> tuple[Float[Array, "batch"], Metrics]:
@@ -172,6 +188,9 @@ class UncertaintyWeighted(Objective):
     @property
     def frozen(self) -> Mapping[str, Weights]:
         return self.error.frozen
+
+    def draw(self, key: Key[Array, ""], batch: int) -> Mapping[str, Array]:
+        return self.error.draw(key, batch)
 
     def __call__(self, inputs: LossInputs) -> tuple[Float[Array, "batch"], Metrics]:
         errors, metrics = self.error(inputs)

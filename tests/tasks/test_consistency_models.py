@@ -76,7 +76,7 @@ def inputs(process, student, t=(0.3, 0.5, 0.7, 0.9), teacher=None, step=0):
     x_0 = STD * x_0
     x_t = diffuse(process, x_0, noise, t)
 
-    def predict(params, x, time, drop, train):
+    def predict(params, x, time, until, drop, train):
         if params is not None:
             return posterior_mean(params, x, time, drop, train, process)
         return pair(process, x, time, student(x, time))
@@ -84,9 +84,8 @@ def inputs(process, student, t=(0.3, 0.5, 0.7, 0.9), teacher=None, step=0):
     edm = Edm(sigma_data=STD)
     a, b = (expand(value, x_t) for value in edm.row(process, t))
     found = pair(process, x_t, t, student(x_t, t))
-    model = Model(
-        predict, None, {"label": jnp.zeros(len(t), bool)}, {TEACHER: teacher}, jnp.asarray(step), True
-    )
+    drop = {"label": jnp.zeros(len(t), bool)}
+    model = Model(predict, None, {}, drop, {TEACHER: teacher}, jnp.asarray(step), True)
     output = a * found.x_0 + b * found.noise
     return LossInputs(process, edm, Uniform(), t, t, x_0, noise, x_t, output, model=model)
 

@@ -14,7 +14,7 @@ from jaxdiff.process.gaussian import Process
 from jaxdiff.sampling import learning
 from jaxdiff.sampling.grids.given import Given
 from jaxdiff.sampling.loop import ends
-from jaxdiff.sampling.protocols import Drawing, TimePath
+from jaxdiff.sampling.protocols import Drawing, TimePath, spans
 from jaxdiff.sampling.recipe import Recipe
 
 ConditionsOf = Callable[[np.ndarray], Mapping[str, Any]]
@@ -116,6 +116,11 @@ class GridLearner(SampledModel):
         sampler, fix = self.recipe.sampler, "use one without noise, such as DpmSolver2M or Heun"
         noisy = isinstance(sampler, Drawing) and sampler.draws
         expect(not noisy, "sampling.sampler", sampler, "a sampler that adds no noise", fix)
+        expect(
+            not spans(sampler), "sampling.sampler", sampler, "a sampler of one time, not of flow maps", fix
+        )
+        reuse, fix = self.recipe.reuse, "leave reuse out (--config.sampling.reuse=None)"
+        expect(reuse is None, "sampling.reuse", reuse, "None, since a gradient needs whole calls", fix)
         expect(steps >= 2, "steps", steps, "at least 2, since the first time stays", "give 2 or more")
         expect(steps < self.exact_steps, "steps", steps, f"fewer than the {self.exact_steps} of exact samples",
                "give fewer, or more exact_steps")  # fmt: skip

@@ -10,8 +10,10 @@ from jaxdiff.generation.grid_learning import GridLearner
 from jaxdiff.sampling.grids.continuous import Karras, Uniform
 from jaxdiff.sampling.grids.restart import RePaint
 from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
+from jaxdiff.sampling.reuse import DeepCache
 from jaxdiff.sampling.samplers.ancestral import Ancestral
 from jaxdiff.sampling.samplers.ddim import Ddim
+from jaxdiff.sampling.samplers.flow_map import FlowMap
 from tests.generation.test_generator import a_generator
 
 SIZE, BATCHES = 8, 2
@@ -81,6 +83,8 @@ def test_iterations_are_reported_and_learn_from_every_batch():
     ("changes", "steps", "message"),
     [
         ({"sampler": Ancestral()}, 4, "sampling.sampler=.*expected a sampler that adds no noise"),
+        ({"sampler": FlowMap()}, 4, "sampling.sampler=.*expected a sampler of one time"),
+        ({"reuse": DeepCache()}, 4, "sampling.reuse=.*expected None"),
         ({"grid": RePaint(Uniform())}, 4, "sampling.grid=.*expected a grid that only falls"),
         ({"sampler": Ddim()}, 1, "steps=1: expected at least 2"),
         ({"sampler": Ddim()}, 50, "steps=50: expected fewer than the 50 of exact samples"),

@@ -89,7 +89,7 @@ def test_iterations_are_reported_and_learn_from_every_batch():
         ({"sampler": Ddim()}, 1, "steps=1: expected at least 2"),
         ({"sampler": Ddim()}, 50, "steps=50: expected fewer than the 50 of exact samples"),
     ],
-    ids=["noise", "returns", "one step", "as many steps"],
+    ids=["noise", "flow map", "reuse", "returns", "one step", "as many steps"],
 )
 def test_what_cannot_follow_exact_samples_is_an_error(changes, steps, message):
     generator = model()

@@ -20,9 +20,9 @@ NETWORK = UNet(LEVELS, out_channels=2, middle=ResidualMiddle(BOTH))
 NETWORKS = {
     "ADM": NETWORK,
     "without resampled skips": NETWORK.clone(resampled_skips=False),
-    "NCSN++": NETWORK.clone(input_path="residual", output_path="skip", resampling="plain"),
     "DDPM": NETWORK.clone(resampling="conv", decoder_attention="last"),
     "a level without blocks": NETWORK.clone(levels=(*LEVELS, Level(16, blocks=0)), resampled_skips=False),
+    "NCSN++": NETWORK.clone(input_path="residual", output_path="skip", resampling="plain"),
 }
 
 

@@ -122,10 +122,13 @@ def disturbed(disk, devices, seed):
     """The folder of a run that has reached its last step through `FAULTS` faults, at random steps."""
     chaos, rng = Chaos(disk, devices), np.random.default_rng(seed)
     steps = np.sort(rng.choice(np.arange(15, STEPS - 15), FAULTS, replace=False))
-    for step, fault in zip(steps, itertools.cycle(FAULT_KINDS)):
-        if chaos.reaches(step):
-            fault(chaos)
-    _, err = chaos.process.communicate(timeout=600)
+    try:
+        for step, fault in zip(steps, itertools.cycle(FAULT_KINDS)):
+            if chaos.reaches(step):
+                fault(chaos)
+        _, err = chaos.process.communicate(timeout=600)
+    finally:
+        chaos.process.kill()
     assert chaos.process.returncode == 0, err
     assert len(chaos.seen) == len(FAULT_KINDS), chaos.seen
     return chaos.workdir

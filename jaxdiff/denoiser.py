@@ -1,6 +1,6 @@
 """The denoiser: network, conditioner, noise process and parameterization as one module."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -97,6 +97,11 @@ class Denoiser(nn.Module):
         """This denoiser for images of this stored shape, see `Conditioner.for_images`."""
         conditioner = self.conditioner.for_images(shape, data_shape)
         return self if conditioner is self.conditioner else self.clone(conditioner=conditioner)
+
+    @nn.nowrap
+    def without(self, names: Collection[str]) -> "Denoiser":
+        """This denoiser without the conditions of these names."""
+        return self.clone(conditioner=self.conditioner.without(names)) if names else self
 
     @nn.nowrap
     def for_shapes(self) -> "Denoiser":

@@ -6,13 +6,19 @@ import shutil
 import numpy as np
 import pytest
 
+from jaxdiff.conditioning.guidance_scale import GuidanceScale
 from jaxdiff.config import spec
 from jaxdiff.errors import UserError
 from jaxdiff.generation.generator import Generator
+from jaxdiff.process.time_sampling import UniformSteps
 from jaxdiff.runs.weights import RunWeights
+from jaxdiff.sampling.grids.continuous import Uniform
 from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
+from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.sampling.samplers.consistency import Consistency
+from jaxdiff.sampling.samplers.ddim import Ddim
 from jaxdiff.tasks.consistency_models import ConsistencyDistillation
+from jaxdiff.tasks.distillation import GuidanceDistillation, ProgressiveDistillation
 from jaxdiff.train import train
 from jaxdiff.training.transfer import InitFrom
 from tests.runs import digits
@@ -44,6 +50,40 @@ def test_the_student_is_sampled_without_its_teacher(teacher, tmp_path):
     before = digits.sample(trained)
     shutil.rmtree(own)
     np.testing.assert_array_equal(digits.sample(Generator.load(str(student))), before)
+
+
+@pytest.mark.slow
+def test_a_student_learns_every_guidance_scale_and_has_a_condition_for_it(teacher, tmp_path):
+    config = digits.config(12, ("ema.decay", "0.5"), ("optimizer.learning_rate", "0.01"))
+    weights = spec(RunWeights, workdir=str(teacher))
+    config.task.objective = spec(GuidanceDistillation, teacher=weights, scales="scale")
+    width = config.task.denoiser.conditioner.noise.width
+    conditions = config.task.denoiser.conditioner.conditions
+    with conditions.unlocked():
+        conditions["scale"] = spec(GuidanceScale, width=width, low=1.0, high=4.0, default=1.5)
+    config.init_from = spec(InitFrom, workdir=str(teacher))
+    config.sampling.guidance = spec(ClassifierFree)
+    student = train(config, str(tmp_path / "student"), source=digits.SOURCE)
+    weak, own, strong = (digits.sample(student, **given) for given in ({"scale": 1.0}, {}, {"scale": 4.0}))
+    assert (weak != own).any()
+    assert (own != strong).any()
+    with pytest.raises(UserError, match=r"scale=.*expected scales in \[1, 4\]"):
+        digits.sample(student, scale=9.0)
+
+
+@pytest.mark.slow
+def test_a_student_of_half_the_steps_is_the_teacher_of_the_next_halving(teacher, tmp_path):
+    for steps, before, after in ((4, teacher, tmp_path / "four"), (2, tmp_path / "four", tmp_path / "two")):
+        config = digits.config(4)
+        weights = spec(RunWeights, workdir=str(before))
+        config.task.objective = spec(ProgressiveDistillation, teacher=weights)
+        config.task.time_sampler = spec(UniformSteps, steps=steps)
+        config.init_from = spec(InitFrom, workdir=str(before))
+        config.sampling = spec(
+            Recipe, sampler=spec(Ddim), grid=spec(Uniform), guidance=spec(ClassifierFree), steps=steps
+        )
+        student = train(config, str(after), source=digits.SOURCE)
+        assert digits.sample(student).std() > 0
 
 
 @pytest.mark.slow

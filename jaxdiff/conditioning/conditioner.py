@@ -2,7 +2,7 @@
 
 import inspect
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -228,6 +228,13 @@ class Conditioner(nn.Module):
         """This conditioner for images of this stored shape, see `Condition.for_images`."""
         return self._with(
             {name: each.for_images(shape, data_shape) for name, each in self.conditions.items()}
+        )
+
+    @nn.nowrap
+    def without(self, names: Collection[str]) -> "Conditioner":
+        """This conditioner without the conditions of these names."""
+        return self.clone(
+            conditions={name: self.conditions[name] for name in self.conditions if name not in names}
         )
 
     @nn.nowrap

@@ -164,9 +164,9 @@ class ConsistencyDistillation(Objective):
         r = _time(process, near)
         alpha, alpha_r = (expand(process.signal(time).alpha, x_t) for time in (inputs.t, r))
         change = expand(near - ratio, x_t)
-        slope = model.frozen_noise(TEACHER, x_t, inputs.t, self.guidance)
+        slope = model.guided(TEACHER, x_t, inputs.t, self.guidance).noise
         euler = x_t / alpha + change * slope
-        again = model.frozen_noise(TEACHER, alpha_r * euler, r, self.guidance)
+        again = model.guided(TEACHER, alpha_r * euler, r, self.guidance).noise
         heun = x_t / alpha + change * (slope + again) / 2
         return alpha_r * jnp.where(expand(near, x_t) > 0, heun, euler)
 

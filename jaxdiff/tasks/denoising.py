@@ -180,16 +180,16 @@ class DenoisingTask:
         return {**fields, self.data_field: jnp.asarray(self.codec.example(count, shape)), **masks}
 
     def _pretrained_shapes(self) -> dict[str, Params]:
-        return {path: pretrained.held(branch_at(self._fresh_shapes(), path.split("/")), origin)
+        return {path: pretrained.held(branch_at(self._fresh_shapes(self.denoiser), path.split("/")), origin)
                 for path, origin in self.pretrained.items()}  # fmt: skip
 
     def _whole_shapes(self) -> dict[str, Params]:
         """The shapes of the objective's frozen denoisers."""
-        frozen = self.objective.frozen.items()
-        return {name: pretrained.held(self._fresh_shapes(), origin) for name, origin in frozen}
+        frozen, own = self.objective.frozen.items(), self.denoiser.without(self.objective.added)
+        return {name: pretrained.held(self._fresh_shapes(own), origin) for name, origin in frozen}
 
-    def _fresh_shapes(self) -> Params:
-        return jax.eval_shape(lambda: nn.meta.unbox(self._init_all(jax.random.key(0))))
+    def _fresh_shapes(self, denoiser: Denoiser) -> Params:
+        return jax.eval_shape(lambda: nn.meta.unbox(self._init_all(denoiser, jax.random.key(0))))
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Initial parameters, each boxed with the logical names of its axes.
@@ -199,15 +199,15 @@ class DenoisingTask:
         Raises:
           UserError: `pretrained` names no module, or `lora` kernels that are trained themselves.
         """
-        every = self._init_all(key)
+        every = self._init_all(self.denoiser, key)
         trained = pretrained.trained_part(every, self.pretrained, self.lora, jax.random.fold_in(key, 0))
         return with_dtype(trained, self.param_dtype)
 
-    def _init_all(self, key: Key[Array, ""]) -> Params:
-        conditioner = self.denoiser.conditioner
+    def _init_all(self, denoiser: Denoiser, key: Key[Array, ""]) -> Params:
+        conditioner = denoiser.conditioner
         x, t = jnp.zeros((1, *self.data_shape)), jnp.full((1,), 0.5)
         arguments = (x, t, conditioner.example(1, self.data_shape), conditioner.none_dropped(1))
-        return self.denoiser.init(key, *arguments, train=False)["params"]
+        return denoiser.init(key, *arguments, train=False)["params"]
 
     def full_params(self, params: Params, frozen: Mapping[str, Params]) -> Params:
         """All parameters of the denoiser: the trained ones with those of `pretrained`, changed by `lora`."""
@@ -273,7 +273,7 @@ class DenoisingTask:
             output,
             log_variance,
             examples.get("pixel_weights"),
-            Model.of(self.denoiser, params, context, examples, key, self.objective.frozen, train),
+            Model.of(self.denoiser, params, context, examples, key, self.objective, train),
             examples.get("objective", {}),
         )
         losses, metrics = self.objective(inputs)

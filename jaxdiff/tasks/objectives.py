@@ -1,7 +1,7 @@
 """Per-example diffusion losses, as stateless functions of one batch's predictions."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -26,13 +26,15 @@ class Model:
 
     Attributes:
       predict: ``(params, x_t, t, until, drop, train) -> Prediction``, with the conditions and the dropout of the batch;
-        `until` as in `Denoiser.predict`.
+        `until` as in `Denoiser.predict`. A condition that `drop` does not name is not one of the model with these
+        parameters.
       params: all parameters of the denoiser, which are trained.
       fields: the values of every condition.
       drop: for every condition, the examples that see its null.
       frozen: trees of parameters by the names in `Objective.frozen`.
       step: optimizer steps so far.
       train: whether dropout is on.
+      added: conditions that the frozen denoisers lack, see `Objective.added`.
     """
 
     predict: Callable[[Params, Data, Times, Times | None, Drops, bool], Prediction]
@@ -42,6 +44,7 @@ class Model:
     frozen: Mapping[str, Params]
     step: Any
     train: bool
+    added: frozenset[str] = frozenset()
 
     @classmethod
     def of(
@@ -51,10 +54,10 @@ class Model:
         context: TaskContext,
         examples: Mapping[str, Any],
         key: Key[Array, ""],
-        frozen: Iterable[str],
+        objective: "Objective",
         train: bool,
     ) -> "Model":
-        """A denoiser with the conditions, the drops and the dropout of a batch, and the frozen ones of these names."""
+        """A denoiser with the conditions, the drops and the dropout of a batch, and the frozen ones of an objective."""
 
         fields, drop = examples["fields"], examples["drop"]
 
@@ -62,11 +65,13 @@ class Model:
             params: Params, x_t: Data, t: Times, until: Times | None, drop: Drops, train: bool
         ) -> Prediction:
             options = {"until": until, "train": train, "rngs": {"dropout": key}}
-            found: Any = denoiser.apply({"params": params}, x_t, t, fields, drop, method="predict", **options)
+            own = denoiser.without(fields.keys() - drop.keys())
+            arguments = x_t, t, {name: fields[name] for name in drop}, drop
+            found: Any = own.apply({"params": params}, *arguments, method="predict", **options)
             return found
 
-        kept = {name: context.frozen[name] for name in frozen}
-        return cls(predict, params, fields, drop, kept, context.step, train)
+        frozen = {name: context.frozen[name] for name in objective.frozen}
+        return cls(predict, params, fields, drop, frozen, context.step, train, objective.added)
 
     def __call__(self, x_t: Data, t: Times, until: Times | None = None) -> Prediction:
         """The prediction of the model that is trained; each call of a step has the same dropout."""
@@ -77,14 +82,21 @@ class Model:
         dropped = jax.tree.map(jnp.ones_like, self.drop)
         return self.predict(self.params, x_t, t, None, dropped, self.train)
 
-    def frozen_noise(self, name: str, x_t: Data, t: Times, guidance: float) -> Data:
-        """The noise that a frozen denoiser predicts with classifier-free guidance, without dropout."""
-        params = self.frozen[name]
-        if guidance == 1:
-            return self.predict(params, x_t, t, None, self.drop, False).noise
-        both = jax.tree.map(lambda drop: jnp.stack([drop, jnp.ones_like(drop)]), self.drop)
-        noise, without = jax.vmap(lambda drop: self.predict(params, x_t, t, None, drop, False).noise)(both)
-        return without + guidance * (noise - without)
+    def guided(self, name: str, x_t: Data, t: Times, guidance: float | Times) -> Prediction:
+        """The prediction of a frozen denoiser with classifier-free guidance, without dropout.
+
+        Args:
+          name: of the denoiser.
+          x_t, t: noisy data, and their times.
+          guidance: the scale, of all examples or of each; the number 1 needs no second call.
+        """
+        params, own = self.frozen[name], {name: self.drop[name] for name in self.drop.keys() - self.added}
+        if isinstance(guidance, float | int) and guidance == 1:
+            return self.predict(params, x_t, t, None, own, False)
+        both = jax.tree.map(lambda drop: jnp.stack([drop, jnp.ones_like(drop)]), own)
+        found = jax.vmap(lambda drop: self.predict(params, x_t, t, None, drop, False))(both)
+        scale = gaussian.expand(jnp.asarray(guidance, x_t.dtype), x_t)
+        return Prediction(*(pair[1] + scale * (pair[0] - pair[1]) for pair in (found.x_0, found.noise)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -145,6 +157,11 @@ class Objective(Protocol):
         """Denoisers of the same architecture that are used and not trained, such as a teacher, by name."""
         return {}
 
+    @property
+    def added(self) -> frozenset[str]:
+        """Names of conditions that the frozen denoisers lack; all others they have as the model that is trained."""
+        return frozenset()
+
     def draw(self, key: Key[Array, ""], batch: int) -> Mapping[str, Array]:
         """Random numbers of its own, by name, one row for each example: `LossInputs.drawn`."""
         return {}
@@ -188,6 +205,10 @@ class UncertaintyWeighted(Objective):
     @property
     def frozen(self) -> Mapping[str, Weights]:
         return self.error.frozen
+
+    @property
+    def added(self) -> frozenset[str]:
+        return self.error.added
 
     def draw(self, key: Key[Array, ""], batch: int) -> Mapping[str, Array]:
         return self.error.draw(key, batch)

@@ -95,8 +95,9 @@ def _unclip(settings: Settings) -> dict[str, Any]:
 
 
 def _pndm(settings: Settings) -> dict[str, Any]:
+    integrand = "v" if settings["prediction_type"] == "v_prediction" else "noise"
     return {
-        "sampler": Plms() if settings["skip_prk_steps"] else Pndm(),
+        "sampler": (Plms if settings["skip_prk_steps"] else Pndm)(integrand),
         "grid": _grid(settings),
         "t_end": 0.0 if settings["set_alpha_to_one"] else 1 / settings["num_train_timesteps"],
         "initial": "unit",

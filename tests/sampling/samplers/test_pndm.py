@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdiff.errors import UserError
 from jaxdiff.process.gaussian import Signal
 from jaxdiff.process.prediction import Prediction
 from jaxdiff.sampling.samplers.pndm import Plms, Pndm
@@ -25,6 +26,14 @@ class LinearSigma:
 
     def time(self, log_snr):
         return jnp.exp(-log_snr / 2) / SIGMA_MAX
+
+
+@pytest.mark.spread(1)
+@pytest.mark.parametrize("sampler", [Pndm("v"), Plms("v")], ids=str)
+def test_means_of_v_are_of_first_order(sampler):
+    """The v of different times belong to different directions."""
+    found = orders(sampler)
+    assert np.all((found > 0.9) & (found < 1.1)), found
 
 
 @pytest.mark.spread(1)
@@ -72,3 +81,8 @@ def test_the_first_steps_are_simpsons_and_the_trapezoidal_rule():
     )
     mean = np.dot([3, -1], 6 * sigma[1::-1] ** 2) / 2
     np.testing.assert_allclose(seen[2] - seen[1], (sigma[2] - sigma[1]) * mean, rtol=1e-10)
+
+
+def test_another_integrand_is_refused():
+    with pytest.raises(UserError, match="integrand='x_0': expected one of 'noise', 'v'"):
+        Plms("x_0")

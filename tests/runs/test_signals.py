@@ -1,5 +1,6 @@
 """Signals of real commands outside of training steps."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -40,6 +41,33 @@ def test_before_the_first_step_a_signal_acts_at_once(tmp_path, number, status):
     assert process.returncode == status
     assert err.splitlines()[-1].startswith(f"stopped by {signal.Signals(number).name}: no step is lost")
     assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+LARGE = (
+    "--config.batch_size=2", "--config.log_every=1", "--config.steps=1000", "--config.checkpoint_every=1000",
+    "--config.evaluation=None", "--config.test_data=None", "--config.task.denoiser.network.levels[1].width=736",
+    "--config.task.denoiser.network.levels[1].blocks=1",
+)  # fmt: skip
+"""A state of a gigabyte whose steps take a second or two."""
+
+
+@pytest.mark.slow
+def test_with_a_state_of_a_gigabyte_a_stop_takes_its_save_and_ten_seconds(tmp_path):
+    workdir = tmp_path / "run"
+    process = start("train", "--config", DIGITS, *TINY, *LARGE, "--workdir", str(workdir))
+    log, deadline = workdir / "metrics.jsonl", time.monotonic() + 200
+    while not (log.exists() and log.stat().st_size) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=200)
+    taken = time.monotonic() - began
+    assert process.returncode == 75, err
+    state = re.search(r"parameters (\d+) MB, EMA (\d+) MB, optimizer (\d+) MB", out).groups()
+    assert sum(map(int, state)) > 1000
+    saving = float(re.search(r"save ([\d.]+) s", out).group(1))
+    assert saving < taken < saving + AT_ONCE
 
 
 STUCK = """

@@ -21,16 +21,18 @@ LONGEST = 12**-0.5
 
 @dataclasses.dataclass(frozen=True)
 class PowerEma(EmaProfile):
-    """Power-function averages, one for each of `stds`; samples are drawn with the first.
+    """Power-function averages, one for each of `stds`. Samples are drawn with the first, or with `samples`.
 
     Attributes:
       stds: standard deviations, as fractions of the steps done. Post-hoc reconstruction needs at least two.
       snapshot_every: interval, in steps, at which all averages are stored; 0 for never. From them
         `snapshots.reconstruct` computes averages of any other length. A few tens in a run are enough.
+      samples: the average that samples are drawn with, such as `Ema(0.9999)`; None for the first of `stds`.
     """
 
     stds: tuple[float, ...] = (0.05, 0.10)
     snapshot_every: int = 0
+    samples: EmaProfile | None = None
 
     def __post_init__(self):
         expect(len(self.stds) > 0, "stds", self.stds, "at least one standard deviation", "try (0.05, 0.1)")
@@ -39,12 +41,16 @@ class PowerEma(EmaProfile):
         for std in self.stds:
             check_std("stds", std)
         between(self, "snapshot_every", 0, math.inf)
+        single = self.samples is None or self.samples.count == 1
+        expect(single, "samples", self.samples, "a single average, or None", "use one such as Ema(0.9999)")
 
     def extra_emas(self) -> "tuple[PowerEma, ...]":
-        return tuple(PowerEma((std,)) for std in self.stds[1:])
+        return tuple(PowerEma((std,)) for std in (self.stds if self.samples is not None else self.stds[1:]))
 
     def one_minus_decay(self, step: Any) -> Any:
         """``1 - (1 - 1 / t)^(gamma + 1)`` after t = step + 1 updates: 1 at the first, so initial values vanish."""
+        if self.samples is not None:
+            return self.samples.one_minus_decay(step)
         power = exponent(self.stds[0]) + 1
         return -jnp.expm1(power * jnp.log1p(-1.0 / (jnp.asarray(step) + 1.0)))
 

@@ -97,7 +97,8 @@ def reconstruct(
         weights = coefficients(times, np.tile(ema.stds, len(steps)), end, std).reshape(len(steps), -1)
         total = None
         for kept, row in zip(steps, weights, strict=True):
-            averages = snapshots.restore(kept, len(ema.extra_emas()), abstract)
+            every = snapshots.restore(kept, len(ema.extra_emas()), abstract)
+            averages = every[-len(ema.stds) :]  # without another one for samples
             total = _add(total, row.astype(np.float32), averages)
     return total, end
 

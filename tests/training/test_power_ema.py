@@ -9,7 +9,7 @@ import pytest
 
 from jaxdiff.config import build, from_json, spec, to_json
 from jaxdiff.errors import UserError
-from jaxdiff.training.ema import Ema, EmaProfile, HalfLifeEma
+from jaxdiff.training.ema import Ema, EmaProfile, HalfLifeEma, NoEma
 from jaxdiff.training.power_ema import PowerEma, coefficients, exponent, relative_std
 
 STORED = np.load(pathlib.Path(__file__).parents[1] / "goldens" / "edm2_averages.npz")
@@ -104,6 +104,8 @@ def test_a_tracked_length_is_its_own_reconstruction():
         (lambda: PowerEma((0.05, 0.0)), "stds=0.0"),
         (lambda: PowerEma((0.05, 0.05)), "expected different standard deviations"),
         (lambda: PowerEma(snapshot_every=-1), "snapshot_every=-1"),
+        (lambda: PowerEma(samples=PowerEma()), "samples=PowerEma.*expected a single average"),
+        (lambda: PowerEma(samples=NoEma()), "samples=NoEma.*expected a single average"),
         (lambda: HalfLifeEma(0.0), "half_life=0.0"),
         (lambda: HalfLifeEma(9.0, ramp=0.0), "ramp=0.0"),
     ],

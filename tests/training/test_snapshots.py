@@ -71,6 +71,23 @@ def test_a_run_tracks_each_length_independently(trained, tmp_path):
     assert not (tmp_path / "averages").exists()
 
 
+@pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.slow)])
+def test_an_average_of_constant_decay_and_powers_are_tracked_at_once(trained, tmp_path, devices):
+    """Each is the average of a run that tracks nothing else, also on a sharded state, and lengths are still found."""
+    both = PowerEma(KEPT.stds, KEPT.snapshot_every, samples=Ema(0.9))
+    state = run(tmp_path / "both", both, devices=devices)
+    alone, powers = (
+        run(tmp_path / name, ema, devices=devices) for name, ema in (("a", Ema(0.9)), ("b", KEPT))
+    )
+    assert toy.sha(state.ema) == toy.sha(alone.ema)
+    assert toy.sha(state.extra_emas) == toy.sha((powers.ema, *powers.extra_emas))
+    found = [
+        reconstruct(tmp_path / folder, ema, abstract(devices), 0.07)[0]
+        for folder, ema in (("both", both), ("b", KEPT))
+    ]
+    assert toy.sha(found[0]) == toy.sha(found[1])
+
+
 def test_snapshots_hold_the_averages_of_their_steps_alone(trained):
     workdir, state = trained
     with Snapshots(workdir, read_only=True) as snapshots:

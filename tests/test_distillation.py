@@ -1,5 +1,6 @@
 """Runs that learn few-step sampling from another run: the teacher is recorded, checked, and not needed for samples."""
 
+import dataclasses
 import json
 import shutil
 
@@ -7,9 +8,13 @@ import numpy as np
 import pytest
 
 from jaxdiff.conditioning.guidance_scale import GuidanceScale
+from jaxdiff.conditioning.vector import NoiseLevel
 from jaxdiff.config import spec
 from jaxdiff.errors import UserError
 from jaxdiff.generation.generator import Generator
+from jaxdiff.process.gaussian import RectifiedFlow
+from jaxdiff.process.prediction import Velocity
+from jaxdiff.process.time_sampling import Uniform as UniformTimes
 from jaxdiff.process.time_sampling import UniformSteps
 from jaxdiff.runs.weights import RunWeights
 from jaxdiff.sampling.grids.continuous import Uniform
@@ -17,8 +22,10 @@ from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
 from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.sampling.samplers.consistency import Consistency
 from jaxdiff.sampling.samplers.ddim import Ddim
+from jaxdiff.sampling.samplers.flow_map import FlowMap
 from jaxdiff.tasks.consistency_models import ConsistencyDistillation
 from jaxdiff.tasks.distillation import GuidanceDistillation, ProgressiveDistillation
+from jaxdiff.tasks.mean_flow import MeanFlow
 from jaxdiff.train import train
 from jaxdiff.training.transfer import InitFrom
 from tests.runs import digits
@@ -84,6 +91,23 @@ def test_a_student_of_half_the_steps_is_the_teacher_of_the_next_halving(teacher,
         )
         student = train(config, str(after), source=digits.SOURCE)
         assert digits.sample(student).std() > 0
+
+
+@pytest.mark.slow
+def test_a_flow_map_is_trained_from_noise_and_sampled_in_any_number_of_calls(tmp_path):
+    config = digits.config(4)
+    denoiser = config.task.denoiser
+    denoiser.process, denoiser.parameterization = spec(RectifiedFlow), spec(Velocity)
+    denoiser.conditioner.span = spec(NoiseLevel, width=denoiser.conditioner.noise.width)
+    config.task.objective, config.task.time_sampler = spec(MeanFlow, guidance=1.5), spec(UniformTimes)
+    config.sampling = spec(
+        Recipe, sampler=spec(FlowMap), grid=spec(Uniform), guidance=spec(ClassifierFree), steps=1
+    )
+    train(config, str(tmp_path), source=digits.SOURCE)
+    one = Generator.load(str(tmp_path))
+    three = dataclasses.replace(one, recipe=dataclasses.replace(one.recipe, steps=3))
+    assert (one.calls, three.calls) == (1, 3)
+    assert (digits.sample(one) != digits.sample(three)).any()
 
 
 @pytest.mark.slow

@@ -132,13 +132,14 @@ class Draws:
 
 def walk(sampler, denoise, process, times, x, noise=(), state=None, max_orders=None) -> list[np.ndarray]:
     """The data at each of the times, with the given draws in this order and bounds on the orders of the steps."""
-    keys, call = jax.random.split(jax.random.key(0), x.shape[0]), stateless(denoise).call
-    state = sampler.init(jnp.asarray(x)) if state is None else state
+    keys, denoise = jax.random.split(jax.random.key(0), x.shape[0]), stateless(denoise)
+    if state is None:
+        state = sampler.init(jnp.asarray(x))._replace(guidance=denoise.init(jnp.asarray(x)))
     seen = [np.asarray(state.x)]
     with Draws(noise):
         for k, (t, t_next) in enumerate(itertools.pairwise(jnp.asarray(times))):
             if max_orders is not None:
                 state = state._replace(max_order=max_orders[k])
-            state = sampler.step(call, process, state, t, t_next, keys)
+            state = sampler.step(denoise.call, process, state, t, t_next, keys)
             seen.append(np.asarray(state.x))
     return seen

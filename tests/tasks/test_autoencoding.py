@@ -1,5 +1,7 @@
 """The autoencoder's task: its terms against formulas, who learns from which, and statistics of latents in use."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,8 @@ from scipy import integrate
 from jaxdiff.errors import UserError
 from jaxdiff.models.autoencoder_kl import AutoencoderKL
 from jaxdiff.models.discriminator import PatchDiscriminator
-from jaxdiff.tasks.autoencoding import AutoencodingTask, kl_per_value
+from jaxdiff.models.lpips import LEAST_SIDE, Lpips
+from jaxdiff.tasks.autoencoding import PERCEPTUAL, AutoencodingTask, kl_per_value
 from jaxdiff.training.step import Context
 
 SHAPE = (8, 8, 3)
@@ -78,6 +81,36 @@ def test_the_loss_is_the_distance_and_the_weighted_divergence(distance):
     kl = kl_per_value(mean, log_variance, x)
     np.testing.assert_allclose(found, each.mean(axis=(1, 2, 3)) + 0.1 * kl, rtol=1e-5)
     np.testing.assert_allclose(terms["kl"], np.mean(kl), rtol=1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """Weights that tests give directly."""
+
+    network: str = "alex"
+
+    def read(self):
+        return {}
+
+    def describe(self):
+        return "given"
+
+
+@pytest.mark.slow
+def test_the_perceptual_distance_is_added_with_its_weight():
+    side = LEAST_SIDE["alex"] + 1
+    options = {"image_shape": (side, side, 3), "kl_weight": 0.1}
+    plain = AutoencodingTask(NETWORK, **options)
+    chosen = AutoencodingTask(NETWORK, **options, perceptual=Given(), perceptual_weight=0.5)
+    params, key = params_of(plain), jax.random.key(1)
+    x = jax.random.uniform(key, (2, side, side, 3), minval=-1.0)
+    frozen = {PERCEPTUAL: Lpips("alex").init(jax.random.key(3), x, x)["params"]}
+    context = Context(step=jnp.asarray(0), frozen=frozen)
+    examples = chosen.draw({"image": jnp.asarray(np.uint8(127.5 * (x + 1)))}, context, key)
+    without, _ = plain.loss(params, context, examples, key, train=True)
+    found, terms = chosen.loss(params, context, examples, key, train=True)
+    assert terms["perceptual"] > 1e-3
+    np.testing.assert_allclose(jnp.mean(found - without), 0.5 * terms["perceptual"], rtol=1e-4)
 
 
 @pytest.mark.slow

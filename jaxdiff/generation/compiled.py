@@ -22,7 +22,7 @@ from jaxdiff.process.prediction import Prediction
 from jaxdiff.sampling.inversion import invert
 from jaxdiff.sampling.learning import After
 from jaxdiff.sampling.noise import fold_in
-from jaxdiff.sampling.protocols import ConditionalDenoise, Encoded, KnownData, Numeric, TimePath
+from jaxdiff.sampling.protocols import ConditionalDenoise, Encoded, KnownData, Numeric, TimePath, spans
 from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.typing import Params, Scalar
 
@@ -210,7 +210,13 @@ def noise_of(
 def _noise_of(static, recipe, iterations, numbers, trees, inputs, index, seed):
     recipe = _join_recipe(recipe, numbers)
     denoise, process, conditions, keys, guiding_model = _models(static, trees, inputs, index, seed)
-    times = dataclasses.replace(recipe, fixed_stride=None).plan(process).times
+    recipe = dataclasses.replace(recipe, fixed_stride=None, reuse=None)  # its calls are at other points
+    times = recipe.plan(process).times
+    if spans(recipe.sampler):
+        raise UserError(
+            f"sampling.sampler={type(recipe.sampler).__name__!r}: expected a sampler of one time, since inversion "
+            "follows the flow in small steps, got one of flow maps. Fix: use one such as Ddim"
+        )
     if isinstance(times, TimePath):
         raise UserError(
             f"sampling.grid={recipe.grid!r}: expected a grid that only falls, since inversion cannot undo fresh noise, "

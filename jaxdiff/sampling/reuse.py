@@ -35,7 +35,8 @@ class DeepCache:
 
     Deep features of a U-Net change slowly from step to step. A call that reuses them runs the last blocks of the
     decoder, and the beginning of the encoder whose skips these read. It acts on the model that is sampled, not on a
-    guiding model. Guidance in an interval of noise levels begins with a whole call.
+    guiding model. A call is also whole where guidance in an interval of noise levels begins or ends, and after a return
+    to noise.
 
     Attributes:
       interval: calls of the model from one whole call to the next; 1 is off.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jaxdiff.process.per_example import mean_per_example
 from jaxdiff.process.prediction import Noise, Prediction
 from jaxdiff.process.time_sampling import TimeSampler
 from jaxdiff.tasks.objectives import LossInputs, Objective, WeightedError
-from jaxdiff.typing import Array, Data, Float, Metrics
+from jaxdiff.typing import Array, Data, Float, Key, Metrics, Weights
 
 LEVELS = 256
 
@@ -61,6 +62,17 @@ class Hybrid(Objective):
 
     def __post_init__(self):
         positive(self, "weight")
+
+    @property
+    def frozen(self) -> Mapping[str, Weights]:
+        return self.simple.frozen
+
+    @property
+    def added(self) -> frozenset[str]:
+        return self.simple.added
+
+    def draw(self, key: Key[Array, ""], batch: int) -> Mapping[str, Array]:
+        return self.simple.draw(key, batch)
 
     def __call__(self, inputs: LossInputs) -> tuple[Float[Array, "batch"], Metrics]:
         losses, metrics = self.simple(inputs)

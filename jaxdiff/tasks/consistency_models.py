@@ -14,8 +14,11 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
+from jaxdiff.conditioning.nulls import is_untrained
+from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import expect, positive
 from jaxdiff.process.gaussian import Process, diffuse, expand
+from jaxdiff.process.time_sampling import TimeSampler
 from jaxdiff.tasks.distances import Distance, PseudoHuber
 from jaxdiff.tasks.objectives import LossInputs, Objective
 from jaxdiff.typing import Array, Data, Float, Metrics, Times, Weights
@@ -25,6 +28,26 @@ LARGEST = 1000.0
 
 TEACHER = "teacher"
 """The name of a teacher among the frozen networks of a task."""
+
+
+def check_guided(denoiser: Denoiser, field: str, value: object, added: frozenset[str] = frozenset()) -> None:
+    """Raise `UserError` about `field` unless classifier-free guidance of a denoiser has a null that is trained.
+
+    Args:
+      denoiser: the denoiser, with all conditions.
+      field, value: what asks for guidance.
+      added: conditions that the guided denoiser lacks.
+    """
+    conditions = denoiser.conditioner.conditions
+    nulls = {
+        name: conditions[name] for name in conditions if name not in added and conditions[name].null != "none"
+    }
+    fix = "give a condition drop_rate=0.1"
+    expect(len(nulls) > 0, field, value, "a model with a condition that can be dropped", fix, "one without")
+    for name, condition in nulls.items():
+        untrained = condition.null == "learned" and is_untrained(condition.null, condition.drop_rate)
+        expected = f"a null of {name} that training shows, since guidance drops all conditions"
+        expect(not untrained, field, value, expected, f"give {name} drop_rate=0.1", "drop_rate=0")
 
 
 @runtime_checkable
@@ -151,6 +174,10 @@ class ConsistencyDistillation(Objective):
     @property
     def frozen(self) -> Mapping[str, Weights]:
         return {TEACHER: self.teacher}
+
+    def check(self, denoiser: Denoiser, time_sampler: TimeSampler) -> None:
+        if self.guidance != 1:
+            check_guided(denoiser, "objective.guidance", self.guidance)
 
     def __call__(self, inputs: LossInputs) -> tuple[Float[Array, "batch"], Metrics]:
         ratio = _ratio(inputs.process, inputs.t)

@@ -1,7 +1,7 @@
 """Distillation of a trained diffusion model, the teacher, into one that needs fewer calls for a sample.
 
-The pair (x_0, noise) that the teacher leads to takes the place of the example's own. So the loss is any other objective
-on that pair, with its weighting, distance and parameterization, and the student remains a diffusion model.
+The pair (x_0, noise) that the teacher leads to takes the place of the example's own. So the loss is a `WeightedError`
+of that pair, with its weighting and distance, and the student remains a diffusion model.
 """
 
 import dataclasses
@@ -12,8 +12,8 @@ from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import between, expect
 from jaxdiff.process.gaussian import diffuse, expand
 from jaxdiff.process.time_sampling import TimeSampler
-from jaxdiff.tasks.consistency_models import LARGEST, TEACHER
-from jaxdiff.tasks.objectives import LossInputs, Objective, WeightedError
+from jaxdiff.tasks.consistency_models import LARGEST, TEACHER, check_guided
+from jaxdiff.tasks.objectives import LossInputs, Objective, UncertaintyWeighted, WeightedError
 from jaxdiff.typing import Array, Float, Metrics, Weights
 
 
@@ -40,6 +40,7 @@ class GuidanceDistillation(Objective):
         between(self, "guidance", 0.0, LARGEST, open_low=True)
         one = self.scales is None or self.guidance == 1
         expect(one, "guidance", self.guidance, "1 with scales, which replace it", "leave one of them out")
+        _check_error(self.error)
 
     @property
     def frozen(self) -> Mapping[str, Weights]:
@@ -60,7 +61,9 @@ class GuidanceDistillation(Objective):
         if self.scales is not None:
             found = isinstance(denoiser.conditioner.conditions.get(self.scales), GuidanceScale)
             expected = "the name of a condition GuidanceScale"
-            expect(found, "objective.scales", self.scales, expected, "add one to the conditioner")
+            expect(found, "objective.scales", self.scales, expected, "add one to the conditioner", "none")
+        if self.scales is not None or self.guidance != 1:
+            check_guided(denoiser, "objective.guidance", self.scales or self.guidance, self.added)
         self.error.check(denoiser, time_sampler)
 
 
@@ -84,6 +87,7 @@ class ProgressiveDistillation(Objective):
 
     def __post_init__(self):
         between(self, "guidance", 0.0, LARGEST, open_low=True)
+        _check_error(self.error)
 
     @property
     def frozen(self) -> Mapping[str, Weights]:
@@ -111,4 +115,15 @@ class ProgressiveDistillation(Objective):
     def check(self, denoiser: Denoiser, time_sampler: TimeSampler) -> None:
         expect(time_sampler.steps is not None, "time_sampler", time_sampler, "the steps of the student",
                "use jaxdiff.process.time_sampling:UniformSteps(steps=N)")  # fmt: skip
+        if self.guidance != 1:
+            check_guided(denoiser, "objective.guidance", self.guidance)
         self.error.check(denoiser, time_sampler)
+
+
+def _check_error(error: Objective) -> None:
+    """Raise `UserError` unless an objective is a regression on a pair of data and noise."""
+    inner = error.error if isinstance(error, UncertaintyWeighted) else error
+    fix = "use WeightedError, or UncertaintyWeighted of it"
+    expect(
+        isinstance(inner, WeightedError), "error", type(error).__name__, "an error of the predicted pair", fix
+    )

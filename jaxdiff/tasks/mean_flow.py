@@ -10,6 +10,7 @@ of MeanFlow, whose left side is the derivative along (v, 0, 1):
 """
 
 import dataclasses
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -21,12 +22,10 @@ from jaxdiff.errors import between, expect, one_of, positive
 from jaxdiff.process.gaussian import Process, diffuse, expand
 from jaxdiff.process.prediction import Prediction, Velocity, target
 from jaxdiff.process.time_sampling import TimeSampler
+from jaxdiff.tasks.consistency_models import LARGEST, check_guided
 from jaxdiff.tasks.distances import Squared
 from jaxdiff.tasks.objectives import LossInputs, Objective
 from jaxdiff.typing import Array, Data, Float, Key, Metrics, Times
-
-LARGEST = 1000.0
-"""Beyond this, guidance leaves nothing of the data's velocity."""
 
 TANGENTS = ("example", "model")
 
@@ -107,9 +106,11 @@ class MeanFlow(Objective):
             expected = "the name of a condition GuidanceScale with scales of 1 or more"
             expect(found, "objective.scales", self.scales, expected, "add one")
         if self.scales is not None or self.guidance != 1:
-            dropped = any(condition.drop_rate > 0 for condition in conditions.values())
-            expect(dropped, "objective.guidance", self.scales or self.guidance,
-                   "a condition with a null that is trained", "give it a drop_rate, such as 0.1")  # fmt: skip
+            check_guided(denoiser, "objective.guidance", self.scales or self.guidance)
+        label, process = denoiser.parameterization.label, cast(Process, denoiser.process)
+        moves = bool(jax.grad(lambda t: label(process, t))(0.4) != 0)
+        expected = "a label that changes smoothly with time"
+        expect(moves, "denoiser.parameterization.label", label, expected, "use one such as Time")
 
     def _end(self, inputs: LossInputs) -> Times:
         """r. Of two uniform numbers, the smaller is uniform below the larger, and quantiles keep their order."""

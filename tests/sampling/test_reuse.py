@@ -14,6 +14,8 @@ from jaxdiff.sampling.grids.continuous import Uniform
 from jaxdiff.sampling.guidance.autoguidance import Autoguidance
 from jaxdiff.sampling.guidance.classifier_free import ClassifierFree, Interval
 from jaxdiff.sampling.guidance.per_condition import PerCondition
+from jaxdiff.sampling.loop import sample
+from jaxdiff.sampling.protocols import TimePath
 from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.sampling.reuse import DeepCache
 from jaxdiff.sampling.samplers.ddim import Ddim
@@ -90,15 +92,27 @@ def test_a_guiding_model_is_always_whole():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_an_interval_of_guidance_begins_with_a_whole_call():
+def test_an_interval_of_guidance_begins_and_ends_with_a_whole_call():
     level = TIMES / (1 - TIMES + 1e-12)  # the noise level sigma / alpha of the flow
     interval = Interval(float(level[5]) * 1.01, float(level[1]) * 0.99)  # calls 2, 3 and 4
     found = predicted(ClassifierFree(3.0, interval=interval), DeepCache(3))
-    last_whole = TIMES[[0, 0, 2, 2, 2, 0, 5]]
-    # Outside, call 5 is the third of the conditional model, and call 6 is whole again.
-    last_whole[5], last_whole[6] = TIMES[0], TIMES[6]
+    last_whole = TIMES[[0, 0, 2, 2, 2, 5, 5]]
     factor = np.array([1, 1, 3, 3, 3, 1, 1.0])
     np.testing.assert_allclose(found, last_whole[:, None] + factor[:, None] * [10.0, 20.0], rtol=1e-6)
+
+
+def test_after_a_return_to_noise_a_call_is_whole():
+    times = TimePath(jnp.array([0.9, 0.7, 0.8, 0.6]), jnp.array([0.7, 0.5, 0.6, 0.4]))
+    seen = []
+    guided = Recipe(Ddim(), Uniform(), ClassifierFree(), steps=4, reuse=DeepCache(100)).denoiser(
+        Dated(), FLOW, CONDITIONS, KEYS
+    )
+    sample(
+        Ddim(), guided, FLOW, times, jnp.ones((2, 1, 1, 1)), KEYS,
+        observe=lambda _, x_0: jax.debug.callback(lambda x_0: seen.append(x_0[0, 0, 0, 0]), x_0, ordered=True),
+    )  # fmt: skip
+    jax.effects_barrier()
+    np.testing.assert_allclose(np.array(seen) - 10.0, [0.9, 0.9, 0.8, 0.8, 0.8], rtol=1e-6)
 
 
 def test_the_number_of_whole_calls():

@@ -141,6 +141,20 @@ def test_augmentation_without_its_condition_is_an_error(parts):
         conditional(parts, augmentation=GeometricAugmentation())
 
 
+def test_held_out_images_may_differ_from_training_in_height_and_width_only():
+    """Where an image is the condition: the samples have its size."""
+    task = conditional({"low": ImageCondition(1)})
+
+    def check(*shape):
+        image = np.zeros(shape, np.uint8)
+        task.check_held_out({"image": image, "low": image}, None)
+
+    check(8, 6, 1)
+    for shape in ((4, 1, 4), (4, 4, 3), (4, 1)):
+        with pytest.raises(UserError, match=r"config.test_data=.*: expected examples of training's shape"):
+            check(*shape)
+
+
 class Shown(nn.Module):
     """Predicts its condition."""
 

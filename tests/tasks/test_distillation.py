@@ -20,8 +20,9 @@ from jaxdiff.process.time_sampling import Uniform, UniformSteps
 from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
 from jaxdiff.sampling.loop import integrate
 from jaxdiff.sampling.samplers.ddim import Ddim
-from jaxdiff.tasks.consistency_models import TEACHER
+from jaxdiff.tasks.consistency_models import TEACHER, ConsistencyDistillation
 from jaxdiff.tasks.distillation import GuidanceDistillation, ProgressiveDistillation
+from jaxdiff.tasks.mean_flow import MeanFlow
 from tests.tasks.test_consistency_models import Nowhere, inputs, pair, posterior_mean
 
 PROCESSES = [VariancePreserving(Cosine()), RectifiedFlow()]
@@ -148,6 +149,10 @@ def test_no_gradient_reaches_what_the_student_learns_from():
         (lambda: ProgressiveDistillation(Nowhere(), float("inf")), "guidance=inf"),
         (lambda: checked(GuidanceDistillation(Nowhere(), scales="label")), "objective.scales='label': expected the"),
         (lambda: checked(GuidanceDistillation(Nowhere(), scales="other")), "objective.scales='other': expected the"),
+        (lambda: GuidanceDistillation(Nowhere(), 2.0, error=MeanFlow()), "error='MeanFlow': expected an error of the"),
+        (lambda: ProgressiveDistillation(Nowhere(), error=GuidanceDistillation(Nowhere())), "error='GuidanceDist"),
+        (lambda: checked(GuidanceDistillation(Nowhere(), 2.0), drop_rate=0.0), "expected a null of label"),
+        (lambda: checked(ConsistencyDistillation(Nowhere(), 2.0), null="none"), "guidance=2.0: expected a model with"),
         (lambda: checked(ProgressiveDistillation(Nowhere())), "time_sampler=Uniform.*Fix: use .*UniformSteps"),
     ],
 )  # fmt: skip
@@ -160,8 +165,9 @@ def test_a_condition_of_the_scale_is_accepted():
     checked(GuidanceDistillation(Nowhere(), scales="scale"))
 
 
-def checked(objective):
-    conditions = {"label": ClassLabel(3, 8), "scale": GuidanceScale(width=8)}
+def checked(objective, drop_rate=0.1, null="learned"):
+    drop_rate = 0.0 if null == "none" else drop_rate
+    conditions = {"label": ClassLabel(3, 8, drop_rate, null), "scale": GuidanceScale(width=8)}
     network = UNet((Level(32),), out_channels=1)
     objective.check(
         Denoiser(network, Conditioner(NoiseLevel(8), conditions), RectifiedFlow(), V()), Uniform()

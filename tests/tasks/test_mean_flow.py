@@ -18,7 +18,7 @@ from jaxdiff.models.blocks import ResidualMiddle
 from jaxdiff.models.pixel_attention import PixelAttention
 from jaxdiff.models.unet import Level, UNet
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving, diffuse, expand
-from jaxdiff.process.labels import Time
+from jaxdiff.process.labels import StepIndex, Time
 from jaxdiff.process.learned import LearnedVariancePreserving
 from jaxdiff.process.prediction import Prediction, Velocity, target
 from jaxdiff.process.schedule import Cosine
@@ -369,8 +369,10 @@ def scaled(low):
     return Conditioner(NoiseLevel(12), {"label": LABEL, "w": scale}, span=SPAN)
 
 
-def check(objective, conditioner=CONDITIONER, process=FLOW):
-    DenoisingTask(denoiser(NETWORK, conditioner, process), Uniform(), (4, 4, 1), objective)
+def check(objective, conditioner=CONDITIONER, process=FLOW, label=None):
+    model = denoiser(NETWORK, conditioner, process)
+    model = model if label is None else model.clone(parameterization=Velocity(label=label))
+    DenoisingTask(model, Uniform(), (4, 4, 1), objective)
 
 
 @pytest.mark.parametrize(
@@ -389,7 +391,11 @@ def check(objective, conditioner=CONDITIONER, process=FLOW):
         (lambda: check(MeanFlow(scales="w"), scaled(low=0.5)), "objective.scales='w': .* of 1 or more"),
         (
             lambda: check(MeanFlow(guidance=2.0), Conditioner(NoiseLevel(12), span=SPAN)),
-            "objective.guidance=2.0: expected a condition with a null that is trained",
+            "objective.guidance=2.0: expected a model with a condition that can be dropped",
+        ),
+        (
+            lambda: check(MeanFlow(), label=StepIndex(10, rounded=True)),
+            "denoiser.parameterization.label=StepIndex.*: expected a label that changes smoothly",
         ),
         (
             lambda: check(MeanFlow(), process=LearnedVariancePreserving()),

@@ -200,15 +200,15 @@ def refuse_guiding_model(guiding_model: Conditional | None) -> None:
 def _within(
     interval: Interval, process: Process, inside: GuidedDenoiser, outside: GuidedDenoiser
 ) -> GuidedDenoiser:
-    """`inside` in the interval, and `outside` elsewhere. Each has its own state, which does not change meanwhile."""
+    """`inside` in the interval, and `outside` elsewhere. Each begins with a fresh state where it takes over."""
 
     def guide(x: Data, t: Scalar, state: Any) -> tuple[Prediction, Any]:
         prediction, of_inside = inside.call(x, t, state[0])
-        return prediction, (of_inside, state[1])
+        return prediction, (of_inside, outside.init(x))
 
     def do_not(x: Data, t: Scalar, state: Any) -> tuple[Prediction, Any]:
         prediction, of_outside = outside.call(x, t, state[1])
-        return prediction, (state[0], of_outside)
+        return prediction, (inside.init(x), of_outside)
 
     def call(x: Data, t: Scalar, state: Any) -> tuple[Prediction, Any]:
         return jax.lax.cond(interval.contains(process, t), guide, do_not, x, t, state)

@@ -88,7 +88,7 @@ class Pndm:
         if self.integrand == "noise":
             return stretch(process, t, s)
         (alpha, sigma), (alpha_s, sigma_s) = process.signal(t), process.signal(s)
-        return sigma_s * alpha - alpha_s * sigma
+        return (sigma_s * alpha - alpha_s * sigma) / (alpha**2 + sigma**2)
 
     def _start(
         self, value_at: ValueAt, first: Data, t: Scalar, t_next: Scalar, guidance: Any

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from jaxdiff.errors import UserError
-from jaxdiff.process.gaussian import Signal
+from jaxdiff.process.gaussian import RectifiedFlow, Signal, VariancePreserving
 from jaxdiff.process.prediction import Prediction
+from jaxdiff.process.schedule import Cosine
 from jaxdiff.sampling.samplers.pndm import Plms, Pndm
 from tests.sampling.solving import SIGMA_MAX, SIGMA_MIN, errors, orders, solve, start, truth, walk
 
@@ -81,6 +82,31 @@ def test_the_first_steps_are_simpsons_and_the_trapezoidal_rule():
     )
     mean = np.dot([3, -1], 6 * sigma[1::-1] ** 2) / 2
     np.testing.assert_allclose(seen[2] - seen[1], (sigma[2] - sigma[1]) * mean, rtol=1e-10)
+
+
+@pytest.mark.parametrize("process", [RectifiedFlow(), VariancePreserving(Cosine())], ids=str)
+def test_a_step_along_a_mean_of_v_has_the_data_and_the_noise_of_that_mean(process):
+    """For v that is a function of time alone, on any process."""
+
+    def of(t, x, v):
+        alpha, sigma = process.signal(t)
+        total = alpha**2 + sigma**2
+        return (alpha * x - sigma * v) / total, (alpha * v + sigma * x) / total
+
+    def v_at(t):
+        return jnp.sin(3 * t)
+
+    def denoise(x, t):
+        return Prediction(*of(t, x, v_at(t)))
+
+    times = jnp.asarray([0.8, 0.55, 0.4])
+    seen = walk(Plms("v"), denoise, process, times, jnp.full((1, 1, 1, 1), 0.3))
+    x, means = seen[0], ((v_at(0.8) + v_at(0.55)) / 2, (3 * v_at(0.55) - v_at(0.8)) / 2)
+    for t, t_next, mean, found in zip(times, times[1:], means, seen[1:], strict=False):
+        alpha, sigma = process.signal(t_next)
+        data, noise = of(t, x, mean)
+        x = alpha * data + sigma * noise
+        np.testing.assert_allclose(found, x, rtol=1e-9)
 
 
 def test_another_integrand_is_refused():

@@ -117,7 +117,7 @@ def _scan(
         index, t_origin, t, t_next, max_order, draw = inputs
         step_keys = fold_in(keys, index)
         if returns_to_noise:
-            state = _renoise(sampler, denoise, process, state, t_origin, t, fold_in(step_keys, RENOISE))
+            state = _renoise(sampler, process, state, t_origin, t, fold_in(step_keys, RENOISE))
         state = state._replace(max_order=max_order, draw=draw)
         call = _observed(_of_step(sampler, denoise, t_next), observe, index - first_step)
         after = sampler.step(call, process, state, t, t_next, step_keys)
@@ -159,16 +159,10 @@ def _observed(denoise: GuidedDenoiser, observe: Observe | None, step: Array) -> 
 
 
 def _renoise(
-    sampler: Solver,
-    denoise: GuidedDenoiser,
-    process: Process,
-    state: SamplerState,
-    s: Scalar,
-    t: Scalar,
-    keys: Keys,
+    sampler: Solver, process: Process, state: SamplerState, s: Scalar, t: Scalar, keys: Keys
 ) -> SamplerState:
-    """The data diffused from s up to t, with fresh states of sampler and guidance; the state itself where t is s."""
+    """The data diffused from s up to t, with a fresh history; the state itself where t is s."""
     alpha, sigma = transition.forward(process, s, t)
     x = alpha * state.x + sigma * noise_like(keys, state.x)
-    noisier: Any = state._replace(x=x, history=sampler.init(x).history, guidance=denoise.init(x))
+    noisier: Any = state._replace(x=x, history=sampler.init(x).history)
     return jax.tree.map(lambda new, old: jnp.where(t > s, new, old), noisier, state)

@@ -162,7 +162,7 @@ class TimePath(NamedTuple):
     """The steps of a sampler, each from time `start` down to `end`.
 
     Where a step starts above the end of the one before, the data are first diffused up to there with fresh noise, and
-    the sampler's history and the state of the guidance are reset.
+    the sampler's history is reset.
     """
 
     start: Float[Array, "steps"]

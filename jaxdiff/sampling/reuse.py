@@ -73,7 +73,7 @@ class DeepCache:
     def _call(
         self, denoise: ReusableDenoise, x: Data, t: Scalar, conditions: Conditions, drop: Drops, state: Any
     ) -> tuple[Prediction, Any]:
-        calls, features = state
+        since, last, features = state
 
         def whole(features: Any) -> tuple[Prediction, Any]:
             return denoise.keeping(x, t, conditions, drop, self.blocks)
@@ -81,11 +81,13 @@ class DeepCache:
         def shallow(features: Any) -> tuple[Prediction, Any]:
             return denoise.reusing(x, t, conditions, drop, self.blocks, features), features
 
-        prediction, features = jax.lax.cond(calls % self.interval == 0, whole, shallow, features)
-        return prediction, (calls + 1, features)
+        fresh = (since == 0) | (t > last)  # features of less noisy data say nothing about noisier data
+        prediction, features = jax.lax.cond(fresh, whole, shallow, features)
+        since = (jnp.where(fresh, 0, since) + 1) % self.interval
+        return prediction, (since, t, features)
 
     def _init(self, denoise: ReusableDenoise, x: Data, conditions: Conditions, drop: Drops) -> Any:
-        """No calls, and zeros, which the first call replaces."""
+        """Calls since the last whole one, the time of the last call, and features, which the first call replaces."""
         t = jnp.zeros((), x.dtype)
         shapes = jax.eval_shape(lambda: denoise.keeping(x, t, conditions, drop, self.blocks)[1])
-        return jnp.int32(0), jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return jnp.int32(0), t, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

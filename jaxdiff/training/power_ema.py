@@ -41,8 +41,12 @@ class PowerEma(EmaProfile):
         for std in self.stds:
             check_std("stds", std)
         between(self, "snapshot_every", 0, math.inf)
-        single = self.samples is None or self.samples.count == 1
-        expect(single, "samples", self.samples, "a single average, or None", "use one such as Ema(0.9999)")
+        single = self.samples is None or (self.samples.count == 1 and self.samples.snapshot_every == 0)
+        expected, fix = (
+            "a single average without snapshots of its own, or None",
+            "use one such as Ema(0.9999)",
+        )
+        expect(single, "samples", self.samples, expected, fix)
 
     def extra_emas(self) -> "tuple[PowerEma, ...]":
         return tuple(PowerEma((std,)) for std in (self.stds if self.samples is not None else self.stds[1:]))

@@ -105,6 +105,7 @@ def test_a_tracked_length_is_its_own_reconstruction():
         (lambda: PowerEma((0.05, 0.05)), "expected different standard deviations"),
         (lambda: PowerEma(snapshot_every=-1), "snapshot_every=-1"),
         (lambda: PowerEma(samples=PowerEma()), "samples=PowerEma.*expected a single average"),
+        (lambda: PowerEma(samples=PowerEma((0.05,), 10)), "samples=PowerEma.*without snapshots"),
         (lambda: PowerEma(samples=NoEma()), "samples=NoEma.*expected a single average"),
         (lambda: HalfLifeEma(0.0), "half_life=0.0"),
         (lambda: HalfLifeEma(9.0, ramp=0.0), "ramp=0.0"),

@@ -13,8 +13,7 @@ from jaxdiff.models.attention import attend
 from jaxdiff.models.layers import check_dtype
 from jaxdiff.models.magnitude import MagnitudeConv, MagnitudeDense, gain, mp_cat, mp_silu, mp_sum, normalize
 from jaxdiff.models.resampling import Resample, check_taps, resample
-from jaxdiff.models.slots import check_unread
-from jaxdiff.models.unet import check_inputs
+from jaxdiff.models.slots import check_inputs, check_unread
 from jaxdiff.typing import Array, Features, Float, Images
 
 

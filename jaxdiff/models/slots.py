@@ -1,10 +1,11 @@
-"""Slots of `Embeddings` that only some networks read: residuals are added, and a slot that is not read is refused."""
+"""Inputs of U-Nets: residuals are added, and sizes and slots of `Embeddings` that a network cannot read are refused."""
 
 from collections.abc import Collection, Mapping
 
 from jaxdiff.embeddings import Embeddings
 from jaxdiff.errors import expect
 from jaxdiff.models.interface import Grid
+from jaxdiff.typing import Images
 
 READERS = {
     "controls": "jaxdiff.models.control_net:Controlled",
@@ -54,3 +55,31 @@ def check_unread(embeddings: Embeddings, *slots: str) -> None:
             f"leave the condition out, or use {READERS[slot]}",
             "a condition that fills it",
         )
+
+
+def check_inputs(levels: int, x: Images, embeddings: Embeddings, patch: int = 1) -> None:
+    """Raise a `UserError` if a network of `levels` resolutions cannot work on these images and embeddings."""
+    size, factor = x.shape[1:3], patch * 2 ** (levels - 1)
+    expect(
+        not any(side % factor for side in size),
+        "image_shape",
+        size,
+        f"multiples of {factor} for {levels} levels at patches of {patch}",
+        f"use multiples of {factor}, or fewer levels",
+    )
+    expect(
+        embeddings.vector is not None,
+        "vector",
+        None,
+        "a conditioning vector for the norms",
+        "use a noise embedding that fills the vector slot",
+    )
+    check_unread(embeddings, "controls")
+    spatial = None if embeddings.spatial is None else embeddings.spatial.shape[1:3]
+    expect(
+        spatial is None or spatial == size,
+        "spatial",
+        spatial,
+        f"the size of the noisy images, {size}",
+        "resize the condition to the image",
+    )

@@ -17,7 +17,7 @@ from jaxdiff.models.interface import BlockInputs, BlockOptions, Grid, Part, read
 from jaxdiff.models.layers import Conv, check_dtype, scaled
 from jaxdiff.models.progressive import InputPath, InputSkip, OutputPath, ResidualInput
 from jaxdiff.models.resampling import Resample, from_patches, resample, to_patches
-from jaxdiff.models.slots import add_residual, check_places, check_unread
+from jaxdiff.models.slots import add_residual, check_inputs, check_places, check_unread
 from jaxdiff.typing import Features, Images
 
 DecoderAttention = Literal["every", "last"]
@@ -337,31 +337,3 @@ def coordinates(x: Images) -> Features:
     """Vertical and horizontal position of each pixel of `x`, from -1 to 1 between the image's edges."""
     rows, columns = ((2 * jnp.arange(side, dtype=x.dtype) + 1) / side - 1 for side in x.shape[1:3])
     return jnp.broadcast_to(jnp.stack(jnp.meshgrid(rows, columns, indexing="ij"), axis=-1), (*x.shape[:3], 2))
-
-
-def check_inputs(levels: int, x: Images, embeddings: Embeddings, patch: int = 1) -> None:
-    """Raise a `UserError` if a network of `levels` resolutions cannot work on these images and embeddings."""
-    size, factor = x.shape[1:3], patch * 2 ** (levels - 1)
-    expect(
-        not any(side % factor for side in size),
-        "image_shape",
-        size,
-        f"multiples of {factor} for {levels} levels at patches of {patch}",
-        f"use multiples of {factor}, or fewer levels",
-    )
-    expect(
-        embeddings.vector is not None,
-        "vector",
-        None,
-        "a conditioning vector for the norms",
-        "use a noise embedding that fills the vector slot",
-    )
-    check_unread(embeddings, "controls")
-    spatial = None if embeddings.spatial is None else embeddings.spatial.shape[1:3]
-    expect(
-        spatial is None or spatial == size,
-        "spatial",
-        spatial,
-        f"the size of the noisy images, {size}",
-        "resize the condition to the image",
-    )

@@ -209,7 +209,7 @@ class Spanning(Protocol):
 
     @property
     def spans(self) -> bool:
-        """Whether the model is told where each step ends."""
+        """Whether each call needs the time at which its step ends."""
         ...
 
 

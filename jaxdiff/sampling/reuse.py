@@ -50,7 +50,7 @@ class DeepCache:
         positive(self, "interval", "blocks")
 
     def whole_calls(self, calls: int) -> int:
-        """Of a number of calls, those that run the whole network."""
+        """The number of whole calls among `calls`, without those that an interval or a return to noise adds."""
         return -(-calls // self.interval)
 
     def __call__(self, denoise: ConditionalDenoise) -> ConditionalDenoise | StatefulDenoiser:

@@ -48,8 +48,9 @@ class MeanFlow(Objective):
       scales: the name of a condition `GuidanceScale`, whose value is the scale of each example; None for `guidance`.
       kappa: the share of the model's own prediction in guidance, in [0, 1); None for ``1 - 1 / guidance``, where omega
         is 1, as in improved MeanFlow.
-      tangent: what x_t moves along in the derivative: the velocity of its own "example", or that which the "model"
-        predicts, with less variance at the cost of a call (Geng et al. 2025, "Improved mean flows").
+      tangent: the direction of x_t in the derivative. "example": the velocity of its data and noise. "model": the
+        velocity that the model predicts, with less variance, at the cost of a call (Geng et al. 2025, "Improved mean
+        flows").
       power: exponent of the adaptive weight; 0 for the squared error.
       c: keeps the weight of small errors finite.
     """

@@ -39,9 +39,9 @@ def get_config() -> ConfigDict:
     task.pretrained = {
         module: spec(RunWeights, workdir=RUN, module=module) for module in ("network", "conditioner")
     }
-    task.lora = spec(Lora, rank=4, targets=("conditioner/parts_text/*", "network/*attention*"))
+    task.lora = spec(Lora, rank=8, targets=("conditioner/parts_text/*",))
     tokenizer = task.denoiser.conditioner.conditions.text.tokenizer
-    config.optimizer = spec(AdamW, learning_rate=5e-3, schedule=spec(Cosine, warmup_steps=20))
+    config.optimizer = spec(AdamW, learning_rate=3e-3, schedule=spec(Cosine, warmup_steps=20))
     config.ema = spec(Ema, decay=0.99)
     config.data = pipeline(
         spec(Mixture, sources=(source("cyan"), source("train")), weights=(0.5, 0.5)), tokenizer

@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
     for data in (config.data, config.test_data):
         data.source.fields = (*data.source.fields, "boxes")  # for the evaluation of positions
         data.conditions = (*data.conditions, spec(Degrade, field=SKETCH, degradation=spec(Marks)))
-    config.steps = 1500
-    config.checkpoint_every = 750
+    config.steps = 1000
+    config.checkpoint_every = 500
     config.sample_every = 0
     return config

@@ -251,6 +251,7 @@ def inputs_of(
             "steps": recipe.steps,
             "nfe": recipe.calls(recipe.process or task.denoiser.process_of(params)),
             "guidance_rule": repr(recipe.guidance),
+            "reuse": repr(recipe.reuse),
             "dtype": str(getattr(task.denoiser.network, "dtype", "float32")),
             "weights": weights.digest_on_mesh(params),
             "data": {

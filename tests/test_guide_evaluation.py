@@ -96,4 +96,5 @@ def test_a_report_has_the_fields_of_the_guide(followed):
     assert named - of_networks <= set(stored) | set(conditions)
     assert set(stored) | set(conditions) <= named | {"k", "classifier"}
     assert conditions["nfe"] == 4
+    assert conditions["reuse"] == "None"
     assert conditions["weights"].startswith("sha256:")

@@ -12,8 +12,8 @@ from jaxdiff.evaluation.formats import significant
 from jaxdiff.evaluation.protocols import line
 
 FREE = frozenset({
-    "seed", "guidance", "guidance_rule", "sampler", "grid", "steps", "step", "nfe", "dtype", "weights", "version",
-    "data", "reference_file", "train", "train_images",
+    "seed", "guidance", "guidance_rule", "sampler", "grid", "steps", "step", "nfe", "reuse", "dtype", "weights",
+    "version", "data", "reference_file", "train", "train_images",
 })  # fmt: skip
 """Settings that may differ: they are what is compared, or change no value."""
 

@@ -48,7 +48,7 @@ def test_it_is_never_dropped():
         (lambda: GuidanceScale(width=8, low=0.0), "low=0.0"),
         (lambda: GuidanceScale(width=8, low=3.0, high=2.0), "high=2.0: expected a scale above low=3"),
         (lambda: GuidanceScale(width=8, default=9.0), "default=9.0: expected a number in"),
-        (lambda: SCALE.check(np.array([2.0, 7.0]), "w"), r"w=\[2.0, 7.0\]: expected scales in \[1.5, 6\]"),
+        (lambda: SCALE.check(np.array([2.0, 7.0]), "w"), r"w=7.0: expected scales in \[1.5, 6\]"),
     ],
 )
 def test_scales_that_were_not_trained_are_refused(make, message):

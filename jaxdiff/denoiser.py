@@ -100,7 +100,7 @@ class Denoiser(nn.Module):
 
     @nn.nowrap
     def without(self, names: Collection[str]) -> "Denoiser":
-        """This denoiser without the conditions of these names."""
+        """This denoiser without the conditions of these names, see `Conditioner.without`."""
         return self.clone(conditioner=self.conditioner.without(names)) if names else self
 
     @nn.nowrap

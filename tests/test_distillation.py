@@ -26,6 +26,7 @@ from jaxdiff.sampling.samplers.flow_map import FlowMap
 from jaxdiff.tasks.consistency_models import ConsistencyDistillation
 from jaxdiff.tasks.distillation import GuidanceDistillation, ProgressiveDistillation
 from jaxdiff.tasks.mean_flow import MeanFlow
+from jaxdiff.tasks.mid_training import MidTraining
 from jaxdiff.train import train
 from jaxdiff.training.transfer import InitFrom
 from tests.runs import digits
@@ -108,6 +109,36 @@ def test_a_flow_map_is_trained_from_noise_and_sampled_in_any_number_of_calls(tmp
     three = dataclasses.replace(one, recipe=dataclasses.replace(one.recipe, steps=3))
     assert (one.calls, three.calls) == (1, 3)
     assert (digits.sample(one) != digits.sample(three)).any()
+
+
+@pytest.mark.slow
+def test_a_student_of_whole_trajectories_needs_few_calls(teacher, tmp_path):
+    config = distilled(teacher)
+    weights = spec(RunWeights, workdir=str(teacher))
+    config.task.objective = spec(MidTraining, teacher=weights, guidance=1.5, steps=4, pairs=2)
+    student = train(config, str(tmp_path / "student"), source=digits.SOURCE)
+    assert student.calls == 2
+    assert digits.sample(student).std() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scales", [None, "scale"])
+def test_a_trained_model_becomes_a_flow_map(teacher, tmp_path, scales):
+    """The teacher has neither the span nor the condition of the scale."""
+    config = digits.config(4)
+    weights, conditioner = spec(RunWeights, workdir=str(teacher)), config.task.denoiser.conditioner
+    conditioner.span = spec(NoiseLevel, width=conditioner.noise.width)
+    if scales is not None:
+        with conditioner.conditions.unlocked():
+            conditioner.conditions[scales] = spec(GuidanceScale, width=conditioner.noise.width)
+    guidance = 1.5 if scales is None else 1.0
+    config.task.objective = spec(MeanFlow, teacher=weights, guidance=guidance, scales=scales, to_data=0.5)
+    config.init_from = spec(InitFrom, workdir=str(teacher), fresh=("conditioner/span/*",))
+    config.sampling.sampler, config.sampling.guidance = spec(FlowMap), spec(ClassifierFree)
+    config.sampling.steps = 1
+    student = train(config, str(tmp_path / "student"), source=digits.SOURCE)
+    assert student.calls == 1
+    assert digits.sample(student).std() > 0
 
 
 @pytest.mark.slow

@@ -20,6 +20,9 @@ from jaxdiff.typing import Array, Drops, Fields, Float, Key, Keys
 ENCODED = 2**31 - 1
 """Folded into a condition's key for `Condition.encoded`, apart from the draws of `Condition.draw`."""
 
+SPAN = "span"
+"""The name of `Conditioner.span` beside those of conditions, see `Conditioner.without`."""
+
 
 def parameters_of(name: str) -> str:
     """The name of a condition's parameters within a `Conditioner`, as in checkpoints."""
@@ -62,6 +65,8 @@ class Conditioner(nn.Module):
                     f"conditions.{name}: expected a Condition, got {type(condition).__name__}. "
                     "Fix: derive its class from jaxdiff.conditioning.condition.Condition"
                 )
+        one = self.span is None or SPAN not in self.conditions
+        expect(one, f"conditions.{SPAN}", SPAN, "another name beside `span`", "rename the condition")
         for name in self.concatenated:
             fix = f"choose from {', '.join(self.conditions) or 'no conditions'}"
             expect(name in self.conditions, "concatenated", name, "names of conditions", fix)
@@ -232,9 +237,10 @@ class Conditioner(nn.Module):
 
     @nn.nowrap
     def without(self, names: Collection[str]) -> "Conditioner":
-        """This conditioner without the conditions of these names."""
+        """This conditioner without the conditions of these names; without `span` if `SPAN` is among them."""
         return self.clone(
-            conditions={name: self.conditions[name] for name in self.conditions if name not in names}
+            conditions={name: self.conditions[name] for name in self.conditions if name not in names},
+            span=None if SPAN in names else self.span,
         )
 
     @nn.nowrap

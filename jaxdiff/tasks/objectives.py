@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
+from jaxdiff.conditioning.conditioner import SPAN
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import expect
 from jaxdiff.process import gaussian, prediction
@@ -27,14 +28,14 @@ class Model:
     Attributes:
       predict: ``(params, x_t, t, until, drop, train) -> Prediction``, with the conditions and the dropout of the batch;
         `until` as in `Denoiser.predict`. A condition that `drop` does not name is not one of the model with these
-        parameters.
+        parameters, and neither is a span without parameters.
       params: all parameters of the denoiser, which are trained.
       fields: the values of every condition.
       drop: for every condition, the examples that see its null.
       frozen: trees of parameters by the names in `Objective.frozen`.
       step: optimizer steps so far.
       train: whether dropout is on.
-      added: conditions that the frozen denoisers lack, see `Objective.added`.
+      added: what the frozen denoisers lack, see `Objective.added`.
     """
 
     predict: Callable[[Params, Data, Times, Times | None, Drops, bool], Prediction]
@@ -65,7 +66,8 @@ class Model:
             params: Params, x_t: Data, t: Times, until: Times | None, drop: Drops, train: bool
         ) -> Prediction:
             options = {"until": until, "train": train, "rngs": {"dropout": key}}
-            own = denoiser.without(fields.keys() - drop.keys())
+            spanless = set() if SPAN in params.get("conditioner", {}) else {SPAN}
+            own = denoiser.without(fields.keys() - drop.keys() | spanless)
             arguments = x_t, t, {name: fields[name] for name in drop}, drop
             found: Any = own.apply({"params": params}, *arguments, method="predict", **options)
             return found
@@ -159,7 +161,9 @@ class Objective(Protocol):
 
     @property
     def added(self) -> frozenset[str]:
-        """Names of conditions that the frozen denoisers lack; all others they have as the model that is trained."""
+        """Names of conditions that the frozen denoisers lack, and `SPAN` for that of the conditioner; all others they
+        have as the model that is trained.
+        """
         return frozenset()
 
     def draw(self, key: Key[Array, ""], batch: int) -> Mapping[str, Array]:

@@ -23,11 +23,13 @@ from jaxdiff.process.learned import LearnedVariancePreserving
 from jaxdiff.process.prediction import Prediction, Velocity, target
 from jaxdiff.process.schedule import Cosine
 from jaxdiff.process.time_sampling import LogitNormal, Uniform
+from jaxdiff.tasks.consistency_models import TEACHER
 from jaxdiff.tasks.denoising import DenoisingTask
 from jaxdiff.tasks.mean_flow import MeanFlow
 from jaxdiff.tasks.objectives import LossInputs, Model, UncertaintyWeighted, WeightedError
 from jaxdiff.training.step import Context
 from tests.conditioning.texts import a_text
+from tests.tasks.test_consistency_models import Nowhere
 
 STD = 0.7
 FLOW = RectifiedFlow()
@@ -61,7 +63,7 @@ def inputs(process, predict, t, place, x_0, noise, plain=False, fields=(), drop=
         lambda params, x, t, until, drop, train: predict(x, t, t if until is None else until, drop),
         None, dict(fields), dict(drop), {}, 0, True,
     )  # fmt: skip
-    drawn = {"place": place, "plain": jnp.broadcast_to(plain, t.shape)}
+    drawn = {"place": place, "plain": jnp.broadcast_to(plain, t.shape), "to_data": jnp.zeros(t.shape, bool)}
     return LossInputs(process, Velocity(), Uniform(), t, t, x_0, noise, x_t, x_t, model=model, drawn=drawn)
 
 
@@ -216,6 +218,76 @@ def test_guidance_is_learned_where_conditions_are_shown(process, kappa, scales):
     np.testing.assert_allclose(off(seen)[0][dropped], 0, atol=1e-12)
 
 
+@each_process
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+@pytest.mark.parametrize("to_data", [0.0, 1.0])
+def test_of_a_teacher_the_flow_map_is_learned_from_any_examples(process, guidance, to_data):
+    """The teacher is exact, and predicts the same with and without a condition."""
+    objective = MeanFlow(plain=0.0, power=0.0, teacher=Nowhere(), guidance=guidance, to_data=to_data)
+    x_0, noise = (jnp.asarray(v) for v in np.random.default_rng(3).standard_normal((2, 4, 3, 2, 1)))
+
+    def loss(scale):
+        def predict(x, t, r, drop):
+            pair = exact(process, x, t, r)
+            alpha, sigma = (expand(factor, x) for factor in process.signal(t))
+            off = expand(jnp.where(r < t, scale, 1.0), x)
+            noise = off * pair.noise
+            return Prediction((x - sigma * noise) / alpha, noise)
+
+        seen = inputs(process, predict, T, PLACE, x_0, noise, drop={"label": jnp.zeros(4, bool)})
+        frozen = {TEACHER: None}  # its own prediction is the model's at r = t
+        drawn = {**objective.draw(jax.random.key(0), 4), "plain": jnp.zeros(4, bool)}
+        drawn["place"] = jnp.asarray(PLACE)
+        seen = dataclasses.replace(seen, model=dataclasses.replace(seen.model, frozen=frozen), drawn=drawn)
+        return jnp.sum(objective(seen)[0])
+
+    value, slope = jax.value_and_grad(loss)(1.0)
+    np.testing.assert_allclose([value, slope], 0, atol=1e-9)
+    assert loss(1.1) > 1e-4
+
+
+def test_the_guided_velocity_of_the_teacher_takes_the_place_of_the_examples():
+    shown, null = (
+        exact(FLOW, jnp.ones((4, 1, 1, 1)), jnp.asarray(T), jnp.asarray(T), std) for std in (0.4, 0.9)
+    )
+
+    def predict(x, t, r, drop):
+        return jax.tree.map(
+            lambda a, b: jnp.where(drop["label"][:, None, None, None], b, a),
+            *(exact(FLOW, x, t, t, std) for std in (0.4, 0.9)),
+        )
+
+    guided = [b + 2.5 * (a - b) for a, b in zip(shown[:2], null[:2], strict=True)]
+    objective = MeanFlow(plain=1.0, power=0.0, teacher=Nowhere(), guidance=2.5)
+    x_0 = noise = jnp.ones((4, 1, 1, 1))  # so that x_t is 1 at all times
+    seen = inputs(FLOW, predict, T, PLACE, x_0, noise, True, drop={"label": jnp.zeros(4, bool)})
+    seen = dataclasses.replace(seen, model=dataclasses.replace(seen.model, frozen={TEACHER: None}))
+    own = shown.noise - shown.x_0
+    np.testing.assert_allclose(
+        objective(seen)[0], jnp.square(own - (guided[1] - guided[0])).ravel(), rtol=1e-9
+    )
+
+
+def test_a_warm_up_begins_with_flow_matching_and_ends_with_the_whole_derivative():
+    x_0, noise = mean_pairs(FLOW)
+
+    def losses(step, **options):
+        def predict(x, t, r, drop):
+            return Prediction(x - expand(t, x) * 0.3 * x, x + expand(1 - t, x) * 0.3 * x)
+
+        seen = inputs(FLOW, predict, T, PLACE, x_0, noise)
+        seen = dataclasses.replace(seen, model=dataclasses.replace(seen.model, step=step))
+        error = dataclasses.replace(SQUARED, **options)
+        return error(seen)[0]
+
+    whole = losses(0)
+    plain = jnp.mean(jnp.square(0.3 * diffuse(FLOW, x_0, noise, jnp.asarray(T)) - (noise - x_0)), (1, 2, 3))
+    np.testing.assert_allclose(losses(0, warmup_steps=10), plain, rtol=1e-9)
+    np.testing.assert_allclose(losses(10, warmup_steps=10), whole, rtol=1e-9)
+    np.testing.assert_allclose(losses(99, warmup_steps=10), whole, rtol=1e-9)
+    assert np.all(np.abs(losses(5, warmup_steps=10) - whole) > 1e-6)
+
+
 def test_the_adaptive_weight_is_a_constant_for_the_gradient():
     x_0, noise = mean_pairs(FLOW)
 
@@ -266,6 +338,13 @@ def test_r_is_the_smaller_of_two_draws_where_t_is_the_larger():
     # And r depends on t as the smaller number does on the larger.
     expected = np.corrcoef(t, smaller)[0, 1]
     assert abs(np.corrcoef(t, r)[0, 1] - expected) < 0.03
+
+
+def test_a_share_of_the_steps_goes_to_the_data():
+    u = jax.random.uniform(jax.random.key(1), (20_000,))
+    t, r = ends(MeanFlow(plain=0.5, to_data=0.4), u)
+    assert abs(np.mean(r == t) - 0.5) < 4 * 0.5 / np.sqrt(20_000)
+    assert abs(np.mean(r == 0) - 0.5 * 0.4) < 4 * 0.4 / np.sqrt(20_000)
 
 
 def test_a_share_of_the_examples_is_flow_matching():
@@ -329,7 +408,7 @@ def test_other_draws_of_a_batch_do_not_depend_on_the_objective():
     other = dataclasses.replace(task, objective=WeightedError())
     ours, theirs = (each.draw(batch, Context(), jax.random.key(5)) for each in (task, other))
     drawn = ours.pop("objective")
-    assert set(drawn) == {"plain", "place"}
+    assert set(drawn) == {"plain", "place", "to_data"}
     weighted = UncertaintyWeighted(MeanFlow()).draw(jax.random.key(1), 4)
     jax.tree.map(np.testing.assert_array_equal, weighted, MeanFlow().draw(jax.random.key(1), 4))
     assert not theirs.pop("objective")
@@ -385,6 +464,14 @@ def check(objective, conditioner=CONDITIONER, process=FLOW, label=None):
         (lambda: MeanFlow(tangent="both"), "tangent='both': expected one of 'example', 'model'"),
         (lambda: MeanFlow(power=-1.0), "power=-1.0"),
         (lambda: MeanFlow(c=0.0), "c=0.0"),
+        (lambda: MeanFlow(to_data=1.5), "to_data=1.5"),
+        (lambda: MeanFlow(warmup_steps=-1), "warmup_steps=-1"),
+        (
+            lambda: MeanFlow(teacher=Nowhere(), kappa=0.5),
+            "teacher=.*: expected the velocity of the teacher alone",
+        ),
+        (lambda: MeanFlow(teacher=Nowhere(), tangent="model"), "teacher=.*the velocity of the teacher alone"),
+        (lambda: Conditioner(NoiseLevel(12), {"span": LABEL}, span=SPAN), r"conditions\.span='span'"),
         (lambda: MeanFlow(guidance=2.0, scales="w"), "guidance=2.0: expected 1 with scales"),
         (lambda: check(MeanFlow(), Conditioner(NoiseLevel(12))), "denoiser.conditioner.span=None"),
         (lambda: check(MeanFlow(scales="label")), "objective.scales='label'"),

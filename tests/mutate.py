@@ -28,6 +28,8 @@ from collections.abc import Iterator
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = ("jaxdiff/process/*.py", "jaxdiff/sampling/**/*.py", "jaxdiff/likelihood/*.py", "jaxdiff/tasks/*.py")
 TESTS = ("process", "sampling", "likelihood", "tasks", "training")
+"""Folders of tests, beside that of the broken file's own package."""
+
 TRAVELS = ("jaxdiff", "tests", "docs", "pyproject.toml", "README.md", "configs")
 ENOUGH = 0.95
 PATIENCE = 900  # seconds; a mutant that makes the tests hang is noticed
@@ -146,8 +148,9 @@ def tests_of(file: str) -> list[str]:
 
 
 def _importing(module: str) -> list[str]:
-    name = module.rpartition(".")[2]
-    tests = sorted(path for folder in TESTS for path in (ROOT / "tests" / folder).rglob("test_*.py"))
+    package, name = module.split(".")[1], module.rpartition(".")[2]
+    folders = dict.fromkeys((*TESTS, package))
+    tests = sorted(path for folder in folders for path in (ROOT / "tests" / folder).rglob("test_*.py"))
     found = [path for path in tests if _imports(path, module)]
     found.sort(key=lambda path: (path.stem != f"test_{name}", path.stat().st_size))
     return [str(path.relative_to(ROOT)) for path in found]

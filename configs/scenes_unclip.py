@@ -1,24 +1,25 @@
 """DALL-E 2 ("unCLIP") on a laptop: CLIP, prior, decoder and upsampler trained on scenes of coloured digits.
 
-variant   from                              to                            steps  CPU minutes
-clip      images and captions               vectors of both               1300   9.3
-prior     a caption                         the vector of an image        400    4.0
-decoder   a vector, and perhaps a caption   24 x 24 pixels                1600   25.1
-upsample  24 x 24 pixels, blurred           48 x 48 pixels                400    4.7
+variant   from                              to                            steps  minutes  CPU minutes
+clip      images and captions               vectors of both               1300   4.0      6.4
+prior     a caption                         the vector of an image        400    2.2      2.7
+decoder   a vector, and perhaps a caption   24 x 24 pixels                1600   11.6     13.8
+upsample  24 x 24 pixels, blurred           48 x 48 pixels                400    4.8      3.7
 
 Data: scenes of 24 x 24 pixels, as in configs/scenes_text.py; testing is on held-out compositions. The upsampler is
 trained on scenes that are enlarged by interpolation. Later stages read the networks of the run runs/scenes_unclip_clip,
-which are frozen. The decoder starts from the run runs/scenes_text (48 CPU minutes): it reads captions already, and
+which are frozen. The decoder starts from the run runs/scenes_text (46 CPU minutes): it reads captions already, and
 learns to use the vector of an image, too. A decoder from scratch, of 5,600 steps, drew all the right digits in 25 % of
 the images of captions.
-Time: CPU minutes of one core, compilation included: 43 in all, measured on two cores that other work shared.
+Time: 23 minutes in all, compilation included; two cores of an AMD EPYC that other work shared, 2026-12-01. CPU minutes
+are those of one core.
 Figures: of docs/scripts/scenes_unclip.py, on 500 held-out scenes, read by the classifier of `SceneEvaluation`. Images
-of captions have everything right in 80.8 % (captions of other scenes: 0.4 %): the number in 99.2 %, all colours in
-98.8 %, all digits in 81.0 %, the right places in 99.2 %. Without the decoder's own text, everything in 13.6 %.
-Variations of a scene keep the number in 80.4 % (other scenes: 35.2 %), all colours in 32.6 % (1.2 %), all digits in
-9.8 % (0.4 %) and everything in 4.2 % (0.4 %). In interpolations of single digits, 87.5 % of the colours and digits that
-differ change once and for all. clip finds the caption of 94.7 % of the images among 64, and the image of 95.1 % of the
-captions.
+of captions have everything right in 81.2 % (captions of other scenes: 0.4 %): the number in 98.6 %, all colours in
+98.0 %, all digits in 81.8 %, the right places in 98.6 %. Without the decoder's own text, everything in 13.2 %.
+Variations of a scene keep the number in 77.8 % (other scenes: 35.2 %), all colours in 28.4 % (1.2 %), all digits in
+10.2 % (0.4 %) and everything in 6.0 % (0.4 %). In interpolations of single digits, 95.3 % of the colours and digits that
+differ change once and for all; images in the middle are often empty. clip finds the caption of 94.7 % of the images
+among 64, and the image of 95.1 % of the captions.
 Differences from the paper: the decoder is fine-tuned from a model of text to image, not trained from scratch.
 
     python -m jaxdiff.train --config configs/scenes_text.py

@@ -171,7 +171,8 @@ def _tried(fix: Sequence[str], config: Any, topology: Topology, quick: bool) -> 
 
     words = [shlex.split(text)[0] for text in fix]
     for word in (word for word in words if word.startswith("--config.")):
-        override(config, *word.removeprefix("--config.").split("=", 1))
+        path, _, value = word.removeprefix("--config.").partition("=")
+        override(config, path, value)
         experiment = configs.build(config)
         mesh = experiment.mesh.make(topology.devices())
         report, _ = _program(compiled.lower_step(experiment, mesh), topology, None, quick)

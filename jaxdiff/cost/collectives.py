@@ -90,12 +90,12 @@ def _kind(opcode: str) -> str:
 
 
 def _size(line: Instruction, lines: Sequence[Instruction]) -> int:
-    """Bytes of the larger of operand and result. The type of a ``-start`` holds both."""
+    """Bytes of the larger of operand and result. The type of a ``-start`` holds both, and numbers without axes."""
     operands = total(_types(line, lines))
-    results = total(line.arrays)
-    if line.opcode.endswith("-start"):
-        return max(operands, results - operands)
-    return max(operands, results)
+    if not line.opcode.endswith("-start"):
+        return max(operands, total(line.arrays))
+    held = total([array for array in line.arrays if array.shape])
+    return max(operands, held - operands) if line.type.startswith("(") else max(operands, held)
 
 
 def _types(line: Instruction, lines: Sequence[Instruction]) -> list[Array]:

@@ -82,8 +82,7 @@ def lower_step(experiment: Experiment, mesh: Mesh) -> Any:
       UserError: the batch does not divide over the devices.
     """
     experiment.check_devices(mesh.size)
-    task: Any = experiment.task
-    task = task.for_shapes() if isinstance(task, Sampleable) else task
+    task: Any = experiment.task.for_shapes() if isinstance(experiment.task, Sampleable) else experiment.task
     optimizer, tolerance = experiment.optimizer.make(experiment.steps), experiment.fault_tolerance
     untrained = experiment.optimizer.frozen
     state = abstract_state(task, optimizer, mesh, experiment.ema.count, untrained, tolerance.kept_losses)

@@ -9,6 +9,8 @@ from jaxdiff.cost.hlo import Array, Instruction, Module, total
 MOVING = ("copy", "transpose", "reshape")
 """Instructions that change the layout of an array. A reshape that moves nothing is a bitcast in optimised programs."""
 
+SLICING = ("dynamic-slice", "slice", "gather")
+
 HANDED_ON = ("parameter", *KINDS)
 """Parts of a fusion's result that it does not compute: TPUs hand a collective on from fusion to fusion."""
 
@@ -82,7 +84,8 @@ def _read(body: Sequence[Instruction], position: int, whole: tuple[Array, ...]) 
     """What a fusion reads of an operand: slices, if these are all that it uses; nothing of what it updates in place."""
     names = {line.name for line in body if line.opcode == "parameter" and line.inputs == str(position)}
     uses = [line for line in body if names & {*line.operands}]
-    if uses and all(line.opcode in ("dynamic-slice", "slice", "gather") for line in uses):
+    first = [line.opcode for line in uses if line.operands[0] in names]
+    if uses and len(first) == len(uses) and all(opcode in SLICING for opcode in first):
         return tuple(array for line in uses for array in line.arrays)
     in_place = [line.opcode == "dynamic-update-slice" and line.operands[0] in names for line in uses]
     handed_on = [line.opcode in ("tuple", *KINDS) for line in uses]

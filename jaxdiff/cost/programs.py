@@ -138,9 +138,10 @@ def _forward(
     def conditions() -> dict[str, Encoded]:
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (leaves, fields, drop))
         encoded = jax.tree.unflatten(trees[0], zeros[0])
+        own = denoiser.conditioner.conditions
         return {
-            name: Encoded([encoded[name]], [encoded[name]], zeros[1][name], zeros[2][name])
-            for name in encoded
+            name: Encoded([each], [each], own[name].unaugmented(zeros[1][name]), zeros[2][name])
+            for name, each in encoded.items()
         }
 
     return encoding, denoising, reusing, conditions

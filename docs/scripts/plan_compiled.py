@@ -33,12 +33,25 @@ def main() -> None:
     for config in given.configs:
         for topology in given.topologies:
             effort = [] if given.full else ["--quick"]
-            print(f"| {config} | {topology} | {row(config, topology, given.limit, [*effort, *words])} |", flush=True)
+            print(
+                f"| {config} | {topology} | {row(config, topology, given.limit, [*effort, *words])} |",
+                flush=True,
+            )
 
 
 def row(config: str, topology: str, limit: float, words: list[str]) -> str:
     """The figures of a config and a topology; `words` are further flags of the command."""
-    command = [sys.executable, "-m", "jaxdiff.plan", "--config", config, "--compile", topology, "--json", *words]
+    command = [
+        sys.executable,
+        "-m",
+        "jaxdiff.plan",
+        "--config",
+        config,
+        "--compile",
+        topology,
+        "--json",
+        *words,
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired:
@@ -52,7 +65,11 @@ def row(config: str, topology: str, limit: float, words: list[str]) -> str:
     ratio = f"{planned / needed:.2f}" if planned and needed else ""
     fits = "fits" if step["fits"] else "does not fit"
     seconds = f"{step['compile_seconds']:.0f}" if step["fits"] else ""
-    return f"{planned / 1e9:.3f} | {compiled} | {ratio} | {fits} | {seconds}" if planned else f"| {compiled} | | {fits} | {seconds}"
+    return (
+        f"{planned / 1e9:.3f} | {compiled} | {ratio} | {fits} | {seconds}"
+        if planned
+        else f"| {compiled} | | {fits} | {seconds}"
+    )
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ from jax.errors import JaxRuntimeError
 from jax.sharding import Mesh
 
 from jaxdiff.cost import hlo
-from jaxdiff.cost.chips import CHIPS
+from jaxdiff.cost.chips import CHIPS, GiB
 from jaxdiff.cost.collectives import collectives
 from jaxdiff.cost.programs import sharded
-from jaxdiff.cost.topologies import KINDS, GiB, Kind, Topology
+from jaxdiff.cost.topologies import KINDS, Kind, Topology
 from jaxdiff.cost.traffic import traffic
 from jaxdiff.distributed.partitioning import batch_sharding
 from jaxdiff.experiment import Experiment

@@ -12,9 +12,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from jaxdiff.cost.chips import CHIPS
 from jaxdiff.errors import RunFailure, UserError, expect
-
-GiB = 2.0**30
 
 FLAG = "--compile"
 LIBRARY = "TPU_LIBRARY_PATH"
@@ -40,24 +39,27 @@ class Kind:
 
     Attributes:
       chip: its name in `jaxdiff.cost.chips.CHIPS`.
-      usable: bytes of memory that the compiler gives to programs; measured with libtpu 0.0.42.1.
       bandwidth: of the memory, bytes a second (cloud.google.com/tpu/docs).
       axes: directions of its links: 2 or 3.
       options: names of libtpu.
     """
 
     chip: str
-    usable: int
     bandwidth: float
     axes: int
     options: Mapping[str, str]
 
+    @property
+    def usable(self) -> int:
+        """Bytes of memory that the compiler gives to programs."""
+        return CHIPS[self.chip].memory
+
 
 KINDS = {
-    "v4": Kind("tpu-v4", int(30.75 * GiB), 1228e9, 3, {"chip_config_name": "megacore"}),
-    "v5e": Kind("tpu-v5e", int(15.75 * GiB), 819e9, 2, {}),
-    "v5p": Kind("tpu-v5p", int(95.74 * GiB), 2765e9, 3, {"chip_config_name": "megacore"}),
-    "v6e": Kind("tpu-v6e", int(31.25 * GiB), 1640e9, 2, {}),
+    "v4": Kind("tpu-v4", 1228e9, 3, {"chip_config_name": "megacore"}),
+    "v5e": Kind("tpu-v5e", 819e9, 2, {}),
+    "v5p": Kind("tpu-v5p", 2765e9, 3, {"chip_config_name": "megacore"}),
+    "v6e": Kind("tpu-v6e", 1640e9, 2, {}),
 }
 
 

@@ -82,7 +82,7 @@ def lower_step(experiment: Experiment, mesh: Mesh) -> Any:
       UserError: the batch does not divide over the devices.
     """
     experiment.check_devices(mesh.size)
-    task: Any = experiment.task.for_shapes() if isinstance(experiment.task, Sampleable) else experiment.task
+    task = _for_shapes(experiment.task)
     optimizer, tolerance = experiment.optimizer.make(experiment.steps), experiment.fault_tolerance
     untrained = experiment.optimizer.frozen
     state = abstract_state(task, optimizer, mesh, experiment.ema.count, untrained, tolerance.kept_losses)
@@ -205,6 +205,11 @@ def cycles(module: hlo.Module) -> int | None:
             found = _CYCLES.search(line.rest)
             total += times * int(found[1]) if found else 0
     return total if total < UNKNOWN else None
+
+
+def _for_shapes(task: Any) -> Any:
+    """The task where it reads no files, if it can be asked for that."""
+    return task.for_shapes() if isinstance(task, Sampleable) else task
 
 
 def _read(weights: Mapping[str, Weights]) -> dict[str, Any]:

@@ -26,7 +26,6 @@ from jaxdiff.tasks.protocols import Sampleable
 from jaxdiff.training.programs import repeated
 from jaxdiff.training.state import abstract_params, abstract_state
 from jaxdiff.training.step import Frozen, jit_train_step, make_train_step
-from jaxdiff.typing import Weights
 
 QUICK = {"exec_time_optimization_effort": -1.0}
 """Options of a quick compilation, whose program is slower; docs/plan.md has what was measured."""
@@ -86,7 +85,7 @@ def lower_step(experiment: Experiment, mesh: Mesh) -> Any:
     optimizer, tolerance = experiment.optimizer.make(experiment.steps), experiment.fault_tolerance
     untrained = experiment.optimizer.frozen
     state = abstract_state(task, optimizer, mesh, experiment.ema.count, untrained, tolerance.kept_losses)
-    networks = task.frozen_shapes() if isinstance(task, Sampleable) else _read(task.frozen)
+    networks = _networks(task)
     rest = abstract_params(task, mesh, untrained)[1] if untrained else {}
     frozen = Frozen(sharded(networks, mesh), rest)
     step = make_train_step(
@@ -212,9 +211,11 @@ def _for_shapes(task: Any) -> Any:
     return task.for_shapes() if isinstance(task, Sampleable) else task
 
 
-def _read(weights: Mapping[str, Weights]) -> dict[str, Any]:
-    """The trees of networks whose task does not know their shapes."""
-    return {name: nn.meta.unbox(origin.read()) for name, origin in weights.items()}
+def _networks(task: Any) -> Mapping[str, Any]:
+    """The trees of frozen networks; those of a task that does not know their shapes are read."""
+    if isinstance(task, Sampleable):
+        return task.frozen_shapes()
+    return {name: nn.meta.unbox(origin.read()) for name, origin in task.frozen.items()}
 
 
 def _batch(experiment: Experiment, task: Any, mesh: Mesh) -> Mapping[str, Any]:

@@ -17,7 +17,7 @@ from jaxdiff.distributed.mesh import MeshShape
 from jaxdiff.errors import UserError
 from jaxdiff.training import loop
 from jaxdiff.training.state import abstract_state
-from tests.commands import DIGITS, TINY
+from tests.commands import DIGITS, ROOT, TINY
 
 
 def tiny(*overrides):
@@ -79,6 +79,13 @@ def test_a_report_adds_up(step):
     assert found["collectives"]["all-reduce"]["bytes"] > found["memory"]["arguments"] / 5  # the gradients
     assert found["compile_seconds"] > 0
     assert 0 <= found["relayout_fraction"] < 1
+
+
+def test_the_fields_of_a_report_are_documented(step):
+    *_, program = step
+    text = (ROOT / "docs" / "plan.md").read_text().partition("\n## Compiled\n")[2]
+    found = compiled.report(program, Topology.parse("v5e:2x4"), 1e9)
+    assert [name for name in (*found, *found["memory"], *found["traffic"]) if f"`{name}`" not in text] == []
 
 
 def test_the_compilers_time_is_used_only_if_it_is_possible():

@@ -121,6 +121,22 @@ def test_what_a_program_needed_is_read_from_the_message():
     assert compiled.exceeded("RESOURCE_EXHAUSTED") is None
 
 
+def test_a_program_that_does_not_fit_is_told_from_other_failures():
+    def failing(message):
+        def compile(compiler_options):
+            raise jax.errors.JaxRuntimeError(message)
+
+        return types.SimpleNamespace(compile=compile)
+
+    with pytest.raises(compiled.TooLarge, match="RESOURCE") as error:
+        compiled.compile_lowered(
+            failing("RESOURCE_EXHAUSTED: temporaries (32.00G) exceeds available HBM (15.75G).")
+        )
+    assert error.value.needed == 32 * 2**30
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        compiled.compile_lowered(failing("INTERNAL: something else"))
+
+
 def test_an_executable_gives_the_same_bits_as_the_program(step, tmp_path):
     mesh = MeshShape().make()
     place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))

@@ -4,6 +4,7 @@ python -m jaxdiff.plan --config configs/digits.py
 python -m jaxdiff.plan --config configs/digits.py --chip tpu-v4 --devices 32 --config.mesh.fsdp=8 --json
 python -m jaxdiff.plan --config configs/adm.py:imagenet64 --devices 1024 --mtbf published \
   --save-seconds 2 --write-seconds 60 --restore-seconds 30 --start-seconds 300
+python -m jaxdiff.plan --config configs/digits.py --compile v5e:2x2
 """
 
 import argparse
@@ -12,15 +13,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxdiff.cli import app as command
+from jaxdiff.cli import compiling
+from jaxdiff.cli.figures import aligned, duration, si
 from jaxdiff.cost.chips import CHIPS, chip_of
 from jaxdiff.errors import expect
 
-PUBLISHED = "published"
+PUBLISHED, CHIP = "published", "h200"
 
 DESCRIPTION = "Estimate the cost of a config before running it: parameters, multiply-adds, memory and time."
 EPILOG = """\
-Everything follows from shapes: no accelerator is used, no data are read, nothing is compiled. docs/plan.md describes
-which figures are exact and which are estimates. --config.PATH=VALUE changes any field of the config."""
+Everything follows from shapes: no accelerator is used, no data are read, and nothing is compiled without --compile.
+docs/plan.md describes which figures are exact and which are estimates. --config.PATH=VALUE changes any field of the
+config."""
 
 
 MEASURED = {
@@ -36,7 +40,7 @@ MEASURED = {
 def parser() -> command.Parser:
     flags = command.Parser(description=DESCRIPTION, epilog=EPILOG)
     flags.add_argument("--config", help="a config file, configs/x.py or configs/x.py:variant")
-    flags.add_argument("--chip", default="h200", help=f"one of {', '.join(CHIPS)} (default: %(default)s)")
+    flags.add_argument("--chip", help=f"one of {', '.join(CHIPS)} (default: {CHIP})")
     flags.add_argument(
         "--devices",
         type=int,
@@ -57,14 +61,19 @@ def parser() -> command.Parser:
     goodput.add_argument(
         "--seed", type=int, default=0, help="of the simulated failures (default: %(default)s)"
     )
+    compiling.add(flags)
     flags.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     return flags
 
 
 def main(argv: Sequence[str]) -> None:
     flags, overrides = parser().parse(argv)
-    chip_of(flags.chip)  # before the slow imports
+    chip_of(flags.chip or CHIP)  # before the slow imports
     _check_measured(flags)
+    compiling.check(flags)
+    if flags.compile is not None:
+        compiling.run(flags, overrides)
+        return
     config = command.load_config(flags.config, overrides)
 
     import jax
@@ -75,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
     from jaxdiff.cost.estimate import estimate
 
     experiment = configs.build(config)
-    plan = estimate(experiment, flags.chip, flags.devices, flags.utilisation)
+    plan = estimate(experiment, flags.chip or CHIP, flags.devices, flags.utilisation)
     if flags.mtbf is not None:
         plan["goodput"] = _goodput(flags, plan, experiment.checkpoint_every)
     print(json.dumps(plan, indent=1, allow_nan=False) if flags.json else table(plan))
@@ -125,56 +134,53 @@ def _goodput(flags: argparse.Namespace, plan: Mapping[str, Any], checkpoint_ever
 
 def table(plan: Mapping[str, Any]) -> str:
     """A plan as an aligned table for a terminal."""
-    rows = list(_rows(plan))
-    names, values = (max(len(row[i]) for row in rows) for i in (0, 1))
-    lines = [f"{name.ljust(names)}  {value.rjust(values)}  {note}".rstrip() for name, value, note in rows]
-    return "\n".join([*lines, *(f"Fix: {fix}" for fix in plan["fix"])])
+    return "\n".join([aligned(_rows(plan)), *(f"Fix: {fix}" for fix in plan["fix"])])
 
 
 def _rows(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    yield "parameters", _si(plan["parameters"]), f"{plan['parameters']:,}, {_si(plan['parameter_bytes'])}B"
+    yield "parameters", si(plan["parameters"]), f"{plan['parameters']:,}, {si(plan['parameter_bytes'])}B"
     for name, number in plan["parts"].items():
-        yield f"  {name}", _si(number), ""
+        yield f"  {name}", si(number), ""
     frozen = plan["frozen_parameters"]
     if frozen:
-        yield "frozen parameters", _si(sum(frozen.values())), "not trained"
+        yield "frozen parameters", si(sum(frozen.values())), "not trained"
     for name, number in frozen.items():
-        yield f"  {name}", _si(number), f"{number:,}"
+        yield f"  {name}", si(number), f"{number:,}"
     yield "multiply-adds per image", "", "one is 2 FLOP"
     forward, training, drawing = plan["multiply_adds"], plan["training_multiply_adds"], plan["sampling"]
     fractions = {name: number / max(forward, 1) for name, number in plan["multiply_adds_by_type"].items()}
-    yield "  forward", _si(forward), ", ".join(f"{part:.0%} {name}" for name, part in fractions.items())
-    yield "  training", _si(training), f"{training / max(forward, 1):.2f} x forward"
+    yield "  forward", si(forward), ", ".join(f"{part:.0%} {name}" for name, part in fractions.items())
+    yield "  training", si(training), f"{training / max(forward, 1):.2f} x forward"
     note = f"{drawing['calls']} calls, {drawing['evaluations']:.3g} x forward each"
     if drawing["whole_calls"] < drawing["calls"]:
         note += f"; {drawing['whole_calls']} calls are whole, the others reuse features"
     if drawing["guiding_model_evaluations"]:
         note += f", and {drawing['guiding_model_evaluations']:.3g} of a guiding model, not counted"
-    yield "  sampling", _si(plan["sampling_multiply_adds"]), note
+    yield "  sampling", si(plan["sampling_multiply_adds"]), note
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
-    yield "memory per device", f"{_si(plan['memory_bytes'])}B", f"mesh {mesh}"
+    yield "memory per device", f"{si(plan['memory_bytes'])}B", f"mesh {mesh}"
     for name, number in plan["memory"].items():
-        yield f"  {name}", f"{_si(number)}B", ""
+        yield f"  {name}", f"{si(number)}B", ""
     verdict = "fits" if plan["fits"] else "DOES NOT FIT"
-    yield f"  of {plan['chip']}", f"{_si(plan['chip_memory_bytes'])}B", verdict
+    yield f"  of {plan['chip']}", f"{si(plan['chip_memory_bytes'])}B", verdict
     yield (
         "  fits on",
         "",
         ", ".join(name for name in plan["fits_on"] if name != "cpu") or "none of the known chips",
     )
-    steps = f"{plan['steps']} steps of {_duration(plan['step_seconds'])}"
-    yield "time", _duration(3600 * plan["hours"]), steps
+    steps = f"{plan['steps']} steps of {duration(plan['step_seconds'])}"
+    yield "time", duration(3600 * plan["hours"]), steps
     on = f"{plan['devices']} x {plan['chip']} at {plan['utilisation']:.0%} of peak"
     yield "  device-hours", f"{plan['device_hours']:.3g}", on
-    yield "  one sample", _duration(plan["sampling_seconds"]), "on one device, in a large batch"
+    yield "  one sample", duration(plan["sampling_seconds"]), "on one device, in a large batch"
     fits = "fits" if plan["sampling_fits"] else "DOES NOT FIT"
-    yield "memory of one sample", f"{_si(plan['sampling_memory_bytes'])}B", f"on one device, {fits}"
+    yield "memory of one sample", f"{si(plan['sampling_memory_bytes'])}B", f"on one device, {fits}"
     if "goodput" in plan:
         yield from _rows_of_goodput(plan["goodput"])
 
 
 def _rows_of_goodput(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    yield "failures", "", f"one in {_duration(3600 * found['mtbf_hours'])}, {found['failures']} simulated"
+    yield "failures", "", f"one in {duration(3600 * found['mtbf_hours'])}, {found['failures']} simulated"
     for row in found["intervals"]:
         spent = ", ".join(f"{row[name]:.2%} {name}" for name in ("lost", "saving", "restarting"))
         note = f"closed form {row['expected']:.2%}; {spent}"
@@ -184,23 +190,7 @@ def _rows_of_goodput(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]
         str(found["checkpoint_every"]),
         f"Young and Daly: {found['young_daly_steps']:.4g} steps",
     )
-    yield "  time", _duration(3600 * found["hours"]), f"with failures, at a goodput of {found['goodput']:.2%}"
-
-
-def _si(number: int | float) -> str:
-    """Four digits and an SI prefix: 109.7 G."""
-    for prefix in ("", "k", "M", "G", "T"):
-        if abs(number) < 999.95:
-            return f"{number:.4g} {prefix}"
-        number /= 1000
-    return f"{number:.4g} P"
-
-
-def _duration(seconds: float) -> str:
-    for unit, size, least in (("d", 86400, 2), ("h", 3600, 2), ("min", 60, 2), ("s", 1, 1), ("ms", 1e-3, 1)):
-        if seconds >= least * size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} us"
+    yield "  time", duration(3600 * found["hours"]), f"with failures, at a goodput of {found['goodput']:.2%}"
 
 
 if __name__ == "__main__":

@@ -284,9 +284,10 @@ def test_json_has_the_fields_of_the_documentation(capsys):
     plan = json.loads(run(capsys, "--json", "--chip", "tpu-v4", "--devices", "4"))
     assert {"parameters", "multiply_adds", "memory_bytes", "hours"} <= set(plan)
     assert plan["memory_bytes"] <= sum(plan["memory"].values())
-    assert plan["chip_memory_bytes"] == 32 * 2**30
+    assert plan["chip_memory_bytes"] == 30.75 * 2**30
     assert plan["devices"] == 4
-    named = set(re.findall(r"^\| `(\w+)`", (ROOT / "docs" / "plan.md").read_text(), re.MULTILINE))
+    estimated = (ROOT / "docs" / "plan.md").read_text().partition("\n## Compiled\n")[0]
+    named = set(re.findall(r"^\| `(\w+)`", estimated, re.MULTILINE))
     assert named == set(plan)
 
 
@@ -391,3 +392,10 @@ def test_the_hours_with_failures_are_those_without_over_the_goodput(plain, capsy
     shown = capsys.readouterr().out
     assert "checkpoint_every 777" in shown
     assert f"recommended  {found['checkpoint_every']}" in re.sub(" +", "  ", shown)
+
+
+def test_a_sampler_that_reads_the_value_of_an_augmented_condition_is_planned():
+    """Data consistency compares samples with the small photograph alone, and training adds a noise level to it."""
+    plan = estimate(configs.build(command.load_config(str(ROOT / "configs" / "photos_sr.py"), [])))
+    calls = plan["sampling"]["calls"]
+    assert plan["sampling_multiply_adds"] == pytest.approx(calls * plan["multiply_adds"], rel=0.01)

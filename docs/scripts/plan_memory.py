@@ -53,11 +53,11 @@ def main() -> None:
     else:
         devices = jax.devices()
     for name, overrides in CASES.items():
-        state, planned, compiled = compare(config, overrides, devices)
+        state, planned, compiled = compare(config, overrides, devices, "tpu-v5e" if topology else "cpu")
         print(f"| {name} | {state / 1e6:.1f} | {planned / 1e6:.1f} | {compiled / 1e6:.1f} |", flush=True)
 
 
-def compare(file, overrides, devices) -> tuple[int, int, int]:
+def compare(file, overrides, devices, chip) -> tuple[int, int, int]:
     """Bytes of the state; bytes beside it that are planned; bytes that XLA allocates for it."""
     import jax
     import jax.numpy as jnp
@@ -73,7 +73,7 @@ def compare(file, overrides, devices) -> tuple[int, int, int]:
     for text in overrides:
         override(config, *text.split("=", 1))
     experiment = configs.build(config)
-    kept = estimate(experiment)["memory"]
+    kept = estimate(experiment, chip)["memory"]
     state = sum(kept[name] for name in ("parameters", "ema", "optimizer"))
     planned = kept["gradients"] + max(kept["activations"] + kept["gathered"], kept["update"])
 

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jaxdiff.cost import memory, programs
 from jaxdiff.cost.chips import CHIPS, Chip, chip_of
 from jaxdiff.cost.fixes import fixes
+from jaxdiff.cost.fusion import fused_bytes
 from jaxdiff.cost.operations import Operations, count
 from jaxdiff.cost.programs import Programs, Trees
 from jaxdiff.cost.sampling import Evaluations, evaluations
@@ -66,11 +67,15 @@ def estimate(
     shapes = programs.trees(experiment, task, mesh)
     traced = programs.trace(task, shapes, rows, experiment.accumulation, experiment.recipe.reuse)
     work = _work(experiment, task, traced)
-    kept = _memory_of_step(shapes, traced, mesh, experiment.accumulation)
+    accumulation = experiment.accumulation
+    plain, tiled = (_memory_of_step(shapes, traced, mesh, accumulation, each) for each in (False, True))
+    kept = tiled if has.tiled else plain
+    fits_on = [name for name, each in CHIPS.items() if (tiled if each.tiled else plain).total <= each.memory]
     return {
         **_of_parameters(shapes),
         **_of_operations(work, rows * experiment.accumulation),
         **_of_memory(kept, _memory_of_sample(task, shapes, traced, work.calls), has),
+        "fits_on": fits_on,
         "fix": [] if kept.total <= has.memory else fixes(experiment, mesh, kept, has.memory, rows),
         **_of_time(work, has, utilisation, experiment.steps, mesh),
         "chip": chip,
@@ -166,22 +171,25 @@ def _of_memory(kept: memory.Memory, drawn: int, chip: Chip) -> dict[str, Any]:
         "memory": dataclasses.asdict(kept),
         "chip_memory_bytes": chip.memory,
         "fits": kept.total <= chip.memory,
-        "fits_on": [name for name, each in CHIPS.items() if kept.total <= each.memory],
         "sampling_memory_bytes": drawn,
         "sampling_fits": drawn <= chip.memory,
     }
 
 
-def _memory_of_step(shapes: Trees, traced: Programs, mesh: Mesh, accumulation: int) -> memory.Memory:
+def _memory_of_step(
+    shapes: Trees, traced: Programs, mesh: Mesh, accumulation: int, tiled: bool
+) -> memory.Memory:
+    """The memory of a training step, on chips as `Chip.tiled` says."""
+    live_bytes = fused_bytes if tiled else memory.live_bytes
     # The tensor axis splits channels and heads, and so the activations; what XLA gathers is not counted.
     ways = mesh.shape["tensor"]
     return memory.of_step(
         shapes.state,
         accumulation * traced.examples,
-        memory.live_bytes(traced.train) // ways,
+        live_bytes(traced.train) // ways,
         accumulation,
         frozen=(shapes.untrained, shapes.sharded),
-        drawing=memory.live_bytes(traced.draw) // ways,
+        drawing=live_bytes(traced.draw) // ways,
     )
 
 

@@ -84,7 +84,16 @@ def trees(experiment: Experiment, task: SampledTask, mesh: Mesh) -> Trees:
     trained = _shapes(own)
     every = merge(trained, _shapes(rest))
     params = jax.eval_shape(task.full_params, every, networks)
-    return Trees(state, trained, rest, networks, _sharded(networks, mesh), every, params)
+    return Trees(state, trained, rest, networks, sharded(networks, mesh), every, params)
+
+
+def sharded(tree: Any, mesh: Mesh) -> Any:
+    """Shapes of parameters with the shardings of frozen networks, see `jaxdiff.runs.weights.placed`."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        partitioning.shardings(tree, mesh),
+    )
 
 
 def trace(
@@ -129,9 +138,10 @@ def _forward(
     def conditions() -> dict[str, Encoded]:
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (leaves, fields, drop))
         encoded = jax.tree.unflatten(trees[0], zeros[0])
+        own = denoiser.conditioner.conditions
         return {
-            name: Encoded([encoded[name]], [encoded[name]], zeros[1][name], zeros[2][name])
-            for name in encoded
+            name: Encoded([each], [each], own[name].unaugmented(zeros[1][name]), zeros[2][name])
+            for name, each in encoded.items()
         }
 
     return encoding, denoising, reusing, conditions
@@ -161,15 +171,6 @@ def _decoding(task: Any, networks: Any) -> ClosedJaxpr:
     """The program of the codec that makes one sample of data."""
     x_0 = jax.ShapeDtypeStruct((1, *task.data_shape), jnp.float32)
     return jax.make_jaxpr(task.codec.decode)({name: networks[name] for name in task.codec.frozen}, x_0)
-
-
-def _sharded(tree: Any, mesh: Mesh) -> Any:
-    """Shapes with the shardings of frozen networks."""
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        tree,
-        partitioning.shardings(tree, mesh),
-    )
 
 
 def _shapes(tree: Any) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from jaxdiff.distributed import runtime
@@ -42,11 +43,13 @@ class MeshShape:
     def make(self, devices: Sequence[Any] | None = None) -> Mesh:
         """Make the mesh, with axes that the compiler lays out (`AxisType.Auto`).
 
+        Several slices of TPUs, which a slower network connects, split the axis data: only gradients pass between them.
+
         Args:
           devices: the devices; None for all.
 
         Raises:
-          UserError: the sizes do not multiply to the number of devices.
+          UserError: the sizes do not multiply to the number of devices, or the slices do not split the axis data.
         """
         devices = runtime.devices() if devices is None else devices
         sizes = dataclasses.asdict(self)
@@ -58,7 +61,20 @@ class MeshShape:
         fix = f"choose sizes that divide {len(devices)}, and -1 for one of them"
         expect(fits, f"config.mesh.{name}", sizes[name], expected, fix, product)
         shape = tuple(len(devices) // fixed if size == REST else size for size in sizes.values())
-        return jax.make_mesh(shape, tuple(sizes), axis_types=(AxisType.Auto,) * len(shape), devices=devices)
+        types = (AxisType.Auto,) * len(shape)
+        slices = len({getattr(device, "slice_index", 0) for device in devices})
+        if slices > 1:
+            return Mesh(_over_slices(shape, slices, devices), tuple(sizes), axis_types=types)
+        return jax.make_mesh(shape, tuple(sizes), axis_types=types, devices=devices)
+
+
+def _over_slices(shape: tuple[int, ...], slices: int, devices: Sequence[Any]) -> Any:
+    """The devices of several slices as an array of this shape, whose first axis the slices split."""
+    data, *rest = shape
+    fix = f"make fsdp x tensor divide the {len(devices) // slices} devices of a slice"
+    expect(data % slices == 0, "config.mesh.data", data, f"a multiple of the {slices} slices", fix)
+    inner, outer = (data // slices, *rest), (slices, *(1 for _ in rest))
+    return mesh_utils.create_hybrid_device_mesh(inner, outer, devices)
 
 
 def batch_ways(mesh: Mesh) -> int:

@@ -29,7 +29,6 @@ from jaxdiff.typing import Params, Scalar
 CONDITION = 2**31 - 4
 """Folded into a sample's key for the random draws of conditions, apart from the numbers that sampling folds in."""
 
-
 CODEC = 2**31 - 5
 """Folded into a sample's key for a codec that samples."""
 
@@ -98,11 +97,7 @@ class _Models(NamedTuple):
 
 @dataclasses.dataclass
 class Programs:
-    """Counts compiled programs.
-
-    Attributes:
-      count: how many programs of `generate` this process has compiled.
-    """
+    """Counts compiled programs: `count` is how many of `generate` this process has compiled."""
 
     count: int = 0
 
@@ -119,6 +114,11 @@ def generate(
     `listener` is the number of what `static.observed` is reported to.
     """
     return _generate(static, *_split_recipe(recipe), trees, inputs, index, seed, listener)
+
+
+def lower(static: StaticArgs, recipe: Recipe, trees: Trees, inputs: GenerationInputs, index, seed):
+    """The program of `generate` as a ``jax.stages.Lowered``; shapes suffice as arguments."""
+    return _generate.lower(static, *_split_recipe(recipe), trees, inputs, index, seed, None)
 
 
 def _split_recipe(recipe: Recipe) -> tuple[Recipe, Mapping[str, float]]:
@@ -239,9 +239,9 @@ def _models(static: StaticArgs, trees: Trees, inputs: GenerationInputs, index, s
     inputs, keys = _split(static, inputs), _keys(static, index, seed)
     conditioner = static.denoisers[0].conditioner
     models = list(zip(static.denoisers, trees.denoisers, strict=True))
-    encoder = Encoder(static.codec, trees.frozen)
 
     def embed(models, fields, drop) -> list[dict[str, Any]]:
+        encoder = Encoder(static.codec, trees.frozen)
         drawn = conditioner.draw(fields, fold_in(keys, CONDITION), False, encoder)
         return [_embedded(*model, drawn, drop) for model in models]
 

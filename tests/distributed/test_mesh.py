@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -39,3 +41,30 @@ def test_global_batch_is_the_batch_split_over_data_and_fsdp():
     for name, array in batch.items():
         assert np.array_equal(joined[name], array)
         assert {shard.data.shape[0] for shard in joined[name].addressable_shards} == {2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A device of one of several slices, as JAX describes it."""
+
+    id: int
+    slice_index: int
+    process_index: int = 0
+    platform: str = "none"
+    device_kind: str = "none"
+
+
+def test_slices_split_the_axis_data_alone():
+    chips = [Chip(i, i // 4) for i in range(8)]
+    mesh = MeshShape(fsdp=2, tensor=2).make(chips[::-1])
+    slices = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
+    assert mesh.devices.shape == (2, 2, 2)
+    assert np.array_equal(slices, np.array([0, 1])[:, None, None] * np.ones((2, 2, 2)))
+    assert (
+        np.vectorize(lambda chip: chip.slice_index)(MeshShape().make(chips).devices).ravel().tolist()
+        == [0] * 4 + [1] * 4
+    )
+    with pytest.raises(
+        UserError, match=r"config.mesh.data=1: expected a multiple of the 2 slices.* the 4 devices"
+    ):
+        MeshShape(fsdp=8).make(chips)

@@ -14,7 +14,7 @@ from jaxdiff.process.gaussian import Process
 from jaxdiff.sampling import learning
 from jaxdiff.sampling.grids.given import Given
 from jaxdiff.sampling.loop import ends
-from jaxdiff.sampling.protocols import Drawing, TimePath, spans
+from jaxdiff.sampling.protocols import TimePath, adds_noise, spans
 from jaxdiff.sampling.recipe import Recipe
 
 ConditionsOf = Callable[[np.ndarray], Mapping[str, Any]]
@@ -114,8 +114,7 @@ class GridLearner(SampledModel):
     def check_steps(self, steps: int) -> None:
         """Raise `UserError` for a number of steps that cannot follow exact samples; needs no weights."""
         sampler, fix = self.recipe.sampler, "use one without noise, such as DpmSolver2M or Heun"
-        noisy = isinstance(sampler, Drawing) and sampler.draws
-        expect(not noisy, "sampling.sampler", sampler, "a sampler that adds no noise", fix)
+        expect(not adds_noise(sampler), "sampling.sampler", sampler, "a sampler that adds no noise", fix)
         expect(
             not spans(sampler), "sampling.sampler", sampler, "a sampler of one time, not of flow maps", fix
         )

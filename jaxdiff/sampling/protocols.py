@@ -203,6 +203,12 @@ class Drawing(Protocol):
         ...
 
 
+def adds_noise(sampler: Solver) -> bool:
+    """Whether a sampler adds noise in its steps: it draws, or has a positive amount of noise in one of its fields."""
+    amounts = (getattr(sampler, name, 0.0) for name in ("eta", "tau", "churn"))
+    return (isinstance(sampler, Drawing) and sampler.draws) or any(amount > 0 for amount in amounts)
+
+
 @runtime_checkable
 class Spanning(Protocol):
     """A sampler of flow maps: it needs the model's prediction for a whole step, not for the time where it begins."""

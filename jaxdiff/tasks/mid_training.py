@@ -16,7 +16,7 @@ from jaxdiff.errors import between, expect, positive
 from jaxdiff.process.prediction import Prediction
 from jaxdiff.process.time_sampling import TimeSampler
 from jaxdiff.sampling.grids.continuous import Karras, falling
-from jaxdiff.sampling.protocols import Denoise, Drawing, Grid, Sampler, SamplerState, spans
+from jaxdiff.sampling.protocols import Denoise, Grid, Sampler, SamplerState, adds_noise, spans
 from jaxdiff.sampling.samplers.dpm_solver import DpmSolver2M
 from jaxdiff.tasks.consistency_models import LARGEST, TEACHER, check_guided
 from jaxdiff.tasks.distances import Distance, PseudoHuber
@@ -66,9 +66,8 @@ class MidTraining(Objective):
     def __post_init__(self):
         between(self, "guidance", 0.0, LARGEST, open_low=True)
         positive(self, "steps", "pairs")
-        drawing = isinstance(self.sampler, Drawing) and self.sampler.draws
         found = type(self.sampler).__name__
-        deterministic = not drawing and not spans(self.sampler)
+        deterministic = not adds_noise(self.sampler) and not spans(self.sampler)
         expect(deterministic, "sampler", found, "a sampler of trajectories, without noise", "use DpmSolver2M")
 
     @property

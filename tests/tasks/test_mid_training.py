@@ -127,6 +127,7 @@ def test_points_of_all_times_are_drawn():
         ({"pairs": 0}, "pairs=0"),
         ({"guidance": float("nan")}, "guidance=nan"),
         ({"sampler": Ddim(eta=1.0)}, "sampler='Ddim': expected a sampler of trajectories, without noise"),
+        ({"sampler": DpmSolver2M(eta=1.0)}, "sampler='DpmSolver2M'"),
         ({"sampler": FlowMap()}, "sampler='FlowMap'"),
     ],
 )

@@ -8,7 +8,6 @@ from jaxdiff.errors import expect, one_of
 from jaxdiff.process.gaussian import Process
 from jaxdiff.process.prediction import Prediction
 from jaxdiff.sampling.base import SingleCall
-from jaxdiff.sampling.noise import noise_like
 from jaxdiff.sampling.protocols import SamplerState
 from jaxdiff.sampling.samplers.exponential import INTEGRANDS, finite, length, moved, weights
 from jaxdiff.sampling.samplers.multistep import if_allowed
@@ -34,6 +33,10 @@ class DpmSolver1(SingleCall):
         expect(self.eta >= 0, "eta", self.eta, "an amount of noise >= 0", "give a number from 0 up")
         one_of(self, "integrand", INTEGRANDS)
 
+    @property
+    def draws(self) -> bool:
+        return self.eta > 0
+
     def update(
         self,
         prediction: Prediction,
@@ -43,10 +46,16 @@ class DpmSolver1(SingleCall):
         t_next: Scalar,
         keys: Keys,
     ) -> SamplerState:
-        return SamplerState(self._first_order(prediction, process, t, t_next, keys))
+        return SamplerState(self._first_order(prediction, process, state, t, t_next, keys))
 
     def _first_order(
-        self, prediction: Prediction, process: Process, t: Scalar, t_next: Scalar, keys: Keys
+        self,
+        prediction: Prediction,
+        process: Process,
+        state: SamplerState,
+        t: Scalar,
+        t_next: Scalar,
+        keys: Keys,
     ) -> Data:
         x_0, noise, _ = prediction
         alpha, sigma = process.signal(t_next)
@@ -58,7 +67,7 @@ class DpmSolver1(SingleCall):
         else:
             h = finite(h)
             kept, fresh = 1 - self.eta * jnp.expm1(h), self.eta * jnp.expm1(2 * h)
-        return alpha * x_0 + sigma * (kept * noise + jnp.sqrt(fresh) * noise_like(keys, x_0))
+        return alpha * x_0 + sigma * (kept * noise + jnp.sqrt(fresh) * state.fresh(keys))
 
     def _weights(self, process: Process, t_next: Scalar, h: Scalar) -> list[Scalar]:
         """The weights of a step of length h; with noise, the drift is 1 + eta times as strong."""
@@ -103,7 +112,7 @@ class DpmSolver2M(DpmSolver1):
         # A previous prediction that lies infinitely far away gives slope 0.
         slope = finite(h) / previous_h * (value - previous)
         first, second, _ = self._weights(process, t_next, finite(h))
-        x = self._first_order(prediction, process, t, t_next, keys)
+        x = self._first_order(prediction, process, state, t, t_next, keys)
         x = x + (first / 2 if self.rule == "midpoint" else second) * slope
         return SamplerState(x, history=(value, h))
 
@@ -159,6 +168,6 @@ class DpmSolver3M(DpmSolver1):
         first, second, third = self._weights(process, t_next, finite(h))
         if self.rule == "midpoint":
             second = jnp.where(jnp.isinf(before_h), first / 2, second)
-        x = self._first_order(prediction, process, t, t_next, keys)
+        x = self._first_order(prediction, process, state, t, t_next, keys)
         x = x + second * slope + (1 if self.compat else 2) * third * bend
         return SamplerState(x, history=history)

@@ -37,6 +37,10 @@ class DpmSolver2(FixedCalls):
         between(self, "r", 0.0, 1.0, open_low=True)
         between(self, "eta", 0.0, 1.0)
 
+    @property
+    def draws(self) -> bool:
+        return self.eta > 0
+
     def step(
         self, denoise: Denoise, process: Process, state: SamplerState, t: Scalar, t_next: Scalar, keys: Keys
     ) -> SamplerState:
@@ -46,7 +50,7 @@ class DpmSolver2(FixedCalls):
         alpha_s, sigma_s = process.signal(s)
         halfway, guidance = denoise(alpha_s * prediction.x_0 + sigma_s * prediction.noise, s, guidance)
         x = self._end(prediction, halfway, signal, h)
-        x = x + fresh * noise_like(keys, x) if self.eta > 0 else x
+        x = x + fresh * state.fresh(keys) if self.eta > 0 else x
         return SamplerState(x, guidance=guidance)
 
     def _end(self, prediction: Prediction, halfway: Prediction, signal: Signal, h: Scalar) -> Data:
@@ -75,6 +79,11 @@ class DpmSolverSde(DpmSolver2S):
     """
 
     eta: float = 1.0
+
+    @property
+    def draws(self) -> bool:
+        """False: it draws twice in a step, from the keys."""
+        return False
 
     def step(
         self, denoise: Denoise, process: Process, state: SamplerState, t: Scalar, t_next: Scalar, keys: Keys

@@ -10,7 +10,6 @@ from jaxdiff.errors import expect, one_of
 from jaxdiff.process.gaussian import Process, Signal
 from jaxdiff.process.prediction import Prediction
 from jaxdiff.sampling.base import SingleCall
-from jaxdiff.sampling.noise import noise_like
 from jaxdiff.sampling.protocols import SamplerState
 from jaxdiff.sampling.samplers.exponential import INTEGRANDS, finite, length, moved
 from jaxdiff.sampling.samplers.multistep import (
@@ -82,6 +81,10 @@ class SaSolver(SingleCall):
         one_of(self, "integrand", INTEGRANDS)
         one_of(self, "rule", RULES)
 
+    @property
+    def draws(self) -> bool:
+        return self.tau > 0
+
     def init(self, x: Data) -> SamplerState:
         past = empty(x, max(self.predictor_order, self.corrector_order) - 1)
         return SamplerState(x, History(past, jnp.zeros_like(x), jnp.ones((), x.dtype)))
@@ -104,7 +107,7 @@ class SaSolver(SingleCall):
         tau_squared, signal = self._tau_squared(process, t), process.signal(t_next)
         r = reciprocals(h, past.lengths[: self.predictor_order - 1])
         added = self._added(signal, finite(h), 1 + tau_squared, r, past.values[: len(r)], value)
-        x = self._first_order(prediction, signal, h, tau_squared, keys) + added
+        x = self._first_order(prediction, state, signal, h, tau_squared, keys) + added
         return SamplerState(x, History(past.and_now(value, h), added, 1 + tau_squared))
 
     def _corrected(self, history: History, value: Data, process: Process, t: Scalar) -> Data:
@@ -141,7 +144,13 @@ class SaSolver(SingleCall):
         return drift * (signal.alpha if self.integrand == "x_0" else -signal.sigma)
 
     def _first_order(
-        self, prediction: Prediction, signal: Signal, h: Scalar, tau_squared: Scalar, keys: Keys
+        self,
+        prediction: Prediction,
+        state: SamplerState,
+        signal: Signal,
+        h: Scalar,
+        tau_squared: Scalar,
+        keys: Keys,
     ) -> Data:
         x_0, noise, _ = prediction
         alpha, sigma = signal
@@ -152,7 +161,7 @@ class SaSolver(SingleCall):
             kept, fresh = jnp.exp(-decay), -jnp.expm1(-2 * decay)
         else:
             kept, fresh = 1 - tau_squared * jnp.expm1(finite(h)), tau_squared * jnp.expm1(2 * finite(h))
-        return alpha * x_0 + sigma * (kept * noise + jnp.sqrt(fresh) * noise_like(keys, x_0))
+        return alpha * x_0 + sigma * (kept * noise + jnp.sqrt(fresh) * state.fresh(keys))
 
     def _tau_squared(self, process: Process, t: Scalar) -> Scalar:
         level = jnp.exp(-process.log_snr(t) / 2)

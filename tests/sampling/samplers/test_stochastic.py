@@ -1,17 +1,25 @@
 """Distribution of stochastic samplers on Gaussian data: the right limit, and convergence of the stated weak order."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VariancePreserving
+from jaxdiff.process.prediction import Prediction
 from jaxdiff.process.schedule import Linear
 from jaxdiff.sampling.grids import continuous as grids
+from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
+from jaxdiff.sampling.noise import fold_in, noise_like
+from jaxdiff.sampling.protocols import adds_noise
+from jaxdiff.sampling.recipe import Recipe
 from jaxdiff.sampling.samplers.ancestral import Ancestral
+from jaxdiff.sampling.samplers.consistency import Consistency
 from jaxdiff.sampling.samplers.ddim import Ddim, EulerAncestral
 from jaxdiff.sampling.samplers.dpm_solver import DpmSolver1, DpmSolver2M, DpmSolver3M
 from jaxdiff.sampling.samplers.dpm_solver_single import DpmSolver2, DpmSolver2S, DpmSolverSde
 from jaxdiff.sampling.samplers.heun import Euler, Heun
+from jaxdiff.sampling.samplers.sa_solver import SaSolver
 from tests.sampling.affine import MOST, VP, data, marginal, moments, relative_errors
 from tests.sampling.solving import GRIDS, walk
 
@@ -46,6 +54,44 @@ def test_the_distribution_is_reached_at_the_weak_order(sampler, draws, eta, vari
         assert few[2] < 1e-11
     else:
         assert abs(np.log2(few[2] / many[2]) - gain_order) < 0.2
+
+
+TAKERS = [Ddim(0.5), EulerAncestral(), Ancestral("small"), Consistency(), SaSolver(tau=0.7), DpmSolver1(1.0),
+          DpmSolver2M(1.0), DpmSolver3M(0.5), DpmSolver2(eta=0.5), DpmSolver2S(eta=1.0)]  # fmt: skip
+
+
+@pytest.mark.parametrize("sampler", TAKERS, ids=str)
+def test_noise_of_the_steps_can_be_given(sampler):
+    """Draws that equal those of the keys give the same sample, and other draws another."""
+    process, keys, shape = VarianceExploding(), jax.random.split(jax.random.key(0), 2), (3, 2, 1)
+    recipe = Recipe(sampler, grids.Karras(0.02, 20.0), ClassifierFree(), steps=6)
+    assert adds_noise(sampler)
+    own = jnp.stack([noise_like(fold_in(keys, step), jnp.zeros((2, *shape))) for step in range(5)])
+    assert recipe.draws_of_steps(process) == len(own)
+
+    def sample(draws):
+        return recipe(lambda x, t, *_: data_prediction(x, t, process), process, {}, shape, keys, draws=draws)
+
+    expected = sample(None)
+    np.testing.assert_allclose(sample(own), expected, rtol=1e-5, atol=1e-6)
+    assert np.abs(sample(own[::-1]) - expected).max() > 1e-3
+
+
+def data_prediction(x, t, process):
+    """Of standard normal data."""
+    alpha, sigma = process.signal(t)
+    x_0 = alpha * x / (alpha**2 + sigma**2)
+    return Prediction(x_0, (x - alpha * x_0) / sigma)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "noisy"),
+    [(Euler(), False), (Euler(churn=0.1), True), (Heun(), False), (DpmSolver2M(), False), (DpmSolverSde(), True),
+     (DpmSolverSde(eta=0.0), False), (SaSolver(tau=0.0), False), (Ddim(), False)],
+    ids=str,
+)  # fmt: skip
+def test_samplers_with_noise_are_told_from_those_without(sampler, noisy):
+    assert adds_noise(sampler) == noisy
 
 
 @pytest.mark.parametrize(("sampler", "order"), [(Euler, 1), (Heun, 2)])

@@ -47,7 +47,7 @@ def at_downloads(tmp_path, monkeypatch):
 def write_files(folder):
     """The files besides the pipelines that the guide names."""
     draw = np.random.default_rng(0)
-    for name in ("photo", "small"):
+    for name in ("photo", "small", "edges"):
         Image.fromarray(draw.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{name}.png")
     inside = np.zeros((32, 32), np.uint8)
     inside[8:24, 4:20] = 255
@@ -57,6 +57,17 @@ def write_files(folder):
         pipelines.write_lora(folder / f"{name}.safetensors", seed)
     unet = pathlib.Path("stable-diffusion-v1-5/unet/diffusion_pytorch_model.safetensors")
     shutil.copy(unet, folder / "distilled.safetensors")
+    write_control_net(unet.parent, folder / "sd-controlnet-canny")
+
+
+def write_control_net(unet, folder):
+    """A ControlNet for the U-Net of a folder, whose latents are half as large as images."""
+    import diffusers
+
+    network = diffusers.UNet2DConditionModel.from_pretrained(unet)
+    diffusers.ControlNetModel.from_unet(
+        network, conditioning_embedding_out_channels=(16, 32)
+    ).save_pretrained(folder)
 
 
 def write_single_files():

@@ -186,6 +186,20 @@ def test_a_control_net_on_the_command_line_is_that_of_diffusers(made, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_control_net_of_another_model_is_named_with_its_flag(made, tmp_path):
+    unet = pipelines.parts_of("xl")["unet"]
+    control = diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32))
+    control.save_pretrained(tmp_path / "edges")
+    PIL.Image.fromarray(IMAGE).save(tmp_path / "edges.png")
+    command = [
+        "--workdir", made("sd1")[1], "--control-net", f"edges={tmp_path / 'edges'}", "--text", TEXT,
+        "--image", f"edges={tmp_path / 'edges.png'}", "--out", str(tmp_path / "out.npy"),
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="--control-net=edges=.*made for this model.*Fix: use the model"):
+        sampling.run(sample.parse(command))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", some(("refiner", "inpaint", "ip2p", "upscaler"), ("refiner",)))
 def test_the_folders_of_variants_come_back_and_open_in_diffusers(kind, made, tmp_path):
     folder, run = made(kind)

@@ -1,8 +1,9 @@
 """Controls from the command line: ControlNets and adapters, each a file with a name and a scale."""
 
 import argparse
+import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxdiff.cli import values
@@ -23,8 +24,24 @@ def with_controls(generator: Generator, flags: argparse.Namespace) -> Generator:
     for flag, words, add in _given(flags):
         for name, text in values.pairs(flag, words):
             file, scale = parse_flag(text, flag)
-            generator = add(generator, name, file, scale=scale)
+            with _of_this_model(flag, f"{name}={file}"):
+                generator = add(generator, name, file, scale=scale)
     return generator
+
+
+@contextlib.contextmanager
+def _of_this_model(flag: str, value: str) -> Iterator[None]:
+    """Turns a table of tensors that differ into an error about the flag."""
+    try:
+        yield
+    except UserError as error:
+        if not error.details:
+            raise
+        raise UserError(
+            f"{flag}={value}: expected a file that was made for this model, got other tensors. "
+            "Fix: use the model that it was made for",
+            error.details,
+        ) from error
 
 
 def _given(flags: argparse.Namespace) -> Sequence[tuple[str, list[str], Add]]:

@@ -108,7 +108,8 @@ def _warn_once(message: str) -> None:
 def dropped(rule: Guidance, conditioner: Conditioner, negative: Mapping[str, Any]) -> frozenset[str]:
     """The conditions whose null a guidance shows: all dropped ones without a negative value.
 
-    A warning says if guidance can change nothing, since no condition has a null or a negative value to show instead.
+    Warnings say if guidance can change nothing, since no condition has a null or a negative value to show instead, and
+    if it leaves the conditions out.
     """
     found = rule.dropped(conditioner.conditions) if isinstance(rule, Dropping) else frozenset()
     instead = {name for name, value in negative.items() if value is not None}
@@ -117,6 +118,11 @@ def dropped(rule: Guidance, conditioner: Conditioner, negative: Mapping[str, Any
         _warn_once(
             f"guidance={rule.scale!r}: expected a condition with a null to guide away from, got null='none' in "
             f"{', '.join(sorted(found))}, so that guidance changes nothing. Fix: use guidance 1"
+        )
+    if found and rule.scale == 0:
+        _warn_once(
+            f"guidance={rule.scale!r}: expected a scale above 0 for samples that follow their conditions, got 0, which "
+            f"leaves out {', '.join(sorted(found))}. Fix: use guidance 1, which is the model without guidance"
         )
     return names
 

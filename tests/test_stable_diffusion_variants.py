@@ -195,7 +195,7 @@ def test_a_control_net_of_another_model_is_named_with_its_flag(made, tmp_path):
         "--workdir", made("sd1")[1], "--control-net", f"edges={tmp_path / 'edges'}", "--text", TEXT,
         "--image", f"edges={tmp_path / 'edges.png'}", "--out", str(tmp_path / "out.npy"),
     ]  # fmt: skip
-    with pytest.raises(UserError, match="--control-net=edges=.*made for this model.*Fix: use the model"):
+    with pytest.raises(UserError, match=r"--control-net=edges=.*made for this model.*Fix: use the model"):
         sampling.run(sample.parse(command))
 
 

@@ -17,9 +17,8 @@ Figures: of docs/scripts/scenes_unclip.py, on 500 held-out scenes, read by the c
 of captions have everything right in 81.2 % (captions of other scenes: 0.4 %): the number in 98.6 %, all colours in
 98.0 %, all digits in 81.8 %, the right places in 98.6 %. Without the decoder's own text, everything in 13.2 %.
 Variations of a scene keep the number in 77.8 % (other scenes: 35.2 %), all colours in 28.4 % (1.2 %), all digits in
-10.2 % (0.4 %) and everything in 6.0 % (0.4 %). In interpolations of single digits, 95.3 % of the colours and digits that
-differ change once and for all; images in the middle are often empty. clip finds the caption of 94.7 % of the images
-among 64, and the image of 95.1 % of the captions.
+10.2 % (0.4 %) and everything in 6.0 % (0.4 %). Interpolations of single digits are often empty. clip finds the caption
+of 94.7 % of the images among 64, and the image of 95.1 % of the captions.
 Differences from the paper: the decoder is fine-tuned from a model of text to image, not trained from scratch.
 
     python -m jaxdiff.train --config configs/scenes_text.py

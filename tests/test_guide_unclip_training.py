@@ -101,6 +101,14 @@ def test_images_of_one_vector_and_one_noise_are_equal_and_ends_are_those_of_the_
     assert np.any(varied[0] != varied[1])  # the noise differs
     with pytest.raises(UserError, match="after='a blue one': expected a text with another embedding"):
         unclip.text_diff(a, "a blue one", "a blue one")
+    for images in (a, a[None] / np.float32(255), a[None, ..., :1], a[..., 0]):
+        with pytest.raises(UserError, match=r"images=.*expected uint8 \[n, height, width, 3\]"):
+            unclip.image_vectors(images)
+    with pytest.raises(UserError, match=r"texts='a blue one': expected a list of texts"):
+        unclip.text_vectors("a blue one")
+    for vectors in (np.ones(96, np.float32), np.ones((0, 96), np.float32)):
+        with pytest.raises(UserError, match=r"vectors=.*: expected vectors \[n, dim\]"):
+            unclip.decode(vectors)
 
 
 @pytest.mark.slow
@@ -133,6 +141,12 @@ def test_stages_that_do_not_exist_are_refused(tmp_path):
     assert read_staged(str(tmp_path / "all")) == staged
     with pytest.raises(UserError, match="expected a folder without another run, got a run"):
         write_staged(staged, str(tmp_path / "prior"))
+    other = StagedRun((Stage("decoder", str(tmp_path)),))
+    with pytest.raises(UserError, match="expected a folder without another run, got a run"):
+        write_staged(other, str(tmp_path / "all"))
+    assert read_staged(str(tmp_path / "all")) == staged
+    with pytest.raises(UserError, match=r"stages.prior.gives='image': expected None for the last stage"):
+        StagedRun(staged.stages[:1])
 
 
 def test_slerp_is_on_the_great_circle():
@@ -146,3 +160,7 @@ def test_slerp_is_on_the_great_circle():
         slerp(a, -a, (0.5,))
     with pytest.raises(UserError, match="expected two vectors that are not zero"):
         slerp(a, 0 * a, (0.5,))
+    with pytest.raises(UserError, match=r"vectors=.*: expected two vectors of one length"):
+        slerp(a, a[:2], (0.5,))
+    with pytest.raises(UserError, match=r"fractions=0.5: expected a list of numbers"):
+        slerp(a, b, 0.5)

@@ -4,8 +4,8 @@
 
 Prints, read by the classifier of `SceneEvaluation`: the fraction of captions that samples satisfy, with and without the
 decoder's own text, beside real images and images of other captions; how often variations keep the attributes of their
-source, beside pairs of unrelated scenes; and for interpolations the fraction of steps at which each colour and digit
-moves away from the first scene and never back.
+source, beside pairs of unrelated scenes; and for interpolations the fraction of colours and digits that go from the
+first scene's to the last scene's once and for all.
 """
 
 import argparse
@@ -16,6 +16,9 @@ from jaxdiff import config as configs
 from jaxdiff.data.images import resize, save_png
 from jaxdiff.evaluation.scenes.classifier import FIELDS, SceneClassifier
 from jaxdiff.generation.unclip import Unclip
+
+EMPTY = 60
+"""The brightest value of an image without a digit, of 255."""
 
 FRACTIONS = tuple(np.linspace(0, 1, 9).tolist())
 
@@ -67,7 +70,10 @@ def interpolations(unclip: Unclip, judge, images: np.ndarray, out: str) -> None:
         monotone(judge.read(small(row)), judge.read(images[[a, b]]))
         for row, (a, b) in zip(rows, pairs, strict=True)
     ]
+    turns = [turn for row in turns for turn in row]
     print(f"interpolations: {np.mean(turns):.3f} of {len(turns)} attributes that differ change monotonically")
+    drawn = np.mean([np.mean(small(row).max((1, 2, 3)) > EMPTY) for row in rows])
+    print(f"interpolations: {drawn:.3f} of the images are not empty")
     large = images.repeat(2, axis=1).repeat(2, axis=2)
     ends = [
         np.concatenate([large[[a]], row, large[[b]]]) for row, (a, b) in zip(rows[:8], pairs, strict=False)
@@ -77,15 +83,19 @@ def interpolations(unclip: Unclip, judge, images: np.ndarray, out: str) -> None:
     save_png(out, np.concatenate(list(grid)).repeat(2, axis=0).repeat(2, axis=1))
 
 
-def monotone(between, ends) -> float:
-    """The fraction of the two attributes, colour and digit, that leave the first value once and do not return."""
+def monotone(between, ends) -> list[bool]:
+    """For colour and digit, where they differ: whether a row begins at the first value and ends at the last, and
+    neither returns to the first nor leaves the last.
+    """
     found = []
     for name in ("colours", "digits"):
         first, last = getattr(ends, name)[:, 0]
         if first != last:
-            at_first = getattr(between, name)[:, 0] == first
-            found.append(not np.any(~at_first[:-1] & at_first[1:]))
-    return float(np.mean(found)) if found else 1.0
+            values = getattr(between, name)[:, 0]
+            at_first, at_last = values == first, values == last
+            turns = np.any(at_first[1:] & ~at_first[:-1]) or np.any(at_last[:-1] & ~at_last[1:])
+            found.append(bool(at_first[0] and at_last[-1] and not turns))
+    return found
 
 
 if __name__ == "__main__":

@@ -75,8 +75,9 @@ def _check(request: Request, outlines: Sequence[Generator]) -> None:
     """
     flags = request.flags
     for (folder, _), outline in zip(request.runs, outlines, strict=False):
-        shape, fix = outline.image_shape, "sample it in Python, with Generator.load"
-        expect(len(shape) == 3, "--workdir", folder, "a model of images", fix, f"one of data {shape}")
+        fix = "sample it in Python, with Generator.load"
+        for shape in (outline.image_shape, outline.data_shape):
+            expect(len(shape) == 3, "--workdir", folder, "a model of images", fix, f"one of data {shape}")
     if flags.control_net or flags.t2i_adapter or flags.ip_adapter:
         return  # their conditions are known once their files are read
     available, given = _conditions(outlines), _given(request, outlines)

@@ -1,7 +1,7 @@
 """Predictions of a trained model without samples, in Python::
 
 clip = Predictor.load("runs/scenes_unclip_clip")
-vectors = clip.of(text=["a blue one"])["text_vector"]  # float32 [1, width]
+vectors = clip({"image": images})["image_vector"]  # from uint8 [n, 24, 24, 3] to float32 [n, width]
 """
 
 import dataclasses

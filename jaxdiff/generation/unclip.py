@@ -19,7 +19,7 @@ from jaxdiff.generation.predictor import Predictor
 from jaxdiff.generation.stages import Stages
 from jaxdiff.tasks.contrastive import IMAGE_VECTOR, TEXT_VECTOR
 
-IMAGE, TEXT, LOW_RES = "image", "text", "low_res"
+IMAGE, LOW_RES = "image", "low_res"
 """The names of the conditions of decoders and upsamplers."""
 
 GIVES = {"prior": IMAGE, "decoder": LOW_RES}
@@ -73,12 +73,17 @@ class Unclip:
           same_noise: start all images from one noise, so that they differ by their embeddings alone. Samplers that
             draw noise on the way draw other noise for each.
           **conditions: others than the embedding, such as a text for the decoder. They may be left out.
+
+        Raises:
+          UserError: the vectors are no array [n, dim] with n of at least 1.
         """
+        rows = np.asarray(vectors, np.float32)
+        fix = "give one row for each image, such as vectors[None]"
+        expect(rows.ndim == 2 and len(rows) > 0, "vectors", rows.shape, "vectors [n, dim]", fix)
         left = self.stages.sampled({IMAGE})[1]
         scales = None if guidance is None else {left[0]: guidance}
-        noise = self._one_noise(left, len(vectors), seed) if same_noise else {}
-        given = {IMAGE: np.asarray(vectors, np.float32), **conditions}
-        return self.stages(len(vectors), seed=seed, guidance=scales, noise=noise, **given)
+        noise = self._one_noise(left, len(rows), seed) if same_noise else {}
+        return self.stages(len(rows), seed=seed, guidance=scales, noise=noise, **{IMAGE: rows, **conditions})
 
     def _one_noise(self, names: Sequence[str], n: int, seed: int) -> dict[str, np.ndarray]:
         """For each stage, the same noise n times."""
@@ -139,12 +144,26 @@ class Unclip:
         return self.decode(slerp(start, new - old, fractions), seed=seed, guidance=guidance, same_noise=True)
 
     def image_vectors(self, images: np.ndarray) -> Vectors:
-        """Unit vectors of images uint8 [n, height, width, 3]."""
+        """Unit vectors of images uint8 [n, height, width, 3].
+
+        Raises:
+          UserError: the images are another array.
+        """
+        images = np.asarray(images)
+        fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] == 3
+        got = f"{images.dtype}{list(images.shape)}"
+        fix = "give bytes from 0 to 255, and image[None] for one image"
+        expect(fits, "images", got, "uint8 [n, height, width, 3]", fix)
         task: Any = self.clip.task
         return self.clip({task.image_field: images})[IMAGE_VECTOR]
 
     def text_vectors(self, texts: Sequence[str]) -> Vectors:
-        """Unit vectors of texts."""
+        """Unit vectors of texts.
+
+        Raises:
+          UserError: a text is given in place of a list.
+        """
+        expect(not isinstance(texts, str), "texts", texts, "a list of texts", f"give [{texts!r}]")
         task: Any = self.clip.task
         return self.clip({task.text_field: task.tokenizer.encode_batch(texts)})[TEXT_VECTOR]
 
@@ -155,9 +174,13 @@ def slerp(
     """Unit vectors on the great circle from `first` to `last`, at fractions of the angle between them.
 
     Raises:
-      UserError: the vectors point in opposite directions, so that there are many such circles; or one is zero.
+      UserError: the vectors point in opposite directions, so that there are many such circles; or one is zero; or they
+        are no vectors of one length; or the fractions are no list.
     """
     a, b = (np.asarray(vector, np.float64) for vector in (first, last))
+    shapes = (a.shape, b.shape)
+    expect(a.ndim == 1 and a.shape == b.shape, "vectors", shapes, "two vectors of one length", "give such")
+    expect(np.ndim(fractions) == 1, "fractions", fractions, "a list of numbers", "give one, such as [0.5]")
     lengths = [float(np.linalg.norm(vector)) for vector in (a, b)]
     expect(
         min(lengths) > 0, "vectors", lengths, "two vectors that are not zero", "give other images or texts"

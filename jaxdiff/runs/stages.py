@@ -69,6 +69,14 @@ class StagedRun:
         for stage in self.stages[:-1]:
             expect(stage.gives is not None, f"stages.{stage.name}.gives", None,
                    "the condition of a later stage, since this is not the last", "name it")  # fmt: skip
+        last = self.stages[-1]
+        expect(
+            last.gives is None,
+            f"stages.{last.name}.gives",
+            last.gives,
+            "None for the last stage",
+            "leave it out",
+        )
 
 
 def is_staged(config: Any) -> bool:
@@ -98,11 +106,11 @@ def write_staged(staged: StagedRun, workdir: str) -> None:
     for stage in staged.stages:
         there = (epath.Path(stage.workdir).expanduser() / CONFIG_FILE).exists()
         expect(there, f"stages.{stage.name}.workdir", stage.workdir, "the folder of a run", fix, "none")
-    file = folder / CONFIG_FILE
-    other = file.exists() and not is_staged(read_config(workdir))
+    file, text = folder / CONFIG_FILE, configs.to_json(configs.describe(staged))
+    other = file.exists() and file.read_text() != text
     expect(not other, "workdir", workdir, "a folder without another run", "use another folder", "a run")
     folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(configs.to_json(configs.describe(staged)))
+    file.write_text(text)
 
 
 def read_model_config(workdir: str) -> Any:

@@ -79,7 +79,11 @@ def _sources(flags: argparse.Namespace, available: Conditions) -> list[tuple[str
         found.append(("--conditions", values.lines("--conditions", flags.conditions, available)))
     if flags.text:
         found.append(("--text", {_only("text", flags.text[0], available): list(flags.text)}))
-    found.append(("--image", values.values("--image", flags.image, available)))
+    images = values.values("--image", flags.image, available)
+    for name in images:
+        flag, got = available[name].flag, type(available[name]).__name__
+        expect(flag is None, "--image", name, "a condition that is an image", f"use --{flag}", got)
+    found.append(("--image", images))
     found.append(("--condition", values.values("--condition", flags.condition, available)))
     if flags.label is not None:
         name = _only("label", flags.label, available)

@@ -119,6 +119,10 @@ def test_a_mistake_in_a_file_names_its_line(call, tmp_path, text, message):
         (("--text", "a", "--condition", "text=b"), "--condition='text': expected text once"),
         (("--text", "a", "--condition", "label=1", "--label", "2"), "--label='label': expected label once"),
         (("--image", "low=x.png"), r"--image='low': expected a condition .* choose from crop"),
+        (
+            ("--image", "text=x.png"),
+            "--image='text': expected a condition that is an image, got .*use --text",
+        ),
         (("--label", "1"), "--condition text=: expected a value"),
         (("--text", "a", "--level", "text"), "--level='text': expected NAME=VALUE"),
         (("--text", "a", "--level", "crop=0.1"), "--level='crop': expected a condition that is given"),

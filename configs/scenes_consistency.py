@@ -2,6 +2,7 @@
 
 The student starts as the teacher, the run of configs/scenes_text.py, and learns where the teacher's trajectories with
 guidance 4 end. Four calls of the network make an image; the teacher needs 24 (12 steps, two calls each).
+Figures: none, it was not trained to the end yet.
 
     python -m jaxdiff.train --config configs/scenes_text.py
     python -m jaxdiff.train --config configs/scenes_consistency.py

@@ -279,7 +279,7 @@ def test_impossible_requests_are_refused(runs, tmp_path):
     np.save(tmp_path / "noise.npy", noise["prior"])
     for words, message in (
         ([f"--noise={tmp_path / 'noise.npy'}"], "--noise=.*the name of a stage"),
-        (["--steps=many"], "--steps=many: expected a whole number"),
+        (["--steps=many"], "--steps='many': expected a whole number"),
         (["--steps=prior=5,prior=6"], "the name of a stage, once"),
         (["--lora=x.safetensors"], "--lora="),
         (["--edit=photo.png"], "--edit="),

@@ -160,8 +160,8 @@ def _name(word: str) -> str:
 
 def _count(text: str) -> int:
     """A number of steps."""
-    if not re.fullmatch(r"[0-9]{1,9}", text.strip()):
-        raise UserError(f"--steps={text}: expected a whole number, got {text!r}. Fix: give one, such as 50")
+    whole = re.fullmatch(r"[0-9]{1,9}", text.strip()) is not None and int(text) > 0
+    expect(whole, "--steps", text, "a whole number > 0", "give one, such as 50")
     return int(text)
 
 

@@ -164,6 +164,8 @@ def sample_model(request: Request, stages: Sequence[Generator]) -> Samples:
     )
     if flags.known is None and flags.edit is None:
         given, mask = cli.apply_mask(given, available, mask)
+        fix = "give --known FILE to complete an image, or --edit FILE to change one"
+        expect(mask is None, "--mask", flags.mask, "an image as well", fix, "none")
     options: dict[str, Any] = {
         "seed": flags.seed,
         "guidance": cli.guidance(flags.guidance, available),

@@ -127,7 +127,7 @@ def test_errors_of_python_arguments_name_the_flag_that_was_typed(call, tmp_path)
             "--noise",
             tmp_path / "noise.npy",
         ): r"^--noise=float32\[1, 3, 3, 1\]: expected floats",
-        ("--label", "1", "--mask", tmp_path / "mask.png"): "^--known=None: expected known images",
+        ("--label", "1", "--mask", tmp_path / "mask.png"): "^--mask=.*: expected an image as well, got none",
         (
             "--label",
             "1",

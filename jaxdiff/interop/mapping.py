@@ -256,7 +256,7 @@ def check_finite(arrays: Mapping[str, np.ndarray]) -> None:
         more = f" and {len(broken) - 5} more tensors" if len(broken) > 5 else ""
         raise UserError(
             f"weights: expected finite numbers, got values that are NaN or infinite: {', '.join(broken[:5])}{more}. "
-            "Fix: take an earlier checkpoint of that training"
+            "Fix: get the file again, or take an earlier checkpoint of its training"
         )
 
 

@@ -64,6 +64,7 @@ def values(flag: str, words: Iterable[str], conditions: Conditions) -> dict[str,
         check_known(flag, name, conditions)
         none = text == "none" and name not in _labels(conditions)  # a label's own word, perhaps a class
         parsed = [None] if none else conditions[name].parse(text, f"{flag} {name}")
+        expect(len(parsed) > 0, f"{flag} {name}", text, "at least one value", "give a file with one", "none")
         found.setdefault(name, []).extend(parsed)
     return found
 
@@ -136,7 +137,14 @@ def noise(flag: str, path: str) -> np.ndarray:
         ) from None
     floats = isinstance(array, np.ndarray) and np.issubdtype(array.dtype, np.floating)
     got = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else "an archive"
-    expect(floats and bool(np.isfinite(array).all()), flag, path, "an array of finite floats", fix, got)
+    expect(
+        floats and array.size > 0 and bool(np.isfinite(array).all()),
+        flag,
+        path,
+        "an array of finite floats",
+        fix,
+        got,
+    )
     return array
 
 

@@ -1,11 +1,13 @@
 """Conditions of `jaxdiff.sample`, from flags and files of JSON lines to the images of models that add them up."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from jaxdiff.cli import values
 from jaxdiff.conditioning.continuous import ImageSize
 from jaxdiff.conditioning.image import ImageCondition
 from jaxdiff.errors import UserError
@@ -172,3 +174,14 @@ def test_a_size_follows_that_of_the_images(call):
     np.testing.assert_array_equal(found["images"], constant([0.34], (8, 10, 1)))
     given = ("--condition", "original_size=[2, 3]", "--negative", "original_size=[1, 1]", "--guidance", "3")
     np.testing.assert_array_equal(call(generator, *given)["images"], constant([0.27 - 0.08]))
+
+
+def test_empty_files_are_refused(tmp_path):
+    np.save(tmp_path / "none.npy", np.zeros((0, 4), np.float32))
+    with pytest.raises(
+        UserError, match=r"--noise=.*none.npy: expected an array of finite floats, got float32\[0, 4\]"
+    ):
+        values.noise("--noise", str(tmp_path / "none.npy"))
+    conditions = {"image": SimpleNamespace(parse=lambda text, flag: [], classes=None)}
+    with pytest.raises(UserError, match=r"--image image='none.npy': expected at least one value, got none"):
+        values.values("--image", ["image=none.npy"], conditions)

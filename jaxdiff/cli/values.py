@@ -137,14 +137,8 @@ def noise(flag: str, path: str) -> np.ndarray:
         ) from None
     floats = isinstance(array, np.ndarray) and np.issubdtype(array.dtype, np.floating)
     got = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else "an archive"
-    expect(
-        floats and array.size > 0 and bool(np.isfinite(array).all()),
-        flag,
-        path,
-        "an array of finite floats",
-        fix,
-        got,
-    )
+    finite = floats and array.size > 0 and bool(np.isfinite(array).all())
+    expect(finite, flag, path, "an array of finite floats", fix, got)
     return array
 
 

@@ -179,7 +179,7 @@ def test_a_size_follows_that_of_the_images(call):
 def test_empty_files_are_refused(tmp_path):
     np.save(tmp_path / "none.npy", np.zeros((0, 4), np.float32))
     with pytest.raises(
-        UserError, match=r"--noise=.*none.npy: expected an array of finite floats, got float32\[0, 4\]"
+        UserError, match=r"--noise=.*none.npy.: expected an array of finite floats, got float32\[0, 4\]"
     ):
         values.noise("--noise", str(tmp_path / "none.npy"))
     conditions = {"image": SimpleNamespace(parse=lambda text, flag: [], classes=None)}

@@ -207,7 +207,7 @@ def cycles(module: hlo.Module) -> int | None:
 
 
 def _for_shapes(task: Any) -> Any:
-    """The task where it reads no files, if it can be asked for that."""
+    """The task for shapes, which reads no files; a task without samples as it is."""
     return task.for_shapes() if isinstance(task, Sampleable) else task
 
 

@@ -63,7 +63,7 @@ class MeanFlow(Objective):
         flows").
       power: exponent of the adaptive weight; 0 for the squared error.
       c: keeps the weight of small errors finite.
-      warmup_steps: the derivative's factor grows from 0 to 1 in so many optimizer steps, which begin as flow matching.
+      warmup_steps: optimizer steps in which the derivative's factor grows from 0 to 1; at 0 it is flow matching.
     """
 
     plain: float = 0.75

@@ -121,7 +121,7 @@ def test_what_a_program_needed_is_read_from_the_message():
     assert compiled.exceeded("RESOURCE_EXHAUSTED") is None
 
 
-def test_a_program_that_does_not_fit_is_told_from_other_failures():
+def test_a_program_that_does_not_fit_differs_from_other_failures():
     def failing(message):
         def compile(compiler_options):
             raise jax.errors.JaxRuntimeError(message)

@@ -90,7 +90,7 @@ def data_prediction(x, t, process):
      (DpmSolverSde(eta=0.0), False), (SaSolver(tau=0.0), False), (Ddim(), False)],
     ids=str,
 )  # fmt: skip
-def test_samplers_with_noise_are_told_from_those_without(sampler, noisy):
+def test_samplers_with_noise(sampler, noisy):
     assert adds_noise(sampler) == noisy
 
 

@@ -141,6 +141,16 @@ def test_a_trained_model_becomes_a_flow_map(teacher, tmp_path, scales):
     assert digits.sample(student).std() > 0
 
 
+def test_a_teacher_that_is_not_there_is_an_error_before_anything_is_written(tmp_path):
+    config, student = distilled(tmp_path / "nowhere"), tmp_path / "student"
+    message = (
+        r"frozen\.teacher\.workdir=.*nowhere.*: expected the folder of a run.*got none\. Fix: train that run"
+    )
+    with pytest.raises(UserError, match=message):
+        train(config, str(student), source=digits.SOURCE)
+    assert not student.exists()
+
+
 @pytest.mark.slow
 def test_a_teacher_of_another_architecture_is_refused(teacher, tmp_path):
     wider = "task.denoiser.network.levels[0].width"

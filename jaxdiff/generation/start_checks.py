@@ -14,6 +14,7 @@ from jaxdiff.evaluation.reports import files
 from jaxdiff.experiment import Experiment
 from jaxdiff.generation import preview
 from jaxdiff.generation.generator import Generator
+from jaxdiff.runs.weights import RunWeights
 from jaxdiff.tasks import consistency
 from jaxdiff.training.state import init_params
 
@@ -21,10 +22,16 @@ _log = logging.getLogger(__name__)
 
 
 def check_training(experiment: Experiment) -> None:
-    """Raise `UserError` where devices or optimizer do not fit the run, or nothing is trained; before its folder."""
+    """Raise `UserError` where devices, optimizer or runs of frozen networks do not fit the run, or nothing is trained.
+
+    Before its folder is made.
+    """
     experiment.check_devices(experiment.mesh.make().devices.size)
     experiment.optimizer.make(experiment.steps)
     _check_retention(experiment)
+    for name, origin in experiment.task.frozen.items():
+        if isinstance(origin, RunWeights):
+            origin.check(f"frozen.{name}")
     frozen = tuple(experiment.task.frozen)
     if frozen:
         trained = jax.eval_shape(lambda: init_params(experiment.task, experiment.seed))

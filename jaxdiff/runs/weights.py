@@ -20,7 +20,7 @@ from jaxdiff.errors import UserError, expect, one_of
 from jaxdiff.interop.files import release
 from jaxdiff.interop.tensors import read_tensors
 from jaxdiff.runs.stages import read_model_config
-from jaxdiff.runs.workdir import FROZEN
+from jaxdiff.runs.workdir import CONFIG_FILE, FROZEN
 from jaxdiff.tasks.protocols import Sampleable
 from jaxdiff.trees import HALF, dtype_in, some_of
 from jaxdiff.typing import Params, Weights, dtype_of
@@ -56,6 +56,19 @@ class RunWeights:
 
     def __post_init__(self):
         one_of(self, "dtype", ("float32", *HALF))
+
+    def check(self, field: str) -> None:
+        """Raise `UserError` about `field` unless the folder has a run."""
+        there = (epath.Path(self.workdir).expanduser() / CONFIG_FILE).exists()
+        fix = "train that run first, or give its folder"
+        expect(
+            there,
+            f"{field}.workdir",
+            self.workdir,
+            "the folder of a run, whose weights are used",
+            fix,
+            "none",
+        )
 
     def read(self) -> Params:
         from jaxdiff.runs.restore import (

@@ -82,7 +82,8 @@ def _sources(flags: argparse.Namespace, available: Conditions) -> list[tuple[str
     images = values.values("--image", flags.image, available)
     for name in images:
         flag, got = available[name].flag, type(available[name]).__name__
-        expect(flag is None, "--image", name, "a condition that is an image", f"use --{flag}", got)
+        words = flag in ("text", "label")
+        expect(not words, "--image", name, "a condition that is an image", f"use --{flag}", got)
     found.append(("--image", images))
     found.append(("--condition", values.values("--condition", flags.condition, available)))
     if flags.label is not None:

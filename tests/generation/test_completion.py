@@ -178,7 +178,7 @@ def test_all_pixels_are_inverted():
         ({"source": image_arrays.to_float(RGB)}, r"source=float32\[3, 8, 12, 3\]: expected images"),
         ({"source": np.full((8, 8, 4), 0.5, np.float32)}, r"source.alpha=\[0.5\]: expected 1 where a pixel is known"),
         ({"source": HOLES, "image_size": (8, 8)}, "source='8x12': expected 8x8, the size of image_size"),
-        ({"source": HOLES, "mask": MASK[..., None]}, "known=None: expected known images together with a mask"),
+        ({"source": HOLES, "mask": MASK[..., None]}, "--mask='.*': expected an image as well, got none"),
         ({"n": 2, "source": HOLES}, "source: expected 2 values, one per image, got 3"),
     ],
 )  # fmt: skip

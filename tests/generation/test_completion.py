@@ -178,7 +178,7 @@ def test_all_pixels_are_inverted():
         ({"source": image_arrays.to_float(RGB)}, r"source=float32\[3, 8, 12, 3\]: expected images"),
         ({"source": np.full((8, 8, 4), 0.5, np.float32)}, r"source.alpha=\[0.5\]: expected 1 where a pixel is known"),
         ({"source": HOLES, "image_size": (8, 8)}, "source='8x12': expected 8x8, the size of image_size"),
-        ({"source": HOLES, "mask": MASK[..., None]}, "--mask='.*': expected an image as well, got none"),
+        ({"source": HOLES, "mask": MASK[..., None]}, "known=None: expected known images together with a mask"),
         ({"n": 2, "source": HOLES}, "source: expected 2 values, one per image, got 3"),
     ],
 )  # fmt: skip
@@ -288,7 +288,7 @@ class FirstChannel(nn.Module):
         (("--image", "source=rgb0.png", "--mask", "small.png"),
          "--mask='small.png': expected an image of 12x8 pixels, got 8x8"),
         (("--condition", "source=none", "--mask", "small.png"),
-         "known=None: expected known images together with a mask"),
+         "--mask='.*': expected an image as well, got none"),
         (("--image", "source=rgb0.png", "--image", "source=small.png"),
          "source: expected images of one size, got 8x8 and 12x8 pixels"),
         (("--image", "source=many.txt"), "--image source=many.txt: expected an image, got No such file"),

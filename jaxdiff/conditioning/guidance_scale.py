@@ -55,7 +55,7 @@ class GuidanceScale(Continuous):
     def check(self, values: object, name: str = "scale") -> None:
         """Raise `UserError` unless there is a scale within training's range for each image."""
         super().check(values, name)
-        scales = np.ravel(values)
+        scales = np.asarray(values).ravel()
         outside = scales[~((scales >= self.low) & (scales <= self.high))].tolist()
         expected = f"scales in [{self.low:g}, {self.high:g}], as in training"
         expect(not outside, name, outside[0] if outside else None, expected, "choose one there")

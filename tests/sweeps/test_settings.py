@@ -67,6 +67,10 @@ def test_wrong_values_are_named(flag, text, message):
         parsed(**{flag: text})
 
 
+def test_one_step_is_a_number_of_steps():
+    assert Axes.parse({"steps": "1,2"}).steps == (1, 2)
+
+
 def test_a_setting_changes_scale_interval_and_rule():
     assert guidance_of() == ClassifierFree(2.0)
     assert guidance_of(guidance=3.0, interval="0.3:3") == ClassifierFree(3.0, interval=Interval(0.3, 3.0))

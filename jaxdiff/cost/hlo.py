@@ -84,7 +84,7 @@ class Instruction:
       type: as text, see `arrays`.
       operands: names of instructions of the same computation.
       inputs: what stands between the brackets: operands, or the number of a parameter.
-      called: names of computations; not those that are applied to numbers, such as the sum of an all-reduce.
+      called: names of computations. Functions of numbers are left out, such as the sum of an all-reduce.
       rest: all that follows the operands.
       root: whether it is the result of its computation.
     """
@@ -160,7 +160,7 @@ class Module:
         return int(limits[0]) if limits and limits[0].isdecimal() else None
 
     def inside(self, line: Instruction) -> Iterator[Instruction]:
-        """All instructions of the computations that a line calls, and of those that these call."""
+        """All instructions of the computations that a line calls, directly or through others."""
         for name in line.called:
             for inner in self.computations.get(name, []):
                 yield inner

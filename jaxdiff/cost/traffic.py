@@ -25,7 +25,7 @@ class Traffic:
       accessed: read and written, in all memories.
       memory: of these, in the large memory (HBM), with the padding of its tiles.
       padding: of `memory`, padding.
-      relayouts: number of copies into another layout and of transposes, if they are no part of a computation.
+      relayouts: number of copies into another layout, and of transposes. Those inside a computation do not count.
       relayout_bytes: read and written by these.
     """
 

@@ -67,3 +67,10 @@ def test_each_point_has_its_text():
     series = Series("name", [(1.0, 2.0), (3.0, 4.0)], ("first <b>", "second"), marks=True)
     titles = read(chart("title", ("x", "y"), [series])).all("title")
     assert [title.text for title in titles] == ["first <b>", "second"]
+
+
+def test_a_long_curve_keeps_zeros():
+    values = np.full(10_000, 0.5)
+    values[3000:3100], values[3050], values[3051] = 0.4, 0.0, 0.6
+    points = [(float(i), float(value)) for i, value in enumerate(values)]
+    assert {points[3050], points[3051]} <= set(thinned(points))

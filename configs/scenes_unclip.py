@@ -170,11 +170,12 @@ def decoder() -> ConfigDict:
             drop_rate=0.1,
         ),
     )
+    task.denoiser.conditioner.conditions.text.drop_rate = 0.5  # so that it learns to draw by the vector alone
     task.pretrained = {"conditioner/parts_image/encoder": frozen("image")}
     config.init_from = spec(InitFrom, workdir=TEXT_TO_IMAGE, fresh=("conditioner/parts_image/*",))
     config.optimizer.learning_rate = 1e-3
     config.evaluation = None
-    config.steps = 1600
+    config.steps = 2400
     config.checkpoint_every = 400
     config.sample_every = 0
     return config
@@ -194,49 +195,42 @@ def upsample() -> ConfigDict:
         resampled_skips=False,
     )
     low_res = spec(ImageCondition, channels=3, factor=2.0, method="bicubic", null="none", drop_rate=0.0)
-    task = pixels(network, 4 * width, {"low_res": low_res}, LARGE, {}, mean=-0.4)
+    task = spec(
+        DenoisingTask,
+        denoiser=spec(
+            Denoiser,
+            network=network,
+            conditioner=spec(
+                Conditioner,
+                noise=spec(NoiseLevel, width=4 * width),
+                conditions={"low_res": low_res},
+            ),
+            process=spec(VarianceExploding, sigma_min=0.002, sigma_max=80.0),
+            parameterization=spec(Edm, sigma_data=SIGMA_DATA),
+        ),
+        time_sampler=spec(LogNormalSigma, mean=-0.4, std=1.0),
+        objective=spec(WeightedError, weighting=spec(EdmWeighting, sigma_data=SIGMA_DATA)),
+        image_shape=(LARGE, LARGE, 3),
+    )
+    sampling = spec(
+        Recipe,
+        sampler=spec(DpmSolver2M),
+        grid=spec(Karras, sigma_min=0.02, sigma_max=20.0),
+        guidance=spec(ClassifierFree, scale=1.0),
+        steps=8,
+    )
     blurred = spec(Chain, steps=(spec(Downsample, factor=2), spec(Blur, sigma=(0.2, 0.5), probability=0.5)))
     return experiment(
         task,
         400,
         16,
         (spec(Resize, size=LARGE), spec(Degrade, field="low_res", degradation=blurred)),
-        sampling=edm(1.0, steps=8),
+        sampling=sampling,
     )
 
 
 def frozen(module: str) -> ConfigDict:
     return spec(RunWeights, workdir=CLIP, module=module)
-
-
-def pixels(
-    network: ConfigDict, vector: int, parts: dict, size: int, pretrained: dict, mean: float
-) -> ConfigDict:
-    """A task in pixels, with the preconditioning and the loss of EDM."""
-    return spec(
-        DenoisingTask,
-        denoiser=spec(
-            Denoiser,
-            network=network,
-            conditioner=spec(Conditioner, noise=spec(NoiseLevel, width=vector), conditions=parts),
-            process=spec(VarianceExploding, sigma_min=0.002, sigma_max=80.0),
-            parameterization=spec(Edm, sigma_data=SIGMA_DATA),
-        ),
-        time_sampler=spec(LogNormalSigma, mean=mean, std=1.0),
-        objective=spec(WeightedError, weighting=spec(EdmWeighting, sigma_data=SIGMA_DATA)),
-        image_shape=(size, size, 3),
-        pretrained=pretrained,
-    )
-
-
-def edm(guidance: float, steps: int) -> ConfigDict:
-    return spec(
-        Recipe,
-        sampler=spec(DpmSolver2M),
-        grid=spec(Karras, sigma_min=0.02, sigma_max=20.0),
-        guidance=spec(ClassifierFree, scale=guidance),
-        steps=steps,
-    )
 
 
 def experiment(

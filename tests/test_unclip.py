@@ -198,6 +198,21 @@ def test_a_photograph_takes_the_place_of_the_prior_on_the_command_line(runs, tmp
     )
 
 
+@slow
+def test_each_condition_of_a_stage_has_its_scale_on_the_command_line(runs, tmp_path):
+    np.save(tmp_path / "vector.npy", EMBEDDING[0])
+    out = tmp_path / "x.npz"
+    sample.main(
+        [f"--workdir={runs[KARLO]}", f"--image=image={tmp_path / 'vector.npy'}", "--text=a horse", f"--out={out}",
+         "--steps=2", "--guidance=decoder.image=3,decoder.text=2"]
+    )  # fmt: skip
+    stages = Stages.load(runs[KARLO])
+    given = {"image": EMBEDDING[0], "text": "a horse", "steps": 2}
+    images = stages(**given, guidance={"decoder": {"image": 3.0, "text": 2.0}})
+    np.testing.assert_array_equal(np.load(out)["images"], images)
+    assert np.any(images != stages(**given, guidance={"decoder": {"image": 2.0, "text": 3.0}}))
+
+
 def one_line(error):
     text = str(error.value).splitlines()[0]
     assert ": expected " in text
@@ -260,6 +275,11 @@ def test_impossible_requests_are_refused(runs, tmp_path):
         ({"noise": {"prior": PRIOR[..., :3]}}, r"noise.prior=.*64"),
         ({"noise": {"first": PRIOR}}, "noise='first': expected a stage"),
         ({"steps": {"base": 3}}, "steps='base': expected a stage"),
+        ({"steps": {"prior": 0}}, "steps.prior=0: expected a number of steps > 0"),
+        (
+            {"guidance": {"decoder": {"depth": 3.0}}},
+            "guidance.decoder='depth': expected a condition of this stage",
+        ),
         ({"guidance": {"text": 3.0}}, "guidance='text': expected a stage"),
         ({"levels": {"text": 0.1}}, "level=0.1: expected a condition with noise augmentation"),
         ({"size": 3}, "condition='size'"),
@@ -281,6 +301,12 @@ def test_impossible_requests_are_refused(runs, tmp_path):
         ([f"--noise={tmp_path / 'noise.npy'}"], "--noise=.*the name of a stage"),
         (["--steps=many"], "--steps='many': expected a whole number"),
         (["--steps=prior=5,prior=6"], "the name of a stage, once"),
+        (["--steps=prior=0"], "--steps prior='0': expected a whole number > 0"),
+        (["--guidance=decoder.depth=3"], "decoder='depth': expected a condition of this stage"),
+        (
+            ["--guidance=decoder=3,decoder.text=2"],
+            "--guidance decoder=.*one scale, or one for each condition",
+        ),
         (["--lora=x.safetensors"], "--lora="),
         (["--edit=photo.png"], "--edit="),
         (["--config.sampling.steps=3"], "--config.sampling.steps"),

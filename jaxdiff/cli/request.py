@@ -149,19 +149,20 @@ def steps_of(flags: argparse.Namespace) -> int | dict[str, int] | None:
     """``--steps``: a number for every stage, or one for each of some stages."""
     if flags.steps is None or "=" not in flags.steps:
         return None if flags.steps is None else _count(flags.steps)
-    return {name: _count(text) for name, text in named("--steps", flags.steps.split(",")).items()}
+    words = named("--steps", flags.steps.split(","))
+    return {name: _count(text, f"--steps {name}") for name, text in words.items()}
 
 
 def _name(word: str) -> str:
-    """NAME in ``NAME=VALUE``; empty without one."""
-    found = re.match(r"([A-Za-z_][A-Za-z0-9_]*)=", word)
+    """NAME in ``NAME=VALUE``, perhaps with dots; empty without one."""
+    found = re.match(r"([A-Za-z_][A-Za-z0-9_.]*)=", word)
     return found[1] if found else ""
 
 
-def _count(text: str) -> int:
+def _count(text: str, flag: str = "--steps") -> int:
     """A number of steps."""
     whole = re.fullmatch(r"[0-9]{1,9}", text.strip()) is not None and int(text) > 0
-    expect(whole, "--steps", text, "a whole number > 0", "give one, such as 50")
+    expect(whole, flag, text, "a whole number > 0", "give one, such as 50")
     return int(text)
 
 

@@ -60,9 +60,17 @@ def _names_given(flags: argparse.Namespace) -> set[str]:
     return {name for name, _ in values.pairs("--condition", words)}
 
 
-def _guidance(text: str | None) -> float | dict[str, float] | None:
-    """``--guidance``: a scale for every guided stage, or one for each of some stages."""
+def _guidance(text: str | None) -> float | dict[str, Any] | None:
+    """``--guidance``: a scale for every guided stage, or scales of some stages and of their conditions."""
     if text is None or "=" not in text:
         return None if text is None else values.number("--guidance", text)
-    scales = named("--guidance", text.split(","))
-    return {name: values.number(f"--guidance {name}", scale) for name, scale in scales.items()}
+    found: dict[str, Any] = {}
+    for name, word in named("--guidance", text.split(",")).items():
+        scale = values.number(f"--guidance {name}", word)
+        stage, dot, condition = name.partition(".")
+        other = found.get(stage)
+        mixed = other is not None and not (dot and isinstance(other, dict))
+        fix = f"give {stage}=... alone, or a scale for each of its conditions"
+        expect(not mixed, f"--guidance {stage}", text, "one scale, or one for each condition", fix, "both")
+        found[stage] = {**(other or {}), condition: scale} if dot else scale
+    return found

@@ -83,13 +83,14 @@ class Predictor:
           fields: the fields that the task reads, as they are stored, with n rows each; the others are ignored.
 
         Raises:
-          UserError: there is no example, or fields have different numbers of rows.
+          UserError: there is no example, or fields have different numbers of rows, or the task cannot read them.
         """
         given = {name: np.asarray(values) for name, values in fields.items()}
         given = {name: values for name, values in given.items() if values.dtype.kind not in "USO"}
         lengths = {name: len(values) if values.ndim else 0 for name, values in given.items()}
         n, fix = max(lengths.values(), default=0), "give as many rows of each field"
         expect(n > 0 and set(lengths.values()) == {n}, "fields", lengths, "one number of rows, above 0", fix)
+        self.task.check_fields(given)
         parts = [self._batch(given, first, n) for first in range(0, n, self.batch_size)]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

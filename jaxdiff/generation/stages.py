@@ -6,7 +6,6 @@ images = stages(image=photo)  # the embedding of a photograph, in place of the p
 """
 
 import dataclasses
-import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -17,14 +16,10 @@ from jaxdiff.conditioning.condition import Condition
 from jaxdiff.conditioning.image import ImageCondition
 from jaxdiff.errors import expect
 from jaxdiff.generation.cascade import stage_seed
-from jaxdiff.generation.generator import Generator
-from jaxdiff.generation.handover import Handover
 from jaxdiff.generation.photographs import Photographs, embedding
+from jaxdiff.generation.stage_models import Model, conditions_of, first_model, load, noise_of, with_steps
 from jaxdiff.runs import weights
-from jaxdiff.runs.stages import Stage, read_staged
-
-Model = Generator | Handover
-"""A stage: one model, or two of which the second takes the last steps."""
+from jaxdiff.runs.stages import read_staged
 
 Scales = float | Mapping[str, float]
 """A guidance scale, or one for each of some conditions."""
@@ -54,7 +49,7 @@ class Stages:
         expect(len(names) > 0, "models", names, "at least one stage", "add one")
         for i, name in enumerate(names[:-1]):
             filled = self.gives.get(name)
-            later = {each for after in names[i + 1 :] for each in _conditions(self.models[after])}
+            later = {each for after in names[i + 1 :] for each in conditions_of(self.models[after])}
             fix = f"choose from {', '.join(sorted(later)) or 'no conditions'}"
             expect(filled in later, f"gives.{name}", filled, "a condition of a later stage", fix)
             self._check_shapes(name, names[i + 1 :])
@@ -69,12 +64,13 @@ class Stages:
           with_weights: as for a `Generator`.
 
         Raises:
-          UserError: there is no staged run, or a stage is missing.
+          UserError: there is no staged run, or a stage is missing, or two were trained with different image encoders.
         """
         staged = read_staged(workdir)
-        models = {stage.name: _load(stage, packages, with_weights) for stage in staged.stages}
+        weights.check_one_encoder({each.name: (each.workdir, each.gives) for each in staged.stages})
+        models = {stage.name: load(stage, packages, with_weights) for stage in staged.stages}
         origins = {name: each.weights for name, each in staged.encoders.items()}
-        mesh = _first(next(iter(models.values()))).mesh
+        mesh = first_model(next(iter(models.values()))).mesh
         trees = weights.load(origins, mesh, workdir) if with_weights else {}
         photographs = {
             name: Photographs(each.encoder, trees.get(name)) for name, each in staged.encoders.items()
@@ -122,9 +118,8 @@ class Stages:
         chosen = self.chosen(
             steps=steps, guidance=guidance, negative=negative, noise=noise, levels=levels, **conditions
         )
-        every = steps if isinstance(steps, Mapping) else dict.fromkeys(chosen, steps)
-        models = {name: _with_steps(self.models[name], every.get(name)) for name in chosen}
-        noises = {name: _noise(name, _first(models[name]), noise.get(name)) for name in chosen}
+        models = {name: with_steps(self.models[name], _of_stage(steps, name)) for name in chosen}
+        noises = {name: noise_of(name, first_model(models[name]), noise.get(name)) for name in chosen}
         known, found, optional = self._embedded(conditions), {}, self._optional(conditions)
         n = self.count(conditions, noise) if n is None else n
         for name, model in models.items():
@@ -153,7 +148,7 @@ class Stages:
         found = {
             name: condition
             for stage in reversed(chosen)
-            for name, condition in _conditions(self.models[stage]).items()
+            for name, condition in conditions_of(self.models[stage]).items()
             if name not in filled or name in given
         }
         photographs = {name: ImageCondition(3) for name in self.photographs if name in found or name in given}
@@ -163,16 +158,16 @@ class Stages:
     def every_condition(self) -> dict[str, Condition]:
         """The conditions of all stages by name, results of stages among them; earlier stages have precedence."""
         models = reversed(list(self.models.values()))
-        return {name: each for model in models for name, each in _conditions(model).items()}
+        return {name: each for model in models for name, each in conditions_of(model).items()}
 
     @property
     def image_shape(self) -> tuple[int, ...]:
         """The shape of a sample of the last stage."""
-        return _first(list(self.models.values())[-1]).image_shape
+        return first_model(list(self.models.values())[-1]).image_shape
 
     def may_be_left_out(self, given: Collection[str]) -> set[str]:
         """Names of conditions that need no value where those of the names `given` have one."""
-        models = [_conditions(self.models[name]) for name in self.sampled(given)[1]]
+        models = [conditions_of(self.models[name]) for name in self.sampled(given)[1]]
         if not self._optional(given):
             return set()
         return {name for each in models for name, condition in each.items() if condition.null != "none"} - {
@@ -196,7 +191,8 @@ class Stages:
         """The names of the stages that `run` samples with these arguments.
 
         Raises:
-          UserError: an option for a stage or a condition that is not there.
+          UserError: an option for a stage or a condition that is not there, steps that are no number above zero, or
+            noise of another shape.
         """
         names, (skipped, chosen) = [*self.every_condition], self.sampled(conditions)
         results = f" (the result of {', '.join(skipped)} is given)" if skipped else ""
@@ -208,16 +204,25 @@ class Stages:
             for name in given if isinstance(given, Mapping) else ():
                 kind = "a stage" if field in stages else "a condition of some stage"
                 expect(name in known, field, name, f"{kind}{results}", f"there are: {', '.join(known)}")
+        for name in chosen:
+            number, scales = _of_stage(steps, name), _of_stage(guidance, name)
+            model, fix = self.models[name], "give a whole number, such as 20"
+            expect(number is None or number > 0, f"steps.{name}", number, "a number of steps > 0", fix)
+            for condition in scales if isinstance(scales, Mapping) else ():
+                own = conditions_of(model)
+                fix = f"{name} has: {', '.join(own) or 'none'}"
+                expect(condition in own, f"guidance.{name}", condition, "a condition of this stage", fix)
+            noise_of(name, first_model(with_steps(model, number)), noise.get(name))
         return chosen
 
     def _check_shapes(self, name: str, later: Sequence[str]) -> None:
         """Raise `UserError` unless the samples of a stage are values of the condition that they fill."""
-        filled, shape = self.gives[name], _first(self.models[name]).image_shape
+        filled, shape = self.gives[name], first_model(self.models[name]).image_shape
         for after in later:
-            condition = _conditions(self.models[after]).get(filled)
+            condition = conditions_of(self.models[after]).get(filled)
             if condition is None:
                 continue
-            example = condition.stored_example(1, _first(self.models[after]).data_shape)
+            example = condition.stored_example(1, first_model(self.models[after]).data_shape)
             if isinstance(example, Mapping) and "value" not in example:
                 continue  # it reads several kinds of values, and checks them itself
             value = np.shape(example["value"] if isinstance(example, Mapping) else example)[1:]
@@ -241,12 +246,12 @@ class Stages:
     def count(self, given: Collection[str], noise: Mapping[str, np.ndarray]) -> int | None:
         """The number of samples that noise implies, where conditions of the names `given` are; None without noise."""
         chosen = self.sampled(given)[1]
-        ranks = {name: len(_first(self.models[name]).data_shape) for name in chosen}
+        ranks = {name: len(first_model(self.models[name]).data_shape) for name in chosen}
         ranks |= dict.fromkeys(self.noises, 1)
         own = [(ranks[name], np.shape(value)) for name, value in noise.items() if name in ranks]
         return next((shape[-rank - 1] for rank, shape in own if len(shape) > rank), None)
 
-    def _conditions_of(
+    def _own_conditions(
         self,
         model: Model,
         known: Mapping[str, Any],
@@ -255,7 +260,7 @@ class Stages:
         optional: bool,
     ) -> dict[str, Any]:
         """The values of a stage's conditions, with noise levels and given noise."""
-        has = _conditions(model)
+        has = conditions_of(model)
         own = {name: value for name, value in known.items() if name in has}
         if optional:
             own |= {name: None for name, each in has.items() if name not in own and each.null != "none"}
@@ -267,31 +272,9 @@ class Stages:
         return own
 
 
-def _load(stage: Stage, packages: Sequence[str], with_weights: bool) -> Model:
-    load = functools.partial(Generator.load, packages=packages, with_weights=with_weights)
-    first = load(stage.workdir)
-    return first if stage.last is None else Handover(first, load(stage.last), last=1)
-
-
-def _first(model: Model) -> Generator:
-    """The model itself, or the one that begins."""
-    return model.first if isinstance(model, Handover) else model
-
-
-def _conditions(model: Model) -> dict[str, Condition]:
-    """The conditions of a stage, by name."""
-    parts = (model.second, model.first) if isinstance(model, Handover) else (model,)
-    return {name: each for part in parts for name, each in part.denoiser.conditioner.conditions.items()}
-
-
-def _with_steps(model: Model, steps: int | None) -> Model:
-    """The stage with another number of steps."""
-    if steps is None:
-        return model
-    if isinstance(model, Handover):
-        first, second = (_with_steps(part, steps) for part in (model.first, model.second))
-        return dataclasses.replace(model, first=first, second=second)
-    return dataclasses.replace(model, recipe=dataclasses.replace(model.recipe, steps=steps))
+def _of_stage(option: Any, name: str) -> Any:
+    """An option's value for the stage `name`, where one is for all or there is one for each of some."""
+    return option.get(name) if isinstance(option, Mapping) else option
 
 
 def _options(
@@ -301,28 +284,10 @@ def _options(
     negative: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The options of a stage's call besides its conditions and its noise."""
-    first = _first(model)
-    scale: Any = guidance.get(name) if isinstance(guidance, Mapping) else guidance
+    first = first_model(model)
+    scale: Any = _of_stage(guidance, name)
     if not isinstance(guidance, Mapping) and first.recipe.guidance.scale == 1:
         scale = None
     images = len(first.image_shape) == 3
-    instead = {name: value for name, value in negative.items() if images and name in _conditions(model)}
+    instead = {name: value for name, value in negative.items() if images and name in conditions_of(model)}
     return {"guidance": scale, "negative": instead or None}
-
-
-def _noise(name: str, model: Generator, noise: np.ndarray | None) -> dict[str, np.ndarray]:
-    """The start and the draws of the steps of a stage's noise."""
-    if noise is None:
-        return {}
-    array, shape, draws = np.asarray(noise), model.data_shape, 1 + model.steps_with_noise
-    got, fix = f"{array.dtype}{list(array.shape)}", "give such floats"
-    alone = array.ndim == len(shape) + 1
-    fits = array.shape[-len(shape) :] == shape and (alone or array.shape[: -len(shape) - 1] == (draws,))
-    listed = ", ".join(map(str, shape))
-    expected = (
-        f"[n, {listed}]" if draws == 1 else f"[{draws}, n, {listed}] for {draws} draws, or [n, {listed}]"
-    )
-    expect(fits and np.issubdtype(array.dtype, np.floating), f"noise.{name}", got, expected, fix)
-    if alone:
-        return {"noise": array}
-    return {"noise": array[0]} | ({"draws": array[1:]} if draws > 1 else {})

@@ -16,7 +16,9 @@ from jaxtyping import Float
 from jaxdiff.errors import expect
 from jaxdiff.generation.generator import Generator
 from jaxdiff.generation.predictor import Predictor
+from jaxdiff.generation.stage_models import first_model
 from jaxdiff.generation.stages import Stages
+from jaxdiff.runs import weights
 from jaxdiff.tasks.contrastive import IMAGE_VECTOR, TEXT_VECTOR
 
 IMAGE, LOW_RES = "image", "low_res"
@@ -47,8 +49,13 @@ class Unclip:
         Args:
           runs: what their names begin with, such as "runs/scenes_unclip".
           **options: of `Generator.load`, for all but the first.
+
+        Raises:
+          UserError: a run is missing, or two were trained with different image encoders.
         """
-        models = {name: Generator.load(f"{runs}_{name}", **options) for name in (*GIVES, "upsample")}
+        folders = {name: f"{runs}_{name}" for name in (*GIVES, "upsample")}
+        weights.check_one_encoder({name: (folder, GIVES.get(name)) for name, folder in folders.items()})
+        models = {name: Generator.load(folder, **options) for name, folder in folders.items()}
         return cls(Predictor.load(f"{runs}_clip"), Stages(models, GIVES))
 
     def __call__(self, n: int | None = None, **options: Any) -> np.ndarray:
@@ -87,8 +94,8 @@ class Unclip:
 
     def _one_noise(self, names: Sequence[str], n: int, seed: int) -> dict[str, np.ndarray]:
         """For each stage, the same noise n times."""
-        models: Any = self.stages.models
-        shapes = {name: getattr(models[name], "first", models[name]).data_shape for name in names}
+        models = self.stages.models
+        shapes = {name: first_model(models[name]).data_shape for name in names}
         drawn = {
             name: np.random.default_rng([seed, number]).standard_normal(shape, np.float32)
             for number, (name, shape) in enumerate(shapes.items())
@@ -149,11 +156,6 @@ class Unclip:
         Raises:
           UserError: the images are another array.
         """
-        images = np.asarray(images)
-        fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] == 3
-        got = f"{images.dtype}{list(images.shape)}"
-        fix = "give bytes from 0 to 255, and image[None] for one image"
-        expect(fits, "images", got, "uint8 [n, height, width, 3]", fix)
         task: Any = self.clip.task
         return self.clip({task.image_field: images})[IMAGE_VECTOR]
 

@@ -13,6 +13,7 @@ from flax import linen as nn
 from flax.traverse_util import unflatten_dict
 
 from jaxdiff import config as configs
+from jaxdiff.codecs import image_embedding
 from jaxdiff.data.text_files import read_json, read_text
 from jaxdiff.distributed import partitioning
 from jaxdiff.distributed.first_process import in_first
@@ -214,6 +215,25 @@ def read_record(file: epath.Path) -> Mapping[str, str]:
         known, "--workdir", str(file.parent), f"networks with their sha256 in {RECORD}", fix, "other values"
     )
     return hashes
+
+
+def check_one_encoder(stages: Mapping[str, tuple[str, str | None]]) -> None:
+    """Raise `UserError` where a stage makes embeddings of one image encoder, and a later stage reads another's.
+
+    Args:
+      stages: by name in order, the run's folder, and the condition of later stages that its samples fill.
+    """
+    records = {name: epath.Path(folder).expanduser() / RECORD for name, (folder, _) in stages.items()}
+    known = {name: read_record(file) if file.exists() else {} for name, file in records.items()}
+    names = list(stages)
+    for i, name in enumerate(names):
+        made, read = known[name].get(image_embedding.NAME), f"conditioner/parts_{stages[name][1]}/encoder"
+        for after in names[i + 1 :]:
+            other = known[after].get(read)
+            fix = f"train one of them again, with the image encoder of the other, or take another run for {after}"
+            expected = f"the image encoder that {name} was trained with (sha256 {str(made)[:16]})"
+            expect(made in (None, other) or other is None, f"stages.{after}", stages[after][0], expected, fix,
+                   f"another (sha256 {str(other)[:16]})")  # fmt: skip
 
 
 def placed(tree: Params, mesh: jax.sharding.Mesh, dtype: str) -> Params:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.core import FrozenDict
 
@@ -157,6 +158,21 @@ class AutoencodingTask:
 
     def update_task_state(self, task_state: Any, examples: dict, losses: Float[Array, "batch"]) -> Any:
         return task_state
+
+    def check_fields(self, fields: Mapping[str, np.ndarray]) -> None:
+        """Raise `UserError` unless there are images uint8 [n, height, width, channels] with sides that fit."""
+        images, factor = fields.get(self.image_field), self.network.factor
+        got = "none" if images is None else f"{images.dtype}{list(images.shape)}"
+        fits = images is not None and images.dtype == np.uint8 and images.ndim == 4
+        fits = (
+            fits
+            and images.shape[-1] == self.image_shape[-1]
+            and not any(side % factor for side in images.shape[1:3])
+        )
+        expected = (
+            f"uint8 [n, height, width, {self.image_shape[-1]}] with sides that are multiples of {factor}"
+        )
+        expect(fits, self.image_field, got, expected, "resize the images")
 
     def predict(self, params: Params, frozen: Mapping[str, Params], fields: Batch) -> dict[str, Array]:
         """The means of the latents, and the images that are decoded from them."""

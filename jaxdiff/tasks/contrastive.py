@@ -116,6 +116,17 @@ class ContrastiveTask:
     def update_task_state(self, task_state: Any, examples: dict, losses: Float[Array, "batch"]) -> Any:
         return task_state
 
+    def check_fields(self, fields: Mapping[str, np.ndarray]) -> None:
+        """Raise `UserError` unless images are uint8 [n, height, width, channels], and texts ids of the tokenizer."""
+        images, ids = fields.get(self.image_field), fields.get(self.text_field)
+        if images is not None:
+            fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] == self.image_shape[-1]
+            expected = f"uint8 [n, height, width, {self.image_shape[-1]}]"
+            fix = "give bytes from 0 to 255, and image[None] for one image"
+            expect(fits, self.image_field, f"{images.dtype}{list(images.shape)}", expected, fix)
+        if ids is not None:
+            self.tokenizer.check(ids, self.text_field)
+
     def predict(self, params: Params, frozen: Mapping[str, Params], fields: Batch) -> dict[str, Array]:
         """The unit vectors of the images and of the texts that are given, [batch, width] each."""
         found = {}

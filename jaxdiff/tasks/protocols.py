@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
 from jaxdiff.codecs.protocol import Codec, Shape
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.typing import Array, Batch, Float, Key, Params, Times, Weights
@@ -32,6 +34,10 @@ class Predictive(Protocol):
 
     @property
     def frozen(self) -> Mapping[str, Weights]: ...
+
+    def check_fields(self, fields: Mapping[str, np.ndarray]) -> None:
+        """Raise `UserError` unless `predict` can read these fields of examples, with one row or more each."""
+        ...
 
     def predict(self, params: Params, frozen: Mapping[str, Params], fields: Batch) -> Mapping[str, Array]:
         """What the network says about the examples of a batch, by name, each [batch, ...].

@@ -1,5 +1,7 @@
 """Staged runs: where a command needs a single model, it names a stage."""
 
+import json
+
 import pytest
 
 from jaxdiff import config as configs
@@ -8,6 +10,7 @@ from jaxdiff.distributed import runtime
 from jaxdiff.errors import UserError
 from jaxdiff.generation.generator import Generator
 from jaxdiff.generation.predictor import Predictor
+from jaxdiff.generation.stages import Stages
 from jaxdiff.runs.stages import Stage, StagedRun, write_staged
 from jaxdiff.runs.weights import RunWeights
 from jaxdiff.sampling.samplers.ddim import Ddim
@@ -25,6 +28,17 @@ def staged(tmp_path):
     )
     write_staged(StagedRun(stages), str(tmp_path / "all"))
     return str(tmp_path / "all")
+
+
+def test_stages_are_of_one_image_encoder(staged, tmp_path):
+    records = {"prior": "image_encoder", "decoder": "conditioner/parts_image/encoder"}
+    for stage, network in records.items():
+        record = {network: {"from": "a run", "sha256": f"{stage}'s"}}
+        (tmp_path / stage / "frozen.json").write_text(json.dumps(record))
+    with pytest.raises(
+        UserError, match=r"stages.decoder=.*expected the image encoder that prior was trained with"
+    ):
+        Stages.load(staged)
 
 
 CALLS = {

@@ -172,6 +172,17 @@ def test_the_loss_of_an_image_does_not_depend_on_others():
     np.testing.assert_allclose(whole[1:2], alone, rtol=1e-9)
 
 
+@pytest.mark.parametrize(
+    "fields", [{}, {"image": IMAGES / 255}, {"image": IMAGES[:, 1:]}, {"image": IMAGES[..., :1]}]
+)
+def test_predictions_need_images_that_the_network_reads(fields):
+    with pytest.raises(
+        UserError, match=r"image=.*expected uint8 \[n, height, width, 3\] with sides that are multiples of 2"
+    ):
+        task().check_fields(fields)
+    task().check_fields({"image": IMAGES})
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(
         UserError, match=r"image_shape=.*: expected sides that are multiples of 2, and 3 channels"

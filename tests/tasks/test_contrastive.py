@@ -187,6 +187,23 @@ def test_predictions_need_as_many_rows_of_each_field(lengths):
         predictor(fields)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"text": np.full((2, 12), 100_000, np.int32)}, "text=100000: expected ids from 0 to"),
+        ({"text": np.zeros((2, 5), np.int32)}, r"text='?int32\[2, 5\]"),
+        (
+            {"image": np.zeros((2, 8, 8, 3), np.float32)},
+            r"image='float32\[2, 8, 8, 3\]': expected uint8 \[n, ",
+        ),
+        ({"image": np.zeros((2, 8, 8, 4), np.uint8)}, r"expected uint8 \[n, height, width, 3\]"),
+    ],
+)
+def test_predictions_need_fields_that_the_encoders_read(fields, message):
+    with pytest.raises(UserError, match=message):
+        Predictor(a_task(), {}, {}, toy.mesh(1))(fields)
+
+
 def test_evaluations_fit_the_kind_of_task():
     with pytest.raises(UserError, match="expected a task with samples, got ContrastiveTask"):
         an_experiment(evaluation=ImageEvaluation())

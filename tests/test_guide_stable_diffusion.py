@@ -53,7 +53,7 @@ def write_files(folder):
     inside[8:24, 4:20] = 255
     Image.fromarray(inside).save(folder / "mask.png")
     np.save(folder / "noise.npy", draw.standard_normal((1, 16, 16, 4)).astype(np.float32))
-    for seed, name in enumerate(("style", "detail")):
+    for seed, name in enumerate(("style", "detail", "lcm")):
         pipelines.write_lora(folder / f"{name}.safetensors", seed)
     unet = pathlib.Path("stable-diffusion-v1-5/unet/diffusion_pytorch_model.safetensors")
     shutil.copy(unet, folder / "distilled.safetensors")

@@ -19,6 +19,7 @@ from jaxdiff.generation.handover import Handover
 from jaxdiff.interop import published
 from jaxdiff.runs.published import convert
 from jaxdiff.runs.workdir import read_config
+from jaxdiff.sampling.samplers.consistency import Consistency
 from tests import pipelines
 from tests.pipelines import as_torch, check_images
 from tests.selection import some
@@ -89,6 +90,46 @@ def test_images_are_those_of_diffusers(kind, sampler, folders, runs):
     generator = Generator.load(runs[kind], sampler=sampler, overrides=[("sampling.steps", "4")])
     given = {"guidance": 5.0, "noise": NOISE, "image_size": (32, 48)}
     check_images(generator(text=TEXTS, negative={"text": negative[0]}, **given), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sampler", "scheduler", "settings"),
+    [
+        ("Lightning", "EulerDiscreteScheduler", {"timestep_spacing": "trailing"}),
+        ("Hyper-SD", "DDIMScheduler", {"timestep_spacing": "trailing"}),
+        ("LCM", "LCMScheduler", {}),
+    ],
+)
+def test_a_distilled_model_s_sampler_has_four_steps_without_guidance(
+    sampler, scheduler, settings, folders, runs, monkeypatch
+):
+    import diffusers
+    from diffusers.schedulers import scheduling_lcm
+
+    noise = np.random.default_rng(1).standard_normal((4, *NOISE.shape)).astype(np.float32)
+    later = iter(noise[1:])
+    monkeypatch.setattr(scheduling_lcm, "randn_tensor", lambda *_, **__: as_torch(next(later)))
+    pipe = peer("sd1", folders["sd1"], None)
+    pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config, **settings)
+    expected = pipe(
+        TEXTS, num_inference_steps=4, guidance_scale=0.0, height=32, width=48, output_type="np",
+        latents=as_torch(noise[0]),
+    ).images  # fmt: skip
+    generator = Generator.load(runs["sd1"], sampler=sampler)
+    draws = {"draws": noise[1:]} if sampler == "LCM" else {}
+    check_images(generator(text=TEXTS, noise=noise[0], image_size=(32, 48), **draws), expected)
+
+
+@pytest.mark.slow
+def test_a_folder_with_the_scheduler_of_a_distilled_model_has_its_steps_and_no_guidance(folders, tmp_path):
+    folder = shutil.copytree(folders["sd1"], tmp_path / "folder")
+    settings = folder / "scheduler" / "scheduler_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"_class_name": "LCMScheduler"}))
+    convert(published.find(folder), str(tmp_path / "run"))
+    recipe = experiment_of(tmp_path / "run").sampling
+    assert (recipe.steps, recipe.guidance.scale) == (4, 1.0)
+    assert recipe.sampler == Consistency()
 
 
 @pytest.mark.slow

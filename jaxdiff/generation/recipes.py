@@ -30,7 +30,7 @@ def sampled_by(
     for path, text in of_recipes:
         override(config, path, text, packages=packages)
     recipes = config.get("recipes", {})
-    _warn_if_refused(sampler, [name for name in recipes if not _is_preset(recipes[name])])
+    _warn_if_refused(sampler, [name for name in recipes if name in NAMES])
     name = None if sampler is None else names.plain(sampler)
     if name in recipes:
         own = config.get("sampling") or {}

@@ -123,7 +123,7 @@ class Stages:
         known, found, optional = self._embedded(conditions), {}, self._optional(conditions)
         n = self.count(conditions, noise) if n is None else n
         for name, model in models.items():
-            own = self._conditions_of(model, known, levels, noise, optional)
+            own = self._own_conditions(model, known, levels, noise, optional)
             options: dict[str, Any] = own | noises[name] | _options(name, model, guidance, negative or {})
             last, number = name == chosen[-1], list(self.models).index(name)
             samples = model(n, seed=stage_seed(seed, number), rounded=last, **options)

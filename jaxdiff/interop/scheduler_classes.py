@@ -1,33 +1,18 @@
-"""The scheduler classes of diffusers: their defaults, and how each samples in the terms of a `Recipe`."""
+"""The scheduler classes of diffusers: their defaults, what of them is known here, and how each samples."""
 
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxdiff.errors import expect
-from jaxdiff.process.labels import RoundedIndex
-from jaxdiff.sampling.grids.continuous import KarrasBetween
-from jaxdiff.sampling.grids.discrete import Leading, Linspace, Trailing
-from jaxdiff.sampling.modifiers.rounded_end import RoundedEnd
-from jaxdiff.sampling.modifiers.thresholding import StaticThreshold
-from jaxdiff.sampling.protocols import Grid, Modifier, Sampler
-from jaxdiff.sampling.samplers.adams import Deis, Lms
-from jaxdiff.sampling.samplers.ancestral import Ancestral
-from jaxdiff.sampling.samplers.ddim import Ddim, EulerAncestral
-from jaxdiff.sampling.samplers.dpm_solver import DpmSolver1, DpmSolver2M, DpmSolver3M
+from jaxdiff.interop import scheduler_recipes as recipes
+from jaxdiff.interop.scheduler_recipes import Settings
+from jaxdiff.sampling.samplers.adams import Lms
+from jaxdiff.sampling.samplers.ddim import EulerAncestral
 from jaxdiff.sampling.samplers.heun import Euler, Heun
-from jaxdiff.sampling.samplers.pndm import Plms, Pndm
-from jaxdiff.sampling.samplers.unipc import UniPc
-
-Settings = Mapping[str, Any]
-"""Fields of a ``scheduler_config.json``."""
 
 Known = Mapping[str, tuple[Any, ...]]
 """Fields that have an equivalent for some values only, and these values."""
-
-LOWER_ORDER_BELOW = 15
-"""Steps, of DPM-Solver and DEIS."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,167 +38,6 @@ class SchedulerClass:
         return "sigma / alpha" if self.fractional and not settings.get("use_karras_sigmas") else "log_snr"
 
 
-def _ddim(settings: Settings) -> dict[str, Any]:
-    steps = settings["num_train_timesteps"]
-    return {
-        "sampler": Ddim(),
-        "grid": _grid(settings),
-        "modifiers": _clipping(settings, keep_noise=True),
-        "t_end": None if settings["set_alpha_to_one"] else 1 / steps,
-        # The spacing "leading" has the length of these steps anyway.
-        "fixed_stride": None if settings["timestep_spacing"] == "leading" else steps,
-        "initial": "unit",
-    }
-
-
-def _ddpm(settings: Settings) -> dict[str, Any]:
-    kind = settings["variance_type"]
-    variance = {"fixed_small": "small", "fixed_small_log": "small", "fixed_large": "large"}.get(
-        kind, "learned"
-    )
-    # A step to clean data adds the larger noise there, unless it begins at the model's first step.
-    spacing, offset = settings["timestep_spacing"], settings["steps_offset"]
-    from_first = spacing == "linspace" or (spacing == "leading" and offset == 0)
-    expect(variance == "small" or from_first, "variance_type", kind,
-           "'fixed_small' with steps that end above the model's first", "choose another sampler")  # fmt: skip
-    return {
-        "sampler": Ancestral(variance),
-        "grid": _grid(settings),
-        "modifiers": _clipping(settings),
-        "initial": "unit",
-    }
-
-
-def _unclip(settings: Settings) -> dict[str, Any]:
-    """DDPM between the visited steps of all of the model's, from the noisiest to the first."""
-    return {
-        "sampler": Ancestral("learned" if settings["variance_type"] == "learned_range" else "small"),
-        "grid": Linspace(settings["num_train_timesteps"]),
-        "modifiers": (*_clipping(settings), RoundedEnd()),
-        "initial": "unit",
-    }
-
-
-def _pndm(settings: Settings) -> dict[str, Any]:
-    integrand = "v" if settings["prediction_type"] == "v_prediction" else "noise"
-    return {
-        "sampler": (Plms if settings["skip_prk_steps"] else Pndm)(integrand),
-        "grid": _grid(settings),
-        "t_end": 0.0 if settings["set_alpha_to_one"] else 1 / settings["num_train_timesteps"],
-        "initial": "unit",
-    }
-
-
-def _in_sigma(sampler: Sampler, t_end: float | None = None) -> Callable[[Settings], dict[str, Any]]:
-    """The classes of k-diffusion's samplers, which scale their data to alpha = 1."""
-
-    def found(settings: Settings) -> dict[str, Any]:
-        grid = _grid(settings, rounded=False)
-        return {
-            "sampler": sampler,
-            "grid": KarrasBetween(grid) if settings.get("use_karras_sigmas") else grid,
-            "modifiers": _clipping(settings),
-            "t_end": t_end,
-            "initial": "unit" if settings["timestep_spacing"] == "leading" else "process",
-        }
-
-    return found
-
-
-def _dpm_solver(settings: Settings) -> dict[str, Any]:
-    kind, order, rule = settings["algorithm_type"], settings["solver_order"], settings["solver_type"]
-    final = settings["final_sigmas_type"]
-    integrand, eta = ("noise" if kind.endswith("dpmsolver") else "x_0"), float(kind.startswith("sde"))
-    expect(integrand == "x_0" or final == "sigma_min", "final_sigmas_type", final,
-           f"'sigma_min' with algorithm_type={kind!r}", "choose another sampler")  # fmt: skip
-    expect(eta == 0 or order < 3, "solver_order", order, "1 or 2 with noise", "choose another sampler")
-    rule = rule if rule == "heun" else "midpoint"
-    samplers = {
-        1: DpmSolver1(eta, integrand),
-        2: DpmSolver2M(eta, integrand, rule),
-        3: DpmSolver3M(eta, integrand, compat=True, rule=rule),
-    }
-    return {
-        "sampler": samplers[order],
-        **_multistep(settings),
-        "lower_order_below": LOWER_ORDER_BELOW,
-        "euler_at_final": settings["euler_at_final"],
-        "t_end": _first_step(settings) if final == "sigma_min" else None,
-    }
-
-
-def _uni_pc(settings: Settings) -> dict[str, Any]:
-    final, lower = settings["final_sigmas_type"], settings["lower_order_final"]
-    expect(lower or final == "sigma_min", "lower_order_final", lower,
-           "True with final_sigmas_type='zero'", "choose another sampler")  # fmt: skip
-    variant = "bh1" if settings["solver_type"] == "bh1" else "bh2"
-    t_end = _first_step(settings) if final == "sigma_min" else None
-    return {"sampler": UniPc(settings["solver_order"], variant), **_multistep(settings), "t_end": t_end}
-
-
-def _deis(settings: Settings) -> dict[str, Any]:
-    return {
-        "sampler": Deis(settings["solver_order"]),
-        **_multistep(settings),
-        "lower_order_below": LOWER_ORDER_BELOW,
-        "t_end": _first_step(settings),
-    }
-
-
-def _multistep(settings: Settings) -> dict[str, Any]:
-    """What the multistep solvers of the DPM-Solver family share."""
-    fields = {
-        "grid": _grid(settings, drop_last=True),
-        "modifiers": _clipping(settings),
-        "lower_order_final": settings["lower_order_final"],
-        "initial": "unit",
-    }
-    if not settings["use_karras_sigmas"]:
-        return fields
-    kind = settings["beta_schedule"]
-    expect(kind != "squaredcos_cap_v2", "use_karras_sigmas", True, f"False with beta_schedule={kind!r}",
-           "choose another sampler")  # fmt: skip
-    steps = settings["num_train_timesteps"]
-    # From the model's noisiest step to its first, whatever the spacing. The network is shown the nearest step.
-    return fields | {"grid": KarrasBetween(Linspace(steps)), "noise_label": RoundedIndex(steps)}
-
-
-def _grid(settings: Settings, drop_last: bool = False, rounded: bool = True) -> Grid:
-    spacing, steps = settings["timestep_spacing"], settings["num_train_timesteps"]
-    spacings = {
-        "leading": Leading(steps, settings["steps_offset"], drop_last),
-        "linspace": Linspace(steps, drop_last=drop_last, rounded=rounded),
-        "trailing": Trailing(steps),
-    }
-    known = f"one of {', '.join(spacings)}"
-    expect(spacing in spacings, "timestep_spacing", spacing, known, "choose one of these")
-    return spacings[spacing]
-
-
-def _clipping(settings: Settings, keep_noise: bool = False) -> tuple[Modifier, ...]:
-    """Clipping of the predicted x_0. Thresholding whose largest value is 1 is no more than that."""
-    if settings.get("thresholding", False):
-        most = settings["sample_max_value"]
-        expect(most == 1, "sample_max_value", most, "1 with thresholding", "choose another sampler")
-        return (StaticThreshold(1.0, keep_noise),)
-    if settings.get("clip_sample", False):
-        return (StaticThreshold(float(settings["clip_sample_range"]), keep_noise),)
-    return ()
-
-
-def _first_step(settings: Settings) -> float:
-    """The time of the model's first step, where a sampler with this end leaves the noise of that level."""
-    karras = settings["use_karras_sigmas"]
-    expect(
-        not karras,
-        "use_karras_sigmas",
-        karras,
-        "False with a last step to the model's first",
-        "choose another sampler",
-    )
-    return 1 / settings["num_train_timesteps"]
-
-
 GENERAL: dict[str, Any] = {
     "num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear",
     "trained_betas": None, "prediction_type": "epsilon", "steps_offset": 0, "timestep_spacing": "linspace",
@@ -223,6 +47,10 @@ ZERO_SNR = {"rescale_betas_zero_snr": False}
 CLIPPED = {"clip_sample": True, "clip_sample_range": 1.0, "thresholding": False, "sample_max_value": 1.0}
 SIGMAS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
 FLOWS = {"use_flow_sigmas": False}
+DISTILLED: dict[str, Any] = {
+    **GENERAL, **CLIPPED, **ZERO_SNR, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+    "clip_sample": False, "original_inference_steps": 50, "timestep_scaling": 10.0,
+}  # fmt: skip
 OUTPUTS = ("epsilon", "v_prediction", "sample")
 SOLVER: dict[str, Any] = {
     **GENERAL, **SIGMAS, **FLOWS, "solver_order": 2, "thresholding": False, "sample_max_value": 1.0,
@@ -243,7 +71,7 @@ CLASSES: dict[str, SchedulerClass] = {
     "DDIMScheduler": SchedulerClass(
         {**GENERAL, **LEADING, **CLIPPED, **ZERO_SNR, "set_alpha_to_one": True},
         {"prediction_type": OUTPUTS},
-        _ddim,
+        recipes.ddim,
     ),
     "DDPMScheduler": SchedulerClass(
         {**GENERAL, **LEADING, **CLIPPED, **ZERO_SNR, "variance_type": "fixed_small"},
@@ -251,8 +79,10 @@ CLASSES: dict[str, SchedulerClass] = {
             prediction_type=OUTPUTS,
             variance_type=("fixed_small", "fixed_small_log", "fixed_large", "learned_range"),
         ),
-        _ddpm,
+        recipes.ddpm,
     ),
+    "LCMScheduler": SchedulerClass(DISTILLED, {"prediction_type": OUTPUTS, "timestep_scaling": (10.0,)}, recipes.lcm),
+    "TCDScheduler": SchedulerClass(DISTILLED, {"prediction_type": OUTPUTS}, recipes.tcd),
     "UnCLIPScheduler": SchedulerClass(
         {
             **GENERAL, "beta_schedule": "squaredcos_cap_v2", "variance_type": "fixed_small_log", "clip_sample": True,
@@ -260,12 +90,12 @@ CLASSES: dict[str, SchedulerClass] = {
         },
         {"beta_schedule": ("squaredcos_cap_v2",), "trained_betas": (None,), "prediction_type": ("epsilon", "sample"),
          "variance_type": ("fixed_small_log", "learned_range")},
-        _unclip,
+        recipes.unclip,
     ),
     "PNDMScheduler": SchedulerClass(
         {**GENERAL, **LEADING, "skip_prk_steps": False, "set_alpha_to_one": False},
         _only(LEADING, prediction_type=("epsilon", "v_prediction")),
-        _pndm,
+        recipes.pndm,
     ),
     "EulerDiscreteScheduler": SchedulerClass(
         {
@@ -276,14 +106,14 @@ CLASSES: dict[str, SchedulerClass] = {
             interpolation_type=("linear",), sigma_min=(None,), sigma_max=(None,), timestep_type=("discrete",),
             final_sigmas_type=("zero",),
         ),
-        _in_sigma(Euler()),
+        recipes.in_sigma(Euler()),
         divides_by_alpha=True,
         fractional=True,
     ),
     "EulerAncestralDiscreteScheduler": SchedulerClass(
         {**GENERAL, **ZERO_SNR},
         {"prediction_type": ("epsilon", "v_prediction")},
-        _in_sigma(EulerAncestral()),
+        recipes.in_sigma(EulerAncestral()),
         divides_by_alpha=True,
         fractional=True,
     ),
@@ -293,11 +123,11 @@ CLASSES: dict[str, SchedulerClass] = {
             "clip_sample_range": 1.0,
         },
         WITH_KARRAS,
-        _in_sigma(Heun()),
+        recipes.in_sigma(Heun()),
         fractional=True,
     ),
     "LMSDiscreteScheduler": SchedulerClass(
-        {**GENERAL, **SIGMAS}, WITH_KARRAS, _in_sigma(Lms(), t_end=0.0), fractional=True
+        {**GENERAL, **SIGMAS}, WITH_KARRAS, recipes.in_sigma(Lms(), t_end=0.0), fractional=True
     ),
     "DPMSolverMultistepScheduler": SchedulerClass(
         {
@@ -309,7 +139,7 @@ CLASSES: dict[str, SchedulerClass] = {
             algorithm_type=("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver", "deis"),
             solver_type=("midpoint", "heun", "logrho", "bh1", "bh2"), final_sigmas_type=("zero", "sigma_min"),
         ),
-        _dpm_solver,
+        recipes.dpm_solver,
         divides_by_alpha=True,
     ),
     "UniPCMultistepScheduler": SchedulerClass(
@@ -321,7 +151,7 @@ CLASSES: dict[str, SchedulerClass] = {
             FLOWS, predict_x0=(True,), disable_corrector=((),), solver_p=(None,), thresholding=(False,),
             solver_type=("bh1", "bh2", "midpoint", "heun", "logrho"), final_sigmas_type=("zero", "sigma_min"),
         ),
-        _uni_pc,
+        recipes.uni_pc,
         divides_by_alpha=True,
     ),
     "DEISMultistepScheduler": SchedulerClass(
@@ -330,7 +160,7 @@ CLASSES: dict[str, SchedulerClass] = {
             thresholding=(False,), algorithm_type=("deis", "dpmsolver", "dpmsolver++"),
             solver_type=("logrho", "midpoint", "heun", "bh1", "bh2"),
         ),
-        _deis,
+        recipes.deis,
     ),
 }  # fmt: skip
 """By name. Settings that change nothing here, such as `variance_type` of solvers, are left out."""

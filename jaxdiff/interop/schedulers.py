@@ -5,6 +5,7 @@ fields that the file names apply, and all others have the defaults of the other 
 `scheduler_classes`.
 """
 
+import dataclasses
 from typing import Any
 
 from jaxdiff.errors import UserError, expect
@@ -25,7 +26,7 @@ from jaxdiff.process.table import (
 from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
 from jaxdiff.sampling.names import plain
 from jaxdiff.sampling.protocols import Guidance
-from jaxdiff.sampling.recipe import Recipe
+from jaxdiff.sampling.recipe import Preset, Recipe
 
 FIELDS = {
     "_class_name": TEXT, "_use_default_values": TEXTS, "num_train_timesteps": COUNT, "beta_start": NUMBER,
@@ -33,7 +34,7 @@ FIELDS = {
     "steps_offset": INDEX, "timestep_spacing": TEXT, "rescale_betas_zero_snr": FLAG, "clip_sample": FLAG,
     "clip_sample_range": NUMBER, "thresholding": FLAG, "sample_max_value": NUMBER, "set_alpha_to_one": FLAG,
     "skip_prk_steps": FLAG, "use_karras_sigmas": optional(FLAG), "solver_order": COUNT, "lower_order_final": FLAG,
-    "euler_at_final": FLAG,
+    "euler_at_final": FLAG, "original_inference_steps": COUNT, "timestep_scaling": NUMBER,
 }  # fmt: skip
 """Types of the settings. Those that are one of a few values are looked up among these."""
 
@@ -47,9 +48,11 @@ LAST_ALPHA_SQUARED = 2.0**-24
 """Of classes that divide by alpha, in place of 0."""
 
 OFF = ClassifierFree()
+_RECIPE = [field.name for field in dataclasses.fields(Recipe)]
 
 SDE = {"algorithm_type": "sde-dpmsolver++"}
 KARRAS = {"use_karras_sigmas": True}
+TRAILING = {"timestep_spacing": "trailing"}
 NAMES: dict[str, tuple[str, Settings]] = {
     "ddim": ("DDIMScheduler", {}),
     "ddpm": ("DDPMScheduler", {}),
@@ -69,8 +72,17 @@ NAMES: dict[str, tuple[str, Settings]] = {
     "dpmsolver3m": ("DPMSolverMultistepScheduler", {"solver_order": 3}),
     "unipc": ("UniPCMultistepScheduler", {}),
     "deis": ("DEISMultistepScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
+    "tcd": ("TCDScheduler", {}),
+    "dmd2": ("LCMScheduler", {"original_inference_steps": 4}),
+    "hypersd": ("DDIMScheduler", TRAILING),
+    "lightning": ("EulerDiscreteScheduler", TRAILING),
+    "turbo": ("EulerAncestralDiscreteScheduler", TRAILING),
 }
 """Names of samplers: the class in diffusers, and settings that the name implies."""
+
+FEW_STEPS = {"lcm": 4, "tcd": 4, "dmd2": 4, "hypersd": 4, "lightning": 4, "turbo": 1}
+"""Names of samplers for distilled models, and the number of steps that their authors sample them with, unguided."""
 
 
 def process(settings: Settings) -> VariancePreserving:
@@ -126,14 +138,27 @@ def recipe(settings: Settings, name: str | None = None, steps: int = 50, guidanc
 
 
 def recipes(settings: Settings, steps: int = 50, guidance: Guidance = OFF) -> dict[str, Recipe]:
-    """The recipes of all `NAMES` that the settings allow, by name; for `Experiment.recipes`."""
+    """The recipes of all `NAMES` that the settings allow, by name; for `Experiment.recipes`.
+
+    Those of `FEW_STEPS` are presets, with steps of their own and no guidance.
+    """
     found = {}
     for name in NAMES:
+        few = name in FEW_STEPS
+        own = (FEW_STEPS[name], OFF) if few else (steps, guidance)
         try:
-            found[name] = recipe(settings, name, steps, guidance)
+            made = recipe(settings, name, *own)
         except UserError:
             continue
+        found[name] = Preset(**{field: getattr(made, field) for field in _RECIPE}) if few else made
     return found
+
+
+def distilled(settings: Settings) -> int | None:
+    """The number of steps of a scheduler that is made for distilled models, such as LCM's; None of other classes."""
+    names = {"LCMScheduler": "lcm", "TCDScheduler": "tcd"}
+    name = names.get(settings.get("_class_name", ""))
+    return None if name is None else FEW_STEPS[name]
 
 
 def handover(fraction: float, train_steps: int = 1000) -> float:

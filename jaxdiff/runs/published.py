@@ -245,8 +245,14 @@ def experiment(
 
 
 def _recipe(model: StableDiffusion, steps: int) -> Recipe:
-    """The recipe of the published scheduler; DDIM's, with a warning, if it is unknown here."""
+    """The recipe of the published scheduler; DDIM's, with a warning, if it is unknown here.
+
+    Where the class of the scheduler is one for distilled models, it has their steps, and no guidance.
+    """
+    few = schedulers.distilled(model.scheduler)
     try:
+        if few is not None:
+            return schedulers.recipe(model.scheduler, None, few)
         return schedulers.recipe(model.scheduler, None, steps, model.guidance)
     except UserError as error:
         _log.warning(

@@ -161,17 +161,12 @@ class AutoencodingTask:
 
     def check_fields(self, fields: Mapping[str, np.ndarray]) -> None:
         """Raise `UserError` unless there are images uint8 [n, height, width, channels] with sides that fit."""
-        images, factor = fields.get(self.image_field), self.network.factor
-        got = "none" if images is None else f"{images.dtype}{list(images.shape)}"
-        fits = images is not None and images.dtype == np.uint8 and images.ndim == 4
-        fits = (
-            fits
-            and images.shape[-1] == self.image_shape[-1]
-            and not any(side % factor for side in images.shape[1:3])
-        )
-        expected = (
-            f"uint8 [n, height, width, {self.image_shape[-1]}] with sides that are multiples of {factor}"
-        )
+        images = np.asarray(fields.get(self.image_field, ()))
+        factor, (*_, channels) = self.network.factor, self.image_shape
+        fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] == channels
+        fits = fits and not any(side % factor for side in images.shape[1:3])
+        got = f"{images.dtype}{list(images.shape)}" if self.image_field in fields else "none"
+        expected = f"uint8 [n, height, width, {channels}] with sides that are multiples of {factor}"
         expect(fits, self.image_field, got, expected, "resize the images")
 
     def predict(self, params: Params, frozen: Mapping[str, Params], fields: Batch) -> dict[str, Array]:

@@ -18,7 +18,9 @@ from jaxdiff.process.prediction import LearnedVariance, Noise, V, decode, target
 from jaxdiff.process.table import LinearBetas, ScaledLinearBetas, Table
 from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
 from jaxdiff.sampling.noise import fold_in, noise_like
+from jaxdiff.sampling.recipe import Preset
 from jaxdiff.sampling.samplers.ancestral import Ancestral
+from jaxdiff.sampling.samplers.consistency import TrajectoryConsistency
 from tests import schedulers as peers
 from tests.oracles import Mixture
 from tests.sampling.solving import QUICK
@@ -52,10 +54,13 @@ FOLDERS = {"sd_15": SD_15, "sd_21": SD_21, "sd_xl": SD_XL, "lightning": LIGHTNIN
 
 NAMES = [name for name in schedulers.NAMES if name not in ("ancestral", "plms")]  # these are ddpm and pndm
 LEADING_ONLY, NOT_RESCALED = ("pndm",), ("pndm", "heun", "lms", "deis")
-STOCHASTIC = ("ddpm", "eulerancestral", "dpmsolver2msde", "dpmsolver2msdekarras")
+STOCHASTIC = ("ddpm", "eulerancestral", "dpmsolver2msde", "dpmsolver2msdekarras", "tcd", "turbo")
+BOUNDARY = ("lcm", "dmd2")  # the peer's boundary condition takes one part in 100,000 from a prediction
 
 
 def allowed(name, settings):
+    if name == "dmd2":  # has four steps
+        return False
     regular = settings.get("timestep_spacing", "leading") == "leading" or name not in LEADING_ONLY
     return regular and not (settings.get("rescale_betas_zero_snr") and name in NOT_RESCALED)
 
@@ -89,7 +94,7 @@ def of(name, *bases, **settings):
 
 DDIM, DDPM, PNDM, EULER = "DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "EulerDiscreteScheduler"
 DPM, UNI_PC, DEIS = "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler"
-HEUN, LMS = "HeunDiscreteScheduler", "LMSDiscreteScheduler"
+HEUN, LMS, TCD = "HeunDiscreteScheduler", "LMSDiscreteScheduler", "TCDScheduler"
 SIGMA_MIN = {"final_sigmas_type": "sigma_min"}
 
 OWN = [
@@ -120,6 +125,7 @@ OWN = [
     of(UNI_PC, SD_BETAS, solver_type="midpoint", use_karras_sigmas=True),
     of(DEIS, SD_21, solver_order=3, algorithm_type="dpmsolver++"),
     of(DEIS, LIGHTNING, solver_order=1, lower_order_final=False),
+    of(TCD, SD_21, clip_sample=True),
 ]  # fmt: skip
 TO_OTHERS = [
     ("ddim", of(DPM, SD_BETAS, timestep_spacing="linspace", _use_default_values=["timestep_spacing"])),
@@ -172,6 +178,7 @@ class Peer:
     def __init__(self, torch, scheduler_class, settings, implied, steps):
         self.torch, self.scheduler = torch, scheduler_class.from_config(settings, **implied)
         self.scheduler.set_timesteps(steps)
+        self.options = {}
         self.begin(0)  # it counts from the second of two equal steps otherwise
 
     def begin(self, index):
@@ -182,7 +189,7 @@ class Peer:
         for t in timesteps:
             seen = jnp.asarray(self.scheduler.scale_model_input(x, t).numpy())
             output = self.torch.tensor(np.asarray(model(seen, float(t))))
-            x = self.scheduler.step(output, t, x).prev_sample
+            x = self.scheduler.step(output, t, x, **self.options).prev_sample
         return x
 
 
@@ -211,6 +218,11 @@ def same(found, expected, tolerance=1e-9):
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
+def tolerance(name):
+    """Noise is drawn in single precision, and compiled its last digits differ."""
+    return 1e-5 if name in BOUNDARY else 1e-6 if name in STOCHASTIC else 1e-9
+
+
 def check(settings, name, steps, tolerance):
     with jax.enable_x64(True):
         same(ours(settings, name, steps), theirs(settings, name, steps), tolerance)
@@ -220,8 +232,32 @@ def check(settings, name, steps, tolerance):
 @theirs_warn
 @pytest.mark.parametrize(("name", "folder", "steps"), CASES)
 def test_samplers_of_published_models_are_diffusers(name, folder, steps):
-    # Noise is drawn in single precision, and compiled its last digits differ.
-    check(FOLDERS[folder], name, steps, 1e-6 if name in STOCHASTIC else 1e-9)
+    check(FOLDERS[folder], name, steps, tolerance(name))
+
+
+@theirs_warn
+@pytest.mark.parametrize("name", schedulers.FEW_STEPS)
+@pytest.mark.parametrize("folder", ["sd_15", pytest.param("sd_xl", marks=pytest.mark.slow)])
+def test_distilled_models_have_the_steps_of_their_authors(name, folder):
+    preset = schedulers.recipes(FOLDERS[folder], 50, ClassifierFree(7.5))[name]
+    assert isinstance(preset, Preset)
+    assert preset.guidance == ClassifierFree()
+    check(FOLDERS[folder], name, preset.steps, tolerance(name))
+
+
+@theirs_warn
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])
+def test_trajectory_consistency_with_other_noise_is_diffusers(gamma):
+    recipe = schedulers.recipe(SD_XL, "tcd", 5)
+    recipe = dataclasses.replace(recipe, sampler=TrajectoryConsistency(gamma))
+    with jax.enable_x64(True):
+        found = run(recipe, SD_XL, network(SD_XL), noise=jnp.asarray(NOISE))
+        with the_peer(SD_XL, "tcd", 5) as make:
+            peer = make()
+            peer.options = {"eta": gamma}
+            x = peer.torch.tensor(NOISE)
+            expected = peer.run(jax.jit(network(SD_XL)), x, peer.scheduler.timesteps).numpy()
+        same(found, expected, 1e-6)
 
 
 @pytest.mark.spread(2)
@@ -279,7 +315,8 @@ def test_a_second_model_continues_as_sdxls_refiner(name, settings, steps, fracti
     ("settings", "name", "message"),
     [
         ({}, "dpmsolver9", "sampler='dpmsolver9': expected one of ddim"),
-        (of("LCMScheduler", SD_BETAS), None, "_class_name='LCMScheduler': expected one of DDIM"),
+        (of("IPNDMScheduler", SD_BETAS), None, "_class_name='IPNDMScheduler': expected one of DDIM"),
+        (of("LCMScheduler", timestep_scaling=5.0), None, "timestep_scaling=5.0: expected 10.0"),
         (of("FlowMatchEulerDiscreteScheduler", shift=3.0), "euler", "_class_name=.*a scheduler with betas"),
         (of(DDPM, beta_schedule="laplace"), None, "beta_schedule='laplace'"),
         (of(DDIM, prediction_type="flow"), None, "prediction_type='flow'"),
@@ -330,7 +367,8 @@ def test_recipes_of_all_names_that_the_settings_allow():
     found = schedulers.recipes(ZERO_SNR, 12, guidance)
     assert set(schedulers.NAMES) - set(found) == {"pndm", "plms", "heun", "lms", "deis"}
     assert found["unipc"] == schedulers.recipe(ZERO_SNR, "UniPC", 12, guidance)
-    assert {(recipe.steps, recipe.guidance) for recipe in found.values()} == {(12, guidance)}
+    usual = [recipe for name, recipe in found.items() if name not in schedulers.FEW_STEPS]
+    assert {(recipe.steps, recipe.guidance) for recipe in usual} == {(12, guidance)}
     stored = from_json(to_json(describe(found)))
     assert build(stored) == found
 

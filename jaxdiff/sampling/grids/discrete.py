@@ -133,6 +133,27 @@ class Strided(_Discrete):
 
 
 @dataclasses.dataclass(frozen=True)
+class Skipping(_Discrete):
+    """N of the steps that a consistency model was distilled on, evenly spaced and from the noisiest (Luo et al. 2023).
+
+    Attributes:
+      train_steps: T, number of steps of the model.
+      original: number of steps of the distillation, ``k T / original - 1``; `original_inference_steps` in diffusers.
+    """
+
+    train_steps: int = 1000
+    original: int = 50
+
+    def indices(self, steps: int) -> Num[np.ndarray, "steps"]:
+        fix = "choose fewer"
+        expect(
+            steps <= self.original, "steps", steps, f"at most the {self.original} of the distillation", fix
+        )
+        distilled = np.arange(self.original, 0, -1) * (self.train_steps // self.original) - 1
+        return distilled[np.floor(np.linspace(0, self.original, steps, endpoint=False)).astype(int)]
+
+
+@dataclasses.dataclass(frozen=True)
 class Quadratic(_Discrete):
     """``floor(c i^2)`` up to a fraction `last` of the model's steps (Song et al. 2021, "DDIM", appendix D.2).
 

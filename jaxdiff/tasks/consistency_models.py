@@ -17,8 +17,10 @@ import jax.numpy as jnp
 from jaxdiff.conditioning.nulls import is_untrained
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.errors import expect, positive
+from jaxdiff.process import prediction
 from jaxdiff.process.gaussian import Process, diffuse, expand
 from jaxdiff.process.time_sampling import TimeSampler
+from jaxdiff.process.weighting import Weighting
 from jaxdiff.tasks.distances import Distance, PseudoHuber
 from jaxdiff.tasks.objectives import LossInputs, Objective
 from jaxdiff.typing import Array, Data, Float, Metrics, Times, Weights
@@ -129,17 +131,26 @@ class ConsistencyTuning(Objective):
     Attributes:
       gap: the neighbour's noise level.
       distance: the size of the difference.
+      weighting: a weight of the distance by log-SNR in place of ``1 / (t - r)``; the authors take `weighting.Edm` on
+        ImageNet. It is one of the error of x_0.
     """
 
     gap: Gap
     distance: Distance = PseudoHuber()
+    weighting: Weighting | None = None
+
+    def __post_init__(self):
+        space = None if self.weighting is None else self.weighting.space
+        fix = "use weighting.Edm"
+        of_data = self.weighting is None or space == prediction.Data()
+        expect(of_data, "weighting", self.weighting, "a weighting of the error of x_0", fix)
 
     def __call__(self, inputs: LossInputs) -> tuple[Float[Array, "batch"], Metrics]:
         ratio = _ratio(inputs.process, inputs.t)
         near = _near(self.gap, ratio, inputs)
         x_r = diffuse(inputs.process, inputs.x_0, inputs.noise, _time(inputs.process, near))
         x_r = jnp.where(expand(near, x_r) > 0, x_r, inputs.x_0)
-        return _compared(inputs, self.distance, ratio, near, x_r)
+        return _compared(inputs, self.distance, ratio, near, x_r, self.weighting)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,17 +210,27 @@ class ConsistencyDistillation(Objective):
 
 
 def _compared(
-    inputs: LossInputs, distance: Distance, ratio: Times, near: Times, x_r: Data
+    inputs: LossInputs,
+    distance: Distance,
+    ratio: Times,
+    near: Times,
+    x_r: Data,
+    weighting: Weighting | None = None,
 ) -> tuple[Float[Array, "batch"], Metrics]:
-    """The distance of the predictions at both points, over that of their noise levels."""
+    """The distance of the predictions at both points, weighted, or over that of their noise levels."""
     assert inputs.model is not None  # the task sets it
     ours = inputs.prediction().x_0
     theirs = inputs.model(x_r, _time(inputs.process, near)).x_0
     theirs = jnp.where(expand(near, x_r) > 0, theirs, x_r)  # without noise, x_r is the data
     difference = ours - jax.lax.stop_gradient(theirs)
     gap = ratio - near
-    losses = distance(difference) / jnp.maximum(gap, jnp.finfo(gap.dtype).eps * ratio)
-    return losses, {"difference": jnp.mean(jnp.square(difference)), "gap": jnp.mean(gap / ratio)}
+    weights = 1 / jnp.maximum(gap, jnp.finfo(gap.dtype).eps * ratio)
+    if weighting is not None:
+        weights = weighting(inputs.process.log_snr(inputs.t))
+    return distance(difference) * weights, {
+        "difference": jnp.mean(jnp.square(difference)),
+        "gap": jnp.mean(gap / ratio),
+    }
 
 
 def _near(gap: Gap, ratio: Times, inputs: LossInputs) -> Times:

@@ -12,6 +12,8 @@ from jaxdiff.process.gaussian import RectifiedFlow, VarianceExploding, VarianceP
 from jaxdiff.process.prediction import Edm, Prediction
 from jaxdiff.process.schedule import Cosine
 from jaxdiff.process.time_sampling import Uniform
+from jaxdiff.process.weighting import Edm as EdmWeighting
+from jaxdiff.process.weighting import Flat
 from jaxdiff.sampling.grids.continuous import Karras
 from jaxdiff.sampling.guidance.classifier_free import ClassifierFree
 from jaxdiff.sampling.samplers.heun import Heun
@@ -192,6 +194,17 @@ def test_next_to_the_data_the_data_are_learned(process):
     ratio = np.exp(-np.asarray(process.log_snr(seen.t)) / 2)
     error = np.square(0.5 * seen.x_t - seen.x_0).mean((1, 2, 3))
     np.testing.assert_allclose(losses, error / ratio, rtol=1e-9)
+
+
+@each_process
+def test_a_weighting_by_noise_level_replaces_the_inverse_of_the_gap(process):
+    seen = inputs(process, lambda x, t: 0.5 * x)
+    losses, _ = ConsistencyTuning(Share(0.0), Squared(), EdmWeighting(0.5))(seen)
+    ratio = np.exp(-np.asarray(process.log_snr(seen.t)) / 2)
+    error = np.square(0.5 * seen.x_t - seen.x_0).mean((1, 2, 3))
+    np.testing.assert_allclose(losses, error * (ratio**2 + 0.25) / (0.5 * ratio) ** 2, rtol=1e-9)
+    with pytest.raises(UserError, match=r"weighting=.*expected a weighting of the error of x_0"):
+        ConsistencyTuning(Share(0.0), weighting=Flat())
 
 
 def test_the_gap_is_the_papers_and_shrinks_by_q_at_each_stage():

@@ -61,7 +61,7 @@ def get_config() -> ConfigDict:
     task.denoiser.parameterization = spec(Edm, sigma_data=SIGMA_DATA)
     task.time_sampler = spec(LogNormalSigma, mean=0.8, std=1.0)
     task.objective = spec(WeightedError, weighting=spec(EdmWeighting, sigma_data=SIGMA_DATA))
-    config.steps = 4000
-    config.checkpoint_every = 1000
+    config.steps = 4600
+    config.checkpoint_every = 1150
     config.sample_every = 0
     return config

@@ -67,9 +67,12 @@ def parser() -> command.Parser:
         "--features", default=None, metavar="module:Class(...)", help="feature space of --reference data=..."
     )
     flags.add_argument(
-        "--out", default=None, metavar="FILE.npz", help="file that --reference data=... writes"
+        "--out",
+        default=None,
+        metavar="FOLDER|FILE.npz",
+        help="folder for the report, by default the run's; or the file that --reference data=... writes",
     )
-    flags.add_argument("--overwrite", action="store_true", help="replace an earlier file of --out")
+    flags.add_argument("--overwrite", action="store_true", help="replace an earlier file or report of --out")
     flags.add_argument(
         "--batch-size", type=int, default=256, help="images that --reference data=... reads at once"
     )
@@ -79,8 +82,11 @@ def parser() -> command.Parser:
 def main(argv: Sequence[str]) -> None:
     flags, overrides = parser().parse(argv)
     if flags.compare is not None:
-        fix = "leave --workdir out"
-        expect(flags.workdir is None, "--workdir", flags.workdir, "--compare A B without a run", fix)
+        for name in ("workdir", "reference", "features", "guiding_model", "out"):
+            flag, value = f"--{name.replace('_', '-')}", getattr(flags, name)
+            expect(value is None, flag, value, "--compare A B without a run", f"leave {flag} out")
+        changed = [path for path, _ in overrides]
+        expect(not changed, "--config", changed[:1], "--compare A B without a config", "leave it out")
 
         from jaxdiff.evaluation.reports import comparison
 
@@ -92,9 +98,10 @@ def main(argv: Sequence[str]) -> None:
         references.make(flags, overrides, packages)
         return
     expect(flags.workdir is not None, "--workdir", "", "the folder of a run", "give --workdir", "none")
-    for name in ("out", "features"):
-        value, expected = getattr(flags, name), "--reference data=..., to which this flag belongs"
-        expect(value is None, f"--{name}", value, expected, "leave it out")
+    expected = "--reference data=..., to which this flag belongs"
+    expect(flags.features is None, "--features", flags.features, expected, "leave it out")
+    is_file = flags.out is not None and flags.out.endswith(".npz")
+    expect(not is_file, "--out", flags.out, "a folder, or --reference data=... as well", "name a folder")
     _evaluate_run(flags, overrides, packages)
 
 
@@ -117,7 +124,10 @@ def _evaluate_run(
             "config.evaluation=None: expected an evaluation, got none. "
             "Fix: pass --config.evaluation=module:Class"
         )
-    files.check(flags.workdir)
+    out = flags.workdir if flags.out is None else flags.out
+    if flags.out is not None:
+        files.make(out, flags.overwrite)
+    files.check(out)
 
     from jaxdiff.distributed import runtime
 
@@ -139,7 +149,7 @@ def _evaluate_run(
         fix = "leave --guiding-model out"
         expect(flags.guiding_model is None, "--guiding-model", flags.guiding_model, "a run with samples", fix)
         predictor = Predictor.load(flags.workdir, step=step, overrides=overrides, packages=packages[1:])
-        print(evaluate(experiment, predictor, flags.workdir))
+        print(evaluate(experiment, predictor, flags.workdir, out))
         return
     guiding_model = None if flags.guiding_model is None else command.run_and_step(flags.guiding_model)
     generator = Generator.load(
@@ -153,18 +163,22 @@ def _evaluate_run(
     generator.check_nulls(
         experiment.evaluation.guidances if isinstance(experiment.evaluation, Guided) else ()
     )
-    print(evaluate(experiment, generator, flags.workdir))
+    print(evaluate(experiment, generator, flags.workdir, out))
 
 
 def evaluate(
-    experiment: "Experiment", model: "Generator | Predictor", workdir: str | os.PathLike[str]
+    experiment: "Experiment",
+    model: "Generator | Predictor",
+    workdir: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
 ) -> "Report":
-    """Run the experiment's evaluation and write its report into `workdir`.
+    """Run the experiment's evaluation and write its report.
 
     Args:
       experiment: an `Experiment` with an evaluation.
       model: the `Generator` of the trained model, or the `Predictor` of a task without samples.
-      workdir: receives ``evaluation.json`` and ``evaluation.png``, which replace earlier ones.
+      workdir: the run's folder.
+      out: receives ``evaluation.json`` and ``evaluation.png``, which replace earlier ones; `workdir` if None.
 
     Returns:
       The `Report`, which prints as a table.
@@ -183,7 +197,7 @@ def evaluate(
     else:
         report = evaluation(inputs_of(experiment, cast("Generator", model)))
     if jax.process_index() == 0:
-        files.write(report, workdir)
+        files.write(report, workdir if out is None else out)
     return report
 
 

@@ -71,18 +71,21 @@ def followed(tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_commands_can_be_followed(followed):
-    folder, (_, compared, digits, photos, _, *pages) = followed
+    folder, (_, _, compared, digits, photos, _, *pages) = followed
+    elsewhere = json.loads((folder / "runs/digits_seed_1/evaluation.json").read_text())
+    assert elsewhere["samples"][0]["conditions"]["seed"] == 1
     assert [page.split(",")[0].rpartition("/")[2] for page in pages] == ["report.html", "digits.html"]
     assert "weights: A 'sha256:" in compared
     assert re.search(r"^frechet +\S+ +\S+ +\S+ +\S+$", compared, re.MULTILINE)
     assert "digits_test.npz: 297 images, 64 numbers each, sha256:" in digits
-    assert "photos.npz: 5 images, 12288 numbers each, sha256:" in photos
+    assert "photos.npz: 5 images, 768 numbers each, sha256:" in photos
     stored = json.loads((folder / "runs/digits/evaluation.json").read_text())
     (digest,) = re.findall(r"sha256:\w+", digits)
     assert (
         stored["samples"][0]["conditions"]["reference"] == f"{digest}; test"
     )  # of precision and recall: test
     assert stored["samples"][0]["frechet_n"]["reference"] == 297
+    assert stored["samples"][0]["conditions"]["seed"] == 0
 
 
 @pytest.mark.slow

@@ -40,6 +40,8 @@ def make(flags: argparse.Namespace, overrides: Sequence[tuple[str, str]], packag
     runtime.start()
     in_first(output.check)
     gaussian = references.measure(pipeline.stored(), features, size)
+    fix = "give more; a reference of few images says little"
+    expect(gaussian.n > 1, "--reference", flags.reference, "two images or more", fix, str(gaussian.n))
     made = references.made(features, pipeline.fingerprint())
     in_first(lambda: output.write(lambda path: reference_files.save(path, gaussian, made)))
     found = f"{gaussian.n} images, {len(gaussian.mean)} numbers each, {reference_files.fingerprint(gaussian)}"
@@ -75,9 +77,13 @@ def _config(
 def _features(flags: argparse.Namespace, config: Any, packages: tuple[str, ...]) -> Any:
     from jaxdiff import config as configs
     from jaxdiff.config.overrides import block
+    from jaxdiff.evaluation.protocols import FeatureExtractor
 
     if flags.features is not None:
-        return configs.build(block("--features", flags.features), packages=packages)
+        found: Any = configs.build(block("--features", flags.features), packages=packages)
+        fix, got = "give --features jaxdiff.evaluation.features.pixels:Pixels", type(found).__name__
+        expect(isinstance(found, FeatureExtractor), "--features", flags.features, "a feature space", fix, got)
+        return found
     features = getattr(None if config is None else config.evaluation, "features", None)
     fix = "give --features jaxdiff.evaluation.features.pixels:Pixels"
     expected = "a feature space, or a run whose evaluation has one"
@@ -88,14 +94,17 @@ def _features(flags: argparse.Namespace, config: Any, packages: tuple[str, ...])
 def _pipeline(flags: argparse.Namespace, config: Any, packages: tuple[str, ...]) -> Any:
     from jaxdiff import config as configs
     from jaxdiff.config.overrides import block
-    from jaxdiff.data.pipeline import Pipeline
+    from jaxdiff.data.pipeline import Pipeline, Source
 
     text = flags.reference.removeprefix(PREFIX)
     if text not in SPLITS:
         expected = "data=train or data=test of a --workdir, or data=module:Class(...), a source"
         fix = "give one of these, such as data='jaxdiff.data.folder:ImageFolder(path=\"photos\", size=64, label=None)'"
         expect(":" in text, "--reference", flags.reference, expected, fix)
-        return Pipeline(configs.build(block("--reference", text), packages=packages))
+        source: Any = configs.build(block("--reference", text), packages=packages)
+        got, known = type(source).__name__, isinstance(source, Source)
+        expect(known, "--reference", flags.reference, "a source of examples", fix, got)
+        return Pipeline(source)
     data = None if config is None else config.get(SPLITS[text])
     expect(data is not None, "--reference", flags.reference, f"a run with {text} data", "give its --workdir")
     return configs.build(data, packages=packages)

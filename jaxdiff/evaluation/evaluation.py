@@ -22,7 +22,7 @@ from jaxdiff.evaluation.plots import tables
 from jaxdiff.evaluation.plots.panel import Gallery, figure
 from jaxdiff.evaluation.protocols import EvaluationInputs, Report
 from jaxdiff.evaluation.scoring import Scorer
-from jaxdiff.evaluation.settings import QUANTIZATION, curves, sampling_settings
+from jaxdiff.evaluation.settings import QUANTIZATION, check_sampling, curves, sampling_settings
 
 GALLERY_CLASSES, GALLERY_ROWS = 10, 6
 
@@ -53,6 +53,9 @@ class Evaluation:
 
     def __post_init__(self):
         positive(self, "samples")
+        fix = "name one, such as jaxdiff.evaluation.metrics.frechet:Frechet"
+        expect(len(self.metrics) > 0, "metrics", self.metrics, "at least one metric", fix)
+        check_sampling(self.seed, self.guidances)
         expect(self.every >= 0, "every", self.every, "a number of steps >= 0", "give 0 for only at the end")
         for metric in self.metrics:
             metric.check(self.samples)

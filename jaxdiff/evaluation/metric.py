@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Integer, Shaped, UInt8
 
-from jaxdiff.errors import UserError
+from jaxdiff.errors import UserError, expect
 from jaxdiff.evaluation.protocols import FeatureExtractor, Fields, SharedExtractor
 
 Stream = Literal["train", "test", "samples"]
@@ -50,12 +50,19 @@ class Batch:
     _features: list[tuple[Any, np.ndarray]] = dataclasses.field(default_factory=list, repr=False)
 
     def features(self, extractor: FeatureExtractor) -> Shaped[np.ndarray, "n d"]:
-        """Features of the images; metrics share one computation of equal extractors, and of outputs of one network."""
+        """Features of the images; metrics share one computation of equal extractors, and of outputs of one network.
+
+        Raises:
+          UserError: a feature is not finite.
+        """
         for known, values in self._features:
             if known == extractor:
                 return values
         shares = isinstance(extractor, SharedExtractor)
         found = extractor.shared(self.images) if shares else {extractor: extractor(self.images)}
+        for each, values in found.items():
+            finite, fix = bool(np.isfinite(values).all()), "use other weights, or float32"
+            expect(finite, "features", each.name, "finite numbers", fix, "NaN or infinite ones")
         self._features.extend(found.items())
         return found[extractor]
 

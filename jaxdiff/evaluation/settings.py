@@ -1,11 +1,22 @@
 """Settings and losses that reports state next to their values."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxdiff.errors import expect
 from jaxdiff.evaluation.protocols import EvaluationInputs
+from jaxdiff.sampling.guidance.classifier_free import LARGEST
 
 QUANTIZATION = "uint8: round((x + 1) * 127.5), clipped"
+
+
+def check_sampling(seed: int, guidances: Sequence[float]) -> None:
+    """Raise `UserError` for a seed or a guidance scale that no sampler takes."""
+    expect(0 <= seed < 2**32, "seed", seed, "a 32-bit whole number", "give 0 to 4294967295")
+    for scale in guidances:
+        possible = math.isfinite(scale) and abs(scale) <= LARGEST
+        expect(possible, "guidances", scale, f"finite scales of at most {LARGEST:g}", "give such, as 1.5")
 
 
 def curves(inputs: EvaluationInputs) -> dict[str, list[float]] | None:

@@ -51,7 +51,17 @@ def page(runs: Sequence[RunFiles], further: Sequence[pathlib.Path] = ()) -> str:
 
 def _of_each(runs: Sequence[RunFiles], show: Callable[[RunFiles], Html]) -> Html:
     """A part of each run, under its name."""
-    return joined(element("div", element("h3", run.name), show(run)) for run in runs)
+    return joined(
+        element("div", element("h3", run.name), or_sentence(lambda run=run: show(run))) for run in runs
+    )
+
+
+def or_sentence(show: Callable[[], Html]) -> Html:
+    """A part of the page, or a sentence where a file has values of another kind than jaxdiff writes."""
+    try:
+        return show()
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        return element("p", f"This cannot be shown, its file is damaged: {type(error).__name__}: {error}")
 
 
 def _facts(runs: Sequence[RunFiles]) -> Html:
@@ -144,7 +154,8 @@ def _value(value: object) -> str:
 def _evaluations(runs: Sequence[RunFiles]) -> Html:
     """Comparable runs side by side, and the evaluation of each."""
     with_samples = [run for run in runs if run.evaluation and run.evaluation.get("samples")]
-    compared = [element("h3", "Side by side"), evaluations.compared(runs)] if len(with_samples) > 1 else []
+    side_by_side = or_sentence(lambda: evaluations.compared(runs))
+    compared = [element("h3", "Side by side"), side_by_side] if len(with_samples) > 1 else []
     return joined([*compared, _of_each(runs, evaluations.evaluation)])
 
 
@@ -152,6 +163,10 @@ def _sweeps(runs: Sequence[RunFiles], further: Sequence[pathlib.Path]) -> Html:
     """The sweeps of all runs, and those of other folders."""
     inside = [(f"{run.name}/{folder.name}", folder) for run in runs for folder in sweep_folders(run)]
     outside = [(str(folder), folder) for folder in further]
-    found = [joined([element("h3", name), sweeps.sweep(folder)]) for name, folder in (*inside, *outside)]
+    shown = {folder.resolve(): (name, folder) for name, folder in (*outside, *inside)}
+    found = [
+        joined([element("h3", name), or_sentence(lambda folder=folder: sweeps.sweep(folder))])
+        for name, folder in shown.values()
+    ]
     text = "No run has a sweep: jaxdiff.sweep makes one, and --sweep shows one of another folder."
     return joined(found) if found else element("p", text)

@@ -52,7 +52,10 @@ class Collapse:
         if point.diversity.rank > self.real.rank:
             return f"{name} gives more diversity than real images have ({of_real})."
         cost = _percent(1 - point.diversity.value / self.real.value)
-        return f"{name} costs {cost} of the diversity ({of_real}){self._against(point, family)}."
+        says = f"{name} costs {cost} of the diversity"
+        if point.setting.guidance == 1:
+            says = f"Without guidance, {cost} of the diversity of real images is missing"
+        return f"{says} ({of_real}){self._against(point, family)}."
 
     def _against(self, point: Point, family: Sequence[Point]) -> str:
         """The best measure at the same scale: the most diverse one whose quality is no worse, else any."""

@@ -22,8 +22,11 @@ FRACTIONS = {
 }
 """Values that are fractions of images, and of which: their sampling error is binomial."""
 
-DISTANCES = ("frechet", "fid", "sfid", "kid", "fd", "cmmd", "lpips")
-"""What the names of values begin with that are better when they are lower."""
+LOWER = (
+    "frechet", "fid", "sfid", "kid", "fd", "cmmd", "class_frechet", "lpips", "distance_to_truth", "colour_shift",
+    "mean_colour_error", "spectrum", "consistency", "error", "hint_error", "exact_copies", "near_copies",
+)  # fmt: skip
+"""What some part of a path begins with, where the value is better when it is lower."""
 
 QUALITY, DIVERSITY = ("accuracy", "precision", "frechet"), ("recall", "coverage", "spread.minimum")
 """The values that stand for quality and diversity, if nothing else is wanted: the first that an evaluation has."""
@@ -140,8 +143,8 @@ def measure(flag: str, text: str | None, default: Sequence[str], values: Mapping
     )
     known = sorted(paths(values))
     expect(path in known, flag, text, "a number of the evaluation", f"name one of {', '.join(known)}", path)
-    name = path.rpartition(".")[2]
-    return Measure(path, direction != "lower" if colon else not name.startswith(DISTANCES))
+    lower = any(part.startswith(LOWER) for part in path.split("."))
+    return Measure(path, direction != "lower" if colon else not lower)
 
 
 def paths(values: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
@@ -154,7 +157,7 @@ def paths(values: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
 
 
 def counts(metrics: Sequence[Metric], samples: int, sizes: Mapping[str, int]) -> dict[str, int]:
-    """For each of `FRACTIONS`, the number of images that it is the fraction of.
+    """For each of `FRACTIONS`, the number of images that it is the fraction of, or of samples if these are fewer.
 
     Args:
       metrics: of the evaluation; that of a value relative to a reference names its stream.
@@ -164,7 +167,7 @@ def counts(metrics: Sequence[Metric], samples: int, sizes: Mapping[str, int]) ->
     streams = {name: getattr(metric, "reference", "") for metric in metrics for name in metric.relative}
     references = {name: sizes[stream] for name, stream in streams.items() if stream in sizes}
     return {
-        name: samples if kind == SAMPLES else references[name]
+        name: samples if kind == SAMPLES else min(samples, references[name])
         for name, kind in FRACTIONS.items()
         if kind == SAMPLES or name in references
     }

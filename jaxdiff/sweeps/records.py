@@ -90,7 +90,9 @@ class Records:
         """The kept samples of a key; None if there are none, or the file is damaged."""
         try:
             with self._file(key).open("rb") as file, np.load(file) as arrays:
-                return Samples(arrays["images"], float(arrays["seconds"]), int(arrays["rows"]))
+                images = arrays["images"]
+                kept = Samples(images, float(arrays["seconds"]), int(arrays["rows"]))
+                return kept if images.dtype == np.uint8 else None
         except (FileNotFoundError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
             return None
 

@@ -79,9 +79,9 @@ class Sweep:
 
     @functools.cached_property
     def base(self) -> str:
-        """The hash of the run as it is without the sweep: records of one base belong together."""
+        """The hash of the run as it is without the sweep and its guiding model: records of one base belong together."""
         parts = {"recipe": block(self.plain.recipe), "model": plain(self.model)}
-        return key_of({**parts, "weights": self._hashes.of(self.plain)})
+        return key_of({**parts, "weights": self._hashes.one(self.plain.params)})
 
     @functools.cached_property
     def scored(self) -> str:
@@ -131,8 +131,8 @@ class Sweep:
         return record
 
     def _made(self, candidate: Candidate, key: str) -> Record:
-        samples = self.records.samples(key)
-        if samples is None:
+        samples, shape = self.records.samples(key), (self.scorer.samples, *self.scorer.shape)
+        if samples is None or samples.images.shape != shape:
             samples = self._sampled(candidate)
             if self.keep_images:
                 self.records.keep(key, samples)
@@ -196,9 +196,9 @@ class _Hashes:
 
     def of(self, generator: Generator) -> str:
         models = [generator] if generator.guiding_model is None else [generator, generator.guiding_model]
-        return "+".join(self._one(model.params) for model in models)
+        return "+".join(self.one(model.params) for model in models)
 
-    def _one(self, params: Any) -> str:
+    def one(self, params: Any) -> str:
         for known, found in self._known:
             if known is params:
                 return found

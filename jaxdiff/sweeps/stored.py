@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxdiff.errors import UserError
-from jaxdiff.sweeps.measures import DIVERSITY, QUALITY, Measure, measure
+from jaxdiff.sweeps.measures import DIVERSITY, QUALITY, Measure, measure, paths
 from jaxdiff.sweeps.records import REAL, Records, of_one_sweep
 from jaxdiff.sweeps.report import JSON, SweepReport
 
@@ -32,6 +32,9 @@ def read(folder: pathlib.Path) -> SweepReport:
 def _measures(folder: pathlib.Path, values: Mapping[str, Any]) -> tuple[Measure, Measure]:
     try:
         stored = json.loads((folder / JSON).read_text())
-        return Measure(**stored["quality"]), Measure(**stored["diversity"])
+        found = Measure(**stored["quality"]), Measure(**stored["diversity"])
+        if {each.path for each in found} <= {*paths(values)}:  # else they are of a sweep with other metrics
+            return found
     except (OSError, ValueError, KeyError, TypeError):  # the sweep was stopped before its report
-        return measure("--quality", None, QUALITY, values), measure("--diversity", None, DIVERSITY, values)
+        pass
+    return measure("--quality", None, QUALITY, values), measure("--diversity", None, DIVERSITY, values)

@@ -25,7 +25,14 @@ from jaxdiff.evaluation.metrics.kid import Kid
 from jaxdiff.evaluation.metrics.memorization import Memorization
 from jaxdiff.evaluation.metrics.patch_frechet import PatchFrechet
 from jaxdiff.evaluation.metrics.precision_recall import PrecisionRecall
-from jaxdiff.evaluation.metrics.restoration import Diversity, GeneratedError, KnownKept, MeanColourError, Psnr
+from jaxdiff.evaluation.metrics.restoration import (
+    DistanceToTruth,
+    Diversity,
+    GeneratedError,
+    KnownKept,
+    MeanColourError,
+    Psnr,
+)
 from jaxdiff.evaluation.metrics.spectrum import SpectrumDistance
 from jaxdiff.evaluation.metrics.spread import ClassSpread
 from jaxdiff.evaluation.metrics.vendi import Vendi
@@ -44,6 +51,7 @@ METRICS = (
     KnownKept(),
     MeanColourError(),
     Psnr(),
+    DistanceToTruth(),
     Diversity(),
     Fid(INCEPTION, few=True),
     Kid(subsets=2, subset_size=20),
@@ -141,6 +149,35 @@ def size_of(state):
     if isinstance(state, dict):
         return sum(map(size_of, state.values()))
     return sum(map(size_of, state)) if isinstance(state, tuple) else 1
+
+
+class Broken:
+    """A space whose features of one image in seven are no numbers."""
+
+    name = "a broken space"
+
+    def __call__(self, images):
+        found = Pixels()(images).astype(np.float64)
+        found[::7] = np.nan
+        return found
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        PrecisionRecall(Broken()),
+        ClassSpread(Broken()),
+        Memorization(Broken()),
+        Vendi(Broken()),
+        Frechet(Broken()),
+    ],
+    ids=lambda metric: type(metric).__name__,
+)
+def test_features_that_are_no_numbers_are_refused(metric):
+    stream = metric.streams[0]
+    images = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 1), np.uint8)
+    with pytest.raises(UserError, match="features='a broken space': expected finite numbers"):
+        folds.fold([metric], folds.init([metric]), batches(stream, images, np.zeros(20, int), 10))
 
 
 def test_features_are_computed_once_for_equal_extractors():

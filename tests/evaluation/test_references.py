@@ -74,6 +74,14 @@ MISTAKES = {
         {"--reference": "data=photos"},
         "--reference='data=photos': expected data=train or data=test",
     ),
+    "no source": (
+        {"--reference": f"data={PIXELS}"},
+        "--reference=.*expected a source of examples, got Pixels",
+    ),
+    "no space": (
+        {"--features": "jaxdiff.sampling.samplers.ddim:Ddim"},
+        "--features=.*expected a feature space, got Ddim",
+    ),
     "no run": ({"--reference": "data=test"}, "--reference='data=test': expected a run with test data"),
 }
 
@@ -89,9 +97,11 @@ def test_mistakes_are_named_before_the_work(photos, flags, message, monkeypatch)
 def test_flags_without_their_purpose_are_refused():
     for given, message in (
         ([], "--workdir='': expected the folder of a run, got none. Fix: give --workdir"),
-        (["--workdir", "x", "--out", "y.npz"], "--out='y.npz': expected --reference data="),
+        (["--workdir", "x", "--out", "y.npz"], "--out='y.npz': expected a folder, or --reference data="),
         (["--workdir", "x", "--features", PIXELS], "--features='.*': expected --reference data="),
         (["--workdir", "x", "--compare", "a", "b"], "--workdir='x': expected --compare A B without a run"),
+        (["--out", "x", "--compare", "a", "b"], "--out='x': expected --compare A B without a run"),
+        (["--config.seed=1", "--compare", "a", "b"], "--config=.*expected --compare A B without a config"),
     ):
         with pytest.raises(UserError, match=message):
             evaluate.main(given)

@@ -212,6 +212,52 @@ def test_a_damaged_part_is_a_sentence_and_the_others_are_shown(changed, name, da
     assert len(root.all("section")) == 6
 
 
+def edited(evaluation, path, value):
+    """The JSON of an evaluation with another value at a path."""
+    found = json.loads(evaluation.read_text())
+    inner = found
+    for name in path[:-1]:
+        inner = inner[name]
+    inner[path[-1]] = value
+    evaluation.write_text(json.dumps(found))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("noise_losses", "train"), ["a"]),
+        (("noise_losses",), {"test": [1.0]}),
+        (("samples", 0, "conditions"), 7),
+        (("samples",), ["a"]),
+    ],
+)
+def test_values_of_another_kind_are_a_sentence_and_the_others_are_shown(changed, path, value):
+    edited(changed / "evaluation.json", path, value)
+    root = read(page_of(changed))
+    assert len(root.all("section")) == 6
+    assert "k4" not in root.text
+    assert "Best: " in root.text, "the sweep is shown"
+
+
+@pytest.mark.parametrize("missing", ["setting", "values", "counts"])
+def test_a_record_without_its_parts_is_a_sentence(changed, missing):
+    file = changed / "sweep" / "sweep.jsonl"
+    *lines, last = file.read_text().splitlines()
+    record = json.loads(last)
+    del record[missing]
+    file.write_text("\n".join([*lines, json.dumps(record)]) + "\n")
+    assert "This cannot be shown, its file is damaged: KeyError" in read(page_of(changed)).text
+
+
+def test_a_report_of_other_metrics_leaves_the_usual_quality(changed):
+    report = {
+        "quality": {"path": "kid.value", "higher": False},
+        "diversity": {"path": "recall", "higher": True},
+    }
+    (changed / "sweep" / "report.json").write_text(json.dumps(report))
+    assert "accuracy 0.9" in read(page_of(changed)).text
+
+
 def test_texts_of_users_are_never_markup(changed):
     config = json.loads((changed / "config.json").read_text())
     config["data"]["source"]["split"] = HOSTILE

@@ -59,6 +59,12 @@ def test_a_free_measure_is_named_before_a_more_diverse_one_that_costs_quality():
     assert "with the interval 0.3 to 3 it costs" in lines[1]
 
 
+def test_what_is_missing_without_guidance_is_no_cost_of_guidance():
+    lines = answer(a_point(1.0, 0.95, 0.60), a_point(2.0, 0.95, 0.30))
+    assert "Without guidance, 34 % of the diversity of real images is missing (" in lines[1]
+    assert "Guidance 2 costs" in lines[2]
+
+
 def test_more_diversity_than_real_is_no_cost():
     assert "gives more diversity than real images have" in answer(a_point(1.0, 0.9, 0.99))[1]
 

@@ -57,6 +57,29 @@ def test_measures_are_the_first_that_exist_or_those_named():
 
 
 @pytest.mark.parametrize(
+    ("path", "higher"),
+    [
+        ("kid.value", False),
+        ("cmmd.value", False),
+        ("class_frechet.worst", False),
+        ("colour_shift.largest", False),
+        ("memorization.exact_copies", False),
+        ("fd_dinov2", False),
+        ("distance_to_truth", False),
+        ("memorization.ratio", True),
+        ("intra_class.least", True),
+        ("psnr", True),
+        ("ssim", True),
+    ],
+)
+def test_distances_and_errors_are_better_where_they_are_lower(path, higher):
+    values = 0.5
+    for part in reversed(path.split(".")):
+        values = {part: values}
+    assert measure("--quality", path, QUALITY, values) == Measure(path, higher)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         (
@@ -74,5 +97,6 @@ def test_an_unknown_measure_is_refused(text, message):
 def test_fractions_are_of_samples_or_of_the_reference_of_their_metric():
     metrics = (Accuracy(), PrecisionRecall(reference="train"), Memorization())
     found = counts(metrics, 100, {"train": 1500, "test": 297})
-    assert (found["accuracy"], found["recall"], found["coverage"]) == (100, 1500, 1500)
+    assert (found["accuracy"], found["recall"], found["coverage"]) == (100, 100, 100)
+    assert counts(metrics, 5000, {"train": 1500, "test": 297})["recall"] == 1500
     assert "recall" not in counts((Accuracy(),), 100, {"train": 1500, "test": 297})

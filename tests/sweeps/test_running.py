@@ -146,6 +146,29 @@ def test_kept_images_are_scored_and_not_sampled(generator, scorer, tmp_path):
     assert found["seconds_per_sample"] == record["seconds_per_sample"]
 
 
+@pytest.mark.parametrize("change", [lambda x: x[:-1], lambda x: x[:, 1:], lambda x: x / np.float32(255)])
+def test_kept_images_of_another_kind_are_sampled_again(change, generator, scorer, tmp_path):
+    sweep, _ = a_sweep(generator, scorer, tmp_path)
+    (record,) = sweep(candidates(generator, guidance="2"))
+    kept = sweep.records.samples(record["key"])
+    sweep.records.keep(record["key"], kept._replace(images=change(kept.images)))
+    (tmp_path / LINES).unlink()
+    again, _ = a_sweep(generator, scorer, tmp_path)
+    (found,) = again(candidates(generator, guidance="2"))
+    assert found["values"] == record["values"]
+    np.testing.assert_array_equal(again.records.samples(record["key"]).images, kept.images)
+
+
+def test_a_guiding_model_of_some_settings_leaves_the_others_in_the_report(generator, scorer, tmp_path):
+    sweep, _ = a_sweep(generator, scorer, tmp_path)
+    sweep(candidates(generator, guidance="1.5"))
+    params = generator.params | {"network": {"gain": np.float32(0.9), "slope": np.float32(0.3)}}
+    guided = dataclasses.replace(generator, guiding_model=dataclasses.replace(generator, params=params))
+    second, _ = a_sweep(guided, scorer, tmp_path)
+    second(candidates(generator, guidance="2"))
+    assert [record["setting"]["guidance"] for record in second.recorded()] == [1.5, 2.0]
+
+
 def test_without_images_only_figures_are_kept(generator, scorer, tmp_path):
     sweep, _ = a_sweep(generator, scorer, tmp_path, keep_images=False)
     (record,) = sweep(candidates(generator, guidance="2"))

@@ -35,7 +35,13 @@ class _Named(Frechet):
         return self.name
 
     def stored(self) -> reference_files.Reference:
-        return reference_files.load(self.reference, self.spatial).of(self.features)
+        found = reference_files.load(self.reference, self.spatial).of(self.features)
+        n, expected = found.gaussian.n, f"statistics of at least {FEWEST} images for {self.name}"
+        fix = (
+            f"use a larger one, or set few=True for a number that is comparable with no published {self.name}"
+        )
+        expect(self.few or not 0 < n < FEWEST, "reference", self.reference, expected, fix, str(n))
+        return found
 
     def check(self, samples: int) -> None:
         fix = f"generate 50000, or set few=True for a number that is comparable with no published {self.name}"

@@ -23,6 +23,9 @@ from jaxdiff.evaluation.protocols import FeatureExtractor
 
 STREAMS = ("train", "test")
 
+NEGATIVE = 1e-3
+"""Largest negative eigenvalue of a covariance, as a fraction of the largest: rounding to half precision gives less."""
+
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """``|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))``.
@@ -55,9 +58,16 @@ def _root(covariance: Float64[np.ndarray, "d d"]) -> Float64[np.ndarray, "d d"]:
 
     Eigenvalues below the rounding error of the largest one are zero: their roots would be 1e-8 of the largest, not
     1e-16, and a singular covariance has many of them.
+
+    Raises:
+      UserError: an eigenvalue is negative beyond rounding.
     """
     values, vectors = np.linalg.eigh(covariance)
-    rounding = len(values) * np.finfo(np.float64).eps * np.abs(values).max(initial=0)
+    largest = float(np.abs(values).max(initial=0))
+    least, expected = float(values.min(initial=0)), "a covariance without negative eigenvalues"
+    fix = "name a file of statistics that is intact"
+    expect(least >= -NEGATIVE * largest, "covariance", f"eigenvalue {least:g}", expected, fix)
+    rounding = len(values) * np.finfo(np.float64).eps * largest
     return (vectors * np.sqrt(np.where(values > rounding, values, 0))) @ vectors.T
 
 

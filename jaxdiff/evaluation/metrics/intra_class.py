@@ -14,6 +14,7 @@ from jaxdiff.evaluation.features.pixels import Pixels
 from jaxdiff.evaluation.formats import decimals
 from jaxdiff.evaluation.metric import Batch, Metric, Row
 from jaxdiff.evaluation.metrics.bootstrap import interval
+from jaxdiff.evaluation.metrics.moments import check_finite
 from jaxdiff.evaluation.protocols import FeatureExtractor, ImageDistance
 
 Image = UInt8[np.ndarray, "height width channels"]
@@ -81,6 +82,7 @@ class IntraClassDistance(Metric):
         if not labels:
             return state._replace(waiting=waiting)
         found = np.asarray(self.distance(np.stack(first), np.stack(second)), np.float64)
+        check_finite(found)
         return _State(waiting, (*state.distances, found), (*state.labels, np.asarray(labels)))
 
     def compute(self, state: _State) -> dict[str, Any]:
@@ -105,6 +107,10 @@ class IntraClassDistance(Metric):
         ]
 
     def settings(self) -> dict[str, Any]:
-        found = {"pair_distance": self.distance.name}
-        hashed = getattr(self.distance, "hash", None)
-        return {**found, "pair_distance_hash": str(hashed)} if hashed else found
+        return pair_settings(self.distance)
+
+
+def pair_settings(distance: ImageDistance) -> dict[str, Any]:
+    """The settings that a report states of a distance of two images."""
+    found, hashed = {"pair_distance": distance.name}, getattr(distance, "hash", None)
+    return {**found, "pair_distance_hash": str(hashed)} if hashed else found

@@ -1,11 +1,15 @@
 """Comparisons of images with the real images of the same conditions, in levels of 0..255."""
 
 import numpy as np
-from jaxtyping import Bool, Shaped, UInt8
+from jaxtyping import Bool, Float64, Shaped, UInt8
+from scipy import ndimage
 
 from jaxdiff.errors import expect
 from jaxdiff.evaluation.baselines import levels
 from jaxdiff.evaluation.metrics.running import Mean
+
+WINDOW, RADIUS = 1.5, 5
+"""Standard deviation and radius of the windows of SSIM, in pixels."""
 
 Images = UInt8[np.ndarray, "n height width channels"]
 Pixels = Bool[np.ndarray, "n height width"]
@@ -30,6 +34,36 @@ def psnr(error: Mean) -> float | None:
     blurred (Saharia et al. 2021, "SR3", section 4.2; Blau & Michaeli 2018, "The Perception-Distortion Tradeoff").
     """
     return float(20 * np.log10(255 / error.root)) if error.root else None
+
+
+def ssim(images: Images, truth: Images) -> Mean:
+    """SSIM of each image (Wang et al. 2004): the mean over channels and over all windows that lie inside the image.
+
+    Windows are Gaussian, of 11 x 11 pixels with standard deviation 1.5, and the constants are those of the paper. All
+    channels are compared as they are stored.
+
+    Raises:
+      UserError: an image is smaller than a window.
+    """
+    sides, fix = images.shape[1:3], "use metrics.restoration:Psnr for such images"
+    expect(min(sides) > 2 * RADIUS, "images", sides, f"sides of at least {2 * RADIUS + 1} for SSIM", fix)
+    a, b = images.astype(np.float64), truth.astype(np.float64)
+    mean_a, mean_b = _windowed(a), _windowed(b)
+    variances = _windowed(a * a) + _windowed(b * b) - mean_a**2 - mean_b**2
+    covariance = _windowed(a * b) - mean_a * mean_b
+    small = [(0.01 * 255) ** 2, (0.03 * 255) ** 2]
+    means = (2 * mean_a * mean_b + small[0]) / (mean_a**2 + mean_b**2 + small[0])
+    found = means * (2 * covariance + small[1]) / (variances + small[1])
+    return Mean(float(found.mean(axis=(1, 2, 3)).sum()), len(images))
+
+
+def _windowed(
+    values: Float64[np.ndarray, "n height width channels"],
+) -> Float64[np.ndarray, "n h w channels"]:
+    """Means over Gaussian windows, at the pixels whose window lies inside the image."""
+    sigmas = (0, WINDOW, WINDOW, 0)
+    found = ndimage.gaussian_filter(values, sigmas, radius=(0, RADIUS, RADIUS, 0))
+    return found[:, RADIUS:-RADIUS, RADIUS:-RADIUS]
 
 
 def mean_colour_error(images: Images, truth: Images) -> Mean:

@@ -86,17 +86,26 @@ def load(path: epath.PathLike, spatial: bool = False) -> Reference:
     try:
         arrays = _arrays(file)
         made, n = json.loads(str(arrays.get("made", "{}"))), int(arrays.get("n", 0))
+        numbers = {name: _real(array) for name, array in arrays.items() if name not in ("made", "n")}
     except DAMAGED as error:
         raise UserError(
             f"reference={str(path)!r}: expected an intact .npz file, got {type(error).__name__}. Fix: {FIX}"
         ) from None
+    expect(
+        isinstance(made, dict) and n >= 0,
+        "reference",
+        str(path),
+        "n >= 0, and how it was made",
+        FIX,
+        "others",
+    )
     names = next(
         (pair for pair in ((SPATIAL,) if spatial else ()) + SPELLINGS if set(pair) <= set(arrays)), None
     )
     expect(
         names is not None, "reference", str(path), "the arrays mu and sigma", FIX, f"only {sorted(arrays)}"
     )
-    mean, covariance = (np.asarray(arrays[name], np.float64) for name in names or ())
+    mean, covariance = (numbers[name] for name in names or ())
     _check(str(path), mean, covariance)
     gaussian = Gaussian(mean, covariance, n)
     return Reference(gaussian, made, str(path), fingerprint(gaussian))
@@ -115,6 +124,17 @@ def _arrays(file: epath.Path) -> dict[str, np.ndarray]:
         return {name: arrays[name] for name in arrays.files if name in wanted}
 
 
+def _real(array: np.ndarray) -> np.ndarray:
+    """An array in float64.
+
+    Raises:
+      TypeError: its values are no real numbers.
+    """
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"expected real numbers, got {array.dtype}")
+    return np.asarray(array, np.float64)
+
+
 def _check(path: str, mean: np.ndarray, covariance: np.ndarray) -> None:
     square = mean.ndim == 1 and covariance.shape == (len(mean), len(mean))
     got = f"{mean.shape} and {covariance.shape}"
@@ -124,3 +144,7 @@ def _check(path: str, mean: np.ndarray, covariance: np.ndarray) -> None:
     scale = np.abs(covariance).max(initial=0)
     symmetric = bool(np.allclose(covariance, covariance.T, rtol=0, atol=1e-6 * scale))
     expect(symmetric, "reference", path, "a symmetric covariance", FIX, "one that is not")
+    variances = covariance.diagonal()
+    bound = np.sqrt(np.outer(variances.clip(0), variances.clip(0))) + 1e-6 * scale
+    possible = bool(np.all(np.abs(covariance) <= bound))  # of every positive semidefinite matrix
+    expect(possible, "reference", path, "variances of at least 0, and correlations in [-1, 1]", FIX, "others")

@@ -8,10 +8,13 @@ import numpy as np
 
 from jaxdiff.data.degradations import Degradation
 from jaxdiff.evaluation.baselines import levels
-from jaxdiff.evaluation.formats import fraction, significant
+from jaxdiff.evaluation.formats import decimals, fraction, significant
 from jaxdiff.evaluation.metric import Batch, Metric, Row
 from jaxdiff.evaluation.metrics import paired
+from jaxdiff.evaluation.metrics.intra_class import FeatureDistance, pair_settings
+from jaxdiff.evaluation.metrics.moments import check_finite
 from jaxdiff.evaluation.metrics.running import Mean, MeanMetric
+from jaxdiff.evaluation.protocols import ImageDistance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +69,45 @@ class Psnr(MeanMetric):
     def notes(self, values: Any) -> Sequence[str]:
         del values
         return ["PSNR says little about quality: a blurred image scores best"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ssim(MeanMetric):
+    """Structural similarity to the truth, the mean over images; 1 for equal ones. See `paired.ssim`."""
+
+    def mean(self, batch: Batch) -> Mean:
+        return paired.ssim(batch.images, _truth(batch))
+
+    def compute(self, state: Mean) -> dict[str, Any]:
+        return {"ssim": state.value}
+
+    def table(self) -> Sequence[Row]:
+        return [Row("SSIM", "ssim", decimals)]
+
+
+@dataclasses.dataclass(frozen=True)
+class DistanceToTruth(MeanMetric):
+    """Distance of samples to the truth, the mean over images: with `PerceptualDistance` the LPIPS of restoration.
+
+    Attributes:
+      distance: LPIPS, or another distance of two images.
+    """
+
+    distance: ImageDistance = FeatureDistance()
+
+    def mean(self, batch: Batch) -> Mean:
+        found = np.asarray(self.distance(batch.images, _truth(batch)), np.float64)
+        check_finite(found)
+        return Mean(float(found.sum()), len(found))
+
+    def compute(self, state: Mean) -> dict[str, Any]:
+        return {"distance_to_truth": state.value}
+
+    def table(self) -> Sequence[Row]:
+        return [Row(f"{self.distance.name}, to the truth", "distance_to_truth", decimals)]
+
+    def settings(self) -> dict[str, Any]:
+        return pair_settings(self.distance)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from jaxdiff.evaluation.metrics.memorization import Memorization
 from jaxdiff.evaluation.metrics.precision_recall import ALWAYS_KS, PrecisionRecall
 from jaxdiff.evaluation.metrics.spread import ClassSpread
 from jaxdiff.evaluation.protocols import EvaluationInputs, FeatureExtractor, Report, TrainableClassifier
+from jaxdiff.evaluation.settings import check_sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,7 @@ class ImageEvaluation:
 
     def __post_init__(self):
         positive(self, "k")
+        check_sampling(self.seed, self.guidances)
         least = max(self.k, *ALWAYS_KS)
         expect(
             self.n > least, "n", self.n, f"more than {least}, the number of neighbours", "use 1000 or more"

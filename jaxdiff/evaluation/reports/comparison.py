@@ -45,12 +45,19 @@ def read(path: str | os.PathLike[str]) -> Values:
         raise UserError(
             f"--compare={path}: expected a report of jaxdiff.evaluate, got {type(error).__name__}. Fix: {fix}"
         ) from None
-    columns = found.get("samples") if isinstance(found, dict) else None
-    known = (
-        isinstance(columns, list) and bool(columns) and all(isinstance(column, dict) for column in columns)
-    )
-    expect(known, "--compare", str(path), "a report with columns of samples", fix, "another file")
+    expect(_is_report(found), "--compare", str(path), "a report with columns of samples", fix, "another file")
     return found
+
+
+def _is_report(found: Any) -> bool:
+    """Whether a JSON value has columns of samples, with the types of what is read of them."""
+    columns = found.get("samples") if isinstance(found, dict) else None
+    if not isinstance(columns, list) or not columns or not all(isinstance(each, dict) for each in columns):
+        return False
+    settings = [each.get("conditions", {}) for each in (found, *columns)]
+    scales = [each.get("guidance", 1.0) for each in columns]
+    are_numbers = all(isinstance(scale, int | float) for scale in scales)
+    return are_numbers and all(isinstance(each, dict) for each in settings)
 
 
 def compare(a: Values, b: Values, names: tuple[str, str]) -> str:

@@ -12,10 +12,28 @@ import tempfile
 from etils import epath
 from PIL import Image
 
-from jaxdiff.errors import RunFailure, UserError
+from jaxdiff.errors import RunFailure, UserError, expect
 from jaxdiff.evaluation.protocols import Report
 
 NAMES = ("evaluation.json", "evaluation.png")
+
+
+def make(folder: str | os.PathLike[str], overwrite: bool) -> None:
+    """Make the folder of ``--out``.
+
+    Raises:
+      UserError: it cannot be made, or has a report that may not be replaced.
+    """
+    path, fix = epath.Path(folder).expanduser(), "name another folder, or give --overwrite"
+    there = any((path / name).exists() for name in NAMES)
+    expect(overwrite or not there, "--out", str(folder), "a folder without a report", fix, "one")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(
+            f"--out={folder}: expected a folder that can be made, got {reason}. Fix: name another"
+        ) from None
 
 
 def check(workdir: str | os.PathLike[str]) -> None:

@@ -6,8 +6,10 @@ import pytest
 from jaxdiff.errors import UserError
 from jaxdiff.evaluation.evaluation import Evaluation
 from jaxdiff.evaluation.features.pixels import Pixels
+from jaxdiff.evaluation.metrics import reference_files
 from jaxdiff.evaluation.metrics.fid import FEWEST, FdDinov2, Fid, SpatialFid
 from jaxdiff.evaluation.metrics.frechet import Frechet
+from jaxdiff.evaluation.metrics.moments import Gaussian
 from tests.evaluation.models import Space, score
 
 INCEPTION = Space("Inception-v3 (FID)")
@@ -40,6 +42,16 @@ def test_few_samples_are_refused_before_anything_is_generated():
         Evaluation((Fid(INCEPTION),), samples=FEWEST - 1)
     Evaluation((Fid(INCEPTION),), samples=FEWEST)
     Evaluation((Fid(INCEPTION, few=True),), samples=10)
+
+
+def test_a_reference_of_few_images_is_refused(tmp_path):
+    file = str(tmp_path / "few.npz")
+    reference_files.save(file, Gaussian(np.zeros(2), np.eye(2), FEWEST - 1), {})
+    with pytest.raises(UserError, match=r"reference=.*statistics of at least 2048 images for FID, got 2047"):
+        Fid(INCEPTION, file).init()
+    Fid(INCEPTION, file, few=True).init()
+    reference_files.save(file, Gaussian(np.zeros(2), np.eye(2), 0), {})  # a file that does not state n
+    Fid(INCEPTION, file).init()
 
 
 def test_the_value_is_the_frechet_distance_and_none_for_few_images():

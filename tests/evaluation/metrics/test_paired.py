@@ -36,6 +36,41 @@ def test_nothing_is_nearer_than_the_truth(truth):
     assert paired.psnr(paired.squared_error(truth, truth)) is None
 
 
+def test_similarity_is_that_of_the_definition():
+    """A window at a time, with the weights of a Gaussian; sums of weights are 1."""
+    rng = np.random.default_rng(3)
+    truth = rng.integers(0, 256, (2, 13, 12, 3)).astype(np.uint8)
+    images = np.clip(truth + rng.normal(0, 25, truth.shape), 0, 255).astype(np.uint8)
+    line = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
+    weights = np.outer(line, line) / line.sum() ** 2
+    c1, c2, found = 6.5025, 58.5225, []
+    for a, b in zip(images.astype(float), truth.astype(float), strict=True):
+        of_image = []
+        for y, x, channel in np.ndindex(13 - 10, 12 - 10, 3):
+            p, q = (v[y : y + 11, x : x + 11, channel] for v in (a, b))
+            mp, mq = np.sum(weights * p), np.sum(weights * q)
+            vp, vq = np.sum(weights * (p - mp) ** 2), np.sum(weights * (q - mq) ** 2)
+            both = np.sum(weights * (p - mp) * (q - mq))
+            of_image.append((2 * mp * mq + c1) * (2 * both + c2) / ((mp**2 + mq**2 + c1) * (vp + vq + c2)))
+        found.append(np.mean(of_image))
+    assert paired.ssim(images, truth).value == pytest.approx(np.mean(found), rel=1e-9)
+    assert paired.ssim(truth, truth).value == pytest.approx(1, abs=1e-12)
+    assert paired.ssim(images, truth).value == pytest.approx(paired.ssim(truth, images).value, rel=1e-12)
+    with pytest.raises(UserError, match=r"images=\(10, 12\): expected sides of at least 11 for SSIM"):
+        paired.ssim(images[:, :10], truth[:, :10])
+
+
+def test_similarity_is_scikit_image_s():
+    skimage = pytest.importorskip("skimage.metrics")
+    rng = np.random.default_rng(5)
+    truth = rng.integers(0, 256, (3, 24, 20, 3)).astype(np.uint8)
+    images = np.clip(truth + rng.normal(0, 30, truth.shape), 0, 255).astype(np.uint8)
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
+    pairs = zip(images, truth, strict=True)
+    expected = [skimage.structural_similarity(a, b, channel_axis=2, **options) for a, b in pairs]
+    assert paired.ssim(images, truth).value == pytest.approx(np.mean(expected), rel=1e-6)
+
+
 def test_errors_count_the_given_pixels_only(truth):
     where = np.zeros(truth.shape[:3], bool)
     where[:, :2] = True

@@ -94,6 +94,12 @@ BROKEN = {
     "no covariance": ({"mu": np.zeros(3)}, "the arrays mu and sigma, got only"),
     "shape": ({"mu": np.zeros(3), "sigma": np.eye(4)}, r"a covariance \[d, d\], got \(3,\)"),
     "not finite": ({"mu": np.full(2, np.nan), "sigma": np.eye(2)}, "finite statistics"),
+    "complex": ({"mu": np.zeros(2, complex), "sigma": np.eye(2)}, "an intact .npz file, got TypeError"),
+    "text": ({"mu": np.array(["a", "b"]), "sigma": np.eye(2)}, "an intact .npz file, got TypeError"),
+    "made": ({"mu": np.zeros(2), "sigma": np.eye(2), "made": "[1]"}, "n >= 0, and how it was made"),
+    "negative number": ({"mu": np.zeros(2), "sigma": np.eye(2), "n": -5}, "n >= 0, and how it was made"),
+    "negative": ({"mu": np.zeros(2), "sigma": -np.eye(2)}, "variances of at least 0"),
+    "correlation": ({"mu": np.zeros(2), "sigma": np.array([[1.0, 2], [2, 1]])}, "variances of at least 0"),
     "not symmetric": ({"mu": np.zeros(2), "sigma": np.array([[1.0, 2], [0, 1]])}, "a symmetric covariance"),
 }
 

@@ -105,7 +105,16 @@ def test_the_command_prints_the_table_and_refuses_with_status_2(report, tmp_path
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "other.json").write_text("[1]")
     (tmp_path / "broken.json").write_text("{")
+    columns = {
+        "conditions": {"samples": [{"recall": 1.0}], "conditions": [1]},
+        "column": {"samples": [{"recall": 1.0, "conditions": 5}]},
+        "guidance": {"samples": [{"recall": 1.0, "guidance": "x"}]},
+        "empty": {"samples": []},
+    }
+    for name, report in columns.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(report))
     for name, message in (
+        *((name, "got another file") for name in columns),
         ("other", "got another file"),
         ("broken", "JSONDecodeError"),
         ("none", "no such file"),

@@ -162,11 +162,11 @@ def _evaluations(runs: Sequence[RunFiles]) -> Html:
 def _sweeps(runs: Sequence[RunFiles], further: Sequence[pathlib.Path]) -> Html:
     """The sweeps of all runs, and those of other folders."""
     inside = [(f"{run.name}/{folder.name}", folder) for run in runs for folder in sweep_folders(run)]
-    outside = [(str(folder), folder) for folder in further]
-    shown = {folder.resolve(): (name, folder) for name, folder in (*outside, *inside)}
+    known = {folder.resolve() for _, folder in inside}
+    outside = [(str(folder), folder) for folder in further if folder.resolve() not in known]
     found = [
         joined([element("h3", name), or_sentence(lambda folder=folder: sweeps.sweep(folder))])
-        for name, folder in shown.values()
+        for name, folder in (*inside, *outside)
     ]
     text = "No run has a sweep: jaxdiff.sweep makes one, and --sweep shows one of another folder."
     return joined(found) if found else element("p", text)

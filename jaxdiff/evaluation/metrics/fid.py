@@ -19,7 +19,8 @@ class _Named(Frechet):
 
     name: ClassVar[str]
     space: ClassVar[str]
-    """What the name of the feature space contains. Networks with other weights than the published ones lack it."""
+    """What the name of the feature space contains. Inception with other weights than the published ones lacks it, and
+    so does a DINOv2 of other sizes; the hash of the weights stands next to the value."""
     spatial: ClassVar[bool] = False
     few: bool
 
@@ -97,6 +98,6 @@ class FdDinov2(_Named):
     """
 
     name: ClassVar[str] = "FD-DINOv2"
-    space: ClassVar[str] = "DINOv2"
+    space: ClassVar[str] = "DINOv2 ViT"
     key: str = "fd_dinov2"
     few: bool = False

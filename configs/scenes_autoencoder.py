@@ -2,8 +2,8 @@
 
 Data: scenes of 24 x 24 pixels; testing is on held-out compositions. The evaluation at the end measures reconstructions,
 and the mean and standard deviation of each channel of the latents, which configs/scenes_latent.py reads.
-Figures: PSNR of reconstructions 35.9 dB. Two CPU cores of an AMD EPYC that other work shared, 2026-12-01: 3.9 minutes,
-4.2 CPU minutes with the evaluation.
+Figures: PSNR of reconstructions 35.9 dB. Two CPU cores of an AMD EPYC, 2026-12-01: 2 min 47 s, 4.4 CPU minutes with the
+evaluation.
 
     python -m jaxdiff.train --config configs/scenes_autoencoder.py
 """

@@ -28,7 +28,11 @@ def test_a_name_belongs_to_one_space(metric):
         if other is not metric:
             with pytest.raises(UserError, match=f"features=.*expected .* that of {found.name}"):
                 metric(space)
-    for space in (Pixels(), Space("DINOv2 other at 224 pixels"), Space("Inception-v3 pool of other weights (sha256:0)")):
+    for space in (
+        Pixels(),
+        Space("DINOv2 other at 224 pixels"),
+        Space("Inception-v3 pool of other weights (sha256:0)"),
+    ):
         with pytest.raises(UserError, match=f"features='{space.name[:6]}"):
             metric(space)
 

@@ -3,12 +3,12 @@
 The autoencoder is the run of configs/scenes_autoencoder.py, which is not trained further. The text encoder, the data
 and the evaluation are those of configs/scenes_text.py. The U-Net sees 12 x 12 latents of 4 channels.
 Figures: of 500 held-out captions, guidance 4, everything is right in 82.0 % with 10 sampling steps, and in 83.8 % with
-12 (configs/scenes_text.py, 12 steps: 87.4 %). Digits come last. With 12 sampling steps it is 73.8 % after 4,000 training
-steps, and 84.8 % after 4,800; with 80 channels in place of 96, 71.0 % after 4,000; and with latents of 6 x 6 x 8, 56.8 %
-after 4,800.
+12 (configs/scenes_text.py, 12 steps: 87.4 %). Digits come last: with 12 steps it is 73.8 % after 4,000 training steps,
+and 84.8 % after 4,800. With 80 channels in place of 96, 4,000 steps give 71.0 %; with latents of 6 x 6 x 8, 4,800
+steps give 56.8 %.
 Time: 16 min 26 s with the evaluation, 28.6 CPU minutes, after 2 min 47 s for the autoencoder; two cores of an AMD EPYC,
-2026-12-01. Sampling: 40 ms for each of 64 images, 48 ms with 12 steps, and 94 ms with configs/scenes_text.py, medians of
-five turns.
+2026-12-01. Sampling: 40 ms for each of 64 images, 48 ms with 12 steps, and 94 ms with configs/scenes_text.py, medians
+of five turns.
 
     python -m jaxdiff.train --config configs/scenes_autoencoder.py
     python -m jaxdiff.train --config configs/scenes_latent.py

@@ -8,7 +8,7 @@ Size: 53,248 parameters, 2.4 % of the model's 2,251,203.
 Figures: of 500 held-out scenes with cyan digits, guidance 4, all colours are right in 86.2 %, and everything in 69.2 %
 (real images: 98.0 %). On the 500 novel compositions of configs/scenes_text.py everything is right in 84.2 %, where the
 model itself has 87.0 % by the same classifier: 2.8 points are lost. docs/fine_tuning.md has other settings.
-Time: 4 min 43 s with the evaluation beside other work, 6.8 CPU minutes; two cores of an AMD EPYC, 2026-12-01.
+Time: 3 min 54 s with the evaluation, 6.0 CPU minutes; two cores of an AMD EPYC, 2026-12-01.
 
     python -m jaxdiff.train --config configs/scenes_text.py
     python -m jaxdiff.train --config configs/scenes_lora.py

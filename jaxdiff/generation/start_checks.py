@@ -31,7 +31,8 @@ def check_training(experiment: Experiment) -> None:
     _check_retention(experiment)
     for name, origin in experiment.task.frozen.items():
         if isinstance(origin, RunWeights):
-            origin.check(f"frozen.{name}")
+            own = name in getattr(experiment.task, "pretrained", ())
+            origin.check(f"config.task.{'pretrained' if own else 'frozen'}.{name}")
     frozen = tuple(experiment.task.frozen)
     if frozen:
         trained = jax.eval_shape(lambda: init_params(experiment.task, experiment.seed))

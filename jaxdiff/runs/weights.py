@@ -76,6 +76,7 @@ class RunWeights:
             restore_params,  # imports Orbax, which a config that names this class need not
         )
 
+        self.check("weights")
         other: Any = configs.build(read_model_config(self.workdir), packages=("jaxdiff", *self.packages))
         mesh = dataclasses.replace(other.mesh, data=1, fsdp=1, tensor=1).make(jax.local_devices()[:1])
         field = "ema" if self.ema else "params"

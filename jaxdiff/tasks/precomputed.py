@@ -39,7 +39,7 @@ def networks(task: DenoisingTask, field: str) -> dict[str, Weights]:
         raise UserError(
             f"config.task.pretrained={tuple(task.pretrained)}: expected the encoder of the condition {field!r} among "
             f"the modules that are not trained, since its embeddings are stored, got {trained[0]}, which is trained. "
-            f"Fix: name its module in pretrained, without LoRA in it, or make a cache without {field}, such as --fields "
+            f"Fix: name its module in pretrained, without LoRA in it, or make a cache without {field}, by --fields "
             f"{task.data_field}"
         )
     return {

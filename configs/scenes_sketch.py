@@ -4,8 +4,8 @@ The model is the run of configs/scenes_text.py. Its U-Net and its text encoder s
 encoder is trained, which reads the sketch: a white disc for each digit, without its shape or its colour.
 Data: the scenes of configs/scenes_text.py, with sketches computed from the images; testing is on held-out compositions.
 Figures: of 500 held-out scenes, guidance 4, boxes overlap the sketch's by 0.80 (IoU; real images: 0.93), and everything
-in the caption is right in 92.4 % (the model without sketches: 87.4 %). Two cores of an AMD EPYC that other work shared,
-2026-12-01: 8 min 2 s with the evaluation, 13.0 CPU minutes.
+in the caption is right in 92.4 % (the model without sketches: 87.4 %). Two cores of an AMD EPYC, 2026-12-01:
+6 min 26 s with the evaluation, 10.4 CPU minutes.
 
     python -m jaxdiff.train --config configs/scenes_text.py
     python -m jaxdiff.train --config configs/scenes_sketch.py

@@ -200,10 +200,9 @@ def test_a_photograph_takes_the_place_of_the_prior_on_the_command_line(runs, tmp
 
 @slow
 def test_each_condition_of_a_stage_has_its_scale_on_the_command_line(runs, tmp_path):
-    np.save(tmp_path / "vector.npy", EMBEDDING[0])
     out = tmp_path / "x.npz"
     sample.main(
-        [f"--workdir={runs[KARLO]}", f"--image=image={tmp_path / 'vector.npy'}", "--text=a horse", f"--out={out}",
+        [f"--workdir={runs[KARLO]}", f"--condition=image={EMBEDDING[0].tolist()}", "--text=a horse", f"--out={out}",
          "--steps=2", "--guidance=decoder.image=3,decoder.text=2"]
     )  # fmt: skip
     stages = Stages.load(runs[KARLO])

@@ -13,7 +13,7 @@ with the authors' published settings. A run of `jaxdiff.convert` in place of the
 weights: name it in init_from.workdir, and in task.objective.teacher.workdir for mid-training.
 Mid-training: a batch is 8 trajectories of the teacher with 16 points each. Of the data only labels are used.
 Differences: Adam with a warm-up of 1,000 steps replaces RAdam on CIFAR-10. The distance of mid-training is the L2 norm
-of pixels, not LPIPS. CMT's settings for ImageNet-64 are those that its authors published for ImageNet-512.
+of pixels, not LPIPS. On ImageNet-64, CMT has its authors' settings for ImageNet-512.
 From memory, not checked: the published FIDs of ECT on ImageNet-64.
 Hardware and time: not run here. bfloat16 as in the configs that they start from.
 Data: as in configs/edm.py and configs/edm2.py.

@@ -124,9 +124,7 @@ def _evaluate_run(
             "config.evaluation=None: expected an evaluation, got none. "
             "Fix: pass --config.evaluation=module:Class"
         )
-    out = flags.workdir if flags.out is None else flags.out
-    if flags.out is not None:
-        files.make(out, flags.overwrite)
+    out = flags.workdir if flags.out is None else files.make(flags.out, flags.overwrite)
     files.check(out)
 
     from jaxdiff.distributed import runtime

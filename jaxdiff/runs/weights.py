@@ -233,8 +233,9 @@ def check_one_encoder(stages: Mapping[str, tuple[str, str | None]]) -> None:
             other = known[after].get(read)
             fix = f"train one of them again, with the image encoder of the other, or take another run for {after}"
             expected = f"the image encoder that {name} was trained with (sha256 {str(made)[:16]})"
-            expect(made in (None, other) or other is None, f"stages.{after}", stages[after][0], expected, fix,
-                   f"another (sha256 {str(other)[:16]})")  # fmt: skip
+            same = made == other or None in (made, other)  # None where a run has no such record
+            got = f"another (sha256 {str(other)[:16]})"
+            expect(same, f"stages.{after}", stages[after][0], expected, fix, got)
 
 
 def placed(tree: Params, mesh: jax.sharding.Mesh, dtype: str) -> Params:

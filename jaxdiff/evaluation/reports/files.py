@@ -18,8 +18,8 @@ from jaxdiff.evaluation.protocols import Report
 NAMES = ("evaluation.json", "evaluation.png")
 
 
-def make(folder: str | os.PathLike[str], overwrite: bool) -> None:
-    """Make the folder of ``--out``.
+def make(folder: str | os.PathLike[str], overwrite: bool) -> epath.Path:
+    """Make the folder of ``--out``, and return it.
 
     Raises:
       UserError: it cannot be made, or has a report that may not be replaced.
@@ -34,6 +34,7 @@ def make(folder: str | os.PathLike[str], overwrite: bool) -> None:
         raise UserError(
             f"--out={folder}: expected a folder that can be made, got {reason}. Fix: name another"
         ) from None
+    return path
 
 
 def check(workdir: str | os.PathLike[str]) -> None:

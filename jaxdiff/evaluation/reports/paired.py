@@ -15,6 +15,7 @@ from jaxdiff.evaluation.features.patches import Patches
 from jaxdiff.evaluation.metric import Batch, Metric, States
 from jaxdiff.evaluation.protocols import EvaluationInputs, Fields
 from jaxdiff.evaluation.requests import conditions_of
+from jaxdiff.evaluation.settings import check_sampling
 
 SHOWN_SAMPLES = 3
 """Number of samples of one input in the figure."""
@@ -48,6 +49,7 @@ class PairedEvaluation(Protocol):
 
 def check(evaluation: PairedEvaluation) -> None:
     """Raise a `UserError` about a shared field that is out of range."""
+    check_sampling(evaluation.seed, evaluation.guidances)
     expect(evaluation.n > 1, "n", evaluation.n, "at least 2 test images", "use 100 or more")
     positive(evaluation, "samples_per_input")
     expect(

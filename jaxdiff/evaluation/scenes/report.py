@@ -29,7 +29,7 @@ from jaxdiff.evaluation.scenes.features import HalfSize
 from jaxdiff.evaluation.scenes.figure import COLUMNS, ROWS, figure
 from jaxdiff.evaluation.scenes.metrics import SceneAccuracy, SceneSpread, scene_keys
 from jaxdiff.evaluation.scenes.overlap import BoxOverlap
-from jaxdiff.evaluation.settings import curves, sampling_settings
+from jaxdiff.evaluation.settings import check_sampling, curves, sampling_settings
 
 Column = tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray]
 """Values of a set of images, which of the first are correct, and these images."""
@@ -57,6 +57,7 @@ class SceneEvaluation:
 
     def __post_init__(self):
         expect(self.n > 1, "n", self.n, "at least 2 captions, to shuffle them", "use 500")
+        check_sampling(self.seed, self.guidances)
         expect(self.every >= 0, "every", self.every, "a number of steps >= 0", "give 0 for only at the end")
 
     @property

@@ -10,6 +10,10 @@ from jaxdiff.evaluation.metrics import reference_files
 from jaxdiff.evaluation.metrics.fid import FEWEST, FdDinov2, Fid, SpatialFid
 from jaxdiff.evaluation.metrics.frechet import Frechet
 from jaxdiff.evaluation.metrics.moments import Gaussian
+from jaxdiff.evaluation.reports.class_conditional import ImageEvaluation
+from jaxdiff.evaluation.reports.image_to_image import TranslationEvaluation
+from jaxdiff.evaluation.reports.super_resolution import SuperResolutionEvaluation
+from jaxdiff.evaluation.scenes.report import SceneEvaluation
 from tests.evaluation.models import Space, score
 
 INCEPTION = Space("Inception-v3 (FID)")
@@ -39,6 +43,31 @@ def test_a_name_belongs_to_one_space(metric):
 
 def images(n, seed):
     return np.random.default_rng(seed).integers(0, 256, (n, 2, 2, 1)).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": -1}, "seed=-1: expected a 32-bit whole number"),
+        ({"seed": 2**32}, "seed=4294967296: expected a 32-bit whole number"),
+        ({"guidances": (1.5, float("nan"))}, "guidances=nan: expected finite scales"),
+        ({"guidances": (1e9,)}, "guidances=1000000000.0: expected finite scales of at most 1000"),
+        ({"metrics": ()}, r"metrics=\(\): expected at least one metric"),
+    ],
+)
+def test_what_no_sampler_takes_is_refused_when_the_config_is_built(options, message):
+    with pytest.raises(UserError, match=message):
+        Evaluation(**{"metrics": (Frechet(),), **options})
+
+
+@pytest.mark.parametrize(
+    "kind", [ImageEvaluation, SceneEvaluation, TranslationEvaluation, SuperResolutionEvaluation]
+)
+def test_each_evaluation_refuses_such_a_seed_and_such_scales(kind):
+    own = {TranslationEvaluation: {"condition": "source", "tasks": ("one",)}}.get(kind, {})
+    for options in ({"seed": -1}, {"guidances": (float("inf"),)}):
+        with pytest.raises(UserError, match=r"seed=-1|guidances=inf"):
+            kind(**own, **options)
 
 
 def test_few_samples_are_refused_before_anything_is_generated():

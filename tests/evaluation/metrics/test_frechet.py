@@ -146,3 +146,14 @@ def test_the_standard_error_is_the_deviation_over_new_samples(digits):
     assert values(100)["frechet_error"] == pytest.approx(np.std(distances), rel=0.4)
     with pytest.raises(UserError, match="resamples=1"):
         Frechet(resamples=1)
+
+
+def test_a_covariance_with_a_negative_eigenvalue_is_refused():
+    """Each pair of these three could be so correlated, and not all of them: 1 - 2 x 0.9 is an eigenvalue."""
+    possible = Gaussian(np.zeros(3), np.eye(3), 10)
+    broken = possible._replace(covariance=1.9 * np.eye(3) - 0.9)
+    for pair in ((possible, broken), (broken, possible)):
+        with pytest.raises(
+            UserError, match=r"covariance='eigenvalue -0\.8': expected a covariance without negative"
+        ):
+            frechet_distance(*pair)

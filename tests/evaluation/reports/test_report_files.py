@@ -57,3 +57,18 @@ def test_a_report_that_finds_no_room_anywhere_is_one_line(tmp_path, monkeypatch,
     with pytest.raises(RunFailure, match="the report is lost, and can be computed again"):
         files.write(REPORT, tmp_path)
     assert not spare.exists()
+
+
+def test_a_folder_is_made_and_its_report_is_replaced_only_if_wanted(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = files.make("~/a/b", overwrite=False)
+    assert os.fspath(folder) == str(tmp_path / "a" / "b")
+    files.write(REPORT, folder)
+    with pytest.raises(UserError, match=r"--out='~/a/b': expected a folder without a report, got one"):
+        files.make("~/a/b", overwrite=False)
+    assert files.make("~/a/b", overwrite=True) == folder
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        UserError, match=r"--out=.*file/c: expected a folder that can be made, got not a directory"
+    ):
+        files.make(tmp_path / "file" / "c", overwrite=False)

@@ -12,7 +12,16 @@ from jaxdiff.process.gaussian import VariancePreserving
 from jaxdiff.process.labels import StepIndex
 from jaxdiff.process.table import CosineBetas, LinearBetas, Table
 from jaxdiff.sampling.grids.continuous import Karras
-from jaxdiff.sampling.grids.discrete import Leading, Linspace, Quadratic, Respaced, Rounded, Strided, Trailing
+from jaxdiff.sampling.grids.discrete import (
+    Leading,
+    Linspace,
+    Quadratic,
+    Respaced,
+    Rounded,
+    Skipping,
+    Strided,
+    Trailing,
+)
 
 DDPM = VariancePreserving(Table(LinearBetas()))
 GOLDENS = np.load(pathlib.Path(__file__).parents[2] / "goldens" / "tables.npz")
@@ -26,6 +35,7 @@ GRIDS = [
     Strided(),
     Quadratic(),
     Respaced(),
+    Skipping(original=1000),
 ]
 
 
@@ -177,3 +187,13 @@ def test_a_rounded_grid_visits_the_steps_of_the_nearest_noise_levels():
     wanted = np.exp(-np.asarray(process.log_snr(grid(process, 18))) / 2)
     nearest = np.argmin(np.abs(sigma / alpha - wanted[:, None]), axis=1)
     np.testing.assert_allclose(Rounded(grid)(process, 18), (nearest + 1) / 1000, rtol=1e-12)
+
+
+def test_steps_are_some_of_those_of_the_distillation():
+    distilled = set(range(19, 1000, 20))
+    assert Skipping().indices(4).tolist() == [999, 759, 499, 259]
+    for steps in (1, 3, 50):
+        assert set(Skipping().indices(steps).tolist()) <= distilled
+    assert set(Skipping().indices(50).tolist()) == distilled
+    with pytest.raises(UserError, match="steps=51: expected at most the 50 of the distillation"):
+        Skipping().indices(51)
